@@ -1,0 +1,43 @@
+# Everything a newcomer or a developer runs. `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help test demo lint types docs format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Installing dynroute and its development tools into $(VENV) (once; about two minutes) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+test: $(READY) ## Run the tests
+	$(BIN)/python -m pytest -n auto
+
+demo: $(READY) ## Route a small multi-task problem at all four levels and draw what was learned
+	$(BIN)/python examples/four_levels.py
+
+lint: $(READY) ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## Check types
+	$(BIN)/mypy
+
+docs: $(READY) ## Build the documentation and run its examples
+	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -n -W --keep-going -q -b doctest docs docs/_build/doctest
+	$(BIN)/python -m sphinx -n -W --keep-going -q -b coverage docs docs/_build/coverage
+	@echo "The documentation is docs/_build/html/index.html"
+
+format: $(READY) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove everything that was built, the environment included
+	rm -rf $(VENV) build dist docs/_build docs/api/generated demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

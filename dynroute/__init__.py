@@ -1,0 +1,39 @@
+"""Routing layers for torch: choose, for every sample, which modules run and how their outputs are mixed."""
+
+from . import functional, inspect, losses, testing
+from .checks import set_checks
+from .execution import backend
+from .gates import Gate, Hard, SampleK, Soft, TopK
+from .levels import LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
+from .route import Route
+from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, TableRouter, TaskRouter
+from .topology import Topology
+
+__all__ = [
+    "CascadeRouter",
+    "Gate",
+    "Hard",
+    "LayerRouting",
+    "LinearRouter",
+    "MLPRouter",
+    "ModelRouting",
+    "ModuleRouting",
+    "OutputRouting",
+    "Route",
+    "RoutedGraph",
+    "Router",
+    "SampleK",
+    "Soft",
+    "TableRouter",
+    "TaskRouter",
+    "TopK",
+    "Topology",
+    "backend",
+    "functional",
+    "inspect",
+    "losses",
+    "set_checks",
+    "testing",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,54 @@
+"""When the values of a tensor may be read to check them, and the one way to refuse them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["refuse_where", "set_checks"]
+
+_enabled: bool | None = None
+
+
+def set_checks(enabled: bool | None) -> None:
+    """Decides where the values of tensors are checked; shapes are checked always.
+
+    Reading a value of a CUDA tensor stalls its stream, so that by default only CPU tensors are read.
+    Nothing is read while a graph is compiled, exported or captured.
+
+    Args:
+        enabled: True checks on every device, False nowhere, None (the default) on the CPU alone.
+
+    Example:
+        >>> dynroute.set_checks(True)
+        >>> dynroute.set_checks(None)
+    """
+    if enabled is not None and not isinstance(enabled, bool):
+        raise TypeError(f"`enabled` must be True, False or None, got {enabled!r}.")
+    global _enabled
+    _enabled = enabled
+
+
+def refuse_where(bad: Tensor, explain: Callable[[tuple[int, ...]], str]) -> None:
+    """Raises a ValueError if any element of `bad` is True and values may be read here.
+
+    Args:
+        bad: A boolean tensor.
+        explain: Makes the message from the index of the first element that is True.
+    """
+    if not _readable(bad):
+        return
+    try:
+        found = bool(bad.any())
+    except RuntimeError:  # vmap and fake tensors hide their values: the check needs them, the maths does not
+        return
+    if found:
+        raise ValueError(explain(tuple(int(i) for i in bad.nonzero()[0])))
+
+
+def _readable(tensor: Tensor) -> bool:
+    if _enabled is False or torch.compiler.is_compiling():
+        return False
+    if tensor.device.type == "cpu":
+        return True
+    return _enabled is True and not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -1,0 +1,106 @@
+"""The equations of a routed graph, one node after the other: readable, for any modules, the oracle of other backends.
+
+What the stopped branch of Eq. 10 holds differs between the paper and its released code; `protect` says which runs:
+
+====== ============================== ===============================
+mode   the module reads               its shortcut adds
+====== ============================== ===============================
+rsg    the protected mix (Eq. 11-12)  the protected mix (Eq. 11-12)
+input  the protected mix              the plain mix (released code)
+sg     the mix with plain stops (Eq. 9)  that same mix
+none   the plain mix (Eq. 3)          the plain mix
+====== ============================== ===============================
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import rsg
+from ..topology import Topology
+
+__all__ = ["run_reference"]
+
+
+def run_reference(
+    nodes: Sequence[nn.Module],
+    topology: Topology,
+    x: Tensor,
+    weights: Tensor,
+    suitable: Tensor | None,
+    *,
+    shortcuts: Sequence[bool],
+    protect: str,
+) -> Tensor:
+    """Runs a routed graph.
+
+    Args:
+        nodes: One module for each node.
+        topology: The edges of the graph.
+        x: The input of the nodes without sources, with shape ``[*, ...]``.
+        weights: The weights of a route, with shape ``[*, T, S]``.
+        suitable: Which sources keep their gradient (Eq. 10), with the same shape; all of them if None.
+        shortcuts: Whether each node adds its input to its output.
+        protect: How the gradient of an unsuitable source is stopped: "rsg", "input", "sg" or "none".
+
+    Returns:
+        The output of the last node.
+    """
+    outputs: list[Tensor] = []  # m^j
+    stopped: list[Tensor] = []  # rsg[m^j], or sg[m^j] where there is no shortcut to carry a gradient
+
+    for node, module in enumerate(nodes):
+        parents = topology.parents[node]
+        if not parents:
+            outputs.append(module(x))
+            stopped.append(outputs[-1].detach())
+            continue
+
+        t, width = topology.destinations.index(node), len(parents)
+        sources = _stack(outputs, parents, node, batch_dims=weights.dim() - 2)
+        plain = mixed = _mix(weights[..., t, :width], sources)
+        if suitable is not None:
+            keep = _spread(suitable[..., t, :width], sources)
+            behind = _stack(stopped, parents, node, batch_dims=weights.dim() - 2)
+            mixed = _mix(weights[..., t, :width], torch.where(keep, sources, behind))
+
+        output = module(mixed)
+        if not shortcuts[node]:
+            outputs.append(output)
+            stopped.append(output.detach())
+            continue
+
+        carried = plain if protect == "input" else mixed
+        if output.shape != carried.shape:
+            raise ValueError(
+                f"`modules[{node}]` must keep the shape of its input to have a shortcut, "
+                f"got {tuple(carried.shape)} -> {tuple(output.shape)}; pass shortcut=False or equal widths."
+            )
+        outputs.append(carried + output)
+        stopped.append(outputs[-1].detach() if protect == "sg" else rsg(outputs[-1], carried))
+
+    return outputs[-1]
+
+
+def _stack(outputs: list[Tensor], parents: Sequence[int], node: int, *, batch_dims: int) -> Tensor:
+    """The outputs that a node may read, stacked behind the batch dimensions."""
+    sources = [outputs[j] for j in parents]
+    for j, source in zip(parents, sources, strict=True):
+        if source.shape != sources[0].shape:
+            raise ValueError(
+                f"`modules` that feed one node must give equal shapes: node {node} reads {tuple(sources[0].shape)} "
+                f"from module {parents[0]} and {tuple(source.shape)} from module {j}; make their widths equal."
+            )
+    return torch.stack(sources, dim=batch_dims)
+
+
+def _mix(weights: Tensor, sources: Tensor) -> Tensor:
+    """The weighted sum of Eq. 3, in the type of the sources."""
+    batch_dims = weights.dim() - 1
+    return (_spread(weights, sources) * sources).sum(dim=batch_dims).to(sources.dtype)
+
+
+def _spread(slots: Tensor, sources: Tensor) -> Tensor:
+    """Adds a dimension for each feature dimension of the sources."""
+    return slots.reshape(slots.shape + (1,) * (sources.dim() - slots.dim()))

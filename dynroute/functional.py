@@ -1,0 +1,318 @@
+r"""The equations of routing as pure functions, named as in the papers.
+
+Equation numbers are those of D2R. Logits, paths and weights carry the sources of one destination in their last
+dimension; a whole graph is ``[*, destination, source]``. Three rules hold everywhere: masks are applied before the
+softmax, so that an excluded source can neither overflow the result nor reach its gradient; sources are chosen by index
+and not by comparing scores, so that ties never select too many; and weights come from the clean logits, whatever noise
+or temperature chose the path.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import refuse_where
+
+__all__ = [
+    "gumbel_noise",
+    "mask_softmax",
+    "route_temperature",
+    "rsg",
+    "samplek_path",
+    "suitable",
+    "task_weights",
+    "topk_path",
+]
+
+# The smallest step of a uniform float32 is 2**-24: an exponential draw below it is a rounded zero, whose logarithm
+# would hand a source an infinite score.
+_SMALLEST_DRAW = 2.0**-25
+
+
+def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
+    r"""Normalises routing logits over the sources of a path (Eq. 5, and Eq. 8 with a replayed path).
+
+    .. math:: p_j = \frac{e^{z_j} d_j}{\sum_k e^{z_k} d_k}
+
+    Args:
+        logits: The logits :math:`z`, with shape :math:`(*, n)`.
+        path: The boolean path :math:`d`, with the same shape.
+
+    Returns:
+        The weights :math:`p`, zero off the path; a row without a source is all zeros. Gradients are always finite.
+
+    Example:
+        >>> mask_softmax(torch.tensor([1.0, 1.0, 9.0]), torch.tensor([True, True, False]))
+        tensor([0.5000, 0.5000, 0.0000])
+    """
+    _check_mask("path", path, logits, same_shape=True)
+
+    chosen = logits.masked_fill(~path, -math.inf)
+    empty = (chosen == -math.inf).all(dim=-1, keepdim=True)
+
+    return torch.softmax(chosen.masked_fill(empty, 0.0), dim=-1).masked_fill(~path | empty, 0.0)
+
+
+def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tensor:
+    r"""Chooses the k best sources of every row (Eq. 6).
+
+    .. math:: d_j = 1 \text{ if } z_j \text{ is among the } k \text{ largest of } z \text{, else } 0
+
+    Args:
+        logits: The logits :math:`z`, with shape :math:`(*, n)`.
+        k: How many sources to choose; a row with fewer allowed sources takes all of them.
+        allowed: The sources that may be chosen, a boolean mask with the shape of the last dimensions of `logits`.
+
+    Returns:
+        The boolean path :math:`d` with :math:`\min(k, \text{allowed})` sources per row; ties go to the lowest index.
+
+    Example:
+        >>> topk_path(torch.tensor([2.0, 5.0, 2.0]), 2)
+        tensor([ True,  True, False])
+    """
+    _check_k(k)
+    allowed = _expand_allowed(allowed, logits)
+
+    # Finite scores keep an allowed source of probability 0 (logit -inf) ahead of the forbidden ones.
+    scores = logits.detach().clamp(min=torch.finfo(logits.dtype).min).masked_fill(~allowed, -math.inf)
+    best = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :k]
+
+    return torch.zeros_like(allowed).scatter(-1, best, True) & allowed
+
+
+def samplek_path(
+    logits: Tensor,
+    k: int,
+    *,
+    temperature: float | Tensor = 1.0,
+    allowed: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    r"""Draws k sources of every row without replacement (Eq. 7, and Eq. 13 with a temperature).
+
+    .. math:: d = \operatorname{TopK}(z / \tau + g, k), \qquad g_j \sim \operatorname{Gumbel}(0, 1)
+
+    The k largest of the perturbed logits are distributed as k draws without replacement from
+    :math:`\operatorname{softmax}(z / \tau)`, and stay so where that softmax underflows.
+
+    Args:
+        logits: The logits :math:`z`, with shape :math:`(*, n)`.
+        k: How many sources to draw; a row with fewer allowed sources takes all of them.
+        temperature: :math:`\tau > 0`, a number or a tensor with the batch shape of `logits`, one value per sample.
+        allowed: The sources that may be drawn, a boolean mask with the shape of the last dimensions of `logits`.
+        generator: The source of randomness; the default generator of the device if None.
+        noise: Gumbel noise that was drawn before (see :func:`gumbel_noise`), with the shape of `logits`. It lets a
+            compiled, vectorised or checkpointed function replay a draw.
+
+    Returns:
+        The boolean path :math:`d` with :math:`\min(k, \text{allowed})` sources per row.
+
+    Example:
+        >>> samplek_path(torch.tensor([0.0, 500.0, -900.0]), 2, noise=torch.zeros(3))
+        tensor([ True,  True, False])
+    """
+    _check_k(k)
+    allowed = _expand_allowed(allowed, logits)
+    if noise is None:
+        noise = gumbel_noise(logits.shape, generator=generator, device=logits.device)
+    elif generator is not None:
+        raise ValueError("`generator` and `noise` exclude each other: the noise was already drawn; drop one of them.")
+    elif noise.shape != logits.shape:
+        raise ValueError(f"`noise` must have the shape of the logits {_show(logits)}, got {_show(noise)}.")
+
+    scores = logits.detach().to(_at_least_float32(logits)).clamp(min=torch.finfo(torch.float32).min)
+    best = scores.masked_fill(~allowed, torch.finfo(torch.float32).min).amax(dim=-1, keepdim=True)
+    # Measured from the best source, whose score is then exact however large the logits or small the temperature.
+    scores = (scores - best) / _temperature_like(temperature, logits) + noise
+
+    return topk_path(scores, k, allowed=allowed)
+
+
+def gumbel_noise(
+    shape: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    r"""Draws standard Gumbel noise :math:`g = -\log e` with :math:`e \sim \operatorname{Exp}(1)`, always in float32.
+
+    Args:
+        shape: The shape of the noise, that of the logits it will perturb.
+        generator: The source of randomness; the default generator of the device if None.
+        device: The device of the noise.
+
+    Example:
+        >>> gumbel_noise((2, 3), generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 3])
+    """
+    draws = torch.empty(tuple(shape), dtype=torch.float32, device=device)
+    return -draws.exponential_(generator=generator).clamp(min=_SMALLEST_DRAW).log()
+
+
+def suitable(logits: Tensor, *, allowed: Tensor | None = None) -> Tensor:
+    r"""Tells which sources suit the current policy (Eq. 10).
+
+    .. math:: \operatorname{softmax}(z)_j \ge \sigma, \qquad \sigma = \frac{1}{n + 1}
+
+    The softmax is that of all allowed sources, without temperature and whatever path is being replayed.
+
+    Args:
+        logits: The logits :math:`z`, with shape :math:`(*, n)`.
+        allowed: The :math:`n` sources that exist, a boolean mask with the shape of the last dimensions of `logits`.
+
+    Returns:
+        A boolean tensor with the shape of `logits`, False where a source is not allowed.
+
+    Example:
+        >>> suitable(torch.tensor([0.0, 0.0, -9.0]))
+        tensor([ True,  True, False])
+    """
+    allowed = _expand_allowed(allowed, logits)
+
+    probabilities = mask_softmax(logits.detach().to(_at_least_float32(logits)), allowed)
+    threshold = 1.0 / (allowed.sum(dim=-1, keepdim=True) + 1.0)
+
+    return (probabilities >= threshold) & allowed
+
+
+class _ResidualStopGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(output: Tensor, shortcut: Tensor) -> Tensor:
+        return output.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        # Zeros and not None: optimizers treat the two differently, and which samples are stopped depends on data.
+        return torch.zeros_like(gradients[0]), gradients[0]
+
+
+def rsg(output: Tensor, shortcut: Tensor) -> Tensor:
+    r"""The residual stop-gradient: the value of the output, the gradient of the shortcut (Eq. 12).
+
+    .. math:: \operatorname{rsg}[m] = x + \operatorname{sg}[M(x)] \quad\text{where}\quad m = x + M(x)
+
+    The module :math:`M` learns nothing from this use of its output, while everything before it still does.
+
+    Args:
+        output: The output of a module with its shortcut added, :math:`m`.
+        shortcut: What the shortcut added, :math:`x`, with the same shape.
+
+    Returns:
+        A tensor equal to `output`. Its gradient goes to `shortcut` unchanged, and `output` receives exact zeros.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> rsg(x + 3 * x, x).sum().backward()
+        >>> x.grad
+        tensor([1., 1.])
+    """
+    if output.shape != shortcut.shape:
+        raise ValueError(
+            f"`output` and `shortcut` must have one shape, got {_show(output)} and {_show(shortcut)}; "
+            "a module without a shortcut is stopped with `output.detach()`."
+        )
+    result: Tensor = _ResidualStopGradient.apply(output, shortcut)  # type: ignore[no-untyped-call]
+    return result
+
+
+def route_temperature(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
+    r"""The temperature of each task's route sampling, from its SAC entropy coefficient (Eq. 14).
+
+    .. math:: \tau_{\mathcal T} = \frac{1 / \alpha_{\mathcal T}}{\sum_j 1 / \alpha_j}
+              = \operatorname{softmax}(-\log \alpha)_{\mathcal T}
+
+    Args:
+        alpha: The coefficients :math:`\alpha > 0`, with shape :math:`(*, N)` for :math:`N` tasks.
+        normalize: "sum" for the paper's rule, whose temperatures sum to 1; "mean" multiplies by :math:`N`, the rule of
+            the released code, whose temperatures average 1.
+
+    Example:
+        >>> route_temperature(torch.tensor([0.1, 0.3]))
+        tensor([0.7500, 0.2500])
+    """
+    refuse_where(
+        ~(alpha > 0),
+        lambda index: f"`alpha` must be positive, got {alpha[index].item():g} at {index}; did you pass log alpha?",
+    )
+    return _normalized(torch.softmax(-alpha.log(), dim=-1), normalize)
+
+
+def task_weights(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
+    r"""The weight of each task's loss, from its SAC entropy coefficient (Eq. 15, Soft Modularization Eq. 10).
+
+    .. math:: w_{\mathcal T} = \frac{e^{-\alpha_{\mathcal T}}}{\sum_j e^{-\alpha_j}}
+
+    Args:
+        alpha: The coefficients :math:`\alpha`, with shape :math:`(*, N)` for :math:`N` tasks.
+        normalize: "sum" for the papers' rule, whose weights sum to 1; "mean" multiplies by :math:`N`.
+
+    Example:
+        >>> task_weights(torch.tensor([0.2, 0.2]), normalize="mean")
+        tensor([1., 1.])
+    """
+    return _normalized(torch.softmax(-alpha, dim=-1), normalize)
+
+
+def _normalized(shares: Tensor, normalize: str) -> Tensor:
+    if normalize not in ("sum", "mean"):
+        raise ValueError(f'`normalize` must be "sum" or "mean", got {normalize!r}.')
+    return shares if normalize == "sum" else shares * shares.shape[-1]
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _check_k(k: int) -> None:
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise TypeError(f"`k` must be an integer, got {k!r}.")
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1, got {k}.")
+
+
+def _check_mask(name: str, mask: Tensor, logits: Tensor, *, same_shape: bool) -> None:
+    if mask.dtype != torch.bool:
+        raise TypeError(f"`{name}` must be a boolean tensor, got {mask.dtype}; compare it with 0 to make one.")
+    wanted = logits.shape if same_shape else logits.shape[logits.dim() - mask.dim() :]
+    if mask.shape != wanted:
+        raise ValueError(
+            f"`{name}` must have shape {tuple(wanted)} like the logits {_show(logits)}, got {_show(mask)}."
+        )
+
+
+def _expand_allowed(allowed: Tensor | None, logits: Tensor) -> Tensor:
+    if allowed is None:
+        return torch.ones_like(logits, dtype=torch.bool)
+    _check_mask("allowed", allowed, logits, same_shape=allowed.dim() > logits.dim())
+    return allowed.expand(logits.shape)
+
+
+def _temperature_like(temperature: float | Tensor, logits: Tensor) -> float | Tensor:
+    if not isinstance(temperature, Tensor):
+        if not temperature > 0:
+            raise ValueError(f"`temperature` must be positive, got {temperature}; a tiny value approaches Top-K.")
+        return temperature
+    if temperature.shape != logits.shape[: temperature.dim()] or temperature.dim() >= logits.dim() > 0:
+        raise ValueError(
+            f"`temperature` must be a number or have the batch shape of the logits {_show(logits)}, "
+            f"got {_show(temperature)}; give one value per sample."
+        )
+    refuse_where(
+        ~(temperature > 0),
+        lambda index: f"`temperature` must be positive, got {temperature[index].item():g} at index {index}.",
+    )
+    return temperature.detach().reshape(temperature.shape + (1,) * (logits.dim() - temperature.dim()))
+
+
+def _show(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))

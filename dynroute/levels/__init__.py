@@ -1,0 +1,9 @@
+"""The four levels of routing (D2R, Fig. 2): thin makers of one routed graph."""
+
+from .graph import RoutedGraph
+from .layer import LayerRouting
+from .model import ModelRouting
+from .module import ModuleRouting
+from .output import OutputRouting
+
+__all__ = ["LayerRouting", "ModelRouting", "ModuleRouting", "OutputRouting", "RoutedGraph"]

@@ -1,0 +1,197 @@
+"""A routed graph of any topology; the four levels are thin makers of it."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..execution import check_backend, chosen_backend, run_reference
+from ..functional import suitable
+from ..gates import Gate
+from ..route import Route
+from ..routers import Router, full_precision
+from ..topology import Topology
+
+__all__ = ["RoutedGraph"]
+
+PROTECT_MODES = ("rsg", "input", "sg", "none")
+
+
+class RoutedGraph(nn.Module):
+    r"""Runs modules along a route that a router and a gate decide for each sample.
+
+    .. math:: m^i = M^i \Big( \sum_j p^i_j \, m^j \Big)
+
+    Args:
+        modules: One module for each node, in topological order.
+        topology: Which earlier nodes each node may read.
+        gate: Turns logits into a route.
+        router: Turns a context into logits with shape ``[*, T, S]``, a :class:`Router` or any module.
+        shortcut: Whether the nodes that read others, the last one excepted, add their input to their output (Eq. 11).
+        protect: How, in training, the gradient to a source that does not suit the current logits (Eq. 10) is stopped:
+            "rsg" keeps the gradient of its shortcut (Eq. 11-12), "input" does so for the input of the module only (the
+            released code of D2R), "sg" stops it whole (Eq. 9), "none" does not stop it.
+        backend: How the graph is executed, see :attr:`backend`.
+
+    Example:
+        >>> topology = Topology([[], [], [0, 1]])
+        >>> modules = [nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 2)]
+        >>> net = RoutedGraph(modules, topology, Soft(), LinearRouter(5, topology))
+        >>> net(torch.zeros(7, 5)).shape
+        torch.Size([7, 2])
+    """
+
+    allowed: Tensor
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        topology: Topology,
+        gate: Gate,
+        router: nn.Module,
+        *,
+        shortcut: bool = False,
+        protect: str = "none",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.nodes = nn.ModuleList(modules)
+        if len(self.nodes) != topology.num_nodes:
+            raise ValueError(
+                f"`modules` must hold one module for each of the {topology.num_nodes} nodes, got {len(self.nodes)}."
+            )
+        if not isinstance(gate, Gate):
+            raise TypeError(f"`gate` must be a Gate such as TopK(2), got {gate!r}.")
+        if not isinstance(router, nn.Module):
+            raise TypeError(f"`router` must be a module such as LinearRouter(...), got {router!r}.")
+        if isinstance(router, Router) and router.topology != topology:
+            raise ValueError(
+                f"`router` must be made for the graph's topology {topology}, got one for {router.topology}."
+            )
+        if protect not in PROTECT_MODES:
+            raise ValueError(f"`protect` must be one of {', '.join(map(repr, PROTECT_MODES))}, got {protect!r}.")
+
+        self.topology = topology
+        self.gate = gate
+        self.router = router
+        self.shortcut = shortcut
+        self.protect = protect
+        self.backend = backend
+        self._shortcuts = tuple(shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes))
+        self.register_buffer("allowed", topology.allowed.clone(), persistent=False)
+
+    @property
+    def backend(self) -> str:
+        """How the graph is executed: "reference", or "auto" for the fastest that can run it."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        self._backend = check_backend(name)
+
+    def route(
+        self,
+        context: Tensor,
+        *,
+        path: Tensor | Route | None = None,
+        temperature: float | Tensor = 1.0,
+        sample: bool | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Route:
+        """Decides the route without running the modules; the arguments are those of :meth:`forward`."""
+        with full_precision(context):
+            if torch.is_autocast_enabled(context.device.type) and context.is_floating_point():
+                context = context.float()
+            logits = self.router(context)
+        self._check_logits(logits)
+        self._check_temperature(temperature, logits)
+        route: Route = self.gate(
+            logits,
+            allowed=self.allowed,
+            path=path,
+            temperature=temperature,
+            sample=self.training if sample is None else sample,
+            generator=generator,
+            noise=noise,
+        )
+        return route
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        path: Tensor | Route | None = None,
+        temperature: float | Tensor = 1.0,
+        sample: bool | None = None,
+        generator: torch.Generator | None = None,
+        return_route: bool = False,
+        noise: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Route]:
+        """Routes every sample through the graph.
+
+        Args:
+            x: The input of the nodes without sources. Its first dimensions are the batch shape ``*`` of the context.
+            context: What the router looks at, with shape ``[*, context_features]``; `x` itself if None.
+            path: A recorded path to replay, boolean with shape ``[*, T, S]``, or the route that holds it (Eq. 8).
+            temperature: Divides the logits when a path is sampled; a number or a tensor with shape ``[*]`` (Eq. 13).
+            sample: Whether a gate that can sample does so; in training mode if None.
+            generator: The source of randomness when a path is sampled.
+            return_route: Whether to return the route beside the output.
+            noise: Gumbel noise drawn before, with shape ``[*, T, S]``, for functions that are compiled or replayed.
+
+        Returns:
+            The output of the last node, or the output and the :class:`Route`.
+        """
+        context = x if context is None else context
+        route = self.route(
+            context,
+            path=path,
+            temperature=temperature,
+            sample=sample,
+            generator=generator,
+            noise=noise,
+        )
+        self._check_batch(x, context, route)
+
+        protected = self.training and self.protect != "none"
+        assert chosen_backend(self.backend) == "reference"
+        output = run_reference(
+            list(self.nodes),
+            self.topology,
+            x,
+            route.weights,
+            suitable(route.logits, allowed=self.allowed) if protected else None,
+            shortcuts=self._shortcuts,
+            protect=self.protect,
+        )
+        return (output, route) if return_route else output
+
+    def extra_repr(self) -> str:
+        return f"{self.topology}, shortcut={self.shortcut}, protect={self.protect!r}, backend={self.backend!r}"
+
+    def _check_logits(self, logits: Tensor) -> None:
+        if logits.shape[-2:] != self.topology.path_shape:
+            shape = ", ".join(str(size) for size in self.topology.path_shape)
+            raise ValueError(
+                f"`router` must return logits with shape (*, {shape}), got {tuple(logits.shape)}; "
+                "was it made for another topology?"
+            )
+
+    def _check_temperature(self, temperature: float | Tensor, logits: Tensor) -> None:
+        if isinstance(temperature, Tensor) and temperature.dim() and temperature.shape != logits.shape[:-2]:
+            raise ValueError(
+                f"`temperature` must be a number or have the batch shape {tuple(logits.shape[:-2])}, "
+                f"got {tuple(temperature.shape)}; give one value per sample."
+            )
+
+    def _check_batch(self, x: Tensor, context: Tensor, route: Route) -> None:
+        batch = route.weights.shape[:-2]
+        if x.shape[: len(batch)] != batch:
+            hint = "an integer context holds task ids; convert a one-hot with `.float()`."
+            raise ValueError(
+                f"`context` must have the batch shape of `x`, got context {tuple(context.shape)} "
+                f"and x {tuple(x.shape)}; "
+                + (hint if not context.is_floating_point() else "pass one context per sample.")
+            )

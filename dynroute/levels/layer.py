@@ -1,0 +1,128 @@
+"""Layer-level routing (Soft Modularization; D2R, Fig. 2c): modules in layers, each mixing the layer before."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import nn
+
+from ..gates import Gate, Soft
+from ..routers import CascadeRouter
+from ..topology import Topology
+from .graph import RoutedGraph
+from .perceptron import perceptron
+
+__all__ = ["LayerRouting"]
+
+
+class LayerRouting(RoutedGraph):
+    r"""Routes between the modules of neighbouring layers (Soft Modularization, Eq. 8 and 9).
+
+    .. math:: g^{l+1}_i = \sum_j \hat p^l_{ij} \, M^l_j(g^l_j)
+
+    The modules of the first layer read the input, and the head reads a mix of the last layer.
+
+    Args:
+        layers: At least one layer, each a sequence of at least one module.
+        gate: Turns logits into a route.
+        router: Turns a context into the logits of ``Topology.layered(sizes)``, `sizes` being the sizes of the layers.
+        head: Computes the output from the mix of the last layer; the mix itself is the output if None.
+        shortcut: Whether the modules behind the first layer add their input to their output.
+        protect: How the gradient to unsuitable sources is stopped in training: "rsg", "input", "sg" or "none".
+        backend: How the graph is executed.
+
+    Example:
+        >>> layers = [[nn.Linear(5, 8), nn.Linear(5, 8)], [nn.Linear(8, 2), nn.Linear(8, 2)]]
+        >>> net = LayerRouting(layers, Soft(), LinearRouter(5, Topology.layered([2, 2])))
+        >>> net(torch.zeros(7, 5)).shape
+        torch.Size([7, 2])
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Iterable[nn.Module]],
+        gate: Gate,
+        router: nn.Module,
+        *,
+        head: nn.Module | None = None,
+        shortcut: bool = False,
+        protect: str = "none",
+        backend: str = "auto",
+    ) -> None:
+        stack = [list(layer) for layer in layers]
+        if not stack or not all(stack):
+            raise ValueError(
+                f"`layers` must hold at least one layer of at least one module, got sizes {[len(s) for s in stack]}."
+            )
+        super().__init__(
+            [module for layer in stack for module in layer] + [nn.Identity() if head is None else head],
+            Topology.layered([len(layer) for layer in stack]),
+            gate,
+            router,
+            shortcut=shortcut,
+            protect=protect,
+            backend=backend,
+        )
+
+    @classmethod
+    def mlp(
+        cls,
+        in_features: int,
+        width: int,
+        layer_sizes: Sequence[int],
+        out_features: int,
+        context_features: int | None = None,
+        gate: Gate | None = None,
+        *,
+        router_sizes: Sequence[int] = (256, 256),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        shortcut: bool = False,
+        protect: str = "none",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "LayerRouting":
+        """Builds a routed network of linear modules, each followed by an activation, and a linear head.
+
+        Args:
+            in_features: The width of the input.
+            width: The width of every module.
+            layer_sizes: The number of modules of each layer.
+            out_features: The width of the output.
+            context_features: The width of the context; that of the input if None.
+            gate: Turns logits into a route; ``Soft()`` if None.
+            router_sizes: The hidden widths of the :class:`~dynroute.CascadeRouter`.
+            activation: Makes the activation of a module.
+            shortcut: As for the class.
+            protect: As for the class.
+            backend: As for the class.
+            device: The device of the parameters.
+            dtype: The type of the parameters.
+
+        Example:
+            >>> net = LayerRouting.mlp(39, 128, [4, 4, 4, 4], 4, context_features=10)
+            >>> net(torch.zeros(7, 39), torch.zeros(7, 10)).shape
+            torch.Size([7, 4])
+        """
+        layers = [
+            [
+                perceptron((width if depth else in_features, width), activation, device=device, dtype=dtype)
+                for _ in range(size)
+            ]
+            for depth, size in enumerate(layer_sizes)
+        ]
+        router = CascadeRouter(
+            in_features if context_features is None else context_features,
+            Topology.layered(layer_sizes),
+            router_sizes,
+            device=device,
+            dtype=dtype,
+        )
+        return cls(
+            layers,
+            Soft() if gate is None else gate,
+            router,
+            head=nn.Linear(width, out_features, device=device, dtype=dtype),
+            shortcut=shortcut,
+            protect=protect,
+            backend=backend,
+        )

@@ -1,0 +1,107 @@
+"""Output-level routing (multi-head; D2R, Fig. 2a): one head for each task."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..gates import Hard
+from ..route import Route
+from ..routers import TaskRouter
+from .graph import RoutedGraph
+from .perceptron import perceptron
+
+__all__ = ["OutputRouting"]
+
+
+class OutputRouting(RoutedGraph):
+    """Gives every task a head of its own. The routing is fixed: nothing of it is learned.
+
+    Args:
+        heads: One module for each task; all give outputs of one shape.
+        backend: How the graph is executed.
+
+    Example:
+        >>> net = OutputRouting([nn.Linear(5, 2) for _ in range(10)])
+        >>> net(torch.zeros(7, 5), torch.arange(7)).shape
+        torch.Size([7, 2])
+    """
+
+    def __init__(self, heads: Iterable[nn.Module], *, backend: str = "auto") -> None:
+        heads = list(heads)
+        if not heads:
+            raise ValueError("`heads` must hold at least one module, got none; give one for each task.")
+        router = TaskRouter(len(heads))
+        super().__init__([*heads, nn.Identity()], router.topology, Hard(), router, backend=backend)
+
+    @classmethod
+    def mlp(
+        cls,
+        in_features: int,
+        width: int,
+        num_tasks: int,
+        out_features: int,
+        *,
+        depth: int = 1,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "OutputRouting":
+        """Builds one perceptron for each task.
+
+        Args:
+            in_features: The width of the input.
+            width: The width of the hidden layers of a head.
+            num_tasks: The number of tasks.
+            out_features: The width of the output.
+            depth: The number of hidden layers of a head; 0 for linear heads.
+            activation: Makes the activation of a hidden layer.
+            backend: As for the class.
+            device: The device of the parameters.
+            dtype: The type of the parameters.
+
+        Example:
+            >>> net = OutputRouting.mlp(400, 128, 10, 4)
+            >>> net(torch.zeros(7, 400), torch.zeros(7, dtype=torch.long)).shape
+            torch.Size([7, 4])
+        """
+        return cls(
+            [
+                perceptron(
+                    (in_features, *[width] * depth), activation, out_features=out_features, device=device, dtype=dtype
+                )
+                for _ in range(num_tasks)
+            ],
+            backend=backend,
+        )
+
+    def forward(  # type: ignore[override]  # the context is the task here, and it cannot be left out
+        self,
+        x: Tensor,
+        task: Tensor,
+        *,
+        path: Tensor | Route | None = None,
+        temperature: float | Tensor = 1.0,
+        sample: bool | None = None,
+        generator: torch.Generator | None = None,
+        return_route: bool = False,
+        noise: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Route]:
+        """Runs the head of each sample's task.
+
+        Args:
+            x: The input of the heads, with shape ``[*, ...]``.
+            task: Task ids (integers) with shape ``[*]``, or one-hots (floating or boolean) with shape
+                ``[*, num_tasks]``.
+            path: A recorded path; it must be that of the task.
+            temperature: Has no effect, nothing is sampled here.
+            sample: Has no effect.
+            generator: Has no effect.
+            return_route: Whether to return the route beside the output.
+            noise: Has no effect.
+
+        Returns:
+            The output of the heads, or the output and the :class:`~dynroute.Route`.
+        """
+        return super().forward(x, task, path=path, return_route=return_route)

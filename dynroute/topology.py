@@ -1,0 +1,283 @@
+"""Which earlier nodes each node of a routed graph may read."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .checks import refuse_where
+
+__all__ = ["Topology"]
+
+
+class Topology:
+    r"""The possible edges of a routed graph, an immutable value.
+
+    Nodes are numbered from 0 in topological order. A node without parents reads the input of the network; the last node
+    is the output. The :math:`T` nodes that read others are the *destinations*; :math:`S` is the largest number of
+    sources that any of them has, and slot ``[t, s]`` of a path is the edge from ``parents[destinations[t]][s]`` to
+    ``destinations[t]``.
+
+    Args:
+        parents: ``parents[i]`` lists the nodes that node ``i`` may read, all of them before ``i``.
+
+    Example:
+        >>> topology = Topology([[], [0], [0, 1]])
+        >>> topology == Topology.dag(3), topology.path_shape, topology.num_edges
+        (True, (2, 2), 3)
+    """
+
+    def __init__(self, parents: Sequence[Sequence[int]]) -> None:
+        self.parents: tuple[tuple[int, ...], ...] = tuple(tuple(int(j) for j in row) for row in parents)
+        """The nodes that each node may read."""
+        _check_parents(self.parents)
+
+        self.destinations: tuple[int, ...] = tuple(i for i, row in enumerate(self.parents) if row)
+        """The nodes that read other nodes, in node order."""
+        self.num_nodes: int = len(self.parents)
+        """The number of nodes, the output included."""
+        self.num_edges: int = sum(len(row) for row in self.parents)
+        """The number of possible edges."""
+        self.path_shape: tuple[int, int] = (len(self.destinations), max(len(row) for row in self.parents))
+        """The shape ``(T, S)`` of the path of one sample."""
+
+        slots = torch.full(self.path_shape, self.num_nodes, dtype=torch.long, device="cpu")
+        for t, node in enumerate(self.destinations):
+            slots[t, : len(self.parents[node])] = torch.tensor(self.parents[node], device="cpu")
+        self.sources: Tensor = slots
+        """The source of every slot, with shape ``[T, S]``; padding holds `num_nodes`."""
+        self.allowed: Tensor = slots < self.num_nodes
+        """The slots that exist, boolean with shape ``[T, S]``."""
+        self.edge_index: Tensor = self.allowed.flatten().nonzero().squeeze(1)
+        """The position of every edge in a flattened path, with shape ``[num_edges]``."""
+
+    @staticmethod
+    def dag(n: int) -> "Topology":
+        """Module-level routing (Fig. 2d): each of n nodes may read every earlier one."""
+        _check_count("n", n, at_least=2)
+        return Topology([range(i) for i in range(n)])
+
+    @staticmethod
+    def layered(sizes: Sequence[int]) -> "Topology":
+        """Layer-level routing (Fig. 2c): nodes in layers read the layer before; the output node mixes the last one."""
+        if not sizes:
+            raise ValueError("`sizes` must name at least one layer, got none; for instance [4, 4, 4].")
+        for i, size in enumerate(sizes):
+            _check_count(f"sizes[{i}]", size, at_least=1)
+
+        parents: list[range] = []
+        previous = range(0)
+        for size in (*sizes, 1):
+            parents += [previous] * size
+            previous = range(len(parents) - size, len(parents))
+        return Topology(parents)
+
+    @staticmethod
+    def parallel(n: int) -> "Topology":
+        """Model- and output-level routing (Fig. 2a, b): n nodes read the input, the output node mixes them."""
+        _check_count("n", n, at_least=1)
+        return Topology.layered([n])
+
+    def used(self, path: Tensor) -> Tensor:
+        """The nodes that a route runs: those reachable backwards from the output.
+
+        Args:
+            path: A boolean path, with shape ``[*, T, S]``.
+
+        Returns:
+            A boolean tensor with shape ``[*, num_nodes]``.
+
+        Example:
+            >>> topology = Topology.dag(3)
+            >>> topology.used(torch.tensor([[True, False], [True, False]]))
+            tensor([ True, False,  True])
+        """
+        reads = self._adjacency(path)
+        used = (torch.arange(self.num_nodes, device=path.device) == self.num_nodes - 1).expand(reads.shape[:-1])
+        for node in reversed(self.destinations):
+            used = used | (used[..., node, None] & reads[..., node, :])
+        return used
+
+    def depth(self, path: Tensor) -> Tensor:
+        """The number of nodes on the longest chain of nodes that a route uses.
+
+        Args:
+            path: A boolean path, with shape ``[*, T, S]``.
+
+        Returns:
+            A long tensor with shape ``[*]``.
+
+        Example:
+            >>> Topology.dag(3).depth(torch.tensor([[True, False], [False, True]]))
+            tensor(3)
+        """
+        reads = self._adjacency(path)
+        chains = [reads.new_ones(reads.shape[:-2], dtype=torch.long)]
+        for node in range(1, self.num_nodes):
+            behind = torch.stack(chains, dim=-1) * reads[..., node, :node]
+            chains.append(1 + behind.amax(dim=-1))
+        return chains[-1]
+
+    def pack(self, path: Tensor) -> Tensor:
+        """Packs a path into bits, one for each edge, lowest bit first.
+
+        Args:
+            path: A boolean path, with shape ``[*, T, S]``.
+
+        Returns:
+            A uint8 tensor with shape ``[*, ceil(num_edges / 8)]``.
+
+        Example:
+            >>> topology = Topology.dag(3)
+            >>> topology.pack(torch.tensor([[True, False], [False, True]]))
+            tensor([5], dtype=torch.uint8)
+        """
+        self.check_path(path)
+        edges = self.to_edges(path)
+        room = edges.new_zeros((*edges.shape[:-1], -self.num_edges % 8))
+        bits = torch.cat([edges, room], dim=-1).reshape(*edges.shape[:-1], -(-self.num_edges // 8), 8)
+        return (bits.to(torch.uint8) << self._bit_positions(path)).sum(dim=-1, dtype=torch.uint8)
+
+    def unpack(self, bits: Tensor) -> Tensor:
+        """Restores the path that :meth:`pack` packed.
+
+        Args:
+            bits: A uint8 tensor, with shape ``[*, ceil(num_edges / 8)]``.
+
+        Returns:
+            A boolean path with shape ``[*, T, S]``.
+        """
+        num_bytes = -(-self.num_edges // 8)
+        if bits.dtype != torch.uint8:
+            raise TypeError(f"`bits` must be a uint8 tensor, got {bits.dtype}.")
+        if bits.shape[-1:] != (num_bytes,):
+            raise ValueError(
+                f"`bits` must have shape (*, {num_bytes}) for {self.num_edges} edges, got {tuple(bits.shape)}; "
+                "was it packed by another topology?"
+            )
+        edges = ((bits.unsqueeze(-1) >> self._bit_positions(bits)) & 1).flatten(-2).bool()
+        refuse_where(
+            edges[..., self.num_edges :],
+            lambda index: (
+                f"`bits` must be 0 beyond the {self.num_edges} edges, row {index[:-1]} is not; is it damaged?"
+            ),
+        )
+        return self.from_edges(edges[..., : self.num_edges], fill=False)
+
+    def edges(self, path: Tensor, weights: Tensor | None = None) -> list[tuple[int, int, float]]:
+        """The edges of one sample's path as a list, for people and plots.
+
+        Args:
+            path: The boolean path of one sample, with shape ``[T, S]``.
+            weights: The weights of that sample, with the same shape; every edge weighs 1.0 without them.
+
+        Returns:
+            ``(source, destination, weight)`` of every chosen edge, ordered by destination, then by slot.
+
+        Example:
+            >>> Topology.dag(3).edges(torch.tensor([[True, False], [False, True]]))
+            [(0, 1, 1.0), (1, 2, 1.0)]
+        """
+        for name, tensor in (("path", path), ("weights", weights)):
+            if tensor is not None and tensor.shape != self.path_shape:
+                raise ValueError(
+                    f"`{name}` must have shape {self.path_shape}, that of one sample, got {tuple(tensor.shape)}; "
+                    "index the batch first."
+                )
+        self.check_path(path)
+        values = path.double() if weights is None else weights
+        return [
+            (self.parents[node][s], node, float(values[t, s]))
+            for t, node in enumerate(self.destinations)
+            for s in range(len(self.parents[node]))
+            if path[t, s]
+        ]
+
+    def to_edges(self, values: Tensor) -> Tensor:
+        """Leaves out the padding: ``[*, T, S]`` becomes ``[*, num_edges]``."""
+        return values.flatten(-2).index_select(-1, self.edge_index.to(values.device))
+
+    def from_edges(self, values: Tensor, *, fill: float, edge_index: Tensor | None = None) -> Tensor:
+        """Puts the padding in: ``[*, num_edges]`` becomes ``[*, T, S]`` with `fill` where no edge is.
+
+        Args:
+            values: One value for each edge.
+            fill: The value of the padding.
+            edge_index: The topology's `edge_index` on the device of `values`, for modules that keep it there.
+        """
+        if values.shape[-1:] != (self.num_edges,):
+            raise ValueError(f"`values` must have shape (*, {self.num_edges}), got {tuple(values.shape)}.")
+        index = self.edge_index.to(values.device) if edge_index is None else edge_index
+        rows, columns = self.path_shape
+        slots = values.new_full((*values.shape[:-1], rows * columns), fill)
+        return slots.index_copy(-1, index, values).reshape(*values.shape[:-1], rows, columns)
+
+    def check_path(self, path: Tensor) -> None:
+        """Raises an error unless `path` is a boolean path of this topology that uses no forbidden edge."""
+        if path.dtype != torch.bool:
+            raise TypeError(f"`path` must be a boolean tensor, got {path.dtype}; compare it with 0 to make one.")
+        if path.shape[-2:] != self.path_shape:
+            shape = ", ".join(str(size) for size in self.path_shape)
+            raise ValueError(
+                f"`path` must have shape (*, {shape}), got {tuple(path.shape)}; was it recorded by another topology?"
+            )
+        refuse_where(
+            path & ~self.allowed.to(path.device),
+            lambda index: (
+                f"`path` must only use edges of the topology, but row {index[:-1]} uses slot {index[-1]} while node "
+                f"{self.destinations[index[-2]]} has {len(self.parents[self.destinations[index[-2]]])} sources; "
+                "was it recorded by another topology?"
+            ),
+        )
+
+    def _adjacency(self, path: Tensor) -> Tensor:
+        """The path between nodes, with shape [*, num_nodes, num_nodes]."""
+        self.check_path(path)
+        batch, n = path.shape[:-2], self.num_nodes
+        columns = self.sources.to(path.device).expand(path.shape)
+        rows = path.new_zeros((*path.shape[:-1], n + 1)).scatter(-1, columns, path)[..., :n]
+        nodes = torch.tensor(self.destinations, device=path.device)
+        return path.new_zeros((*batch, n, n)).index_copy(-2, nodes, rows)
+
+    @staticmethod
+    def _bit_positions(like: Tensor) -> Tensor:
+        return torch.arange(8, dtype=torch.uint8, device=like.device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Topology) and self.parents == other.parents
+
+    def __hash__(self) -> int:
+        return hash(self.parents)
+
+    def __reduce__(self) -> tuple[type["Topology"], tuple[tuple[tuple[int, ...], ...]]]:
+        return Topology, (self.parents,)
+
+    def __deepcopy__(self, memo: object) -> "Topology":
+        return self
+
+    def __repr__(self) -> str:
+        return f"Topology(num_nodes={self.num_nodes}, num_edges={self.num_edges}, path_shape={self.path_shape})"
+
+
+def _check_parents(parents: tuple[tuple[int, ...], ...]) -> None:
+    if len(parents) < 2 or not parents[-1]:
+        raise ValueError(
+            f"`parents` must end with an output node that reads others, got {[list(row) for row in parents]}; "
+            "for instance Topology.dag(3)."
+        )
+    for i, row in enumerate(parents):
+        for j in row:
+            if not 0 <= j < i:
+                raise ValueError(
+                    f"`parents[{i}]` must name nodes before node {i}, got {j}; "
+                    "number the nodes so that each comes after those it reads."
+                )
+        if len(set(row)) < len(row):
+            raise ValueError(f"`parents[{i}]` must name each node once, got {list(row)}.")
+
+
+def _check_count(name: str, count: int, *, at_least: int) -> None:
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"`{name}` must be an integer, got {count!r}.")
+    if count < at_least:
+        raise ValueError(f"`{name}` must be at least {at_least}, got {count}.")
