@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import check_count, check_mask, expand_allowed, temperature_like
 from .checks import refuse_where
 
 __all__ = [
@@ -48,7 +49,7 @@ def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
         >>> mask_softmax(torch.tensor([1.0, 1.0, 9.0]), torch.tensor([True, True, False]))
         tensor([0.5000, 0.5000, 0.0000])
     """
-    _check_mask("path", path, logits, same_shape=True)
+    check_mask("path", path, logits)
 
     chosen = logits.masked_fill(~path, -math.inf)
     empty = (chosen == -math.inf).all(dim=-1, keepdim=True)
@@ -73,8 +74,8 @@ def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tenso
         >>> topk_path(torch.tensor([2.0, 5.0, 2.0]), 2)
         tensor([ True,  True, False])
     """
-    _check_k(k)
-    allowed = _expand_allowed(allowed, logits)
+    check_count("k", k, at_least=1)
+    allowed = expand_allowed(allowed, logits)
 
     # Finite scores keep an allowed source of probability 0 (logit -inf) ahead of the forbidden ones.
     scores = logits.detach().clamp(min=torch.finfo(logits.dtype).min).masked_fill(~allowed, -math.inf)
@@ -115,19 +116,19 @@ def samplek_path(
         >>> samplek_path(torch.tensor([0.0, 500.0, -900.0]), 2, noise=torch.zeros(3))
         tensor([ True,  True, False])
     """
-    _check_k(k)
-    allowed = _expand_allowed(allowed, logits)
+    check_count("k", k, at_least=1)
+    allowed = expand_allowed(allowed, logits)
     if noise is None:
         noise = gumbel_noise(logits.shape, generator=generator, device=logits.device)
     elif generator is not None:
         raise ValueError("`generator` and `noise` exclude each other: the noise was already drawn; drop one of them.")
     elif noise.shape != logits.shape:
-        raise ValueError(f"`noise` must have the shape of the logits {_show(logits)}, got {_show(noise)}.")
+        raise ValueError(f"`noise` must have the shape of the logits {tuple(logits.shape)}, got {tuple(noise.shape)}.")
 
     scores = logits.detach().to(_at_least_float32(logits)).clamp(min=torch.finfo(torch.float32).min)
     best = scores.masked_fill(~allowed, torch.finfo(torch.float32).min).amax(dim=-1, keepdim=True)
     # Measured from the best source, whose score is then exact however large the logits or small the temperature.
-    scores = (scores - best) / _temperature_like(temperature, logits) + noise
+    scores = (scores - best) / temperature_like(temperature, logits) + noise
 
     return topk_path(scores, k, allowed=allowed)
 
@@ -171,7 +172,7 @@ def suitable(logits: Tensor, *, allowed: Tensor | None = None) -> Tensor:
         >>> suitable(torch.tensor([0.0, 0.0, -9.0]))
         tensor([ True,  True, False])
     """
-    allowed = _expand_allowed(allowed, logits)
+    allowed = expand_allowed(allowed, logits)
 
     probabilities = mask_softmax(logits.detach().to(_at_least_float32(logits)), allowed)
     threshold = 1.0 / (allowed.sum(dim=-1, keepdim=True) + 1.0)
@@ -218,7 +219,7 @@ def rsg(output: Tensor, shortcut: Tensor) -> Tensor:
     """
     if output.shape != shortcut.shape:
         raise ValueError(
-            f"`output` and `shortcut` must have one shape, got {_show(output)} and {_show(shortcut)}; "
+            f"`output` and `shortcut` must have one shape, got {tuple(output.shape)} and {tuple(shortcut.shape)}; "
             "a module without a shortcut is stopped with `output.detach()`."
         )
     result: Tensor = _ResidualStopGradient.apply(output, shortcut)  # type: ignore[no-untyped-call]
@@ -271,48 +272,3 @@ def _normalized(shares: Tensor, normalize: str) -> Tensor:
 
 def _at_least_float32(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _check_k(k: int) -> None:
-    if not isinstance(k, int) or isinstance(k, bool):
-        raise TypeError(f"`k` must be an integer, got {k!r}.")
-    if k < 1:
-        raise ValueError(f"`k` must be at least 1, got {k}.")
-
-
-def _check_mask(name: str, mask: Tensor, logits: Tensor, *, same_shape: bool) -> None:
-    if mask.dtype != torch.bool:
-        raise TypeError(f"`{name}` must be a boolean tensor, got {mask.dtype}; compare it with 0 to make one.")
-    wanted = logits.shape if same_shape else logits.shape[logits.dim() - mask.dim() :]
-    if mask.shape != wanted:
-        raise ValueError(
-            f"`{name}` must have shape {tuple(wanted)} like the logits {_show(logits)}, got {_show(mask)}."
-        )
-
-
-def _expand_allowed(allowed: Tensor | None, logits: Tensor) -> Tensor:
-    if allowed is None:
-        return torch.ones_like(logits, dtype=torch.bool)
-    _check_mask("allowed", allowed, logits, same_shape=allowed.dim() > logits.dim())
-    return allowed.expand(logits.shape)
-
-
-def _temperature_like(temperature: float | Tensor, logits: Tensor) -> float | Tensor:
-    if not isinstance(temperature, Tensor):
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be positive, got {temperature}; a tiny value approaches Top-K.")
-        return temperature
-    if temperature.shape != logits.shape[: temperature.dim()] or temperature.dim() >= logits.dim() > 0:
-        raise ValueError(
-            f"`temperature` must be a number or have the batch shape of the logits {_show(logits)}, "
-            f"got {_show(temperature)}; give one value per sample."
-        )
-    refuse_where(
-        ~(temperature > 0),
-        lambda index: f"`temperature` must be positive, got {temperature[index].item():g} at index {index}.",
-    )
-    return temperature.detach().reshape(temperature.shape + (1,) * (logits.dim() - temperature.dim()))
-
-
-def _show(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))

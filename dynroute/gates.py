@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_count, check_mask, expand_allowed
 from .checks import refuse_where
 from .functional import mask_softmax, samplek_path, topk_path
 from .route import Route
@@ -45,11 +46,9 @@ class Gate(nn.Module, ABC):
             The route: the logits with -inf where no slot is, the path, and the weights.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if allowed is None:
-            allowed = torch.ones_like(logits, dtype=torch.bool)
-        _check_logits(logits, allowed)
+        allowed = expand_allowed(allowed, logits)
+        _check_values(logits, allowed)
         logits = logits.masked_fill(~allowed, -torch.inf)
-        allowed = allowed.expand(logits.shape)
 
         if path is None:
             path = self.choose(
@@ -177,28 +176,16 @@ class SampleK(Gate):
 
 
 def _check_mixing_k(gate: str, k: int) -> int:
-    if not isinstance(k, int) or isinstance(k, bool):
-        raise TypeError(f"`k` must be an integer, got {k!r}.")
-    if k == 1:
+    if k == 1 and k is not True:
         raise ValueError(
             f"`k` must be at least 2 for {gate}, got 1: a single weight renormalises to a constant 1 and gives the "
             "router no gradient; use Hard() for one source."
         )
-    if k < 1:
-        raise ValueError(f"`k` must be at least 2 for {gate}, got {k}.")
+    check_count("k", k, at_least=2)
     return k
 
 
-def _check_logits(logits: Tensor, allowed: Tensor) -> None:
-    if logits.dim() < 1:
-        raise ValueError("`logits` must have shape (*, T, S), got a tensor without dimensions.")
-    if allowed.dtype != torch.bool:
-        raise TypeError(f"`allowed` must be a boolean tensor, got {allowed.dtype}; compare it with 0 to make one.")
-    if allowed.dim() > logits.dim() or allowed.shape != logits.shape[logits.dim() - allowed.dim() :]:
-        raise ValueError(
-            f"`allowed` must have the shape of the last dimensions of the logits {tuple(logits.shape)}, "
-            f"got {tuple(allowed.shape)}."
-        )
+def _check_values(logits: Tensor, allowed: Tensor) -> None:
     refuse_where(
         (logits.isnan() | (logits == torch.inf)) & allowed,
         lambda index: (
@@ -209,14 +196,9 @@ def _check_logits(logits: Tensor, allowed: Tensor) -> None:
 
 
 def _check_replay(path: Tensor, logits: Tensor, allowed: Tensor) -> None:
-    if not isinstance(path, Tensor) or path.dtype != torch.bool:
-        came = path.dtype if isinstance(path, Tensor) else type(path).__name__
-        raise TypeError(f"`path` must be a boolean tensor or a Route, got {came}; compare it with 0 to make one.")
-    if path.shape != logits.shape:
-        raise ValueError(
-            f"`path` must have shape {tuple(logits.shape)} like the logits, got {tuple(path.shape)}; "
-            "was it recorded by another topology or for another batch?"
-        )
+    if not isinstance(path, Tensor):
+        raise TypeError(f"`path` must be a boolean tensor or a Route, got {type(path).__name__}.")
+    check_mask("path", path, logits)
     refuse_where(
         path & ~allowed,
         lambda index: (

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .arguments import check_count
 from .checks import refuse_where
 
 __all__ = ["Topology"]
@@ -54,7 +55,7 @@ class Topology:
     @staticmethod
     def dag(n: int) -> "Topology":
         """Module-level routing (Fig. 2d): each of n nodes may read every earlier one."""
-        _check_count("n", n, at_least=2)
+        check_count("n", n, at_least=2)
         return Topology([range(i) for i in range(n)])
 
     @staticmethod
@@ -63,7 +64,7 @@ class Topology:
         if not sizes:
             raise ValueError("`sizes` must name at least one layer, got none; for instance [4, 4, 4].")
         for i, size in enumerate(sizes):
-            _check_count(f"sizes[{i}]", size, at_least=1)
+            check_count(f"sizes[{i}]", size, at_least=1)
 
         parents: list[range] = []
         previous = range(0)
@@ -75,7 +76,7 @@ class Topology:
     @staticmethod
     def parallel(n: int) -> "Topology":
         """Model- and output-level routing (Fig. 2a, b): n nodes read the input, the output node mixes them."""
-        _check_count("n", n, at_least=1)
+        check_count("n", n, at_least=1)
         return Topology.layered([n])
 
     def used(self, path: Tensor) -> Tensor:
@@ -274,10 +275,3 @@ def _check_parents(parents: tuple[tuple[int, ...], ...]) -> None:
                 )
         if len(set(row)) < len(row):
             raise ValueError(f"`parents[{i}]` must name each node once, got {list(row)}.")
-
-
-def _check_count(name: str, count: int, *, at_least: int) -> None:
-    if not isinstance(count, int) or isinstance(count, bool):
-        raise TypeError(f"`{name}` must be an integer, got {count!r}.")
-    if count < at_least:
-        raise ValueError(f"`{name}` must be at least {at_least}, got {count}.")

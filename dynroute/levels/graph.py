@@ -100,9 +100,9 @@ class RoutedGraph(nn.Module):
         noise: Tensor | None = None,
     ) -> Route:
         """Decides the route without running the modules; the arguments are those of :meth:`forward`."""
+        if torch.is_autocast_enabled(context.device.type) and context.is_floating_point():
+            context = context.to(torch.promote_types(context.dtype, torch.float32))
         with full_precision(context):
-            if torch.is_autocast_enabled(context.device.type) and context.is_floating_point():
-                context = context.float()
             logits = self.router(context)
         self._check_logits(logits)
         self._check_temperature(temperature, logits)

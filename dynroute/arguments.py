@@ -1,0 +1,61 @@
+"""What is asked of arguments that several functions take, each rule and its sentence once."""
+
+import torch
+from torch import Tensor
+
+from .checks import refuse_where
+
+__all__ = ["check_count", "check_mask", "expand_allowed", "temperature_like"]
+
+
+def check_count(name: str, count: int, *, at_least: int) -> None:
+    """Raises an error unless a number of things is an integer and large enough."""
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"`{name}` must be an integer, got {count!r}.")
+    if count < at_least:
+        raise ValueError(f"`{name}` must be at least {at_least}, got {count}.")
+
+
+def check_mask(name: str, mask: Tensor, logits: Tensor) -> None:
+    """Raises an error unless a mask is boolean and shaped like the logits."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"`{name}` must be a boolean tensor, got {mask.dtype}; compare it with 0 to make one.")
+    if mask.shape != logits.shape:
+        raise ValueError(
+            f"`{name}` must have shape {tuple(logits.shape)} like the logits, got {tuple(mask.shape)}; "
+            "was it made for another topology or batch?"
+        )
+
+
+def expand_allowed(allowed: Tensor | None, logits: Tensor) -> Tensor:
+    """The mask of the slots that exist, in the shape of the logits; all of them if None."""
+    if logits.dim() == 0:
+        raise ValueError("`logits` must have shape (*, n), got a tensor without dimensions.")
+    if allowed is None:
+        return torch.ones_like(logits, dtype=torch.bool)
+    if allowed.dtype != torch.bool:
+        raise TypeError(f"`allowed` must be a boolean tensor, got {allowed.dtype}; compare it with 0 to make one.")
+    if allowed.dim() > logits.dim() or allowed.shape != logits.shape[logits.dim() - allowed.dim() :]:
+        raise ValueError(
+            f"`allowed` must have the shape of the last dimensions of the logits {tuple(logits.shape)}, "
+            f"got {tuple(allowed.shape)}."
+        )
+    return allowed.expand(logits.shape)
+
+
+def temperature_like(temperature: float | Tensor, logits: Tensor) -> float | Tensor:
+    """A temperature that divides logits: a number, or a tensor with a dimension for each of theirs."""
+    if not isinstance(temperature, Tensor):
+        if not temperature > 0:
+            raise ValueError(f"`temperature` must be positive, got {temperature}; a tiny value approaches Top-K.")
+        return temperature
+    if temperature.shape != logits.shape[: temperature.dim()] or temperature.dim() >= logits.dim() > 0:
+        raise ValueError(
+            f"`temperature` must be a number or have the batch shape of the logits {tuple(logits.shape)}, "
+            f"got {tuple(temperature.shape)}; give one value per sample."
+        )
+    refuse_where(
+        ~(temperature > 0),
+        lambda index: f"`temperature` must be positive, got {temperature[index].item():g} at index {index}.",
+    )
+    return temperature.detach().reshape(temperature.shape + (1,) * (logits.dim() - temperature.dim()))

@@ -1,0 +1,53 @@
+"""What all routers share: a logit for each edge, computed in float32 or wider."""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from ..topology import Topology
+
+__all__ = ["Router", "full_precision"]
+
+
+class Router(nn.Module, ABC):
+    """Scores every edge of a topology for a context.
+
+    A router of your own overrides :meth:`score`. The maths is done in float32 or wider, whatever the parameters' type
+    and also under autocast: routing is a choice, and a choice must not hang on the rounding of 16 bits.
+
+    Args:
+        topology: The graph whose edges are scored.
+    """
+
+    edge_index: Tensor
+
+    def __init__(self, topology: Topology) -> None:
+        super().__init__()
+        if not isinstance(topology, Topology):
+            raise TypeError(
+                f"`topology` must be a Topology, got {type(topology).__name__}; for instance Topology.dag(8)."
+            )
+        self.topology = topology
+        self.register_buffer("edge_index", topology.edge_index.clone(), persistent=False)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Returns the logits, with shape ``[*, T, S]`` and -inf in slots that do not exist.
+
+        Args:
+            context: What the router looks at, with shape ``[*, context_features]``.
+        """
+        with full_precision(context):
+            scores = self.score(context)
+        return self.topology.from_edges(scores, fill=-torch.inf, edge_index=self.edge_index)
+
+    @abstractmethod
+    def score(self, context: Tensor) -> Tensor:
+        """Returns one logit for each edge, with shape ``[*, num_edges]``, ordered by destination, then by slot."""
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
+    """Suspends autocast on the device of a tensor."""
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

@@ -1,0 +1,99 @@
+"""The cascade of Soft Modularization: each layer is routed in sight of the layers before it."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import mask_softmax
+from ..topology import Topology
+from .base import Router
+from .mlp import linear, perceptron
+
+__all__ = ["CascadeRouter"]
+
+
+class CascadeRouter(Router):
+    r"""The router of Soft Modularization: each layer's logits depend on the routing of the layers before it.
+
+    .. math::
+        p^1 = W_d^1(\operatorname{ReLU}(E)), \qquad
+        p^{l+1} = W_d^{l+1}(\operatorname{ReLU}(W_u^l\, c^l \cdot E))
+
+    :math:`E` is the context, passed through `hidden_sizes` with ReLU between its layers if there are any. The paper
+    (its Eq. 5, 6) and the released code differ in two ways, both of them options:
+
+    1. :math:`c^l` is the previous layer's logits in the paper (`cascade="logits"`), and the concatenated probabilities
+       of all earlier layers in the release (`cascade="probabilities"`).
+    2. :math:`E` is the context itself in the paper (`hidden_sizes=()`), and the output of two linear layers of 256 in
+       the release (`hidden_sizes=(256, 256)`).
+
+    Args:
+        context_features: The width of the context.
+        topology: The graph whose edges are scored, usually ``Topology.layered``; neighbouring nodes that read the same
+            nodes form a layer.
+        hidden_sizes: The widths of the layers that make :math:`E`.
+        cascade: "probabilities" or "logits".
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+
+    Example:
+        >>> CascadeRouter(400, Topology.layered([4, 4, 4, 4]), (256, 256))(torch.zeros(3, 400)).shape
+        torch.Size([3, 13, 4])
+    """
+
+    def __init__(
+        self,
+        context_features: int,
+        topology: Topology,
+        hidden_sizes: Sequence[int] = (),
+        *,
+        cascade: str = "probabilities",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(topology)
+        if cascade not in ("probabilities", "logits"):
+            raise ValueError(f'`cascade` must be "probabilities" or "logits", got {cascade!r}.')
+        self.cascade = cascade
+        self.stages = _stages(topology)
+
+        def layer(width: int, following: int) -> nn.Linear:
+            return nn.Linear(width, following, device=device, dtype=dtype)
+
+        sizes = (context_features, *hidden_sizes)
+        edges = [rows * columns for rows, columns in self.stages]
+        seen = [sum(edges[: i + 1]) if cascade == "probabilities" else edges[i] for i in range(len(edges) - 1)]
+        self.embed = nn.ModuleList(layer(width, following) for width, following in pairwise(sizes))
+        self.up = nn.ModuleList(layer(width, sizes[-1]) for width in seen)
+        self.down = nn.ModuleList(layer(sizes[-1], width) for width in edges)
+
+    def score(self, context: Tensor) -> Tensor:
+        embedding = perceptron(context, self.embed)
+
+        logits = [linear(embedding.relu(), self.down[0])]
+        for up, down, stage in zip(self.up, self.down[1:], self.stages[:-1], strict=True):
+            if self.cascade == "logits":
+                seen = logits[-1]
+            else:
+                previous = logits[-1].reshape(*context.shape[:-1], *stage)
+                probabilities = mask_softmax(previous, torch.ones_like(previous, dtype=torch.bool)).flatten(-2)
+                seen = probabilities if len(logits) == 1 else torch.cat([seen, probabilities], dim=-1)
+            logits.append(linear((linear(seen, up) * embedding).relu(), down))
+        return torch.cat(logits, dim=-1)
+
+    def extra_repr(self) -> str:
+        return f"cascade={self.cascade!r}"
+
+
+def _stages(topology: Topology) -> list[tuple[int, int]]:
+    """The (number of nodes, number of sources) of each run of neighbouring destinations that read the same nodes."""
+    stages: list[tuple[int, int]] = []
+    previous: tuple[int, ...] = ()
+    for node in topology.destinations:
+        parents = topology.parents[node]
+        rows = stages.pop()[0] if parents == previous else 0
+        stages.append((rows + 1, len(parents)))
+        previous = parents
+    return stages

@@ -1,0 +1,95 @@
+"""A perceptron that scores all edges at once (Eq. 4)."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..topology import Topology
+from .base import Router
+
+__all__ = ["LinearRouter", "MLPRouter", "linear", "perceptron"]
+
+
+class MLPRouter(Router):
+    r"""A perceptron with ReLU between its layers and one output for each edge (Eq. 4).
+
+    .. math:: z = G(F(s) \cdot H(\mathcal T))
+
+    The context is :math:`F(s) \cdot H(\mathcal T)` in the paper; here it is whatever the caller passes.
+
+    Args:
+        context_features: The width of the context.
+        topology: The graph whose edges are scored.
+        hidden_sizes: The widths of the hidden layers; D2R uses 256 and 256.
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+
+    Example:
+        >>> MLPRouter(10, Topology.dag(17))(torch.zeros(3, 10)).shape
+        torch.Size([3, 16, 16])
+    """
+
+    def __init__(
+        self,
+        context_features: int,
+        topology: Topology,
+        hidden_sizes: Sequence[int] = (256, 256),
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(topology)
+        sizes = (context_features, *hidden_sizes, topology.num_edges)
+        self.layers = nn.ModuleList(
+            nn.Linear(width, following, device=device, dtype=dtype) for width, following in pairwise(sizes)
+        )
+
+    def score(self, context: Tensor) -> Tensor:
+        return perceptron(context, self.layers)
+
+
+class LinearRouter(MLPRouter):
+    """A single linear layer from the context to the logits.
+
+    Args:
+        context_features: The width of the context.
+        topology: The graph whose edges are scored.
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+
+    Example:
+        >>> LinearRouter(10, Topology.parallel(4))(torch.zeros(3, 10)).shape
+        torch.Size([3, 1, 4])
+    """
+
+    def __init__(
+        self,
+        context_features: int,
+        topology: Topology,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(context_features, topology, (), device=device, dtype=dtype)
+
+
+def linear(x: Tensor, layer: nn.Module) -> Tensor:
+    """Applies a linear layer in float32 or wider."""
+    assert isinstance(layer, nn.Linear)
+    if x.shape[-1:] != (layer.in_features,):
+        raise ValueError(
+            f"`context` must have shape (*, {layer.in_features}) for this router, got {tuple(x.shape)}; "
+            "a context defaults to the input of the routed layer."
+        )
+    dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+    return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
+
+
+def perceptron(x: Tensor, layers: nn.ModuleList) -> Tensor:
+    """Applies linear layers in float32 or wider, with ReLU between them."""
+    for i, layer in enumerate(layers):
+        x = linear(x.relu() if i > 0 else x, layer)
+    return x

@@ -1,0 +1,92 @@
+"""Routing by the task alone: learned rows, or fixed heads."""
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import refuse_where
+from ..topology import Topology
+from .base import Router
+
+__all__ = ["TableRouter", "TaskRouter", "task_one_hot"]
+
+
+class TableRouter(Router):
+    """Routing by the task alone: one learned row of logits for each task.
+
+    Args:
+        num_tasks: The number of tasks.
+        topology: The graph whose edges are scored.
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+
+    The context is a tensor of task ids with shape ``[*]`` (any integer type), or of one-hots with shape
+    ``[*, num_tasks]`` (any floating or boolean type).
+
+    Example:
+        >>> TableRouter(10, Topology.parallel(4))(torch.tensor([0, 9])).shape
+        torch.Size([2, 1, 4])
+    """
+
+    def __init__(
+        self,
+        num_tasks: int,
+        topology: Topology,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(topology)
+        self.num_tasks = num_tasks
+        self.table = nn.Parameter(torch.randn(num_tasks, topology.num_edges, device=device, dtype=dtype))
+
+    def score(self, context: Tensor) -> Tensor:
+        one_hot = task_one_hot(context, self.num_tasks)
+        table = self.table.to(torch.promote_types(self.table.dtype, torch.float32))
+        return one_hot.to(table.dtype) @ table
+
+    def extra_repr(self) -> str:
+        return f"num_tasks={self.num_tasks}"
+
+
+class TaskRouter(Router):
+    """The fixed routing of output level (Fig. 2a): task i reads node i, always, and nothing is learned.
+
+    Args:
+        num_tasks: The number of tasks and of parallel nodes.
+
+    Example:
+        >>> TaskRouter(3)(torch.tensor(1))
+        tensor([[-inf, 0., -inf]])
+    """
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__(Topology.parallel(num_tasks))
+        self.num_tasks = num_tasks
+
+    def score(self, context: Tensor) -> Tensor:
+        return task_one_hot(context, self.num_tasks).to(torch.float32).log()
+
+    def extra_repr(self) -> str:
+        return f"num_tasks={self.num_tasks}"
+
+
+def task_one_hot(task: Tensor, num_tasks: int) -> Tensor:
+    """The boolean one-hot of a task given as ids (integers) or as one-hot (floating or boolean)."""
+    ids = torch.arange(num_tasks, device=task.device)
+    if task.is_floating_point() or task.dtype == torch.bool:
+        if task.shape[-1:] != (num_tasks,):
+            raise ValueError(
+                f"`task` must have shape (*, {num_tasks}) as a one-hot, got {tuple(task.shape)}; "
+                "task ids are integers: convert them with `.long()`."
+            )
+        one_hot = task == 1
+        refuse_where(
+            ((task != 0) & ~one_hot).any(dim=-1) | (one_hot.sum(dim=-1) != 1),
+            lambda row: f"`task` must have exactly one 1 in every row of a one-hot, row {row} is {task[row].tolist()}.",
+        )
+        return one_hot
+    refuse_where(
+        (task < 0) | (task >= num_tasks),
+        lambda index: f"`task` must be in 0..{num_tasks - 1}, got {int(task[index])} at index {index}.",
+    )
+    return task.unsqueeze(-1) == ids

@@ -1,0 +1,202 @@
+"""Properties of the equations, over logits of every scale."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import oracle
+from dynroute.functional import (
+    gumbel_noise,
+    mask_softmax,
+    route_temperature,
+    samplek_path,
+    suitable,
+    task_weights,
+    topk_path,
+)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Tensor:
+    """A few rows of logits between 1e-6 and 1e4 in size, with ties."""
+    scale = 10.0 ** draw(st.integers(-6, 4))
+    width = draw(st.integers(1, 7))
+    grid = st.integers(-4, 4).map(lambda i: i / 4)  # a coarse grid, so that ties are common
+    values = draw(st.lists(st.lists(grid, min_size=width, max_size=width), min_size=1, max_size=4))
+    return torch.tensor(values, dtype=torch.float64) * scale
+
+
+@st.composite
+def masked_rows(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Rows of logits and a mask that leaves at least one source of each."""
+    logits = draw(rows())
+    bits = draw(st.lists(st.booleans(), min_size=logits.numel(), max_size=logits.numel()))
+    allowed = torch.tensor(bits).reshape(logits.shape)
+    allowed[:, draw(st.integers(0, logits.shape[1] - 1))] = True
+    return logits, allowed
+
+
+@given(masked_rows())
+def test_weights_sum_to_one_and_are_zero_off_the_path(case: tuple[Tensor, Tensor]) -> None:
+    logits, path = case
+    weights = mask_softmax(logits, path)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(len(logits), dtype=logits.dtype))
+    assert (weights[~path] == 0).all()
+    assert (weights >= 0).all()
+
+
+@given(masked_rows())
+def test_masking_is_deleting(case: tuple[Tensor, Tensor]) -> None:
+    logits, path = case
+    weights = mask_softmax(logits, path)
+    for row, kept, weight in zip(logits, path, weights, strict=True):
+        torch.testing.assert_close(weight[kept], torch.softmax(row[kept], -1), rtol=1e-12, atol=1e-15)
+
+
+@given(masked_rows(), st.sampled_from([-1024.0, 0.5, 4096.0]))
+def test_a_shift_of_the_logits_changes_nothing(case: tuple[Tensor, Tensor], shift: float) -> None:
+    logits, path = case
+    scale = max(1.0, float(logits.abs().max()))
+    torch.testing.assert_close(
+        mask_softmax(logits + shift, path), mask_softmax(logits, path), rtol=0, atol=1e-12 * scale
+    )
+    rounded = (logits * 4).round() / 4  # exact sums, so that no tie is made or broken
+    assert torch.equal(topk_path(rounded + shift, 2), topk_path(rounded, 2))
+    assert torch.equal(suitable(rounded + shift), suitable(rounded))
+
+
+@given(masked_rows(), st.randoms(use_true_random=False))
+def test_permuted_sources_give_permuted_weights(case: tuple[Tensor, Tensor], random: object) -> None:
+    logits, path = case
+    order = list(range(logits.shape[1]))
+    random.shuffle(order)
+    torch.testing.assert_close(mask_softmax(logits, path)[:, order], mask_softmax(logits[:, order], path[:, order]))
+    distinct = logits + torch.arange(logits.shape[1]) * 1e-9 * max(1.0, float(logits.abs().max()))
+    assert torch.equal(topk_path(distinct, 2)[:, order], topk_path(distinct[:, order], 2))
+
+
+@given(masked_rows(), st.integers(1, 9))
+def test_topk_chooses_exactly_k_allowed_sources_and_breaks_ties_low(case: tuple[Tensor, Tensor], k: int) -> None:
+    logits, allowed = case
+    path = topk_path(logits, k, allowed=allowed)
+    assert torch.equal(path.sum(-1), allowed.sum(-1).clamp(max=k))
+    assert not (path & ~allowed).any()
+    for row, mask, chosen in zip(logits, allowed, path, strict=True):
+        assert chosen[mask].tolist() == oracle.top_k(row[mask].tolist(), k)
+
+
+@given(masked_rows(), st.integers(1, 9), st.sampled_from([1e-3, 1.0, 50.0]), st.integers(0, 1000))
+def test_samplek_chooses_exactly_k_allowed_sources(
+    case: tuple[Tensor, Tensor], k: int, temperature: float, seed: int
+) -> None:
+    logits, allowed = case
+    generator = torch.Generator().manual_seed(seed)
+    path = samplek_path(logits, k, temperature=temperature, allowed=allowed, generator=generator)
+    assert torch.equal(path.sum(-1), allowed.sum(-1).clamp(max=k))
+    assert not (path & ~allowed).any()
+
+
+@given(masked_rows())
+def test_suitable_is_the_rule_of_the_paper(case: tuple[Tensor, Tensor]) -> None:
+    logits, allowed = case
+    actual = suitable(logits, allowed=allowed)
+    assert not actual[~allowed].any()
+    for row, mask, mine in zip(logits / max(1.0, float(logits.abs().max()) / 50), allowed, actual, strict=True):
+        if float(logits.abs().max()) <= 50:  # the literal equation overflows beyond
+            assert mine[mask].tolist() == oracle.is_suitable(list(row[mask]))
+    assert actual.any(-1).all()  # the best of n sources has at least 1/n
+
+
+def test_suitable_reads_the_number_of_sources_of_each_row() -> None:
+    logits = torch.tensor([[0.0, -0.5, 0.0], [0.0, -0.5, 0.0]])
+    allowed = torch.tensor([[True, True, False], [True, True, True]])
+    # softmax .62 .38 against 1/3; softmax .38 .23 .38 against 1/4
+    assert suitable(logits, allowed=allowed).tolist() == [[True, True, False], [True, False, True]]
+
+
+def test_an_empty_row_gives_zeros_and_zero_gradient() -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    weights = mask_softmax(logits, torch.tensor([[True, True, False], [False, False, False]]))
+    assert weights[1].tolist() == [0, 0, 0]
+    (weights * torch.randn(2, 3)).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[1].tolist() == [0, 0, 0]
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("gap", [1e4, 3e38])
+def test_gradients_are_finite_when_the_path_leaves_out_the_best_source_by_far(gap: float) -> None:
+    logits = torch.tensor([gap, 0.0, 1.0], requires_grad=True)
+    weights = mask_softmax(logits, torch.tensor([False, True, True]))
+    torch.testing.assert_close(weights, torch.tensor([0.0, 0.2689414, 0.7310586]))
+    weights[1].backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, torch.tensor([0.0, 0.1966119, -0.1966119]))
+
+
+def test_mask_softmax_passes_gradcheck() -> None:
+    path = torch.tensor([[True, False, True], [False, True, False]])
+    logits = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: mask_softmax(z, path), logits)
+    assert torch.autograd.gradgradcheck(lambda z: mask_softmax(z, path), logits)
+
+
+def test_sources_of_probability_zero_come_last_but_are_counted() -> None:
+    logits = torch.tensor([-math.inf, -math.inf, 1.0, 0.0])
+    assert topk_path(logits, 3).tolist() == [True, False, True, True]
+    allowed = torch.tensor([False, True, True, False])
+    assert topk_path(logits, 2, allowed=allowed).tolist() == [False, True, True, False]
+    for seed in range(200):
+        path = samplek_path(logits, 2, generator=torch.Generator().manual_seed(seed))
+        assert path.tolist() == [False, False, True, True]
+
+
+def test_noise_decides_the_draw() -> None:
+    logits = torch.zeros(2, 4)
+    noise = torch.tensor([[0.0, 3.0, 2.0, 1.0], [5.0, 0.0, 0.0, 6.0]])
+    expected = [[False, True, True, False], [True, False, False, True]]
+    assert samplek_path(logits, 2, noise=noise).tolist() == expected
+
+
+def test_equal_generators_draw_equal_paths_whatever_the_type_of_the_logits() -> None:
+    logits = torch.randn(64, 5).bfloat16()
+    paths = [
+        samplek_path(logits.to(dtype), 2, generator=torch.Generator().manual_seed(3))
+        for dtype in (torch.bfloat16, torch.float32, torch.float64)
+    ]
+    assert torch.equal(paths[0], paths[1])
+    assert torch.equal(paths[1], paths[2])
+
+
+def test_gumbel_noise_is_finite_float32_with_the_right_moments() -> None:
+    noise = gumbel_noise((200_000,), generator=torch.Generator().manual_seed(0))
+    assert noise.dtype == torch.float32
+    assert noise.isfinite().all()
+    assert float(noise.mean()) == pytest.approx(0.5772157, abs=0.01)
+    assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=0.02)
+
+
+def test_a_temperature_for_each_sample() -> None:
+    logits = torch.tensor([1.0, 0.0]).expand(2, 3, 2)
+    noise = torch.tensor([0.0, 5.0]).expand(2, 3, 2)
+    path = samplek_path(logits, 1, temperature=torch.tensor([0.1, 10.0]), noise=noise)
+    assert path[0].tolist() == [[True, False]] * 3  # 1 / 0.1 beats the noise
+    assert path[1].tolist() == [[False, True]] * 3  # 1 / 10 does not
+
+
+def test_route_temperature_and_task_weights() -> None:
+    alpha = torch.tensor([0.5, 0.25, 0.1])
+    torch.testing.assert_close(route_temperature(alpha), torch.tensor([2.0, 4.0, 10.0]) / 16)
+    torch.testing.assert_close(route_temperature(alpha, normalize="mean"), 3 * torch.tensor([2.0, 4.0, 10.0]) / 16)
+    torch.testing.assert_close(task_weights(alpha), torch.softmax(-alpha, -1))
+    torch.testing.assert_close(task_weights(alpha, normalize="mean").mean(), torch.tensor(1.0))
+
+
+def test_sums_of_temperature_are_one_for_many_tasks() -> None:
+    alpha = torch.rand(50, dtype=torch.float64) + 1e-4
+    assert float(route_temperature(alpha).sum()) == pytest.approx(1.0, abs=1e-12)
+    assert float(route_temperature(alpha, normalize="mean").mean()) == pytest.approx(1.0, abs=1e-12)

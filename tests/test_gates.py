@@ -1,0 +1,182 @@
+"""Every gate keeps one contract, and each its own rule."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dynroute import Gate, Hard, Route, SampleK, Soft, TopK, Topology
+
+GATES = {"soft": Soft(), "hard": Hard(), "topk2": TopK(2), "topk3": TopK(3), "samplek2": SampleK(2)}
+TOPOLOGIES = {
+    "dag": Topology.dag(6),
+    "layered": Topology.layered([2, 3]),
+    "parallel": Topology.parallel(4),
+    "single": Topology.dag(2),
+}
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (7,), (2, 3), (0,)], ids=str)
+@pytest.mark.parametrize("topology", TOPOLOGIES.values(), ids=TOPOLOGIES)
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+def test_contract(gate: Gate, topology: Topology, batch: tuple[int, ...], device: torch.device) -> None:
+    allowed = topology.allowed.to(device)
+    logits = 3 * torch.randn(*batch, *topology.path_shape, device=device)
+    route = gate(logits, allowed=allowed)
+
+    assert isinstance(route, Route)
+    assert route.path.shape == route.weights.shape == route.logits.shape == logits.shape
+    assert (route.logits[..., ~allowed] == -torch.inf).all()
+    assert torch.equal(route.logits[..., allowed], logits[..., allowed])
+    assert not (route.path & ~allowed).any()
+    assert route.path.any(-1).all()
+    assert (route.weights[~route.path] == 0).all()
+    assert (route.weights.sum(-1) <= 1 + 1e-6).all()
+
+    again = gate(logits, allowed=allowed, path=route)
+    assert torch.equal(again.weights, route.weights)
+    assert torch.equal(gate(logits, allowed=allowed, path=route.path).weights, route.weights)
+
+
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+def test_evaluation_is_deterministic_and_sampling_follows_the_generator(gate: Gate) -> None:
+    logits = torch.randn(50, 2, 5)
+    gate.eval()
+    assert torch.equal(gate(logits).path, gate(logits).path)
+    draws = [gate(logits, sample=True, generator=torch.Generator().manual_seed(seed)).path for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1])
+    assert torch.equal(draws[0], draws[2]) != isinstance(gate, SampleK)
+    gate.train()
+    assert torch.equal(gate(logits, sample=False).path, gate.eval()(logits).path)
+
+
+@given(st.integers(2, 6), st.integers(0, 100))
+def test_topk_of_all_sources_is_soft(width: int, seed: int) -> None:
+    logits = torch.randn(4, width, generator=torch.Generator().manual_seed(seed))
+    for gate in (TopK(max(width, 2)), TopK(9), SampleK(9)):
+        assert torch.equal(gate(logits).path, Soft()(logits).path)
+        assert torch.equal(gate(logits).weights, Soft()(logits).weights)
+
+
+def test_hard_keeps_the_probability_of_the_full_softmax() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    route = Hard()(logits, allowed=torch.tensor([True, True, False]))
+    assert route.path.tolist() == [[False, True, False]]
+    torch.testing.assert_close(route.weights, torch.tensor([[0.0, torch.sigmoid(torch.tensor(2.0)), 0.0]]))
+    replayed = Hard()(logits, path=torch.tensor([[True, False, False]]))
+    torch.testing.assert_close(replayed.weights[0, 0], torch.softmax(logits, -1)[0, 0])
+
+
+def test_samplek_is_topk_when_it_does_not_sample() -> None:
+    logits = torch.randn(9, 4, 5)
+    assert torch.equal(SampleK(2).eval()(logits).path, TopK(2)(logits).path)
+    assert torch.equal(SampleK(2)(logits, sample=False).weights, TopK(2)(logits).weights)
+
+
+def test_weights_of_a_sampled_path_come_from_clean_logits() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    route = SampleK(2)(logits, temperature=0.01, noise=torch.tensor([[500.0, 500.0, 0.0]]))
+    assert route.path.tolist() == [[True, True, False]]
+    torch.testing.assert_close(route.weights[0, :2], torch.softmax(logits[0, :2], -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_logits_are_widened(dtype: torch.dtype) -> None:
+    route = TopK(2)(torch.randn(3, 4).to(dtype))
+    assert route.logits.dtype == route.weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+def test_the_router_gets_a_gradient(gate: Gate) -> None:
+    logits = torch.randn(8, 3, 4, requires_grad=True)
+    (gate(logits).weights * torch.randn(8, 3, 4)).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().sum(-1).min() > 0
+
+
+@pytest.mark.parametrize("gate", [TopK, SampleK])
+def test_bad_k_is_refused(gate: type[Gate]) -> None:
+    name = gate.__name__
+    with pytest.raises(ValueError, match=f"at least 2 for {name}, got 1: .* gives the router no gradient; use Hard"):
+        gate(1)
+    with pytest.raises(ValueError, match="`k` must be at least 2, got 0"):
+        gate(0)
+    with pytest.raises(TypeError, match=r"`k` must be an integer, got 2\.0"):
+        gate(2.0)
+    with pytest.raises(TypeError, match="`k` must be an integer, got True"):
+        gate(True)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
+    logits = torch.zeros(2, 3, 3)
+    logits[1, 0, 2] = bad
+    with pytest.raises(ValueError, match=r"`logits` must be finite, got (nan|inf) at index \(1, 0, 2\); did"):
+        TopK(2)(logits)
+
+
+def test_values_in_padding_do_not_matter() -> None:
+    logits = torch.tensor([[0.0, torch.nan], [1.0, 2.0]])
+    route = Soft()(logits, allowed=Topology.dag(3).allowed)
+    assert route.logits.tolist() == [[0.0, -torch.inf], [1.0, 2.0]]
+
+
+def bad_paths() -> dict[str, tuple[Tensor | str, type[Exception], str]]:
+    good = torch.tensor([[[True, False], [True, True]]] * 2)
+    empty, forbidden = good.clone(), good.clone()
+    empty[1, 1] = False
+    forbidden[1, 0, 1] = True
+    return {
+        "float": (good.float(), TypeError, r"`path` must be a boolean tensor, got torch\.float32; compare it"),
+        "list": ("path", TypeError, "`path` must be a boolean tensor or a Route, got str"),
+        "shape": (good[:1], ValueError, r"`path` must have shape \(2, 2, 2\) like the logits, got \(1, 2, 2\); was it"),
+        "empty": (empty, ValueError, r"row \(1, 1\) has none; was an empty record replayed"),
+        "forbidden": (forbidden, ValueError, r"row \(1, 0\) uses the missing slot 1; was it recorded by another"),
+    }
+
+
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+@pytest.mark.parametrize("case", bad_paths())
+def test_bad_replays_are_refused(gate: Gate, case: str) -> None:
+    path, error, message = bad_paths()[case]
+    with pytest.raises(error, match=message):
+        gate(torch.zeros(2, 2, 2), allowed=Topology.dag(3).allowed, path=path)
+
+
+def test_bad_allowed_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"`allowed` must be a boolean tensor, got torch\.float32"):
+        Soft()(torch.zeros(2, 3), allowed=torch.ones(3))
+    with pytest.raises(ValueError, match=r"`allowed` must have the shape of the last dim.*\(2, 3\), got \(2,\)"):
+        Soft()(torch.zeros(2, 3), allowed=torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="`logits` must have shape"):
+        Soft()(torch.zeros(()))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, torch.nan])
+def test_bad_temperatures_are_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match="`temperature` must be positive"):
+        SampleK(2)(torch.zeros(2, 3, 3), temperature=temperature)
+    with pytest.raises(ValueError, match=r"`temperature` must be positive, got .* at index \(1,\)"):
+        SampleK(2)(torch.zeros(2, 3, 3), temperature=torch.tensor([1.0, temperature]))
+
+
+def test_misshaped_sampling_arguments_are_refused() -> None:
+    logits = torch.zeros(2, 3, 3)
+    with pytest.raises(ValueError, match=r"`temperature` must be a number or have the batch shape .* got \(3,\)"):
+        SampleK(2)(logits, temperature=torch.ones(3))
+    with pytest.raises(ValueError, match=r"`noise` must have the shape of the logits \(2, 3, 3\), got \(3, 3\)"):
+        SampleK(2)(logits, noise=torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="`generator` and `noise` exclude each other"):
+        SampleK(2)(logits, noise=torch.zeros(2, 3, 3), generator=torch.Generator())
+
+
+def test_a_gate_of_ones_own() -> None:
+    class Last(Gate):
+        def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
+            last = allowed.cumsum(-1) == allowed.sum(-1, keepdim=True)
+            return last & allowed
+
+    route = Last()(torch.randn(5, 5), allowed=Topology.dag(6).allowed)
+    assert torch.equal(route.path, torch.eye(5, dtype=torch.bool))
+    assert torch.equal(route.weights, torch.eye(5))

@@ -1,0 +1,195 @@
+"""Every level x gate x protect mode x replay x batch shape computes what the equations say, gradients included."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import oracle
+from dynroute import (
+    Gate,
+    Hard,
+    LayerRouting,
+    LinearRouter,
+    MLPRouter,
+    ModelRouting,
+    ModuleRouting,
+    OutputRouting,
+    RoutedGraph,
+    SampleK,
+    Soft,
+    TopK,
+    Topology,
+)
+from dynroute.functional import gumbel_noise, route_temperature, samplek_path
+
+GATES: dict[str, Gate] = {"soft": Soft(), "hard": Hard(), "topk": TopK(2), "samplek": SampleK(2)}
+PROTECT = ["rsg", "input", "sg", "none"]
+SHAPES = [(), (1,), (7,), (2, 3)]
+DOUBLE = torch.float64
+
+
+def make_module(gate: Gate, protect: str, shortcut: bool) -> RoutedGraph:
+    return ModuleRouting.mlp(
+        3, 4, 5, 2, 3, gate, router_sizes=(6,), activation=nn.Tanh, protect=protect, shortcut=shortcut, dtype=DOUBLE
+    )
+
+
+def make_layer(gate: Gate, protect: str, shortcut: bool) -> RoutedGraph:
+    topology = Topology.layered([2, 3, 3])
+    layers = [
+        [nn.Linear(3 if depth == 0 else 4, 4, dtype=DOUBLE) for _ in range(n)] for depth, n in enumerate([2, 3, 3])
+    ]
+    head = nn.Linear(4, 2, dtype=DOUBLE)
+    router = MLPRouter(3, topology, (6,), dtype=DOUBLE)
+    return LayerRouting(layers, gate, router, head=head, shortcut=shortcut, protect=protect)
+
+
+def make_model(gate: Gate, protect: str, shortcut: bool) -> RoutedGraph:
+    return ModelRouting.mlp(3, 4, 3, 2, 3, gate, activation=nn.Tanh, router_sizes=(6,), protect=protect, dtype=DOUBLE)
+
+
+MAKERS = {"module": make_module, "layer": make_layer, "model": make_model}
+CASES = [("module", True), ("module", False), ("layer", True), ("layer", False), ("model", False)]
+
+
+def rows_of(tensor: Tensor, parents: Sequence[Sequence[int]]) -> list[list[object]]:
+    """The slots of one sample as nested lists, padding left out."""
+    widths = [len(row) for row in parents if row]
+    return [[tensor[t, s].item() for s in range(width)] for t, width in enumerate(widths)]
+
+
+def naive(
+    net: RoutedGraph, gate: str, x: Tensor, context: Tensor, path: Tensor | None, noise: Tensor, temperature: Tensor
+) -> Tensor:
+    """The oracle over a batch, one sample after the other."""
+    parents = net.topology.parents
+    outputs = []
+    for index in (
+        [()] if x.dim() == 1 else list(torch.cartesian_prod(*map(torch.arange, x.shape[:-1])).reshape(-1, x.dim() - 1))
+    ):
+        b = tuple(int(i) for i in index)
+        z = oracle.split(oracle.linear_logits(net.router, context[b]), parents)
+        if path is None:
+            noises = rows_of(noise[b], parents)
+            d = [oracle.choose(gate, row, g, float(temperature[b])) for row, g in zip(z, noises, strict=True)]
+        else:
+            d = rows_of(path[b], parents)
+        p = [oracle.weigh(gate, row, chosen) for row, chosen in zip(z, d, strict=True)]
+        outputs.append(
+            oracle.run_sample(
+                parents,
+                list(net.nodes),
+                x[b],
+                p,
+                [oracle.is_suitable(row) for row in z],
+                shortcut=net.shortcut,
+                protect=net.protect if net.training else "none",
+            )
+        )
+    return torch.stack(outputs).reshape(*x.shape[:-1], -1)
+
+
+def gradients(net: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> list[Tensor]:
+    torch.manual_seed(7)
+    tensors = [*net.parameters(), *inputs]
+    grads = torch.autograd.grad((output * torch.randn_like(output)).sum(), tensors, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, grads, strict=True)]
+
+
+def assert_parity(net: RoutedGraph, gate: str, shape: tuple[int, ...], *, replay: bool) -> None:
+    x = torch.randn(*shape, 3, dtype=DOUBLE, requires_grad=True)
+    context = (2 * torch.randn(*shape, 3, dtype=DOUBLE)).requires_grad_()
+    noise = gumbel_noise((*shape, *net.topology.path_shape))
+    temperature = torch.rand(shape, dtype=DOUBLE) + 0.2
+    path = None
+    if replay:
+        path = samplek_path(
+            torch.zeros(*shape, *net.topology.path_shape),
+            2,
+            allowed=net.topology.allowed,
+            noise=torch.randn_like(noise),
+        )
+
+    actual, route = net(x, context, path=path, noise=noise, temperature=temperature, return_route=True)
+    expected = naive(net, gate, x, context, path, noise, temperature)
+
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    for mine, theirs in zip(gradients(net, (x, context), actual), gradients(net, (x, context), expected), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+    if path is not None:
+        assert torch.equal(route.path, path)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("replay", [False, True], ids=["live", "replayed"])
+@pytest.mark.parametrize("protect", PROTECT)
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(("level", "shortcut"), CASES)
+def test_training_matches_the_equations(
+    level: str, shortcut: bool, gate: str, protect: str, replay: bool, shape: tuple[int, ...]
+) -> None:
+    assert_parity(MAKERS[level](GATES[gate], protect, shortcut), gate, shape, replay=replay)
+
+
+@pytest.mark.parametrize("gate", ["soft", "hard", "topk"])
+@pytest.mark.parametrize(("level", "shortcut"), CASES)
+def test_evaluation_protects_nothing(level: str, shortcut: bool, gate: str) -> None:
+    assert_parity(MAKERS[level](GATES[gate], "rsg", shortcut).eval(), gate, (5,), replay=False)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_output_level_runs_the_head_of_the_task(one_hot: bool, shape: tuple[int, ...]) -> None:
+    net = OutputRouting.mlp(3, 4, 3, 2, dtype=DOUBLE)
+    x = torch.randn(*shape, 3, dtype=DOUBLE, requires_grad=True)
+    task = torch.randint(3, shape)
+    given_task = nn.functional.one_hot(task, 3).to(DOUBLE) if one_hot else task
+
+    actual = net(x, given_task)
+    rows = zip(x.reshape(-1, 3), task.reshape(-1).tolist(), strict=True)
+    expected = torch.stack([net.nodes[i](row) for row, i in rows]).reshape(*shape, 2)
+
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    for mine, theirs in zip(gradients(net, (x,), actual), gradients(net, (x,), expected), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[list[int]]:
+    """Parents of a random graph: several roots, gaps, sources in any order."""
+    count = draw(st.integers(2, 7))
+    parents: list[list[int]] = [[]]
+    for i in range(1, count):
+        least = 1 if i == count - 1 else 0
+        parents.append(draw(st.lists(st.integers(0, i - 1), min_size=least, max_size=i, unique=True)))
+    return parents
+
+
+@given(
+    parents=graphs(),
+    gate=st.sampled_from(sorted(GATES)),
+    protect=st.sampled_from(PROTECT),
+    shortcut=st.booleans(),
+    batch=st.sampled_from(SHAPES),
+    replay=st.booleans(),
+)
+def test_any_graph_matches_the_equations(
+    parents: list[list[int]], gate: str, protect: str, shortcut: bool, batch: tuple[int, ...], replay: bool
+) -> None:
+    topology = Topology(parents)
+    modules = [nn.Linear(4 if row else 3, 4, dtype=DOUBLE) for row in parents]
+    router = LinearRouter(3, topology, dtype=DOUBLE)
+    net = RoutedGraph(modules, topology, GATES[gate], router, shortcut=shortcut, protect=protect)
+    assert_parity(net, gate, batch, replay=replay)
+
+
+def test_temperature_of_the_paper_is_the_one_of_the_oracle() -> None:
+    alpha = [0.02, 0.5, 1.7]
+    expected = oracle.routing_temperature(alpha)
+    assert route_temperature(torch.tensor(alpha, dtype=DOUBLE)).tolist() == pytest.approx(expected, rel=1e-12)
+    assert math.isclose(sum(expected), 1.0)

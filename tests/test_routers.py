@@ -1,0 +1,157 @@
+"""The routers compute the logits of the papers, slot by slot."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynroute import CascadeRouter, LinearRouter, MLPRouter, Router, TableRouter, TaskRouter, Topology
+
+DAG = Topology.dag(5)
+LAYERED = Topology.layered([2, 3, 3])
+ROUTERS: dict[str, tuple[Router, Tensor]] = {
+    "linear": (LinearRouter(4, DAG), torch.randn(6, 4)),
+    "mlp": (MLPRouter(4, DAG, (8, 7)), torch.randn(6, 4)),
+    "cascade": (CascadeRouter(4, LAYERED, (9,)), torch.randn(6, 4)),
+    "cascade on a dag": (CascadeRouter(4, DAG, cascade="logits"), torch.randn(6, 4)),
+    "table by id": (TableRouter(3, DAG), torch.tensor([0, 1, 2, 2, 1, 0])),
+    "table by one-hot": (TableRouter(3, DAG), torch.eye(3).repeat(2, 1)),
+    "task": (TaskRouter(3), torch.tensor([0, 1, 2, 2, 1, 0])),
+}
+
+
+@pytest.mark.parametrize(("router", "context"), ROUTERS.values(), ids=ROUTERS)
+def test_contract(router: Router, context: Tensor) -> None:
+    logits = router(context)
+    assert logits.shape == (6, *router.topology.path_shape)
+    assert (logits[:, ~router.topology.allowed] == -torch.inf).all()
+    assert not logits.isnan().any()
+
+    wide = context.reshape(2, 3, *context.shape[1:])
+    torch.testing.assert_close(router(wide), logits.reshape(2, 3, *logits.shape[1:]))
+    torch.testing.assert_close(router(context[0]), logits[0])
+    assert router(context[:0]).shape == (0, *router.topology.path_shape)
+
+
+@pytest.mark.parametrize(("router", "context"), ROUTERS.values(), ids=ROUTERS)
+def test_routing_is_at_least_float32(router: Router, context: Tensor) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = router(context)
+    assert under_autocast.dtype == torch.float32
+    assert torch.equal(under_autocast, router(context))
+
+    narrow = copy.deepcopy(router).bfloat16()
+    assert narrow(context.bfloat16() if context.is_floating_point() else context).dtype == torch.float32
+
+
+def test_an_mlp_has_one_output_for_each_edge_in_slot_order() -> None:
+    router = MLPRouter(4, DAG, (8,))
+    context = torch.randn(4)
+    scores = router.layers[1](router.layers[0](context).relu())
+    assert scores.shape == (10,)
+    logits = router(context)
+    assert torch.equal(logits[DAG.allowed], scores)
+    assert logits[2, :3].tolist() == scores[3:6].tolist()
+
+
+def test_size_of_the_router_of_d2r() -> None:
+    router = MLPRouter(400, Topology.dag(17), (256, 256))
+    sizes = [(layer.in_features, layer.out_features) for layer in router.layers if isinstance(layer, nn.Linear)]
+    assert sizes == [(400, 256), (256, 256), (256, 136)]
+
+
+def released_cascade(router: CascadeRouter, context: Tensor) -> Tensor:
+    """The router of the released Soft Modularization for layers of 2, 3 and 3, one sample, written out."""
+    embedding = router.embed[0](context)
+    first = router.down[0](embedding.relu())
+    p1 = torch.softmax(first.reshape(3, 2), -1).flatten()
+    second = router.down[1]((router.up[0](p1) * embedding).relu())
+    p2 = torch.softmax(second.reshape(3, 3), -1).flatten()
+    third = router.down[2]((router.up[1](torch.cat([p1, p2])) * embedding).relu())
+    return torch.cat([first, second, third])
+
+
+def paper_cascade(router: CascadeRouter, context: Tensor) -> Tensor:
+    """Eq. 5 and 6 of Soft Modularization for layers of 2, 3 and 3, one sample, written out."""
+    first = router.down[0](context.relu())
+    second = router.down[1]((router.up[0](first) * context).relu())
+    third = router.down[2]((router.up[1](second) * context).relu())
+    return torch.cat([first, second, third])
+
+
+def test_cascade_of_the_release() -> None:
+    router = CascadeRouter(4, LAYERED, (9,))
+    contexts = torch.randn(6, 4)
+    for context, logits in zip(contexts, router(contexts), strict=True):
+        torch.testing.assert_close(logits[LAYERED.allowed], released_cascade(router, context))
+    assert [layer.in_features for layer in router.up] == [6, 15]
+
+
+def test_cascade_of_the_paper() -> None:
+    router = CascadeRouter(4, LAYERED, cascade="logits")
+    contexts = torch.randn(6, 4)
+    for context, logits in zip(contexts, router(contexts), strict=True):
+        torch.testing.assert_close(logits[LAYERED.allowed], paper_cascade(router, context))
+    assert [layer.in_features for layer in router.up] == [6, 9]
+
+
+def test_size_of_the_cascade_of_soft_modularization() -> None:
+    router = CascadeRouter(400, Topology.layered([4, 4, 4, 4]), (256, 256))
+    assert [layer.in_features for layer in router.up] == [16, 32, 48]
+    assert [layer.out_features for layer in router.down] == [16, 16, 16, 4]
+    assert sum(p.numel() for p in router.parameters()) == 207_156
+
+
+def test_a_table_holds_one_row_for_each_task() -> None:
+    router = TableRouter(3, DAG)
+    logits = router(torch.tensor([2, 0]))
+    assert torch.equal(logits[0][DAG.allowed], router.table[2])
+    one_hots = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    assert torch.equal(router(one_hots), logits)
+    assert torch.equal(router(one_hots.bool()), logits)
+
+    logits[0][DAG.allowed].sum().backward()
+    assert router.table.grad is not None
+    assert router.table.grad.abs().sum(-1).tolist() == [0, 0, 10]
+
+
+def test_a_task_reads_its_own_node() -> None:
+    assert TaskRouter(3)(torch.tensor([2, 0])).tolist() == [
+        [[-torch.inf, -torch.inf, 0]],
+        [[0, -torch.inf, -torch.inf]],
+    ]
+
+
+@pytest.mark.parametrize("router", [TableRouter(3, DAG), TaskRouter(3)], ids=["table", "task"])
+def test_bad_tasks_are_refused(router: Router) -> None:
+    with pytest.raises(ValueError, match=r"`task` must be in 0\.\.2, got 3 at index \(1,\)"):
+        router(torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match=r"`task` must be in 0\.\.2, got -1 at index \(\)"):
+        router(torch.tensor(-1))
+    with pytest.raises(ValueError, match=r"`task` must have shape \(\*, 3\) as a one-hot, got \(2, 4\); task ids"):
+        router(torch.eye(4)[:2])
+    with pytest.raises(ValueError, match=r"exactly one 1 in every row .*, row \(1,\) is \[0\.0, 0\.5, 0\.5\]"):
+        router(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]]))
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "cascade", "cascade on a dag"])
+def test_a_context_of_the_wrong_width_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"`context` must have shape \(\*, 4\) for this router, got \(2, 5\); a"):
+        ROUTERS[name][0](torch.zeros(2, 5))
+
+
+def test_bad_constructions_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"`topology` must be a Topology, got int; for instance Topology\.dag\(8\)"):
+        LinearRouter(4, 8)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='`cascade` must be "probabilities" or "logits", got \'both\''):
+        CascadeRouter(4, LAYERED, cascade="both")
+
+
+def test_a_router_of_ones_own() -> None:
+    class Constant(Router):
+        def score(self, context: Tensor) -> Tensor:
+            return torch.arange(self.topology.num_edges, dtype=torch.float32).expand(*context.shape[:-1], -1)
+
+    logits = Constant(Topology.dag(3))(torch.zeros(2, 1))
+    assert logits.tolist() == [[[0, -torch.inf], [1, 2]]] * 2

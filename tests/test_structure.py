@@ -1,0 +1,79 @@
+"""The structure of the code: imports point down, files are small, names are exported once."""
+
+import ast
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import dynroute
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "dynroute"
+FILES = sorted(CORE.rglob("*.py"))
+
+# Each layer may import the layers before it, and its own.
+LAYERS = [
+    ["checks"],
+    ["arguments"],
+    ["route", "functional"],
+    ["topology"],
+    ["gates"],
+    ["routers"],
+    ["losses", "inspect"],
+    ["execution"],
+    ["levels"],
+    ["testing"],
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+
+def imported(path: Path) -> set[str]:
+    """The absolute names of the modules that a file imports."""
+    package = ["dynroute", *path.relative_to(CORE).parent.parts]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            names.add(".".join(part for part in (base, node.module) if part))
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CORE)))
+def test_imports_point_down(path: Path) -> None:
+    own = path.relative_to(CORE).parts[0].removesuffix(".py")
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        assert top in {"dynroute", "torch"} | sys.stdlib_module_names, f"{path} imports {name}"
+        layer = rest.split(".")[0]
+        if own != "__init__" and top == "dynroute" and layer:
+            assert RANK[layer] <= RANK[own], f"{path} of layer {own} imports {layer} above it"
+
+
+def test_every_module_has_a_layer() -> None:
+    modules = {path.relative_to(CORE).parts[0].removesuffix(".py") for path in FILES} - {"__init__"}
+    assert modules == set(RANK)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CORE)))
+def test_files_are_small_and_say_what_they_export(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree)
+    first = next(node for node in tree.body if isinstance(node, ast.Assign))
+    assert getattr(first.targets[0], "id", "") == "__all__", f"{path} must define `__all__` first"
+
+
+def test_every_exported_name_exists_and_has_a_docstring() -> None:
+    modules = [dynroute] + [
+        importlib.import_module(info.name) for info in pkgutil.walk_packages(dynroute.__path__, "dynroute.")
+    ]
+    for module in modules:
+        assert sorted(module.__all__) == list(module.__all__), f"{module.__name__}.__all__ must be sorted"
+        for name in module.__all__:
+            assert getattr(module, name).__doc__, f"{module.__name__}.{name} must have a docstring"
