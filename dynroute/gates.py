@@ -43,7 +43,7 @@ class Gate(nn.Module, ABC):
             noise: Gumbel noise drawn before, with the shape of `logits`, for a gate that samples.
 
         Returns:
-            The route: the logits with -inf where no slot is, the path, and the weights.
+            The route. Its logits hold -inf where no slot is.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         allowed = expand_allowed(allowed, logits)

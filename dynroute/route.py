@@ -22,3 +22,15 @@ class Route(NamedTuple):
 
     weights: Tensor
     """The weights that mix the chosen sources, p in the paper."""
+
+    def sample(self, *index: int) -> "Route":
+        """The route of one sample; ``route[i]`` is a field of the tuple, not a sample.
+
+        Args:
+            index: The position of the sample in each batch dimension.
+
+        Example:
+            >>> Soft()(torch.zeros(7, 2, 2)).sample(3).path.shape
+            torch.Size([2, 2])
+        """
+        return Route(self.logits[index], self.path[index], self.weights[index])

@@ -21,7 +21,7 @@ def assert_routed(module: nn.Module, x: Tensor, context: Tensor | None = None, *
     1. the route has the topology's shape, a source in every row, and no weight off its path;
     2. replaying a route, or its path alone, reproduces the output bit for bit;
     3. a generator decides the sampled paths, and evaluation is deterministic;
-    4. samples do not influence each other, and any leading dimensions do;
+    4. samples do not influence each other, and the batch may have any number of dimensions, none included;
     5. copies and restored state dicts compute the same;
     6. every parameter receives a finite gradient, and nodes that no sample uses receive exact zeros.
 

@@ -61,6 +61,8 @@ class Topology:
     @staticmethod
     def layered(sizes: Sequence[int]) -> "Topology":
         """Layer-level routing (Fig. 2c): nodes in layers read the layer before; the output node mixes the last one."""
+        if not isinstance(sizes, Sequence):
+            raise TypeError(f"`sizes` must list the size of each layer, got {sizes!r}; for instance [4, 4, 4].")
         if not sizes:
             raise ValueError("`sizes` must name at least one layer, got none; for instance [4, 4, 4].")
         for i, size in enumerate(sizes):
@@ -186,7 +188,7 @@ class Topology:
                     "index the batch first."
                 )
         self.check_path(path)
-        values = path.double() if weights is None else weights
+        values = path.double() if weights is None else weights.detach()
         return [
             (self.parents[node][s], node, float(values[t, s]))
             for t, node in enumerate(self.destinations)

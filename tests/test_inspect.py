@@ -28,8 +28,8 @@ def test_unused_nodes_are_hollow() -> None:
     path[:, 0] = True  # everyone reads node 0: nodes 1 and 2 are unused
     root = ElementTree.fromstring(draw(topology, path.float()))
     fills = [circle.get("fill") for circle in root.findall(f".//{SVG}circle")]
-    assert fills[1] == fills[2] == "#fff"
-    assert fills[0] == fills[3] != "#fff"
+    assert fills[1] == fills[2] == "#ffffff"
+    assert fills[0] == fills[3] != "#ffffff"
 
 
 def test_a_mean_of_routes_and_a_title() -> None:
@@ -37,6 +37,11 @@ def test_a_mean_of_routes_and_a_title() -> None:
     _, route = net(torch.randn(20, 5), return_route=True)
     text = draw(net.topology, route.weights.mean(0), title="mean of <20> & more")
     assert ElementTree.fromstring(text).findtext(f"{SVG}title") == "mean of <20> & more"
+
+
+def test_logits_are_not_taken_for_weights() -> None:
+    with pytest.raises(ValueError, match=r"`route` must hold weights, got -1 at \(0, 0\); did you pass the logits"):
+        draw(Topology.dag(3), torch.tensor([[-1.0, 0.0], [0.0, 1.0]]))
 
 
 def test_a_batch_is_refused() -> None:

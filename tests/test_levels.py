@@ -262,6 +262,7 @@ def build(**changes: object) -> RoutedGraph:
     ("changes", "error", "message"),
     [
         ({"modules": []}, ValueError, "`modules` must hold one module for each of the 3 nodes, got 0"),
+        ({"topology": 3}, TypeError, r"`topology` must be a Topology, got 3; for instance Topology\.dag\(8\)"),
         ({"gate": 2}, TypeError, r"`gate` must be a Gate such as TopK\(2\), got 2"),
         ({"gate": TopK}, TypeError, r"`gate` must be a Gate such as TopK\(2\), got <class"),
         ({"router": None}, TypeError, "`router` must be a module such as LinearRouter"),
@@ -289,6 +290,12 @@ def test_empty_levels_are_refused() -> None:
         OutputRouting([])
     with pytest.raises(ValueError, match="`num_modules` must be at least 1, got 0"):
         ModuleRouting.mlp(3, 4, 0, 2)
+    with pytest.raises(ValueError, match="`num_models` must be at least 1, got 0"):
+        ModelRouting.mlp(3, 4, 0, 2)
+    with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
+        OutputRouting.mlp(3, 4, 0, 2)
+    with pytest.raises(TypeError, match=r"`sizes` must list the size of each layer, got 3; for instance \[4, 4, 4\]"):
+        LayerRouting.mlp(3, 4, 3, 2)
 
 
 def test_bad_inputs_are_refused() -> None:
@@ -299,6 +306,8 @@ def test_bad_inputs_are_refused() -> None:
         net(torch.zeros(7, 3), torch.zeros(6, 3))
     with pytest.raises(ValueError, match=r"`temperature` must be a number or have the batch shape \(7,\), got \(2,\)"):
         net(torch.zeros(7, 3), temperature=torch.ones(2))
+    with pytest.raises(ValueError, match=r"`temperature` must be positive, got -1\.0"):
+        net(torch.zeros(7, 3), temperature=-1.0)
     with pytest.raises(ValueError, match="`temperature` must be a number or have the batch shape"):
         net(torch.zeros(2, 2, 3)[0], temperature=torch.ones(2, 2))
     with pytest.raises(ValueError, match=r"`path` must have shape \(7, 2, 2\) like the logits, got \(7, 3, 3\)"):

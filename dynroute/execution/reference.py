@@ -2,14 +2,14 @@
 
 What the stopped branch of Eq. 10 holds differs between the paper and its released code; `protect` says which runs:
 
-====== ============================== ===============================
-mode   the module reads               its shortcut adds
-====== ============================== ===============================
-rsg    the protected mix (Eq. 11-12)  the protected mix (Eq. 11-12)
-input  the protected mix              the plain mix (released code)
+====== ================================= =============================
+mode   the module reads                  its shortcut adds
+====== ================================= =============================
+rsg    the protected mix (Eq. 11-12)     the protected mix
+input  the protected mix                 the plain mix (released code)
 sg     the mix with plain stops (Eq. 9)  that same mix
-none   the plain mix (Eq. 3)          the plain mix
-====== ============================== ===============================
+none   the plain mix (Eq. 3)             the plain mix
+====== ================================= =============================
 """
 
 from collections.abc import Sequence

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ..arguments import temperature_like
 from ..execution import check_backend, chosen_backend, run_reference
 from ..functional import suitable
 from ..gates import Gate
@@ -55,6 +56,8 @@ class RoutedGraph(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        if not isinstance(topology, Topology):
+            raise TypeError(f"`topology` must be a Topology, got {topology!r}; for instance Topology.dag(8).")
         self.nodes = nn.ModuleList(modules)
         if len(self.nodes) != topology.num_nodes:
             raise ValueError(
@@ -82,7 +85,7 @@ class RoutedGraph(nn.Module):
 
     @property
     def backend(self) -> str:
-        """How the graph is executed: "reference", or "auto" for the fastest that can run it."""
+        """How the graph is executed, "reference" or "auto" for the fastest that can run it."""
         return self._backend
 
     @backend.setter
@@ -180,7 +183,9 @@ class RoutedGraph(nn.Module):
             )
 
     def _check_temperature(self, temperature: float | Tensor, logits: Tensor) -> None:
-        if isinstance(temperature, Tensor) and temperature.dim() and temperature.shape != logits.shape[:-2]:
+        if not isinstance(temperature, Tensor):
+            temperature_like(temperature, logits)
+        elif temperature.dim() and temperature.shape != logits.shape[:-2]:
             raise ValueError(
                 f"`temperature` must be a number or have the batch shape {tuple(logits.shape[:-2])}, "
                 f"got {tuple(temperature.shape)}; give one value per sample."

@@ -103,6 +103,7 @@ class LayerRouting(RoutedGraph):
             >>> net(torch.zeros(7, 39), torch.zeros(7, 10)).shape
             torch.Size([7, 4])
         """
+        topology = Topology.layered(layer_sizes)
         layers = [
             [
                 perceptron((width if depth else in_features, width), activation, device=device, dtype=dtype)
@@ -112,7 +113,7 @@ class LayerRouting(RoutedGraph):
         ]
         router = CascadeRouter(
             in_features if context_features is None else context_features,
-            Topology.layered(layer_sizes),
+            topology,
             router_sizes,
             device=device,
             dtype=dtype,

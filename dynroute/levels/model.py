@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
+from ..arguments import check_count
 from ..gates import Gate, Soft
 from ..routers import MLPRouter
 from ..topology import Topology
@@ -89,6 +90,7 @@ class ModelRouting(RoutedGraph):
             >>> net(torch.zeros(7, 39), torch.zeros(7, 10)).shape
             torch.Size([7, 4])
         """
+        check_count("num_models", num_models, at_least=1)
         models = [
             perceptron(
                 (in_features, *[width] * depth), activation, out_features=out_features, device=device, dtype=dtype

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from ..arguments import check_count
 from ..gates import Gate, SampleK
 from ..routers import MLPRouter
 from ..topology import Topology
@@ -105,8 +106,7 @@ class ModuleRouting(RoutedGraph):
             >>> net(torch.zeros(7, 39), torch.zeros(7, 10)).shape
             torch.Size([7, 4])
         """
-        if num_modules < 1:
-            raise ValueError(f"`num_modules` must be at least 1, got {num_modules}.")
+        check_count("num_modules", num_modules, at_least=1)
         widths = [in_features, *[width] * num_modules]
         modules: list[nn.Module] = [
             perceptron(pair, activation, device=device, dtype=dtype) for pair in pairwise(widths)

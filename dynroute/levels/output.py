@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_count
 from ..gates import Hard
 from ..route import Route
 from ..routers import TaskRouter
@@ -66,6 +67,7 @@ class OutputRouting(RoutedGraph):
             >>> net(torch.zeros(7, 400), torch.zeros(7, dtype=torch.long)).shape
             torch.Size([7, 4])
         """
+        check_count("num_tasks", num_tasks, at_least=1)
         return cls(
             [
                 perceptron(

@@ -1,8 +1,14 @@
-"""Options and settings that all tests share."""
+"""Options and settings that all tests share, and the names that the examples of the docstrings use."""
 
 import pytest
 import torch
 from hypothesis import settings
+
+import dynroute
+import dynroute.functional
+import dynroute.losses
+from dynroute.inspect import draw
+from dynroute.testing import assert_routed
 
 # The test processes share the cores; idle threads of one would spin on those of the other.
 torch.set_num_threads(1)
@@ -31,3 +37,10 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def doctest_names(doctest_namespace: dict[str, object]) -> None:
+    for module in (dynroute, dynroute.functional, dynroute.losses):
+        doctest_namespace.update({name: getattr(module, name) for name in module.__all__})
+    doctest_namespace.update(torch=torch, nn=torch.nn, dynroute=dynroute, draw=draw, assert_routed=assert_routed)

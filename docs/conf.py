@@ -1,0 +1,163 @@
+"""How the documentation is built: `make docs`, without a network and with warnings as errors."""
+
+import inspect
+import os
+import pkgutil
+import re
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
+from sphinx.ext import autosummary
+from sphinx.util import logging
+
+import dynroute
+
+logger = logging.getLogger(__name__)
+
+project = "dynroute"
+author = "The dynroute developers"
+project_copyright = author
+version = release = dynroute.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.coverage",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+default_role = "code"  # `x` in a docstring is code, as in the error messages
+highlight_language = "python"
+smartquotes_action = "De"  # dashes and ellipses, no quotes: "rsg" is a value, quotes included
+python_maximum_signature_line_length = 100
+
+# Links to other projects need their inventories, and those a network: only where the variable asks for it.
+if os.environ.get("DYNROUTE_DOCS_ONLINE"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+    }
+
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(abc|collections|contextlib|typing|torch)(\..*)?"),
+    ("py:class", r"(bool|bytes|dict|float|frozenset|int|list|object|set|str|tuple|None|Ellipsis)"),
+    ("py:exc", r"(AssertionError|RuntimeError|TypeError|ValueError)"),
+]
+
+html_theme = "furo"
+html_title = f"dynroute {release}"
+html_copy_source = False
+
+autodoc_preserve_defaults = True
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"exclude-members": "extra_repr"}
+autosummary_generate = False
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("Eq.", "Fig.")  # where a summary must not end
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+# The examples of the docstrings and of these pages know these names.
+doctest_global_setup = """
+import torch
+from torch import nn
+
+import dynroute
+from dynroute import *
+from dynroute.functional import *
+from dynroute.losses import *
+from dynroute.inspect import draw
+from dynroute.testing import assert_routed
+
+torch.manual_seed(0)
+"""
+
+# A public name that no page documents is a warning, and `-q -W` makes it an error.
+coverage_modules = ["dynroute"]
+coverage_show_missing_items = True
+coverage_statistics_to_stdout = False
+coverage_ignore_pyobjects = [
+    # How torch prints a module: its own documentation describes it.
+    r"\.extra_repr$",
+]
+
+
+def _modules() -> list[ModuleType]:
+    names = [found.name for found in pkgutil.walk_packages(dynroute.__path__, "dynroute.")]
+    return [dynroute, *map(import_module, names)]
+
+
+def _hide_private_names(app: Sphinx, config: Config) -> None:
+    """Leaves out of the coverage what no `__all__` names: that is what makes a name private in dynroute."""
+    for module in _modules():
+        for name, thing in vars(module).items():
+            if getattr(thing, "__module__", None) == module.__name__ and name not in module.__all__:
+                config.coverage_ignore_pyobjects.append(f"^{re.escape(f'{module.__name__}.{name}')}$")
+
+
+def _know_real_names(app: Sphinx, env: BuildEnvironment) -> None:
+    """Makes `dynroute.gates.Gate.choose` an alias of `dynroute.Gate.choose`, the name that the pages use.
+
+    Sphinx does so for classes alone, while its coverage builder asks for functions and methods by their real names.
+    """
+    domain = env.domains.python_domain
+    for public, entry in list(domain.objects.items()):
+        owner, _, member = public.removeprefix("dynroute.").partition(".")
+        thing = getattr(dynroute, owner, None)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            real = ".".join(filter(None, (thing.__module__, thing.__qualname__, member)))
+            domain.objects.setdefault(real, entry._replace(aliased=True))
+
+
+def _check_exports(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warns of what the coverage builder does not look at: constants, and names that `dynroute` itself exports."""
+    documented = {*env.domains.python_domain.objects, *env.domains.python_domain.modules}
+    for module in _modules():
+        inside = {known for known in documented if known.startswith(f"{module.__name__}.")}
+        for name in module.__all__:
+            exact = module is dynroute
+            if f"dynroute.{name}" not in inside if exact else not any(known.endswith(f".{name}") for known in inside):
+                logger.warning("undocumented public name: %s.%s", module.__name__, name)
+
+
+def _hide_module_arguments(app: Sphinx, what: str, name: str, thing: object, *_: object) -> tuple[str, None] | None:
+    """Shows `Soft()` and not `Soft(*args, **kwargs)`, the signature of every module without a constructor."""
+    return ("()", None) if what == "class" and getattr(thing, "__init__", None) is torch.nn.Module.__init__ else None
+
+
+class Picture(Directive):
+    """Runs its content and shows the SVG picture that it leaves in `picture`; the argument describes the picture."""
+
+    has_content = True
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        names: dict[str, object] = {}
+        with torch.random.fork_rng():
+            exec(doctest_global_setup + "\n".join(self.content), names)
+        figure = nodes.figure("", nodes.raw("", str(names["picture"]), format="html"))
+        figure += nodes.caption("", self.arguments[0])
+        return [figure]
+
+
+def setup(app: Sphinx) -> None:
+    """Registers the above with Sphinx, which calls this function."""
+    app.add_directive("picture", Picture)
+    app.connect("config-inited", _hide_private_names)
+    app.connect("autodoc-process-signature", _hide_module_arguments)
+    app.connect("env-check-consistency", _know_real_names)
+    app.connect("env-check-consistency", _check_exports)

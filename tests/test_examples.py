@@ -1,0 +1,127 @@
+"""The example programs run, show what they promise, and stay short."""
+
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PROGRAMS = sorted(EXAMPLES.glob("*.py"))
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        yield
+    torch.set_num_threads(threads)
+
+
+def test_the_four_programs_are_there():
+    assert [program.stem for program in PROGRAMS] == [
+        "four_levels",
+        "read_and_draw_route",
+        "swap_linear",
+        "what_rsg_stops",
+    ]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
+def test_example_is_short_and_has_a_main(program):
+    module = load(program.stem)
+    assert len(program.read_text().splitlines()) <= 80
+    assert module.__doc__
+    assert isinstance(module.main.__defaults__[0], int), "`main` must take `steps` with a default"
+    assert module.main.__code__.co_varnames[0] == "steps"
+
+
+def test_swap_linear_learns_and_counts_honestly(capsys):
+    errors = load("swap_linear").main(steps=150)
+
+    rows = [line.rsplit(maxsplit=2) for line in capsys.readouterr().out.splitlines()[1:]]
+    size = {name: int(parameters.replace(",", "")) for name, parameters, _ in rows}
+    assert list(size) == list(errors) == ["plain", "routed", "plain, wider"]
+    assert size["plain"] < size["routed"] <= size["plain, wider"] < 1.05 * size["routed"]
+    assert errors["routed"] < errors["plain, wider"] < errors["plain"] < 1.5
+
+
+def test_four_levels_prints_a_table_and_draws(capsys, tmp_path):
+    errors = load("four_levels").main(steps=100, folder="pictures")
+
+    captured = capsys.readouterr()
+    assert list(errors) == ["single", "output", "model", "layer", "module"]
+    assert all(math.isfinite(error) for error in errors.values())
+    mean_of_tasks = 0.319  # what the best network without a task is left with
+    assert errors["output"] < 0.5 * mean_of_tasks < 0.9 * mean_of_tasks < errors["single"]
+
+    table = {line.split()[0]: line.split() for line in captured.out.splitlines() if line.split()[-2:-1] == ["of"]}
+    assert list(table) == list(errors)
+    sizes = [int(row[1].replace(",", "")) for row in table.values()]
+    assert max(sizes) < 1.1 * min(sizes), "the levels are compared at similar sizes"
+    assert {level: row[3:] for level, row in table.items() if level != "module"} == {
+        "single": ["2.0", "of", "2"],
+        "output": ["2.0", "of", "7"],
+        "model": ["5.0", "of", "5"],
+        "layer": ["10.0", "of", "10"],
+    }
+    assert 2.0 <= float(table["module"][3]) <= 9.0
+    assert "training: 100%" in captured.err
+
+    folder = tmp_path / "pictures"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "four_levels.png",
+        "route_wave_bump.svg",
+        "route_wave_vee.svg",
+    ]
+    picture = (folder / "four_levels.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(picture) > 20_000
+    assert all(path.read_text().startswith("<svg") for path in folder.glob("*.svg"))
+
+
+def test_four_levels_asks_for_contradicting_answers():
+    example = load("four_levels")
+    mean = example.ANSWERS.mean(dim=0)
+    assert (example.ANSWERS - mean).square().mean() == pytest.approx(0.319, abs=0.01)
+
+
+def test_read_and_draw_route_reads_what_it_drew(capsys):
+    picture = load("read_and_draw_route").main(steps=5, folder="pictures")
+
+    printed = capsys.readouterr().out
+    assert picture == Path("pictures/route.svg")
+    assert picture.read_text().startswith("<svg")
+    assert "replay is identical: True" in printed
+    assert "a new draw is too:   False" in printed
+    assert "4 bytes for 28 possible edges" in printed
+    assert "  0 -> 1  1.000" in printed
+    nodes = next(line for line in printed.splitlines() if line.startswith("nodes of sample 0"))
+    assert picture.read_text().count("<circle") == 8
+    assert picture.read_text().count('r="13.0" fill="#146e3c"') == nodes.count(",") + 1
+
+
+def test_what_rsg_stops_shows_exact_zeros(capsys):
+    norms = load("what_rsg_stops").main(steps=1)
+
+    assert all(norm > 0 for norm in norms["none", True])
+    assert norms["sg", True][:2] == norms["sg", False][:2] == [0.0, 0.0]
+    assert all(norm > 0 for norm in norms["input", True])
+    assert norms["rsg", True][1] == 0.0
+    assert norms["rsg", True][0] > 0
+    assert norms["rsg", True][2:] == norms["none", True][2:], "what reads the unsuitable module learns as before"
+    printed = capsys.readouterr().out
+    assert all(f"\n{mode:18}" in printed for mode in ("none", "sg", "sg, no shortcut", "input", "rsg"))
