@@ -1,0 +1,183 @@
+"""The whole graph as one autograd function, for graphs of equal linear modules.
+
+What the reference does node by node with autograd is done here with the rows that are needed (see `rows`): rows that
+the output of their sample does not depend on are computed neither forward nor backward. With :math:`m_j` the output of
+node j, :math:`u_j` what its shortcut carried and :math:`x_j` what its module read, the gradient that the readers of j
+send falls into two sums: the *live* one, which reaches :math:`m_j`, and the *stopped* one of the readers to which j is
+unsuitable, which by Eq. 12 reaches :math:`u_j` alone. The second sum is all that `protect` costs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..topology import Topology
+from .linear import LinearNode
+from .rows import Rows
+
+__all__ = ["run_fused"]
+
+
+def run_fused(
+    nodes: Sequence[nn.Module],
+    linear: list[LinearNode],
+    topology: Topology,
+    x: Tensor,
+    path: Tensor,
+    weights: Tensor,
+    suitable: Tensor | None,
+    *,
+    shortcuts: Sequence[bool],
+    protect: str,
+) -> Tensor:
+    """Runs a routed graph; the arguments are those of `run_reference`, the path, and the nodes read as linear ones."""
+    batch = weights.shape[:-2]
+    rows = Rows(topology, path.reshape(-1, *topology.path_shape))
+    program = _Program(linear, topology, tuple(shortcuts), protect if suitable is not None else "none", rows)
+    parameters = [tensor for node in linear for tensor in (node.linear.weight, node.linear.bias)]
+    mixed: Tensor = _FusedGraph.apply(  # type: ignore[no-untyped-call]
+        program,
+        x.reshape(-1, x.shape[-1]),
+        weights.reshape(-1, *topology.path_shape),
+        suitable.reshape(-1, *topology.path_shape) if suitable is not None else None,
+        *parameters,
+    )
+    output: Tensor = nodes[-1](mixed.reshape(*batch, mixed.shape[-1]))
+    return output
+
+
+class _Program:
+    """What the function needs beside tensors."""
+
+    def __init__(
+        self, linear: list[LinearNode], topology: Topology, shortcuts: tuple[bool, ...], protect: str, rows: Rows
+    ) -> None:
+        self.linear = linear
+        self.roots = [not parents for parents in topology.parents]
+        self.shortcuts = shortcuts
+        self.protect = protect
+        self.rows = rows
+
+
+class _FusedGraph(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, program: _Program, x: Tensor, weights: Tensor, suitable: Tensor | None, *parameters: Tensor | None
+    ) -> Tensor:
+        rows, last = program.rows, len(program.linear)
+        edge_weights = weights.flatten()[rows.slots].to(x.dtype)
+
+        outputs = x.new_empty(rows.first[last], program.linear[0].linear.out_features)  # m
+        inputs: list[Tensor] = []  # what the linear layer of each node read
+        kept: list[Tensor] = []  # what the derivatives of the two activations of each node read
+        for i, node in enumerate(program.linear):
+            mixed = _root_input(rows, i, x) if program.roots[i] else rows.mixes.sum(i, outputs, edge_weights)
+            weight, bias = parameters[2 * i : 2 * i + 2]
+            assert weight is not None
+            entered = node.before.forward(mixed)
+            inner = entered @ weight.t() if bias is None else torch.addmm(bias, entered, weight.t())
+            left = node.behind.forward(inner)
+
+            own = outputs[rows.first[i] : rows.first[i + 1]]
+            if program.shortcuts[i]:
+                torch.add(mixed, left, out=own)
+            else:
+                own.copy_(left)
+                left = own
+            inputs.append(entered)
+            kept.append(mixed if node.before.from_input else entered)
+            kept.append(inner if node.behind.from_input else left)
+        mixed = rows.mixes.sum(last, outputs, edge_weights)
+
+        ctx.program = program
+        ctx.weights_like = weights.new_empty(0), weights.shape
+        ctx.suitable = None if suitable is None else suitable.flatten()[rows.slots]
+        ctx.save_for_backward(x, edge_weights, outputs, *inputs, *kept, *parameters)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fused backend has no second derivative; run the forward inside `with dynroute.backend('reference')`."
+            )
+        program: _Program = ctx.program
+        rows, last = program.rows, len(program.linear)
+        x, edge_weights, outputs, *rest = ctx.saved_tensors
+        inputs, kept, parameters = rest[:last], rest[last : 3 * last], rest[3 * last :]
+
+        readers, order = rows.by_source()
+        stop = None if ctx.suitable is None else ~ctx.suitable[order]
+        sent = edge_weights[order]
+        live_weights = sent if stop is None else sent.masked_fill(stop, 0.0)
+        stop_weights = None if stop is None or program.protect == "sg" else sent.masked_fill(~stop, 0.0)
+
+        # The gradient of what each row mixed: through its module, and (apart only for "input") through its shortcut.
+        width = outputs.shape[-1]
+        through = outputs.new_empty(rows.first[-1], width)
+        carried = outputs.new_zeros(rows.first[-1], width) if program.protect == "input" else None
+        through[rows.first[last] :] = gradients[0]
+
+        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
+        grads: list[Tensor | None] = [None] * len(parameters)
+        for i in reversed(range(last)):
+            node, own = program.linear[i], slice(rows.first[i], rows.first[i + 1])
+            weight, bias = parameters[2 * i : 2 * i + 2]
+
+            live = readers.sum(i, through, live_weights)
+            past = None if stop_weights is None or not program.shortcuts[i] else readers.sum(i, through, stop_weights)
+            if carried is not None:  # the shortcuts of readers were not protected
+                live += readers.sum(i, carried, sent)
+
+            inner = node.behind.backward(live, kept[2 * i + 1])
+            if ctx.needs_input_grad[4 + 2 * i]:
+                grads[2 * i] = inner.t() @ inputs[i]
+            if bias is not None and ctx.needs_input_grad[5 + 2 * i]:
+                grads[2 * i + 1] = inner.sum(dim=0)
+            if program.roots[i]:
+                if grad_x is not None:
+                    _add_root(rows, i, grad_x, node.before.backward(inner @ weight, kept[2 * i]))
+                continue
+
+            mixed = node.before.backward(inner @ weight, kept[2 * i])
+            if program.shortcuts[i]:
+                short = live if past is None else live + past
+                if carried is None:
+                    mixed = mixed + short
+                else:
+                    carried[own] = short
+            through[own] = mixed
+
+        grad_weights = None
+        if ctx.needs_input_grad[2]:
+            total = through if carried is None else through + carried
+            like, shape = ctx.weights_like
+            grad_weights = like.new_zeros(shape)
+            grad_weights.view(-1)[rows.slots] = _edge_products(rows, total, outputs).to(like.dtype)
+        return (None, grad_x, grad_weights, None, *grads)
+
+
+def _root_input(rows: Rows, node: int, x: Tensor) -> Tensor:
+    samples = rows.samples(node)
+    return x if samples is None else x.index_select(0, samples)
+
+
+def _add_root(rows: Rows, node: int, grad_x: Tensor, gradient: Tensor) -> None:
+    samples = rows.samples(node)
+    if samples is None:
+        grad_x += gradient
+    else:
+        grad_x[samples] += gradient  # a node has one row of a sample, so that no index comes twice
+
+
+def _edge_products(rows: Rows, gradient: Tensor, outputs: Tensor) -> Tensor:
+    """For each edge, the product of the gradient of the row that reads with the output of the row that is read."""
+    reading = rows.first[-1]
+    sizes = torch.bincount(rows.readers, minlength=reading)
+    offsets = sizes.cumsum(0) - sizes
+    products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        gradient, outputs, rows.mixes.members, offsets, rows.readers, 0
+    )
+    return products

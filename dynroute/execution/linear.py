@@ -1,0 +1,91 @@
+"""Which modules the fast backends understand: a linear layer with an activation before or behind it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..topology import Topology
+
+__all__ = ["ACTIVATIONS", "Activation", "LinearNode", "linear_nodes"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation and its derivative.
+
+    Attributes:
+        forward: The activation.
+        backward: The gradient of the input, from the gradient of the output and the output or input.
+        from_input: Whether the derivative reads the input of the activation; its output otherwise.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+    from_input: bool = False
+
+
+_aten = torch.ops.aten
+
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.Identity: Activation(lambda x: x, lambda gradient, output: gradient),
+    nn.ReLU: Activation(torch.relu, lambda gradient, output: _aten.threshold_backward(gradient, output, 0)),
+    nn.Sigmoid: Activation(torch.sigmoid, lambda gradient, output: _aten.sigmoid_backward(gradient, output)),
+    nn.SiLU: Activation(
+        nn.functional.silu, lambda gradient, input: _aten.silu_backward(gradient, input), from_input=True
+    ),
+    nn.Tanh: Activation(torch.tanh, lambda gradient, output: _aten.tanh_backward(gradient, output)),
+}
+"""The activations that the fast backends know."""
+
+
+@dataclass(frozen=True)
+class LinearNode:
+    """A node that computes ``behind(linear(before(x)))``."""
+
+    linear: nn.Linear
+    before: Activation
+    behind: Activation
+
+
+def linear_nodes(nodes: Sequence[nn.Module], topology: Topology) -> list[LinearNode] | str:
+    """Reads the nodes of a graph, the output node left out, as equal linear modules.
+
+    Returns:
+        The nodes, or a sentence that says why they are not equal linear modules.
+    """
+    found: list[LinearNode] = []
+    for i, module in enumerate(nodes[:-1]):
+        node = _linear_node(module)
+        if node is None:
+            return f"module {i} is no nn.Linear with a known activation ({', '.join(a.__name__ for a in ACTIVATIONS)})"
+        found.append(node)
+
+    width = found[0].linear.out_features
+    for i, node in enumerate(found):
+        inside = node.linear.in_features == width or not topology.parents[i]
+        if node.linear.out_features != width or not inside:
+            return f"module {i} maps {node.linear.in_features} -> {node.linear.out_features}, not {width} -> {width}"
+    return found
+
+
+def _linear_node(module: nn.Module) -> LinearNode | None:
+    layers = list(module) if type(module) is nn.Sequential else [module]
+    position = next((i for i, layer in enumerate(layers) if type(layer) is nn.Linear), None)
+    if position is None or len(layers) > 3 or any(map(_is_hooked, [module, *layers])):
+        return None
+    before, behind = layers[:position], layers[position + 1 :]
+    if len(before) > 1 or len(behind) > 1 or any(type(layer) not in ACTIVATIONS for layer in before + behind):
+        return None
+    linear = layers[position]
+    assert isinstance(linear, nn.Linear)
+    known = [ACTIVATIONS[type(side[0])] if side else ACTIVATIONS[nn.Identity] for side in (before, behind)]
+    return LinearNode(linear, *known)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more than its forward."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
