@@ -5,12 +5,12 @@ from torch import Tensor
 
 from .checks import refuse_where
 
-__all__ = ["check_count", "check_mask", "expand_allowed", "temperature_like"]
+__all__ = ["check_count", "check_logits", "check_mask", "expand_allowed", "temperature_like"]
 
 
 def check_count(name: str, count: int, *, at_least: int) -> None:
     """Raises an error unless a number of things is an integer and large enough."""
-    if not isinstance(count, int) or isinstance(count, bool):
+    if isinstance(count, bool) or not hasattr(count, "__index__"):
         raise TypeError(f"`{name}` must be an integer, got {count!r}.")
     if count < at_least:
         raise ValueError(f"`{name}` must be at least {at_least}, got {count}.")
@@ -18,6 +18,7 @@ def check_count(name: str, count: int, *, at_least: int) -> None:
 
 def check_mask(name: str, mask: Tensor, logits: Tensor) -> None:
     """Raises an error unless a mask is boolean and shaped like the logits."""
+    check_logits(logits)
     if mask.dtype != torch.bool:
         raise TypeError(f"`{name}` must be a boolean tensor, got {mask.dtype}; compare it with 0 to make one.")
     if mask.shape != logits.shape:
@@ -27,10 +28,17 @@ def check_mask(name: str, mask: Tensor, logits: Tensor) -> None:
         )
 
 
-def expand_allowed(allowed: Tensor | None, logits: Tensor) -> Tensor:
-    """The mask of the slots that exist, in the shape of the logits; all of them if None."""
+def check_logits(logits: Tensor) -> None:
+    """Raises an error unless logits are floating and have a dimension of sources."""
+    if not logits.is_floating_point():
+        raise TypeError(f"`logits` must be a floating tensor, got {logits.dtype}; convert it with `.float()`.")
     if logits.dim() == 0:
         raise ValueError("`logits` must have shape (*, n), got a tensor without dimensions.")
+
+
+def expand_allowed(allowed: Tensor | None, logits: Tensor) -> Tensor:
+    """The mask of the slots that exist, in the shape of the logits; all of them if None."""
+    check_logits(logits)
     if allowed is None:
         return torch.ones_like(logits, dtype=torch.bool)
     if allowed.dtype != torch.bool:
@@ -46,6 +54,8 @@ def expand_allowed(allowed: Tensor | None, logits: Tensor) -> Tensor:
 def temperature_like(temperature: float | Tensor, logits: Tensor) -> float | Tensor:
     """A temperature that divides logits: a number, or a tensor with a dimension for each of theirs."""
     if not isinstance(temperature, Tensor):
+        if not isinstance(temperature, (int, float)):
+            raise TypeError(f"`temperature` must be a number or a tensor, got {type(temperature).__name__}.")
         if not temperature > 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}; a tiny value approaches Top-K.")
         return temperature

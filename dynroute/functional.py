@@ -52,10 +52,11 @@ def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
     """
     check_mask("path", path, logits)
 
-    chosen = logits.masked_fill(~path, -math.inf)
-    empty = (chosen == -math.inf).all(dim=-1, keepdim=True)
+    # Off the path a finite floor and not -inf, so that a row without a source stays finite.
+    chosen = path & (logits > -math.inf)
+    scores = torch.where(chosen, logits, torch.finfo(logits.dtype).min)
 
-    return torch.softmax(chosen.masked_fill(empty, 0.0), dim=-1).masked_fill(~path | empty, 0.0)
+    return torch.softmax(scores, dim=-1).masked_fill(~chosen, 0.0)
 
 
 def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tensor:
@@ -86,7 +87,8 @@ def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tenso
 
     path = torch.zeros_like(allowed)
     for _ in range(min(k, logits.shape[-1])):  # a few passes cost less than a sort; argmax takes the first of equals
-        path = path.scatter(-1, scores.masked_fill(path, -math.inf).argmax(dim=-1, keepdim=True), True)
+        best = scores.argmax(dim=-1, keepdim=True)
+        path, scores = path.scatter(-1, best, True), scores.scatter(-1, best, -math.inf)
     return path & allowed
 
 
@@ -131,11 +133,13 @@ def samplek_path(
     elif noise.shape != logits.shape:
         raise ValueError(f"`noise` must have the shape of the logits {tuple(logits.shape)}, got {tuple(noise.shape)}.")
 
-    scores = logits.detach().to(_at_least_float32(logits)).clamp(min=torch.finfo(torch.float32).min)
-    best = scores.masked_fill(~allowed, torch.finfo(torch.float32).min).amax(dim=-1, keepdim=True)
-    # Measured from the best source, whose score is then exact however large the logits or small the temperature.
+    # In float64, measured from the best source: beside a score of a million, float32 would round the noise away.
+    scores = logits.detach().to(torch.float32 if logits.device.type == "mps" else torch.float64)
+    best = scores.masked_fill(~allowed, -math.inf).amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
     scores = (scores - best) / temperature_like(temperature, logits) + noise
 
+    # A logit of -inf stays the last resort at any temperature.
+    scores = scores.masked_fill(logits == -math.inf, -math.inf)
     return topk_path(scores, k, allowed=allowed)
 
 
@@ -182,15 +186,17 @@ def suitable(logits: Tensor, *, allowed: Tensor | None = None) -> Tensor:
         >>> suitable(torch.tensor([0.0, 0.0, -9.0]))
         tensor([ True,  True, False])
     """
-    allowed = expand_allowed(allowed, logits)
+    everywhere = expand_allowed(allowed, logits)
+    sources = logits.shape[-1] if allowed is None else allowed.sum(dim=-1, keepdim=True)
 
-    probabilities = mask_softmax(logits.detach().to(_at_least_float32(logits)), allowed)
-    threshold = 1.0 / (allowed.sum(dim=-1, keepdim=True) + 1.0)
+    probabilities = mask_softmax(logits.detach().to(_at_least_float32(logits)), everywhere)
 
-    return (probabilities >= threshold) & allowed
+    return probabilities >= 1.0 / (sources + torch.ones_like(probabilities[..., :1]))
 
 
 class _ResidualStopGradient(torch.autograd.Function):
+    """Eq. 12: the value of the first argument, the gradient to the second."""
+
     generate_vmap_rule = True
 
     @staticmethod

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_count, check_mask, expand_allowed
+from .arguments import check_count, check_logits, check_mask, expand_allowed, temperature_like
 from .checks import refuse_where
 from .functional import mask_softmax, samplek_path, topk_path
 from .route import Route
@@ -45,10 +45,12 @@ class Gate(nn.Module, ABC):
         Returns:
             The route. Its logits hold -inf where no slot is.
         """
+        check_logits(logits)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         allowed = expand_allowed(allowed, logits)
-        _check_values(logits, allowed)
+        temperature_like(temperature, logits)  # a wrong one is an error also where nothing is sampled
         logits = logits.masked_fill(~allowed, -torch.inf)
+        _check_values(logits)
 
         if path is None:
             path = self.choose(
@@ -185,14 +187,16 @@ def _check_mixing_k(gate: str, k: int) -> int:
     return k
 
 
-def _check_values(logits: Tensor, allowed: Tensor) -> None:
-    refuse_where(
-        (logits.isnan() | (logits == torch.inf)) & allowed,
-        lambda index: (
+def _check_values(logits: Tensor) -> None:
+    def explain(row: tuple[int, ...]) -> str:
+        slot = int((logits[row].isnan() | (logits[row] == torch.inf)).nonzero()[0])
+        index = (*row, slot)
+        return (
             f"`logits` must be finite, got {logits[index].item()} at index {index}; "
             "did the router's input or its parameters diverge?"
-        ),
-    )
+        )
+
+    refuse_where(~(logits.detach().amax(dim=-1) < torch.inf), explain)  # the largest of a row is NaN if any is
 
 
 def _check_replay(path: Tensor, logits: Tensor, allowed: Tensor) -> None:

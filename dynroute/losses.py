@@ -13,7 +13,7 @@ __all__ = ["importance", "load_balance", "route_entropy", "router_z_loss"]
 
 
 def load_balance(route: Route) -> Tensor:
-    r"""The auxiliary loss of the Switch Transformer: least, 1, when the sources of a node are used equally.
+    r"""The auxiliary loss of the Switch Transformer: 1 when the sources of a node are used equally, up to n.
 
     .. math:: n \sum_j f_j P_j
 

@@ -1,6 +1,8 @@
 """Which earlier nodes each node of a routed graph may read."""
 
+import operator
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +10,9 @@ from torch import Tensor
 from .arguments import check_count
 from .checks import refuse_where
 
-__all__ = ["Topology"]
+__all__ = ["Constants", "Topology"]
+
+_CPU = torch.device("cpu")
 
 
 class Topology:
@@ -29,7 +33,7 @@ class Topology:
     """
 
     def __init__(self, parents: Sequence[Sequence[int]]) -> None:
-        self.parents: tuple[tuple[int, ...], ...] = tuple(tuple(int(j) for j in row) for row in parents)
+        self.parents: tuple[tuple[int, ...], ...] = _plain(parents)
         """The nodes that each node may read."""
         _check_parents(self.parents)
 
@@ -42,15 +46,18 @@ class Topology:
         self.path_shape: tuple[int, int] = (len(self.destinations), max(len(row) for row in self.parents))
         """The shape ``(T, S)`` of the path of one sample."""
 
-        slots = torch.full(self.path_shape, self.num_nodes, dtype=torch.long, device="cpu")
-        for t, node in enumerate(self.destinations):
-            slots[t, : len(self.parents[node])] = torch.tensor(self.parents[node], device="cpu")
-        self.sources: Tensor = slots
+        cpu = _constants(self.parents, self.path_shape)
+        self.sources: Tensor = cpu.sources
         """The source of every slot, with shape ``[T, S]``; padding holds `num_nodes`."""
-        self.allowed: Tensor = slots < self.num_nodes
+        self.allowed: Tensor = cpu.allowed
         """The slots that exist, boolean with shape ``[T, S]``."""
-        self.edge_index: Tensor = self.allowed.flatten().nonzero().squeeze(1)
-        """The position of every edge in a flattened path, with shape ``[num_edges]``."""
+        self._constants = {_CPU: cpu}
+
+    def on(self, device: torch.device) -> "Constants":
+        """The tensors that describe the graph, on a device; they are copied there once."""
+        if device not in self._constants:
+            self._constants[device] = Constants(*(constant.to(device) for constant in self.on(_CPU)))
+        return self._constants[device]
 
     @staticmethod
     def dag(n: int) -> "Topology":
@@ -139,7 +146,9 @@ class Topology:
         edges = self.to_edges(path)
         room = edges.new_zeros((*edges.shape[:-1], -self.num_edges % 8))
         bits = torch.cat([edges, room], dim=-1).reshape(*edges.shape[:-1], -(-self.num_edges // 8), 8)
-        return (bits.to(torch.uint8) << self._bit_positions(path)).sum(dim=-1, dtype=torch.uint8)
+        return (bits.to(torch.uint8) << torch.arange(8, dtype=torch.uint8, device=path.device)).sum(
+            dim=-1, dtype=torch.uint8
+        )
 
     def unpack(self, bits: Tensor) -> Tensor:
         """Restores the path that :meth:`pack` packed.
@@ -158,7 +167,7 @@ class Topology:
                 f"`bits` must have shape (*, {num_bytes}) for {self.num_edges} edges, got {tuple(bits.shape)}; "
                 "was it packed by another topology?"
             )
-        edges = ((bits.unsqueeze(-1) >> self._bit_positions(bits)) & 1).flatten(-2).bool()
+        edges = ((bits.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1).flatten(-2).bool()
         refuse_where(
             edges[..., self.num_edges :],
             lambda index: (
@@ -198,22 +207,15 @@ class Topology:
 
     def to_edges(self, values: Tensor) -> Tensor:
         """Leaves out the padding: ``[*, T, S]`` becomes ``[*, num_edges]``."""
-        return values.flatten(-2).index_select(-1, self.edge_index.to(values.device))
+        return values.flatten(-2).index_select(-1, self.on(values.device).edge_index)
 
-    def from_edges(self, values: Tensor, *, fill: float, edge_index: Tensor | None = None) -> Tensor:
-        """Puts the padding in: ``[*, num_edges]`` becomes ``[*, T, S]`` with `fill` where no edge is.
-
-        Args:
-            values: One value for each edge.
-            fill: The value of the padding.
-            edge_index: The topology's `edge_index` on the device of `values`, for modules that keep it there.
-        """
+    def from_edges(self, values: Tensor, *, fill: float) -> Tensor:
+        """Puts the padding in: ``[*, num_edges]`` becomes ``[*, T, S]`` with `fill` where no edge is."""
         if values.shape[-1:] != (self.num_edges,):
             raise ValueError(f"`values` must have shape (*, {self.num_edges}), got {tuple(values.shape)}.")
-        index = self.edge_index.to(values.device) if edge_index is None else edge_index
-        rows, columns = self.path_shape
-        slots = values.new_full((*values.shape[:-1], rows * columns), fill)
-        return slots.index_copy(-1, index, values).reshape(*values.shape[:-1], rows, columns)
+        slots = values.new_full((*values.shape[:-1], self.path_shape[0] * self.path_shape[1]), fill)
+        slots = slots.index_copy(-1, self.on(values.device).edge_index, values)
+        return slots.reshape(*values.shape[:-1], *self.path_shape)
 
     def check_path(self, path: Tensor) -> None:
         """Raises an error unless `path` is a boolean path of this topology that uses no forbidden edge."""
@@ -225,7 +227,7 @@ class Topology:
                 f"`path` must have shape (*, {shape}), got {tuple(path.shape)}; was it recorded by another topology?"
             )
         refuse_where(
-            path & ~self.allowed.to(path.device),
+            path & ~self.on(path.device).allowed,
             lambda index: (
                 f"`path` must only use edges of the topology, but row {index[:-1]} uses slot {index[-1]} while node "
                 f"{self.destinations[index[-2]]} has {len(self.parents[self.destinations[index[-2]]])} sources; "
@@ -237,14 +239,9 @@ class Topology:
         """The path between nodes, with shape [*, num_nodes, num_nodes]."""
         self.check_path(path)
         batch, n = path.shape[:-2], self.num_nodes
-        columns = self.sources.to(path.device).expand(path.shape)
+        columns = self.on(path.device).sources.expand(path.shape)
         rows = path.new_zeros((*path.shape[:-1], n + 1)).scatter(-1, columns, path)[..., :n]
-        nodes = torch.tensor(self.destinations, device=path.device)
-        return path.new_zeros((*batch, n, n)).index_copy(-2, nodes, rows)
-
-    @staticmethod
-    def _bit_positions(like: Tensor) -> Tensor:
-        return torch.arange(8, dtype=torch.uint8, device=like.device)
+        return path.new_zeros((*batch, n, n)).index_copy(-2, self.on(path.device).destinations, rows)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Topology) and self.parents == other.parents
@@ -255,11 +252,35 @@ class Topology:
     def __reduce__(self) -> tuple[type["Topology"], tuple[tuple[tuple[int, ...], ...]]]:
         return Topology, (self.parents,)
 
-    def __deepcopy__(self, memo: object) -> "Topology":
-        return self
-
     def __repr__(self) -> str:
         return f"Topology(num_nodes={self.num_nodes}, num_edges={self.num_edges}, path_shape={self.path_shape})"
+
+
+class Constants(NamedTuple):
+    """The tensors that describe a graph."""
+
+    sources: Tensor
+    allowed: Tensor
+    edge_index: Tensor
+    destinations: Tensor
+
+
+def _constants(parents: tuple[tuple[int, ...], ...], path_shape: tuple[int, int]) -> Constants:
+    rows = [row for row in parents if row]
+    slots = [list(row) + [len(parents)] * (path_shape[1] - len(row)) for row in rows]
+    allowed = [[s < len(row) for s in range(path_shape[1])] for row in rows]
+    edges = [t * path_shape[1] + s for t, row in enumerate(rows) for s in range(len(row))]
+    destinations = [i for i, row in enumerate(parents) if row]
+    return Constants(*(torch.tensor(values, device="cpu") for values in (slots, allowed, edges, destinations)))
+
+
+def _plain(parents: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    try:
+        return tuple(tuple(operator.index(j) for j in row) for row in parents)
+    except TypeError as error:
+        raise TypeError(
+            f"`parents` must list the nodes that each node may read, got {parents!r}; for instance [[], [0], [0, 1]]."
+        ) from error
 
 
 def _check_parents(parents: tuple[tuple[int, ...], ...]) -> None:

@@ -118,6 +118,73 @@ def test_suitable_reads_the_number_of_sources_of_each_row() -> None:
     assert suitable(logits, allowed=allowed).tolist() == [[True, True, False], [True, False, True]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_source_on_the_threshold_is_suitable(dtype: torch.dtype) -> None:
+    probabilities = torch.tensor([0.25, 0.25, 0.5], dtype=dtype)  # exact in binary, and so is 1 / 4
+    assert suitable(probabilities.log()).all()
+    exact = torch.tensor([0.0, math.log(2.0)], dtype=torch.float64)
+    assert suitable(exact).all()  # 1/3 of two sources: the threshold is 1/3 in float64, not in float32
+
+
+def test_suitable_is_decided_in_float32() -> None:
+    logits = torch.tensor([1.0, 0.3008, 0.0]).bfloat16()
+    assert torch.equal(suitable(logits), suitable(logits.float()))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 6, 7])
+def test_ties_go_to_the_lowest_index_for_every_k(k: int) -> None:
+    assert topk_path(torch.zeros(8), k).tolist() == [True] * k + [False] * (8 - k)
+    logits = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0])
+    assert topk_path(logits, k).tolist() == oracle.top_k(logits.tolist(), k)
+
+
+def test_sampling_stays_exact_beside_large_scores() -> None:
+    logits = torch.tensor([1e9, 1e9 + 64.0, 1e12])
+    allowed = torch.tensor([True, True, False])
+    noise = torch.tensor([0.5, 0.0, 0.0])
+    assert samplek_path(logits, 1, temperature=256.0, allowed=allowed, noise=noise).tolist() == [True, False, False]
+    assert samplek_path(logits, 1, temperature=64.0, allowed=allowed, noise=noise).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e38, math.inf])
+def test_a_source_of_probability_zero_stays_so_at_any_temperature(temperature: float) -> None:
+    logits = torch.tensor([0.0, -math.inf, 0.0]).expand(500, 3)
+    generator = torch.Generator().manual_seed(0)
+    assert not samplek_path(logits, 2, temperature=temperature, generator=generator)[:, 1].any()
+
+
+def test_bad_arguments_are_refused() -> None:
+    logits = torch.zeros(2, 3)
+    for function in (topk_path, samplek_path):
+        with pytest.raises(ValueError, match="`k` must be at least 1, got 0"):
+            function(logits, 0)
+        with pytest.raises(TypeError, match=r"`k` must be an integer, got 1\.5"):
+            function(logits, 1.5)
+        with pytest.raises(TypeError, match=r"`logits` must be a floating tensor, got torch\.int64; convert it"):
+            function(logits.long(), 1)
+    with pytest.raises(TypeError, match=r"`path` must be a boolean tensor, got torch\.float32"):
+        mask_softmax(logits, logits)
+    with pytest.raises(ValueError, match=r"`path` must have shape \(2, 3\) like the logits, got \(3,\); was it"):
+        mask_softmax(logits, logits[0] == 0)
+    with pytest.raises(ValueError, match=r"`alpha` must be positive, got 0 at \(1,\); did you pass log alpha"):
+        route_temperature(torch.tensor([1.0, 0.0]))
+    for rule in (route_temperature, task_weights):
+        with pytest.raises(ValueError, match='`normalize` must be "sum" or "mean", got \'max\''):
+            rule(torch.ones(3), normalize="max")
+    with pytest.raises(TypeError, match="`temperature` must be a number or a tensor, got list"):
+        samplek_path(logits, 1, temperature=[1.0, 2.0])
+
+
+def test_tasks_are_counted_in_the_last_dimension() -> None:
+    alpha = torch.rand(2, 5) + 0.1
+    torch.testing.assert_close(route_temperature(alpha, normalize="mean").mean(-1), torch.ones(2))
+
+
+def test_noise_of_a_rounded_zero_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape))
+    assert gumbel_noise((3,)).isfinite().all()
+
+
 def test_an_empty_row_gives_zeros_and_zero_gradient() -> None:
     logits = torch.randn(2, 3, requires_grad=True)
     weights = mask_softmax(logits, torch.tensor([[True, True, False], [False, False, False]]))

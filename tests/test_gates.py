@@ -155,10 +155,11 @@ def test_bad_allowed_is_refused() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, torch.nan])
 def test_bad_temperatures_are_refused(temperature: float) -> None:
-    with pytest.raises(ValueError, match="`temperature` must be positive"):
-        SampleK(2)(torch.zeros(2, 3, 3), temperature=temperature)
-    with pytest.raises(ValueError, match=r"`temperature` must be positive, got .* at index \(1,\)"):
-        SampleK(2)(torch.zeros(2, 3, 3), temperature=torch.tensor([1.0, temperature]))
+    for gate in GATES.values():
+        with pytest.raises(ValueError, match="`temperature` must be positive"):
+            gate(torch.zeros(2, 3, 3), temperature=temperature)
+        with pytest.raises(ValueError, match=r"`temperature` must be positive, got .* at index \(1,\)"):
+            gate(torch.zeros(2, 3, 3), temperature=torch.tensor([1.0, temperature]))
 
 
 def test_misshaped_sampling_arguments_are_refused() -> None:

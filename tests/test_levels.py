@@ -1,5 +1,7 @@
 """The four levels: what each is a special case of, what skips, what replays, and what they refuse."""
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given
@@ -23,6 +25,7 @@ from dynroute import (
     TopK,
     Topology,
 )
+from dynroute.execution.selection import _context
 from dynroute.functional import gumbel_noise
 from dynroute.testing import assert_routed
 
@@ -165,6 +168,56 @@ def test_replay_reproduces_the_output_bit_for_bit(level: str, gate: str, seed: i
         assert torch.equal(net(x, context, path=record), output)
 
 
+@given(st.integers(2, 6), st.sampled_from(["rsg", "input", "sg", "none"]), st.booleans(), st.integers(0, 1000))
+def test_only_used_nodes_matter(num_modules: int, protect: str, shortcut: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    net = ModuleRouting.mlp(
+        3, 4, num_modules, 2, 3, router_sizes=(), protect=protect, shortcut=shortcut, activation=nn.Tanh
+    )
+    x = torch.randn(3, 3)
+    output, route = net(x, return_route=True)
+    output.square().sum().backward()
+    unused = ~net.topology.used(route.path).any(dim=0)
+    for node in unused.nonzero().flatten().tolist():
+        assert all(p.grad is not None and not p.grad.any() for p in net.nodes[node].parameters())
+        with torch.no_grad():
+            for parameter in net.nodes[node].parameters():
+                parameter.fill_(torch.nan)  # as good as removed
+    assert torch.equal(net(x, path=route), output)
+
+
+def test_what_is_not_read_may_be_no_number() -> None:
+    net = OutputRouting.mlp(3, 4, 3, 2)
+    x, task = torch.randn(6, 3), torch.arange(6) % 3
+    expected = net(x, task)
+    with torch.no_grad():
+        net.nodes[1][0].weight.fill_(torch.inf)
+    kept = task != 1
+    assert torch.equal(net(x, task)[kept], expected[kept])
+    net(x, task)[kept].sum().backward()
+    assert all(p.grad.isfinite().all() for node in (0, 2) for p in net.nodes[node].parameters())
+
+
+def test_settings_can_be_changed_and_are_checked() -> None:
+    net = ModuleRouting.mlp(3, 4, 3, 2)
+    net.protect = "input"
+    assert net.protect == "input"
+    with pytest.raises(ValueError, match="`protect` must be one of 'rsg', 'input', 'sg', 'none', got 'all'"):
+        net.protect = "all"
+    assert net.shortcut
+    with pytest.raises(AttributeError):
+        net.shortcut = False
+
+
+def test_the_backend_of_a_context_is_that_of_its_thread() -> None:
+    seen: list[str | None] = []
+    with dynroute.backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(_context.name))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+
+
 def test_gradients_are_finite_when_the_replayed_path_leaves_out_the_best_source() -> None:
     net = ModuleRouting.mlp(3, 4, 5, 2, 3, TopK(2), router_sizes=())
     with torch.no_grad():
@@ -236,7 +289,7 @@ def test_backend_setting_and_context() -> None:
     net = ModuleRouting.mlp(3, 4, 3, 2)
     assert net.backend == "auto"
     net.backend = "reference"
-    with pytest.raises(ValueError, match="`backend` must be one of 'auto', 'reference', got 'fast'"):
+    with pytest.raises(ValueError, match="`backend` must be one of 'auto', 'fused', 'reference', 'skip', got 'fast'"):
         net.backend = "fast"
     with pytest.raises(ValueError, match="`backend` must be one of"), dynroute.backend("fast"):
         raise AssertionError("the context must not be entered")
@@ -282,6 +335,12 @@ def test_empty_levels_are_refused() -> None:
         ModuleRouting([], TopK(2), router)
     with pytest.raises(ValueError, match=r"`layers` must hold at least one layer .* got sizes \[\]"):
         LayerRouting([], TopK(2), router)
+    with pytest.raises(TypeError, match=r"`layers\[0\]` must list the modules of a layer, got Linear; wrap it"):
+        LayerRouting([nn.Linear(3, 3), nn.Linear(3, 3)], TopK(2), router)
+    with pytest.raises(ValueError, match="`depth` must be at least 0, got -1"):
+        ModelRouting.mlp(3, 4, 2, 2, depth=-1)
+    with pytest.raises(ValueError, match="`depth` must be at least 0, got -1"):
+        OutputRouting.mlp(3, 4, 2, 2, depth=-1)
     with pytest.raises(ValueError, match=r"`layers` must hold at least one layer .* got sizes \[1, 0\]"):
         LayerRouting([[nn.Identity()], []], TopK(2), router)
     with pytest.raises(ValueError, match="`models` must hold at least one network, got none"):
@@ -321,6 +380,8 @@ def test_bad_tasks_are_refused() -> None:
     x = torch.zeros(7, 3)
     with pytest.raises(ValueError, match=r"`task` must be in 0\.\.4, got 5 at index \(6,\)"):
         net(x, torch.arange(7).clamp(max=5).roll(-6) * 0 + torch.tensor([0, 0, 0, 0, 0, 0, 5]))
+    with pytest.raises(ValueError, match=r"an integer context holds task ids; convert a one-hot with `\.float\(\)`"):
+        net(torch.zeros(5, 5), torch.eye(5, dtype=torch.long))
     with pytest.raises(ValueError, match=r"an integer context holds task ids; convert a one-hot with `\.float\(\)`"):
         net(x, nn.functional.one_hot(torch.zeros(7, dtype=torch.long), 5))
     with pytest.raises(ValueError, match=r"row .* has none; was an empty record replayed, or the path of another task"):

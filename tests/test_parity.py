@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import dynroute
 import oracle
 from dynroute import (
     Gate,
     Hard,
     LayerRouting,
-    LinearRouter,
     MLPRouter,
     ModelRouting,
     ModuleRouting,
@@ -53,8 +53,20 @@ def make_model(gate: Gate, protect: str, shortcut: bool) -> RoutedGraph:
     return ModelRouting.mlp(3, 4, 3, 2, 3, gate, activation=nn.Tanh, router_sizes=(6,), protect=protect, dtype=DOUBLE)
 
 
-MAKERS = {"module": make_module, "layer": make_layer, "model": make_model}
-CASES = [("module", True), ("module", False), ("layer", True), ("layer", False), ("model", False)]
+def make_linear_model(gate: Gate, protect: str, shortcut: bool) -> RoutedGraph:
+    return ModelRouting.mlp(3, 4, 4, 2, 3, gate, depth=0, router_sizes=(6,), protect=protect, dtype=DOUBLE)
+
+
+MAKERS = {"module": make_module, "layer": make_layer, "model": make_model, "linear model": make_linear_model}
+CASES = [
+    ("module", True),
+    ("module", False),
+    ("layer", True),
+    ("layer", False),
+    ("model", False),
+    ("linear model", False),
+]
+FUSED_CASES = [case for case in CASES if case[0] != "model"]  # its networks are no linear modules
 
 
 def rows_of(tensor: Tensor, parents: Sequence[Sequence[int]]) -> list[list[object]]:
@@ -91,7 +103,7 @@ def naive(
                 protect=net.protect if net.training else "none",
             )
         )
-    return torch.stack(outputs).reshape(*x.shape[:-1], -1)
+    return torch.stack(outputs).reshape(*x.shape[:-1], -1) if outputs else x.new_zeros(*x.shape[:-1], 2)
 
 
 def gradients(net: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> list[Tensor]:
@@ -101,7 +113,9 @@ def gradients(net: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> list[
     return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, grads, strict=True)]
 
 
-def assert_parity(net: RoutedGraph, gate: str, shape: tuple[int, ...], *, replay: bool) -> None:
+def assert_parity(
+    net: RoutedGraph, gate: str, shape: tuple[int, ...], *, replay: bool, sample: bool | None = None
+) -> None:
     x = torch.randn(*shape, 3, dtype=DOUBLE, requires_grad=True)
     context = (2 * torch.randn(*shape, 3, dtype=DOUBLE)).requires_grad_()
     noise = gumbel_noise((*shape, *net.topology.path_shape))
@@ -115,14 +129,19 @@ def assert_parity(net: RoutedGraph, gate: str, shape: tuple[int, ...], *, replay
             noise=torch.randn_like(noise),
         )
 
-    actual, route = net(x, context, path=path, noise=noise, temperature=temperature, return_route=True)
+    actual, route = net(x, context, path=path, noise=noise, temperature=temperature, sample=sample, return_route=True)
     expected = naive(net, gate, x, context, path, noise, temperature)
 
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
-    for mine, theirs in zip(gradients(net, (x, context), actual), gradients(net, (x, context), expected), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
     if path is not None:
         assert torch.equal(route.path, path)
+    if not torch.is_grad_enabled():
+        return
+    if actual.numel() == 0:
+        assert not any(gradient.any() for gradient in gradients(net, (x, context), actual))
+        return
+    for mine, theirs in zip(gradients(net, (x, context), actual), gradients(net, (x, context), expected), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -134,6 +153,29 @@ def test_training_matches_the_equations(
     level: str, shortcut: bool, gate: str, protect: str, replay: bool, shape: tuple[int, ...]
 ) -> None:
     assert_parity(MAKERS[level](GATES[gate], protect, shortcut), gate, shape, replay=replay)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (0,)], ids=str)
+@pytest.mark.parametrize("replay", [False, True], ids=["live", "replayed"])
+@pytest.mark.parametrize("protect", PROTECT)
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(("level", "shortcut"), FUSED_CASES)
+def test_the_fused_backend_matches_the_equations(
+    level: str, shortcut: bool, gate: str, protect: str, replay: bool, shape: tuple[int, ...]
+) -> None:
+    with dynroute.backend("fused"):
+        assert_parity(MAKERS[level](GATES[gate], protect, shortcut), gate, shape, replay=replay)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (0,)], ids=str)
+@pytest.mark.parametrize("replay", [False, True], ids=["live", "replayed"])
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(("level", "shortcut"), CASES)
+def test_the_skip_backend_matches_the_equations(
+    level: str, shortcut: bool, gate: str, replay: bool, shape: tuple[int, ...]
+) -> None:
+    with dynroute.backend("skip"), torch.no_grad():
+        assert_parity(MAKERS[level](GATES[gate], "none", shortcut), gate, shape, replay=replay)
 
 
 @pytest.mark.parametrize("gate", ["soft", "hard", "topk"])
@@ -177,15 +219,30 @@ def graphs(draw: st.DrawFn) -> list[list[int]]:
     shortcut=st.booleans(),
     batch=st.sampled_from(SHAPES),
     replay=st.booleans(),
+    backend=st.sampled_from(["reference", "fused", "skip"]),
+    behind=st.sampled_from([nn.Identity, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh]),
+    before=st.sampled_from([nn.Identity, nn.ReLU, nn.SiLU]),
 )
 def test_any_graph_matches_the_equations(
-    parents: list[list[int]], gate: str, protect: str, shortcut: bool, batch: tuple[int, ...], replay: bool
+    parents: list[list[int]],
+    gate: str,
+    protect: str,
+    shortcut: bool,
+    batch: tuple[int, ...],
+    replay: bool,
+    backend: str,
+    behind: type[nn.Module],
+    before: type[nn.Module],
 ) -> None:
     topology = Topology(parents)
-    modules = [nn.Linear(4 if row else 3, 4, dtype=DOUBLE) for row in parents]
-    router = LinearRouter(3, topology, dtype=DOUBLE)
-    net = RoutedGraph(modules, topology, GATES[gate], router, shortcut=shortcut, protect=protect)
-    assert_parity(net, gate, batch, replay=replay)
+    linear = [nn.Linear(4 if row else 3, 4, bias=i % 2 == 0, dtype=DOUBLE) for i, row in enumerate(parents)]
+    modules = [nn.Sequential(before(), layer, behind()) for layer in linear[:-1]]
+    router = MLPRouter(3, topology, (), dtype=DOUBLE)
+    net = RoutedGraph([*modules, linear[-1]], topology, GATES[gate], router, shortcut=shortcut, protect=protect)
+    with dynroute.backend(backend), torch.set_grad_enabled(backend != "skip"):
+        if backend == "skip":
+            net.eval()
+        assert_parity(net, gate, batch, replay=replay, sample=True)
 
 
 def test_temperature_of_the_paper_is_the_one_of_the_oracle() -> None:

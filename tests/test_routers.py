@@ -116,6 +116,13 @@ def test_a_table_holds_one_row_for_each_task() -> None:
     assert router.table.grad.abs().sum(-1).tolist() == [0, 0, 10]
 
 
+def test_a_task_does_not_see_the_rows_of_others() -> None:
+    router = TableRouter(3, DAG)
+    with torch.no_grad():
+        router.table[1] = torch.nan
+    assert router(torch.tensor([0, 2]))[:, DAG.allowed].isfinite().all()
+
+
 def test_a_task_reads_its_own_node() -> None:
     assert TaskRouter(3)(torch.tensor([2, 0])).tolist() == [
         [[-torch.inf, -torch.inf, 0]],
@@ -146,6 +153,13 @@ def test_bad_constructions_are_refused() -> None:
         LinearRouter(4, 8)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='`cascade` must be "probabilities" or "logits", got \'both\''):
         CascadeRouter(4, LAYERED, cascade="both")
+    for make in (MLPRouter, CascadeRouter):
+        with pytest.raises(TypeError, match="`hidden_sizes` must list the widths of the hidden layers, got 256"):
+            make(4, LAYERED, 256)
+    with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
+        TableRouter(0, DAG)
+    with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
+        TaskRouter(0)
 
 
 def test_a_router_of_ones_own() -> None:

@@ -73,9 +73,10 @@ def test_the_test_can_fail() -> None:
     assert chi_square(observed, expected) > critical(len(pairs) - 1)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1e-3, 1e-6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_after_underflow_the_remaining_sources_are_drawn_fairly(dtype: torch.dtype) -> None:
-    path = draw(torch.tensor([0.0, 500.0, 0.0], dtype=dtype), 2, 1.0, seed=2)
+def test_after_underflow_the_remaining_sources_are_drawn_fairly(dtype: torch.dtype, temperature: float) -> None:
+    path = draw(torch.tensor([0.0, 500.0, 0.0], dtype=dtype), 2, temperature, seed=2)
     assert path[:, 1].all()
     share = float(path[:, 0].double().mean())
     assert share == pytest.approx(0.5, abs=4 * (0.25 / DRAWS) ** 0.5)

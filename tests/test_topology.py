@@ -151,6 +151,12 @@ def test_bad_parents_are_refused(parents: list[list[int]], message: str) -> None
         Topology(parents)
 
 
+@pytest.mark.parametrize("parents", [[[], [0.9]], [[], 0], [[], ["0"]]])
+def test_parents_that_are_no_lists_of_nodes_are_refused(parents: list[object]) -> None:
+    with pytest.raises(TypeError, match="`parents` must list the nodes that each node may read, got"):
+        Topology(parents)
+
+
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="`n` must be at least 2, got 1"):
         Topology.dag(1)

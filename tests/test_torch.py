@@ -152,7 +152,8 @@ def test_autocast_keeps_the_router_in_float32(level: str) -> None:
     plain.append(nn.Unflatten(-1, net.topology.path_shape))
     foreign = RoutedGraph(net.nodes, net.topology, TopK(2), plain)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(foreign.route(x.bfloat16()).logits, foreign.route(x.bfloat16().float()).logits)
+        under_autocast = foreign.route(x.bfloat16()).logits
+    assert torch.equal(under_autocast, foreign.route(x.bfloat16().float()).logits)
 
 
 @pytest.mark.parametrize("level", LEARNED)
@@ -162,7 +163,6 @@ def test_to_another_type(level: str, dtype: torch.dtype) -> None:
     output, route = net(torch.randn(6, 5, dtype=dtype), return_route=True)
     assert output.dtype == dtype
     assert route.weights.dtype == torch.promote_types(dtype, torch.float32)
-    assert net.allowed.dtype == torch.bool
     output.float().sum().backward()
 
 
@@ -174,7 +174,29 @@ def test_builders_take_device_and_dtype() -> None:
         OutputRouting.mlp(3, 4, 3, 2, device="meta", dtype=torch.float64),
     ):
         assert {(p.device.type, p.dtype) for p in net.parameters()} <= {("meta", torch.float64)}
+        assert not list(net.buffers())
+        x = torch.randn(7, 3, device="meta", dtype=torch.float64)
+        task = torch.zeros(7, dtype=torch.long, device="meta") if isinstance(net, OutputRouting) else None
+        assert net(x, task).shape == (7, 2)
     assert TableRouter(3, Topology.dag(3), device="meta", dtype=torch.float64).table.device.type == "meta"
+
+
+def test_deferred_initialisation() -> None:
+    source = LEVELS["module"](TopK(2))
+    with torch.device("meta"):
+        net = LEVELS["module"](TopK(2))
+    net.to_empty(device="cpu").load_state_dict(source.state_dict())
+    x = torch.randn(6, 5)
+    assert torch.equal(net(x), source(x))
+
+
+@pytest.mark.parametrize("level", LEARNED)
+def test_forward_mode_and_hessian_of_an_evaluation_forward(level: str) -> None:
+    net = LEVELS[level](TopK(2)).double().eval()
+    x, tangent = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    _, derivative = torch.func.jvp(net, (x,), (tangent,))
+    torch.testing.assert_close(derivative, torch.func.jacrev(net)(x) @ tangent)
+    assert torch.func.hessian(lambda x: net(x).square().sum())(x).shape == (5, 5)
 
 
 def test_in_a_sequential() -> None:

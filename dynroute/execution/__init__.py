@@ -1,6 +1,5 @@
 """The ways to execute a routed graph. A backend never changes what is computed, only how."""
 
-from .reference import run_reference
-from .selection import BACKENDS, backend, check_backend, chosen_backend
+from .selection import BACKENDS, backend, check_backend, run_graph
 
-__all__ = ["BACKENDS", "backend", "check_backend", "chosen_backend", "run_reference"]
+__all__ = ["BACKENDS", "backend", "check_backend", "run_graph"]

@@ -101,7 +101,7 @@ class _FusedGraph(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "the fused backend has no second derivative; run the forward inside `with dynroute.backend('reference')`."
+                'the fused backend has no second derivative; run the forward in `with dynroute.backend("reference")`.'
             )
         program: _Program = ctx.program
         rows, last = program.rows, len(program.linear)

@@ -33,7 +33,7 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.ReLU: Activation(torch.relu, lambda gradient, output: _aten.threshold_backward(gradient, output, 0)),
     nn.Sigmoid: Activation(torch.sigmoid, lambda gradient, output: _aten.sigmoid_backward(gradient, output)),
     nn.SiLU: Activation(
-        nn.functional.silu, lambda gradient, input: _aten.silu_backward(gradient, input), from_input=True
+        nn.functional.silu, lambda gradient, entered: _aten.silu_backward(gradient, entered), from_input=True
     ),
     nn.Tanh: Activation(torch.tanh, lambda gradient, output: _aten.tanh_backward(gradient, output)),
 }

@@ -54,7 +54,8 @@ def run_reference(
         parents = topology.parents[node]
         if not parents:
             outputs.append(module(x))
-            stopped.append(outputs[-1].detach())
+            if suitable is not None:
+                stopped.append(outputs[-1].detach())
             continue
 
         t, width = topology.destinations.index(node), len(parents)
@@ -65,20 +66,17 @@ def run_reference(
             behind = _stack(stopped, parents, node, batch_dims=weights.dim() - 2)
             mixed = _mix(weights[..., t, :width], torch.where(keep, sources, behind))
 
-        output = module(mixed)
-        if not shortcuts[node]:
-            outputs.append(output)
-            stopped.append(output.detach())
-            continue
-
         carried = plain if protect == "input" else mixed
-        if output.shape != carried.shape:
+        output = module(mixed)
+        if shortcuts[node] and output.shape != carried.shape:
             raise ValueError(
                 f"`modules[{node}]` must keep the shape of its input to have a shortcut, "
                 f"got {tuple(carried.shape)} -> {tuple(output.shape)}; pass shortcut=False or equal widths."
             )
-        outputs.append(carried + output)
-        stopped.append(outputs[-1].detach() if protect == "sg" else rsg(outputs[-1], carried))
+        outputs.append(carried + output if shortcuts[node] else output)
+        if suitable is not None:
+            plainly = protect == "sg" or not shortcuts[node]
+            stopped.append(outputs[-1].detach() if plainly else rsg(outputs[-1], carried))
 
     return outputs[-1]
 
@@ -98,7 +96,9 @@ def _stack(outputs: list[Tensor], parents: Sequence[int], node: int, *, batch_di
 def _mix(weights: Tensor, sources: Tensor) -> Tensor:
     """The weighted sum of Eq. 3, in the type of the sources."""
     batch_dims = weights.dim() - 1
-    return (_spread(weights, sources) * sources).sum(dim=batch_dims).to(sources.dtype)
+    weights = _spread(weights, sources)
+    read = sources.masked_fill(weights == 0, 0.0)  # what is not read does not matter, not even if it is no number
+    return (weights * read).sum(dim=batch_dims).to(sources.dtype)
 
 
 def _spread(slots: Tensor, sources: Tensor) -> Tensor:

@@ -1,14 +1,34 @@
-"""Which backend runs: the setting of a module, or that of a surrounding context."""
+"""Which backend runs: the setting of a module, that of a surrounding context, or what fits best."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-__all__ = ["BACKENDS", "backend", "check_backend", "chosen_backend"]
+import torch
+from torch import Tensor, nn
 
-BACKENDS = ("auto", "reference")
+from ..topology import Topology
+from .fused import run_fused
+from .linear import LinearNode, linear_nodes
+from .reference import run_reference
+from .skip import run_skip
+
+__all__ = ["BACKENDS", "backend", "check_backend", "run_graph"]
+
+BACKENDS = ("auto", "fused", "reference", "skip")
 """The names of the backends."""
 
-_override: str | None = None
+FUSED_FROM = 64
+"""The smallest batch for which `auto` takes the fused backend; below, the reference is faster."""
+
+
+class _Context(threading.local):
+    """The backend of the surrounding context, one for each thread."""
+
+    name: str | None = None
+
+
+_context = _Context()
 
 
 @contextmanager
@@ -16,18 +36,17 @@ def backend(name: str) -> Iterator[None]:
     """Runs every routed graph inside the context with one backend, whatever their own settings say.
 
     Args:
-        name: "reference", or "auto" for the fastest that can run the graph.
+        name: "reference", "fused", "skip", or "auto" for the fastest that can run a graph.
 
     Example:
         >>> with dynroute.backend("reference"):
         ...     pass
     """
-    global _override
-    previous, _override = _override, check_backend(name)
+    previous, _context.name = _context.name, check_backend(name)
     try:
         yield
     finally:
-        _override = previous
+        _context.name = previous
 
 
 def check_backend(name: str) -> str:
@@ -38,7 +57,64 @@ def check_backend(name: str) -> str:
     return name
 
 
-def chosen_backend(setting: str) -> str:
-    """The backend that applies to a module with this setting."""
-    name = setting if _override is None else _override
-    return "reference" if name == "auto" else name
+def run_graph(
+    nodes: Sequence[nn.Module],
+    topology: Topology,
+    x: Tensor,
+    path: Tensor,
+    weights: Tensor,
+    suitable: Tensor | None,
+    *,
+    shortcuts: Sequence[bool],
+    protect: str,
+    setting: str,
+) -> Tensor:
+    """Runs a routed graph with the backend of the context, or else of the setting.
+
+    A backend that is asked for by name and cannot run the graph is an error; `auto` takes one that can.
+    """
+    name = _context.name or setting
+    obstacle = _no_fast_backend(x)
+
+    if name == "skip" or (name == "auto" and not torch.is_grad_enabled()):
+        if torch.is_grad_enabled():
+            obstacle = "gradients are being recorded; run it inside `torch.no_grad()`"
+        if obstacle is None:
+            return run_skip(nodes, topology, x, path, weights, shortcuts=shortcuts)
+    if name == "fused" or (name == "auto" and obstacle is None and weights.shape[:-2].numel() >= FUSED_FROM):
+        linear = _fusable(nodes, topology, x, weights) if obstacle is None else obstacle
+        if not isinstance(linear, str):
+            return run_fused(nodes, linear, topology, x, path, weights, suitable, shortcuts=shortcuts, protect=protect)
+        obstacle = linear
+
+    if name in ("fused", "skip"):
+        raise ValueError(f'`backend` must be able to run the graph, "{name}" cannot: {obstacle}; "auto" can.')
+    return run_reference(nodes, topology, x, weights, suitable, shortcuts=shortcuts, protect=protect)
+
+
+def _no_fast_backend(x: Tensor) -> str | None:
+    """Why only the reference can run here, whatever the modules; None if others can."""
+    if torch.compiler.is_compiling():
+        return "it reads the path, which is unknown while a graph is compiled or exported"
+    if torch._C._are_functorch_transforms_active():
+        return "it reads the path, which a transform such as vmap hides"
+    if x.device.type != "cpu":
+        return f"it runs on the CPU only, and the input is on {x.device}"
+    if torch.is_autocast_enabled("cpu"):
+        return "it does not run under autocast"
+    return None
+
+
+def _fusable(nodes: Sequence[nn.Module], topology: Topology, x: Tensor, weights: Tensor) -> list[LinearNode] | str:
+    """The nodes as equal linear ones, or why they or their input do not fit."""
+    linear = linear_nodes(nodes, topology)
+    if isinstance(linear, str):
+        return linear
+    if x.dim() != weights.dim() - 1:
+        return f"the input {tuple(x.shape)} has more than one feature dimension behind the batch of the context"
+    for i, node in enumerate(linear):
+        if node.linear.weight.dtype != x.dtype or x.dtype not in (torch.float32, torch.float64):
+            return f"module {i} is {node.linear.weight.dtype} and the input {x.dtype}, not both float32 or both float64"
+        if not topology.parents[i] and node.linear.in_features != x.shape[-1]:
+            return f"module {i} reads {node.linear.in_features} features and the input has {x.shape[-1]}"
+    return linear

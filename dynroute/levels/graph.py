@@ -1,12 +1,12 @@
 """A routed graph of any topology; the four levels are thin makers of it."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import temperature_like
-from ..execution import check_backend, chosen_backend, run_reference
+from ..execution import check_backend, run_graph
 from ..functional import suitable
 from ..gates import Gate
 from ..route import Route
@@ -42,8 +42,6 @@ class RoutedGraph(nn.Module):
         torch.Size([7, 2])
     """
 
-    allowed: Tensor
-
     def __init__(
         self,
         modules: Iterable[nn.Module],
@@ -71,26 +69,38 @@ class RoutedGraph(nn.Module):
             raise ValueError(
                 f"`router` must be made for the graph's topology {topology}, got one for {router.topology}."
             )
-        if protect not in PROTECT_MODES:
-            raise ValueError(f"`protect` must be one of {', '.join(map(repr, PROTECT_MODES))}, got {protect!r}.")
 
         self.topology = topology
         self.gate = gate
         self.router = router
-        self.shortcut = shortcut
         self.protect = protect
         self.backend = backend
         self._shortcuts = tuple(shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes))
-        self.register_buffer("allowed", topology.allowed.clone(), persistent=False)
 
     @property
     def backend(self) -> str:
-        """How the graph is executed, "reference" or "auto" for the fastest that can run it."""
+        """How the graph is executed: a name of :data:`dynroute.execution.BACKENDS`."""
         return self._backend
 
     @backend.setter
     def backend(self, name: str) -> None:
         self._backend = check_backend(name)
+
+    @property
+    def protect(self) -> str:
+        """How the gradient to unsuitable sources is stopped in training."""
+        return self._protect
+
+    @protect.setter
+    def protect(self, mode: str) -> None:
+        if mode not in PROTECT_MODES:
+            raise ValueError(f"`protect` must be one of {', '.join(map(repr, PROTECT_MODES))}, got {mode!r}.")
+        self._protect = mode
+
+    @property
+    def shortcut(self) -> bool:
+        """Whether the nodes that read others, the last one excepted, add their input to their output."""
+        return any(self._shortcuts)
 
     def route(
         self,
@@ -103,15 +113,12 @@ class RoutedGraph(nn.Module):
         noise: Tensor | None = None,
     ) -> Route:
         """Decides the route without running the modules; the arguments are those of :meth:`forward`."""
-        if torch.is_autocast_enabled(context.device.type) and context.is_floating_point():
-            context = context.to(torch.promote_types(context.dtype, torch.float32))
-        with full_precision(context):
-            logits = self.router(context)
+        logits = self._logits(context)
         self._check_logits(logits)
         self._check_temperature(temperature, logits)
         route: Route = self.gate(
             logits,
-            allowed=self.allowed,
+            allowed=self.topology.on(logits.device).allowed,
             path=path,
             temperature=temperature,
             sample=self.training if sample is None else sample,
@@ -159,20 +166,30 @@ class RoutedGraph(nn.Module):
         self._check_batch(x, context, route)
 
         protected = self.training and self.protect != "none"
-        assert chosen_backend(self.backend) == "reference"
-        output = run_reference(
+        output = run_graph(
             list(self.nodes),
             self.topology,
             x,
+            route.path,
             route.weights,
-            suitable(route.logits, allowed=self.allowed) if protected else None,
+            suitable(route.logits, allowed=self.topology.on(route.logits.device).allowed) if protected else None,
             shortcuts=self._shortcuts,
             protect=self.protect,
+            setting=self.backend,
         )
         return (output, route) if return_route else output
 
     def extra_repr(self) -> str:
         return f"{self.topology}, shortcut={self.shortcut}, protect={self.protect!r}, backend={self.backend!r}"
+
+    def _logits(self, context: Tensor) -> Tensor:
+        """The router's logits, in float32 also under autocast, where the layer before hands over 16 bits."""
+        suspended = full_precision(context)
+        if not isinstance(suspended, nullcontext) and context.is_floating_point():
+            context = context.to(torch.promote_types(context.dtype, torch.float32))
+        with suspended:
+            logits: Tensor = self.router(context)
+        return logits
 
     def _check_logits(self, logits: Tensor) -> None:
         if logits.shape[-2:] != self.topology.path_shape:
@@ -183,9 +200,7 @@ class RoutedGraph(nn.Module):
             )
 
     def _check_temperature(self, temperature: float | Tensor, logits: Tensor) -> None:
-        if not isinstance(temperature, Tensor):
-            temperature_like(temperature, logits)
-        elif temperature.dim() and temperature.shape != logits.shape[:-2]:
+        if isinstance(temperature, Tensor) and temperature.dim() and temperature.shape != logits.shape[:-2]:
             raise ValueError(
                 f"`temperature` must be a number or have the batch shape {tuple(logits.shape[:-2])}, "
                 f"got {tuple(temperature.shape)}; give one value per sample."
@@ -193,7 +208,7 @@ class RoutedGraph(nn.Module):
 
     def _check_batch(self, x: Tensor, context: Tensor, route: Route) -> None:
         batch = route.weights.shape[:-2]
-        if x.shape[: len(batch)] != batch:
+        if x.shape[: len(batch)] != batch or x.dim() == len(batch):
             hint = "an integer context holds task ids; convert a one-hot with `.float()`."
             raise ValueError(
                 f"`context` must have the batch shape of `x`, got context {tuple(context.shape)} "

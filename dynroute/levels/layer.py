@@ -48,6 +48,12 @@ class LayerRouting(RoutedGraph):
         protect: str = "none",
         backend: str = "auto",
     ) -> None:
+        layers = list(layers)
+        for i, layer in enumerate(layers):
+            if not isinstance(layer, Iterable):
+                raise TypeError(
+                    f"`layers[{i}]` must list the modules of a layer, got {type(layer).__name__}; wrap it: [...]."
+                )
         stack = [list(layer) for layer in layers]
         if not stack or not all(stack):
             raise ValueError(

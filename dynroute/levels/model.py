@@ -91,6 +91,7 @@ class ModelRouting(RoutedGraph):
             torch.Size([7, 4])
         """
         check_count("num_models", num_models, at_least=1)
+        check_count("depth", depth, at_least=0)
         models = [
             perceptron(
                 (in_features, *[width] * depth), activation, out_features=out_features, device=device, dtype=dtype

@@ -68,6 +68,7 @@ class OutputRouting(RoutedGraph):
             torch.Size([7, 4])
         """
         check_count("num_tasks", num_tasks, at_least=1)
+        check_count("depth", depth, at_least=0)
         return cls(
             [
                 perceptron(

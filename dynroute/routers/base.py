@@ -21,8 +21,6 @@ class Router(nn.Module, ABC):
         topology: The graph whose edges are scored.
     """
 
-    edge_index: Tensor
-
     def __init__(self, topology: Topology) -> None:
         super().__init__()
         if not isinstance(topology, Topology):
@@ -30,7 +28,6 @@ class Router(nn.Module, ABC):
                 f"`topology` must be a Topology, got {type(topology).__name__}; for instance Topology.dag(8)."
             )
         self.topology = topology
-        self.register_buffer("edge_index", topology.edge_index.clone(), persistent=False)
 
     def forward(self, context: Tensor) -> Tensor:
         """Returns the logits, with shape ``[*, T, S]`` and -inf in slots that do not exist.
@@ -40,7 +37,7 @@ class Router(nn.Module, ABC):
         """
         with full_precision(context):
             scores = self.score(context)
-        return self.topology.from_edges(scores, fill=-torch.inf, edge_index=self.edge_index)
+        return self.topology.from_edges(scores, fill=-torch.inf)
 
     @abstractmethod
     def score(self, context: Tensor) -> Tensor:
@@ -50,4 +47,5 @@ class Router(nn.Module, ABC):
 def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """Suspends autocast on the device of a tensor."""
     device = like.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if autocast else nullcontext()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..functional import mask_softmax
 from ..topology import Topology
 from .base import Router
-from .mlp import linear, perceptron
+from .mlp import chain, linear
 
 __all__ = ["CascadeRouter"]
 
@@ -56,6 +56,8 @@ class CascadeRouter(Router):
         super().__init__(topology)
         if cascade not in ("probabilities", "logits"):
             raise ValueError(f'`cascade` must be "probabilities" or "logits", got {cascade!r}.')
+        if not isinstance(hidden_sizes, Sequence):
+            raise TypeError(f"`hidden_sizes` must list the widths of the hidden layers, got {hidden_sizes!r}.")
         self.cascade = cascade
         self.stages = _stages(topology)
 
@@ -70,7 +72,7 @@ class CascadeRouter(Router):
         self.down = nn.ModuleList(layer(sizes[-1], width) for width in edges)
 
     def score(self, context: Tensor) -> Tensor:
-        embedding = perceptron(context, self.embed)
+        embedding = chain(context, self.embed)
 
         logits = [linear(embedding.relu(), self.down[0])]
         for up, down, stage in zip(self.up, self.down[1:], self.stages[:-1], strict=True):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..topology import Topology
 from .base import Router
 
-__all__ = ["LinearRouter", "MLPRouter", "linear", "perceptron"]
+__all__ = ["LinearRouter", "MLPRouter", "chain", "linear"]
 
 
 class MLPRouter(Router):
@@ -42,13 +42,15 @@ class MLPRouter(Router):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(topology)
+        if not isinstance(hidden_sizes, Sequence):
+            raise TypeError(f"`hidden_sizes` must list the widths of the hidden layers, got {hidden_sizes!r}.")
         sizes = (context_features, *hidden_sizes, topology.num_edges)
         self.layers = nn.ModuleList(
             nn.Linear(width, following, device=device, dtype=dtype) for width, following in pairwise(sizes)
         )
 
     def score(self, context: Tensor) -> Tensor:
-        return perceptron(context, self.layers)
+        return chain(context, self.layers)
 
 
 class LinearRouter(MLPRouter):
@@ -88,7 +90,7 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
     return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
 
 
-def perceptron(x: Tensor, layers: nn.ModuleList) -> Tensor:
+def chain(x: Tensor, layers: nn.ModuleList) -> Tensor:
     """Applies linear layers in float32 or wider, with ReLU between them."""
     for i, layer in enumerate(layers):
         x = linear(x.relu() if i > 0 else x, layer)

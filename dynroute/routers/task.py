@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_count
 from ..checks import refuse_where
 from ..topology import Topology
 from .base import Router
@@ -36,13 +37,13 @@ class TableRouter(Router):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(topology)
+        check_count("num_tasks", num_tasks, at_least=1)
         self.num_tasks = num_tasks
         self.table = nn.Parameter(torch.randn(num_tasks, topology.num_edges, device=device, dtype=dtype))
 
     def score(self, context: Tensor) -> Tensor:
-        one_hot = task_one_hot(context, self.num_tasks)
-        table = self.table.to(torch.promote_types(self.table.dtype, torch.float32))
-        return one_hot.to(table.dtype) @ table
+        ids = task_one_hot(context, self.num_tasks).int().argmax(dim=-1)
+        return self.table[ids].to(torch.promote_types(self.table.dtype, torch.float32))
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}"
@@ -60,6 +61,7 @@ class TaskRouter(Router):
     """
 
     def __init__(self, num_tasks: int) -> None:
+        check_count("num_tasks", num_tasks, at_least=1)
         super().__init__(Topology.parallel(num_tasks))
         self.num_tasks = num_tasks
 
