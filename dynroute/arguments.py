@@ -65,7 +65,8 @@ def temperature_like(temperature: float | Tensor, logits: Tensor) -> float | Ten
             f"got {tuple(temperature.shape)}; give one value per sample."
         )
     refuse_where(
-        ~(temperature > 0),
+        temperature,
+        lambda tau: ~(tau > 0),
         lambda index: f"`temperature` must be positive, got {temperature[index].item():g} at index {index}.",
     )
     return temperature.detach().reshape(temperature.shape + (1,) * (logits.dim() - temperature.dim()))

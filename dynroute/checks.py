@@ -29,21 +29,23 @@ def set_checks(enabled: bool | None) -> None:
     _enabled = enabled
 
 
-def refuse_where(bad: Tensor, explain: Callable[[tuple[int, ...]], str]) -> None:
-    """Raises a ValueError if any element of `bad` is True and values may be read here.
+def refuse_where(tensor: Tensor, bad: Callable[[Tensor], Tensor], explain: Callable[[tuple[int, ...]], str]) -> None:
+    """Raises a ValueError if values of a tensor are bad and may be read here.
 
     Args:
-        bad: A boolean tensor.
+        tensor: The tensor whose values matter.
+        bad: Makes a boolean tensor of it, True where a value is bad; not called where nothing may be read.
         explain: Makes the message from the index of the first element that is True.
     """
-    if not _readable(bad):
+    if not _readable(tensor):
         return
+    found = bad(tensor.detach())
     try:
-        found = bool(bad.any())
+        some = bool(found.any())
     except RuntimeError:  # vmap and fake tensors hide their values: the check needs them, the maths does not
         return
-    if found:
-        raise ValueError(explain(tuple(int(i) for i in bad.nonzero()[0])))
+    if some:
+        raise ValueError(explain(tuple(int(i) for i in found.nonzero()[0])))
 
 
 def _readable(tensor: Tensor) -> bool:

@@ -86,9 +86,11 @@ def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tenso
         return torch.zeros_like(allowed).scatter(-1, best, True) & allowed
 
     path = torch.zeros_like(allowed)
-    for _ in range(min(k, logits.shape[-1])):  # a few passes cost less than a sort; argmax takes the first of equals
+    passes = min(k, logits.shape[-1])
+    for i in range(passes):  # cost less than a sort while they are few; argmax takes the first of equals
         best = scores.argmax(dim=-1, keepdim=True)
-        path, scores = path.scatter(-1, best, True), scores.scatter(-1, best, -math.inf)
+        path = path.scatter(-1, best, True)
+        scores = scores.scatter(-1, best, -math.inf) if i < passes - 1 else scores
     return path & allowed
 
 
@@ -261,7 +263,8 @@ def route_temperature(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
         tensor([0.7500, 0.2500])
     """
     refuse_where(
-        ~(alpha > 0),
+        alpha,
+        lambda alpha: ~(alpha > 0),
         lambda index: f"`alpha` must be positive, got {alpha[index].item():g} at {index}; did you pass log alpha?",
     )
     return _normalized(torch.softmax(-alpha.log(), dim=-1), normalize)

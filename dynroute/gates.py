@@ -188,15 +188,15 @@ def _check_mixing_k(gate: str, k: int) -> int:
 
 
 def _check_values(logits: Tensor) -> None:
-    def explain(row: tuple[int, ...]) -> str:
-        slot = int((logits[row].isnan() | (logits[row] == torch.inf)).nonzero()[0])
-        index = (*row, slot)
+    def explain(_: tuple[int, ...]) -> str:
+        index = tuple(int(i) for i in (logits.isnan() | (logits == torch.inf)).nonzero()[0])
         return (
             f"`logits` must be finite, got {logits[index].item()} at index {index}; "
             "did the router's input or its parameters diverge?"
         )
 
-    refuse_where(~(logits.detach().amax(dim=-1) < torch.inf), explain)  # the largest of a row is NaN if any is
+    if logits.numel():
+        refuse_where(logits, lambda z: ~(z.amax() < torch.inf), explain)  # the largest is NaN if any is
 
 
 def _check_replay(path: Tensor, logits: Tensor, allowed: Tensor) -> None:
@@ -204,14 +204,16 @@ def _check_replay(path: Tensor, logits: Tensor, allowed: Tensor) -> None:
         raise TypeError(f"`path` must be a boolean tensor or a Route, got {type(path).__name__}.")
     check_mask("path", path, logits)
     refuse_where(
-        path & ~allowed,
+        path,
+        lambda path: path & ~allowed,
         lambda index: (
             f"`path` must only use edges of the topology, but row {index[:-1]} uses the missing slot {index[-1]}; "
             "was it recorded by another topology?"
         ),
     )
     refuse_where(
-        ~(path & (logits > -torch.inf)).any(dim=-1),
+        path,
+        lambda path: ~(path & (logits > -torch.inf)).any(dim=-1),
         lambda index: (
             f"`path` must choose a source of non-zero probability in every row, but row {index} has none; "
             "was an empty record replayed, or the path of another task?"

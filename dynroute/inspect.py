@@ -35,7 +35,8 @@ def draw(topology: Topology, route: Route | Tensor, *, title: str | None = None)
     weights = (route.weights if isinstance(route, Route) else route).detach()
     path = route.path if isinstance(route, Route) else weights > 0
     refuse_where(
-        ~(weights >= 0) | weights.isinf(),
+        weights,
+        lambda weights: ~(weights >= 0) | weights.isinf(),
         lambda index: f"`route` must hold weights, got {weights[index].item():g} at {index}; did you pass the logits?",
     )
     chosen = {(source, node): weight for source, node, weight in topology.edges(path, weights)}

@@ -56,7 +56,7 @@ class Topology:
     def on(self, device: torch.device) -> "Constants":
         """The tensors that describe the graph, on a device; they are copied there once."""
         if device not in self._constants:
-            self._constants[device] = Constants(*(constant.to(device) for constant in self.on(_CPU)))
+            self._constants[device] = Constants(*(tensor.to(device) for tensor in self.on(_CPU)))
         return self._constants[device]
 
     @staticmethod
@@ -146,9 +146,8 @@ class Topology:
         edges = self.to_edges(path)
         room = edges.new_zeros((*edges.shape[:-1], -self.num_edges % 8))
         bits = torch.cat([edges, room], dim=-1).reshape(*edges.shape[:-1], -(-self.num_edges // 8), 8)
-        return (bits.to(torch.uint8) << torch.arange(8, dtype=torch.uint8, device=path.device)).sum(
-            dim=-1, dtype=torch.uint8
-        )
+        places = torch.arange(8, dtype=torch.uint8, device=path.device)
+        return (bits.to(torch.uint8) << places).sum(dim=-1, dtype=torch.uint8)
 
     def unpack(self, bits: Tensor) -> Tensor:
         """Restores the path that :meth:`pack` packed.
@@ -170,9 +169,8 @@ class Topology:
         edges = ((bits.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1).flatten(-2).bool()
         refuse_where(
             edges[..., self.num_edges :],
-            lambda index: (
-                f"`bits` must be 0 beyond the {self.num_edges} edges, row {index[:-1]} is not; is it damaged?"
-            ),
+            lambda beyond: beyond,
+            lambda index: f"`bits` must be 0 beyond {self.num_edges} edges, row {index[:-1]} is not; is it damaged?",
         )
         return self.from_edges(edges[..., : self.num_edges], fill=False)
 
@@ -227,7 +225,8 @@ class Topology:
                 f"`path` must have shape (*, {shape}), got {tuple(path.shape)}; was it recorded by another topology?"
             )
         refuse_where(
-            path & ~self.on(path.device).allowed,
+            path,
+            lambda path: path & ~self.on(path.device).allowed,
             lambda index: (
                 f"`path` must only use edges of the topology, but row {index[:-1]} uses slot {index[-1]} while node "
                 f"{self.destinations[index[-2]]} has {len(self.parents[self.destinations[index[-2]]])} sources; "

@@ -29,8 +29,8 @@ def test_values_are_checked_on_the_cpu_unless_switched_off() -> None:
 
 def test_a_message_is_made_from_the_first_index() -> None:
     with pytest.raises(ValueError, match=r"bad \(0, 2\)"):
-        refuse_where(torch.tensor([[False, False, True], [True, False, False]]), lambda index: f"bad {index}")
-    refuse_where(torch.zeros(2, 0, dtype=torch.bool), lambda index: f"bad {index}")
+        refuse_where(torch.tensor([[0, 0, 1], [1, 0, 0]]), lambda x: x == 1, lambda index: f"bad {index}")
+    refuse_where(torch.zeros(2, 0), lambda x: x == 0, lambda index: f"bad {index}")
 
 
 def test_hidden_values_are_not_checked() -> None:

@@ -196,7 +196,7 @@ def test_damaged_bits_are_refused() -> None:
         topology.unpack(bits.long())
     with pytest.raises(ValueError, match=r"`bits` must have shape \(\*, 1\) for 6 edges, got \(2,\)"):
         topology.unpack(torch.cat([bits, bits]))
-    with pytest.raises(ValueError, match=r"`bits` must be 0 beyond the 6 edges, row \(\) is not; is it damaged"):
+    with pytest.raises(ValueError, match=r"`bits` must be 0 beyond 6 edges, row \(\) is not; is it damaged"):
         topology.unpack(bits | 128)
 
 

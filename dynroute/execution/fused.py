@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..topology import Topology
-from .linear import LinearNode
-from .rows import Rows
+from .linear import IDENTITY, LinearNode
+from .rows import Rows, rows_of
 
 __all__ = ["run_fused"]
 
@@ -34,7 +34,7 @@ def run_fused(
 ) -> Tensor:
     """Runs a routed graph; the arguments are those of `run_reference`, the path, and the nodes read as linear ones."""
     batch = weights.shape[:-2]
-    rows = Rows(topology, path.reshape(-1, *topology.path_shape))
+    rows = rows_of(topology, path.reshape(-1, *topology.path_shape))
     program = _Program(linear, topology, tuple(shortcuts), protect if suitable is not None else "none", rows)
     parameters = [tensor for node in linear for tensor in (node.linear.weight, node.linear.bias)]
     mixed: Tensor = _FusedGraph.apply(  # type: ignore[no-untyped-call]
@@ -70,31 +70,32 @@ class _FusedGraph(torch.autograd.Function):
         edge_weights = weights.flatten()[rows.slots].to(x.dtype)
 
         outputs = x.new_empty(rows.first[last], program.linear[0].linear.out_features)  # m
-        inputs: list[Tensor] = []  # what the linear layer of each node read
-        kept: list[Tensor] = []  # what the derivatives of the two activations of each node read
+        kept: list[Tensor] = []  # what the derivative of each node's activation reads
         for i, node in enumerate(program.linear):
-            mixed = _root_input(rows, i, x) if program.roots[i] else rows.mixes.sum(i, outputs, edge_weights)
             weight, bias = parameters[2 * i : 2 * i + 2]
             assert weight is not None
-            entered = node.before.forward(mixed)
-            inner = entered @ weight.t() if bias is None else torch.addmm(bias, entered, weight.t())
-            left = node.behind.forward(inner)
+            mixed, entered = _inputs(program, i, x, outputs, edge_weights)
 
             own = outputs[rows.first[i] : rows.first[i + 1]]
+            inner = own if not program.shortcuts[i] and not node.behind.from_input else torch.empty_like(own)
+            if bias is None:
+                torch.mm(entered, weight.t(), out=inner)
+            else:
+                torch.addmm(bias, entered, weight.t(), out=inner)
+            left = node.behind.forward(inner)
             if program.shortcuts[i]:
                 torch.add(mixed, left, out=own)
+                kept.append(inner if node.behind.from_input else node.behind.condense(left))
             else:
-                own.copy_(left)
-                left = own
-            inputs.append(entered)
-            kept.append(mixed if node.before.from_input else entered)
-            kept.append(inner if node.behind.from_input else left)
+                if left is not own:
+                    own.copy_(left)
+                kept.append(inner if node.behind.from_input else own)
         mixed = rows.mixes.sum(last, outputs, edge_weights)
 
         ctx.program = program
         ctx.weights_like = weights.new_empty(0), weights.shape
         ctx.suitable = None if suitable is None else suitable.flatten()[rows.slots]
-        ctx.save_for_backward(x, edge_weights, outputs, *inputs, *kept, *parameters)
+        ctx.save_for_backward(x, edge_weights, outputs, *kept, *parameters)
         return mixed
 
     @staticmethod
@@ -106,13 +107,11 @@ class _FusedGraph(torch.autograd.Function):
         program: _Program = ctx.program
         rows, last = program.rows, len(program.linear)
         x, edge_weights, outputs, *rest = ctx.saved_tensors
-        inputs, kept, parameters = rest[:last], rest[last : 3 * last], rest[3 * last :]
+        kept, parameters = rest[:last], rest[last:]
 
-        readers, order = rows.by_source()
-        stop = None if ctx.suitable is None else ~ctx.suitable[order]
+        readers, order = rows.by_source
         sent = edge_weights[order]
-        live_weights = sent if stop is None else sent.masked_fill(stop, 0.0)
-        stop_weights = None if stop is None or program.protect == "sg" else sent.masked_fill(~stop, 0.0)
+        live_weights = sent if ctx.suitable is None else sent * ctx.suitable[order]
 
         # The gradient of what each row mixed: through its module, and (apart only for "input") through its shortcut.
         width = outputs.shape[-1]
@@ -127,28 +126,35 @@ class _FusedGraph(torch.autograd.Function):
             weight, bias = parameters[2 * i : 2 * i + 2]
 
             live = readers.sum(i, through, live_weights)
-            past = None if stop_weights is None or not program.shortcuts[i] else readers.sum(i, through, stop_weights)
-            if carried is not None:  # the shortcuts of readers were not protected
-                live += readers.sum(i, carried, sent)
+            passed = program.shortcuts[i] and ctx.suitable is not None and program.protect != "sg"
+            every = readers.sum(i, through, sent) if passed else live  # the live and the stopped sum together
+            if carried is not None:  # the shortcuts of the readers were not protected
+                past = readers.sum(i, carried, sent)
+                live, every = live + past, every + past
 
-            inner = node.behind.backward(live, kept[2 * i + 1])
+            # Mixing again is cheaper than keeping what was mixed.
+            mixed, entered = _inputs(program, i, x, outputs, edge_weights)
+            inner = node.behind.backward(live, kept[i])
             if ctx.needs_input_grad[4 + 2 * i]:
-                grads[2 * i] = inner.t() @ inputs[i]
+                grads[2 * i] = inner.t() @ entered
             if bias is not None and ctx.needs_input_grad[5 + 2 * i]:
                 grads[2 * i + 1] = inner.sum(dim=0)
+            read = mixed if node.before.from_input else entered
             if program.roots[i]:
                 if grad_x is not None:
-                    _add_root(rows, i, grad_x, node.before.backward(inner @ weight, kept[2 * i]))
+                    _add_root(rows, i, grad_x, node.before.backward(inner @ weight, read))
                 continue
 
-            mixed = node.before.backward(inner @ weight, kept[2 * i])
-            if program.shortcuts[i]:
-                short = live if past is None else live + past
-                if carried is None:
-                    mixed = mixed + short
-                else:
-                    carried[own] = short
-            through[own] = mixed
+            if program.shortcuts[i] and carried is not None:
+                carried[own] = every
+            if node.before is not IDENTITY:
+                through[own] = node.before.backward(inner @ weight, read)
+                if program.shortcuts[i] and carried is None:
+                    through[own] += every
+            elif program.shortcuts[i] and carried is None:
+                torch.addmm(every, inner, weight, out=through[own])
+            else:
+                torch.mm(inner, weight, out=through[own])
 
         grad_weights = None
         if ctx.needs_input_grad[2]:
@@ -159,9 +165,15 @@ class _FusedGraph(torch.autograd.Function):
         return (None, grad_x, grad_weights, None, *grads)
 
 
-def _root_input(rows: Rows, node: int, x: Tensor) -> Tensor:
-    samples = rows.samples(node)
-    return x if samples is None else x.index_select(0, samples)
+def _inputs(program: _Program, i: int, x: Tensor, outputs: Tensor, edge_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """What a node mixed, and what its linear layer read of it."""
+    rows, before = program.rows, program.linear[i].before
+    if program.roots[i]:
+        samples = rows.samples(i)
+        mixed = x if samples is None else x.index_select(0, samples)
+    else:
+        mixed = rows.mixes.sum(i, outputs, edge_weights)
+    return mixed, mixed if before is IDENTITY else before.forward(mixed.clone())
 
 
 def _add_root(rows: Rows, node: int, grad_x: Tensor, gradient: Tensor) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..topology import Topology
 
-__all__ = ["ACTIVATIONS", "Activation", "LinearNode", "linear_nodes"]
+__all__ = ["ACTIVATIONS", "IDENTITY", "Activation", "LinearNode", "linear_nodes"]
 
 
 @dataclass(frozen=True)
@@ -16,26 +16,38 @@ class Activation:
     """An activation and its derivative.
 
     Attributes:
-        forward: The activation.
-        backward: The gradient of the input, from the gradient of the output and the output or input.
+        forward: The activation, which may overwrite its input unless the derivative reads it.
+        backward: The gradient of the input, from the gradient of the output and what the derivative reads.
         from_input: Whether the derivative reads the input of the activation; its output otherwise.
+        condense: Makes of the output, where it would be kept for the derivative alone, something smaller that does.
     """
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
     from_input: bool = False
+    condense: Callable[[Tensor], Tensor] = lambda output: output
+
+
+def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
+    if output.dtype == torch.bool:
+        return gradient * output
+    backward: Tensor = _aten.threshold_backward(gradient, output, 0)
+    return backward
 
 
 _aten = torch.ops.aten
 
+IDENTITY = Activation(lambda x: x, lambda gradient, output: gradient)
+"""No activation."""
+
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Identity: Activation(lambda x: x, lambda gradient, output: gradient),
-    nn.ReLU: Activation(torch.relu, lambda gradient, output: _aten.threshold_backward(gradient, output, 0)),
-    nn.Sigmoid: Activation(torch.sigmoid, lambda gradient, output: _aten.sigmoid_backward(gradient, output)),
+    nn.Identity: IDENTITY,
+    nn.ReLU: Activation(torch.relu_, _relu_backward, condense=lambda output: output > 0),
+    nn.Sigmoid: Activation(torch.sigmoid_, lambda gradient, output: _aten.sigmoid_backward(gradient, output)),
     nn.SiLU: Activation(
         nn.functional.silu, lambda gradient, entered: _aten.silu_backward(gradient, entered), from_input=True
     ),
-    nn.Tanh: Activation(torch.tanh, lambda gradient, output: _aten.tanh_backward(gradient, output)),
+    nn.Tanh: Activation(torch.tanh_, lambda gradient, output: _aten.tanh_backward(gradient, output)),
 }
 """The activations that the fast backends know."""
 
@@ -80,7 +92,7 @@ def _linear_node(module: nn.Module) -> LinearNode | None:
         return None
     linear = layers[position]
     assert isinstance(linear, nn.Linear)
-    known = [ACTIVATIONS[type(side[0])] if side else ACTIVATIONS[nn.Identity] for side in (before, behind)]
+    known = [ACTIVATIONS[type(side[0])] if side else IDENTITY for side in (before, behind)]
     return LinearNode(linear, *known)
 
 

@@ -60,13 +60,13 @@ def run_reference(
 
         t, width = topology.destinations.index(node), len(parents)
         sources = _stack(outputs, parents, node, batch_dims=weights.dim() - 2)
-        plain = mixed = _mix(weights[..., t, :width], sources)
+        read = sources
         if suitable is not None:
             keep = _spread(suitable[..., t, :width], sources)
-            behind = _stack(stopped, parents, node, batch_dims=weights.dim() - 2)
-            mixed = _mix(weights[..., t, :width], torch.where(keep, sources, behind))
+            read = torch.where(keep, sources, _stack(stopped, parents, node, batch_dims=weights.dim() - 2))
 
-        carried = plain if protect == "input" else mixed
+        mixed = _mix(weights[..., t, :width], read)
+        carried = mixed if protect != "input" or suitable is None else _mix(weights[..., t, :width], sources)
         output = module(mixed)
         if shortcuts[node] and output.shape != carried.shape:
             raise ValueError(

@@ -6,6 +6,7 @@ bag. Everything here is lists of integers, found with a handful of calls for the
 """
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from ..topology import Topology
 
-__all__ = ["Bags", "Rows"]
+__all__ = ["Bags", "Rows", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Rows:
             return None
         return self._samples[self.first[node] : self.first[node + 1]]
 
+    @cached_property
     def by_source(self) -> tuple[Bags, Tensor]:
         """For each row, the rows that read it; and the order that sorts the edges so."""
         sources, order = self.mixes.members.sort(stable=True)
@@ -93,6 +95,18 @@ class Rows:
         bounds = torch.searchsorted(sources, torch.tensor(self.first)).tolist()
         shift = torch.tensor(bounds[:-1]).repeat_interleave(torch.tensor(self.counts))
         return Bags(self.readers[order], starts - shift, bounds, self.first), order
+
+
+def rows_of(topology: Topology, path: Tensor) -> Rows:
+    """The rows of a batch of paths; those of paths that take every edge are kept, since only the batch size tells."""
+    if path.shape[0] and bool((path.sum(dim=(1, 2)) == topology.num_edges).all()):
+        return _full_rows(topology, path.shape[0])
+    return Rows(topology, path)
+
+
+@lru_cache(maxsize=8)
+def _full_rows(topology: Topology, batch: int) -> Rows:
+    return Rows(topology, topology.allowed.expand(batch, -1, -1))
 
 
 def _used(topology: Topology, path: Tensor) -> Tensor:

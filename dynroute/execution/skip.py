@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 from ..topology import Topology
 from .reference import run_reference
-from .rows import Rows
+from .rows import rows_of
 
 __all__ = ["run_skip"]
+
+ROWS_FROM = 64
+"""The smallest batch for which rows are sorted by node; below, a node that one sample needs runs for all of them."""
 
 
 def run_skip(
@@ -27,11 +30,15 @@ def run_skip(
         return run_reference(nodes, topology, x, weights, None, shortcuts=shortcuts, protect="none")
     if batch.numel() == 1:
         return _run_one(nodes, topology, x, path, weights, shortcuts)
+    if batch.numel() < ROWS_FROM:
+        few = _run_few(nodes, topology, x, path, weights, shortcuts)
+        if few is not None:
+            return few
 
     last = topology.num_nodes - 1
     features = x.shape[len(batch) :]
     x = x.reshape(batch.numel(), *features)
-    rows = Rows(topology, path.reshape(-1, *topology.path_shape))
+    rows = rows_of(topology, path.reshape(-1, *topology.path_shape))
     edge_weights = weights.reshape(-1)[rows.slots].to(x.dtype)
 
     # Node outputs by their number of features, each matrix with all rows: what is never written takes no memory.
@@ -69,28 +76,74 @@ def _run_one(
     weights: Tensor,
     shortcuts: Sequence[bool],
 ) -> Tensor:
-    """One sample: the nodes of its route and nothing else, with the route as plain numbers."""
-    chosen: list[list[bool]] = path.reshape(topology.path_shape).tolist()
-    numbers: list[list[float]] = weights.reshape(topology.path_shape).tolist()
-
-    sources: dict[int, list[tuple[int, float]]] = {}
-    needed = {topology.num_nodes - 1}
-    for t in reversed(range(len(topology.destinations))):
-        node = topology.destinations[t]
-        if node in needed:
-            row, share = chosen[t], numbers[t]
-            sources[node] = [(j, share[s]) for s, j in enumerate(topology.parents[node]) if row[s]]
-            needed.update(j for j, _ in sources[node])
-
+    """One sample: the nodes of its route and nothing else, with the weights as plain numbers."""
+    shares: list[list[float]] = weights.reshape(topology.path_shape).tolist()
     outputs: dict[int, Tensor] = {}
-    for node in sorted(needed):
-        if node not in sources:
+    for node, t, slots in _needed(topology, path.reshape(topology.path_shape)):
+        if not slots:
             outputs[node] = nodes[node](x)
             continue
-        (first, weight), *others = sources[node]
-        mixed = outputs[first] * weight
-        for j, other in others:
-            mixed = torch.add(mixed, outputs[j], alpha=other)
+        first, *others = slots
+        parents, share = topology.parents[node], shares[t]
+        mixed = outputs[parents[first]] * share[first]
+        for s in others:
+            mixed = torch.add(mixed, outputs[parents[s]], alpha=share[s])
         output = nodes[node](mixed)
         outputs[node] = mixed + output if shortcuts[node] else output
     return outputs[topology.num_nodes - 1]
+
+
+def _run_few(
+    nodes: Sequence[nn.Module],
+    topology: Topology,
+    x: Tensor,
+    path: Tensor,
+    weights: Tensor,
+    shortcuts: Sequence[bool],
+) -> Tensor | None:
+    """A few samples: every node that one of them needs, for all of them, since calls cost more than sums here.
+
+    None if that is not possible: nodes of other shapes than vectors of one width, parents with gaps between them, or an
+    output that is no number, which would spoil the sums of samples that do not read it.
+    """
+    batch = weights.shape[:-2]
+    shares = weights.reshape(-1, *topology.path_shape).to(x.dtype)
+    outputs: Tensor | None = None
+    for node, t, slots in _needed(topology, path.reshape(-1, *topology.path_shape).any(dim=0)):
+        mixed: Tensor | None = None
+        if slots:
+            first, last = topology.parents[node][0], topology.parents[node][-1] + 1
+            if outputs is None or topology.parents[node] != tuple(range(first, last)):
+                return None
+            mixed = torch.bmm(shares[:, t : t + 1, : last - first], outputs[:, first:last])
+            mixed = mixed.reshape(*batch, mixed.shape[-1])
+        output: Tensor = nodes[node](x if mixed is None else mixed)
+        if node == topology.num_nodes - 1:
+            assert outputs is not None
+            return output if bool(outputs.isfinite().all()) else None
+        if output.dim() != len(batch) + 1 or (outputs is not None and output.shape[-1] != outputs.shape[-1]):
+            return None
+        if outputs is None:
+            outputs = output.new_zeros(batch.numel(), topology.num_nodes - 1, output.shape[-1])
+        flat = output.reshape(-1, output.shape[-1])
+        if mixed is not None and shortcuts[node]:
+            torch.add(flat, mixed.reshape(-1, flat.shape[-1]), out=outputs[:, node])
+        else:
+            outputs[:, node] = flat
+    raise AssertionError("the last node is the output")
+
+
+def _needed(topology: Topology, path: Tensor) -> list[tuple[int, int, list[int]]]:
+    """The nodes that a path of shape ``[T, S]`` uses: their number, their row of the path and the slots they read."""
+    chosen: list[list[bool]] = path.tolist()
+    found: list[tuple[int, int, list[int]]] = []
+    needed = {topology.num_nodes - 1}
+    t = len(topology.destinations)
+    for node in reversed(range(topology.num_nodes)):
+        parents = topology.parents[node]
+        t -= bool(parents)
+        if node in needed:
+            slots = [s for s, read in enumerate(chosen[t]) if read] if parents else []
+            needed.update(parents[s] for s in slots)
+            found.append((node, t, slots))
+    return found[::-1]

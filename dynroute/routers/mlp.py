@@ -86,8 +86,11 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
             f"`context` must have shape (*, {layer.in_features}) for this router, got {tuple(x.shape)}; "
             "a context defaults to the input of the routed layer."
         )
-    dtype = torch.promote_types(layer.weight.dtype, torch.float32)
-    return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
+    weight, bias = layer.weight, layer.bias
+    if x.dtype == weight.dtype == torch.float32:
+        return F.linear(x, weight, bias)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
 def chain(x: Tensor, layers: nn.ModuleList) -> Tensor:

@@ -83,12 +83,14 @@ def task_one_hot(task: Tensor, num_tasks: int) -> Tensor:
             )
         one_hot = task == 1
         refuse_where(
-            ((task != 0) & ~one_hot).any(dim=-1) | (one_hot.sum(dim=-1) != 1),
+            task,
+            lambda task: ((task != 0) & (task != 1)).any(dim=-1) | ((task == 1).sum(dim=-1) != 1),
             lambda row: f"`task` must have exactly one 1 in every row of a one-hot, row {row} is {task[row].tolist()}.",
         )
         return one_hot
     refuse_where(
-        (task < 0) | (task >= num_tasks),
+        task,
+        lambda task: (task < 0) | (task >= num_tasks),
         lambda index: f"`task` must be in 0..{num_tasks - 1}, got {int(task[index])} at index {index}.",
     )
     return task.unsqueeze(-1) == ids

@@ -1,0 +1,1 @@
+"""Speed and memory of routed graphs; see run.py."""

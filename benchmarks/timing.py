@@ -1,0 +1,50 @@
+"""Interleaved timing in one process, and the peak of allocated memory."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+Job = Callable[[], object]
+
+
+def interleave(jobs: dict[str, Job], *, seconds: float) -> dict[str, float]:
+    """The median milliseconds of each job, the jobs taking turns so that what disturbs one disturbs all."""
+    for job in jobs.values():
+        job()
+        job()
+    start = time.perf_counter()
+    for job in jobs.values():
+        job()
+    rounds = max(5, min(200, int(seconds / (2 * (time.perf_counter() - start)))))
+
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, job in jobs.items():
+                job()  # untimed: the job before it has emptied the caches and returned memory to the system
+                start = time.perf_counter()
+                job()
+                times[name].append(time.perf_counter() - start)
+    finally:
+        gc.enable()
+    return {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
+
+
+def peak_bytes(job: Job) -> int:
+    """The most memory that a job holds at once, beyond what was held before it."""
+    job()
+    gc.collect()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        job()
+    assert profile.profiler is not None
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak

@@ -1,0 +1,214 @@
+"""Which backend runs, what each computes, and what it says when it cannot. Parity itself is in test_parity."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dynroute
+from dynroute import Hard, LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph, SampleK, Soft, TopK
+from dynroute.execution import selection
+
+LEVELS: dict[str, Callable[[], RoutedGraph]] = {
+    "module": lambda: ModuleRouting.mlp(5, 16, 8, 3, gate=SampleK(2)),
+    "module input": lambda: ModuleRouting.mlp(5, 16, 8, 3, gate=TopK(2), protect="input"),
+    "layer": lambda: LayerRouting.mlp(5, 16, [3, 4, 2], 3, gate=Soft()),
+    "layer hard": lambda: LayerRouting.mlp(5, 16, [3, 4, 2], 3, gate=Hard(), protect="rsg", shortcut=True),
+    "model": lambda: ModelRouting.mlp(5, 16, 4, 3, depth=0, gate=TopK(2)),
+    "output": lambda: OutputRouting([nn.Linear(5, 3) for _ in range(4)]),
+}
+
+
+def inputs(net: RoutedGraph, batch: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(batch, 5)
+    return x, torch.arange(batch) % 4 if isinstance(net, OutputRouting) else x
+
+
+def results(net: RoutedGraph, backend: str, x: Tensor, context: Tensor, path: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    with dynroute.backend(backend):
+        output = net(x, context, path=path)
+    tensors = [x, *net.parameters()]
+    grads = torch.autograd.grad(output.square().sum(), tensors, allow_unused=True, materialize_grads=True)
+    return [output.detach(), *grads]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64, 300])
+@pytest.mark.parametrize("level", LEVELS)
+def test_float32_values_and_gradients_agree(level: str, batch: int) -> None:
+    net = LEVELS[level]()
+    x, context = inputs(net, batch)
+    path = net.route(context).path
+    expected = results(net, "reference", x, context, path)
+    for backend in ("fused", "auto"):
+        for mine, theirs in zip(results(net, backend, x, context, path), expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max() + 1))
+    with torch.no_grad(), dynroute.backend("skip"):
+        torch.testing.assert_close(net(x, context, path=path), expected[0], rtol=1e-5, atol=1e-5)
+
+
+def ran(monkeypatch: pytest.MonkeyPatch, net: RoutedGraph, x: Tensor) -> list[str]:
+    """The backends that one call of the network uses."""
+    names: list[str] = []
+    for name in ("fused", "reference", "skip"):
+        run = getattr(selection, f"run_{name}")
+
+        def spy(*args: object, run: Callable[..., Tensor] = run, name: str = name, **keywords: object) -> Tensor:
+            names.append(name)
+            return run(*args, **keywords)
+
+        monkeypatch.setattr(selection, f"run_{name}", spy)
+    net(x)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("level", "batch", "grad", "expected"),
+    [
+        ("module", 300, True, "fused"),
+        ("module", 300, False, "skip"),
+        ("module", 1, False, "skip"),
+        ("module", 1, True, "reference"),
+        ("model", 300, True, "reference"),
+        ("model", 600, True, "fused"),
+        ("model", 300, False, "reference"),
+        ("model", 600, False, "skip"),
+    ],
+)
+def test_auto_takes_what_fits(
+    monkeypatch: pytest.MonkeyPatch, level: str, batch: int, grad: bool, expected: str
+) -> None:
+    with torch.set_grad_enabled(grad):
+        assert ran(monkeypatch, LEVELS[level](), torch.randn(batch, 5)) == [expected]
+
+
+def gelu() -> RoutedGraph:
+    return ModuleRouting.mlp(5, 16, 8, 3, activation=nn.GELU)
+
+
+def hooked() -> RoutedGraph:
+    net = LEVELS["module"]()
+    net.nodes[2].register_forward_hook(lambda *_: None)
+    return net
+
+
+def normed() -> RoutedGraph:
+    net = LEVELS["module"]()
+    torch.nn.utils.parametrizations.weight_norm(net.nodes[2][0])
+    return net
+
+
+def uneven() -> RoutedGraph:
+    topology = dynroute.Topology.layered([2, 2])
+    layers = [[nn.Linear(5, 7), nn.Linear(5, 7)], [nn.Linear(7, 6), nn.Linear(7, 6)]]
+    return LayerRouting(layers, Soft(), dynroute.LinearRouter(5, topology))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (gelu, r"module 0 is no nn\.Linear with a known activation \(Identity, ReLU, Sigmoid, SiLU, Tanh\)"),
+        (hooked, "module 2 is no nn.Linear with a known activation"),
+        (normed, "module 2 is no nn.Linear with a known activation"),
+        (uneven, "module 2 maps 7 -> 6, not 7 -> 7"),
+        (lambda: LEVELS["module"]().bfloat16(), "module 0 is torch.bfloat16 and the input torch.bfloat16, not both"),
+    ],
+)
+def test_what_cannot_be_fused_is_said_and_runs_under_auto(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], RoutedGraph], reason: str
+) -> None:
+    net = make()
+    x = torch.randn(300, 5, dtype=next(net.parameters()).dtype)
+    with pytest.raises(ValueError, match=rf'"fused" cannot: {reason}.*; "auto" can'), dynroute.backend("fused"):
+        net(x)
+    assert ran(monkeypatch, net, x) == ["reference"]
+
+
+def test_surroundings_that_rule_out_the_fast_backends_are_said() -> None:
+    net = LEVELS["module"]()
+    x = torch.randn(300, 5)
+    net.backend = "skip"
+    with pytest.raises(ValueError, match=r'"skip" cannot: gradients are being recorded; run it inside `torch\.no_grad'):
+        net(x)
+    net.backend = "fused"
+    with pytest.raises(ValueError, match="does not run under autocast"), torch.autocast("cpu", dtype=torch.bfloat16):
+        net(x)
+    with pytest.raises(ValueError, match="which a transform such as vmap hides"):
+        torch.func.vmap(lambda x: net(x, sample=False))(x)
+    with pytest.raises(ValueError, match="it runs on the CPU only, and the input is on meta"):
+        net.to("meta")(x.to("meta"))
+    with pytest.raises(ValueError, match=r"the input \(7, 5\) has more than one feature dimension"):
+        ModuleRouting.mlp(5, 16, 8, 3, backend="fused")(torch.randn(7, 5), torch.randn(5))
+    with pytest.raises(ValueError, match="module 0 reads 5 features and the input has 6"):
+        ModuleRouting.mlp(5, 16, 8, 3, 5, backend="fused")(torch.randn(7, 6), torch.randn(7, 5))
+
+
+def test_backward_twice_gives_the_same_and_a_second_derivative_is_refused() -> None:
+    net = ModuleRouting.mlp(5, 16, 8, 3, gate=TopK(2), backend="fused")
+    x = torch.randn(40, 5, requires_grad=True)
+    loss = net(x).square().sum()
+    first = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match="the fused backend has no second derivative; run the forward in"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    net = ModuleRouting.mlp(5, 16, 4, 3, gate=TopK(2), backend="fused")
+    net.nodes[1].requires_grad_(False)
+    net.router.requires_grad_(False)
+    x = torch.randn(40, 5)
+    net(x).square().sum().backward()
+    given = {name for name, p in net.named_parameters() if p.grad is not None}
+    assert given == {name for name, p in net.named_parameters() if p.requires_grad}
+
+
+def test_rows_that_no_sample_needs_have_zero_gradients_not_none() -> None:
+    net = ModuleRouting.mlp(5, 16, 5, 3, gate=TopK(2), backend="fused")
+    path = torch.zeros(5, 5, dtype=torch.bool)
+    path[:, 0] = True
+    net(torch.randn(40, 5), path=path.expand(40, 5, 5)).sum().backward()
+    for node in (1, 2, 3, 4):
+        assert all(p.grad is not None and not p.grad.any() for p in net.nodes[node].parameters())
+
+
+class Counted(nn.Module):
+    """Counts the rows that it is given."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.rows = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows += x[..., 0].numel()
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("batch", [1, 200])
+def test_skip_runs_a_module_for_the_samples_that_need_it(batch: int) -> None:
+    net = ModuleRouting.mlp(5, 16, 8, 3, gate=SampleK(2), backend="skip")
+    counted = [Counted(node) for node in net.nodes]
+    net.nodes = nn.ModuleList(counted)
+    with torch.no_grad():
+        _, route = net(torch.randn(batch, 5), return_route=True)
+    assert [node.rows for node in counted] == net.topology.used(route.path).sum(0).tolist()
+
+
+@pytest.mark.parametrize("batch", [2, 200])
+def test_skip_with_images_and_with_numbers_that_are_none(batch: int) -> None:
+    topology = dynroute.Topology.dag(4)
+    modules = [nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 1), nn.Identity(), nn.Conv2d(6, 2, 1)]
+    net = ModuleRouting(modules, SampleK(2), dynroute.TableRouter(5, topology)).eval()
+    images, task = torch.randn(batch, 3, 4, 4), torch.arange(batch) % 5
+    with torch.no_grad(), dynroute.backend("skip"):
+        output, route = net(images, task, return_route=True)
+    torch.testing.assert_close(output, net(images, task, path=route))
+
+    heads = OutputRouting([nn.Linear(5, 3) for _ in range(4)]).requires_grad_(False)
+    heads.nodes[1].weight.fill_(torch.nan)
+    x, task = torch.randn(batch, 5), torch.arange(batch) % 4
+    with torch.no_grad(), dynroute.backend("skip"):
+        assert torch.equal(heads(x, task).isfinite().all(-1), task != 1)
