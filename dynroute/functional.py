@@ -30,7 +30,6 @@ __all__ = [
 
 # The smallest step of a uniform float32 is 2**-24: a draw below it is a rounded zero, whose logarithm is infinite.
 _SMALLEST_DRAW = 2.0**-25
-
 _FEW = 4  # up to so many sources are found one by one
 
 
@@ -56,7 +55,7 @@ def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
     chosen = path & (logits > -math.inf)
     scores = torch.where(chosen, logits, torch.finfo(logits.dtype).min)
 
-    return torch.softmax(scores, dim=-1).masked_fill(~chosen, 0.0)
+    return torch.softmax(scores, dim=-1) * chosen
 
 
 def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tensor:
@@ -80,17 +79,18 @@ def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tenso
     allowed = expand_allowed(allowed, logits)
 
     # Finite scores keep an allowed source of probability 0 (logit -inf) ahead of the forbidden ones.
-    scores = logits.detach().clamp(min=torch.finfo(logits.dtype).min).masked_fill(~allowed, -math.inf)
+    scores = logits.detach().clamp(min=torch.finfo(logits.dtype).min)
+    scores = torch.where(allowed, scores, -math.inf)
+    path = torch.zeros_like(logits, dtype=torch.bool)
     if k > _FEW:
         best = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :k]
-        return torch.zeros_like(allowed).scatter(-1, best, True) & allowed
+        return path.scatter(-1, best, True) & allowed
 
-    path = torch.zeros_like(allowed)
-    passes = min(k, logits.shape[-1])
-    for i in range(passes):  # cost less than a sort while they are few; argmax takes the first of equals
+    # One by one costs less than a sort while k is small; argmax takes the first of equals.
+    for left in reversed(range(min(k, logits.shape[-1]))):
         best = scores.argmax(dim=-1, keepdim=True)
         path = path.scatter(-1, best, True)
-        scores = scores.scatter(-1, best, -math.inf) if i < passes - 1 else scores
+        scores = scores.scatter(-1, best, -math.inf) if left else scores
     return path & allowed
 
 
@@ -191,8 +191,12 @@ def suitable(logits: Tensor, *, allowed: Tensor | None = None) -> Tensor:
     everywhere = expand_allowed(allowed, logits)
     sources = logits.shape[-1] if allowed is None else allowed.sum(dim=-1, keepdim=True)
 
-    probabilities = mask_softmax(logits.detach().to(_at_least_float32(logits)), everywhere)
+    return suitable_masked(logits.detach().masked_fill(~everywhere, -math.inf), sources)
 
+
+def suitable_masked(logits: Tensor, sources: Tensor | int) -> Tensor:
+    """Eq. 10 for logits that are -inf where no source is, given the number of sources of each row."""
+    probabilities = torch.softmax(logits.detach().to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
     return probabilities >= 1.0 / (sources + torch.ones_like(probabilities[..., :1]))
 
 
@@ -293,7 +297,3 @@ def _normalized(shares: Tensor, normalize: str) -> Tensor:
     if normalize not in ("sum", "mean"):
         raise ValueError(f'`normalize` must be "sum" or "mean", got {normalize!r}.')
     return shares if normalize == "sum" else shares * shares.shape[-1]
-
-
-def _at_least_float32(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)

@@ -53,7 +53,8 @@ class Rows:
         batch, _, width = path.shape
         nodes = topology.num_nodes
 
-        used = _used(topology, path)
+        chosen = path.transpose(0, 1).contiguous()  # for a batch of 1 still the caller's memory: never written
+        used = _used(topology, chosen)
         self.counts: list[int] = used.sum(dim=1).tolist()
         """The number of rows of each node."""
         self.first: list[int] = [0, *accumulate(self.counts)]
@@ -63,19 +64,18 @@ class Rows:
         self._batch = batch
         row_of_cell = used.flatten().cumsum(0) - 1
 
-        reads = path.new_zeros((nodes, batch, width))
-        reads[list(topology.destinations)] = path.transpose(0, 1)
-        reads &= used.unsqueeze(-1)
-        position = reads.flatten().nonzero().squeeze(1)
-        cell, slot = _divide(position, width)
-        node, sample = _divide(cell, batch)
+        destinations = topology.on(path.device).destinations
+        position = (chosen & used[destinations].unsqueeze(-1)).flatten().nonzero().squeeze(1)
+        reading, slot = _divide(position, width)
+        t, sample = _divide(reading, batch)
+        cell = destinations[t] * batch + sample
 
-        self.slots: Tensor = (sample * len(topology.destinations) + _destination_of(topology)[node]) * width + slot
+        self.slots: Tensor = (sample * len(destinations) + t) * width + slot
         """The position of each edge in the flattened ``[batch, T, S]``."""
         self.readers: Tensor = row_of_cell[cell]
         """The row that reads each edge."""
-        sources = row_of_cell[_sources_of(topology)[node, slot] * batch + sample]
-        sizes = reads.sum(dim=-1)
+        sources = row_of_cell[topology.sources[t, slot] * batch + sample]
+        sizes = torch.bincount(cell, minlength=nodes * batch).reshape(nodes, batch)
         first_edge = [0, *accumulate(sizes.sum(dim=1).tolist())]
         self.mixes = Bags(sources, (sizes.cumsum(dim=1) - sizes)[used], first_edge, self.first)
         """For each row, the rows that it mixes."""
@@ -99,7 +99,7 @@ class Rows:
 
 def rows_of(topology: Topology, path: Tensor) -> Rows:
     """The rows of a batch of paths; those of paths that take every edge are kept, since only the batch size tells."""
-    if path.shape[0] and bool((path.sum(dim=(1, 2)) == topology.num_edges).all()):
+    if path.shape[0] and int(path.count_nonzero()) == path.shape[0] * topology.num_edges:
         return _full_rows(topology, path.shape[0])
     return Rows(topology, path)
 
@@ -109,15 +109,14 @@ def _full_rows(topology: Topology, batch: int) -> Rows:
     return Rows(topology, topology.allowed.expand(batch, -1, -1))
 
 
-def _used(topology: Topology, path: Tensor) -> Tensor:
-    """The nodes that each sample uses, with shape ``[num_nodes, batch]``."""
-    reads = path.permute(1, 2, 0).contiguous()
-    used = path.new_zeros((topology.num_nodes, path.shape[0]))
+def _used(topology: Topology, reads: Tensor) -> Tensor:
+    """The nodes that each sample uses, with shape ``[num_nodes, batch]``, from paths ``[T, batch, S]``."""
+    used = reads.new_zeros((topology.num_nodes, reads.shape[1]))
     used[-1] = True
     for t in reversed(range(len(topology.destinations))):
         node = topology.destinations[t]
         parents = topology.parents[node]
-        behind = used[node] & reads[t, : len(parents)]
+        behind = used[node] & reads[t, :, : len(parents)].t()
         if parents == tuple(range(parents[0], parents[0] + len(parents))):
             used[parents[0] : parents[0] + len(parents)] |= behind
         else:
@@ -128,17 +127,3 @@ def _used(topology: Topology, path: Tensor) -> Tensor:
 def _divide(position: Tensor, by: int) -> tuple[Tensor, Tensor]:
     quotient = torch.div(position, max(by, 1), rounding_mode="floor")
     return quotient, position - quotient * by
-
-
-def _destination_of(topology: Topology) -> Tensor:
-    """The row of a path that belongs to each node, with shape ``[num_nodes]``."""
-    index = torch.zeros(topology.num_nodes, dtype=torch.long)
-    index[list(topology.destinations)] = torch.arange(len(topology.destinations))
-    return index
-
-
-def _sources_of(topology: Topology) -> Tensor:
-    """The source in every slot of every node, with shape ``[num_nodes, S]``."""
-    sources = torch.zeros(topology.num_nodes, topology.path_shape[1], dtype=torch.long)
-    sources[list(topology.destinations)] = topology.sources
-    return sources

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..execution import check_backend, run_graph
-from ..functional import suitable
+from ..functional import suitable_masked
 from ..gates import Gate
 from ..route import Route
 from ..routers import Router, full_precision
@@ -172,7 +172,7 @@ class RoutedGraph(nn.Module):
             x,
             route.path,
             route.weights,
-            suitable(route.logits, allowed=self.topology.on(route.logits.device).allowed) if protected else None,
+            self._suitable(route) if protected else None,
             shortcuts=self._shortcuts,
             protect=self.protect,
             setting=self.backend,
@@ -190,6 +190,10 @@ class RoutedGraph(nn.Module):
         with suspended:
             logits: Tensor = self.router(context)
         return logits
+
+    def _suitable(self, route: Route) -> Tensor:
+        sources = self.topology.on(route.logits.device).allowed.sum(dim=-1, keepdim=True)
+        return suitable_masked(route.logits, sources)
 
     def _check_logits(self, logits: Tensor) -> None:
         if logits.shape[-2:] != self.topology.path_shape:
