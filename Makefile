@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help test demo lint types docs format clean
+.PHONY: help test demo bench lint types docs format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ test: $(READY) ## Run the tests
 
 demo: $(READY) ## Route a small multi-task problem at all four levels and draw what was learned
 	$(BIN)/python examples/four_levels.py
+
+bench: $(READY) ## Time every case and write the table, the JSON file and the curves to benchmarks/results
+	$(BIN)/python -m benchmarks.run
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .

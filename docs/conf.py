@@ -1,24 +1,29 @@
 """How the documentation is built: `make docs`, without a network and with warnings as errors."""
 
 import inspect
+import json
 import os
 import pkgutil
 import re
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from docutils import nodes
-from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.ext import autosummary
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective as Directive
 
 import dynroute
 
 logger = logging.getLogger(__name__)
+
+SPEED = Path(__file__).parent.parent / "benchmarks" / "results" / "speed.json"
 
 project = "dynroute"
 author = "The dynroute developers"
@@ -154,9 +159,33 @@ class Picture(Directive):
         return [figure]
 
 
+class Speed(Directive):
+    """Shows the stored results of `make bench` for one mode, as ratios to the textbook form."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        mode = self.arguments[0]
+        rows = [row for row in json.loads(SPEED.read_text())["rows"] if row["mode"] == mode]
+        names = ["reference", "fused" if mode == "training step" else "skip", "auto", "equal MLP", "chained modules"]
+        lines = [".. list-table::", "   :header-rows: 1", ""]
+        for cells in (["case", "batch", "textbook ms", *names], *(self._cells(row, names) for row in rows)):
+            lines += [f"   {'-' if i else '*'} {'- ' if not i else ''}{cell}" for i, cell in enumerate(cells)]
+        lines = [line.replace("   - ", "     - ", 1) for line in lines]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+    @staticmethod
+    def _cells(row: dict[str, Any], names: list[str]) -> list[str]:
+        base = row["ms"]["textbook"]
+        ratios = [f"{row['ms'][name] / base:.2f}" if name in row["ms"] else "" for name in names]
+        return [row["case"], str(row["batch"]), f"{base:.2f}", *ratios]
+
+
 def setup(app: Sphinx) -> None:
     """Registers the above with Sphinx, which calls this function."""
     app.add_directive("picture", Picture)
+    app.add_directive("speed", Speed)
     app.connect("config-inited", _hide_private_names)
     app.connect("autodoc-process-signature", _hide_module_arguments)
     app.connect("env-check-consistency", _know_real_names)

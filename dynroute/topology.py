@@ -56,7 +56,8 @@ class Topology:
     def on(self, device: torch.device) -> "Constants":
         """The tensors that describe the graph, on a device; they are copied there once."""
         if device not in self._constants:
-            self._constants[device] = Constants(*(tensor.to(device) for tensor in self.on(_CPU)))
+            with torch.inference_mode(False):  # they outlive the call, and training uses them too
+                self._constants[device] = Constants(*(tensor.to(device) for tensor in self.on(_CPU)))
         return self._constants[device]
 
     @staticmethod
@@ -158,10 +159,9 @@ class Topology:
         Returns:
             A boolean path with shape ``[*, T, S]``.
         """
-        num_bytes = -(-self.num_edges // 8)
         if bits.dtype != torch.uint8:
             raise TypeError(f"`bits` must be a uint8 tensor, got {bits.dtype}.")
-        if bits.shape[-1:] != (num_bytes,):
+        if bits.shape[-1:] != (num_bytes := -(-self.num_edges // 8),):
             raise ValueError(
                 f"`bits` must have shape (*, {num_bytes}) for {self.num_edges} edges, got {tuple(bits.shape)}; "
                 "was it packed by another topology?"
@@ -195,7 +195,7 @@ class Topology:
                     "index the batch first."
                 )
         self.check_path(path)
-        values = path.double() if weights is None else weights.detach()
+        values = path if weights is None else weights.detach()
         return [
             (self.parents[node][s], node, float(values[t, s]))
             for t, node in enumerate(self.destinations)
@@ -237,10 +237,10 @@ class Topology:
     def _adjacency(self, path: Tensor) -> Tensor:
         """The path between nodes, with shape [*, num_nodes, num_nodes]."""
         self.check_path(path)
-        batch, n = path.shape[:-2], self.num_nodes
+        n = self.num_nodes
         columns = self.on(path.device).sources.expand(path.shape)
         rows = path.new_zeros((*path.shape[:-1], n + 1)).scatter(-1, columns, path)[..., :n]
-        return path.new_zeros((*batch, n, n)).index_copy(-2, self.on(path.device).destinations, rows)
+        return path.new_zeros((*path.shape[:-2], n, n)).index_copy(-2, self.on(path.device).destinations, rows)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Topology) and self.parents == other.parents
@@ -266,11 +266,12 @@ class Constants(NamedTuple):
 
 def _constants(parents: tuple[tuple[int, ...], ...], path_shape: tuple[int, int]) -> Constants:
     rows = [row for row in parents if row]
-    slots = [list(row) + [len(parents)] * (path_shape[1] - len(row)) for row in rows]
+    slots = [[*row, *[len(parents)] * (path_shape[1] - len(row))] for row in rows]
     allowed = [[s < len(row) for s in range(path_shape[1])] for row in rows]
     edges = [t * path_shape[1] + s for t, row in enumerate(rows) for s in range(len(row))]
     destinations = [i for i, row in enumerate(parents) if row]
-    return Constants(*(torch.tensor(values, device="cpu") for values in (slots, allowed, edges, destinations)))
+    with torch.inference_mode(False):
+        return Constants(*(torch.tensor(values, device="cpu") for values in (slots, allowed, edges, destinations)))
 
 
 def _plain(parents: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

@@ -174,6 +174,21 @@ def test_rows_that_no_sample_needs_have_zero_gradients_not_none() -> None:
         assert all(p.grad is not None and not p.grad.any() for p in net.nodes[node].parameters())
 
 
+def test_what_is_kept_from_inference_mode_serves_training() -> None:
+    with torch.inference_mode():
+        topology = dynroute.Topology.layered([3, 4, 2])
+    net = LEVELS["layer"]()
+    x = torch.randn(97, 5)
+    with torch.inference_mode():
+        expected = net(x)  # keeps the rows of the full graph
+    output = net(x)
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+
+    router = dynroute.LinearRouter(5, topology)  # made in inference mode
+    router(x)[..., 0].sum().backward()
+
+
 class Counted(nn.Module):
     """Counts the rows that it is given."""
 

@@ -106,7 +106,8 @@ def rows_of(topology: Topology, path: Tensor) -> Rows:
 
 @lru_cache(maxsize=8)
 def _full_rows(topology: Topology, batch: int) -> Rows:
-    return Rows(topology, topology.allowed.expand(batch, -1, -1))
+    with torch.inference_mode(False):  # they outlive the call, and training must be able to use them
+        return Rows(topology, topology.allowed.expand(batch, -1, -1))
 
 
 def _used(topology: Topology, reads: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class RoutedGraph(nn.Module):
 
     @property
     def backend(self) -> str:
-        """How the graph is executed: a name of :data:`dynroute.execution.BACKENDS`."""
+        """How the graph is executed, a name of :data:`~dynroute.execution.selection.BACKENDS`."""
         return self._backend
 
     @backend.setter
