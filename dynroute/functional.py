@@ -51,9 +51,10 @@ def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
     """
     check_mask("path", path, logits)
 
-    # Off the path a finite floor and not -inf, so that a row without a source stays finite.
+    # A row without a source becomes a row of zeros, whose softmax is finite, and so is its gradient.
     chosen = path & (logits > -math.inf)
-    scores = torch.where(chosen, logits, torch.finfo(logits.dtype).min)
+    floor = torch.where(chosen.any(dim=-1, keepdim=True), -math.inf, 0.0).to(logits.dtype)
+    scores = torch.where(chosen, logits, floor)
 
     return torch.softmax(scores, dim=-1) * chosen
 

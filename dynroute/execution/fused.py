@@ -7,7 +7,7 @@ send falls into two sums: the *live* one, which reaches :math:`m_j`, and the *st
 unsuitable, which by Eq. 12 reaches :math:`u_j` alone. The second sum is all that `protect` costs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..topology import Topology
 from .linear import IDENTITY, LinearNode
+from .reference import run_reference
 from .rows import Rows, rows_of
 
 __all__ = ["run_fused"]
@@ -25,16 +26,15 @@ def run_fused(
     linear: list[LinearNode],
     topology: Topology,
     x: Tensor,
-    path: Tensor,
     weights: Tensor,
     suitable: Tensor | None,
     *,
     shortcuts: Sequence[bool],
     protect: str,
 ) -> Tensor:
-    """Runs a routed graph; the arguments are those of `run_reference`, the path, and the nodes read as linear ones."""
+    """Runs a routed graph; the arguments are those of `run_reference`, and the nodes read as linear ones."""
     batch = weights.shape[:-2]
-    rows = rows_of(topology, path.reshape(-1, *topology.path_shape))
+    rows = rows_of(topology, weights.detach().reshape(-1, *topology.path_shape) != 0)
     program = _Program(linear, topology, tuple(shortcuts), protect if suitable is not None else "none", rows)
     parameters = [tensor for node in linear for tensor in (node.linear.weight, node.linear.bias)]
     mixed: Tensor = _FusedGraph.apply(  # type: ignore[no-untyped-call]
@@ -55,6 +55,7 @@ class _Program:
         self, linear: list[LinearNode], topology: Topology, shortcuts: tuple[bool, ...], protect: str, rows: Rows
     ) -> None:
         self.linear = linear
+        self.topology = topology
         self.roots = [not parents for parents in topology.parents]
         self.shortcuts = shortcuts
         self.protect = protect
@@ -93,25 +94,21 @@ class _FusedGraph(torch.autograd.Function):
         mixed = rows.mixes.sum(last, outputs, edge_weights)
 
         ctx.program = program
-        ctx.weights_like = weights.new_empty(0), weights.shape
-        ctx.suitable = None if suitable is None else suitable.flatten()[rows.slots]
-        ctx.save_for_backward(x, edge_weights, outputs, *kept, *parameters)
+        ctx.save_for_backward(x, weights, suitable, edge_weights, outputs, *kept, *parameters)
         return mixed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                'the fused backend has no second derivative; run the forward in `with dynroute.backend("reference")`.'
-            )
         program: _Program = ctx.program
         rows, last = program.rows, len(program.linear)
-        x, edge_weights, outputs, *rest = ctx.saved_tensors
+        x, weights, suitable, edge_weights, outputs, *rest = ctx.saved_tensors
         kept, parameters = rest[:last], rest[last:]
+        if torch.is_grad_enabled():  # a second derivative is wanted, which the reference has
+            return _differentiable(program, ctx.needs_input_grad, gradients[0], x, weights, suitable, parameters)
 
         readers, order = rows.by_source
         sent = edge_weights[order]
-        live_weights = sent if ctx.suitable is None else sent * ctx.suitable[order]
+        live_weights = sent if suitable is None else sent * suitable.flatten()[rows.slots][order]
 
         # The gradient of what each row mixed: through its module, and (apart only for "input") through its shortcut.
         width = outputs.shape[-1]
@@ -126,7 +123,7 @@ class _FusedGraph(torch.autograd.Function):
             weight, bias = parameters[2 * i : 2 * i + 2]
 
             live = readers.sum(i, through, live_weights)
-            passed = program.shortcuts[i] and ctx.suitable is not None and program.protect != "sg"
+            passed = program.shortcuts[i] and suitable is not None and program.protect != "sg"
             every = readers.sum(i, through, sent) if passed else live  # the live and the stopped sum together
             if carried is not None:  # the shortcuts of the readers were not protected
                 past = readers.sum(i, carried, sent)
@@ -159,9 +156,8 @@ class _FusedGraph(torch.autograd.Function):
         grad_weights = None
         if ctx.needs_input_grad[2]:
             total = through if carried is None else through + carried
-            like, shape = ctx.weights_like
-            grad_weights = like.new_zeros(shape)
-            grad_weights.view(-1)[rows.slots] = _edge_products(rows, total, outputs).to(like.dtype)
+            grad_weights = torch.zeros_like(weights, memory_format=torch.contiguous_format)
+            grad_weights.view(-1)[rows.slots] = _edge_products(rows, total, outputs).to(weights.dtype)
         return (None, grad_x, grad_weights, None, *grads)
 
 
@@ -193,3 +189,37 @@ def _edge_products(rows: Rows, gradient: Tensor, outputs: Tensor) -> Tensor:
         gradient, outputs, rows.mixes.members, offsets, rows.readers, 0
     )
     return products
+
+
+def _differentiable(
+    program: _Program,
+    wanted: Sequence[bool],
+    gradient: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    suitable: Tensor | None,
+    parameters: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the reference, which can be differentiated again."""
+
+    def node(i: int) -> Callable[[Tensor], Tensor]:
+        weight, bias = parameters[2 * i : 2 * i + 2]
+        before, behind = program.linear[i].before, program.linear[i].behind
+        assert weight is not None
+        return lambda mixed: behind.forward(nn.functional.linear(before.forward(mixed.clone()), weight, bias))
+
+    mixed = run_reference(
+        [*map(node, range(len(program.linear))), nn.Identity()],
+        program.topology,
+        x,
+        weights,
+        suitable,
+        shortcuts=program.shortcuts,
+        protect=program.protect,
+    )
+    inputs = (None, x, weights, None, *parameters)
+    needed = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want and tensor is not None]
+    grads = iter(torch.autograd.grad(mixed, needed, gradient, create_graph=True, materialize_grads=True))
+    return tuple(
+        next(grads) if want and tensor is not None else None for tensor, want in zip(inputs, wanted, strict=True)
+    )

@@ -30,7 +30,7 @@ class Activation:
 
 def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
     if output.dtype == torch.bool:
-        return gradient * output
+        return gradient.masked_fill(output, 0.0)
     backward: Tensor = _aten.threshold_backward(gradient, output, 0)
     return backward
 
@@ -42,7 +42,7 @@ IDENTITY = Activation(lambda x: x, lambda gradient, output: gradient)
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.Identity: IDENTITY,
-    nn.ReLU: Activation(torch.relu_, _relu_backward, condense=lambda output: output > 0),
+    nn.ReLU: Activation(torch.relu_, _relu_backward, condense=lambda output: output <= 0),
     nn.Sigmoid: Activation(torch.sigmoid_, lambda gradient, output: _aten.sigmoid_backward(gradient, output)),
     nn.SiLU: Activation(
         nn.functional.silu, lambda gradient, entered: _aten.silu_backward(gradient, entered), from_input=True
@@ -71,7 +71,8 @@ def linear_nodes(nodes: Sequence[nn.Module], topology: Topology) -> list[LinearN
     for i, module in enumerate(nodes[:-1]):
         node = _linear_node(module)
         if node is None:
-            return f"module {i} is no nn.Linear with a known activation ({', '.join(a.__name__ for a in ACTIVATIONS)})"
+            known = ", ".join(activation.__name__ for activation in ACTIVATIONS)
+            return f"module {i} is no plain nn.Linear with a known activation ({known}), or has hooks"
         found.append(node)
 
     width = found[0].linear.out_features
@@ -88,6 +89,8 @@ def _linear_node(module: nn.Module) -> LinearNode | None:
     if position is None or len(layers) > 3 or any(map(_is_hooked, [module, *layers])):
         return None
     before, behind = layers[:position], layers[position + 1 :]
+    if before and getattr(before[0], "inplace", False):  # overwrites the mix that a shortcut adds
+        return None
     if len(before) > 1 or len(behind) > 1 or any(type(layer) not in ACTIVATIONS for layer in before + behind):
         return None
     linear = layers[position]
@@ -98,6 +101,15 @@ def _linear_node(module: nn.Module) -> LinearNode | None:
 
 def _is_hooked(module: nn.Module) -> bool:
     """Whether calling the module does more than its forward."""
+    everywhere = torch.nn.modules.module
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+        or everywhere._global_forward_hooks
+        or everywhere._global_forward_pre_hooks
+        or everywhere._global_backward_hooks
+        or everywhere._global_backward_pre_hooks
     )

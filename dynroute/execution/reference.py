@@ -12,19 +12,19 @@ none   the plain mix (Eq. 3)             the plain mix
 ====== ================================= =============================
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..functional import rsg
 from ..topology import Topology
 
-__all__ = ["run_reference"]
+__all__ = ["check_shortcut", "run_reference"]
 
 
 def run_reference(
-    nodes: Sequence[nn.Module],
+    nodes: Sequence[Callable[[Tensor], Tensor]],
     topology: Topology,
     x: Tensor,
     weights: Tensor,
@@ -68,17 +68,23 @@ def run_reference(
         mixed = _mix(weights[..., t, :width], read)
         carried = mixed if protect != "input" or suitable is None else _mix(weights[..., t, :width], sources)
         output = module(mixed)
-        if shortcuts[node] and output.shape != carried.shape:
-            raise ValueError(
-                f"`modules[{node}]` must keep the shape of its input to have a shortcut, "
-                f"got {tuple(carried.shape)} -> {tuple(output.shape)}; pass shortcut=False or equal widths."
-            )
+        if shortcuts[node]:
+            check_shortcut(node, carried, output)
         outputs.append(carried + output if shortcuts[node] else output)
         if suitable is not None:
             plainly = protect == "sg" or not shortcuts[node]
             stopped.append(outputs[-1].detach() if plainly else rsg(outputs[-1], carried))
 
     return outputs[-1]
+
+
+def check_shortcut(node: int, carried: Tensor, output: Tensor) -> None:
+    """Raises an error unless a module kept the shape of its input."""
+    if output.shape != carried.shape:
+        raise ValueError(
+            f"`modules[{node}]` must keep the shape of its input to have a shortcut, "
+            f"got {tuple(carried.shape)} -> {tuple(output.shape)}; pass shortcut=False or equal widths."
+        )
 
 
 def _stack(outputs: list[Tensor], parents: Sequence[int], node: int, *, batch_dims: int) -> Tensor:

@@ -60,7 +60,7 @@ class Rows:
         self.first: list[int] = [0, *accumulate(self.counts)]
         """The first row of each node, then the number of rows."""
         cells = used.flatten().nonzero().squeeze(1)  # a cell is a position in [num_nodes, batch], used or not
-        self._samples = cells - torch.arange(nodes).repeat_interleave(torch.tensor(self.counts)) * batch
+        self._samples = cells - torch.arange(nodes, device=path.device).repeat_interleave(used.sum(dim=1)) * batch
         self._batch = batch
         row_of_cell = used.flatten().cumsum(0) - 1
 
@@ -92,8 +92,10 @@ class Rows:
         sources, order = self.mixes.members.sort(stable=True)
         sizes = torch.bincount(sources, minlength=self.first[-1])
         starts = sizes.cumsum(0) - sizes
-        bounds = torch.searchsorted(sources, torch.tensor(self.first)).tolist()
-        shift = torch.tensor(bounds[:-1]).repeat_interleave(torch.tensor(self.counts))
+        bounds = torch.searchsorted(sources, torch.tensor(self.first, device=sources.device)).tolist()
+        shift = torch.tensor(bounds[:-1], device=sources.device).repeat_interleave(
+            torch.tensor(self.counts, device=sources.device)
+        )
         return Bags(self.readers[order], starts - shift, bounds, self.first), order
 
 
@@ -104,7 +106,7 @@ def rows_of(topology: Topology, path: Tensor) -> Rows:
     return Rows(topology, path)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)  # an entry takes a few bytes for each edge of each sample
 def _full_rows(topology: Topology, batch: int) -> Rows:
     with torch.inference_mode(False):  # they outlive the call, and training must be able to use them
         return Rows(topology, topology.allowed.expand(batch, -1, -1))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..topology import Topology
-from .reference import run_reference
+from .reference import check_shortcut, run_reference
 from .rows import rows_of
 
 __all__ = ["run_skip"]
@@ -19,30 +19,32 @@ def run_skip(
     nodes: Sequence[nn.Module],
     topology: Topology,
     x: Tensor,
-    path: Tensor,
     weights: Tensor,
     *,
     shortcuts: Sequence[bool],
 ) -> Tensor:
-    """Runs a routed graph without gradients; the arguments are those of `run_reference`, and the path."""
+    """Runs a routed graph without gradients; the arguments are those of `run_reference`.
+
+    A module sees the samples that need it, so that it must treat each of them on its own.
+    """
     batch = weights.shape[:-2]
     if batch.numel() == 0:  # nothing to skip
         return run_reference(nodes, topology, x, weights, None, shortcuts=shortcuts, protect="none")
     if batch.numel() == 1:
-        return _run_one(nodes, topology, x, path, weights, shortcuts)
+        return _run_one(nodes, topology, x, weights, shortcuts)
     if batch.numel() < ROWS_FROM:
-        few = _run_few(nodes, topology, x, path, weights, shortcuts)
+        few = _run_few(nodes, topology, x, weights, shortcuts)
         if few is not None:
             return few
 
     last = topology.num_nodes - 1
     features = x.shape[len(batch) :]
     x = x.reshape(batch.numel(), *features)
-    rows = rows_of(topology, path.reshape(-1, *topology.path_shape))
-    edge_weights = weights.reshape(-1)[rows.slots].to(x.dtype)
+    rows = rows_of(topology, weights.reshape(-1, *topology.path_shape) != 0)
+    edge_weights = weights.reshape(-1)[rows.slots]
 
-    # Node outputs by their number of features, each matrix with all rows: what is never written takes no memory.
-    outputs: dict[int, Tensor] = {}
+    # Node outputs by the shape of their features, each matrix with all rows: what is never written takes no memory.
+    outputs: dict[torch.Size, Tensor] = {}
     shapes: list[torch.Size] = []
     for i, module in enumerate(nodes):
         parents = topology.parents[i]
@@ -54,17 +56,17 @@ def run_skip(
             output: Tensor = module(x if samples is None else x.index_select(0, samples))
         else:
             shape = next(shapes[j] for j in parents if rows.counts[j])
-            mixed = rows.mixes.sum(i, outputs[shape.numel()], edge_weights).reshape(-1, *shape)
-            output = module(mixed)
-            output = mixed + output if shortcuts[i] else output
+            values = outputs[shape]
+            mixed = rows.mixes.sum(i, values, edge_weights.to(values.dtype)).reshape(-1, *shape)
+            output = _with_shortcut(i, module, mixed, shortcuts)
         if i == last:
             return output.reshape(*batch, *output.shape[1:])
 
-        shapes.append(output.shape[1:])
-        width = output.shape[1:].numel()
-        if width not in outputs:
-            outputs[width] = output.new_empty(rows.first[last], width)
-        outputs[width][rows.first[i] : rows.first[i + 1]] = output.reshape(-1, width)
+        shape = output.shape[1:]
+        shapes.append(shape)
+        if shape not in outputs:
+            outputs[shape] = output.new_empty(rows.first[last], shape.numel())
+        outputs[shape][rows.first[i] : rows.first[i + 1]] = output.reshape(-1, shape.numel())
     raise AssertionError("the last node is the output")
 
 
@@ -72,15 +74,14 @@ def _run_one(
     nodes: Sequence[nn.Module],
     topology: Topology,
     x: Tensor,
-    path: Tensor,
     weights: Tensor,
     shortcuts: Sequence[bool],
 ) -> Tensor:
     """One sample: the nodes of its route and nothing else, with the weights as plain numbers."""
     shares: list[list[float]] = weights.reshape(topology.path_shape).tolist()
     outputs: dict[int, Tensor] = {}
-    for node, t, slots in _needed(topology, path.reshape(topology.path_shape)):
-        if not slots:
+    for node, t, slots in _needed(topology, weights.reshape(topology.path_shape) != 0):
+        if not topology.parents[node]:
             outputs[node] = nodes[node](x)
             continue
         first, *others = slots
@@ -88,8 +89,7 @@ def _run_one(
         mixed = outputs[parents[first]] * share[first]
         for s in others:
             mixed = torch.add(mixed, outputs[parents[s]], alpha=share[s])
-        output = nodes[node](mixed)
-        outputs[node] = mixed + output if shortcuts[node] else output
+        outputs[node] = _with_shortcut(node, nodes[node], mixed, shortcuts)
     return outputs[topology.num_nodes - 1]
 
 
@@ -97,7 +97,6 @@ def _run_few(
     nodes: Sequence[nn.Module],
     topology: Topology,
     x: Tensor,
-    path: Tensor,
     weights: Tensor,
     shortcuts: Sequence[bool],
 ) -> Tensor | None:
@@ -107,15 +106,15 @@ def _run_few(
     output that is no number, which would spoil the sums of samples that do not read it.
     """
     batch = weights.shape[:-2]
-    shares = weights.reshape(-1, *topology.path_shape).to(x.dtype)
+    shares = weights.reshape(-1, *topology.path_shape)
     outputs: Tensor | None = None
-    for node, t, slots in _needed(topology, path.reshape(-1, *topology.path_shape).any(dim=0)):
+    for node, t, _ in _needed(topology, (weights.reshape(-1, *topology.path_shape) != 0).any(dim=0)):
         mixed: Tensor | None = None
-        if slots:
+        if topology.parents[node]:
             first, last = topology.parents[node][0], topology.parents[node][-1] + 1
             if outputs is None or topology.parents[node] != tuple(range(first, last)):
                 return None
-            mixed = torch.bmm(shares[:, t : t + 1, : last - first], outputs[:, first:last])
+            mixed = torch.bmm(shares[:, t : t + 1, : last - first].to(outputs.dtype), outputs[:, first:last])
             mixed = mixed.reshape(*batch, mixed.shape[-1])
         output: Tensor = nodes[node](x if mixed is None else mixed)
         if node == topology.num_nodes - 1:
@@ -127,10 +126,19 @@ def _run_few(
             outputs = output.new_zeros(batch.numel(), topology.num_nodes - 1, output.shape[-1])
         flat = output.reshape(-1, output.shape[-1])
         if mixed is not None and shortcuts[node]:
+            check_shortcut(node, mixed, output)
             torch.add(flat, mixed.reshape(-1, flat.shape[-1]), out=outputs[:, node])
         else:
             outputs[:, node] = flat
     raise AssertionError("the last node is the output")
+
+
+def _with_shortcut(node: int, module: nn.Module, mixed: Tensor, shortcuts: Sequence[bool]) -> Tensor:
+    output: Tensor = module(mixed)
+    if not shortcuts[node]:
+        return output
+    check_shortcut(node, mixed, output)
+    return mixed + output
 
 
 def _needed(topology: Topology, path: Tensor) -> list[tuple[int, int, list[int]]]:
@@ -144,6 +152,8 @@ def _needed(topology: Topology, path: Tensor) -> list[tuple[int, int, list[int]]
         t -= bool(parents)
         if node in needed:
             slots = [s for s, read in enumerate(chosen[t]) if read] if parents else []
+            if parents and not slots:
+                raise ValueError(f"`weights` must read a source at every node, but node {node} reads none.")
             needed.update(parents[s] for s in slots)
             found.append((node, t, slots))
     return found[::-1]

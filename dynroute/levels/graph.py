@@ -170,7 +170,6 @@ class RoutedGraph(nn.Module):
             list(self.nodes),
             self.topology,
             x,
-            route.path,
             route.weights,
             self._suitable(route) if protected else None,
             shortcuts=self._shortcuts,
