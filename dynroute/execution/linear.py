@@ -37,7 +37,7 @@ def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
 
 _aten = torch.ops.aten
 
-IDENTITY = Activation(lambda x: x, lambda gradient, output: gradient)
+IDENTITY = Activation(lambda x: x, lambda gradient, output: gradient, condense=lambda output: output.new_empty(0))
 """No activation."""
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
