@@ -131,13 +131,21 @@ def _coupled(nodes: Sequence[nn.Module], topology: Topology, weights: Tensor, *,
     """
     if weights.shape[:-2].numel() > 1:
         for i, node in enumerate(nodes[:-1]):
-            for module in node.modules():
-                tracks = getattr(module, "track_running_stats", None)
-                if tracks is False or (tracks and module.training):
-                    return f"module {i} computes statistics of the batch"
+            if _sees_the_batch(node):
+                return f"module {i} computes statistics of the batch"
     if not asked and any(node.training for node in nodes[:-1]) and isinstance(linear_nodes(nodes, topology), str):
         return "its modules are in training mode"
     return None
+
+
+def _sees_the_batch(module: nn.Module) -> bool:
+    """Whether a part of the module normalises by the batch; asked at every call, hence no `modules()`."""
+    tracks = vars(module).get("track_running_stats")
+    return (
+        tracks is False
+        or (tracks is True and module.training)
+        or any(_sees_the_batch(part) for part in module._modules.values() if part is not None)
+    )
 
 
 def _fusable(nodes: Sequence[nn.Module], topology: Topology, x: Tensor, weights: Tensor) -> list[LinearNode] | str:
