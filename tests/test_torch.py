@@ -90,6 +90,7 @@ def test_compile_in_one_graph(level: str, gate: str) -> None:
         torch.testing.assert_close(traced, eager)
 
 
+# All levels and gates are compiled above without a compiler; this adds the code generator, which needs one.
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile generates C++ here and finds no compiler")
 def test_compile_to_machine_code() -> None:
     torch.compiler.reset()
