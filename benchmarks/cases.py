@@ -95,7 +95,7 @@ def module_level(batch: int, mode: str, modules: int = 16, width: int = 128, k: 
 def layer_level(batch: int, mode: str, sizes: tuple[int, ...] = (4, 4, 4, 4), width: int = 128) -> Case:
     """Soft Modularization's graph: layers of linear modules and a head."""
     topology = dynroute.Topology.layered(list(sizes))
-    layers = [[nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(size)] for size in sizes]
+    layers = [dynroute.LinearBank(size, width, width, nn.ReLU) for size in sizes]
     router = dynroute.LinearRouter(CONTEXT, topology)
     net = LayerRouting(layers, Soft(), router, head=nn.Linear(width, OUT))
     textbook = TextbookLayer(width, CONTEXT, width, list(sizes), OUT)

@@ -1,6 +1,7 @@
 """Routing layers for torch: choose, for every sample, which modules run and how their outputs are mixed."""
 
 from . import functional, inspect, losses, testing
+from .banks import LinearBank
 from .checks import set_checks
 from .execution import backend
 from .gates import Gate, Hard, SampleK, Soft, TopK
@@ -14,6 +15,7 @@ __all__ = [
     "Gate",
     "Hard",
     "LayerRouting",
+    "LinearBank",
     "LinearRouter",
     "MLPRouter",
     "ModelRouting",

@@ -56,7 +56,7 @@ def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
     floor = torch.where(chosen.any(dim=-1, keepdim=True), -math.inf, 0.0).to(logits.dtype)
     scores = torch.where(chosen, logits, floor)
 
-    return torch.softmax(scores, dim=-1) * chosen
+    return torch.softmax(scores, dim=-1).masked_fill(~chosen, 0.0)
 
 
 def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tensor:

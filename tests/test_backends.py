@@ -7,7 +7,19 @@ import torch
 from torch import Tensor, nn
 
 import dynroute
-from dynroute import Hard, LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph, SampleK, Soft, TopK
+from dynroute import (
+    Hard,
+    LayerRouting,
+    LinearRouter,
+    ModelRouting,
+    ModuleRouting,
+    OutputRouting,
+    RoutedGraph,
+    SampleK,
+    Soft,
+    TopK,
+    Topology,
+)
 from dynroute.execution import selection
 
 LEVELS: dict[str, Callable[[], RoutedGraph]] = {
@@ -51,7 +63,7 @@ def test_float32_values_and_gradients_agree(level: str, batch: int) -> None:
 def ran(monkeypatch: pytest.MonkeyPatch, net: RoutedGraph, x: Tensor) -> list[str]:
     """The backends that one call of the network uses."""
     names: list[str] = []
-    for name in ("fused", "reference", "skip"):
+    for name in ("dense", "fused", "reference", "skip"):
         run = getattr(selection, f"run_{name}")
 
         def spy(*args: object, run: Callable[..., Tensor] = run, name: str = name, **keywords: object) -> Tensor:
@@ -150,8 +162,18 @@ def test_surroundings_that_rule_out_the_fast_backends_are_said() -> None:
         net(x)
     with pytest.raises(ValueError, match="which a transform such as vmap hides"):
         torch.func.vmap(lambda x: net(x, sample=False))(x)
-    with pytest.raises(ValueError, match="it runs on the CPU only, and the input is on meta"):
-        net.to("meta")(x.to("meta"))
+    uneven_layer = RoutedGraph(
+        [nn.Linear(5, 5), nn.Sequential(nn.Linear(5, 5), nn.Tanh()), nn.Linear(5, 5)],
+        Topology.parallel(2),
+        Soft(),
+        LinearRouter(5, Topology.parallel(2)),
+        backend="fused",
+    ).to("meta")
+    with pytest.raises(ValueError, match="the CPU only, and the input is on meta, and its nodes do not form layers"):
+        uneven_layer(x.to("meta"))
+    uneven_layer.backend = "skip"
+    with torch.no_grad(), pytest.raises(ValueError, match="it runs on the CPU only, and the input is on meta"):
+        uneven_layer(x.to("meta"))
     with pytest.raises(ValueError, match=r"the input \(7, 5\) has more than one feature dimension"):
         ModuleRouting.mlp(5, 16, 8, 3, backend="fused")(torch.randn(7, 5), torch.randn(5))
     with pytest.raises(ValueError, match="module 0 reads 5 features and the input has 6"):

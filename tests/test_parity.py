@@ -25,6 +25,7 @@ from dynroute import (
     TopK,
     Topology,
 )
+from dynroute.execution import selection
 from dynroute.functional import gumbel_noise, route_temperature, samplek_path
 
 GATES: dict[str, Gate] = {"soft": Soft(), "hard": Hard(), "topk": TopK(2), "samplek": SampleK(2)}
@@ -167,6 +168,24 @@ def test_the_fused_backend_matches_the_equations(
         assert_parity(MAKERS[level](GATES[gate], protect, shortcut), gate, shape, replay=replay)
 
 
+@pytest.fixture
+def hidden_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under compilation and on other devices, where no value may be read: fused is the dense form."""
+    monkeypatch.setattr(selection, "_hidden_values", lambda x: "its values are hidden")
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (0,)], ids=str)
+@pytest.mark.parametrize("replay", [False, True], ids=["live", "replayed"])
+@pytest.mark.parametrize("protect", PROTECT)
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(("level", "shortcut"), FUSED_CASES)
+def test_the_dense_form_matches_the_equations(
+    level: str, shortcut: bool, gate: str, protect: str, replay: bool, shape: tuple[int, ...], hidden_values: None
+) -> None:
+    with dynroute.backend("fused"):
+        assert_parity(MAKERS[level](GATES[gate], protect, shortcut), gate, shape, replay=replay)
+
+
 @pytest.mark.parametrize("shape", [*SHAPES, (0,)], ids=str)
 @pytest.mark.parametrize("replay", [False, True], ids=["live", "replayed"])
 @pytest.mark.parametrize("gate", GATES)
@@ -212,6 +231,19 @@ def graphs(draw: st.DrawFn) -> list[list[int]]:
     return parents
 
 
+def random_net(
+    parents: list[list[int]], gate: str, protect: str, shortcut: bool, biased: list[bool], kinds: list[type[nn.Module]]
+) -> RoutedGraph:
+    topology = Topology(parents)
+    linear = [
+        nn.Linear(4 if row else 3, 4, bias=biased[i % len(biased)], dtype=DOUBLE) for i, row in enumerate(parents)
+    ]
+    before, behind = kinds
+    modules = [nn.Sequential(before(), layer, behind()) for layer in linear[:-1]]
+    router = MLPRouter(3, topology, (), dtype=DOUBLE)
+    return RoutedGraph([*modules, linear[-1]], topology, GATES[gate], router, shortcut=shortcut, protect=protect)
+
+
 @given(
     parents=graphs(),
     gate=st.sampled_from(sorted(GATES)),
@@ -234,15 +266,49 @@ def test_any_graph_matches_the_equations(
     behind: type[nn.Module],
     before: type[nn.Module],
 ) -> None:
-    topology = Topology(parents)
-    linear = [nn.Linear(4 if row else 3, 4, bias=i % 2 == 0, dtype=DOUBLE) for i, row in enumerate(parents)]
-    modules = [nn.Sequential(before(), layer, behind()) for layer in linear[:-1]]
-    router = MLPRouter(3, topology, (), dtype=DOUBLE)
-    net = RoutedGraph([*modules, linear[-1]], topology, GATES[gate], router, shortcut=shortcut, protect=protect)
+    net = random_net(parents, gate, protect, shortcut, [True, False], [before, behind])
     with dynroute.backend(backend), torch.set_grad_enabled(backend != "skip"):
         if backend == "skip":
             net.eval()
         assert_parity(net, gate, batch, replay=replay, sample=True)
+
+
+@st.composite
+def graphs_of_layers(draw: st.DrawFn) -> list[list[int]]:
+    """Parents of a random graph whose nodes read neighbouring ones, several of them the same; none is left unread."""
+    parents: list[list[int]] = []
+    for _ in range(draw(st.integers(1, 3))):
+        count = len(parents)
+        first = draw(st.integers(0, count)) if count else 0
+        stop = draw(st.integers(first, count)) if count else 0
+        parents += [list(range(first, stop))] * draw(st.integers(1, 3))
+    return [*parents, list(range(len(parents)))]
+
+
+@given(
+    parents=graphs_of_layers(),
+    gate=st.sampled_from(sorted(GATES)),
+    protect=st.sampled_from(PROTECT),
+    shortcut=st.booleans(),
+    batch=st.sampled_from(SHAPES),
+    bias=st.booleans(),
+    behind=st.sampled_from([nn.Identity, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh]),
+    before=st.sampled_from([nn.Identity, nn.ReLU, nn.SiLU]),
+)
+def test_any_graph_of_layers_matches_the_equations_in_dense_form(
+    parents: list[list[int]],
+    gate: str,
+    protect: str,
+    shortcut: bool,
+    batch: tuple[int, ...],
+    bias: bool,
+    behind: type[nn.Module],
+    before: type[nn.Module],
+) -> None:
+    net = random_net(parents, gate, protect, shortcut, [bias], [before, behind])
+    with pytest.MonkeyPatch.context() as patch, dynroute.backend("fused"):
+        patch.setattr(selection, "_hidden_values", lambda x: "its values are hidden")
+        assert_parity(net, gate, batch, replay=False, sample=True)
 
 
 def test_temperature_of_the_paper_is_the_one_of_the_oracle() -> None:

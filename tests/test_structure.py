@@ -20,7 +20,7 @@ LAYERS = [
     ["arguments"],
     ["route", "functional"],
     ["topology"],
-    ["gates"],
+    ["banks", "gates"],
     ["routers"],
     ["losses", "inspect"],
     ["execution"],

@@ -90,6 +90,22 @@ def test_compile_in_one_graph(level: str, gate: str) -> None:
         torch.testing.assert_close(traced, eager)
 
 
+@pytest.mark.parametrize("protect", ["rsg", "input", "none"])
+@pytest.mark.parametrize("level", ["module", "layer"])
+def test_compile_the_fused_backend_in_one_graph(level: str, protect: str) -> None:
+    torch.compiler.reset()
+    net = LEVELS[level](TopK(2))
+    net.protect = protect
+    x = torch.randn(6, 5)
+    expected = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    net.backend = "fused"
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for mine, theirs in zip(
+        torch.autograd.grad(compiled(x).square().sum(), list(net.parameters())), expected, strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
 # All levels and gates are compiled above without a compiler; this adds the code generator, which needs one.
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile generates C++ here and finds no compiler")
 def test_compile_to_machine_code() -> None:

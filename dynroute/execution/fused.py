@@ -7,15 +7,15 @@ send falls into two sums: the *live* one, which reaches :math:`m_j`, and the *st
 unsuitable, which by Eq. 12 reaches :math:`u_j` alone. The second sum is all that `protect` costs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..topology import Topology
+from .differentiable import differentiable_gradients
 from .linear import IDENTITY, LinearNode
-from .reference import run_reference
 from .rows import Rows, rows_of
 
 __all__ = ["run_fused"]
@@ -104,7 +104,18 @@ class _FusedGraph(torch.autograd.Function):
         x, weights, suitable, edge_weights, outputs, *rest = ctx.saved_tensors
         kept, parameters = rest[:last], rest[last:]
         if torch.is_grad_enabled():  # a second derivative is wanted, which the reference has
-            return _differentiable(program, ctx.needs_input_grad, gradients[0], x, weights, suitable, parameters)
+            return differentiable_gradients(
+                program.linear,
+                program.topology,
+                ctx.needs_input_grad,
+                gradients[0],
+                x,
+                weights,
+                suitable,
+                parameters,
+                shortcuts=program.shortcuts,
+                protect=program.protect,
+            )
 
         readers, order = rows.by_source
         sent = edge_weights[order]
@@ -131,7 +142,7 @@ class _FusedGraph(torch.autograd.Function):
 
             # Mixing again is cheaper than keeping what was mixed.
             mixed, entered = _inputs(program, i, x, outputs, edge_weights)
-            inner = node.behind.backward(live, kept[i])
+            inner = node.behind.backward(live, kept[i], None if every is live else live)
             if ctx.needs_input_grad[4 + 2 * i]:
                 grads[2 * i] = inner.t() @ entered
             if bias is not None and ctx.needs_input_grad[5 + 2 * i]:
@@ -139,19 +150,20 @@ class _FusedGraph(torch.autograd.Function):
             read = mixed if node.before.from_input else entered
             if program.roots[i]:
                 if grad_x is not None:
-                    _add_root(rows, i, grad_x, node.before.backward(inner @ weight, read))
-                continue
-
-            if program.shortcuts[i] and carried is not None:
-                carried[own] = every
-            if node.before is not IDENTITY:
-                through[own] = node.before.backward(inner @ weight, read)
-                if program.shortcuts[i] and carried is None:
-                    through[own] += every
-            elif program.shortcuts[i] and carried is None:
-                torch.addmm(every, inner, weight, out=through[own])
+                    _add_root(rows, i, grad_x, node.before.backward(inner @ weight, read, None))
             else:
-                torch.mm(inner, weight, out=through[own])
+                if program.shortcuts[i] and carried is not None:
+                    carried[own] = every
+                added = every if program.shortcuts[i] and carried is None else None
+                if node.before is not IDENTITY:
+                    through[own] = node.before.backward(inner @ weight, read, None)
+                    through[own] += 0 if added is None else added
+                elif added is not None:
+                    torch.addmm(added, inner, weight, out=through[own])
+                else:
+                    torch.mm(inner, weight, out=through[own])
+                del added
+            del live, every, mixed, entered, inner, read  # the next node's come on top of the peak of memory
 
         grad_weights = None
         if ctx.needs_input_grad[2]:
@@ -189,37 +201,3 @@ def _edge_products(rows: Rows, gradient: Tensor, outputs: Tensor) -> Tensor:
         gradient, outputs, rows.mixes.members, offsets, rows.readers, 0
     )
     return products
-
-
-def _differentiable(
-    program: _Program,
-    wanted: Sequence[bool],
-    gradient: Tensor,
-    x: Tensor,
-    weights: Tensor,
-    suitable: Tensor | None,
-    parameters: Sequence[Tensor | None],
-) -> tuple[Tensor | None, ...]:
-    """The gradients of the reference, which can be differentiated again."""
-
-    def node(i: int) -> Callable[[Tensor], Tensor]:
-        weight, bias = parameters[2 * i : 2 * i + 2]
-        before, behind = program.linear[i].before, program.linear[i].behind
-        assert weight is not None
-        return lambda mixed: behind.forward(nn.functional.linear(before.forward(mixed.clone()), weight, bias))
-
-    mixed = run_reference(
-        [*map(node, range(len(program.linear))), nn.Identity()],
-        program.topology,
-        x,
-        weights,
-        suitable,
-        shortcuts=program.shortcuts,
-        protect=program.protect,
-    )
-    inputs = (None, x, weights, None, *parameters)
-    needed = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want and tensor is not None]
-    grads = iter(torch.autograd.grad(mixed, needed, gradient, create_graph=True, materialize_grads=True))
-    return tuple(
-        next(grads) if want and tensor is not None else None for tensor, want in zip(inputs, wanted, strict=True)
-    )

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..topology import Topology
 
-__all__ = ["ACTIVATIONS", "IDENTITY", "Activation", "LinearNode", "linear_nodes"]
+__all__ = ["ACTIVATIONS", "IDENTITY", "Activation", "LinearNode", "linear_node", "linear_nodes"]
 
 
 @dataclass(frozen=True)
@@ -17,48 +18,68 @@ class Activation:
 
     Attributes:
         forward: The activation, which may overwrite its input unless the derivative reads it.
-        backward: The gradient of the input, from the gradient of the output and what the derivative reads.
+        backward: The gradient of the input, from the gradient of the output and what the derivative reads; written to a
+            third tensor if that is not None, which is the gradient of the output or unrelated to it.
         from_input: Whether the derivative reads the input of the activation; its output otherwise.
         condense: Makes of the output, where it would be kept for the derivative alone, something smaller that does.
     """
 
     forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     from_input: bool = False
     condense: Callable[[Tensor], Tensor] = lambda output: output
 
 
-def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
+def _relu_backward(gradient: Tensor, output: Tensor, out: Tensor | None) -> Tensor:
     if output.dtype == torch.bool:
-        return gradient.masked_fill(output, 0.0)
-    backward: Tensor = _aten.threshold_backward(gradient, output, 0)
+        return gradient.masked_fill(output, 0.0) if out is None else gradient.masked_fill_(output, 0.0)
+    if out is None:
+        backward: Tensor = _aten.threshold_backward(gradient, output, 0)
+        return backward
+    _aten.threshold_backward.grad_input(gradient, output, 0, grad_input=out)
+    return out
+
+
+def _written(derivative: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """The derivative of an operator that has a form with and one without a tensor to write to."""
+
+    def backward(gradient: Tensor, read: Tensor, out: Tensor | None) -> Tensor:
+        result: Tensor = (
+            derivative(gradient, read) if out is None else derivative.grad_input(gradient, read, grad_input=out)
+        )
+        return result
+
     return backward
 
 
 _aten = torch.ops.aten
 
-IDENTITY = Activation(lambda x: x, lambda gradient, output: gradient, condense=lambda output: output.new_empty(0))
+IDENTITY = Activation(lambda x: x, lambda gradient, output, out: gradient, condense=lambda output: output.new_empty(0))
 """No activation."""
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.Identity: IDENTITY,
     nn.ReLU: Activation(torch.relu_, _relu_backward, condense=lambda output: output <= 0),
-    nn.Sigmoid: Activation(torch.sigmoid_, lambda gradient, output: _aten.sigmoid_backward(gradient, output)),
-    nn.SiLU: Activation(
-        nn.functional.silu, lambda gradient, entered: _aten.silu_backward(gradient, entered), from_input=True
-    ),
-    nn.Tanh: Activation(torch.tanh_, lambda gradient, output: _aten.tanh_backward(gradient, output)),
+    nn.Sigmoid: Activation(torch.sigmoid_, _written(_aten.sigmoid_backward)),
+    nn.SiLU: Activation(nn.functional.silu, _written(_aten.silu_backward), from_input=True),
+    nn.Tanh: Activation(torch.tanh_, _written(_aten.tanh_backward)),
 }
 """The activations that the fast backends know."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LinearNode:
     """A node that computes ``behind(linear(before(x)))``."""
 
     linear: nn.Linear
     before: Activation
     behind: Activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the module gives, without the cost of calling it and its parts."""
+        entered = x if self.before is IDENTITY else self.before.forward(x.clone())
+        parameters = self.linear._parameters
+        return self.behind.forward(nn.functional.linear(entered, parameters["weight"], parameters["bias"]))  # type: ignore[arg-type]
 
 
 def linear_nodes(nodes: Sequence[nn.Module], topology: Topology) -> list[LinearNode] | str:
@@ -69,7 +90,7 @@ def linear_nodes(nodes: Sequence[nn.Module], topology: Topology) -> list[LinearN
     """
     found: list[LinearNode] = []
     for i, module in enumerate(nodes[:-1]):
-        node = _linear_node(module)
+        node = linear_node(module)
         if node is None:
             known = ", ".join(activation.__name__ for activation in ACTIVATIONS)
             return f"module {i} is no plain nn.Linear with a known activation ({known}), or has hooks"
@@ -83,32 +104,48 @@ def linear_nodes(nodes: Sequence[nn.Module], topology: Topology) -> list[LinearN
     return found
 
 
-def _linear_node(module: nn.Module) -> LinearNode | None:
-    layers = list(module) if type(module) is nn.Sequential else [module]
-    position = next((i for i, layer in enumerate(layers) if type(layer) is nn.Linear), None)
-    if position is None or len(layers) > 3 or any(map(_is_hooked, [module, *layers])):
+def linear_node(module: nn.Module) -> LinearNode | None:
+    """Reads a module as a linear one; None if it is something else, or if calling it does more than its forward.
+
+    Asked for every node at every call, since hooks come and go.
+    """
+    layers = tuple(module._modules.values()) if type(module) is nn.Sequential else (module,)
+    if len(layers) > 3 or _is_hooked(module) or _hooks_everywhere():
         return None
-    before, behind = layers[:position], layers[position + 1 :]
-    if before and getattr(before[0], "inplace", False):  # overwrites the mix that a shortcut adds
-        return None
-    if len(before) > 1 or len(behind) > 1 or any(type(layer) not in ACTIVATIONS for layer in before + behind):
-        return None
-    linear = layers[position]
-    assert isinstance(linear, nn.Linear)
-    known = [ACTIVATIONS[type(side[0])] if side else IDENTITY for side in (before, behind)]
-    return LinearNode(linear, *known)
+    linear: nn.Linear | None = None
+    sides = [IDENTITY, IDENTITY]  # the activation before and the one behind
+    for layer in layers:
+        if layer is None or _is_hooked(layer):
+            return None
+        if type(layer) is nn.Linear and linear is None:
+            linear = layer
+            continue
+        activation, side = ACTIVATIONS.get(type(layer)), linear is not None
+        if activation is None or sides[side] is not IDENTITY:
+            return None
+        if not side and getattr(layer, "inplace", False):  # overwrites the mix that a shortcut adds
+            return None
+        sides[side] = activation
+    return None if linear is None else LinearNode(linear, *sides)
 
 
 def _is_hooked(module: nn.Module) -> bool:
     """Whether calling the module does more than its forward."""
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+    )
+
+
+def _hooks_everywhere() -> bool:
+    """Whether calling any module does more than its forward."""
     everywhere = torch.nn.modules.module
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
-        or everywhere._global_forward_hooks
+        everywhere._global_forward_hooks
         or everywhere._global_forward_pre_hooks
         or everywhere._global_backward_hooks
         or everywhere._global_backward_pre_hooks

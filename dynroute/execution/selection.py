@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..topology import Topology
+from .dense import run_dense, runs_dense
 from .fused import run_fused
-from .linear import LinearNode, linear_nodes
+from .layers import Layer, reads_whole_layers
+from .linear import ACTIVATIONS, LinearNode, linear_nodes
 from .reference import run_reference
 from .skip import run_skip
 
@@ -65,6 +67,7 @@ def check_backend(name: str) -> str:
 def run_graph(
     nodes: Sequence[nn.Module],
     topology: Topology,
+    layers: Sequence[Layer] | None,
     x: Tensor,
     weights: Tensor,
     suitable: Tensor | None,
@@ -73,25 +76,39 @@ def run_graph(
     protect: str,
     setting: str,
 ) -> Tensor:
-    """Runs a routed graph with the backend of the context, or else of the setting.
+    """Runs a routed graph, its layers given, with the backend of the context, or else of the setting.
 
     A backend that is asked for by name and cannot run the graph is an error; `auto` takes one that can.
     """
     name = _context.name or setting
+    hidden = _hidden_values(x)
     obstacle = None if name == "reference" else _no_fast_backend(x)
-    wanted = _fitting(topology, weights) if name == "auto" and obstacle is None else name
+    wanted = name
+    if name == "auto":
+        wanted = _fitting(topology, weights) if obstacle is None and hidden is None else "reference"
+
+    def dense(linear: list[LinearNode]) -> Tensor:
+        assert layers is not None
+        return run_dense(nodes, linear, topology, layers, x, weights, suitable, shortcuts=shortcuts, protect=protect)
 
     if wanted == "skip":
+        obstacle = obstacle or hidden
         if torch.is_grad_enabled():
             obstacle = "gradients are being recorded; run it inside `torch.no_grad()`"
         obstacle = obstacle or _coupled(nodes, topology, weights, asked=name == "skip")
         if obstacle is None:
+            linear = _fusable(nodes, topology, x, weights) if _is_full(topology, layers, weights) else "it skips"
+            if not isinstance(linear, str) and runs_dense(linear, layers):
+                return dense(linear)
             return run_skip(nodes, topology, x, weights, shortcuts=shortcuts)
     if wanted == "fused":
-        linear = _fusable(nodes, topology, x, weights) if obstacle is None else obstacle
+        linear = obstacle or _fusable(nodes, topology, x, weights)
         if not isinstance(linear, str):
-            return run_fused(nodes, linear, topology, x, weights, suitable, shortcuts=shortcuts, protect=protect)
-        obstacle = linear
+            if (hidden is not None or _is_full(topology, layers, weights)) and runs_dense(linear, layers):
+                return dense(linear)
+            if hidden is None:
+                return run_fused(nodes, linear, topology, x, weights, suitable, shortcuts=shortcuts, protect=protect)
+        obstacle = linear if isinstance(linear, str) else f"{hidden}, and its nodes do not form layers of one kind"
 
     if name != "auto" and obstacle is not None:
         raise ValueError(f'`backend` must be able to run the graph, "{name}" cannot: {obstacle}; "auto" can.')
@@ -107,19 +124,30 @@ def _fitting(topology: Topology, weights: Tensor) -> str:
     return "skip" if pays or batch == 1 else "reference"
 
 
-def _no_fast_backend(x: Tensor) -> str | None:
-    """Why only the reference can run here, whatever the modules; None if others can."""
+def _is_full(topology: Topology, layers: Sequence[Layer] | None, weights: Tensor) -> bool:
+    """Whether every node runs for every sample and reads the whole layer before it: then there is nothing to skip."""
+    edges = weights.shape[:-2].numel() * topology.num_edges
+    return layers is not None and reads_whole_layers(layers) and int(weights.count_nonzero()) == edges
+
+
+def _hidden_values(x: Tensor) -> str | None:
+    """Why values must not be read here, so that nothing may depend on the path; None if they may."""
     if torch.compiler.is_compiling():
         return "it reads the path, which is unknown while a graph is compiled or exported"
+    if x.device.type != "cpu":
+        return f"it runs on the CPU only, and the input is on {x.device}"
+    return None
+
+
+def _no_fast_backend(x: Tensor) -> str | None:
+    """Why only the reference can run here, whatever the modules; None if others can."""
     if torch._C._are_functorch_transforms_active():
         return "it reads the path, which a transform such as vmap hides"
     if torch.autograd.forward_ad._current_level >= 0:
         return "it has no forward-mode derivative"
-    if is_in_torch_dispatch_mode():
+    if is_in_torch_dispatch_mode() and not torch.compiler.is_compiling():
         return "it reads the path, which a traced or fake tensor hides"
-    if x.device.type != "cpu":
-        return f"it runs on the CPU only, and the input is on {x.device}"
-    if torch.is_autocast_enabled("cpu"):
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         return "it does not run under autocast"
     return None
 
@@ -140,12 +168,17 @@ def _coupled(nodes: Sequence[nn.Module], topology: Topology, weights: Tensor, *,
 
 def _sees_the_batch(module: nn.Module) -> bool:
     """Whether a part of the module normalises by the batch; asked at every call, hence no `modules()`."""
+    if type(module) in _SAMPLE_BY_SAMPLE:
+        return False
     tracks = vars(module).get("track_running_stats")
     return (
         tracks is False
         or (tracks is True and module.training)
         or any(_sees_the_batch(part) for part in module._modules.values() if part is not None)
     )
+
+
+_SAMPLE_BY_SAMPLE = {nn.Linear, *ACTIVATIONS}
 
 
 def _fusable(nodes: Sequence[nn.Module], topology: Topology, x: Tensor, weights: Tensor) -> list[LinearNode] | str:

@@ -1,11 +1,12 @@
 """Inference that runs a module only for the samples whose output needs it; modules of any kind."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..topology import Topology
+from .linear import linear_node
 from .reference import check_shortcut, run_reference
 from .rows import rows_of
 
@@ -82,7 +83,7 @@ def _run_one(
     outputs: dict[int, Tensor] = {}
     for node, t, slots in _needed(topology, weights.reshape(topology.path_shape) != 0):
         if not topology.parents[node]:
-            outputs[node] = nodes[node](x)
+            outputs[node] = _lean(nodes[node])(x)
             continue
         first, *others = slots
         parents, share = topology.parents[node], shares[t]
@@ -105,40 +106,52 @@ def _run_few(
     None if that is not possible: nodes of other shapes than vectors of one width, parents with gaps between them, or an
     output that is no number, which would spoil the sums of samples that do not read it.
     """
-    batch = weights.shape[:-2]
-    shares = weights.reshape(-1, *topology.path_shape)
+    batch, last = weights.shape[:-2], topology.num_nodes - 1
+    x = x.reshape(batch.numel(), *x.shape[len(batch) :])
+    weights = weights.reshape(-1, *topology.path_shape)
+    shares: tuple[Tensor, ...] = ()  # of each destination, with shape [batch, 1, S]
     outputs: Tensor | None = None
-    for node, t, _ in _needed(topology, (weights.reshape(-1, *topology.path_shape) != 0).any(dim=0)):
+    for node, t, _ in _needed(topology, (weights != 0).any(dim=0)):
+        parents = topology.parents[node]
         mixed: Tensor | None = None
-        if topology.parents[node]:
-            first, last = topology.parents[node][0], topology.parents[node][-1] + 1
-            if outputs is None or topology.parents[node] != tuple(range(first, last)):
+        if parents:
+            first, stop = parents[0], parents[-1] + 1
+            if outputs is None or parents != tuple(range(first, stop)):
                 return None
-            mixed = torch.bmm(shares[:, t : t + 1, : last - first].to(outputs.dtype), outputs[:, first:last])
-            mixed = mixed.reshape(*batch, mixed.shape[-1])
-        output: Tensor = nodes[node](x if mixed is None else mixed)
-        if node == topology.num_nodes - 1:
+            if not shares:
+                shares = weights.to(outputs.dtype).unsqueeze(2).unbind(1)
+            # What has no weight is zero, also where nothing was computed yet.
+            share = shares[t] if (first, topology.path_shape[1]) == (0, last) else shares[t][..., : stop - first]
+            read = outputs if share is shares[t] else outputs[first:stop]
+            mixed = torch.bmm(share, read.transpose(0, 1)).squeeze(1)
+        output: Tensor = _lean(nodes[node])(x if mixed is None else mixed)
+        if node == last:
             assert outputs is not None
-            return output if bool(outputs.isfinite().all()) else None
-        if output.dim() != len(batch) + 1 or (outputs is not None and output.shape[-1] != outputs.shape[-1]):
+            finite = bool(outputs.sum().isfinite())
+            return output.reshape(*batch, *output.shape[1:]) if finite else None
+        if output.dim() != 2 or (outputs is not None and output.shape[-1] != outputs.shape[-1]):
             return None
         if outputs is None:
-            outputs = output.new_zeros(batch.numel(), topology.num_nodes - 1, output.shape[-1])
-        flat = output.reshape(-1, output.shape[-1])
+            outputs = output.new_zeros(last, batch.numel(), output.shape[-1])
         if mixed is not None and shortcuts[node]:
             check_shortcut(node, mixed, output)
-            torch.add(flat, mixed.reshape(-1, flat.shape[-1]), out=outputs[:, node])
+            torch.add(output, mixed, out=outputs[node])
         else:
-            outputs[:, node] = flat
+            outputs[node] = output
     raise AssertionError("the last node is the output")
 
 
 def _with_shortcut(node: int, module: nn.Module, mixed: Tensor, shortcuts: Sequence[bool]) -> Tensor:
-    output: Tensor = module(mixed)
+    output: Tensor = _lean(module)(mixed)
     if not shortcuts[node]:
         return output
     check_shortcut(node, mixed, output)
     return mixed + output
+
+
+def _lean(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The module, or something that computes the same at a lower cost for each call."""
+    return linear_node(module) or module
 
 
 def _needed(topology: Topology, path: Tensor) -> list[tuple[int, int, list[int]]]:

@@ -1,12 +1,14 @@
 """A routed graph of any topology; the four levels are thin makers of it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..execution import check_backend, run_graph
+from ..banks import are_adjacent, keep_adjacent
+from ..execution import check_backend, layers_of, run_graph
 from ..functional import suitable_masked
 from ..gates import Gate
 from ..route import Route
@@ -75,6 +77,8 @@ class RoutedGraph(nn.Module):
         self.router = router
         self.protect = protect
         self.backend = backend
+        self._layers = layers_of(topology)
+        self._banks = [layer for layer in self._layers or () if are_adjacent(list(self.nodes)[slice(*layer.nodes)])]
         self._shortcuts = tuple(shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes))
 
     @property
@@ -169,6 +173,7 @@ class RoutedGraph(nn.Module):
         output = run_graph(
             list(self.nodes),
             self.topology,
+            self._layers,
             x,
             route.weights,
             self._suitable(route) if protected else None,
@@ -177,6 +182,19 @@ class RoutedGraph(nn.Module):
             setting=self.backend,
         )
         return (output, route) if return_route else output
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._keep_banks()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._keep_banks()
+
+    def _keep_banks(self) -> None:
+        for layer in self._banks:
+            keep_adjacent(list(self.nodes)[slice(*layer.nodes)])
 
     def extra_repr(self) -> str:
         return f"{self.topology}, shortcut={self.shortcut}, protect={self.protect!r}, backend={self.backend!r}"

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
+from ..banks import LinearBank
 from ..gates import Gate, Soft
 from ..routers import CascadeRouter
 from ..topology import Topology
 from .graph import RoutedGraph
-from .perceptron import perceptron
 
 __all__ = ["LayerRouting"]
 
@@ -111,10 +111,7 @@ class LayerRouting(RoutedGraph):
         """
         topology = Topology.layered(layer_sizes)
         layers = [
-            [
-                perceptron((width if depth else in_features, width), activation, device=device, dtype=dtype)
-                for _ in range(size)
-            ]
+            LinearBank(size, width if depth else in_features, width, activation, device=device, dtype=dtype)
             for depth, size in enumerate(layer_sizes)
         ]
         router = CascadeRouter(

@@ -1,0 +1,114 @@
+"""Stacks of equal linear modules, whose parameters lie side by side so that a layer of them is one product."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import check_count
+
+__all__ = ["LinearBank", "are_adjacent", "keep_adjacent", "lay_adjacent", "stacked"]
+
+
+class LinearBank(nn.ModuleList):
+    r"""Equal linear modules whose parameters share one piece of memory.
+
+    A bank is a list of ordinary modules, ``nn.Linear`` or ``nn.Sequential(nn.Linear, activation)``, which any routed
+    layer takes. The keys of a ``state_dict`` are those of separate modules. What differs is where the parameters lie:
+    one behind the other, so that the fused backend multiplies with all of them at once without copying them together.
+    Separate modules are stacked at every call, which computes the same.
+
+    Args:
+        num_modules: The number of modules.
+        in_features: The width of their input.
+        out_features: The width of their output.
+        activation: Makes the activation behind each module; none if None.
+        bias: Whether the modules have a bias.
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+
+    Example:
+        >>> layers = [LinearBank(4, 39, 128, nn.ReLU), LinearBank(4, 128, 128, nn.ReLU)]
+        >>> net = LayerRouting(layers, Soft(), LinearRouter(39, Topology.layered([4, 4])))
+        >>> net(torch.zeros(7, 39)).shape
+        torch.Size([7, 128])
+    """
+
+    def __init__(
+        self,
+        num_modules: int,
+        in_features: int,
+        out_features: int,
+        activation: Callable[[], nn.Module] | None = None,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_count("num_modules", num_modules, at_least=1)
+        linear = [
+            nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype) for _ in range(num_modules)
+        ]
+        super().__init__(linear if activation is None else [nn.Sequential(layer, activation()) for layer in linear])
+        lay_adjacent([layer.weight for layer in linear])
+        if bias:
+            lay_adjacent([layer.bias for layer in linear])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        keep_adjacent(list(self))
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        keep_adjacent(list(self))
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Equal tensors as one, with a new first dimension: a view where they lie side by side, a copy elsewhere."""
+    first = tensors[0]
+    if torch.compiler.is_compiling() or not _adjacent(tensors):
+        return torch.stack(list(tensors))
+    return first.as_strided((len(tensors), *first.shape), (first.numel(), *first.stride()), first.storage_offset())
+
+
+def lay_adjacent(parameters: Sequence[Tensor]) -> None:
+    """Moves equal parameters into one piece of memory; they stay the parameters they are."""
+    with torch.no_grad():
+        for parameter, row in zip(parameters, torch.stack(list(parameters)).unbind(), strict=True):
+            parameter.data = row
+
+
+def are_adjacent(modules: Sequence[nn.Module]) -> bool:
+    """Whether the parameters of several equal modules lie side by side."""
+    return len(modules) > 1 and bool(_across(modules)) and all(map(_adjacent, _across(modules)))
+
+
+def keep_adjacent(modules: Sequence[nn.Module]) -> None:
+    """Lays the parameters of equal modules side by side again, after they were moved, converted or copied."""
+    for parameters in _across(modules):
+        if not _adjacent(parameters):
+            lay_adjacent(parameters)
+
+
+def _across(modules: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
+    """The same parameter of all modules, for each parameter; nothing if the modules differ."""
+    named = [dict(module.named_parameters()) for module in modules]
+    if any(parameters.keys() != named[0].keys() for parameters in named):
+        return []
+    return [[parameters[name] for parameters in named] for name in named[0]]
+
+
+def _adjacent(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors are contiguous, equal in shape and type, and lie one behind the other in one storage."""
+    first = tensors[0]
+    size, storage = first.numel(), first.untyped_storage()._cdata
+    return all(
+        tensor.shape == first.shape
+        and tensor.dtype == first.dtype
+        and tensor.is_contiguous()
+        and tensor.untyped_storage()._cdata == storage
+        and tensor.storage_offset() == first.storage_offset() + i * size
+        for i, tensor in enumerate(tensors)
+    )

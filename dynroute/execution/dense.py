@@ -1,0 +1,201 @@
+"""The whole graph as one autograd function that runs every node for every sample, a layer at a time.
+
+Nodes that read the same nodes form a layer, which is one batched product; mixing is a batched product too, of the
+weights of a sample with what its sources gave. All shapes are those of the batch: nothing depends on the path, so that
+nothing is read back from a device. The gradient that the readers of a node send is summed as in `fused`: the *live*
+sum reaches the node, and with `protect` a second sum over *every* reader goes to its shortcut alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..banks import stacked
+from ..topology import Topology
+from .differentiable import differentiable_gradients
+from .layers import Layer, blocks_of, reads_whole_layers
+from .linear import IDENTITY, LinearNode
+from .products import Scratch, Vectors, entered_gradient, parameter_gradients, products
+
+__all__ = ["run_dense", "runs_dense"]
+
+
+def runs_dense(linear: Sequence[LinearNode], layers: Sequence[Layer] | None) -> bool:
+    """Whether the nodes of each layer are of one kind, so that one product computes them."""
+    if layers is None:
+        return False
+    kinds = [(node.before, node.behind, node.linear.in_features, node.linear.bias is None) for node in linear]
+    return all(kinds[i] == kinds[layer.nodes[0]] for layer in layers[:-1] for i in range(*layer.nodes))
+
+
+class _Program:
+    """What the function needs beside tensors."""
+
+    def __init__(
+        self,
+        linear: Sequence[LinearNode],
+        topology: Topology,
+        layers: Sequence[Layer],
+        shortcuts: tuple[bool, ...],
+        protect: str,
+    ) -> None:
+        self.linear = linear
+        self.topology = topology
+        self.layers = layers
+        self.shortcuts = shortcuts
+        self.protect = protect
+        self.blocks = blocks_of(layers)
+        self.reuse = reads_whole_layers(layers) and not torch.compiler.is_compiling()
+
+
+def run_dense(
+    nodes: Sequence[nn.Module],
+    linear: Sequence[LinearNode],
+    topology: Topology,
+    layers: Sequence[Layer],
+    x: Tensor,
+    weights: Tensor,
+    suitable: Tensor | None,
+    *,
+    shortcuts: Sequence[bool],
+    protect: str,
+) -> Tensor:
+    """Runs a routed graph; the arguments are those of `run_reference`, its nodes read as linear ones and its layers."""
+    batch = weights.shape[:-2]
+    program = _Program(linear, topology, layers, tuple(shortcuts), protect if suitable is not None else "none")
+    mixed: Tensor = _DenseGraph.apply(  # type: ignore[no-untyped-call]
+        program,
+        x.reshape(-1, x.shape[-1]),
+        weights.reshape(-1, *topology.path_shape),
+        suitable.reshape(-1, *topology.path_shape) if suitable is not None else None,
+        *[tensor for node in linear for tensor in (node.linear.weight, node.linear.bias)],
+    )
+    output: Tensor = nodes[-1](mixed.reshape(*batch, mixed.shape[-1]))
+    return output
+
+
+class _DenseGraph(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, program: _Program, x: Tensor, weights: Tensor, suitable: Tensor | None, *parameters: Tensor | None
+    ) -> Tensor:
+        shares = weights.to(x.dtype)
+        outputs, scratch = Vectors(program.blocks), Scratch(x, reuse=program.reuse)
+        kept: list[Tensor] = []  # what the derivative of each layer's activation reads
+        for layer in program.layers[:-1]:
+            node = program.linear[layer.nodes[0]]
+            mixed, entered = _inputs(program, layer, x, outputs, shares, scratch)
+            inner = products(entered, *_stack(parameters, layer))
+            left = node.behind.forward(inner)
+            if program.shortcuts[layer.nodes[0]]:
+                kept.append(inner if node.behind.from_input else node.behind.condense(left))
+                left = left + mixed
+            else:
+                kept.append(inner if node.behind.from_input else left)
+            outputs.put(layer.nodes, left)
+        last = program.layers[-1]
+        mixed = torch.bmm(_shares(last, shares), outputs.at(last.sources).transpose(0, 1))
+
+        ctx.program = program
+        ctx.save_for_backward(x, weights, suitable, *outputs.whole(), *kept, *parameters)
+        return mixed.squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        program: _Program = ctx.program
+        x, weights, suitable, *rest = ctx.saved_tensors
+        count = len(program.blocks)
+        outputs = Vectors(program.blocks, rest[:count])
+        kept, parameters = rest[count : count + len(program.layers) - 1], rest[count + len(program.layers) - 1 :]
+        if torch.is_grad_enabled():  # a second derivative is wanted, which the reference has
+            return differentiable_gradients(
+                program.linear,
+                program.topology,
+                ctx.needs_input_grad,
+                gradients[0],
+                x,
+                weights,
+                suitable,
+                parameters,
+                shortcuts=program.shortcuts,
+                protect=program.protect,
+            )
+
+        shares = weights.to(x.dtype)
+        live_shares = shares if suitable is None else shares * suitable
+        protected, apart = program.protect in ("rsg", "input"), program.protect == "input"
+        live, every, scratch = Vectors(program.blocks), Vectors(program.blocks), Scratch(x, reuse=program.reuse)
+        grad_weights = torch.zeros_like(weights, memory_format=torch.contiguous_format)
+        grad_x: Tensor | None = None
+        grads: list[Tensor | None] = [None] * len(parameters)
+
+        # The gradient of what each node mixed: through its module and, apart only for "input", past it.
+        through, past = gradients[0].unsqueeze(0), None
+        for i in reversed(range(len(program.layers))):
+            layer = program.layers[i]
+            first, is_root = layer.nodes[0], layer.sources[0] == layer.sources[1]
+            if i < len(program.layers) - 1:
+                node, shortcut = program.linear[first], program.shortcuts[first]
+                weight, bias = _stack(parameters, layer)
+                mixed, entered = _inputs(program, layer, x, outputs, shares, scratch)
+                reached = live.take(layer.nodes)
+                keep = shortcut and not protected  # what reaches the nodes also goes around them
+                inner = node.behind.backward(reached, kept[i], None if keep else reached)
+                grads[2 * first : 2 * layer.nodes[1]] = parameter_gradients(inner, entered, bias is not None)
+                if is_root and not ctx.needs_input_grad[1]:
+                    continue
+                read = mixed if node.before.from_input else entered
+                through = entered_gradient(inner, weight, entered, scratch)
+                through = node.before.backward(through, read, through)
+                around = (every.take(layer.nodes) if protected else reached) if shortcut else None
+                past = around if apart else None
+                through = through + around if around is not None and not apart else through
+            if is_root:
+                grad_x = through[0] if grad_x is None else grad_x + through[0]
+                continue
+
+            total = through if past is None else through + past
+            sources = outputs.at(layer.sources).transpose(0, 1)
+            rows, slots = slice(*layer.rows), slice(layer.sources[1] - layer.sources[0])
+            if ctx.needs_input_grad[2]:
+                grad_weights[:, rows, slots] = torch.bmm(total.transpose(0, 1), sources.transpose(1, 2))
+            live.add(layer.sources, _spread(layer, live_shares, through, scratch))
+            if past is not None:
+                live.add(layer.sources, _spread(layer, shares, past))
+            if protected and any(program.shortcuts[slice(*layer.sources)]):
+                every.add(layer.sources, _spread(layer, shares, total))
+        return (None, grad_x, grad_weights, None, *grads)
+
+
+def _stack(parameters: Sequence[Tensor | None], layer: Layer) -> tuple[Tensor, Tensor | None]:
+    """The weights and biases of a layer, with shapes ``[nodes, out, in]`` and ``[nodes, out]``."""
+    first, stop = 2 * layer.nodes[0], 2 * layer.nodes[1]
+    weights = [tensor for tensor in parameters[first:stop:2] if tensor is not None]
+    biases = [tensor for tensor in parameters[first + 1 : stop : 2] if tensor is not None]
+    return stacked(weights), stacked(biases) if biases else None
+
+
+def _inputs(
+    program: _Program, layer: Layer, x: Tensor, outputs: Vectors, shares: Tensor, scratch: Scratch
+) -> tuple[Tensor, Tensor]:
+    """What the nodes of a layer mixed, and what their linear layers read; one node for all where it is the input."""
+    before = program.linear[layer.nodes[0]].before
+    if layer.sources[0] == layer.sources[1]:
+        mixed = x.unsqueeze(0)
+    else:
+        sources = outputs.at(layer.sources).transpose(0, 1)
+        mixed = scratch.bmm("mixed", _shares(layer, shares), sources).transpose(0, 1)
+    return mixed, mixed if before is IDENTITY else before.forward(mixed.clone())
+
+
+def _shares(layer: Layer, shares: Tensor) -> Tensor:
+    """The weights of a layer, with shape ``[batch, nodes, sources]``."""
+    return shares[:, slice(*layer.rows), : layer.sources[1] - layer.sources[0]]
+
+
+def _spread(layer: Layer, shares: Tensor, vectors: Tensor, scratch: Scratch | None = None) -> Tensor:
+    """What each source gets of the vectors of the nodes that read it."""
+    shares, vectors = _shares(layer, shares).transpose(1, 2), vectors.transpose(0, 1)
+    return (torch.bmm(shares, vectors) if scratch is None else scratch.bmm("live", shares, vectors)).transpose(0, 1)
