@@ -7,6 +7,7 @@ from hypothesis import settings
 import dynroute
 import dynroute.functional
 import dynroute.losses
+import dynroute.networks
 from dynroute.inspect import draw
 from dynroute.testing import assert_routed
 
@@ -41,6 +42,6 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def doctest_names(doctest_namespace: dict[str, object]) -> None:
-    for module in (dynroute, dynroute.functional, dynroute.losses):
+    for module in (dynroute, dynroute.functional, dynroute.losses, dynroute.networks):
         doctest_namespace.update({name: getattr(module, name) for name in module.__all__})
     doctest_namespace.update(torch=torch, nn=torch.nn, dynroute=dynroute, draw=draw, assert_routed=assert_routed)

@@ -1,8 +1,9 @@
 """Routing layers for torch: choose, for every sample, which modules run and how their outputs are mixed."""
 
-from . import functional, inspect, losses, testing
+from . import functional, inspect, losses, networks, testing
 from .banks import LinearBank
 from .checks import set_checks
+from .compositional import CompositionalLinear
 from .execution import backend
 from .gates import Gate, Hard, SampleK, Soft, TopK
 from .levels import LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
@@ -12,6 +13,7 @@ from .topology import Topology
 
 __all__ = [
     "CascadeRouter",
+    "CompositionalLinear",
     "Gate",
     "Hard",
     "LayerRouting",
@@ -34,6 +36,7 @@ __all__ = [
     "functional",
     "inspect",
     "losses",
+    "networks",
     "set_checks",
     "testing",
 ]

@@ -1,11 +1,13 @@
 """What is asked of arguments that several functions take, each rule and its sentence once."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .checks import refuse_where
 
-__all__ = ["check_count", "check_logits", "check_mask", "expand_allowed", "temperature_like"]
+__all__ = ["check_count", "check_logits", "check_mask", "check_sizes", "expand_allowed", "temperature_like"]
 
 
 def check_count(name: str, count: int, *, at_least: int) -> None:
@@ -14,6 +16,16 @@ def check_count(name: str, count: int, *, at_least: int) -> None:
         raise TypeError(f"`{name}` must be an integer, got {count!r}.")
     if count < at_least:
         raise ValueError(f"`{name}` must be at least {at_least}, got {count}.")
+
+
+def check_sizes(name: str, sizes: Sequence[int], *, at_least: int = 1) -> None:
+    """Raises an error unless sizes are a sequence of positive integers, at least so many of them."""
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        raise TypeError(f"`{name}` must list sizes, got {sizes!r}; for instance (400, 400).")
+    if len(sizes) < at_least:
+        raise ValueError(f"`{name}` must list at least {at_least} sizes, got {list(sizes)}.")
+    for i, size in enumerate(sizes):
+        check_count(f"{name}[{i}]", size, at_least=1)
 
 
 def check_mask(name: str, mask: Tensor, logits: Tensor) -> None:

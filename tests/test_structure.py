@@ -20,11 +20,12 @@ LAYERS = [
     ["arguments"],
     ["route", "functional"],
     ["topology"],
-    ["banks", "gates"],
+    ["banks", "compositional", "gates"],
     ["routers"],
     ["losses", "inspect"],
     ["execution"],
     ["levels"],
+    ["networks"],
     ["testing"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -35,6 +35,8 @@ class CascadeRouter(Router):
             nodes form a layer.
         hidden_sizes: The widths of the layers that make :math:`E`.
         cascade: "probabilities" or "logits".
+        score_output: Whether the last destinations are scored; otherwise they read all their sources alike, and the router
+            has no parameters for them, as where the paper sums the last layer (its Eq. 9).
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -50,6 +52,7 @@ class CascadeRouter(Router):
         hidden_sizes: Sequence[int] = (),
         *,
         cascade: str = "probabilities",
+        score_output: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -66,6 +69,7 @@ class CascadeRouter(Router):
 
         sizes = (context_features, *hidden_sizes)
         edges = [rows * columns for rows, columns in self.stages]
+        self.unscored = 0 if score_output else edges.pop()
         seen = [sum(edges[: i + 1]) if cascade == "probabilities" else edges[i] for i in range(len(edges) - 1)]
         self.embed = nn.ModuleList(layer(width, following) for width, following in pairwise(sizes))
         self.up = nn.ModuleList(layer(width, sizes[-1]) for width in seen)
@@ -74,8 +78,8 @@ class CascadeRouter(Router):
     def score(self, context: Tensor) -> Tensor:
         embedding = chain(context, self.embed)
 
-        logits = [linear(embedding.relu(), self.down[0])]
-        for up, down, stage in zip(self.up, self.down[1:], self.stages[:-1], strict=True):
+        logits = [linear(embedding.relu(), self.down[0])] if self.down else []
+        for up, down, stage in zip(self.up, self.down[1:], self.stages, strict=False):
             if self.cascade == "logits":
                 seen = logits[-1]
             else:
@@ -83,6 +87,8 @@ class CascadeRouter(Router):
                 probabilities = mask_softmax(previous, torch.ones_like(previous, dtype=torch.bool)).flatten(-2)
                 seen = probabilities if len(logits) == 1 else torch.cat([seen, probabilities], dim=-1)
             logits.append(linear((linear(seen, up) * embedding).relu(), down))
+        if self.unscored:
+            logits.append(embedding.new_zeros(*embedding.shape[:-1], self.unscored))
         return torch.cat(logits, dim=-1)
 
     def extra_repr(self) -> str:

@@ -1,0 +1,29 @@
+"""The systems of the literature as networks: a state and a task go in, a vector comes out."""
+
+from .care import CARE
+from .depth import DynamicDepthRouting
+from .hard import HardRouting
+from .mixture import MixtureOfExperts
+from .mlp import MultiTaskMLP
+from .multi_head import MultiHead
+from .network import Network, gate_named
+from .paco import PaCo
+from .registry import PRESETS, Preset, available, build
+from .soft_modularization import SoftModularization
+
+__all__ = [
+    "CARE",
+    "PRESETS",
+    "DynamicDepthRouting",
+    "HardRouting",
+    "MixtureOfExperts",
+    "MultiHead",
+    "MultiTaskMLP",
+    "Network",
+    "PaCo",
+    "Preset",
+    "SoftModularization",
+    "available",
+    "build",
+    "gate_named",
+]

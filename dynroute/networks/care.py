@@ -1,0 +1,169 @@
+"""CARE: a mixture of encoders of the state, attended by what is known of the task.
+
+The paper fixes neither the sizes nor all of the wiring, and its code differs from it:
+
+1. Attention: the dot product of each encoding with the context in the paper (`attention="dot"`), a perceptron of the
+   context in the code (`attention="gate"`, our default: the table of D2R gives sizes for it).
+2. Metadata: the paper embeds descriptions of the tasks with a frozen language model. Here they are an argument, and a
+   learned embedding without it; no model is ever downloaded.
+3. Sizes: our defaults keep every size that D2R states for CARE and come nearest to the number of parameters that it
+   reports, 1.23 M and 1.26 M for an actor and a critic of 10 and 50 tasks: an embedding of 16, and the one-hot beside
+   mixture and context. They give 1,226,757 and 1,260,037.
+"""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import check_count, check_sizes
+from ..gates import Gate
+from ..levels import ModelRouting
+from ..levels.perceptron import perceptron
+from ..route import Route
+from ..routers import Router
+from ..topology import Topology
+from .network import Network, Routing, gate_named, run_routed
+
+__all__ = ["CARE"]
+
+
+class CARE(Network):
+    r"""A mixture of encoders whose weights depend on metadata of the task (contextual attention, CARE).
+
+    .. math:: y = \operatorname{trunk}\Big(\sum_j a_j\, E^j(s), \; c, \; \mathcal T\Big), \qquad
+              c = C(\text{metadata}_{\mathcal T})
+
+    The attention :math:`a` sees the context detached, so that only the trunk teaches it.
+
+    Args:
+        state_features: The width of the state, without the task.
+        num_tasks: The number of tasks.
+        out_features: The width of the output.
+        metadata: What is known of each task, for instance an embedding of its description, with shape ``[num_tasks, m]``;
+            it is never trained. A learned embedding takes its place if None.
+        embedding_features: The width of that learned embedding.
+        num_encoders: The number of encoders.
+        encoder_sizes: The widths of the layers of an encoder.
+        context_sizes: The widths of the perceptron C.
+        attention: "gate" for a perceptron of the context, as in the released code, "dot" for the paper's dot products.
+        gate_sizes: The hidden widths of the perceptron of "gate".
+        task_in_trunk: Whether the trunk reads the one-hot too.
+        hidden_sizes: The widths of the hidden layers of the trunk.
+        gate: Turns attention into a route, a :class:`~dynroute.Gate` or a name of
+            :func:`~dynroute.networks.gate_named`.
+        protect: How, in training, the gradient to unsuitable encoders is stopped: "sg" or "none".
+        backend: How the graph is executed.
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+
+    Example:
+        >>> CARE(39, 10, 8, metadata=torch.randn(10, 768), attention="dot")(torch.zeros(7, 39), torch.arange(7)).shape
+        torch.Size([7, 8])
+    """
+
+    metadata: Tensor | None
+
+    def __init__(
+        self,
+        state_features: int,
+        num_tasks: int,
+        out_features: int,
+        *,
+        metadata: Tensor | None = None,
+        embedding_features: int = 16,
+        num_encoders: int = 6,
+        encoder_sizes: Sequence[int] = (128, 128),
+        context_sizes: Sequence[int] = (128, 128),
+        attention: str = "gate",
+        gate_sizes: Sequence[int] = (128, 128),
+        task_in_trunk: bool = True,
+        hidden_sizes: Sequence[int] = (400,) * 3,
+        gate: Gate | str = "soft",
+        protect: str = "none",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(state_features, num_tasks, out_features)
+        check_count("num_encoders", num_encoders, at_least=1)
+        check_count("embedding_features", embedding_features, at_least=1)
+        check_sizes("encoder_sizes", encoder_sizes)
+        check_sizes("context_sizes", context_sizes)
+        check_sizes("gate_sizes", gate_sizes, at_least=0)
+        check_sizes("hidden_sizes", hidden_sizes, at_least=0)
+        if attention not in ("gate", "dot"):
+            raise ValueError(f'`attention` must be "gate" or "dot", got {attention!r}.')
+        if attention == "dot" and encoder_sizes[-1] != context_sizes[-1]:
+            raise ValueError(
+                f'`encoder_sizes` and `context_sizes` must end alike for attention="dot", '
+                f"got {encoder_sizes[-1]} and {context_sizes[-1]}."
+            )
+        if metadata is not None and (metadata.dim() != 2 or metadata.shape[0] != num_tasks):
+            raise ValueError(
+                f"`metadata` must have shape ({num_tasks}, m), a row for each task, got {tuple(metadata.shape)}."
+            )
+
+        def network(sizes: Sequence[int], out: int) -> nn.Sequential:
+            return perceptron(sizes, nn.ReLU, out_features=out, device=device, dtype=dtype)
+
+        self.attention = attention
+        self.task_in_trunk = task_in_trunk
+        self.embedding: nn.Linear | None = None
+        if metadata is None:
+            self.register_buffer("metadata", None)
+            self.embedding = nn.Linear(num_tasks, embedding_features, bias=False, device=device, dtype=dtype)
+        else:
+            self.register_buffer("metadata", metadata.detach().clone().to(device=device, dtype=dtype))
+        known = embedding_features if metadata is None else metadata.shape[1]
+
+        context = context_sizes[-1]
+        self.encoders = nn.ModuleList(
+            network((state_features, *encoder_sizes[:-1]), encoder_sizes[-1]) for _ in range(num_encoders)
+        )
+        self.context = network((known, *context_sizes[:-1]), context)
+        self.scores = network((context, *gate_sizes), num_encoders) if attention == "gate" else None
+        self.mixture = ModelRouting(
+            [_Encoding(j, encoder_sizes[-1]) for j in range(num_encoders)],
+            gate_named(gate),
+            _Given(Topology.parallel(num_encoders)),
+            protect=protect,
+            backend=backend,
+        )
+        read = encoder_sizes[-1] + context + (num_tasks if task_in_trunk else 0)
+        self.trunk = network((read, *hidden_sizes), out_features)
+
+    def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
+        known = task @ self.metadata.to(task.dtype) if self.embedding is None else self.embedding(task)
+        context = self.context(known)
+
+        encodings = torch.cat([encoder(state) for encoder in self.encoders], dim=-1)
+        seen = context.detach()
+        if self.scores is not None:
+            scores = self.scores(seen)
+        else:
+            scores = (encodings.unflatten(-1, (len(self.encoders), -1)) * seen.unsqueeze(-2)).sum(dim=-1)
+        mixed, route = run_routed(self.mixture, encodings, scores, routing)
+
+        parts = [mixed, context, task] if self.task_in_trunk else [mixed, context]
+        return self.trunk(torch.cat(parts, dim=-1)), route
+
+
+class _Encoding(nn.Module):
+    """One of several encodings that lie side by side."""
+
+    def __init__(self, place: int, width: int) -> None:
+        super().__init__()
+        self.place = place
+        self.width = width
+
+    def forward(self, encodings: Tensor) -> Tensor:
+        return encodings.narrow(-1, self.place * self.width, self.width)
+
+
+class _Given(Router):
+    """Takes the context for the scores: they were computed before."""
+
+    def score(self, context: Tensor) -> Tensor:
+        return context

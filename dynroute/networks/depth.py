@@ -1,0 +1,143 @@
+"""Dynamic depth routing (D2R), at module level as published, and its relatives at layer and model level (Fig. 7d).
+
+What the paper and the released network have in common is the default. They differ in one thing that a network can
+differ in, what is protected (`protect`); the other differences are those of the algorithm around it:
+
+1. `protect="rsg"` is Eq. 11-12, where the shortcut mixes protected sources too; "input" is the release, where only the
+   input of a module is protected.
+2. A source whose probability equals the threshold is suitable in the paper (Eq. 10) and not in the release. Here the
+   paper's rule holds; the two differ where a probability equals the threshold exactly.
+3. A sub-network for each destination in the paper's figure, one perceptron whose output is split in the release and here.
+4. The temperature of a task is an argument of `forward`; the release keeps it in the network, T parameters more.
+"""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import check_count, check_sizes
+from ..banks import LinearBank
+from ..gates import Gate
+from ..levels import LayerRouting, ModuleRouting, RoutedGraph
+from ..levels.perceptron import perceptron
+from ..route import Route
+from ..routers import MLPRouter
+from ..topology import Topology
+from .network import Network, Routing, gate_named, run_routed, set_output_range
+
+__all__ = ["DynamicDepthRouting"]
+
+LEVELS = ("module", "layer", "model")
+
+
+class DynamicDepthRouting(Network):
+    r"""Routes every sample through a chain of modules of its own length (D2R; Fig. 2d, Eq. 3-12).
+
+    .. math:: z = G(F(s) \cdot H(\mathcal T)), \qquad m^i = x^i + M^i(x^i), \qquad x^i = \sum_{j<i} p^i_j \hat m^j
+
+    The modules are linear layers with ReLU, the first of which reads ReLU(F(s)); the output layer is routed too.
+
+    Args:
+        state_features: The width of the state, without the task.
+        num_tasks: The number of tasks.
+        out_features: The width of the output.
+        level: "module" for D2R itself; "layer" and "model" for its relatives with the same parts (Fig. 7d): layers of
+            modules that read the layer before, or whole networks side by side, each as deep as there are layers.
+        num_modules: The number of modules, the output left out, at module level.
+        layer_sizes: The number of modules in each layer at layer level; at model level as many networks as the first
+            number says, each with a module for every number.
+        width: The width of a module.
+        trunk_sizes: The widths of F, which embeds the state, without an activation behind it.
+        router_sizes: The hidden widths of G.
+        gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`;
+            "top-2" is D2R without SampleK.
+        protect: How, in training, the gradient to unsuitable modules is stopped: "rsg", "input" (the released code),
+            "sg" or "none" (D2R without ResRouting).
+        shortcut: Whether modules add their input to their output.
+        state_free: Whether the router looks at the task alone, H(T).
+        output_init: The output layer is drawn from U(-output_init, output_init); as torch does it if None.
+        backend: How the graph is executed.
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+
+    Example:
+        >>> DynamicDepthRouting(39, 10, 8).describe()
+        "DynamicDepthRouting: 684,240 parameters, 17 nodes, 136 routed edges, gate SampleK(2), protect 'rsg'"
+    """
+
+    def __init__(
+        self,
+        state_features: int,
+        num_tasks: int,
+        out_features: int,
+        *,
+        level: str = "module",
+        num_modules: int = 16,
+        layer_sizes: Sequence[int] = (4, 4, 4, 4),
+        width: int = 128,
+        trunk_sizes: Sequence[int] = (400, 400),
+        router_sizes: Sequence[int] = (256, 256),
+        gate: Gate | str = "sample-2",
+        protect: str = "rsg",
+        shortcut: bool = True,
+        state_free: bool = False,
+        output_init: float | None = 3e-3,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(state_features, num_tasks, out_features)
+        if level not in LEVELS:
+            raise ValueError(f"`level` must be one of {', '.join(map(repr, LEVELS))}, got {level!r}.")
+        check_sizes("trunk_sizes", trunk_sizes)
+        check_sizes("layer_sizes", layer_sizes)
+        check_sizes("router_sizes", router_sizes, at_least=0)
+        check_count("width", width, at_least=1)
+        self.state_free = state_free
+        features = trunk_sizes[-1]
+        gate = gate_named(gate)
+
+        self.trunk = perceptron(
+            (state_features, *trunk_sizes[:-1]), nn.ReLU, out_features=features, device=device, dtype=dtype
+        )
+        self.task = nn.Linear(num_tasks, features, device=device, dtype=dtype)
+        head = nn.Linear(width, out_features, device=device, dtype=dtype)
+        set_output_range(head, output_init)
+
+        def router(topology: Topology) -> MLPRouter:
+            return MLPRouter(features, topology, router_sizes, device=device, dtype=dtype)
+
+        def module(depth: int) -> nn.Module:
+            return perceptron((width if depth else features, width), nn.ReLU, device=device, dtype=dtype)
+
+        self.graph: RoutedGraph
+        if level == "module":
+            check_count("num_modules", num_modules, at_least=1)
+            modules = [*map(module, range(num_modules)), head]
+            self.graph = ModuleRouting(
+                modules, gate, router(Topology.dag(len(modules))), shortcut=shortcut, protect=protect, backend=backend
+            )
+        elif level == "layer":
+            topology = Topology.layered(layer_sizes)
+            layers = [
+                LinearBank(size, width if depth else features, width, nn.ReLU, device=device, dtype=dtype)
+                for depth, size in enumerate(layer_sizes)
+            ]
+            self.graph = LayerRouting(
+                layers, gate, router(topology), head=head, shortcut=shortcut, protect=protect, backend=backend
+            )
+        else:
+            topology = Topology.parallel(layer_sizes[0])
+            models = [nn.Sequential(*map(module, range(len(layer_sizes)))) for _ in range(layer_sizes[0])]
+            self.graph = RoutedGraph(
+                [*models, head], topology, gate, router(topology), protect=protect, backend=backend
+            )
+
+    def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
+        features = self.trunk(state)
+        context = self.task(task)
+        if not self.state_free:
+            context = features * context
+        return run_routed(self.graph, features.relu(), context, routing)

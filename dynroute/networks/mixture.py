@@ -1,0 +1,79 @@
+"""Mix-Expert: whole networks side by side, mixed by a learned gate."""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from ..arguments import check_count, check_sizes
+from ..gates import Gate
+from ..levels import ModelRouting
+from ..route import Route
+from .network import Network, Routing, gate_named, run_routed
+
+__all__ = ["MixtureOfExperts"]
+
+
+class MixtureOfExperts(Network):
+    r"""Several perceptrons, whose outputs a learned gate mixes (Mix-Expert of Soft Modularization; D2R, Fig. 2b).
+
+    .. math:: y = \sum_j \operatorname{softmax}(G(s, \mathcal T))_j \, M^j(s, \mathcal T)
+
+    Never released. Our reading of "four experts like MT-SAC and a gate": experts and gate are perceptrons that read the
+    state and the one-hot, and outputs are mixed, not features.
+
+    Args:
+        state_features: The width of the state, without the task.
+        num_tasks: The number of tasks.
+        out_features: The width of the output.
+        num_experts: The number of perceptrons.
+        width: The width of their hidden layers.
+        depth: The number of their hidden layers.
+        router_sizes: The hidden widths of the gate's perceptron, which nobody published.
+        gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`.
+        protect: How, in training, the gradient to unsuitable experts is stopped: "sg" or "none".
+        backend: How the graph is executed.
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+
+    Example:
+        >>> MixtureOfExperts(39, 10, 8)(torch.zeros(7, 39), torch.arange(7)).shape
+        torch.Size([7, 8])
+    """
+
+    def __init__(
+        self,
+        state_features: int,
+        num_tasks: int,
+        out_features: int,
+        *,
+        num_experts: int = 4,
+        width: int = 400,
+        depth: int = 5,
+        router_sizes: Sequence[int] = (256, 256),
+        gate: Gate | str = "soft",
+        protect: str = "none",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(state_features, num_tasks, out_features)
+        check_sizes("router_sizes", router_sizes, at_least=0)
+        check_count("width", width, at_least=1)
+        self.experts = ModelRouting.mlp(
+            state_features + num_tasks,
+            width,
+            num_experts,
+            out_features,
+            gate=gate_named(gate),
+            depth=depth,
+            router_sizes=router_sizes,
+            protect=protect,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+        )
+
+    def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
+        return run_routed(self.experts, torch.cat([state, task], dim=-1), None, routing)

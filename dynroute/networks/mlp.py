@@ -1,0 +1,54 @@
+"""MT-SAC: one perceptron for all tasks."""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import check_sizes
+from ..levels.perceptron import perceptron
+from ..route import Route
+from .network import Network, Routing
+
+__all__ = ["MultiTaskMLP"]
+
+
+class MultiTaskMLP(Network):
+    r"""A perceptron with ReLU that reads the state and the one-hot of the task (MT-SAC).
+
+    Args:
+        state_features: The width of the state, without the task.
+        num_tasks: The number of tasks.
+        out_features: The width of the output.
+        hidden_sizes: The widths of the hidden layers.
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+
+    Example:
+        >>> MultiTaskMLP(39, 10, 8).describe()
+        'MultiTaskMLP: 664,808 parameters, no learned routes'
+    """
+
+    def __init__(
+        self,
+        state_features: int,
+        num_tasks: int,
+        out_features: int,
+        *,
+        hidden_sizes: Sequence[int] = (400,) * 5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(state_features, num_tasks, out_features)
+        check_sizes("hidden_sizes", hidden_sizes, at_least=0)
+        self.layers = perceptron(
+            (state_features + num_tasks, *hidden_sizes),
+            nn.ReLU,
+            out_features=out_features,
+            device=device,
+            dtype=dtype,
+        )
+
+    def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
+        return self.layers(torch.cat([state, task], dim=-1)), None

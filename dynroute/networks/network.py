@@ -1,0 +1,170 @@
+"""What the networks of the literature share: a state and a task go in, a vector comes out."""
+
+from abc import ABC, abstractmethod
+from typing import TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import check_count
+from ..gates import Gate, Hard, SampleK, Soft, TopK
+from ..levels import RoutedGraph
+from ..route import Route
+from ..routers.task import task_one_hot
+from ..topology import Topology
+
+__all__ = ["Network", "Routing", "gate_named", "run_routed", "set_output_range"]
+
+
+class Routing(TypedDict, total=False):
+    """The keywords of a routed forward pass, see :meth:`dynroute.RoutedGraph.forward`."""
+
+    path: Tensor | Route | None
+    temperature: float | Tensor
+    sample: bool | None
+    generator: torch.Generator | None
+    noise: Tensor | None
+
+
+class Network(nn.Module, ABC):
+    """A network for several tasks.
+
+    A network of your own overrides :meth:`compute`. Anything with the signatures of the constructor and of
+    :meth:`forward` can stand in for one.
+
+    Args:
+        state_features: The width of the state, without the task.
+        num_tasks: The number of tasks.
+        out_features: The width of the output.
+    """
+
+    def __init__(self, state_features: int, num_tasks: int, out_features: int) -> None:
+        super().__init__()
+        for name, count in (
+            ("state_features", state_features),
+            ("num_tasks", num_tasks),
+            ("out_features", out_features),
+        ):
+            check_count(name, count, at_least=1)
+        self.state_features = state_features
+        self.num_tasks = num_tasks
+        self.out_features = out_features
+
+    @property
+    def routed(self) -> RoutedGraph | None:
+        """The routed graph inside; None in a network without learned routes."""
+        return next((part for part in self.children() if isinstance(part, RoutedGraph)), None)
+
+    @property
+    def topology(self) -> Topology | None:
+        """The graph that is routed; None in a network without learned routes."""
+        return None if self.routed is None else self.routed.topology
+
+    def forward(
+        self,
+        state: Tensor,
+        task: Tensor,
+        *,
+        path: Tensor | Route | None = None,
+        temperature: float | Tensor = 1.0,
+        sample: bool | None = None,
+        generator: torch.Generator | None = None,
+        return_route: bool = False,
+        noise: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Route | None]:
+        """Computes the output of every sample.
+
+        Args:
+            state: The state without the task, with shape ``[*, state_features]``.
+            task: One-hots (floating or boolean) with shape ``[*, num_tasks]``, or task ids (integers) with shape
+                ``[*]``.
+            path: A recorded path to replay, or the route that holds it (Eq. 8).
+            temperature: Divides the logits when a path is sampled; a number or a tensor with shape ``[*]`` (Eq. 13).
+            sample: Whether a gate that can sample does so; in training mode if None.
+            generator: The source of randomness when a path is sampled.
+            return_route: Whether to return the route beside the output.
+            noise: Gumbel noise drawn before, for functions that are compiled or replayed.
+
+        Returns:
+            The output with shape ``[*, out_features]``, or the output and the :class:`~dynroute.Route`. Networks without
+            learned routes ignore the keywords of routing and return None for the route.
+        """
+        output, route = self.compute(
+            state,
+            self._one_hot(state, task),
+            path=path,
+            temperature=temperature,
+            sample=sample,
+            generator=generator,
+            noise=noise,
+        )
+        return (output, route) if return_route else output
+
+    @abstractmethod
+    def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
+        """Computes the output and the route from a state and the one-hot of its task, in the type of the state."""
+
+    def describe(self) -> str:
+        """Says in one line what the network is, how large it is and what it routes."""
+        line = f"{type(self).__name__}: {sum(p.numel() for p in self.parameters()):,} parameters"
+        routed = self.routed
+        if routed is None:
+            return f"{line}, no learned routes"
+        used = f"{routed.topology.num_nodes} nodes, {routed.topology.num_edges} routed edges"
+        return f"{line}, {used}, gate {routed.gate}, protect {routed.protect!r}"
+
+    def extra_repr(self) -> str:
+        return f"{self.describe()}, {self.state_features} + {self.num_tasks} tasks -> {self.out_features}"
+
+    def _one_hot(self, state: Tensor, task: Tensor) -> Tensor:
+        _check_state(state, self.state_features, self.num_tasks)
+        one_hot = task_one_hot(task, self.num_tasks)
+        if one_hot.shape[:-1] != state.shape[:-1]:
+            raise ValueError(
+                f"`task` must name one task for each state, got task {tuple(task.shape)} and state "
+                f"{tuple(state.shape)}; give ids with shape {tuple(state.shape[:-1])} or one-hots with shape "
+                f"{(*state.shape[:-1], self.num_tasks)}."
+            )
+        return one_hot.to(state.dtype)
+
+
+def _check_state(state: Tensor, features: int, num_tasks: int) -> None:
+    if not state.is_floating_point():
+        raise TypeError(f"`state` must be a floating tensor, got {state.dtype}; convert it with `.float()`.")
+    if state.shape[-1:] == (features,):
+        return
+    hint = "."
+    if state.shape[-1:] == (features + num_tasks,):
+        hint = f"; it still carries the one-hot of the task: pass `state[..., :{features}]` and the task by itself."
+    raise ValueError(f"`state` must have shape (*, {features}), got {tuple(state.shape)}{hint}")
+
+
+def gate_named(gate: Gate | str) -> Gate:
+    """The gate of a name: "soft", "hard", "top-k" or "sample-k" with a number for k; a gate is returned as it is.
+
+    Example:
+        >>> gate_named("sample-2")
+        SampleK(2)
+    """
+    if isinstance(gate, Gate):
+        return gate
+    kind, _, k = gate.partition("-") if isinstance(gate, str) else ("", "", "")
+    if kind in ("top", "sample") and k.isdecimal():
+        return TopK(int(k)) if kind == "top" else SampleK(int(k))
+    if gate in ("soft", "hard"):
+        return Soft() if gate == "soft" else Hard()
+    raise ValueError(f'`gate` must be a Gate or one of "soft", "hard", "top-2", "sample-2", ..., got {gate!r}.')
+
+
+def run_routed(graph: RoutedGraph, x: Tensor, context: Tensor | None, routing: Routing) -> tuple[Tensor, Route]:
+    """Runs a routed graph with the keywords of routing."""
+    output, route = graph(x, context, return_route=True, **routing)
+    return output, route
+
+
+def set_output_range(layer: nn.Module, bound: float | None) -> None:
+    """Draws the parameters of the last linear layer of a module from U(-bound, bound); does nothing if None."""
+    if bound is None:
+        return
+    for parameter in [part for part in layer.modules() if isinstance(part, nn.Linear)][-1].parameters():
+        nn.init.uniform_(parameter, -bound, bound)

@@ -1,0 +1,94 @@
+"""The networks by name, at their published sizes."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .care import CARE
+from .depth import DynamicDepthRouting
+from .hard import HardRouting
+from .mixture import MixtureOfExperts
+from .mlp import MultiTaskMLP
+from .multi_head import MultiHead
+from .network import Network
+from .paco import PaCo
+from .soft_modularization import SoftModularization
+
+__all__ = ["PRESETS", "Preset", "available", "build"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network with sizes.
+
+    Attributes:
+        network: The class.
+        summary: What it is, in a line.
+        sizes: The keywords that differ from the defaults of the class.
+    """
+
+    network: type[Network]
+    summary: str
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS: Mapping[str, Preset] = {
+    "mt-sac": Preset(MultiTaskMLP, "one perceptron for all tasks"),
+    "mh-sac": Preset(MultiHead, "one trunk, a head for each task"),
+    "moe": Preset(MixtureOfExperts, "whole networks, mixed by a learned gate"),
+    "hard": Preset(HardRouting, "one module of each layer for each task"),
+    "sm": Preset(SoftModularization, "Soft Modularization as released, four layers of four", {"output_init": 3e-3}),
+    "sm-shallow": Preset(
+        SoftModularization,
+        "Soft Modularization as released, two layers of two wider modules",
+        {"layer_sizes": (2, 2), "width": 256, "output_init": 3e-3},
+    ),
+    "care": Preset(CARE, "a mixture of encoders, attended by metadata of the task"),
+    "paco": Preset(PaCo, "every layer composed of shared parameter sets"),
+    "d2r": Preset(DynamicDepthRouting, "dynamic depth routing by the rules of the paper"),
+    "d2r-released": Preset(
+        DynamicDepthRouting, "dynamic depth routing by the rules of the released code", {"protect": "input"}
+    ),
+    "d2r-layer": Preset(DynamicDepthRouting, "the parts of D2R at layer level", {"level": "layer"}),
+    "d2r-model": Preset(DynamicDepthRouting, "the parts of D2R at model level", {"level": "model"}),
+}
+"""The networks that :func:`build` knows by name."""
+
+
+def available() -> tuple[str, ...]:
+    """The names that :func:`build` knows.
+
+    Example:
+        >>> available()[:3]
+        ('mt-sac', 'mh-sac', 'moe')
+    """
+    return tuple(PRESETS)
+
+
+def build(
+    name: str | Callable[..., nn.Module], state_features: int, num_tasks: int, out_features: int, **sizes: Any
+) -> nn.Module:
+    """Builds a network by its name.
+
+    Args:
+        name: A name of :func:`available`, or anything that makes a network from the same arguments.
+        state_features: The width of the state, without the task.
+        num_tasks: The number of tasks.
+        out_features: The width of the output.
+        sizes: Keywords of the network's class, instead of those of the preset.
+
+    Example:
+        >>> build("d2r", 39, 10, 8, num_modules=8).describe()
+        "DynamicDepthRouting: 527,996 parameters, 9 nodes, 36 routed edges, gate SampleK(2), protect 'rsg'"
+    """
+    if not isinstance(name, str):
+        return name(state_features, num_tasks, out_features, **sizes)
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"`name` must be one of {', '.join(map(repr, PRESETS))}, got {name!r}{hint}")
+    preset = PRESETS[name]
+    return preset.network(state_features, num_tasks, out_features, **{**preset.sizes, **sizes})

@@ -1,0 +1,182 @@
+"""Soft Modularization: layers of modules, every one of which reads a weighted sum of the layer before.
+
+The paper and the released network differ; `equations` says which is built:
+
+1. E, what the router looks at: f(s) h(z) in the paper; in the release ReLU, then two linear layers of 256, ReLU between.
+2. What the modules of the first layer read: f(s) in the paper, ReLU(f(s)) in the release.
+3. What the logits of a layer are computed from: the logits of the layer before in the paper (Eq. 5), the probabilities
+   of all earlier layers in the release.
+4. ReLU: before the weighted sum in the paper (Eq. 8), behind it in the release.
+5. The output: the plain sum of the last layer, whose modules are as wide as the output, in the paper (Eq. 9); one more
+   weighted sum, ReLU and a linear layer in the release.
+"""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import check_count, check_sizes
+from ..banks import LinearBank
+from ..gates import Gate, Soft
+from ..levels import LayerRouting
+from ..levels.perceptron import perceptron
+from ..route import Route
+from ..routers import CascadeRouter
+from ..topology import Topology
+from .network import Network, Routing, gate_named, run_routed, set_output_range
+
+__all__ = ["SoftModularization", "activated_layers"]
+
+
+class SoftModularization(Network):
+    r"""Layers of modules, mixed by soft weights that depend on state and task (Soft Modularization; D2R, Fig. 2c).
+
+    .. math:: g^{l+1}_i = \sum_j \hat p^l_{ij} \, M^l_j(g^l_j), \qquad
+              p^{l+1} = W_d(\operatorname{ReLU}(W_u\, c^l \cdot E))
+
+    Args:
+        state_features: The width of the state, without the task.
+        num_tasks: The number of tasks.
+        out_features: The width of the output.
+        equations: "released" for the network that the authors released, "paper" for that of their equations; the five
+            differences are listed in :mod:`dynroute.networks.soft_modularization`.
+        trunk_sizes: The widths of the perceptron f that embeds the state.
+        layer_sizes: The number of modules in each layer.
+        width: The width of a module; 128 in the deep form with four layers of four, 256 in the shallow with two of two.
+        router_sizes: The widths of the layers that make E in the released form; the paper's has none.
+        gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`.
+        protect: How, in training, the gradient to unsuitable modules is stopped: "sg" or "none".
+        output_init: The output layer is drawn from U(-output_init, output_init); as torch does it if None.
+        backend: How the graph is executed.
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+
+    Example:
+        >>> SoftModularization(39, 10, 8).describe()
+        "SoftModularization: 792,444 parameters, 17 nodes, 52 routed edges, gate Soft(), protect 'none'"
+    """
+
+    def __init__(
+        self,
+        state_features: int,
+        num_tasks: int,
+        out_features: int,
+        *,
+        equations: str = "released",
+        trunk_sizes: Sequence[int] = (400, 400),
+        layer_sizes: Sequence[int] = (4, 4, 4, 4),
+        width: int = 128,
+        router_sizes: Sequence[int] = (256, 256),
+        gate: Gate | str = "soft",
+        protect: str = "none",
+        output_init: float | None = None,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(state_features, num_tasks, out_features)
+        if equations not in ("released", "paper"):
+            raise ValueError(f'`equations` must be "released" or "paper", got {equations!r}.')
+        check_sizes("trunk_sizes", trunk_sizes)
+        check_sizes("layer_sizes", layer_sizes, at_least=1 if equations == "released" else 2)
+        check_sizes("router_sizes", router_sizes, at_least=0)
+        check_count("width", width, at_least=1)
+        gate = gate_named(gate)
+        released = equations == "released"
+        if not released and not isinstance(gate, Soft):
+            raise ValueError(
+                f'`gate` must be "soft" with equations="paper", whose output is a plain sum, got {gate!r}.'
+            )
+        self.equations = equations
+
+        topology = Topology.layered(layer_sizes)
+        features = trunk_sizes[-1]
+        self.trunk = perceptron(
+            (state_features, *trunk_sizes[:-1]), nn.ReLU, out_features=features, device=device, dtype=dtype
+        )
+        self.task = nn.Linear(num_tasks, features, device=device, dtype=dtype)
+        router = CascadeRouter(
+            features,
+            topology,
+            router_sizes if released else (),
+            cascade="probabilities" if released else "logits",
+            score_output=released,
+            device=device,
+            dtype=dtype,
+        )
+        head: nn.Module
+        if released:
+            layers = activated_layers(features, width, layer_sizes, device=device, dtype=dtype)
+            head = nn.Sequential(nn.ReLU(), nn.Linear(width, out_features, device=device, dtype=dtype))
+            set_output_range(head, output_init)
+        else:
+            layers = _summed_layers(features, width, layer_sizes, out_features, device=device, dtype=dtype)
+            head = _Sum(layer_sizes[-1])
+            for module in layers[-1]:
+                set_output_range(module, output_init)
+        self.modular = LayerRouting(layers, gate, router, head=head, protect=protect, backend=backend)
+
+    def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
+        features = self.trunk(state)
+        context = features * self.task(task)
+        if self.equations == "released":
+            return run_routed(self.modular, features.relu(), context.relu(), routing)
+        return run_routed(self.modular, features, context, routing)
+
+
+def activated_layers(
+    in_features: int,
+    width: int,
+    layer_sizes: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[list[nn.Module]]:
+    """Layers of linear modules with ReLU behind the sums: every module but those of the first layer begins with it."""
+    banks = [
+        LinearBank(size, width if depth else in_features, width, device=device, dtype=dtype)
+        for depth, size in enumerate(layer_sizes)
+    ]
+    return [
+        [nn.Sequential(nn.ReLU(), module) if depth else module for module in bank] for depth, bank in enumerate(banks)
+    ]
+
+
+def _summed_layers(
+    in_features: int,
+    width: int,
+    layer_sizes: Sequence[int],
+    out_features: int,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[LinearBank]:
+    """Layers of linear modules with ReLU before the sums, the last of them linear and as wide as the output."""
+    last = len(layer_sizes) - 1
+    return [
+        LinearBank(
+            size,
+            width if depth else in_features,
+            width if depth < last else out_features,
+            nn.ReLU if depth < last else None,
+            device=device,
+            dtype=dtype,
+        )
+        for depth, size in enumerate(layer_sizes)
+    ]
+
+
+class _Sum(nn.Module):
+    """Makes the sum of a mean: the output of Eq. 9 has no weights, while a graph mixes with weights that sum to 1."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, mean: Tensor) -> Tensor:
+        return mean * self.count
+
+    def extra_repr(self) -> str:
+        return str(self.count)

@@ -1,0 +1,328 @@
+"""The networks of the literature compute what their equations say, at the published sizes."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import oracle_networks as naive
+from dynroute import networks
+from dynroute.functional import gumbel_noise, route_temperature, task_weights
+from dynroute.networks import (
+    CARE,
+    DynamicDepthRouting,
+    HardRouting,
+    MultiHead,
+    Network,
+    PaCo,
+    SoftModularization,
+    build,
+)
+
+DOUBLE = torch.float64
+STATE, TASKS, OUT = 3, 3, 2
+
+SMALL: dict[str, dict[str, object]] = {
+    "mt-sac": {"hidden_sizes": (5, 4)},
+    "mh-sac": {"hidden_sizes": (5, 4)},
+    "moe": {"num_experts": 3, "width": 4, "depth": 2, "router_sizes": (5,)},
+    "hard": {"trunk_sizes": (5, 6), "layer_sizes": (2, 3), "width": 4},
+    "sm": {"trunk_sizes": (5, 6), "layer_sizes": (2, 3, 2), "width": 4, "router_sizes": (5, 4)},
+    "sm-shallow": {"trunk_sizes": (5, 6), "width": 4, "router_sizes": (5, 4)},
+    "care": {
+        "embedding_features": 3,
+        "num_encoders": 3,
+        "encoder_sizes": (5, 4),
+        "context_sizes": (5, 4),
+        "gate_sizes": (5,),
+        "hidden_sizes": (6, 5),
+    },
+    "paco": {"num_sets": 2, "hidden_sizes": (5, 4)},
+    "d2r": {"num_modules": 5, "width": 4, "trunk_sizes": (5, 6), "router_sizes": (5, 4)},
+    "d2r-released": {"num_modules": 5, "width": 4, "trunk_sizes": (5, 6), "router_sizes": (5, 4)},
+    "d2r-layer": {"layer_sizes": (2, 3, 2), "width": 4, "trunk_sizes": (5, 6), "router_sizes": (5, 4)},
+    "d2r-model": {"layer_sizes": (3, 3), "width": 4, "trunk_sizes": (5, 6), "router_sizes": (5, 4)},
+}
+"""Sizes that a loop over samples can afford."""
+
+
+def small(name: str, **sizes: object) -> Network:
+    """A small network, its output layer not close to zero."""
+    changed = {"output_init": None} if name in ("hard", "sm", "sm-shallow") or name.startswith("d2r") else {}
+    net = build(name, STATE, TASKS, OUT, **{**SMALL[name], **changed, **sizes})
+    assert isinstance(net, Network)
+    return net
+
+
+# Sizes ----------------------------------------------------------------------------------------------------------------
+
+PUBLISHED = {
+    "mt-sac": (664_808, 1_328_409, 1_360_409),
+    "mh-sac": (693_680, 1_360_890, 1_537_250),
+    "sm": (792_444, 1_585_585, 1_617_585),
+    "sm-shallow": (691_022, 1_381_845, 1_413_845),
+    "paco": (1_700_090, 3_394_095, 3_394_295),
+    "d2r": (684_240, 1_369_177, 1_401_177),
+    "d2r-released": (684_240, 1_369_177, 1_401_177),
+    "care": (613_246, 1_226_757, 1_260_037),
+}
+"""The actor for ten tasks; actor and critic together for ten and for fifty."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_numbers_of_parameters(name: str) -> None:
+    actor, *sums = PUBLISHED[name]
+    for tasks, total in zip((10, 50), sums, strict=True):
+        policy = build(name, 39, tasks, 8)
+        shared = {"composition": policy.composition} if isinstance(policy, PaCo) else {}
+        critic = build(name, 43, tasks, 1, **shared)
+        counted = {p: p.numel() for net in (policy, critic) for p in net.parameters()}
+        assert sum(counted.values()) == total
+        assert tasks == 50 or sum(p.numel() for p in policy.parameters()) == actor
+
+
+def test_care_rounds_to_the_published_numbers() -> None:
+    assert [round(total / 1e6, 2) for total in PUBLISHED["care"][1:]] == [1.23, 1.26]
+
+
+def test_names_are_those_of_the_contract() -> None:
+    assert networks.available() == (
+        "mt-sac",
+        "mh-sac",
+        "moe",
+        "hard",
+        "sm",
+        "sm-shallow",
+        "care",
+        "paco",
+        "d2r",
+        "d2r-released",
+        "d2r-layer",
+        "d2r-model",
+    )
+
+
+# Equations ------------------------------------------------------------------------------------------------------------
+
+
+def layers(module: nn.Module) -> list[naive.Layer]:
+    return [(part.weight, part.bias) for part in module.modules() if isinstance(part, nn.Linear)]
+
+
+def layered(net: Network, sizes: Sequence[int]) -> list[list[naive.Layer]]:
+    assert net.routed is not None
+    flat = [layers(node)[0] for node in net.routed.nodes[: sum(sizes)]]
+    return [[flat.pop(0) for _ in range(size)] for size in sizes]
+
+
+def head(net: Network) -> naive.Layer:
+    assert net.routed is not None
+    return layers(net.routed.nodes[-1])[0]
+
+
+def oracle_of(net: Network) -> Callable[..., naive.Routed | Tensor]:
+    """The naive network with the same weights: (state, task, num_tasks, **keywords) -> output or routed output."""
+    graph = net.routed
+    if isinstance(net, networks.MultiTaskMLP):
+        return lambda *sample: naive.mt_mlp(layers(net), *sample)
+    if isinstance(net, MultiHead):
+        return lambda *sample: naive.multi_head(layers(net.trunk), layers(net.heads), *sample)
+    if isinstance(net, PaCo):
+        sets = [[(layer.weight[k], layer.bias[k]) for layer in net.layers] for k in range(net.num_sets)]
+        return lambda state, task, _: naive.paco(sets, net.composition[task], state)
+    assert graph is not None
+    if isinstance(net, networks.MixtureOfExperts):
+        experts = [layers(node) for node in graph.nodes[:-1]]
+        return lambda *sample, **k: naive.mixture_of_experts(experts, layers(graph.router), *sample, **k)
+    if isinstance(net, CARE):
+
+        def care(state: Tensor, task: int, num_tasks: int, **keywords: object) -> naive.Routed:
+            metadata = net.metadata[task] if net.embedding is None else net.embedding.weight[:, task]
+            return naive.care(
+                [layers(encoder) for encoder in net.encoders],
+                layers(net.trunk),
+                layers(net.context),
+                metadata,
+                state,
+                task,
+                num_tasks,
+                attention=net.attention,
+                gate_mlp=() if net.scores is None else layers(net.scores),
+                task_in_trunk=net.task_in_trunk,
+                **keywords,
+            )
+
+        return care
+    if isinstance(net, HardRouting):
+        modules = layered(net, (2, 3))
+        return lambda *s, **k: naive.hard_routing(layers(net.trunk), modules, graph.router.table, head(net), *s, **k)
+    f, h = layers(net.trunk), layers(net.task)
+    if isinstance(net, SoftModularization):
+        router, released = graph.router, net.equations == "released"
+        modules = layered(net, (2, 2) if net.topology.num_nodes == 5 else (2, 3, 2))
+        variant: dict[str, object] = {"gating": layers(router.embed)}
+        if not released:
+            variant = {"activate_state": False, "condition": "logits", "activate": "before", "last": "sum"}
+        down, up = layers(router.down), layers(router.up)
+        output = head(net) if released else None
+        return lambda *s, **k: naive.soft_modularization(f, h, modules, down, up, output, *s, **variant, **k)
+    assert isinstance(net, DynamicDepthRouting)
+    g, state_free = layers(graph.router), net.state_free
+    if graph.topology.num_nodes == 4:
+        models = [layers(node) for node in graph.nodes[:-1]]
+        return lambda *s, **k: naive.d2r_model(f, h, g, models, head(net), *s, state_free=state_free, **k)
+    shortcut = graph.shortcut
+    if graph.topology.path_shape[1] == 3:
+        modules = layered(net, (2, 3, 2))
+        return lambda *s, **k: naive.d2r_layer(
+            f, h, g, modules, head(net), *s, state_free=state_free, shortcut=shortcut, **k
+        )
+    chain = [layers(node)[0] for node in graph.nodes[:-1]]
+    return lambda *s, **k: naive.d2r(f, h, g, chain, head(net), *s, state_free=state_free, shortcut=shortcut, **k)
+
+
+def gate_word(net: Network) -> str:
+    assert net.routed is not None
+    return {"Soft": "soft", "Hard": "hard", "TopK": "topk", "SampleK": "samplek"}[type(net.routed.gate).__name__]
+
+
+def rows(net: Network, values: Tensor) -> list[list[object]]:
+    """The slots of one sample as nested lists, padding left out, and without the output that the paper's SM sums."""
+    assert net.topology is not None
+    summed = isinstance(net, SoftModularization) and net.equations == "paper"
+    widths = [len(parents) for parents in net.topology.parents if parents][: -1 if summed else None]
+    return [values[t, :width].tolist() for t, width in enumerate(widths)]
+
+
+def assert_same(net: Network, *, replay: bool) -> None:
+    """Compares outputs and all gradients with those of the naive network, sample by sample."""
+    batch = 7
+    state = torch.randn(batch, STATE, dtype=DOUBLE)
+    task = torch.arange(batch) % TASKS
+    routing: dict[str, object] = {}
+    if net.topology is not None:
+        shape = (batch, *net.topology.path_shape)
+        routing = {"noise": gumbel_noise(shape), "temperature": torch.rand(batch, dtype=DOUBLE) + 0.3}
+        if replay:
+            other = net(state.flip(0), task, return_route=True, sample=True, noise=gumbel_noise(shape))[1]
+            routing = {"path": other.path} if not isinstance(net, HardRouting) else {"path": other}
+
+    output, route = net(state, task, return_route=True, **routing)
+    expected = []
+    for i in range(batch):
+        keywords: dict[str, object] = {}
+        if net.routed is not None:
+            keywords = {"gate": gate_word(net), "protect": net.routed.protect, "training": net.training}
+            if replay:
+                keywords["path"] = rows(net, route.path[i])
+            else:
+                keywords |= {"noise": rows(net, routing["noise"][i]), "temperature": float(routing["temperature"][i])}
+        result = oracle_of(net)(state[i], int(task[i]), TASKS, **keywords)
+        if isinstance(result, Tensor):
+            expected.append(result)
+            continue
+        expected.append(result[0])
+        assert rows(net, route.path[i]) == result[2]
+        for mine, theirs in zip(rows(net, route.weights[i]), result[1], strict=True):
+            assert mine == pytest.approx([float(weight.detach()) for weight in theirs], rel=1e-10, abs=1e-10)
+    torch.testing.assert_close(output, torch.stack(expected), rtol=1e-10, atol=1e-10)
+
+    parameters = list(net.parameters())
+    direction = torch.randn_like(output)
+    for mine, theirs in zip(
+        torch.autograd.grad(output, parameters, direction, materialize_grads=True, allow_unused=True),
+        torch.autograd.grad(torch.stack(expected), parameters, direction, materialize_grads=True, allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+VARIANTS: dict[str, Callable[[], Network]] = {
+    **{name: lambda name=name: small(name, dtype=DOUBLE) for name in SMALL},
+    "sm paper": lambda: small("sm", equations="paper", dtype=DOUBLE),
+    "sm top-2": lambda: small("sm", gate="top-2", protect="sg", dtype=DOUBLE),
+    "moe top-2": lambda: small("moe", gate="top-2", protect="sg", dtype=DOUBLE),
+    "care dot": lambda: small("care", attention="dot", dtype=DOUBLE),
+    "care metadata": lambda: small(
+        "care", metadata=torch.randn(TASKS, 9, dtype=DOUBLE), task_in_trunk=False, dtype=DOUBLE
+    ),
+    "d2r top-2": lambda: small("d2r", gate="top-2", dtype=DOUBLE),
+    "d2r hard": lambda: small("d2r", gate="hard", dtype=DOUBLE),
+    "d2r soft": lambda: small("d2r", gate="soft", dtype=DOUBLE),
+    "d2r state-free": lambda: small("d2r", state_free=True, dtype=DOUBLE),
+    "d2r without rsg": lambda: small("d2r", protect="none", dtype=DOUBLE),
+    "d2r sg": lambda: small("d2r", protect="sg", shortcut=False, dtype=DOUBLE),
+    "d2r-layer soft": lambda: small("d2r-layer", gate="soft", state_free=True, dtype=DOUBLE),
+}
+
+
+@pytest.mark.parametrize("replay", [False, True], ids=["live", "replayed"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_outputs_and_gradients_are_those_of_the_equations(variant: str, mode: str, replay: bool) -> None:
+    net = VARIANTS[variant]()
+    assert_same(net.train(mode == "train"), replay=replay)
+
+
+# Paper and release ----------------------------------------------------------------------------------------------------
+
+
+def test_d2r_and_its_release_differ_in_gradients_alone() -> None:
+    paper, release = small("d2r"), small("d2r-released")
+    release.load_state_dict(paper.state_dict())
+    state, task = torch.randn(60, STATE), torch.arange(60) % TASKS
+    path = paper(state, task, return_route=True)[1].path
+    outputs = [net(state, task, path=path) for net in (paper, release)]
+    assert torch.equal(*outputs)
+    first, second = (
+        torch.autograd.grad(out.sum(), list(net.parameters()))
+        for out, net in zip(outputs, (paper, release), strict=True)
+    )
+    assert not all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("difference", "value"),
+    [("activate", "before"), ("activate_state", False), ("condition", "logits"), ("gating", ())],
+)
+def test_each_difference_of_sm_can_be_seen(difference: str, value: object) -> None:
+    net = small("sm", router_sizes=(6, 6), layer_sizes=(2, 2, 2), dtype=DOUBLE)
+    state = torch.randn(STATE, dtype=DOUBLE)
+    released: dict[str, object] = {"gating": layers(net.routed.router.embed)}
+    if difference == "condition":  # probabilities of one layer and logits of one layer are equally many here
+        net = small("sm", router_sizes=(6, 6), layer_sizes=(2, 2), dtype=DOUBLE)
+        released = {"gating": layers(net.routed.router.embed)}
+    router = net.routed.router
+    sizes = (2, 2) if difference == "condition" else (2, 2, 2)
+    arguments = (
+        layers(net.trunk),
+        layers(net.task),
+        layered(net, sizes),
+        layers(router.down),
+        layers(router.up),
+        head(net),
+        state,
+        1,
+        TASKS,
+    )
+    output = net(state, torch.tensor(1))
+    torch.testing.assert_close(output, naive.soft_modularization(*arguments, **released)[0], rtol=1e-10, atol=1e-10)
+    other = naive.soft_modularization(*arguments, **{**released, difference: value})[0]
+    assert (output - other).abs().max() > 1e-6
+
+
+def test_the_paper_of_sm_reads_logits_and_the_release_probabilities() -> None:
+    paper, release = small("sm", equations="paper"), small("sm")
+    assert [up.in_features for up in paper.routed.router.up] == [6]
+    assert [up.in_features for up in release.routed.router.up] == [6, 12]
+    assert [part.in_features for part in (paper.routed.router.down[0], release.routed.router.down[0])] == [6, 4]
+
+
+def test_the_normalizations_of_both_papers() -> None:
+    alpha = torch.tensor([0.1, 0.2, 0.7])
+    by_log = torch.softmax(-alpha.log(), dim=0)
+    torch.testing.assert_close(route_temperature(alpha), by_log)
+    torch.testing.assert_close(route_temperature(alpha, normalize="mean"), 3 * by_log)
+    torch.testing.assert_close(task_weights(alpha), torch.softmax(-alpha, dim=0))
+    assert not torch.allclose(task_weights(alpha), by_log)
