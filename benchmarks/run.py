@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from dynroute.networks import available
+
 from .cases import CASES, Case, module_level, scaling
+from .networks import time_network
 from .timing import interleave, peak_bytes
 
 Row = dict[str, object]
@@ -63,13 +66,14 @@ def main() -> None:
         if options.only in (case := make(batch, mode)).name
     ]
     rows.append(memory())
+    whole = [time_network(name, options.seconds) for name in available() if options.only in name]
     curves: dict[str, list[tuple[int, Row]]] = {}
     if not options.no_scaling:
         curves = {size: [(n, measure(case, options.seconds)) for n, case in cases] for size, cases in scaling().items()}
 
     options.folder.mkdir(parents=True, exist_ok=True)
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
-    result = {"machine": machine, "rows": rows, "scaling": curves}
+    result = {"machine": machine, "rows": rows, "networks": whole, "scaling": curves}
     (options.folder / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
     if curves:
         plot(curves, options.folder / "scaling.png")

@@ -63,8 +63,8 @@ class CompositionalLinear(nn.Module):
 
         Args:
             x: The input, with shape ``[*, in_features]``, or ``[*, n, in_features]`` in groups of n samples.
-            composition: The weights of the sets, with shape ``[*, num_sets]``. For groups the layer is composed once for
-                each group, which costs as much as one linear layer; for samples it computes all sets.
+            composition: The weights of the sets, with shape ``[*, num_sets]``. For groups the layer is composed once
+                for each group, which costs as much as one linear layer; for samples it computes all sets.
 
         Returns:
             The output, with the shape of the input but for its last dimension.
@@ -79,11 +79,12 @@ class CompositionalLinear(nn.Module):
             )
 
         if batch == x.shape[:-1]:
-            sets = F.linear(x, self.weight.flatten(0, 1), self.bias.flatten()).unflatten(-1, (self.num_sets, -1))
-            return (composition.unsqueeze(-2) @ sets).squeeze(-2)
-        weight = (composition @ self.weight.flatten(1)).unflatten(-1, (self.out_features, self.in_features))
-        bias = composition @ self.bias
-        return x @ weight.transpose(-1, -2) + bias.unsqueeze(-2)
+            sets = F.linear(x, self.weight.flatten(0, 1), self.bias.flatten())
+            sets = sets.reshape(*batch, self.num_sets, self.out_features)
+            return torch.matmul(composition.unsqueeze(-2), sets).squeeze(-2)
+        weight = torch.matmul(composition, self.weight.flatten(1)).reshape(*batch, *self.weight.shape[1:])
+        bias = torch.matmul(composition, self.bias)
+        return torch.matmul(x, weight.transpose(-1, -2)) + bias.unsqueeze(-2)
 
     def extra_repr(self) -> str:
         return f"{self.num_sets}, in_features={self.in_features}, out_features={self.out_features}"

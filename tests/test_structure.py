@@ -18,6 +18,7 @@ FILES = sorted(CORE.rglob("*.py"))
 LAYERS = [
     ["checks"],
     ["arguments"],
+    ["choice"],
     ["route", "functional"],
     ["topology"],
     ["banks", "compositional", "gates"],

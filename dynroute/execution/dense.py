@@ -181,13 +181,16 @@ def _inputs(
     program: _Program, layer: Layer, x: Tensor, outputs: Vectors, shares: Tensor, scratch: Scratch
 ) -> tuple[Tensor, Tensor]:
     """What the nodes of a layer mixed, and what their linear layers read; one node for all where it is the input."""
-    before = program.linear[layer.nodes[0]].before
-    if layer.sources[0] == layer.sources[1]:
+    before, is_root = program.linear[layer.nodes[0]].before, layer.sources[0] == layer.sources[1]
+    if is_root:
         mixed = x.unsqueeze(0)
     else:
         sources = outputs.at(layer.sources).transpose(0, 1)
         mixed = scratch.bmm("mixed", _shares(layer, shares), sources).transpose(0, 1)
-    return mixed, mixed if before is IDENTITY else before.forward(mixed.clone())
+    if before is IDENTITY:
+        return mixed, mixed
+    needed = is_root or program.shortcuts[layer.nodes[0]]  # by the caller, or to be added behind the module
+    return mixed, before.forward(mixed.clone() if needed and not before.from_input else mixed)
 
 
 def _shares(layer: Layer, shares: Tensor) -> Tensor:

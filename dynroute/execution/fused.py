@@ -181,7 +181,10 @@ def _inputs(program: _Program, i: int, x: Tensor, outputs: Tensor, edge_weights:
         mixed = x if samples is None else x.index_select(0, samples)
     else:
         mixed = rows.mixes.sum(i, outputs, edge_weights)
-    return mixed, mixed if before is IDENTITY else before.forward(mixed.clone())
+    if before is IDENTITY:
+        return mixed, mixed
+    needed = mixed is x or program.shortcuts[i]  # by the caller, or to be added behind the module
+    return mixed, before.forward(mixed.clone() if needed and not before.from_input else mixed)
 
 
 def _add_root(rows: Rows, node: int, grad_x: Tensor, gradient: Tensor) -> None:

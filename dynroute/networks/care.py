@@ -41,8 +41,8 @@ class CARE(Network):
         state_features: The width of the state, without the task.
         num_tasks: The number of tasks.
         out_features: The width of the output.
-        metadata: What is known of each task, for instance an embedding of its description, with shape ``[num_tasks, m]``;
-            it is never trained. A learned embedding takes its place if None.
+        metadata: What is known of each task, for instance an embedding of its description, with shape
+            ``[num_tasks, m]``; it is never trained. A learned embedding takes its place if None.
         embedding_features: The width of that learned embedding.
         num_encoders: The number of encoders.
         encoder_sizes: The widths of the layers of an encoder.
@@ -135,7 +135,11 @@ class CARE(Network):
         self.trunk = network((read, *hidden_sizes), out_features)
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
-        known = task @ self.metadata.to(task.dtype) if self.embedding is None else self.embedding(task)
+        if self.embedding is not None:
+            known = self.embedding(task)
+        else:
+            assert self.metadata is not None
+            known = task @ self.metadata
         context = self.context(known)
 
         encodings = torch.cat([encoder(state) for encoder in self.encoders], dim=-1)
@@ -143,7 +147,8 @@ class CARE(Network):
         if self.scores is not None:
             scores = self.scores(seen)
         else:
-            scores = (encodings.unflatten(-1, (len(self.encoders), -1)) * seen.unsqueeze(-2)).sum(dim=-1)
+            each = encodings.reshape(*state.shape[:-1], len(self.encoders), -1)
+            scores = (each * seen.unsqueeze(-2)).sum(dim=-1)
         mixed, route = run_routed(self.mixture, encodings, scores, routing)
 
         parts = [mixed, context, task] if self.task_in_trunk else [mixed, context]

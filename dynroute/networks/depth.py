@@ -7,7 +7,8 @@ differ in, what is protected (`protect`); the other differences are those of the
    input of a module is protected.
 2. A source whose probability equals the threshold is suitable in the paper (Eq. 10) and not in the release. Here the
    paper's rule holds; the two differ where a probability equals the threshold exactly.
-3. A sub-network for each destination in the paper's figure, one perceptron whose output is split in the release and here.
+3. The router is a sub-network for each destination in the paper's figure, and one perceptron whose output is split in
+   the release and here.
 4. The temperature of a task is an argument of `forward`; the release keeps it in the network, T parameters more.
 """
 

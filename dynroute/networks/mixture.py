@@ -60,7 +60,8 @@ class MixtureOfExperts(Network):
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
         check_sizes("router_sizes", router_sizes, at_least=0)
-        check_count("width", width, at_least=1)
+        for name, count in (("num_experts", num_experts), ("width", width), ("depth", depth)):
+            check_count(name, count, at_least=1)
         self.experts = ModelRouting.mlp(
             state_features + num_tasks,
             width,

@@ -86,8 +86,8 @@ class Network(nn.Module, ABC):
             noise: Gumbel noise drawn before, for functions that are compiled or replayed.
 
         Returns:
-            The output with shape ``[*, out_features]``, or the output and the :class:`~dynroute.Route`. Networks without
-            learned routes ignore the keywords of routing and return None for the route.
+            The output with shape ``[*, out_features]``, or the output and the :class:`~dynroute.Route`. Networks
+            without learned routes ignore the keywords of routing and return None for the route.
         """
         output, route = self.compute(
             state,

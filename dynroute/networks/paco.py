@@ -20,8 +20,8 @@ class PaCo(Network):
 
     .. math:: y = \operatorname{ReLU}\Big(\sum_k w_{\mathcal T k}\, (W_k x + b_k)\Big)
 
-    The output layer is composed too, without ReLU. The table :math:`w`, unconstrained and drawn from N(0, 1), is all that
-    a task has of its own; networks can share it, and the paper's actor and critics do.
+    The output layer is composed too, without ReLU. The table :math:`w`, unconstrained and drawn from N(0, 1), is all
+    that a task has of its own; networks can share it, and the paper's actor and critics do.
 
     Args:
         state_features: The width of the state, without the task.
@@ -88,7 +88,7 @@ class PaCo(Network):
     def reinitialize(
         self, task: int, *, excluded: Sequence[int] = (), generator: torch.Generator | None = None
     ) -> Tensor:
-        """Sets the row of a task to a random convex combination of the rows of others, as PaCo does after extreme losses.
+        """Sets the row of a task to a random convex combination of those of others, as PaCo does after extreme losses.
 
         Args:
             task: The task whose row is replaced.
@@ -117,9 +117,9 @@ def _groups(one_hot: Tensor, num_sets: int) -> tuple[Tensor, Tensor, Tensor] | N
     """The samples grouped by task, where that costs less than to compute all sets for each of them.
 
     Returns:
-        The tasks that occur, the samples of each with shape ``[tasks, n]``, the shorter groups filled with their first
-        sample, and the place of each sample in that table. None where a composition for each sample is cheaper, or where
-        no value may be read.
+        The tasks that occur; the samples of each, with shape ``[tasks, n]``, short groups filled with their first one;
+        and the place of each sample in that table. None where a composition for each sample is cheaper, or where no
+        value may be read.
     """
     batch = len(one_hot)
     if batch < 2 or torch.compiler.is_compiling() or one_hot.device.type != "cpu" or _transformed():

@@ -2,7 +2,7 @@
 
 The paper and the released network differ; `equations` says which is built:
 
-1. E, what the router looks at: f(s) h(z) in the paper; in the release ReLU, then two linear layers of 256, ReLU between.
+1. E, what the router looks at: f(s) h(z) in the paper; in the release ReLU and two linear layers of 256 behind that.
 2. What the modules of the first layer read: f(s) in the paper, ReLU(f(s)) in the release.
 3. What the logits of a layer are computed from: the logits of the layer before in the paper (Eq. 5), the probabilities
    of all earlier layers in the release.
@@ -107,6 +107,7 @@ class SoftModularization(Network):
             dtype=dtype,
         )
         head: nn.Module
+        layers: Sequence[Sequence[nn.Module]]
         if released:
             layers = activated_layers(features, width, layer_sizes, device=device, dtype=dtype)
             head = nn.Sequential(nn.ReLU(), nn.Linear(width, out_features, device=device, dtype=dtype))
@@ -152,17 +153,19 @@ def _summed_layers(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-) -> list[LinearBank]:
+) -> list[list[nn.Module]]:
     """Layers of linear modules with ReLU before the sums, the last of them linear and as wide as the output."""
     last = len(layer_sizes) - 1
     return [
-        LinearBank(
-            size,
-            width if depth else in_features,
-            width if depth < last else out_features,
-            nn.ReLU if depth < last else None,
-            device=device,
-            dtype=dtype,
+        list(
+            LinearBank(
+                size,
+                width if depth else in_features,
+                width if depth < last else out_features,
+                nn.ReLU if depth < last else None,
+                device=device,
+                dtype=dtype,
+            )
         )
         for depth, size in enumerate(layer_sizes)
     ]

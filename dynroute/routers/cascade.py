@@ -35,8 +35,8 @@ class CascadeRouter(Router):
             nodes form a layer.
         hidden_sizes: The widths of the layers that make :math:`E`.
         cascade: "probabilities" or "logits".
-        score_output: Whether the last destinations are scored; otherwise they read all their sources alike, and the router
-            has no parameters for them, as where the paper sums the last layer (its Eq. 9).
+        score_output: Whether the last destinations are scored; otherwise they read all their sources alike, and the
+            router has no parameters for them, as where the paper sums the last layer (its Eq. 9).
         device: The device of the parameters.
         dtype: The type of the parameters.
 

@@ -1,0 +1,324 @@
+"""What every network of the registry promises, and a network of a user's own beside them."""
+
+import copy
+import io
+import json
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynroute import Route, networks
+from dynroute.functional import gumbel_noise
+from dynroute.networks import HardRouting, MultiHead, MultiTaskMLP, Network, PaCo, build
+from test_networks import OUT, SMALL, STATE, TASKS, small
+
+SHAPES = [(), (1,), (7,), (2, 3), (0,)]
+
+
+def samples(*shape: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(*shape, STATE), torch.randint(TASKS, shape)
+
+
+@pytest.fixture(params=list(SMALL))
+def net(request: pytest.FixtureRequest) -> Network:
+    return small(request.param)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_any_batch_shape(net: Network, shape: tuple[int, ...]) -> None:
+    state, task = samples(*shape)
+    output, route = net(state, task, return_route=True)
+    assert output.shape == (*shape, OUT)
+    assert output.isfinite().all()
+    if net.topology is None:
+        assert route is None
+    else:
+        assert isinstance(route, Route)
+        assert route.path.shape == (*shape, *net.topology.path_shape)
+    assert net(state, task, sample=False).shape == (*shape, OUT)
+
+
+def test_ids_and_one_hots_are_the_same_task(net: Network) -> None:
+    state, task = samples(9)
+    one_hot = nn.functional.one_hot(task, TASKS)
+    expected = net.eval()(state, task)
+    for given in (task.int(), one_hot.float(), one_hot.double(), one_hot.bool()):
+        assert torch.equal(net(state, given), expected)
+
+
+def test_samples_do_not_see_each_other(net: Network) -> None:
+    state, task = samples(40)
+    whole = net.eval()(state, task)
+    order = torch.randperm(40)
+    torch.testing.assert_close(net(state[order], task[order]), whole[order], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(net(state[:1], task[:1]), whole[:1], rtol=1e-5, atol=1e-6)
+    state[1:] += 1.0
+    torch.testing.assert_close(net(state, task)[:1], whole[:1], rtol=1e-5, atol=1e-6)
+
+
+def test_training_and_evaluation_give_one_value_for_one_path(net: Network) -> None:
+    state, task = samples(30)
+    output, route = net(state, task, return_route=True)
+    torch.testing.assert_close(net.eval()(state, task, path=route), output)
+
+
+def test_a_recorded_path_is_replayed(net: Network) -> None:
+    state, task = samples(30)
+    output, route = net(state, task, return_route=True)
+    if route is None:
+        assert torch.equal(net(state, task, path=torch.ones(1)), output)
+        return
+    again, replayed = net(state, task, path=route.path, return_route=True)
+    assert torch.equal(replayed.path, route.path)
+    torch.testing.assert_close(again, output)
+
+
+def test_a_generator_decides_every_draw(net: Network) -> None:
+    state, task = samples(50)
+    first, second, other = (
+        net(state, task, sample=True, temperature=3.0, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, second)
+    draws = net.routed is not None and "SampleK" in repr(net.routed.gate)
+    assert torch.equal(first, other) != draws
+
+
+def test_every_parameter_learns(net: Network) -> None:
+    for _ in range(20):
+        if net.routed is not None:  # some modules suit no sample, or no task, before the routing has learned
+            for parameter in net.routed.router.parameters():
+                nn.init.normal_(parameter)
+        state, task = samples(100)
+        net(5 * state, task, temperature=5.0).square().sum().backward()
+    silent = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_copies_and_state_dicts(net: Network) -> None:
+    state, task = samples(20)
+    expected = net.eval()(state, task)
+    stream = io.BytesIO()
+    torch.save(net.state_dict(), stream)
+    stream.seek(0)
+    fresh = copy.deepcopy(net)
+    for parameter in fresh.parameters():
+        nn.init.zeros_(parameter)
+    fresh.load_state_dict(torch.load(stream, weights_only=True))
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), fresh):
+        assert torch.equal(twin(state, task), expected)
+        assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in net.parameters()}
+
+
+def test_compile_in_one_graph(net: Network) -> None:
+    torch.compiler.reset()
+    state, task = samples(6)
+    noise = None if net.topology is None else gumbel_noise((6, *net.topology.path_shape))
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(state, task, noise=noise), net(state, task, noise=noise))
+
+
+def test_double_and_half(net: Network) -> None:
+    state, task = samples(20)
+    assert net.double()(state.double(), task).dtype == torch.float64
+    assert net.bfloat16()(state.bfloat16(), task).dtype == torch.bfloat16
+
+
+def test_repr_and_description_say_what_it_is(net: Network) -> None:
+    count = sum(p.numel() for p in net.parameters())
+    assert net.describe().startswith(f"{type(net).__name__}: {count:,} parameters, ")
+    assert net.describe() in repr(net)
+    edges = "no learned routes" if net.topology is None else f"{net.topology.num_edges} routed edges"
+    assert edges in net.describe()
+
+
+def test_the_keywords_of_all_presets_are_plain_data() -> None:
+    for name, preset in networks.PRESETS.items():
+        assert json.loads(json.dumps(dict(preset.sizes))).keys() == preset.sizes.keys()
+        assert preset.summary
+        assert name.islower()
+
+
+def test_a_network_of_ones_own_stands_in_for_a_name() -> None:
+    class Mine(nn.Module):
+        def __init__(self, state_features: int, num_tasks: int, out_features: int, *, width: int = 4) -> None:
+            super().__init__()
+            self.width = width
+
+    mine = build(Mine, STATE, TASKS, OUT, width=9)
+    assert isinstance(mine, Mine)
+    assert mine.width == 9
+
+
+# Leaks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_head_learns_from_its_task_alone() -> None:
+    net = small("mh-sac")
+    assert isinstance(net, MultiHead)
+    for task in range(TASKS):
+        net.zero_grad()
+        net(torch.randn(20, STATE), torch.full((20,), task)).square().sum().backward()
+        for i in range(TASKS):
+            assert bool(net.heads.nodes[i].weight.grad.any()) == (i == task)
+
+
+def test_a_task_of_hard_routing_touches_its_path_alone() -> None:
+    net = small("hard")
+    assert isinstance(net, HardRouting)
+    for task in range(TASKS):
+        net.zero_grad()
+        output, route = net(torch.randn(40, STATE), torch.full((40,), task), return_route=True)
+        output.square().sum().backward()
+        used = net.topology.used(route.path[0])
+        assert used.sum() == 3  # one module of both layers, and the output
+        for node, on_path in zip(net.routed.nodes, used.tolist(), strict=True):
+            touched = any(p.grad is not None and bool(p.grad.any()) for p in node.parameters())
+            assert touched == on_path
+        rows = net.routed.router.table.grad.any(dim=1)
+        assert rows.tolist() == [i == task for i in range(TASKS)]
+
+
+# PaCo -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "task", [[0] * 8, [0, 1, 2] * 4, [2, 2, 0, 1, 1, 2, 0, 2, 1], [1], [0, 0, 0, 0, 0, 0, 0, 0, 0, 2]], ids=str
+)
+def test_paco_grouped_by_task_is_paco_sample_by_sample(task: list[int]) -> None:
+    net = small("paco", num_sets=4, dtype=torch.float64)
+    state, ids = torch.randn(len(task), STATE, dtype=torch.float64), torch.tensor(task)
+    output = net(state, ids)
+    one_by_one = torch.stack([net(state[i], ids[i]) for i in range(len(task))])
+    torch.testing.assert_close(output, one_by_one, rtol=1e-10, atol=1e-10)
+    direction = torch.randn_like(output)
+    parameters = list(net.parameters())
+    for mine, theirs in zip(
+        torch.autograd.grad(output, parameters, direction),
+        torch.autograd.grad(one_by_one, parameters, direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_paco_under_vmap_is_paco() -> None:
+    net = small("paco")
+    state, task = samples(9)
+    one_hot = nn.functional.one_hot(task, TASKS).float()
+    torch.testing.assert_close(torch.func.vmap(net)(state, one_hot), net(state, task))
+
+
+def test_paco_starts_with_copies_of_one_set() -> None:
+    net = small("paco", num_sets=3)
+    for layer in net.layers:
+        assert torch.equal(layer.weight[0], layer.weight[2])
+        assert torch.equal(layer.bias[0], layer.bias[1])
+    assert 0.5 < build("paco", STATE, 500, OUT).composition.std() < 1.5
+
+
+def test_two_networks_share_one_table() -> None:
+    actor = small("paco")
+    critic = build("paco", STATE + 1, TASKS, 1, num_sets=2, hidden_sizes=(5,), composition=actor.composition)
+    assert isinstance(actor, PaCo)
+    assert critic.composition is actor.composition
+    critic(torch.randn(5, STATE + 1), torch.arange(5) % TASKS).sum().backward()
+    assert actor.composition.grad is not None
+
+
+def test_a_row_becomes_a_convex_combination_of_others() -> None:
+    net = build("paco", STATE, 5, OUT, num_sets=2)
+    assert isinstance(net, PaCo)
+    before = net.composition.detach().clone()
+    shares = net.reinitialize(1, excluded=[3], generator=torch.Generator().manual_seed(0))
+    assert shares[1] == shares[3] == 0
+    assert (shares[[0, 2, 4]] > 0).all()
+    assert shares.sum().item() == pytest.approx(1.0)
+    torch.testing.assert_close(net.composition[1], shares @ before)
+    assert torch.equal(net.composition[[0, 2, 3, 4]], before[[0, 2, 3, 4]])
+    assert net.composition.requires_grad
+    with pytest.raises(ValueError, match=r"`excluded` must leave a task beside task 1, got all of them\."):
+        net.reinitialize(1, excluded=[0, 2, 3, 4])
+    with pytest.raises(ValueError, match=r"`task` must be in 0\.\.4, got 5"):
+        net.reinitialize(5)
+    with pytest.raises(ValueError, match=r"`excluded\[0\]` must be in 0\.\.4, got -1"):
+        net.reinitialize(1, excluded=[-1])
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+def test_inputs_that_do_not_fit_are_said(net: Network) -> None:
+    state, task = samples(4)
+    with pytest.raises(ValueError, match=r"it still carries the one-hot of the task: pass `state\[\.\.\., :3\]`"):
+        net(torch.randn(4, STATE + TASKS), task)
+    with pytest.raises(ValueError, match=r"`state` must have shape \(\*, 3\), got \(4, 2\)\."):
+        net(torch.randn(4, 2), task)
+    with pytest.raises(TypeError, match=r"`state` must be a floating tensor, got torch\.int64"):
+        net(torch.ones(4, STATE, dtype=torch.long), task)
+    with pytest.raises(ValueError, match=r"`task` must have shape \(\*, 3\) as a one-hot, got \(4, 2\)"):
+        net(state, torch.eye(4)[:, :2])
+    with pytest.raises(ValueError, match=r"`task` must be in 0\.\.2, got 3 at index \(0,\)"):
+        net(state, torch.full((4,), 3))
+    with pytest.raises(ValueError, match="`task` must have exactly one 1 in every row of a one-hot"):
+        net(state, torch.zeros(4, TASKS))
+    with pytest.raises(
+        ValueError, match=r"`task` must name one task for each state, got task \(3,\) and state \(4, 3\)"
+    ):
+        net(state, task[:3])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_sizes_that_cannot_work_are_said(name: str) -> None:
+    with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
+        build(name, STATE, 0, OUT)
+    for key in SMALL[name]:
+        if key.endswith("sizes"):
+            with pytest.raises(ValueError, match=rf"`{key}\[1\]` must be at least 1, got 0"):
+                small(name, **{key: (4, 0)})
+            with pytest.raises(TypeError, match=rf"`{key}` must list sizes, got 400"):
+                small(name, **{key: 400})
+        else:
+            with pytest.raises(ValueError, match=rf"`{key}` must be at least [01], got -1"):
+                small(name, **{key: -1})
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("mh-sac", {"hidden_sizes": ()}, r"`hidden_sizes` must list at least 1 sizes, got \[\]"),
+        ("sm", {"equations": "release"}, '`equations` must be "released" or "paper", got \'release\''),
+        ("sm", {"equations": "paper", "gate": "top-2"}, "whose output is a plain sum, got TopK"),
+        ("d2r", {"level": "modules"}, "`level` must be one of 'module', 'layer', 'model', got 'modules'"),
+        ("d2r", {"gate": "top2"}, '`gate` must be a Gate or one of "soft", "hard", "top-2", .* got \'top2\''),
+        ("d2r", {"gate": "top-1"}, "`k` must be at least 2 for TopK, got 1"),
+        ("care", {"attention": "none"}, '`attention` must be "gate" or "dot", got \'none\''),
+        ("care", {"attention": "dot", "context_sizes": (5, 3)}, 'must end alike for attention="dot", got 4 and 3'),
+        ("care", {"metadata": torch.zeros(4, 9)}, r"`metadata` must have shape \(3, m\), .* got \(4, 9\)"),
+        (
+            "paco",
+            {"composition": nn.Parameter(torch.zeros(3, 5))},
+            r"`composition` must have shape \(3, 2\), .* got \(3, 5\)",
+        ),
+    ],
+)
+def test_wrong_options_are_said(name: str, sizes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(name, **sizes)
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(
+        ValueError, match=r"`name` must be one of 'mt-sac', .* got 'd2r-release'; did you mean 'd2r-released'\?"
+    ):
+        build("d2r-release", STATE, TASKS, OUT)
+    with pytest.raises(ValueError, match=r"got 'xyz'\.$"):
+        build("xyz", STATE, TASKS, OUT)
+
+
+def test_the_task_of_a_plain_perceptron_matters() -> None:
+    net = small("mt-sac")
+    assert isinstance(net, MultiTaskMLP)
+    state = torch.randn(1, STATE)
+    assert not torch.equal(net(state, torch.tensor([0])), net(state, torch.tensor([1])))
