@@ -84,6 +84,7 @@ import dynroute
 from dynroute import *
 from dynroute.functional import *
 from dynroute.losses import *
+from dynroute.networks import *
 from dynroute.inspect import draw
 from dynroute.testing import assert_routed
 
@@ -119,9 +120,11 @@ def _know_real_names(app: Sphinx, env: BuildEnvironment) -> None:
     Sphinx does so for classes alone, while its coverage builder asks for functions and methods by their real names.
     """
     domain = env.domains.python_domain
+    modules = sorted(_modules(), key=lambda module: -len(module.__name__))
     for public, entry in list(domain.objects.items()):
-        owner, _, member = public.removeprefix("dynroute.").partition(".")
-        thing = getattr(dynroute, owner, None)
+        module = next((module for module in modules if public.startswith(f"{module.__name__}.")), dynroute)
+        owner, _, member = public.removeprefix(f"{module.__name__}.").partition(".")
+        thing = getattr(module, owner, None)
         if inspect.isclass(thing) or inspect.isfunction(thing):
             real = ".".join(filter(None, (thing.__module__, thing.__qualname__, member)))
             domain.objects.setdefault(real, entry._replace(aliased=True))
@@ -159,11 +162,12 @@ class Picture(Directive):
         return [figure]
 
 
+# Ratios to the mt-sac of the same code, measured on the same kind of machine.
+PUBLIC = {"sm": "2.0 to 2.4", "sm-shallow": "1.3 (jitted)", "paco": "2.9 (jitted)", "d2r": "5.1 to 7"}
+
+
 class NetworkSpeed(Directive):
     """Shows the stored results of `make bench` for whole networks, beside what public implementations take."""
-
-    # Ratios to an MLP of 400x5 or to its jitted peer, measured on the same kind of machine.
-    public = {"sm": "2.0 to 2.4", "sm-shallow": "1.3 (jitted)", "paco": "2.9 (jitted)", "d2r": "5.1 to 7"}
 
     def run(self) -> list[nodes.Node]:
         lines = [".. list-table::", "   :header-rows: 1", ""]
@@ -175,7 +179,7 @@ class NetworkSpeed(Directive):
     def _cells(self, row: dict[str, Any]) -> list[str]:
         taken = row["ms"]["network"]
         ratios = [f"{taken / row['ms'][other]:.2f}" for other in ("equal MLP", "mt-sac")]
-        return [row["network"], f"{row['parameters']:,}", f"{taken:.1f}", *ratios, self.public.get(row["network"], "")]
+        return [row["network"], f"{row['parameters']:,}", f"{taken:.1f}", *ratios, PUBLIC.get(row["network"], "")]
 
 
 class Speed(Directive):

@@ -31,9 +31,10 @@ def _one_thread_and_own_folder(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_the_four_programs_are_there():
+def test_the_programs_are_there():
     assert [program.stem for program in PROGRAMS] == [
         "four_levels",
+        "published_networks",
         "read_and_draw_route",
         "swap_linear",
         "what_rsg_stops",
@@ -97,6 +98,19 @@ def test_four_levels_asks_for_contradicting_answers():
     example = load("four_levels")
     mean = example.ANSWERS.mean(dim=0)
     assert (example.ANSWERS - mean).square().mean() == pytest.approx(0.319, abs=0.01)
+
+
+def test_published_networks_learn_and_count_modules(capsys):
+    errors = load("published_networks").main(steps=150)
+
+    assert list(errors) == ["mt-sac", "paco", "d2r"]
+    variance = 0.55  # of the answers, which a network that knows nothing is left with
+    assert all(error < 0.2 * variance for error in errors.values())
+    printed = capsys.readouterr().out
+    assert "DynamicDepthRouting: " in printed
+    used = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith("  task")]
+    assert len(used) == 7
+    assert all(2.0 <= nodes <= 7.0 for nodes in used)
 
 
 def test_read_and_draw_route_reads_what_it_drew(capsys):

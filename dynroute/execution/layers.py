@@ -9,7 +9,7 @@ from ..topology import Topology
 __all__ = ["Layer", "Span", "blocks_of", "layers_of", "reads_whole_layers"]
 
 Span = tuple[int, int]
-"""Neighbouring nodes or rows: the first, and the one behind the last."""
+"""The first of neighbouring nodes or rows, and the one behind the last."""
 
 
 class Layer(NamedTuple):

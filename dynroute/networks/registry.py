@@ -82,7 +82,7 @@ def build(
 
     Example:
         >>> build("d2r", 39, 10, 8, num_modules=8).describe()
-        "DynamicDepthRouting: 527,996 parameters, 9 nodes, 36 routed edges, gate SampleK(2), protect 'rsg'"
+        "DynamicDepthRouting: 526,444 parameters, 9 nodes, 36 routed edges, gate SampleK(2), protect 'rsg'"
     """
     if not isinstance(name, str):
         return name(state_features, num_tasks, out_features, **sizes)
