@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import dynroute
-from dynroute import LayerRouting, ModelRouting, ModuleRouting, OutputRouting, Soft, TopK
+from dynroute import LayerRouting, ModelRouting, ModuleRouting, OutputRouting, Soft, TopK, networks
 
 from .textbook import (
     D2RNetwork,
@@ -79,7 +79,7 @@ def make(
 
 
 def inputs_of(batch: int, features: int) -> tuple[Tensor, Tensor]:
-    """An input, and a context that makes routes as decided as those of a trained network."""
+    """An input, and a context that makes some sources far better than others."""
     return torch.randn(batch, features), 3 * torch.randn(batch, CONTEXT)
 
 
@@ -120,7 +120,7 @@ def output_level(batch: int, mode: str, heads: int = 10) -> Case:
 
 def whole_d2r(batch: int, mode: str) -> Case:
     """D2R's actor at its published size, F, H and router included."""
-    net = D2RNetwork(ModuleRouting.mlp(400, 128, 16, OUT, 400, TopK(2)))
+    net = networks.build("d2r", 39, 10, OUT, gate="top-2")
     textbook = D2RNetwork(TextbookModule(400, 400, 128, 16, OUT, 2))
     task = torch.eye(10)[torch.arange(batch) % 10]
     return make("D2R actor", net, textbook, (torch.randn(batch, 39), task), mode)

@@ -1,30 +1,36 @@
 """What each network of the literature costs beside a plain perceptron of the same size."""
 
-from itertools import pairwise
-
 import torch
 from torch import nn
 
 from dynroute import networks
 
-from .timing import Job, interleave
+from .textbook import equal_mlp
+from .timing import Job, interleave, medians, ratios
 
 STATE, TASKS, OUT, BATCH = 39, 10, 8, 1280
+
+PUBLIC = {"sm": "2.0 to 2.4", "sm-shallow": "1.3 (update)", "paco": "2.9 (update)", "d2r": "5.1 to 7"}
+"""What public implementations take relative to their own mt-sac, on two cores of the same kind: the authors' torch code
+for sm and d2r, forward and backward; a jitted implementation for the others, a whole update."""
 
 
 def time_network(name: str, seconds: float) -> dict[str, object]:
     """The milliseconds of a training step of a network, and of perceptrons of its size and of the size of MT-SAC."""
     net = networks.build(name, STATE, TASKS, OUT)
     size = sum(parameter.numel() for parameter in net.parameters())
+    width = equal_mlp(net, STATE + TASKS, OUT)[0].out_features
     jobs = {
         "network": _step(net),
-        "equal MLP": _step(networks.build("mt-sac", STATE, TASKS, OUT, hidden_sizes=_equal(size))),
+        "equal MLP": _step(networks.build("mt-sac", STATE, TASKS, OUT, hidden_sizes=(width,) * 5)),
         "mt-sac": _step(networks.build("mt-sac", STATE, TASKS, OUT)),
     }
     times = interleave(jobs, seconds=seconds)
-    ratios = ", ".join(f"{times['network'] / times[other]:.2f} x {other}" for other in ("equal MLP", "mt-sac"))
-    print(f"{name:14} {size:9,} parameters  {times['network']:.2f} ms  {ratios}", flush=True)
-    return {"network": name, "parameters": size, "ms": times}
+    ms, to = medians(times), {other: ratios(times, other)["network"] for other in ("equal MLP", "mt-sac")}
+    cells = ", ".join(f"{ratio:.2f} x {other}" for other, ratio in to.items())
+    public = f"; public code {PUBLIC[name]} x its mt-sac" if name in PUBLIC else ""
+    print(f"{name:14} {size:9,} parameters  {ms['network']:.2f} ms  {cells}{public}", flush=True)
+    return {"network": name, "parameters": size, "ms": ms, "to": to, "public": PUBLIC.get(name, "")}
 
 
 def _step(net: nn.Module) -> Job:
@@ -32,12 +38,3 @@ def _step(net: nn.Module) -> Job:
     state, parameters = torch.randn(BATCH, STATE), list(net.train().parameters())
     task = torch.eye(TASKS)[torch.arange(TASKS).repeat_interleave(BATCH // TASKS)]
     return lambda: torch.autograd.grad(net(state, task).square().sum(), parameters, allow_unused=True)
-
-
-def _equal(size: int) -> tuple[int, ...]:
-    """Five hidden layers of the width that comes nearest to a number of parameters."""
-
-    def count(width: int) -> int:
-        return sum((a + 1) * b for a, b in pairwise((STATE + TASKS, *[width] * 5, OUT)))
-
-    return (min(range(16, 2048), key=lambda width: abs(count(width) - size)),) * 5

@@ -12,7 +12,7 @@ from dynroute.networks import available
 
 from .cases import CASES, Case, module_level, scaling
 from .networks import time_network
-from .timing import interleave, peak_bytes
+from .timing import interleave, medians, peak_bytes, ratios
 
 Row = dict[str, object]
 
@@ -20,10 +20,10 @@ Row = dict[str, object]
 def measure(case: Case, seconds: float) -> Row:
     """Times one case and prints its row."""
     times = interleave(case.jobs, seconds=seconds)
-    base = times["textbook"]
-    cells = "  ".join(f"{name} {ms:.2f} ({ms / base:.2f})" for name, ms in times.items())
+    ms, ratio = medians(times), ratios(times, "textbook")
+    cells = "  ".join(f"{name} {ms[name]:.2f} ({ratio[name]:.2f})" for name in times)
     print(f"{case.name:32} {case.mode:13} {case.batch:5}  {cells}", flush=True)
-    return {"case": case.name, "mode": case.mode, "batch": case.batch, "ms": times}
+    return {"case": case.name, "mode": case.mode, "batch": case.batch, "ms": ms, "to textbook": ratio}
 
 
 def memory() -> Row:
@@ -55,9 +55,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="about how long each case is timed")
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
+    if (options.only or options.no_scaling) and options.folder == Path("benchmarks/results"):
+        parser.error(
+            "`--only` and `--no-scaling` measure a part: give another `--folder`, the documentation reads this one"
+        )
 
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; median ms (ratio to the textbook form)")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; median ms (median ratio to the textbook form)"
+    )
     rows = [
         measure(case, options.seconds)
         for make in CASES

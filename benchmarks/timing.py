@@ -10,15 +10,18 @@ import torch
 Job = Callable[[], object]
 
 
-def interleave(jobs: dict[str, Job], *, seconds: float) -> dict[str, float]:
-    """The median milliseconds of each job, the jobs taking turns so that what disturbs one disturbs all."""
+def interleave(jobs: dict[str, Job], *, seconds: float) -> dict[str, list[float]]:
+    """The milliseconds of each job in each round, the jobs taking turns so that what disturbs one disturbs all.
+
+    Every timed run follows an untimed one of the same job, and no garbage is collected meanwhile.
+    """
     for job in jobs.values():
         job()
         job()
     start = time.perf_counter()
     for job in jobs.values():
         job()
-    rounds = max(5, min(200, int(seconds / (2 * (time.perf_counter() - start)))))
+    rounds = max(7, min(200, int(seconds / (2 * (time.perf_counter() - start)))))
 
     times: dict[str, list[float]] = {name: [] for name in jobs}
     gc.collect()
@@ -29,10 +32,23 @@ def interleave(jobs: dict[str, Job], *, seconds: float) -> dict[str, float]:
                 job()  # untimed: the job before it has emptied the caches and returned memory to the system
                 start = time.perf_counter()
                 job()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(1e3 * (time.perf_counter() - start))
     finally:
         gc.enable()
-    return {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
+    return times
+
+
+def medians(times: dict[str, list[float]]) -> dict[str, float]:
+    """The median time of each job."""
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def ratios(times: dict[str, list[float]], base: str) -> dict[str, float]:
+    """The median, over the rounds, of the time of each job divided by that of one of them in the same round."""
+    return {
+        name: statistics.median(mine / theirs for mine, theirs in zip(taken, times[base], strict=True))
+        for name, taken in times.items()
+    }
 
 
 def peak_bytes(job: Job) -> int:

@@ -17,7 +17,8 @@ class LinearBank(nn.ModuleList):
     A bank is a list of ordinary modules, ``nn.Linear`` or ``nn.Sequential(nn.Linear, activation)``, which any routed
     layer takes. The keys of a ``state_dict`` are those of separate modules. What differs is where the parameters lie:
     one behind the other, so that the fused backend multiplies with all of them at once without copying them together.
-    Separate modules are stacked at every call, which computes the same.
+    Separate modules are stacked at every call, which computes the same. To save the ``state_dict`` of a single member
+    writes the memory of all of them.
 
     Args:
         num_modules: The number of modules.
@@ -55,9 +56,14 @@ class LinearBank(nn.ModuleList):
         if bias:
             lay_adjacent([layer.bias for layer in linear])
 
+    def __getitem__(self, index: int | slice) -> nn.Module:  # type: ignore[override]  # a part is a plain list
+        return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        adjacent = are_adjacent(list(self))
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        keep_adjacent(list(self))
+        if adjacent:
+            keep_adjacent(list(self))
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -86,10 +92,18 @@ def are_adjacent(modules: Sequence[nn.Module]) -> bool:
 
 
 def keep_adjacent(modules: Sequence[nn.Module]) -> None:
-    """Lays the parameters of equal modules side by side again, after they were moved, converted or copied."""
+    """Lays the parameters of equal modules side by side again, after they were moved, converted or copied.
+
+    Parameters that differ by now, or that processes share, stay where they are.
+    """
     for parameters in _across(modules):
-        if not _adjacent(parameters):
+        kinds = {(parameter.shape, parameter.dtype, parameter.device) for parameter in parameters}
+        if len(kinds) == 1 and not _adjacent(parameters) and not any(map(_is_shared, parameters)):
             lay_adjacent(parameters)
+
+
+def _is_shared(parameter: Tensor) -> bool:
+    return bool(parameter.is_shared())  # type: ignore[no-untyped-call]
 
 
 def _across(modules: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
@@ -102,6 +116,8 @@ def _across(modules: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
 
 def _adjacent(tensors: Sequence[Tensor]) -> bool:
     """Whether tensors are contiguous, equal in shape and type, and lie one behind the other in one storage."""
+    if any(map(nn.parameter.is_lazy, tensors)):
+        return False
     first = tensors[0]
     size, storage = first.numel(), first.untyped_storage()._cdata
     return all(

@@ -1,11 +1,12 @@
-"""When the values of a tensor may be read to check them, and the one way to refuse them."""
+"""When the values of a tensor may be read, and the one way to refuse them."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["refuse_where", "set_checks"]
+__all__ = ["hides_values", "refuse_where", "set_checks", "under_transform"]
 
 _enabled: bool | None = None
 
@@ -46,6 +47,17 @@ def refuse_where(tensor: Tensor, bad: Callable[[Tensor], Tensor], explain: Calla
         return
     if some:
         raise ValueError(explain(tuple(int(i) for i in found.nonzero()[0])))
+
+
+def under_transform() -> bool:
+    """Whether a transform such as vmap is at work, under which values are hidden and tensors may lack a dimension."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def hides_values(tensor: Tensor) -> bool:
+    """Whether nothing may depend on the values of a tensor: while compiling or tracing, and on other devices."""
+    hidden = torch.compiler.is_compiling() or under_transform() or is_in_torch_dispatch_mode()
+    return hidden or tensor.device.type != "cpu" or torch._C._get_tracing_state() is not None
 
 
 def _readable(tensor: Tensor) -> bool:

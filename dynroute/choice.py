@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .arguments import check_count, expand_allowed, temperature_like
+from .checks import under_transform
 
 __all__ = ["gumbel_noise", "samplek_path", "topk_path"]
 
@@ -81,9 +82,13 @@ def samplek_path(
     elif noise.shape != logits.shape:
         raise ValueError(f"`noise` must have the shape of the logits {tuple(logits.shape)}, got {tuple(noise.shape)}.")
 
+    if not logits.shape[-1]:
+        return allowed.clone()
+
     # In float64, measured from the best source: beside a score of a million, float32 would round the noise away.
     scores = logits.detach().masked_fill(~allowed, -math.inf)
     best = scores.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    never = scores == -math.inf
     wide = scores.to(torch.float32 if logits.device.type == "mps" else torch.float64)
     temperature = temperature_like(temperature, logits)
     lowest = torch.finfo(wide.dtype).min
@@ -93,7 +98,7 @@ def samplek_path(
         wide = ((wide - best) / temperature + noise).clamp(min=lowest / 2)
 
     # A logit of -inf stays the last resort at any temperature, and ahead of what is forbidden.
-    wide = _fill(wide, scores == -math.inf, lowest)
+    wide = _fill(wide, never, lowest)
     return _best(_fill(wide, ~allowed, -math.inf), k) & allowed
 
 
@@ -142,4 +147,4 @@ def _fill(scores: Tensor, where: Tensor, value: float) -> Tensor:
 
 def _in_place() -> bool:
     """Whether scores may be overwritten: not under a transform, where a mask may have a dimension that they lack."""
-    return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
+    return not torch.compiler.is_compiling() and not under_transform()

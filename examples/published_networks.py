@@ -41,11 +41,11 @@ def main(steps: int = 600) -> dict[str, float]:
             output, route = net.eval()(state, task, return_route=True)
         errors[name] = (output - answers(state, task)).square().mean().item()
         print(f"{name:8} error {errors[name]:.4f}   {net.describe()}")
-
-    used = net.topology.used(route.path).sum(dim=-1).float()
-    print("\nnodes that D2R uses, of", net.topology.num_nodes)
-    for i in range(TASKS):
-        print(f"  task {i}: {used[task == i].mean():.1f}")
+        if route is not None:
+            used = net.topology.used(route.path).sum(dim=-1).float()
+            print(f"\nnodes that {name} uses, of {net.topology.num_nodes}")
+            for i in range(TASKS):
+                print(f"  task {i}: {used[task == i].mean():.1f}")
     return errors
 
 

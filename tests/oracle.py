@@ -32,10 +32,11 @@ def choose(gate: str, z: Sequence[Tensor], noise: Sequence[float], temperature: 
         return [True] * len(scores)
     if gate == "hard":
         return top_k(scores, 1)
-    if gate == "topk":
-        return top_k(scores, 2)
-    assert gate == "samplek"  # Eq. 7 and 13, by the Gumbel trick
-    return top_k([score / temperature + g for score, g in zip(scores, noise, strict=True)], 2)
+    kind, _, k = gate.partition("-")  # two sources where no number says otherwise
+    if kind == "topk":
+        return top_k(scores, int(k or 2))
+    assert kind == "samplek"  # Eq. 7 and 13, by the Gumbel trick
+    return top_k([score / temperature + g for score, g in zip(scores, noise, strict=True)], int(k or 2))
 
 
 def weigh(gate: str, z: Sequence[Tensor], d: Sequence[bool]) -> list[Tensor]:

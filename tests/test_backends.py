@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import dynroute
 from dynroute import (
+    Gate,
     Hard,
     LayerRouting,
     LinearRouter,
@@ -355,3 +356,39 @@ def test_skip_with_images_and_with_numbers_that_are_none(batch: int) -> None:
     x, task = torch.randn(batch, 5), torch.arange(batch) % 4
     with torch.no_grad(), dynroute.backend("skip"):
         assert torch.equal(heads(x, task).isfinite().all(-1), task != 1)
+
+
+@pytest.mark.parametrize("gate", [Soft(), TopK(2)], ids=str)
+@pytest.mark.parametrize("backend", ["reference", "fused"])
+def test_inputs_are_left_alone_and_outputs_may_be_overwritten(backend: str, gate: Gate) -> None:
+    layers = [[nn.Sequential(nn.ReLU(), nn.Linear(5, 5)) for _ in range(3)] for _ in range(2)]
+    net = LayerRouting(layers, gate, LinearRouter(5, Topology.layered([3, 3])), backend=backend)
+    x = torch.randn(300, 5)
+    before, version = x.clone(), x._version
+    output = net(x)
+    assert torch.equal(x, before)
+    assert x._version == version
+    expected = 2 * output.detach()
+    output.mul_(2)
+    torch.testing.assert_close(output.detach(), expected)
+    output.sum().backward()
+
+
+def test_few_samples_of_mixed_types_are_those_of_the_reference() -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.double()
+
+    net = RoutedGraph(
+        [nn.Linear(5, 5), Doubled(), nn.Linear(5, 5).double()],
+        Topology([[], [0], [1]]),
+        Soft(),
+        LinearRouter(5, Topology([[], [0], [1]])),
+    ).eval()
+    x = torch.randn(5, 5)
+    with torch.no_grad():
+        results = [net(x)]
+        net.backend = "skip"
+        results.append(net(x))
+    assert results[0].dtype == results[1].dtype == torch.float64
+    torch.testing.assert_close(*results)

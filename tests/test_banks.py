@@ -113,3 +113,32 @@ def test_parameters_learn_as_separate_ones_do() -> None:
 def test_a_bank_has_at_least_one_module() -> None:
     with pytest.raises(ValueError, match="`num_modules` must be at least 1, got 0"):
         LinearBank(0, 3, 2)
+
+
+def test_what_cannot_lie_adjacent_is_left_alone() -> None:
+    weight = torch.zeros(2, 6, 4)
+    assert not is_view([weight[0].t(), weight[1].t()])  # side by side, and not contiguous
+    bank = LinearBank(2, 3, 4)
+    bank[1] = nn.Linear(3, 7)
+    assert bank.double()[1].weight.dtype == torch.float64
+    bank = LinearBank(2, 3, 4)
+    bank[0].double()
+    assert bank.cpu()[1].weight.dtype == torch.float32
+    lazy = [[nn.LazyLinear(4), nn.LazyLinear(4)], [nn.LazyLinear(4), nn.LazyLinear(4)]]
+    net = LayerRouting(lazy, Soft(), LinearRouter(3, Topology.layered([2, 2])))
+    assert net(torch.zeros(5, 3)).shape == (5, 4)
+
+
+def test_memory_that_processes_share_stays_shared() -> None:
+    for assign in (False, True):
+        net = net_of_banks()
+        net.load_state_dict({name: value.clone() for name, value in net.state_dict().items()}, assign=assign)
+        net.share_memory()
+        assert all(parameter.is_shared() for parameter in net.parameters())
+
+
+def test_parts_of_a_bank() -> None:
+    bank = LinearBank(4, 3, 2)
+    assert isinstance(bank[1:3], nn.ModuleList)
+    assert list(bank[1:3]) == [bank[1], bank[2]]
+    assert bank[-1] is bank[3]

@@ -107,7 +107,7 @@ def test_published_networks_learn_and_count_modules(capsys):
     variance = 0.55  # of the answers, which a network that knows nothing is left with
     assert all(error < 0.2 * variance for error in errors.values())
     printed = capsys.readouterr().out
-    assert "DynamicDepthRouting: " in printed
+    assert "DynamicDepthRouting (module level): " in printed
     used = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith("  task")]
     assert len(used) == 7
     assert all(2.0 <= nodes <= 7.0 for nodes in used)

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dynroute import Route, networks
 from dynroute.functional import gumbel_noise
@@ -21,8 +22,23 @@ def samples(*shape: int) -> tuple[Tensor, Tensor]:
     return torch.randn(*shape, STATE), torch.randint(TASKS, shape)
 
 
-@pytest.fixture(params=list(SMALL))
+class Own(Network):
+    """A network that a user wrote."""
+
+    def __init__(self, state_features: int, num_tasks: int, out_features: int, *, width: int = 4) -> None:
+        super().__init__(state_features, num_tasks, out_features)
+        self.layers = nn.Sequential(nn.Linear(state_features + num_tasks, width), nn.Linear(width, out_features))
+
+    def compute(self, state: Tensor, task: Tensor, **routing: object) -> tuple[Tensor, None]:
+        return self.layers(torch.cat([state, task], dim=-1)), None
+
+
+@pytest.fixture(params=[*SMALL, "own"])
 def net(request: pytest.FixtureRequest) -> Network:
+    if request.param == "own":  # what stands in for a name
+        own = build(Own, STATE, TASKS, OUT, width=9)
+        assert isinstance(own, Own)
+        return own
     return small(request.param)
 
 
@@ -128,7 +144,8 @@ def test_double_and_half(net: Network) -> None:
 
 def test_repr_and_description_say_what_it_is(net: Network) -> None:
     count = sum(p.numel() for p in net.parameters())
-    assert net.describe().startswith(f"{type(net).__name__}: {count:,} parameters, ")
+    assert net.describe().startswith(type(net).__name__)
+    assert f": {count:,} parameters, " in net.describe()
     assert net.describe() in repr(net)
     edges = "no learned routes" if net.topology is None else f"{net.topology.num_edges} routed edges"
     assert edges in net.describe()
@@ -139,17 +156,6 @@ def test_the_keywords_of_all_presets_are_plain_data() -> None:
         assert json.loads(json.dumps(dict(preset.sizes))).keys() == preset.sizes.keys()
         assert preset.summary
         assert name.islower()
-
-
-def test_a_network_of_ones_own_stands_in_for_a_name() -> None:
-    class Mine(nn.Module):
-        def __init__(self, state_features: int, num_tasks: int, out_features: int, *, width: int = 4) -> None:
-            super().__init__()
-            self.width = width
-
-    mine = build(Mine, STATE, TASKS, OUT, width=9)
-    assert isinstance(mine, Mine)
-    assert mine.width == 9
 
 
 # Leaks ----------------------------------------------------------------------------------------------------------------
@@ -246,6 +252,35 @@ def test_a_row_becomes_a_convex_combination_of_others() -> None:
         net.reinitialize(1, excluded=[-1])
 
 
+def test_a_diverged_row_is_repaired() -> None:
+    net = build("paco", STATE, 4, OUT, num_sets=2)
+    net.composition.data[1], net.composition.data[2] = torch.nan, torch.inf
+    net.reinitialize(1, excluded=[2])
+    assert net.composition[[0, 1, 3]].isfinite().all()
+
+
+def test_attention_is_computed_in_float32_under_autocast() -> None:
+    for attention in ("gate", "dot"):
+        net = small("care", attention=attention)
+        state, task = samples(20)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert net(state, task, return_route=True)[1].logits.dtype == torch.float32
+            seen: list[torch.dtype] = []
+            net.mixture.router.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].dtype))
+            net(state, task)
+        assert seen == [torch.float32]
+
+
+def test_jacobians_of_samples(net: Network) -> None:
+    state, task = samples(4)
+    one_hot = nn.functional.one_hot(task, TASKS).float()
+    net.eval()
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda s, t: net(s, t)))(state, one_hot)
+    state.requires_grad_()
+    rows = [torch.autograd.grad(net(state, task)[:, i].sum(), state)[0] for i in range(OUT)]
+    torch.testing.assert_close(jacobians, torch.stack(rows, dim=1), rtol=1e-4, atol=1e-6)
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +326,9 @@ def test_sizes_that_cannot_work_are_said(name: str) -> None:
         ("sm", {"equations": "release"}, '`equations` must be "released" or "paper", got \'release\''),
         ("sm", {"equations": "paper", "gate": "top-2"}, "whose output is a plain sum, got TopK"),
         ("d2r", {"level": "modules"}, "`level` must be one of 'module', 'layer', 'model', got 'modules'"),
+        ("d2r", {"layer_sizes": (2, 2)}, r'`layer_sizes` belongs to level="layer", got \(2, 2\) with level="module"'),
+        ("d2r-layer", {"num_modules": 4}, '`num_modules` belongs to level="module", got 4 with level="layer"'),
+        ("d2r-model", {"shortcut": True}, '`shortcut` must be False or None with level="model"'),
         ("d2r", {"gate": "top2"}, '`gate` must be a Gate or one of "soft", "hard", "top-2", .* got \'top2\''),
         ("d2r", {"gate": "top-1"}, "`k` must be at least 2 for TopK, got 1"),
         ("care", {"attention": "none"}, '`attention` must be "gate" or "dot", got \'none\''),
@@ -306,6 +344,38 @@ def test_sizes_that_cannot_work_are_said(name: str) -> None:
 def test_wrong_options_are_said(name: str, sizes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(name, **sizes)
+
+
+def test_wrong_types_are_said() -> None:
+    with pytest.raises(TypeError, match=r"`metadata` must be a tensor, got list; use torch\.as_tensor"):
+        small("care", metadata=[[1.0]] * TASKS)
+    with pytest.raises(TypeError, match="`composition` must be a parameter, that of another network, got Tensor"):
+        small("paco", composition=torch.zeros(TASKS, 2))
+    with pytest.raises(
+        TypeError, match=r"`composition` must have the type of the parameters torch\.float32, got torch\.float64"
+    ):
+        small("paco", composition=nn.Parameter(torch.zeros(TASKS, 2, dtype=torch.float64)))
+
+
+def test_metadata_of_any_type_becomes_that_of_the_parameters() -> None:
+    for metadata in (torch.randn(TASKS, 9, dtype=torch.float64), torch.randint(5, (TASKS, 9))):
+        net = small("care", metadata=metadata)
+        assert net.metadata.dtype == torch.float32
+        assert net(*samples(4)).shape == (4, OUT)
+
+
+def test_networks_under_fake_tensors_and_another_default_device() -> None:
+    for name in SMALL:
+        with FakeTensorMode():
+            net = small(name)
+            assert net(torch.randn(6, STATE), torch.arange(6) % TASKS).shape == (6, OUT)
+        with torch.device("meta"):
+            net = small(name)
+            assert net(torch.randn(6, STATE), torch.arange(6) % TASKS).shape == (6, OUT)
+    net = small("paco")
+    state, task = samples(6)
+    with torch.device("meta"):
+        assert net(state, task).isfinite().all()
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:

@@ -25,10 +25,11 @@ from dynroute import (
     TopK,
     Topology,
 )
-from dynroute.execution import selection
+from dynroute.execution import selection, skip
 from dynroute.functional import gumbel_noise, route_temperature, samplek_path
 
 GATES: dict[str, Gate] = {"soft": Soft(), "hard": Hard(), "topk": TopK(2), "samplek": SampleK(2)}
+EVERY_K: dict[str, Gate] = GATES | {f"topk-{k}": TopK(k) for k in (3, 5)} | {f"samplek-{k}": SampleK(k) for k in (3, 5)}
 PROTECT = ["rsg", "input", "sg", "none"]
 SHAPES = [(), (1,), (7,), (2, 3)]
 DOUBLE = torch.float64
@@ -104,7 +105,9 @@ def naive(
                 protect=net.protect if net.training else "none",
             )
         )
-    return torch.stack(outputs).reshape(*x.shape[:-1], -1) if outputs else x.new_zeros(*x.shape[:-1], 2)
+    if not outputs:
+        return net(x, context).detach()  # of no sample there is only the shape to tell
+    return torch.stack(outputs).reshape(*x.shape[:-1], -1)
 
 
 def gradients(net: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> list[Tensor]:
@@ -186,13 +189,21 @@ def test_the_dense_form_matches_the_equations(
         assert_parity(MAKERS[level](GATES[gate], protect, shortcut), gate, shape, replay=replay)
 
 
+@pytest.mark.parametrize("rows_from", [2, skip.ROWS_FROM], ids=["sorted", "few"])
 @pytest.mark.parametrize("shape", [*SHAPES, (0,)], ids=str)
 @pytest.mark.parametrize("replay", [False, True], ids=["live", "replayed"])
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize(("level", "shortcut"), CASES)
 def test_the_skip_backend_matches_the_equations(
-    level: str, shortcut: bool, gate: str, replay: bool, shape: tuple[int, ...]
+    level: str,
+    shortcut: bool,
+    gate: str,
+    replay: bool,
+    shape: tuple[int, ...],
+    rows_from: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(skip, "ROWS_FROM", rows_from)
     with dynroute.backend("skip"), torch.no_grad():
         assert_parity(MAKERS[level](GATES[gate], "none", shortcut), gate, shape, replay=replay)
 
@@ -241,16 +252,17 @@ def random_net(
     before, behind = kinds
     modules = [nn.Sequential(before(), layer, behind()) for layer in linear[:-1]]
     router = MLPRouter(3, topology, (), dtype=DOUBLE)
-    return RoutedGraph([*modules, linear[-1]], topology, GATES[gate], router, shortcut=shortcut, protect=protect)
+    return RoutedGraph([*modules, linear[-1]], topology, EVERY_K[gate], router, shortcut=shortcut, protect=protect)
 
 
 @given(
     parents=graphs(),
-    gate=st.sampled_from(sorted(GATES)),
+    gate=st.sampled_from(sorted(EVERY_K)),
     protect=st.sampled_from(PROTECT),
     shortcut=st.booleans(),
-    batch=st.sampled_from(SHAPES),
+    batch=st.sampled_from([*SHAPES, (0,)]),
     replay=st.booleans(),
+    rows_from=st.sampled_from([2, skip.ROWS_FROM]),
     backend=st.sampled_from(["reference", "fused", "skip"]),
     behind=st.sampled_from([nn.Identity, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh]),
     before=st.sampled_from([nn.Identity, nn.ReLU, nn.SiLU]),
@@ -262,12 +274,18 @@ def test_any_graph_matches_the_equations(
     shortcut: bool,
     batch: tuple[int, ...],
     replay: bool,
+    rows_from: int,
     backend: str,
     behind: type[nn.Module],
     before: type[nn.Module],
 ) -> None:
     net = random_net(parents, gate, protect, shortcut, [True, False], [before, behind])
-    with dynroute.backend(backend), torch.set_grad_enabled(backend != "skip"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        dynroute.backend(backend),
+        torch.set_grad_enabled(backend != "skip"),
+    ):
+        patch.setattr(skip, "ROWS_FROM", rows_from)
         if backend == "skip":
             net.eval()
         assert_parity(net, gate, batch, replay=replay, sample=True)
@@ -287,10 +305,10 @@ def graphs_of_layers(draw: st.DrawFn) -> list[list[int]]:
 
 @given(
     parents=graphs_of_layers(),
-    gate=st.sampled_from(sorted(GATES)),
+    gate=st.sampled_from(sorted(EVERY_K)),
     protect=st.sampled_from(PROTECT),
     shortcut=st.booleans(),
-    batch=st.sampled_from(SHAPES),
+    batch=st.sampled_from([*SHAPES, (0,)]),
     bias=st.booleans(),
     behind=st.sampled_from([nn.Identity, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh]),
     before=st.sampled_from([nn.Identity, nn.ReLU, nn.SiLU]),
@@ -309,6 +327,34 @@ def test_any_graph_of_layers_matches_the_equations_in_dense_form(
     with pytest.MonkeyPatch.context() as patch, dynroute.backend("fused"):
         patch.setattr(selection, "_hidden_values", lambda x: "its values are hidden")
         assert_parity(net, gate, batch, replay=False, sample=True)
+
+
+# Parents of graphs in which a layer is read by several others, so that its gradient is a sum.
+SEVERAL_READERS = [
+    [[], [], [0, 1], [0, 1], [2, 3], [0, 1], [0, 1], [4, 5, 6]],
+    [[], [], [0, 1], [0, 1], [0, 1, 2, 3]],
+    [[], [0], [0, 1], [0, 1, 2]],
+]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("before", [nn.Identity, nn.ReLU, nn.SiLU])
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize("protect", PROTECT)
+@pytest.mark.parametrize("parents", [Topology.layered([2, 3, 2]).parents, *SEVERAL_READERS], ids=str)
+def test_the_dense_form_of_inner_layers(
+    parents: Sequence[Sequence[int]],
+    protect: str,
+    shortcut: bool,
+    before: type[nn.Module],
+    hidden: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if hidden:
+        monkeypatch.setattr(selection, "_hidden_values", lambda x: "its values are hidden")
+    net = random_net([list(row) for row in parents], "soft", protect, shortcut, [True], [before, nn.Tanh])
+    with dynroute.backend("fused"):
+        assert_parity(net, "soft", (7,), replay=False)
 
 
 def test_temperature_of_the_paper_is_the_one_of_the_oracle() -> None:

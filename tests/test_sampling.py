@@ -1,6 +1,7 @@
 """SampleK draws like sampling without replacement: chi-square tests with fixed seeds."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -92,3 +93,22 @@ def test_one_source_of_zero_probability_is_drawn_only_when_nothing_else_is_left(
     path = draw(torch.tensor([0.0, -1e4, 0.0]), 2, 1.0, seed=4)
     assert not path[:, 1].any()
     assert draw(torch.tensor([0.0, -1e4, 0.0]), 3, 1.0, seed=4).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 1e-30, 1e-290])
+def test_a_source_of_probability_0_is_the_last_resort_at_any_temperature(
+    dtype: torch.dtype, temperature: float
+) -> None:
+    for logits in ([-math.inf, 0.0, -1e30], [-math.inf, -math.inf, 0.0], [-math.inf, 3e38, -3e38]):
+        z = torch.tensor(logits, dtype=dtype)
+        path = samplek_path(z, 2, temperature=temperature, noise=torch.zeros(3))
+        finite = sum(score > -math.inf for score in logits)
+        assert path.tolist() == ([False, True, True] if finite == 2 else [True, False, True])
+        assert z.tolist() == torch.tensor(logits, dtype=dtype).tolist()
+    everywhere = samplek_path(torch.full((3,), -math.inf, dtype=dtype), 2, noise=torch.zeros(3))
+    assert everywhere.tolist() == [True, True, False]
+
+
+def test_no_source_at_all() -> None:
+    assert samplek_path(torch.zeros(3, 0), 2).shape == (3, 0)

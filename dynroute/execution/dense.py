@@ -72,7 +72,7 @@ def run_dense(
         suitable.reshape(-1, *topology.path_shape) if suitable is not None else None,
         *[tensor for node in linear for tensor in (node.linear.weight, node.linear.bias)],
     )
-    output: Tensor = nodes[-1](mixed.reshape(*batch, mixed.shape[-1]))
+    output: Tensor = nodes[-1](mixed.squeeze(1).reshape(*batch, mixed.shape[-1]))
     return output
 
 
@@ -100,7 +100,7 @@ class _DenseGraph(torch.autograd.Function):
 
         ctx.program = program
         ctx.save_for_backward(x, weights, suitable, *outputs.whole(), *kept, *parameters)
-        return mixed.squeeze(1)
+        return mixed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -114,7 +114,7 @@ class _DenseGraph(torch.autograd.Function):
                 program.linear,
                 program.topology,
                 ctx.needs_input_grad,
-                gradients[0],
+                gradients[0].squeeze(1),
                 x,
                 weights,
                 suitable,
@@ -132,7 +132,7 @@ class _DenseGraph(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(parameters)
 
         # The gradient of what each node mixed: through its module and, apart only for "input", past it.
-        through, past = gradients[0].unsqueeze(0), None
+        through, past = gradients[0].transpose(0, 1), None
         for i in reversed(range(len(program.layers))):
             layer = program.layers[i]
             first, is_root = layer.nodes[0], layer.sources[0] == layer.sources[1]

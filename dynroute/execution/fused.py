@@ -156,8 +156,8 @@ class _FusedGraph(torch.autograd.Function):
                     carried[own] = every
                 added = every if program.shortcuts[i] and carried is None else None
                 if node.before is not IDENTITY:
-                    through[own] = node.before.backward(inner @ weight, read, None)
-                    through[own] += 0 if added is None else added
+                    passed_on = node.before.backward(inner @ weight, read, None)
+                    through[own] = passed_on if added is None else passed_on + added
                 elif added is not None:
                     torch.addmm(added, inner, weight, out=through[own])
                 else:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from ..checks import under_transform
 from ..topology import Topology
 from .dense import run_dense, runs_dense
 from .fused import run_fused
@@ -141,7 +142,7 @@ def _hidden_values(x: Tensor) -> str | None:
 
 def _no_fast_backend(x: Tensor) -> str | None:
     """Why only the reference can run here, whatever the modules; None if others can."""
-    if torch._C._are_functorch_transforms_active():
+    if under_transform():
         return "it reads the path, which a transform such as vmap hides"
     if torch.autograd.forward_ad._current_level >= 0:
         return "it has no forward-mode derivative"

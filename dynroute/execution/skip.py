@@ -67,6 +67,10 @@ def run_skip(
         shapes.append(shape)
         if shape not in outputs:
             outputs[shape] = output.new_empty(rows.first[last], shape.numel())
+        if outputs[shape].dtype != output.dtype:  # a mix of several types follows the rules of the reference
+            paths = weights.reshape(-1, *topology.path_shape)
+            whole = run_reference(nodes, topology, x, paths, None, shortcuts=shortcuts, protect="none")
+            return whole.reshape(*batch, *whole.shape[1:])
         outputs[shape][rows.first[i] : rows.first[i + 1]] = output.reshape(-1, shape.numel())
     raise AssertionError("the last node is the output")
 
@@ -129,7 +133,9 @@ def _run_few(
             assert outputs is not None
             finite = bool(outputs.sum().isfinite())
             return output.reshape(*batch, *output.shape[1:]) if finite else None
-        if output.dim() != 2 or (outputs is not None and output.shape[-1] != outputs.shape[-1]):
+        if output.dim() != 2:
+            return None
+        if outputs is not None and (output.shape[-1] != outputs.shape[-1] or output.dtype != outputs.dtype):
             return None
         if outputs is None:
             outputs = output.new_zeros(last, batch.numel(), output.shape[-1])

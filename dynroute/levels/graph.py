@@ -184,17 +184,20 @@ class RoutedGraph(nn.Module):
         return (output, route) if return_route else output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        adjacent = [modules for modules in self._bank_members() if are_adjacent(modules)]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._keep_banks()
+        for modules in adjacent:
+            keep_adjacent(modules)
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._keep_banks()
+        for modules in self._bank_members():
+            keep_adjacent(modules)
 
-    def _keep_banks(self) -> None:
-        for layer in self._banks:
-            keep_adjacent(list(self.nodes)[slice(*layer.nodes)])
+    def _bank_members(self) -> list[list[nn.Module]]:
+        """The modules of each layer whose parameters lay side by side when the graph was made."""
+        return [list(self.nodes)[slice(*layer.nodes)] for layer in self._banks]
 
     def extra_repr(self) -> str:
         return f"{self.topology}, shortcut={self.shortcut}, protect={self.protect!r}, backend={self.backend!r}"

@@ -5,13 +5,15 @@ The paper fixes neither the sizes nor all of the wiring, and its code differs fr
 1. Attention: the dot product of each encoding with the context in the paper (`attention="dot"`), a perceptron of the
    context in the code (`attention="gate"`, our default: the table of D2R gives sizes for it).
 2. Metadata: the paper embeds descriptions of the tasks with a frozen language model. Here they are an argument, and a
-   learned embedding without it; no model is ever downloaded.
-3. Sizes: our defaults keep every size that D2R states for CARE and come nearest to the number of parameters that it
-   reports, 1.23 M and 1.26 M for an actor and a critic of 10 and 50 tasks: an embedding of 16, and the one-hot beside
-   mixture and context. They give 1,226,757 and 1,260,037.
+   learned embedding without it; no model is ever downloaded. The code passes it through ReLU and a projection first.
+3. Sizes: our defaults keep every size that D2R states for CARE, and their number of parameters rounds to those that it
+   reports, 1.23 M and 1.26 M for an actor and a critic of 10 and 50 tasks: 1,226,757 and 1,260,037. For that the
+   embedding is 16 wide, and the trunk reads the one-hot beside mixture and context, which neither paper nor code does
+   (`task_in_trunk=False`).
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Unpack
 
 import torch
@@ -22,7 +24,8 @@ from ..gates import Gate
 from ..levels import ModelRouting
 from ..levels.perceptron import perceptron
 from ..route import Route
-from ..routers import Router
+from ..routers import Router, full_precision
+from ..routers.mlp import chain
 from ..topology import Topology
 from .network import Network, Routing, gate_named, run_routed
 
@@ -52,8 +55,8 @@ class CARE(Network):
         task_in_trunk: Whether the trunk reads the one-hot too.
         hidden_sizes: The widths of the hidden layers of the trunk.
         gate: Turns attention into a route, a :class:`~dynroute.Gate` or a name of
-            :func:`~dynroute.networks.gate_named`.
-        protect: How, in training, the gradient to unsuitable encoders is stopped: "sg" or "none".
+            :func:`~dynroute.networks.gate_named`. All encoders run, whatever it chooses.
+        protect: How, in training, the gradient to unsuitable encoders is stopped, with "sg", or not, with "none".
         backend: How the graph is executed.
         device: The device of the parameters.
         dtype: The type of the parameters.
@@ -100,22 +103,27 @@ class CARE(Network):
                 f'`encoder_sizes` and `context_sizes` must end alike for attention="dot", '
                 f"got {encoder_sizes[-1]} and {context_sizes[-1]}."
             )
-        if metadata is not None and (metadata.dim() != 2 or metadata.shape[0] != num_tasks):
-            raise ValueError(
-                f"`metadata` must have shape ({num_tasks}, m), a row for each task, got {tuple(metadata.shape)}."
-            )
+        if metadata is not None:
+            if not isinstance(metadata, Tensor):
+                raise TypeError(f"`metadata` must be a tensor, got {type(metadata).__name__}; use torch.as_tensor.")
+            if metadata.dim() != 2 or metadata.shape[0] != num_tasks or not metadata.shape[1]:
+                raise ValueError(
+                    f"`metadata` must have shape ({num_tasks}, m), a row for each task, got {tuple(metadata.shape)}."
+                )
 
         def network(sizes: Sequence[int], out: int) -> nn.Sequential:
             return perceptron(sizes, nn.ReLU, out_features=out, device=device, dtype=dtype)
 
         self.attention = attention
+        self.variant = f"{attention} attention"
         self.task_in_trunk = task_in_trunk
         self.embedding: nn.Linear | None = None
         if metadata is None:
             self.register_buffer("metadata", None)
             self.embedding = nn.Linear(num_tasks, embedding_features, bias=False, device=device, dtype=dtype)
         else:
-            self.register_buffer("metadata", metadata.detach().clone().to(device=device, dtype=dtype))
+            like = torch.empty(0, device=device, dtype=dtype)  # the type of the parameters
+            self.register_buffer("metadata", metadata.detach().clone().to(like))
         known = embedding_features if metadata is None else metadata.shape[1]
 
         context = context_sizes[-1]
@@ -123,7 +131,10 @@ class CARE(Network):
             network((state_features, *encoder_sizes[:-1]), encoder_sizes[-1]) for _ in range(num_encoders)
         )
         self.context = network((known, *context_sizes[:-1]), context)
-        self.scores = network((context, *gate_sizes), num_encoders) if attention == "gate" else None
+        self.scores: nn.ModuleList | None = None
+        if attention == "gate":
+            sizes = (context, *gate_sizes, num_encoders)
+            self.scores = nn.ModuleList(nn.Linear(a, b, device=device, dtype=dtype) for a, b in pairwise(sizes))
         self.mixture = ModelRouting(
             [_Encoding(j, encoder_sizes[-1]) for j in range(num_encoders)],
             gate_named(gate),
@@ -143,12 +154,14 @@ class CARE(Network):
         context = self.context(known)
 
         encodings = torch.cat([encoder(state) for encoder in self.encoders], dim=-1)
-        seen = context.detach()
-        if self.scores is not None:
-            scores = self.scores(seen)
-        else:
-            each = encodings.reshape(*state.shape[:-1], len(self.encoders), -1)
-            scores = (each * seen.unsqueeze(-2)).sum(dim=-1)
+        with full_precision(state):  # attention is routing, which is computed in float32 or wider
+            wide = torch.promote_types(context.dtype, torch.float32)
+            seen = context.detach().to(wide)
+            if self.scores is not None:
+                scores = chain(seen, self.scores)
+            else:
+                each = encodings.to(wide).reshape(*state.shape[:-1], len(self.encoders), -1)
+                scores = (each * seen.unsqueeze(-2)).sum(dim=-1)
         mixed, route = run_routed(self.mixture, encodings, scores, routing)
 
         parts = [mixed, context, task] if self.task_in_trunk else [mixed, context]

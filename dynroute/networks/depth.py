@@ -1,7 +1,7 @@
 """Dynamic depth routing (D2R), at module level as published, and its relatives at layer and model level (Fig. 7d).
 
-What the paper and the released network have in common is the default. They differ in one thing that a network can
-differ in, what is protected (`protect`); the other differences are those of the algorithm around it:
+The defaults are the paper's. Its released network differs in what follows; the algorithm around it differs in more, see
+the page on the papers in the documentation:
 
 1. `protect="rsg"` is Eq. 11-12, where the shortcut mixes protected sources too; "input" is the release, where only the
    input of a module is protected.
@@ -10,6 +10,8 @@ differ in, what is protected (`protect`); the other differences are those of the
 3. The router is a sub-network for each destination in the paper's figure, and one perceptron whose output is split in
    the release and here.
 4. The temperature of a task is an argument of `forward`; the release keeps it in the network, T parameters more.
+5. The release draws the weights of hidden layers from U(-1/sqrt(n), 1/sqrt(n)) with n the width of the *output*, and
+   sets their biases to 0.1. Here they are drawn as torch does it; only the range of the output layer is theirs.
 """
 
 from collections.abc import Sequence
@@ -44,11 +46,13 @@ class DynamicDepthRouting(Network):
         state_features: The width of the state, without the task.
         num_tasks: The number of tasks.
         out_features: The width of the output.
-        level: "module" for D2R itself; "layer" and "model" for its relatives with the same parts (Fig. 7d): layers of
-            modules that read the layer before, or whole networks side by side, each as deep as there are layers.
-        num_modules: The number of modules, the output left out, at module level.
-        layer_sizes: The number of modules in each layer at layer level; at model level as many networks as the first
-            number says, each with a module for every number.
+        level: "module" for D2R itself; "layer" and "model" for its relatives with the same parts (Fig. 7d). The paper
+            gives no details of them; our reading is layers of modules that read the layer before, with shortcuts, and
+            whole networks side by side, without.
+        num_modules: At module level, the number of modules, the output left out; 16 if None.
+        layer_sizes: At layer level, the number of modules in each layer; four layers of four if None.
+        num_models: At model level, the number of networks; 4 if None.
+        model_depth: At model level, the number of modules of each network; 4 if None.
         width: The width of a module.
         trunk_sizes: The widths of F, which embeds the state, without an activation behind it.
         router_sizes: The hidden widths of G.
@@ -56,7 +60,7 @@ class DynamicDepthRouting(Network):
             "top-2" is D2R without SampleK.
         protect: How, in training, the gradient to unsuitable modules is stopped: "rsg", "input" (the released code),
             "sg" or "none" (D2R without ResRouting).
-        shortcut: Whether modules add their input to their output.
+        shortcut: Whether modules add their input to their output; if None they do, but for model level, which has none.
         state_free: Whether the router looks at the task alone, H(T).
         output_init: The output layer is drawn from U(-output_init, output_init); as torch does it if None.
         backend: How the graph is executed.
@@ -65,7 +69,7 @@ class DynamicDepthRouting(Network):
 
     Example:
         >>> DynamicDepthRouting(39, 10, 8).describe()
-        "DynamicDepthRouting: 684,240 parameters, 17 nodes, 136 routed edges, gate SampleK(2), protect 'rsg'"
+        'DynamicDepthRouting (module level): 684,240 parameters, 17 nodes, 136 routed edges, SampleK(2), rsg'
     """
 
     def __init__(
@@ -75,14 +79,16 @@ class DynamicDepthRouting(Network):
         out_features: int,
         *,
         level: str = "module",
-        num_modules: int = 16,
-        layer_sizes: Sequence[int] = (4, 4, 4, 4),
+        num_modules: int | None = None,
+        layer_sizes: Sequence[int] | None = None,
+        num_models: int | None = None,
+        model_depth: int | None = None,
         width: int = 128,
         trunk_sizes: Sequence[int] = (400, 400),
         router_sizes: Sequence[int] = (256, 256),
         gate: Gate | str = "sample-2",
         protect: str = "rsg",
-        shortcut: bool = True,
+        shortcut: bool | None = None,
         state_free: bool = False,
         output_init: float | None = 3e-3,
         backend: str = "auto",
@@ -93,10 +99,22 @@ class DynamicDepthRouting(Network):
         if level not in LEVELS:
             raise ValueError(f"`level` must be one of {', '.join(map(repr, LEVELS))}, got {level!r}.")
         check_sizes("trunk_sizes", trunk_sizes)
-        check_sizes("layer_sizes", layer_sizes)
+        for name, option, owner in (
+            ("num_modules", num_modules, "module"),
+            ("layer_sizes", layer_sizes, "layer"),
+            ("num_models", num_models, "model"),
+            ("model_depth", model_depth, "model"),
+        ):
+            if option is not None and level != owner:
+                raise ValueError(f'`{name}` belongs to level="{owner}", got {option!r} with level="{level}".')
+        if shortcut and level == "model":
+            raise ValueError('`shortcut` must be False or None with level="model", whose networks have none, got True.')
         check_sizes("router_sizes", router_sizes, at_least=0)
         check_count("width", width, at_least=1)
+        self.level = level
+        self.variant = f"{level} level"
         self.state_free = state_free
+        shortcut = level != "model" if shortcut is None else shortcut
         features = trunk_sizes[-1]
         gate = gate_named(gate)
 
@@ -115,23 +133,35 @@ class DynamicDepthRouting(Network):
 
         self.graph: RoutedGraph
         if level == "module":
-            check_count("num_modules", num_modules, at_least=1)
-            modules = [*map(module, range(num_modules)), head]
+            count = 16 if num_modules is None else num_modules
+            check_count("num_modules", count, at_least=1)
+            modules = [*map(module, range(count)), head]
             self.graph = ModuleRouting(
                 modules, gate, router(Topology.dag(len(modules))), shortcut=shortcut, protect=protect, backend=backend
             )
         elif level == "layer":
-            topology = Topology.layered(layer_sizes)
+            sizes = (4, 4, 4, 4) if layer_sizes is None else layer_sizes
+            check_sizes("layer_sizes", sizes)
             layers = [
                 LinearBank(size, width if depth else features, width, nn.ReLU, device=device, dtype=dtype)
-                for depth, size in enumerate(layer_sizes)
+                for depth, size in enumerate(sizes)
             ]
             self.graph = LayerRouting(
-                layers, gate, router(topology), head=head, shortcut=shortcut, protect=protect, backend=backend
+                layers,
+                gate,
+                router(Topology.layered(sizes)),
+                head=head,
+                shortcut=shortcut,
+                protect=protect,
+                backend=backend,
             )
         else:
-            topology = Topology.parallel(layer_sizes[0])
-            models = [nn.Sequential(*map(module, range(len(layer_sizes)))) for _ in range(layer_sizes[0])]
+            count = 4 if num_models is None else num_models
+            depth = 4 if model_depth is None else model_depth
+            check_count("num_models", count, at_least=1)
+            check_count("model_depth", depth, at_least=1)
+            models = [nn.Sequential(*map(module, range(depth))) for _ in range(count)]
+            topology = Topology.parallel(count)
             self.graph = RoutedGraph(
                 [*models, head], topology, gate, router(topology), protect=protect, backend=backend
             )

@@ -32,7 +32,7 @@ class MixtureOfExperts(Network):
         depth: The number of their hidden layers.
         router_sizes: The hidden widths of the gate's perceptron, which nobody published.
         gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`.
-        protect: How, in training, the gradient to unsuitable experts is stopped: "sg" or "none".
+        protect: How, in training, the gradient to unsuitable experts is stopped, with "sg", or not, with "none".
         backend: How the graph is executed.
         device: The device of the parameters.
         dtype: The type of the parameters.

@@ -49,6 +49,8 @@ class Network(nn.Module, ABC):
         self.state_features = state_features
         self.num_tasks = num_tasks
         self.out_features = out_features
+        self.variant = ""
+        """Which form of the network this is, where there are several."""
 
     @property
     def routed(self) -> RoutedGraph | None:
@@ -106,12 +108,13 @@ class Network(nn.Module, ABC):
 
     def describe(self) -> str:
         """Says in one line what the network is, how large it is and what it routes."""
-        line = f"{type(self).__name__}: {sum(p.numel() for p in self.parameters()):,} parameters"
+        variant = f" ({self.variant})" if self.variant else ""
+        line = f"{type(self).__name__}{variant}: {sum(p.numel() for p in self.parameters()):,} parameters"
         routed = self.routed
         if routed is None:
             return f"{line}, no learned routes"
         used = f"{routed.topology.num_nodes} nodes, {routed.topology.num_edges} routed edges"
-        return f"{line}, {used}, gate {routed.gate}, protect {routed.protect!r}"
+        return f"{line}, {used}, {routed.gate}" + (f", {routed.protect}" if routed.protect != "none" else "")
 
     def extra_repr(self) -> str:
         return f"{self.describe()}, {self.state_features} + {self.num_tasks} tasks -> {self.out_features}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_count, check_sizes
+from ..checks import hides_values
 from ..compositional import CompositionalLinear
 from ..route import Route
 from .network import Network, Routing
@@ -22,6 +23,9 @@ class PaCo(Network):
 
     The output layer is composed too, without ReLU. The table :math:`w`, unconstrained and drawn from N(0, 1), is all
     that a task has of its own; networks can share it, and the paper's actor and critics do.
+
+    In eager mode on the CPU a batch is computed task by task, each layer composed once for each; elsewhere, where no
+    value may be read, all sets are computed for every sample.
 
     Args:
         state_features: The width of the state, without the task.
@@ -55,6 +59,10 @@ class PaCo(Network):
         super().__init__(state_features, num_tasks, out_features)
         check_count("num_sets", num_sets, at_least=1)
         check_sizes("hidden_sizes", hidden_sizes, at_least=0)
+        if composition is not None and not isinstance(composition, nn.Parameter):
+            raise TypeError(
+                f"`composition` must be a parameter, that of another network, got {type(composition).__name__}."
+            )
         if composition is None:
             composition = nn.Parameter(torch.randn(num_tasks, num_sets, device=device, dtype=dtype))
         elif composition.shape != (num_tasks, num_sets):
@@ -68,6 +76,11 @@ class PaCo(Network):
             CompositionalLinear(num_sets, width, following, device=device, dtype=dtype)
             for width, following in pairwise((state_features, *hidden_sizes, out_features))
         )
+        if composition.dtype != self.layers[0].weight.dtype:
+            raise TypeError(
+                f"`composition` must have the type of the parameters {self.layers[0].weight.dtype}, "
+                f"got {composition.dtype}; pass `dtype` to both networks."
+            )
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         flat, one_hot = state.reshape(-1, self.state_features), task.reshape(-1, self.num_tasks)
@@ -109,7 +122,7 @@ class PaCo(Network):
         # Normalized exponentials are uniform over all convex combinations.
         shares = torch.empty(len(others), device=table.device, dtype=table.dtype).exponential_(generator=generator)
         coefficients[others] = shares / shares.sum()
-        table[task] = coefficients @ table
+        table[task] = coefficients[others] @ table[others]  # the other rows may hold anything, NaN included
         return coefficients
 
 
@@ -122,7 +135,7 @@ def _groups(one_hot: Tensor, num_sets: int) -> tuple[Tensor, Tensor, Tensor] | N
         value may be read.
     """
     batch = len(one_hot)
-    if batch < 2 or torch.compiler.is_compiling() or one_hot.device.type != "cpu" or _transformed():
+    if batch < 2 or hides_values(one_hot):
         return None
     ids = one_hot.argmax(dim=-1)
     sizes = torch.bincount(ids, minlength=one_hot.shape[1])
@@ -133,14 +146,10 @@ def _groups(one_hot: Tensor, num_sets: int) -> tuple[Tensor, Tensor, Tensor] | N
 
     order = ids.argsort(stable=True)
     starts = sizes.cumsum(0) - sizes
-    within = torch.arange(batch) - starts[ids[order]]  # the place of each sample in its group
+    within = torch.arange(batch, device=ids.device) - starts[ids[order]]  # the place of each sample in its group
     group = torch.searchsorted(tasks, ids[order])
     rows = order[starts[tasks]].unsqueeze(1).repeat(1, longest)
     rows[group, within] = order
     places = torch.empty_like(order)
     places[order] = group * longest + within
     return tasks, rows, places
-
-
-def _transformed() -> bool:
-    return bool(torch._C._are_functorch_transforms_active())

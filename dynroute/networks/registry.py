@@ -50,7 +50,7 @@ PRESETS: Mapping[str, Preset] = {
     "paco": Preset(PaCo, "every layer composed of shared parameter sets"),
     "d2r": Preset(DynamicDepthRouting, "dynamic depth routing by the rules of the paper"),
     "d2r-released": Preset(
-        DynamicDepthRouting, "dynamic depth routing by the rules of the released code", {"protect": "input"}
+        DynamicDepthRouting, "dynamic depth routing with the protection of the released code", {"protect": "input"}
     ),
     "d2r-layer": Preset(DynamicDepthRouting, "the parts of D2R at layer level", {"level": "layer"}),
     "d2r-model": Preset(DynamicDepthRouting, "the parts of D2R at model level", {"level": "model"}),
@@ -82,7 +82,7 @@ def build(
 
     Example:
         >>> build("d2r", 39, 10, 8, num_modules=8).describe()
-        "DynamicDepthRouting: 526,444 parameters, 9 nodes, 36 routed edges, gate SampleK(2), protect 'rsg'"
+        'DynamicDepthRouting (module level): 526,444 parameters, 9 nodes, 36 routed edges, SampleK(2), rsg'
     """
     if not isinstance(name, str):
         return name(state_features, num_tasks, out_features, **sizes)

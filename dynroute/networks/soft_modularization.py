@@ -9,6 +9,10 @@ The paper and the released network differ; `equations` says which is built:
 4. ReLU: before the weighted sum in the paper (Eq. 8), behind it in the release.
 5. The output: the plain sum of the last layer, whose modules are as wide as the output, in the paper (Eq. 9); one more
    weighted sum, ReLU and a linear layer in the release.
+
+The initialization is torch's in both. The released code draws hidden weights from U(-1/sqrt(n), 1/sqrt(n)) with n the
+width of the *output*, sets hidden biases to 0.1, and draws every W_d from U(-0.003, 0.003), so that routing starts
+uniform.
 """
 
 from collections.abc import Sequence
@@ -47,7 +51,8 @@ class SoftModularization(Network):
         width: The width of a module; 128 in the deep form with four layers of four, 256 in the shallow with two of two.
         router_sizes: The widths of the layers that make E in the released form; the paper's has none.
         gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`.
-        protect: How, in training, the gradient to unsuitable modules is stopped: "sg" or "none".
+        protect: How, in training, the gradient to unsuitable modules is stopped; without shortcuts all modes but "none"
+            stop it whole.
         output_init: The output layer is drawn from U(-output_init, output_init); as torch does it if None.
         backend: How the graph is executed.
         device: The device of the parameters.
@@ -55,7 +60,7 @@ class SoftModularization(Network):
 
     Example:
         >>> SoftModularization(39, 10, 8).describe()
-        "SoftModularization: 792,444 parameters, 17 nodes, 52 routed edges, gate Soft(), protect 'none'"
+        'SoftModularization (released equations): 792,444 parameters, 17 nodes, 52 routed edges, Soft()'
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class SoftModularization(Network):
                 f'`gate` must be "soft" with equations="paper", whose output is a plain sum, got {gate!r}.'
             )
         self.equations = equations
+        self.variant = f"{equations} equations"
 
         topology = Topology.layered(layer_sizes)
         features = trunk_sizes[-1]

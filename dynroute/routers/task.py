@@ -43,7 +43,8 @@ class TableRouter(Router):
 
     def score(self, context: Tensor) -> Tensor:
         ids = task_one_hot(context, self.num_tasks).int().argmax(dim=-1)
-        return self.table[ids].to(torch.promote_types(self.table.dtype, torch.float32))
+        rows = self.table.index_select(0, ids.reshape(-1)).reshape(*ids.shape, self.table.shape[1])
+        return rows.to(torch.promote_types(self.table.dtype, torch.float32))
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}"
