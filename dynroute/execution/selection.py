@@ -81,39 +81,92 @@ def run_graph(
 
     A backend that is asked for by name and cannot run the graph is an error; `auto` takes one that can.
     """
-    name = _context.name or setting
-    hidden = _hidden_values(x)
-    obstacle = None if name == "reference" else _no_fast_backend(x)
-    wanted = name
-    if name == "auto":
-        wanted = _fitting(topology, weights) if obstacle is None and hidden is None else "reference"
-
-    def dense(linear: list[LinearNode]) -> Tensor:
+    kind, linear = _choose(_context.name or setting, nodes, topology, layers, x, weights)
+    if kind == "dense":
         assert layers is not None
         return run_dense(nodes, linear, topology, layers, x, weights, suitable, shortcuts=shortcuts, protect=protect)
-
-    if wanted == "skip":
-        obstacle = obstacle or hidden
-        if torch.is_grad_enabled():
-            obstacle = "gradients are being recorded; run it inside `torch.no_grad()`"
-        obstacle = obstacle or _coupled(nodes, topology, weights, asked=name == "skip")
-        if obstacle is None:
-            linear = _fusable(nodes, topology, x, weights) if _is_full(topology, layers, weights) else "it skips"
-            if not isinstance(linear, str) and runs_dense(linear, layers):
-                return dense(linear)
-            return run_skip(nodes, topology, x, weights, shortcuts=shortcuts)
-    if wanted == "fused":
-        linear = obstacle or _fusable(nodes, topology, x, weights)
-        if not isinstance(linear, str):
-            if (hidden is not None or _is_full(topology, layers, weights)) and runs_dense(linear, layers):
-                return dense(linear)
-            if hidden is None:
-                return run_fused(nodes, linear, topology, x, weights, suitable, shortcuts=shortcuts, protect=protect)
-        obstacle = linear if isinstance(linear, str) else f"{hidden}, and its nodes do not form layers of one kind"
-
-    if name != "auto" and obstacle is not None:
-        raise ValueError(f'`backend` must be able to run the graph, "{name}" cannot: {obstacle}; "auto" can.')
+    if kind == "fused":
+        return run_fused(nodes, linear, topology, x, weights, suitable, shortcuts=shortcuts, protect=protect)
+    if kind == "skip":
+        return run_skip(nodes, topology, x, weights, shortcuts=shortcuts)
     return run_reference(nodes, topology, x, weights, suitable, shortcuts=shortcuts, protect=protect)
+
+
+Choice = tuple[str, list[LinearNode]]
+"""What runs, and the nodes read as linear ones where it needs them."""
+
+
+def _choose(
+    name: str,
+    nodes: Sequence[nn.Module],
+    topology: Topology,
+    layers: Sequence[Layer] | None,
+    x: Tensor,
+    weights: Tensor,
+) -> Choice:
+    """What runs for a name, or an error that says why a backend cannot that was asked for by its own."""
+    if name == "reference":
+        return "reference", []
+    hidden, obstacle, wanted = _hidden_values(x), _no_fast_backend(x), name
+    if name == "auto":
+        wanted = "reference" if hidden or obstacle else _fitting(topology, weights)
+        if wanted == "reference":
+            return "reference", []
+
+    found: Choice | str
+    if obstacle is not None:
+        found = obstacle
+    elif wanted == "skip":
+        found = _skipping(nodes, topology, layers, x, weights, hidden, asked=name == "skip")
+    else:
+        found = _fusing(nodes, topology, layers, x, weights, hidden)
+    if not isinstance(found, str):
+        return found
+    if name == "auto":
+        return "reference", []
+    raise ValueError(f'`backend` must be able to run the graph, "{name}" cannot: {found}; "auto" can.')
+
+
+def _skipping(
+    nodes: Sequence[nn.Module],
+    topology: Topology,
+    layers: Sequence[Layer] | None,
+    x: Tensor,
+    weights: Tensor,
+    hidden: str | None,
+    *,
+    asked: bool,
+) -> Choice | str:
+    """How `skip` runs, or why it cannot."""
+    if torch.is_grad_enabled():
+        return "gradients are being recorded; run it inside `torch.no_grad()`"
+    obstacle = hidden or _coupled(nodes, topology, weights, asked=asked)
+    if obstacle is not None:
+        return obstacle
+    if _is_full(topology, layers, weights):
+        linear = _fusable(nodes, topology, x, weights)
+        if not isinstance(linear, str) and runs_dense(linear, layers):
+            return "dense", linear
+    return "skip", []
+
+
+def _fusing(
+    nodes: Sequence[nn.Module],
+    topology: Topology,
+    layers: Sequence[Layer] | None,
+    x: Tensor,
+    weights: Tensor,
+    hidden: str | None,
+) -> Choice | str:
+    """How `fused` runs, or why it cannot."""
+    linear = _fusable(nodes, topology, x, weights)
+    if isinstance(linear, str):
+        return linear
+    if (hidden is not None or _is_full(topology, layers, weights)) and runs_dense(linear, layers):
+        return "dense", linear
+    if hidden is not None:
+        return f"{hidden}, and its nodes do not form layers of one kind"
+    return "fused", linear
 
 
 def _fitting(topology: Topology, weights: Tensor) -> str:
