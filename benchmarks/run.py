@@ -42,6 +42,8 @@ def plot(curves: dict[str, list[tuple[int, Row]]], path: Path) -> None:
         for name in points[0][1]["ms"]:
             axes.loglog([n for n, _ in points], [row["ms"][name] for _, row in points], marker="o", label=name)
         axes.set(xlabel=size, ylabel="ms per training step", title=f"module level along {size}")
+        axes.set_xticks([n for n, _ in points], [str(n) for n, _ in points])
+        axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
 
