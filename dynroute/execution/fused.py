@@ -133,16 +133,19 @@ class _FusedGraph(torch.autograd.Function):
             node, own = program.linear[i], slice(rows.first[i], rows.first[i + 1])
             weight, bias = parameters[2 * i : 2 * i + 2]
 
-            live = readers.sum(i, through, live_weights)
+            # What goes around the module waits where the gradient of what it mixed will be.
+            around = through if carried is None else carried
+            past = None if carried is None else readers.sum(i, carried, sent)  # shortcuts of readers, never protected
             passed = program.shortcuts[i] and suitable is not None and program.protect != "sg"
-            every = readers.sum(i, through, sent) if passed else live  # the live and the stopped sum together
-            if carried is not None:  # the shortcuts of the readers were not protected
-                past = readers.sum(i, carried, sent)
-                live, every = live + past, every + past
+            if passed:  # the live and the stopped sum together
+                around[own] = _plus(readers.sum(i, through, sent), past)
+            live = _plus(readers.sum(i, through, live_weights), past)
+            if program.shortcuts[i] and not passed:
+                around[own] = live
 
             # Mixing again is cheaper than keeping what was mixed.
             mixed, entered = _inputs(program, i, x, outputs, edge_weights)
-            inner = node.behind.backward(live, kept[i], None if every is live else live)
+            inner = node.behind.backward(live, kept[i], live)
             if ctx.needs_input_grad[4 + 2 * i]:
                 grads[2 * i] = inner.t() @ entered
             if bias is not None and ctx.needs_input_grad[5 + 2 * i]:
@@ -151,19 +154,14 @@ class _FusedGraph(torch.autograd.Function):
             if program.roots[i]:
                 if grad_x is not None:
                     _add_root(rows, i, grad_x, node.before.backward(inner @ weight, read, None))
+            elif node.before is not IDENTITY:
+                entering = node.before.backward(inner @ weight, read, None)
+                through[own] = _plus(entering, through[own] if program.shortcuts[i] and carried is None else None)
+            elif program.shortcuts[i] and carried is None:
+                through[own].addmm_(inner, weight)
             else:
-                if program.shortcuts[i] and carried is not None:
-                    carried[own] = every
-                added = every if program.shortcuts[i] and carried is None else None
-                if node.before is not IDENTITY:
-                    passed_on = node.before.backward(inner @ weight, read, None)
-                    through[own] = passed_on if added is None else passed_on + added
-                elif added is not None:
-                    torch.addmm(added, inner, weight, out=through[own])
-                else:
-                    torch.mm(inner, weight, out=through[own])
-                del added
-            del live, every, mixed, entered, inner, read  # the next node's come on top of the peak of memory
+                torch.mm(inner, weight, out=through[own])
+            del live, past, mixed, entered, inner, read  # the next node's come on top of the peak of memory
 
         grad_weights = None
         if ctx.needs_input_grad[2]:
@@ -185,6 +183,10 @@ def _inputs(program: _Program, i: int, x: Tensor, outputs: Tensor, edge_weights:
         return mixed, mixed
     needed = mixed is x or program.shortcuts[i]  # by the caller, or to be added behind the module
     return mixed, before.forward(mixed.clone() if needed and not before.from_input else mixed)
+
+
+def _plus(gradient: Tensor, other: Tensor | None) -> Tensor:
+    return gradient if other is None else gradient + other
 
 
 def _add_root(rows: Rows, node: int, grad_x: Tensor, gradient: Tensor) -> None:
