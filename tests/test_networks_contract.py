@@ -237,26 +237,40 @@ def test_a_row_becomes_a_convex_combination_of_others() -> None:
     net = build("paco", STATE, 5, OUT, num_sets=2)
     assert isinstance(net, PaCo)
     before = net.composition.detach().clone()
-    shares = net.reinitialize(1, excluded=[3], generator=torch.Generator().manual_seed(0))
-    assert shares[1] == shares[3] == 0
-    assert (shares[[0, 2, 4]] > 0).all()
-    assert shares.sum().item() == pytest.approx(1.0)
-    torch.testing.assert_close(net.composition[1], shares @ before)
-    assert torch.equal(net.composition[[0, 2, 3, 4]], before[[0, 2, 3, 4]])
+    extreme = torch.tensor([False, True, False, True, False])
+    shares = net.reinitialize(extreme, generator=torch.Generator().manual_seed(0))
+    assert (shares[:, extreme] == 0).all()
+    assert (shares[:, ~extreme] > 0).all()
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(5))
+    torch.testing.assert_close(net.composition[extreme], shares[extreme] @ before)
+    assert torch.equal(net.composition[~extreme], before[~extreme])
+    assert not torch.equal(net.composition[1], net.composition[3])
     assert net.composition.requires_grad
-    with pytest.raises(ValueError, match=r"`excluded` must leave a task beside task 1, got all of them\."):
-        net.reinitialize(1, excluded=[0, 2, 3, 4])
-    with pytest.raises(ValueError, match=r"`task` must be in 0\.\.4, got 5"):
-        net.reinitialize(5)
-    with pytest.raises(ValueError, match=r"`excluded\[0\]` must be in 0\.\.4, got -1"):
-        net.reinitialize(1, excluded=[-1])
+
+
+def test_a_table_stays_where_every_task_or_none_is_extreme() -> None:
+    net = build("paco", STATE, 5, OUT, num_sets=2)
+    assert isinstance(net, PaCo)
+    before = net.composition.detach().clone()
+    net.reinitialize(torch.ones(5, dtype=torch.bool))
+    net.reinitialize(torch.zeros(5, dtype=torch.bool))
+    assert torch.equal(net.composition, before)
+    with pytest.raises(ValueError, match=r"`extreme` must be boolean with shape \(5,\).* got torch.int64 with shape"):
+        net.reinitialize(torch.tensor(1))
+
+
+def test_networks_share_what_the_method_shares() -> None:
+    actor = small("paco")
+    critic = build("paco", STATE + 1, TASKS, 1, num_sets=2, hidden_sizes=(5,), **actor.shared)
+    assert critic.composition is actor.composition
+    assert not small("d2r").shared
 
 
 def test_a_diverged_row_is_repaired() -> None:
     net = build("paco", STATE, 4, OUT, num_sets=2)
     net.composition.data[1], net.composition.data[2] = torch.nan, torch.inf
-    net.reinitialize(1, excluded=[2])
-    assert net.composition[[0, 1, 3]].isfinite().all()
+    net.reinitialize(torch.tensor([False, True, True, False]))
+    assert net.composition.isfinite().all()
 
 
 def test_attention_is_computed_in_float32_under_autocast() -> None:

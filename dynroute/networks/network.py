@@ -62,6 +62,11 @@ class Network(nn.Module, ABC):
         """The graph that is routed; None in a network without learned routes."""
         return None if self.routed is None else self.routed.topology
 
+    @property
+    def shared(self) -> dict[str, nn.Parameter]:
+        """The parameters that networks for one set of tasks share, by the keyword that hands them to another one."""
+        return {}
+
     def forward(
         self,
         state: Tensor,

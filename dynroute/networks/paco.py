@@ -97,33 +97,38 @@ class PaCo(Network):
             x = layer(x.relu() if i > 0 else x, composition)
         return x
 
+    @property
+    def shared(self) -> dict[str, nn.Parameter]:
+        return {"composition": self.composition}
+
     @torch.no_grad()
-    def reinitialize(
-        self, task: int, *, excluded: Sequence[int] = (), generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Sets the row of a task to a random convex combination of those of others, as PaCo does after extreme losses.
+    def reinitialize(self, extreme: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Sets the rows of some tasks to random convex combinations of those of the others, as after extreme losses.
+
+        No value is read, so that an update which calls it on another device is not held up. Where every task is extreme
+        there is nothing to combine, and the table stays as it is.
 
         Args:
-            task: The task whose row is replaced.
-            excluded: Tasks that do not take part, for instance since their losses are extreme too.
+            extreme: Which rows are replaced, boolean with shape ``[num_tasks]``.
             generator: The source of randomness.
 
         Returns:
-            The coefficients of all tasks, zero for the task itself and those excluded.
+            The coefficients with shape ``[num_tasks, num_tasks]``, a row for each task; those of extreme tasks are 0.
         """
-        for name, index in (("task", task), *((f"excluded[{i}]", other) for i, other in enumerate(excluded))):
-            if not 0 <= index < self.num_tasks:
-                raise ValueError(f"`{name}` must be in 0..{self.num_tasks - 1}, got {index}.")
-        others = [i for i in range(self.num_tasks) if i != task and i not in excluded]
-        if not others:
-            raise ValueError(f"`excluded` must leave a task beside task {task}, got all of them.")
+        if extreme.dtype != torch.bool or extreme.shape != (self.num_tasks,):
+            raise ValueError(
+                f"`extreme` must be boolean with shape ({self.num_tasks},), a value for each task, "
+                f"got {extreme.dtype} with shape {tuple(extreme.shape)}."
+            )
         table = self.composition
-        coefficients = table.new_zeros(self.num_tasks)
         # Normalized exponentials are uniform over all convex combinations.
-        shares = torch.empty(len(others), device=table.device, dtype=table.dtype).exponential_(generator=generator)
-        coefficients[others] = shares / shares.sum()
-        table[task] = coefficients[others] @ table[others]  # the other rows may hold anything, NaN included
-        return coefficients
+        shares = torch.empty(self.num_tasks, self.num_tasks, device=table.device, dtype=table.dtype)
+        shares = shares.exponential_(generator=generator) * ~extreme
+        shares = shares / shares.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(table.dtype).tiny)
+        rows = shares @ table.masked_fill(extreme.unsqueeze(-1), 0)  # an extreme row may hold anything, NaN included
+        replaced = extreme & ~extreme.all()
+        table.copy_(torch.where(replaced.unsqueeze(-1), rows, table))
+        return shares
 
 
 def _groups(one_hot: Tensor, num_sets: int) -> tuple[Tensor, Tensor, Tensor] | None:
