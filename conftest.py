@@ -1,6 +1,9 @@
 """Options and settings that all tests share, and the names that the examples of the docstrings use."""
 
+import gymnasium
 import pytest
+import stable_baselines3.common.env_util
+import stable_baselines3.common.vec_env
 import torch
 from hypothesis import settings
 
@@ -8,6 +11,8 @@ import dynroute
 import dynroute.functional
 import dynroute.losses
 import dynroute.networks
+import dynroute_sb3
+import dynroute_sb3.losses
 from dynroute.inspect import draw
 from dynroute.testing import assert_routed
 
@@ -42,6 +47,17 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def doctest_names(doctest_namespace: dict[str, object]) -> None:
-    for module in (dynroute, dynroute.functional, dynroute.losses, dynroute.networks):
+    for module in (
+        dynroute,
+        dynroute.functional,
+        dynroute.losses,
+        dynroute.networks,
+        dynroute_sb3,
+        dynroute_sb3.losses,
+    ):
         doctest_namespace.update({name: getattr(module, name) for name in module.__all__})
     doctest_namespace.update(torch=torch, nn=torch.nn, dynroute=dynroute, draw=draw, assert_routed=assert_routed)
+    doctest_namespace.update(gym=gymnasium, spaces=gymnasium.spaces)
+    doctest_namespace.update(
+        vars(stable_baselines3.common.vec_env), make_vec_env=stable_baselines3.common.env_util.make_vec_env
+    )

@@ -20,8 +20,12 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective as Directive
 
 import dynroute
+import dynroute_sb3
 
 logger = logging.getLogger(__name__)
+
+PACKAGES = (dynroute, dynroute_sb3)
+"""What the pages document."""
 
 SPEED = Path(__file__).parent.parent / "benchmarks" / "results" / "speed.json"
 
@@ -58,6 +62,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(abc|collections|contextlib|typing|torch)(\..*)?"),
     ("py:class", r"(bool|bytes|dict|float|frozenset|int|list|object|set|str|tuple|None|Ellipsis)"),
     ("py:exc", r"(AssertionError|RuntimeError|TypeError|ValueError)"),
+    ("py:class", r"(BaseCallback|Module|Path|VecEnv|pathlib.Path)"),  # as they are called in signatures
+    ("py:.*", r"(gymnasium|numpy|stable_baselines3|np|gym|spaces)(\..*)?"),
 ]
 
 html_theme = "furo"
@@ -88,11 +94,18 @@ from dynroute.networks import *
 from dynroute.inspect import draw
 from dynroute.testing import assert_routed
 
+import gymnasium as gym
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from dynroute_sb3 import *
+from dynroute_sb3.losses import *
+
 torch.manual_seed(0)
 """
 
 # A public name that no page documents is a warning, and `-q -W` makes it an error.
-coverage_modules = ["dynroute"]
+coverage_modules = [package.__name__ for package in PACKAGES]
 coverage_show_missing_items = True
 coverage_statistics_to_stdout = False
 coverage_ignore_pyobjects = [
@@ -102,8 +115,8 @@ coverage_ignore_pyobjects = [
 
 
 def _modules() -> list[ModuleType]:
-    names = [found.name for found in pkgutil.walk_packages(dynroute.__path__, "dynroute.")]
-    return [dynroute, *map(import_module, names)]
+    inside = [pkgutil.walk_packages(package.__path__, f"{package.__name__}.") for package in PACKAGES]
+    return [*PACKAGES, *(import_module(found.name) for packages in inside for found in packages)]
 
 
 def _hide_private_names(app: Sphinx, config: Config) -> None:
@@ -136,8 +149,12 @@ def _check_exports(app: Sphinx, env: BuildEnvironment) -> None:
     for module in _modules():
         inside = {known for known in documented if known.startswith(f"{module.__name__}.")}
         for name in module.__all__:
-            exact = module is dynroute
-            if f"dynroute.{name}" not in inside if exact else not any(known.endswith(f".{name}") for known in inside):
+            exact = module in PACKAGES
+            if (
+                f"{module.__name__}.{name}" not in inside
+                if exact
+                else not any(known.endswith(f".{name}") for known in inside)
+            ):
                 logger.warning("undocumented public name: %s.%s", module.__name__, name)
 
 

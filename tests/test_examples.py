@@ -34,6 +34,7 @@ def _one_thread_and_own_folder(tmp_path, monkeypatch):
 def test_the_programs_are_there():
     assert [program.stem for program in PROGRAMS] == [
         "four_levels",
+        "multi_task_sac",
         "published_networks",
         "read_and_draw_route",
         "swap_linear",
@@ -139,3 +140,14 @@ def test_what_rsg_stops_shows_exact_zeros(capsys):
     assert norms["rsg", True][2:] == norms["none", True][2:], "what reads the unsuitable module learns as before"
     printed = capsys.readouterr().out
     assert all(f"\n{mode:18}" in printed for mode in ("none", "sg", "sg, no shortcut", "input", "rsg"))
+
+
+def test_multi_task_sac_goes_on_from_its_checkpoints(capsys):
+    program = load("multi_task_sac")
+    program.main(steps=300)
+    results = program.main(steps=400)
+
+    assert sorted(path.name for path in program.FOLDER.iterdir()) == ["step_300", "step_400"]
+    assert list(results) == program.NAMES
+    assert all(0 <= success <= 1 and 2 <= used <= 5 for success, used in results.values())
+    assert capsys.readouterr().out.count("modules used of 5") == 2

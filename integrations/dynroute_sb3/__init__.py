@@ -1,8 +1,50 @@
-"""Multi-task SAC for Stable-Baselines3 on top of dynroute; importing it tells whether its extra is installed."""
-
-__all__: list[str] = []
+"""Multi-task SAC for Stable-Baselines3 that trains any network of dynroute."""
 
 try:
+    import safetensors as safetensors
     import stable_baselines3 as stable_baselines3
 except ImportError as error:
     raise ImportError("dynroute_sb3 needs Stable-Baselines3; type: pip install 'dynroute[sb3]'") from error
+
+from .callbacks import CheckpointDirectory
+from .checkpoint import latest_checkpoint
+from .observation import OneHotTask, TaskSpace
+from .on_policy import MultiTaskActorCriticPolicy
+from .points import PointTask, point_tasks
+from .policies import (
+    CAREPolicy,
+    D2RPolicy,
+    HardRoutingPolicy,
+    MlpPolicy,
+    MoEPolicy,
+    MultiHeadPolicy,
+    MultiTaskPolicy,
+    PaCoPolicy,
+    SoftModularPolicy,
+)
+from .replay import RouteReplayBuffer, RouteReplaySamples
+from .sac import MultiTaskSAC
+from .storage import DamagedError
+
+__all__ = [
+    "CAREPolicy",
+    "CheckpointDirectory",
+    "D2RPolicy",
+    "DamagedError",
+    "HardRoutingPolicy",
+    "MlpPolicy",
+    "MoEPolicy",
+    "MultiHeadPolicy",
+    "MultiTaskActorCriticPolicy",
+    "MultiTaskPolicy",
+    "MultiTaskSAC",
+    "OneHotTask",
+    "PaCoPolicy",
+    "PointTask",
+    "RouteReplayBuffer",
+    "RouteReplaySamples",
+    "SoftModularPolicy",
+    "TaskSpace",
+    "latest_checkpoint",
+    "point_tasks",
+]

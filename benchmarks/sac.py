@@ -1,0 +1,191 @@
+"""What an update of multi-task SAC costs with each network beside MT-SAC's, and what a step costs around the networks.
+
+    python -m benchmarks.sac
+
+The sizes are those of MT10: states of 39, actions of 4, ten tasks, batches of 1280, two critics.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynroute_sb3 import MultiTaskSAC, OneHotTask
+
+from .timing import Job, interleave, medians, ratios
+
+STATE, TASKS, ACTIONS, BATCH = 39, 10, 4, 1280
+PUBLIC = {"sm": "1.9", "sm-shallow": "1.3", "paco": "2.9", "d2r": "2.1 to 2.4"}
+"""What other code takes relative to its own mt-sac: a jitted implementation, and a first prototype for d2r."""
+
+
+class Still(gym.Env[Any, Any]):
+    """An environment that costs next to nothing."""
+
+    observation_space = spaces.Box(-1, 1, (STATE,), dtype=np.float32)
+    action_space = spaces.Box(-1, 1, (ACTIONS,), dtype=np.float32)
+    observation = np.zeros(STATE, dtype=np.float32)
+
+    def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
+        return self.observation, {}
+
+    def step(self, _: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation, 0.0, False, False, {}
+
+
+def make(network: str, **options: Any) -> MultiTaskSAC:
+    """A model with the sizes of MT10 and a buffer of random transitions."""
+    env = DummyVecEnv([lambda task=task: OneHotTask(Still(), task, TASKS) for task in range(TASKS)])
+    model = MultiTaskSAC(
+        "MultiTaskPolicy",
+        env,
+        policy_kwargs={"network": network},
+        buffer_size=20_000,
+        batch_size=BATCH,
+        max_grad_norm=1.0,
+        max_task_loss=3e3,
+        task_weights="alpha-sum",
+        **options,
+    )
+    model.set_logger(Logger(None, []))
+    model._last_obs = env.reset()
+    rng = np.random.default_rng(0)
+    one_hots = np.eye(TASKS, dtype=np.float32)
+    for _ in range(200):
+        old, new = (np.hstack([rng.normal(size=(TASKS, STATE)), one_hots]).astype(np.float32) for _ in range(2))
+        action, reward = rng.uniform(-1, 1, (TASKS, ACTIONS)), rng.normal(size=TASKS)
+        _, scaled = model._sample_action(10**9, None, TASKS)
+        del scaled
+        model.replay_buffer.add(old, new, action, reward, np.zeros(TASKS), [{}] * TASKS, paths=model._behaviour_paths)
+    return model
+
+
+def time_updates(seconds: float) -> list[dict[str, Any]]:
+    """The cost of an update with each network, as ratios to that with mt-sac, each pair taking turns."""
+    rows = []
+    base = make("mt-sac")
+    for network in ("mh-sac", "moe", "hard", "sm", "sm-shallow", "care", "paco", "d2r", "d2r-layer", "d2r-model"):
+        model = make(network)
+        jobs: dict[str, Job] = {network: lambda model=model: model.train(1, BATCH), "mt-sac": lambda: base.train(1, BATCH)}
+        times = interleave(jobs, seconds=seconds)
+        row = {"network": network, "ms": medians(times), "to mt-sac": ratios(times, "mt-sac")[network]}
+        print(f"{network:12} {row['ms'][network]:7.1f} ms  {row['to mt-sac']:.2f} x mt-sac", flush=True)
+        rows.append({**row, "public": PUBLIC.get(network, "")})
+    return rows
+
+
+def bare_update() -> Job:
+    """An update of multi-task SAC in plain torch: one coefficient of entropy for each task and nothing else."""
+
+    def perceptron(inputs: int, outputs: int) -> nn.Sequential:
+        widths = [inputs, *[400] * 5]
+        layers = [part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+        return nn.Sequential(*layers, nn.Linear(400, outputs))
+
+    actor = perceptron(STATE + TASKS, 2 * ACTIONS)
+    critics, targets = ([perceptron(STATE + TASKS + ACTIONS, 1) for _ in range(2)] for _ in range(2))
+    log_alpha = torch.zeros(TASKS, requires_grad=True)
+    critic_parameters = [p for critic in critics for p in critic.parameters()]
+    optimizers = [torch.optim.Adam(p, 3e-4) for p in ([log_alpha], list(actor.parameters()), critic_parameters)]
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(20_000, 2 * (STATE + TASKS) + ACTIONS + 1)).astype(np.float32)
+
+    def act(observation: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = actor(observation).chunk(2, -1)
+        normal = torch.distributions.Normal(mean, log_std.clamp(-20, 2).exp())
+        raw = normal.rsample()
+        return raw.tanh(), (normal.log_prob(raw) - torch.log(1 - raw.tanh() ** 2 + 1e-6)).sum(-1)
+
+    def update() -> None:
+        batch = torch.from_numpy(rows[rng.integers(0, len(rows), BATCH)])
+        observation, following, action, reward = batch.split([STATE + TASKS, STATE + TASKS, ACTIONS, 1], 1)
+        task = torch.arange(TASKS).repeat_interleave(BATCH // TASKS)
+        new_action, log_prob = act(observation)
+        alpha_loss = -(log_alpha[task] * (log_prob + -ACTIONS).detach()).mean()
+        alpha = log_alpha.detach().exp()[task]
+        optimizers[0].zero_grad()
+        alpha_loss.backward()
+        optimizers[0].step()
+        with torch.no_grad():
+            next_action, next_log_prob = act(following)
+            values = torch.cat([target(torch.cat([following, next_action], 1)) for target in targets], 1)
+            target = reward.squeeze(1) + 0.99 * (values.amin(1) - alpha * next_log_prob)
+        inputs = torch.cat([observation, action], 1)
+        critic_loss = sum(F.mse_loss(critic(inputs).squeeze(1), target) for critic in critics)
+        optimizers[2].zero_grad()
+        critic_loss.backward()
+        optimizers[2].step()
+        inputs = torch.cat([observation, new_action], 1)
+        values = torch.cat([critic(inputs) for critic in critics], 1).amin(1)
+        actor_loss = (alpha * log_prob - values).mean()
+        optimizers[1].zero_grad()
+        actor_loss.backward()
+        optimizers[1].step()
+        with torch.no_grad():
+            for mine, theirs in zip(critics, targets, strict=True):
+                for parameter, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+                    other.mul_(0.995).add_(parameter, alpha=0.005)
+
+    return update
+
+
+def time_step(network: str, steps: int = 300) -> float:
+    """The milliseconds of a step of collect_rollouts, without those of the environments and of the actor."""
+    model = make(network)
+    model.num_timesteps = model.learning_starts + 1
+    inside = [0.0]
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                inside[0] += time.perf_counter() - start
+
+        return call
+
+    model.env.step = timed(model.env.step)
+    model.actor.net.forward = timed(model.actor.net.forward)
+    model.gradient_steps = 0
+    model.learning_starts = 0
+    taken = []
+    for _ in range(steps // 10):
+        inside[0], start = 0.0, time.perf_counter()
+        model.learn(10 * TASKS, reset_num_timesteps=False, log_interval=10**9)
+        taken.append(1e3 * (time.perf_counter() - start - inside[0]) / 10)
+    return statistics.median(taken)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20, help="how long each pair of updates takes turns")
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results", help="where sac.json goes")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+
+    base = make("mt-sac")
+    times = interleave({"mt-sac": lambda: base.train(1, BATCH), "bare loop": bare_update()}, seconds=arguments.seconds)
+    bare = {"ms": medians(times), "to bare loop": ratios(times, "bare loop")["mt-sac"]}
+    print(f"mt-sac       {bare['ms']['mt-sac']:7.1f} ms  {bare['to bare loop']:.2f} x a bare torch loop", flush=True)
+    steps = {network: time_step(network) for network in ("mt-sac", "d2r")}
+    print(f"a step outside environments and network: {steps} ms", flush=True)
+    rows = time_updates(arguments.seconds)
+    result = {"threads": torch.get_num_threads(), "torch": torch.__version__, "bare": bare, "step": steps, "rows": rows}
+    (arguments.folder / "sac.json").write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The actor: a network of the registry whose output is the distribution of the action."""
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor, nn
+
+from dynroute import Route
+
+from .gaussian import sample_action, split_output
+from .observation import TaskSpace
+
+__all__ = ["MultiTaskActor"]
+
+
+class MultiTaskActor(BasePolicy):
+    """Turns observations into actions along a route.
+
+    Args:
+        observation_space: The space of the observations.
+        action_space: The space of the actions.
+        net: The network, (state, task) to mean and logarithm of the standard deviation.
+        task_space: How observations are split.
+
+    Attributes:
+        temperature: The temperature of each task's route sampling (Eq. 14), kept up to date by the algorithm so that a
+            policy that is loaded alone explores as it did.
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net: nn.Module,
+        task_space: TaskSpace,
+    ) -> None:
+        super().__init__(observation_space, action_space, squash_output=True)
+        self.net = net
+        self.task_space = task_space
+        self.register_buffer("temperature", torch.ones(task_space.num_tasks))
+
+    def distribution(
+        self, observations: Tensor, *, path: Tensor | None = None, sample: bool = False
+    ) -> tuple[Tensor, Tensor, Route | None]:
+        """The mean and the logarithm of the standard deviation of the actions, and the route that led there.
+
+        Args:
+            observations: Observations with shape ``[batch, state_features + num_tasks]``.
+            path: Recorded paths to replay (Eq. 8).
+            sample: Whether a gate that can sample does so, at the temperature of the task (Eq. 13).
+        """
+        state, task = self.task_space.split(observations.to(self.temperature.dtype))
+        temperature = task @ self.temperature if sample and path is None else 1.0
+        output, route = self.net(state, task, path=path, temperature=temperature, sample=sample, return_route=True)
+        return *split_output(output), route
+
+    def action_log_prob(
+        self, observations: Tensor, *, path: Tensor | None = None, sample: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Draws actions and returns them with their log-probabilities; the keywords are those of distribution."""
+        mean, log_std, _ = self.distribution(observations, path=path, sample=sample)
+        return sample_action(mean, log_std, torch.randn_like(mean))
+
+    def act(self, observations: Tensor, *, deterministic: bool) -> tuple[Tensor, Route | None]:
+        """The actions in a rollout, and the routes: sampled both, or the mean along the best route."""
+        mean, log_std, route = self.distribution(observations, sample=not deterministic)
+        if deterministic:
+            return torch.tanh(mean), route
+        return sample_action(mean, log_std, torch.randn_like(mean))[0], route
+
+    def forward(self, observations: Tensor, deterministic: bool = False) -> Tensor:
+        """The actions in a rollout."""
+        return self.act(observations, deterministic=deterministic)[0]
+
+    def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:  # type: ignore[override]
+        return self.forward(observation, deterministic)

@@ -1,0 +1,191 @@
+"""Everything that training depends on, in a folder: JSON, safetensors and .npy, which cannot run code.
+
+The folder is written under another name and renamed when it is whole; its manifest holds the SHA-256 of each file.
+"""
+
+import io
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import stable_baselines3
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import GymEnv
+
+import dynroute
+
+from .environments import environment_states, set_environment_states
+from .options import OPTIONS
+from .policies import POLICIES
+from .randomness import random_state, set_random_state
+from .replay import RouteReplayBuffer
+from .storage import check_folder, writing_folder
+from .tree import read_tree, write_tree
+
+if TYPE_CHECKING:
+    from .sac import MultiTaskSAC
+
+    Model = TypeVar("Model", bound=MultiTaskSAC)
+
+__all__ = ["latest_checkpoint", "load_buffer", "load_checkpoint", "save_buffer", "save_checkpoint"]
+
+FORMAT = 1
+
+PROGRESS = (
+    "num_timesteps",
+    "_total_timesteps",
+    "_episode_num",
+    "_n_updates",
+    "_current_progress_remaining",
+    "_stored_timesteps",
+    "_last_obs",
+    "_last_episode_starts",
+    "_last_original_obs",
+    "ep_info_buffer",
+    "ep_success_buffer",
+)
+"""What changes while a model learns, beside its tensors."""
+
+
+def save_checkpoint(model: "MultiTaskSAC", folder: Path) -> None:
+    """Writes a model with all that its training depends on to a new folder."""
+    if model._stored_timesteps != model.num_timesteps:
+        raise RuntimeError(
+            "a checkpoint must not be written between a step of the environments and its storage; "
+            "write it before or after learn(), or by CheckpointDirectory."
+        )
+    assert model.replay_buffer is not None
+    options = {name: getattr(model, name) for name in OPTIONS}
+    frequency, unit = options["train_freq"]
+    options["train_freq"] = (frequency, getattr(unit, "value", unit))
+    names = {id(policy): name for name, policy in POLICIES.items()}
+    state = {
+        "format": FORMAT,
+        "versions": {
+            "dynroute": dynroute.__version__,
+            "stable_baselines3": stable_baselines3.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "policy": names.get(id(model.policy_class)) or _label(model.policy_class),
+        "network": getattr(model.actor.net, "describe", lambda: type(model.actor.net).__name__)(),
+        "options": _without_functions(options),
+        "spaces": {name: _space(getattr(model, name)) for name in ("observation_space", "action_space")},
+        "progress": {name: getattr(model, name) for name in PROGRESS},
+        "report": vars(model.report),
+        "parameters": model.get_parameters(),
+        "log_ent_coef": model.log_ent_coef,
+        "random": random_state(),
+        "action_generator": model.action_space.np_random.bit_generator.state,
+        "environments": None if model.env is None else environment_states(model.env),
+    }
+    with writing_folder(folder) as temporary:
+        write_tree(temporary, "model", {**state, "buffer": model.replay_buffer.save(temporary)})
+
+
+def load_checkpoint(
+    cls: type["Model"], folder: Path, env: GymEnv | None, device: torch.device | str, replace: Mapping[str, Any]
+) -> "Model":
+    """Restores what :func:`save_checkpoint` wrote."""
+    check_folder(folder)
+    state = read_tree(folder, "model")
+    if (found := state.get("format")) != FORMAT:
+        raise ValueError(f"{folder} must have format {FORMAT}, got {found}; it was written by another version.")
+    options = _with_functions(state["options"], replace, folder)
+    policy = replace.get("policy", state["policy"])
+    if isinstance(policy, str) and policy not in POLICIES:
+        raise ValueError(f"{folder} needs the policy {policy}, which is no part of it: replace={{'policy': ...}}.")
+    model = cls(policy, env, device=device, _init_setup_model=False)  # type: ignore[arg-type]
+    saved_spaces = {name: _box(saved) for name, saved in state["spaces"].items()}
+    for name, space in saved_spaces.items():
+        if env is not None and getattr(model, name) != space:
+            raise ValueError(
+                f"{folder} needs environments with the {name.replace('_', ' ')} {space}, got {getattr(model, name)}."
+            )
+    if env is not None and model.n_envs != options["n_envs"]:
+        raise ValueError(
+            f"{folder} needs {options['n_envs']} environments to go on as before, got {model.n_envs}; "
+            "save() and load() allow another number."
+        )
+    vars(model).update({**options, **saved_spaces})
+    model._setup_model()
+
+    described = getattr(model.actor.net, "describe", lambda: type(model.actor.net).__name__)()
+    if described != state["network"]:
+        raise ValueError(f"{folder} holds another network: {state['network']}, and not {described}.")
+    model.set_parameters(state["parameters"], exact_match=True)
+    if model.log_ent_coef is not None:
+        model.log_ent_coef.data.copy_(state["log_ent_coef"])
+    assert model.replay_buffer is not None
+    model.replay_buffer.load(folder, state["buffer"])
+    vars(model).update(state["progress"])
+    model.report.restore(state["report"])
+    model.action_space.np_random.bit_generator.state = state["action_generator"]
+    if model.env is not None:
+        if state["environments"] is None:
+            model._last_obs = None  # they start new episodes
+        else:
+            set_environment_states(model.env, state["environments"])
+    set_random_state(state["random"])
+    return model
+
+
+def latest_checkpoint(folder: str | Path) -> Path | None:
+    """The newest checkpoint that CheckpointDirectory wrote to a folder; None without any."""
+    return max(Path(folder).glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")), default=None)
+
+
+def save_buffer(buffer: RouteReplayBuffer, folder: str | Path | io.BufferedIOBase) -> None:
+    """Writes a replay buffer to a new folder."""
+    with writing_folder(_folder(folder)) as temporary:
+        write_tree(temporary, "buffer", buffer.save(temporary))
+
+
+def load_buffer(buffer: RouteReplayBuffer, folder: str | Path | io.BufferedIOBase) -> None:
+    """Reads the folder that :func:`save_buffer` wrote."""
+    folder = _folder(folder)
+    check_folder(folder)
+    buffer.load(folder, read_tree(folder, "buffer"))
+
+
+def _folder(path: str | Path | io.BufferedIOBase) -> Path:
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"`path` must name a folder, got {type(path).__name__}: a buffer is written in several files.")
+    return Path(path)
+
+
+def _label(thing: Any) -> str:
+    return f"{thing.__module__}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def _without_functions(tree: Any) -> Any:
+    """Leaves a label in the place of each function or class, which a file without code cannot hold."""
+    if isinstance(tree, dict):
+        return {key: _without_functions(value) for key, value in tree.items()}
+    return {"$missing": _label(tree)} if callable(tree) else tree
+
+
+def _with_functions(tree: dict[str, Any], replace: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    restored = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and "$missing" in value:
+            if name not in replace:
+                raise ValueError(
+                    f"{folder} needs the {name} {value['$missing']}, which is no part of it: replace={{{name!r}: ...}}."
+                )
+            restored[name] = replace[name]
+        else:
+            restored[name] = _with_functions(value, replace, folder) if isinstance(value, dict) else value
+    return restored
+
+
+def _space(space: spaces.Space[Any]) -> dict[str, Any]:
+    assert isinstance(space, spaces.Box)
+    return {"low": space.low, "high": space.high, "dtype": str(space.dtype)}
+
+
+def _box(saved: dict[str, Any]) -> spaces.Box:
+    return spaces.Box(saved["low"], saved["high"], dtype=np.dtype(saved["dtype"]).type)

@@ -1,0 +1,91 @@
+"""The losses of multi-task SAC, task by task, as pure functions."""
+
+import torch
+from torch import Tensor
+
+from dynroute.functional import route_temperature, task_weights
+
+__all__ = [
+    "TASK_WEIGHTS",
+    "TEMPERATURES",
+    "mean_by_task",
+    "path_temperature",
+    "sample_shares",
+    "td_target",
+    "weigh_tasks",
+]
+
+TASK_WEIGHTS = ("none", "alpha-sum", "alpha-mean", "inverse-alpha-sum", "inverse-alpha-mean")
+"""How tasks can be weighed. All are equal, or follow softmax(-alpha) or 1 / alpha, which is softmax(-log alpha), adding
+up to 1 or averaging 1."""
+
+TEMPERATURES = ("inverse-alpha-sum", "inverse-alpha-mean")
+"""How the temperature of route sampling can follow alpha (Eq. 14). They add up to 1 over the tasks, or average 1."""
+
+
+def mean_by_task(values: Tensor, tasks: Tensor) -> Tensor:
+    """The mean of values over the samples of each task; 0 for a task without any.
+
+    Args:
+        values: One value for each sample, with shape ``[batch]``.
+        tasks: The one-hots of the tasks, with shape ``[batch, num_tasks]``.
+
+    Example:
+        >>> mean_by_task(torch.tensor([1.0, 2.0, 5.0]), torch.eye(2)[[0, 1, 1]])
+        tensor([1.0000, 3.5000])
+    """
+    # Not a product of matrices: there a NaN of one task would reach the means of all.
+    members = tasks == 1
+    return torch.where(members, values.unsqueeze(-1), 0).sum(dim=0) / members.sum(dim=0).clamp(min=1)
+
+
+def sample_shares(weights: Tensor, kept: Tensor, tasks: Tensor) -> Tensor:
+    r"""What each sample contributes to the loss: the mean over the tasks that are kept, weighted, of their means.
+
+    .. math:: J = \frac{1}{|K|} \sum_{\mathcal T \in K} w_{\mathcal T} \,
+              \frac{1}{n_{\mathcal T}} \sum_{i \in \mathcal T} J_i
+
+    Args:
+        weights: The weight of each task, with shape ``[num_tasks]``.
+        kept: Which tasks take part, boolean.
+        tasks: The one-hots of the tasks, with shape ``[batch, num_tasks]``.
+
+    Example:
+        >>> sample_shares(torch.ones(2), torch.tensor([True, True]), torch.eye(2)[[0, 1, 1]])
+        tensor([0.5000, 0.2500, 0.2500])
+    """
+    shares = torch.where(kept, weights, 0) / kept.sum().clamp(min=1) / tasks.sum(dim=0).clamp(min=1)
+    return tasks @ shares
+
+
+def td_target(
+    rewards: Tensor, dones: Tensor, next_values: Tensor, next_log_probs: Tensor, alpha: Tensor, gamma: float
+) -> Tensor:
+    r"""What a Q-function is to predict, with the entropy of the next action.
+
+    .. math:: y = r + \gamma (1 - d) \Big( \min_i Q_i(s', a') - \alpha \log \pi(a' | s') \Big)
+
+    Args:
+        rewards: The rewards, with shape ``[batch]``.
+        dones: 1 where the episode ended with that step for good, else 0.
+        next_values: The values of the next actions by each target critic, with shape ``[critics, batch]``.
+        next_log_probs: Their log-probabilities.
+        alpha: The entropy coefficient of each sample's task.
+        gamma: The discount factor.
+    """
+    return rewards + gamma * (1 - dones) * (next_values.amin(dim=0) - alpha * next_log_probs)
+
+
+def weigh_tasks(kind: str, alpha: Tensor) -> Tensor:
+    """The weight of each task's loss (Eq. 15), by a rule of :data:`TASK_WEIGHTS`."""
+    by, _, normalize = kind.rpartition("-")
+    if by == "alpha":
+        return task_weights(alpha, normalize=normalize)
+    return route_temperature(alpha, normalize=normalize) if by == "inverse-alpha" else torch.ones_like(alpha)
+
+
+def path_temperature(kind: float | str, alpha: Tensor) -> Tensor:
+    """The temperature of each task's route sampling: a constant, or Eq. 14 by a rule of :data:`TEMPERATURES`."""
+    if isinstance(kind, str):
+        return route_temperature(alpha, normalize=kind.removeprefix("inverse-alpha-"))
+    return torch.full_like(alpha, kind)

@@ -1,0 +1,89 @@
+"""The networks as a policy of SB3's on-policy algorithms, such as PPO."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor, nn
+
+from .observation import TaskSpace
+from .policies import NetworkLike, build_network
+
+__all__ = ["MultiTaskActorCriticPolicy"]
+
+
+class MultiTaskActorCriticPolicy(ActorCriticPolicy):
+    """A policy and a value function for several tasks, for ``PPO(MultiTaskActorCriticPolicy, env, ...)``.
+
+    Routes are the best ones, not sampled: an on-policy update compares the probability of an action before and after
+    it, along one and the same rule of routing.
+
+    Args:
+        observation_space: The space of the observations, which end with the one-hot of the task.
+        action_space: The space of the actions, a Box.
+        lr_schedule: The learning rate, as a function of the progress that remains.
+        num_tasks: The number of tasks.
+        network: A name of :func:`dynroute.networks.available`, or anything that makes a network.
+        network_kwargs: Keywords of the network.
+        log_std_init: The initial logarithm of the standard deviation of the actions.
+        kwargs: The other keywords of SB3's ActorCriticPolicy.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        num_tasks: int,
+        network: NetworkLike = "d2r",
+        network_kwargs: Mapping[str, Any] | None = None,
+        log_std_init: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(action_space, spaces.Box) or kwargs.get("use_sde"):
+            raise ValueError("`action_space` must be a Box, and `use_sde` False, for these networks.")
+        self.num_tasks = num_tasks
+        self.network = network
+        self.network_kwargs = dict(network_kwargs or {})
+        super().__init__(observation_space, action_space, lr_schedule, log_std_init=log_std_init, **kwargs)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        space = TaskSpace(self.observation_space, self.num_tasks)
+        assert isinstance(self.action_space, spaces.Box)
+        actions = int(np.prod(self.action_space.shape))
+        actor = build_network(self.network, space, actions, **self.network_kwargs)
+        shared: dict[str, nn.Parameter] = getattr(actor, "shared", {})
+        value = build_network(self.network, space, 1, **{**self.network_kwargs, **shared})
+        self.mlp_extractor = _Networks(space, actor, value)  # type: ignore[assignment]
+        # The networks end with the outputs themselves; these are the layers that SB3 puts behind.
+        self.action_net = self.value_net = nn.Identity()  # type: ignore[assignment]
+        self.log_std = nn.Parameter(torch.full((actions,), self.log_std_init))
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        names = ("observation_space", "action_space", "num_tasks", "network", "network_kwargs", "log_std_init")
+        return {**{name: getattr(self, name) for name in names}, "lr_schedule": self._dummy_schedule}
+
+
+class _Networks(nn.Module):
+    """What SB3 calls the extractor: features to the latent vectors of policy and value."""
+
+    def __init__(self, space: TaskSpace, actor: nn.Module, value: nn.Module) -> None:
+        super().__init__()
+        self.space = space
+        self.actor, self.value = actor, value
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward_actor(features), self.forward_critic(features)
+
+    def forward_actor(self, features: Tensor) -> Tensor:
+        output: Tensor = self.actor(*self.space.split(features), sample=False)
+        return output
+
+    def forward_critic(self, features: Tensor) -> Tensor:
+        output: Tensor = self.value(*self.space.split(features), sample=False)
+        return output

@@ -1,0 +1,107 @@
+"""The options of MultiTaskSAC, and what is asked of them."""
+
+from typing import TYPE_CHECKING
+
+from dynroute import SampleK, TopK
+
+from .losses import TASK_WEIGHTS, TEMPERATURES
+from .replay import RouteReplayBuffer
+
+if TYPE_CHECKING:
+    from .sac import MultiTaskSAC
+
+__all__ = ["OPTIONS", "PATHS", "check_options", "choose_paths"]
+
+PATHS = ("sampled", "replayed", "topk")
+"""The paths that a loss can take. They are fresh ones, those stored with the transitions, or the best."""
+
+OPTIONS = (
+    "learning_rate",
+    "buffer_size",
+    "learning_starts",
+    "batch_size",
+    "tau",
+    "gamma",
+    "train_freq",
+    "gradient_steps",
+    "action_noise",
+    "replay_buffer_kwargs",
+    "ent_coef",
+    "target_update_interval",
+    "target_entropy",
+    "_stats_window_size",
+    "tensorboard_log",
+    "policy_kwargs",
+    "verbose",
+    "seed",
+    "n_envs",
+    "num_tasks",
+    "task_names",
+    "ent_coef_lr",
+    "max_ent_coef",
+    "task_weights",
+    "max_task_loss",
+    "max_grad_norm",
+    "reward_scale",
+    "actor_paths",
+    "critic_paths",
+    "route_temperature",
+    "compile_networks",
+)
+"""The options of a model, by the names of its attributes."""
+
+
+def check_options(model: "MultiTaskSAC") -> None:
+    """Raises an error that names the first option of a model that is not fit."""
+    assert model.num_tasks is not None
+    assert model.task_names is not None
+    for name, option, known in (
+        ("task_weights", model.task_weights, TASK_WEIGHTS),
+        ("actor_paths", model.actor_paths, (*PATHS, None)),
+        ("critic_paths", model.critic_paths, PATHS),
+    ):
+        if option not in known:
+            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {option!r}.")
+    tau = model.route_temperature
+    if tau not in TEMPERATURES if isinstance(tau, str) else not tau > 0:
+        raise ValueError(
+            f"`route_temperature` must be a positive number or one of {', '.join(map(repr, TEMPERATURES))}, "
+            f"got {tau!r}."
+        )
+    for name, limit in (
+        ("max_task_loss", model.max_task_loss),
+        ("max_grad_norm", model.max_grad_norm),
+        ("max_ent_coef", model.max_ent_coef),
+        ("ent_coef_lr", model.ent_coef_lr),
+    ):
+        if limit is not None and not limit > 0:
+            raise ValueError(f"`{name}` must be positive or None, got {limit!r}.")
+    if model.batch_size % model.num_tasks:
+        raise ValueError(
+            f"`batch_size` must be a multiple of the {model.num_tasks} tasks, got {model.batch_size}; "
+            f"for instance {-(-model.batch_size // model.num_tasks) * model.num_tasks}."
+        )
+    if len(model.task_names) != model.num_tasks:
+        raise ValueError(f"`task_names` must name {model.num_tasks} tasks, got {len(model.task_names)} names.")
+    if model.n_steps != 1:
+        raise ValueError(f"`n_steps` must be 1, got {model.n_steps}: transitions are stored one by one.")
+    buffer_class = model.replay_buffer_class
+    if buffer_class is not None and not issubclass(buffer_class, RouteReplayBuffer):
+        raise ValueError(f"`replay_buffer_class` must be a RouteReplayBuffer, got {buffer_class.__name__}.")
+    if model._vec_normalize_env is not None and model._vec_normalize_env.norm_obs:
+        raise ValueError(
+            "`env` must leave observations as they are, or the one-hot of the task would be normalized with them; "
+            "use VecNormalize(norm_obs=False), or normalize before the one-hot is appended."
+        )
+
+
+def choose_paths(model: "MultiTaskSAC") -> None:
+    """Fills in the paths of the actor's loss where none are asked for, and refuses replay where nothing is routed."""
+    if model.actor_paths is None:
+        gate = getattr(getattr(model.actor.net, "routed", None), "gate", None)
+        model.actor_paths = "replayed" if isinstance(gate, (TopK, SampleK)) else "topk"
+    if model.replays_paths and model.policy.topology is None:
+        raise ValueError(
+            "`actor_paths` and `critic_paths` can be 'replayed' where the network has routes, "
+            f"got a {type(model.actor.net).__name__} without."
+        )

@@ -1,0 +1,257 @@
+"""The policies of MultiTaskSAC: an actor, its critics and their targets, all from one network of the registry."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.sac.policies import SACPolicy
+from torch import Tensor, nn
+
+from dynroute import Topology, networks
+
+from .actor import MultiTaskActor
+from .critic import MultiTaskCritic
+from .observation import TaskSpace
+
+__all__ = [
+    "POLICIES",
+    "CAREPolicy",
+    "D2RPolicy",
+    "HardRoutingPolicy",
+    "MlpPolicy",
+    "MoEPolicy",
+    "MultiHeadPolicy",
+    "MultiTaskPolicy",
+    "PaCoPolicy",
+    "SoftModularPolicy",
+    "build_network",
+]
+
+NetworkLike = str | Callable[..., nn.Module]
+
+
+def build_network(
+    network: NetworkLike, space: TaskSpace, out_features: int, *, extra_features: int = 0, **sizes: Any
+) -> nn.Module:
+    """Builds a network for the tasks of a space; one of the user's own that expects other tasks is refused."""
+    net = networks.build(network, space.state_features + extra_features, space.num_tasks, out_features, **sizes)
+    for name, expected in (
+        ("num_tasks", space.num_tasks),
+        ("state_features", space.state_features + extra_features),
+        ("out_features", out_features),
+    ):
+        if (got := getattr(net, name, expected)) != expected:
+            raise ValueError(
+                f"`network` must make networks with {name}={expected}, as the observations and actions have it, "
+                f"got one with {name}={got}; pass the arguments of the factory on."
+            )
+    return net
+
+
+class MultiTaskPolicy(SACPolicy):
+    """Actor, critics and target critics for several tasks.
+
+    Args:
+        observation_space: The space of the observations, which end with the one-hot of the task.
+        action_space: The space of the actions.
+        lr_schedule: The learning rate, as a function of the progress that remains.
+        num_tasks: The number of tasks; MultiTaskSAC fills it in.
+        network: A name of :func:`dynroute.networks.available`, or anything that makes a network from
+            ``(state_features, num_tasks, out_features, **network_kwargs)``.
+        network_kwargs: Keywords of the network, for instance ``{"num_modules": 8}``.
+        n_critics: The number of critics.
+        use_sde: Not supported.
+        optimizer_class: The optimizer.
+        optimizer_kwargs: Keywords of the optimizer; the fused form of Adam is used if None.
+    """
+
+    default_network: NetworkLike = "mt-sac"
+    """The network where none is named."""
+
+    actor: MultiTaskActor  # type: ignore[assignment]
+    critic: MultiTaskCritic  # type: ignore[assignment]
+    critic_target: MultiTaskCritic  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        num_tasks: int,
+        network: NetworkLike | None = None,
+        network_kwargs: Mapping[str, Any] | None = None,
+        n_critics: int = 2,
+        use_sde: bool = False,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if use_sde:
+            raise ValueError(
+                "`use_sde` must be False: these networks have no features for state-dependent exploration."
+            )
+        if optimizer_kwargs is None:
+            optimizer_kwargs = {"fused": True} if optimizer_class in (torch.optim.Adam, torch.optim.AdamW) else {}
+        # The networks replace all that SACPolicy builds; what it inherits is what they are to SB3.
+        BasePolicy.__init__(
+            self,
+            observation_space,
+            action_space,
+            squash_output=True,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+        self.task_space = TaskSpace(observation_space, num_tasks)
+        self.network = self.default_network if network is None else network
+        self.network_kwargs = dict(network_kwargs or {})
+        self.n_critics = n_critics
+        self._build(lr_schedule)
+
+    @property
+    def topology(self) -> Topology | None:
+        """The graph that the actor routes; None in a network without learned routes."""
+        topology: Topology | None = getattr(self.actor.net, "topology", None)
+        return topology
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.actor = self.make_actor()
+        self.critic = self.make_critic()
+        # What networks share is a parameter of all of them: it has an optimizer of its own, and the targets a copy.
+        shared = {id(parameter) for parameter in self._shared().values()}
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.critic_target.set_training_mode(False)
+
+        def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            own = [parameter for parameter in parameters if id(parameter) not in shared]
+            return self.optimizer_class(own, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+        self.actor.optimizer = optimizer(list(self.actor.parameters()))
+        self.critic.optimizer = optimizer(list(self.critic.parameters()))
+        self.shared_optimizer = (
+            self.optimizer_class(self._shared().values(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+            if shared
+            else None
+        )
+
+    def _shared(self) -> dict[str, nn.Parameter]:
+        shared: dict[str, nn.Parameter] = getattr(self.actor.net, "shared", {})
+        return shared
+
+    def make_actor(self, features_extractor: object = None) -> MultiTaskActor:  # type: ignore[override]
+        """Makes the actor; the argument is that of SB3, whose features extractors these networks do without."""
+        assert isinstance(self.action_space, spaces.Box)
+        outputs = 2 * int(self.action_space.shape[0])
+        net = build_network(self.network, self.task_space, outputs, **self.network_kwargs)
+        return MultiTaskActor(self.observation_space, self.action_space, net, self.task_space)
+
+    def make_critic(self, features_extractor: object = None) -> MultiTaskCritic:  # type: ignore[override]
+        """Makes the critics, which share with the actor what its network shares."""
+        assert isinstance(self.action_space, spaces.Box)
+        kwargs = {**self.network_kwargs, **self._shared()}
+        nets = [
+            build_network(self.network, self.task_space, 1, extra_features=self.action_space.shape[0], **kwargs)
+            for _ in range(self.n_critics)
+        ]
+        return MultiTaskCritic(self.observation_space, self.action_space, nets, self.task_space)
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """The action for an observation or a batch: sampled along a sampled route, or the mean along the best route."""
+        if not isinstance(observation, dict):
+            self.task_space.tasks(torch.as_tensor(observation).cpu().numpy())
+        return super().predict(observation, state, episode_start, deterministic)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Puts actor and critics in training or evaluation mode, which costs more than acting does: only if need be."""
+        if not self.actor.training == self.critic.training == mode:
+            super().set_training_mode(mode)
+
+    def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:  # type: ignore[override]
+        return self.actor(observation, deterministic)  # type: ignore[no-any-return]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "num_tasks": self.task_space.num_tasks,
+            "network": self.network,
+            "network_kwargs": self.network_kwargs,
+            "n_critics": self.n_critics,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
+
+
+class MlpPolicy(MultiTaskPolicy):
+    """One perceptron for all tasks, which reads the one-hot of the task (multi-task SAC)."""
+
+    default_network = "mt-sac"
+
+
+class MultiHeadPolicy(MultiTaskPolicy):
+    """One trunk and a head for each task (multi-head SAC)."""
+
+    default_network = "mh-sac"
+
+
+class MoEPolicy(MultiTaskPolicy):
+    """A mixture of whole networks by a learned gate."""
+
+    default_network = "moe"
+
+
+class HardRoutingPolicy(MultiTaskPolicy):
+    """One module of each layer for each task, learned."""
+
+    default_network = "hard"
+
+
+class SoftModularPolicy(MultiTaskPolicy):
+    """Soft Modularization as released."""
+
+    default_network = "sm"
+
+
+class CAREPolicy(MultiTaskPolicy):
+    """A mixture of encoders that attends to what is known of the task."""
+
+    default_network = "care"
+
+
+class PaCoPolicy(MultiTaskPolicy):
+    """Parameter-compositional networks, whose table of compositions actor and critics share."""
+
+    default_network = "paco"
+
+
+class D2RPolicy(MultiTaskPolicy):
+    """Dynamic depth routing by the rules of the paper."""
+
+    default_network = "d2r"
+
+
+POLICIES: Mapping[str, type[MultiTaskPolicy]] = {
+    cls.__name__: cls
+    for cls in (
+        MultiTaskPolicy,
+        MlpPolicy,
+        MultiHeadPolicy,
+        MoEPolicy,
+        HardRoutingPolicy,
+        SoftModularPolicy,
+        CAREPolicy,
+        PaCoPolicy,
+        D2RPolicy,
+    )
+}
+"""The policies that MultiTaskSAC knows by name."""

@@ -1,0 +1,267 @@
+"""A replay buffer with a ring for each task, which keeps the path of the behaviour policy beside each transition."""
+
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import DTypeLike, NDArray
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
+
+from dynroute import Topology
+
+from .observation import TaskSpace
+from .storage import read_rows, write_rows
+
+__all__ = ["RouteReplayBuffer", "RouteReplaySamples"]
+
+
+class RouteReplaySamples(NamedTuple):
+    """A batch, grouped by task; the first six are those of SB3.
+
+    Attributes:
+        observations: Observations with their one-hots.
+        actions: Actions, scaled to [-1, 1].
+        next_observations: The observations that followed.
+        dones: 1 where the episode ended there for good, with shape ``[batch, 1]``.
+        rewards: Rewards, with shape ``[batch, 1]``.
+        discounts: None.
+        tasks: The task ids, with shape ``[batch]``.
+        paths: The paths of the behaviour policy, with shape ``[batch, T, S]``, or None.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    next_observations: Tensor
+    dones: Tensor
+    rewards: Tensor
+    discounts: Tensor | None
+    tasks: Tensor
+    paths: Tensor | None
+
+
+class RouteReplayBuffer(ReplayBuffer):
+    """Keeps transitions by task, so that every batch holds as many of each task.
+
+    A transition is a row of numbers: state, next state, action, reward and whether the episode ended; its task is told
+    by its ring, and its path takes one bit for each edge. Memory is taken as rows are written, not before.
+
+    Args:
+        buffer_size: The number of transitions of all tasks together.
+        observation_space: The space of the observations, which end with the one-hot of the task.
+        action_space: The space of the actions.
+        device: Where batches are made.
+        n_envs: The number of environments, any number for each task.
+        optimize_memory_usage: Not supported: states are stored without their one-hots, twice.
+        handle_timeout_termination: Whether an episode that ran out of time counts as one that goes on.
+        num_tasks: The number of tasks.
+        memory_map: A folder for a file in place of memory. The file has no name and vanishes with the buffer.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        *,
+        num_tasks: int,
+        memory_map: str | Path | None = None,
+    ) -> None:
+        if optimize_memory_usage:
+            raise ValueError("`optimize_memory_usage` must be False: rows of one task do not follow one another.")
+        BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
+        self.task_space = TaskSpace(observation_space, num_tasks)
+        self.handle_timeout_termination = handle_timeout_termination
+        self.optimize_memory_usage = False
+        self.memory_map = memory_map
+        self.capacity = max(buffer_size // num_tasks, 1)
+        self.num_tasks = num_tasks
+        self.topology: Topology | None = None
+        self.paths: NDArray[np.uint8] | None = None
+        width = 2 * self.task_space.state_features + self.action_dim + 2
+        self.rows = self._allocate((num_tasks, self.capacity, width), np.float32)
+        self.reset()
+
+    def keep_paths(self, topology: Topology) -> None:
+        """Makes room for a path beside each transition; called while the buffer is empty."""
+        if self.vector_steps:
+            raise ValueError("`keep_paths` must be called before the first transition is added.")
+        self.topology = topology
+        self.paths = self._allocate((self.num_tasks, self.capacity, -(-topology.num_edges // 8)), np.uint8)
+
+    def reset(self) -> None:
+        """Forgets all transitions."""
+        self.positions: NDArray[np.int64] = np.zeros(self.num_tasks, dtype=np.int64)
+        """Where the next transition of each task goes."""
+        self.counts: NDArray[np.int64] = np.zeros(self.num_tasks, dtype=np.int64)
+        """How many transitions of each task there are."""
+        self.vector_steps = 0
+        """How often :meth:`add` was called."""
+
+    def size(self) -> int:
+        """The number of transitions of all tasks."""
+        return int(self.counts.sum())
+
+    @property
+    def full(self) -> bool:
+        """Whether old transitions of every task are overwritten."""
+        return bool((self.counts == self.capacity).all())
+
+    @full.setter
+    def full(self, value: bool) -> None:
+        """SB3's constructor sets it; here it follows from the counts."""
+
+    def add(
+        self,
+        obs: NDArray[Any],
+        next_obs: NDArray[Any],
+        action: NDArray[Any],
+        reward: NDArray[Any],
+        done: NDArray[Any],
+        infos: list[dict[str, Any]],
+        paths: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Adds one transition of each environment, or none of them if one is not fit to be learned from.
+
+        Args:
+            obs: Observations, one row for each environment.
+            next_obs: The observations that followed, those at the end of an episode included.
+            action: The actions, scaled to [-1, 1].
+            reward: The rewards.
+            done: Whether the episode ended.
+            infos: What the environments tell; ``TimeLimit.truncated`` is read.
+            paths: The paths that led to the actions, packed by :meth:`dynroute.Topology.pack`.
+        """
+        obs, next_obs = np.asarray(obs), np.asarray(next_obs)
+        tasks: NDArray[np.int64] = self.task_space.tasks(obs, name="an observation")
+        after = self.task_space.tasks(next_obs, name="a next observation")
+        action = np.asarray(action, dtype=np.float32).reshape(len(tasks), self.action_dim)
+        reward = np.asarray(reward, dtype=np.float32).reshape(len(tasks))
+        self._refuse("observation", obs, tasks)
+        self._refuse("next observation", next_obs, tasks)
+        self._refuse("reward", reward, tasks)
+        self._refuse("action", action, tasks)
+        if (tasks != after).any():
+            i = int((tasks != after).argmax())
+            raise ValueError(
+                f"an environment must keep its task within an episode, environment {i} went from task {tasks[i]} to "
+                f"{after[i]} at vector step {self.vector_steps}; nothing was stored of that step."
+            )
+        if (paths is None) != (self.paths is None):
+            raise ValueError(
+                "`paths` must be given where the buffer keeps paths, and only there; it keeps "
+                f"{'none' if self.paths is None else 'them'}."
+            )
+
+        ended = np.asarray(done, dtype=np.float32).reshape(len(tasks))
+        if self.handle_timeout_termination:
+            ended = ended * [not info.get("TimeLimit.truncated", False) for info in infos]
+        n = self.task_space.state_features
+        rows = np.concatenate([obs[:, :n], next_obs[:, :n], action, reward[:, None], ended[:, None]], axis=1)
+        # Environments of one task take places one after the other.
+        earlier = np.tril(tasks[:, None] == tasks, -1).sum(axis=1)
+        places = (self.positions[tasks] + earlier) % self.capacity
+        self.rows[tasks, places] = rows
+        if self.paths is not None and paths is not None:
+            self.paths[tasks, places] = paths
+        added = np.bincount(tasks, minlength=self.num_tasks)
+        self.positions = (self.positions + added) % self.capacity
+        self.counts = np.minimum(self.counts + added, self.capacity)
+        self.vector_steps += 1
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> RouteReplaySamples:  # type: ignore[override]
+        """Draws as many transitions of each task, with replacement, grouped by task."""
+        each, rest = divmod(batch_size, self.num_tasks)
+        if rest or not each:
+            raise ValueError(
+                f"`batch_size` must be a multiple of the {self.num_tasks} tasks, got {batch_size}; "
+                f"for instance {max(each, 1) * self.num_tasks}."
+            )
+        if not self.counts.all():
+            missing = np.flatnonzero(self.counts == 0).tolist()
+            raise ValueError(
+                f"every task must have transitions before learning starts, tasks {missing} have none; "
+                "raise `learning_starts`, or give each task an environment."
+            )
+        places = (np.random.random_sample((self.num_tasks, each)) * self.counts[:, None]).astype(np.int64)
+        return self.gather(np.repeat(np.arange(self.num_tasks), each), places.reshape(-1), env)
+
+    def gather(
+        self, tasks: NDArray[np.int64], places: NDArray[np.int64], env: VecNormalize | None = None
+    ) -> RouteReplaySamples:
+        """The transitions at some places of the rings of some tasks."""
+        n = self.task_space.state_features
+        rows = self.rows[tasks, places]
+        if env is not None:
+            rows[:, -2] = env.normalize_reward(rows[:, -2])
+        batch = torch.from_numpy(rows).to(self.device)
+        ids = torch.from_numpy(tasks).to(self.device)
+        paths = None
+        if self.paths is not None and self.topology is not None:
+            paths = self.topology.unpack(torch.from_numpy(self.paths[tasks, places]).to(self.device))
+        states, next_states, actions, rewards, dones = torch.split(batch, [n, n, self.action_dim, 1, 1], dim=1)
+        join = self.task_space.join
+        return RouteReplaySamples(join(states, ids), actions, join(next_states, ids), dones, rewards, None, ids, paths)
+
+    def latest_paths(self, number: int) -> list[Tensor]:
+        """The newest paths of each task, at most so many, for reports."""
+        assert self.paths is not None
+        assert self.topology is not None
+        rows = []
+        for task, (position, count) in enumerate(zip(self.positions, self.counts, strict=True)):
+            places = (position - 1 - np.arange(min(number, count))) % self.capacity
+            rows.append(self.topology.unpack(torch.from_numpy(self.paths[task, places])))
+        return rows
+
+    def save(self, folder: str | Path) -> dict[str, Any]:
+        """Writes the transitions to files of a folder, row by row, and returns what :meth:`load` asks for beside them.
+
+        What is returned is plain data and arrays.
+        """
+        for name, array in self._arrays().items():
+            write_rows(Path(folder) / f"{name}.npy", array, self.counts)
+        return {**self._shape(), "positions": self.positions, "counts": self.counts, "vector_steps": self.vector_steps}
+
+    def load(self, folder: str | Path, state: dict[str, Any]) -> None:
+        """Restores what :meth:`save` wrote; a buffer of another shape is refused."""
+        for name, ours in self._shape().items():
+            if (theirs := state[name]) != ours:
+                raise ValueError(
+                    f"the stored buffer must have {name} {ours}, got {theirs}; was it that of another run?"
+                )
+        counts = np.asarray(state["counts"], dtype=np.int64)
+        for name, array in self._arrays().items():
+            read_rows(Path(folder) / f"{name}.npy", array, counts)
+        self.positions, self.counts = np.asarray(state["positions"], dtype=np.int64).copy(), counts.copy()
+        self.vector_steps = int(state["vector_steps"])
+
+    def _shape(self) -> dict[str, Any]:
+        width = self.rows.shape[-1]
+        path_bytes = 0 if self.paths is None else self.paths.shape[-1]
+        return {"num_tasks": self.num_tasks, "capacity": self.capacity, "row_width": width, "path_bytes": path_bytes}
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {"rows": self.rows} if self.paths is None else {"rows": self.rows, "paths": self.paths}
+
+    def _allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        if self.memory_map is None:
+            return np.zeros(shape, dtype=dtype)  # zeroed pages: the system hands them out as they are written
+        file = tempfile.TemporaryFile(dir=self.memory_map)  # noqa: SIM115 - the array keeps it open
+        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+    def _refuse(self, what: str, values: NDArray[Any], tasks: NDArray[np.int64]) -> None:
+        wrong = ~np.isfinite(values.reshape(len(tasks), -1)).all(axis=1)
+        if wrong.any():
+            i = int(wrong.argmax())
+            raise ValueError(
+                f"every {what} must be finite, got {values[i].tolist()} of task {tasks[i]} (environment {i}) at vector "
+                f"step {self.vector_steps}; nothing was stored of that step."
+            )

@@ -1,0 +1,95 @@
+"""What MultiTaskSAC tells about each task, through SB3's logger."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .losses import weigh_tasks
+from .update import TaskReport, entropy_coefficients
+
+if TYPE_CHECKING:
+    from .sac import MultiTaskSAC
+
+__all__ = ["Report"]
+
+NEWEST_PATHS = 100
+"""How many of the newest paths of each task the mean number of modules used is of."""
+
+
+class Report:
+    """Gathers what updates and episodes tell, and logs it from time to time.
+
+    Args:
+        num_tasks: The number of tasks.
+        window: The number of episodes of each task over which returns and successes are averaged.
+        device: Where the losses are added up, without being read.
+    """
+
+    def __init__(self, num_tasks: int, window: int, device: torch.device) -> None:
+        self.returns: list[deque[float]] = [deque(maxlen=window) for _ in range(num_tasks)]
+        self.successes: list[deque[float]] = [deque(maxlen=window) for _ in range(num_tasks)]
+        names = [field.name for field in dataclasses.fields(TaskReport)]
+        self.totals = {name: torch.zeros(num_tasks, dtype=torch.float64, device=device) for name in names}
+        self.updates = 0
+
+    def add(self, report: TaskReport) -> None:
+        """Adds what an update did."""
+        for name, total in self.totals.items():
+            total += getattr(report, name)
+        self.updates += 1
+
+    def add_episode(self, task: int, info: dict[str, Any]) -> None:
+        """Adds an episode that ended, from the info of its last step."""
+        self.returns[task].append(float(info["episode"]["r"]))
+        if "is_success" in info:
+            self.successes[task].append(float(info["is_success"]))
+
+    def log(self, model: "MultiTaskSAC") -> None:
+        """Logs the means over the updates since the last time, and over the last episodes.
+
+        It is only here that values of the updates are read.
+        """
+        names, logger = model.task_names, model.logger
+        assert names is not None
+
+        def by_task(what: str, values: Sequence[float | None]) -> None:
+            for task, value in zip(names, values, strict=True):
+                if value is not None:
+                    logger.record(f"{what}/{task}", float(value), exclude="stdout")  # fifty tasks flood a screen
+
+        for what, kept in (("return", self.returns), ("success", self.successes)):
+            by_task(what, [float(np.mean(values)) if values else None for values in kept])
+        logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
+        if self.updates:
+            means = {name: (total / self.updates).tolist() for name, total in self.totals.items()}
+            masked = means.pop("masked")
+            for name, values in means.items():
+                logger.record(f"train/{name}", float(np.mean(values)))
+                by_task(name, values)
+            logger.record("train/masked_tasks", float(np.sum(masked)))
+            by_task("masked", masked)
+            alpha = entropy_coefficients(model)
+            logger.record("train/ent_coef", alpha.mean().item())
+            by_task("ent_coef", alpha.tolist())
+            by_task("weight", weigh_tasks(model.task_weights, alpha).tolist())
+            by_task("route_temperature", model.actor.temperature.tolist())
+            for total in self.totals.values():
+                total.zero_()
+            self.updates = 0
+        topology, buffer = model.policy.topology, model.replay_buffer
+        if topology is not None and buffer is not None and buffer.paths is not None:
+            used = [
+                topology.used(paths).sum(dim=-1).float().mean().item() for paths in buffer.latest_paths(NEWEST_PATHS)
+            ]
+            logger.record("rollout/modules_used", float(np.nanmean(used)))
+            by_task("modules_used", used)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from the attributes of another report."""
+        self.returns, self.successes, self.updates = state["returns"], state["successes"], state["updates"]
+        for name, total in self.totals.items():
+            total.copy_(state["totals"][name])

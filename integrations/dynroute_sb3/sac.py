@@ -1,0 +1,297 @@
+"""Multi-task SAC as a Stable-Baselines3 algorithm."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+
+from .actor import MultiTaskActor
+from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
+from .critic import MultiTaskCritic
+from .losses import path_temperature
+from .observation import count_tasks
+from .options import check_options, choose_paths
+from .policies import POLICIES, MultiTaskPolicy
+from .replay import RouteReplayBuffer
+from .report import Report
+from .update import entropy_coefficients, follow, update
+
+__all__ = ["MultiTaskSAC"]
+
+
+class MultiTaskSAC(SAC):
+    r"""SAC for several tasks at once: one policy, one coefficient of entropy for each task.
+
+    .. math:: J(\phi) = \frac{1}{|K|} \sum_{\mathcal T \in K} w_{\mathcal T} \;
+              \mathbb E_{s, d \sim \mathcal D_{\mathcal T}} \big[ \alpha_{\mathcal T} \log \pi_\phi(a | s, d)
+              - \min_i Q_i(s, a) \big]
+
+    where :math:`d` is the path that the behaviour policy took (Eq. 8) and :math:`K` the tasks that are not left out. It
+    learns, predicts, saves and loads as SB3's SAC, whose keywords it takes beside those below.
+
+    Args:
+        policy: A name of :data:`dynroute_sb3.policies.POLICIES`, or a :class:`MultiTaskPolicy`.
+        env: Environments whose observations end with the one-hot of the task, any number for each task.
+        num_tasks: The number of tasks; what the environments have as `num_tasks` if None.
+        task_names: What to call the tasks in the log; their numbers if None.
+        batch_size: The size of a batch, a multiple of the number of tasks; 128 for each task if None.
+        ent_coef_lr: The learning rate of the coefficients of entropy; that of the networks if None.
+        max_ent_coef: The largest coefficient of entropy; no limit if None.
+        task_weights: How the losses of tasks are weighed: "none", "alpha-sum" and "alpha-mean" for softmax(-alpha)
+            (Eq. 15), "inverse-alpha-sum" and "inverse-alpha-mean" for 1 / alpha, which is softmax(-log alpha); "sum"
+            adds up to 1, "mean" averages 1. The released code has "inverse-alpha-mean".
+        max_task_loss: A task whose loss, that of the critics together or that of the actor, exceeds it is left out of
+            the update, and a network that can repair what belongs to that task does so (PaCo); never if None.
+        max_grad_norm: The norm to which the gradient of each network is clipped; not at all if None.
+        reward_scale: Multiplies rewards when they are learned from.
+        actor_paths: Which paths the actor's loss takes: "replayed" for those stored with the transitions (Eq. 8),
+            "sampled" for fresh ones, "topk" for the best. If None, "replayed" where the gate selects some sources.
+        critic_paths: Which paths the critics take for the values that are learned, the same three; next actions, target
+            values and the values in the actor's loss take the best.
+        route_temperature: The temperature of path sampling, "inverse-alpha-sum" for Eq. 14, "inverse-alpha-mean" for the
+            released form, whose mean over the tasks is 1, or a constant.
+        compile_networks: Whether the networks are compiled by torch.compile.
+        replay_buffer_kwargs: Keywords of :class:`RouteReplayBuffer`, for instance ``{"memory_map": folder}``, or
+            ``{"handle_timeout_termination": False}`` to take running out of time for an end.
+        sac: The keywords of :class:`stable_baselines3.SAC`.
+
+    Example:
+        >>> env = make_vec_env(lambda: OneHotTask(gym.make("Pendulum-v1"), 0, 2), n_envs=1)
+        >>> model = MultiTaskSAC("D2RPolicy", env, policy_kwargs={"network_kwargs": {"num_modules": 4, "width": 16}})
+        >>> model.actor.net.describe()
+        'DynamicDepthRouting (module level): 341,484 parameters, 5 nodes, 10 routed edges, SampleK(2), rsg'
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
+    policy: MultiTaskPolicy
+    actor: MultiTaskActor  # type: ignore[assignment]
+    critic: MultiTaskCritic  # type: ignore[assignment]
+    critic_target: MultiTaskCritic  # type: ignore[assignment]
+    replay_buffer: RouteReplayBuffer | None
+
+    def __init__(
+        self,
+        policy: str | type[MultiTaskPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        *,
+        num_tasks: int | None = None,
+        task_names: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        ent_coef_lr: float | None = None,
+        max_ent_coef: float | None = None,
+        task_weights: str = "none",
+        max_task_loss: float | None = None,
+        max_grad_norm: float | None = None,
+        reward_scale: float = 1.0,
+        actor_paths: str | None = None,
+        critic_paths: str = "sampled",
+        route_temperature: float | str = "inverse-alpha-sum",
+        compile_networks: bool = False,
+        policy_kwargs: dict[str, Any] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        _init_setup_model: bool = True,
+        **sac: Any,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            batch_size=batch_size,  # type: ignore[arg-type]
+            policy_kwargs=dict(policy_kwargs or {}),
+            replay_buffer_kwargs=dict(replay_buffer_kwargs or {}),
+            _init_setup_model=False,
+            **sac,
+        )
+        self.num_tasks = num_tasks
+        self.task_names = None if task_names is None else list(task_names)
+        self.ent_coef_lr = ent_coef_lr
+        self.max_ent_coef = max_ent_coef
+        self.task_weights = task_weights
+        self.max_task_loss = max_task_loss
+        self.max_grad_norm = max_grad_norm
+        self.reward_scale = reward_scale
+        self.actor_paths = actor_paths
+        self.critic_paths = critic_paths
+        self.route_temperature = route_temperature
+        self.compile_networks = compile_networks
+        self._behaviour_paths: NDArray[np.uint8] | None = None
+        self._stored_timesteps = 0
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self.num_tasks = count_tasks(self.env, self.num_tasks, policy_kwargs=self.policy_kwargs)
+        self.task_names = self.task_names or [str(task) for task in range(self.num_tasks)]
+        self.batch_size = self.batch_size or 128 * self.num_tasks
+        check_options(self)
+        if self.replay_buffer_class is None:
+            self.replay_buffer_class = RouteReplayBuffer
+        self.replay_buffer_kwargs["num_tasks"] = self.policy_kwargs["num_tasks"] = self.num_tasks
+        super()._setup_model()
+
+        choose_paths(self)
+        assert self.replay_buffer is not None
+        if self.replays_paths and self.policy.topology is not None:
+            self.replay_buffer.keep_paths(self.policy.topology)
+        if self.ent_coef_optimizer is not None:
+            assert self.log_ent_coef is not None
+            self.log_ent_coef = self.log_ent_coef.detach().repeat(self.num_tasks).requires_grad_()
+            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=self.ent_coef_lr or self.lr_schedule(1))
+        coefficients = entropy_coefficients(self).to(self.actor.temperature.device)
+        self.actor.temperature.copy_(path_temperature(self.route_temperature, coefficients))
+        if self.compile_networks:
+            for net in (self.actor.net, *self.critic.nets, *self.critic_target.nets):
+                net.compile()
+        self.report = Report(self.num_tasks, self._stats_window_size, self.device)
+
+    @property
+    def replays_paths(self) -> bool:
+        """Whether paths are stored and replayed."""
+        return "replayed" in (self.actor_paths, self.critic_paths)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        super().set_env(env, force_reset)
+        check_options(self)
+        count_tasks(self.env, self.num_tasks, policy_kwargs=self.policy_kwargs)
+
+    # Acting -----------------------------------------------------------------------------------------------------------
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        assert isinstance(self._last_obs, np.ndarray)
+        self.policy.task_space.tasks(self._last_obs, name="an observation of the environments")
+        warming_up = self.num_timesteps < learning_starts
+        self._behaviour_paths = None
+        if self.replays_paths or not warming_up:
+            with torch.no_grad():
+                observations = torch.as_tensor(self._last_obs, device=self.device)
+                drawn, route = self.actor.act(observations, deterministic=False)
+            if self.replays_paths:
+                assert route is not None
+                assert self.policy.topology is not None
+                self._behaviour_paths = self.policy.topology.pack(route.path).cpu().numpy()
+        if warming_up:
+            scaled = self.policy.scale_action(np.array([self.action_space.sample() for _ in range(n_envs)]))
+        else:
+            scaled = drawn.cpu().numpy()
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1, 1)
+        return self.policy.unscale_action(scaled), scaled
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: NDArray[Any],
+        new_obs: NDArray[Any] | dict[str, NDArray[Any]],
+        reward: NDArray[Any],
+        dones: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        before, normalizer = self._last_obs, self._vec_normalize_env
+        assert isinstance(replay_buffer, RouteReplayBuffer)
+        assert isinstance(before, np.ndarray)
+        assert isinstance(new_obs, np.ndarray)
+        if normalizer is not None:
+            reward = normalizer.get_original_reward()
+        after = new_obs.copy()
+        for i in np.flatnonzero(dones):  # where an episode ended, new_obs is the first observation of the next one
+            after[i] = infos[i].get("terminal_observation", after[i])
+        replay_buffer.add(before, after, buffer_action, reward, dones, infos, paths=self._behaviour_paths)
+        self._last_obs = new_obs
+        if normalizer is not None:
+            self._last_original_obs = new_obs
+        self._stored_timesteps = self.num_timesteps
+
+    # Learning ---------------------------------------------------------------------------------------------------------
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        self.policy.set_training_mode(True)
+        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        optimizers += [] if self.policy.shared_optimizer is None else [self.policy.shared_optimizer]
+        if self.ent_coef_optimizer is not None and self.ent_coef_lr is None:
+            optimizers.append(self.ent_coef_optimizer)
+        self._update_learning_rate(optimizers)
+
+        assert self.replay_buffer is not None
+        for step in range(gradient_steps):
+            self.report.add(update(self, self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)))
+            if (self._n_updates + step) % self.target_update_interval == 0:
+                follow(self.critic_target, self.critic, self.tau)
+        self._n_updates += gradient_steps
+
+    # Telling ----------------------------------------------------------------------------------------------------------
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[Any] | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        for i in [i for i, info in enumerate(infos) if "episode" in info]:
+            assert isinstance(self._last_obs, np.ndarray)
+            self.report.add_episode(self.policy.task_space.tasks(self._last_obs)[i], infos[i])
+
+    def dump_logs(self) -> None:
+        self.report.log(self)
+        super().dump_logs()
+
+    # Saving -----------------------------------------------------------------------------------------------------------
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "MultiTaskSAC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+        """Writes the replay buffer to a folder, without pickle."""
+        assert self.replay_buffer is not None
+        save_buffer(self.replay_buffer, path)
+
+    def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Reads the folder that :meth:`save_replay_buffer` wrote."""
+        assert self.replay_buffer is not None
+        load_buffer(self.replay_buffer, path)
+
+    def save_checkpoint(self, folder: str | Path) -> None:
+        """Writes everything that training depends on to a new folder, whole or not at all; see the checkpoint guide."""
+        save_checkpoint(self, Path(folder))
+
+    @classmethod
+    def load_checkpoint(
+        cls,
+        folder: str | Path,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        replace: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Restores a model from a checkpoint, to go on as if nothing had happened; no code of the folder runs.
+
+        Args:
+            folder: What :meth:`save_checkpoint` wrote.
+            env: The environments, as many as there were; without them the model can only predict.
+            device: Where the networks are.
+            replace: What could not be stored, such as a learning rate that is a function: ``{"learning_rate": f}``.
+        """
+        return load_checkpoint(cls, Path(folder), env, device, replace or {})
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "report", "_behaviour_paths"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        states, tensors = super()._get_torch_save_params()
+        if self.policy.shared_optimizer is not None:
+            states = [*states, "policy.shared_optimizer"]
+        return states, tensors

@@ -1,0 +1,118 @@
+"""Folders that are whole or not there, and files that are read without running code."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["DamagedError", "check_folder", "read_rows", "write_rows", "writing_folder"]
+
+MANIFEST = "manifest.json"
+CHUNK = 1 << 24
+
+
+class DamagedError(ValueError):
+    """A stored file is missing, cut short or altered."""
+
+
+@contextlib.contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """Gives a temporary folder to write to, and makes it appear under its name once everything is on the disk.
+
+    A process that is killed leaves the temporary folder behind, and never a part of the real one.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} must not exist yet: what is stored is never overwritten.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = {str(path.relative_to(temporary)): _digest(path) for path in _files(temporary)}
+        (temporary / MANIFEST).write_text(json.dumps(files, indent=1))
+        for path in [*_files(temporary), *[path for path in temporary.rglob("*") if path.is_dir()], temporary]:
+            _flush(path)
+        temporary.rename(folder)
+        _flush(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def check_folder(folder: Path) -> None:
+    """Raises a :class:`DamagedError` that names the file, unless a folder is as :func:`writing_folder` left it."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} must be a folder that was stored before, there is none.")
+    try:
+        files = json.loads((folder / MANIFEST).read_text())
+        expected = {str(name): (int(size), str(digest)) for name, (size, digest) in files.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{folder / MANIFEST} is missing or damaged; take another checkpoint.") from error
+    for name, (size, digest) in expected.items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedError(f"{path} is missing; take another checkpoint.")
+        if path.stat().st_size != size:
+            raise DamagedError(f"{path} must have {size} bytes, got {path.stat().st_size}; take another checkpoint.")
+        if _digest(path)[1] != digest:
+            raise DamagedError(f"{path} was altered: its SHA-256 is not the stored one; take another checkpoint.")
+
+
+def write_rows(path: Path, array: NDArray[Any], counts: NDArray[np.int64]) -> None:
+    """Writes the first `counts[i]` rows of each ``array[i]`` to a .npy file, a piece at a time."""
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (int(counts.sum()), array.shape[-1])})
+        for ring, count in zip(array, counts, strict=True):
+            for start in range(0, count, step := _rows_in_chunk(array)):
+                file.write(np.ascontiguousarray(ring[start : min(start + step, count)]).data)
+
+
+def read_rows(path: Path, array: NDArray[Any], counts: NDArray[np.int64]) -> None:
+    """Reads what :func:`write_rows` wrote into an array of the same shape."""
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} is not a whole .npy file; take another checkpoint.") from error
+    if stored.dtype != array.dtype or stored.shape != (int(counts.sum()), array.shape[-1]):
+        raise DamagedError(
+            f"{path} must hold {int(counts.sum())} rows of {array.shape[-1]} numbers of type {array.dtype}, "
+            f"got {stored.shape} of {stored.dtype}."
+        )
+    before = 0
+    for ring, count in zip(array, counts, strict=True):
+        for start in range(0, count, step := _rows_in_chunk(array)):
+            stop = min(start + step, count)
+            ring[start:stop] = stored[before + start : before + stop]
+        before += count
+
+
+def _rows_in_chunk(array: NDArray[Any]) -> int:
+    return max(1, CHUNK // int(array[0, :1].nbytes))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return path.stat().st_size, digest
+
+
+def _flush(path: Path) -> None:
+    """Asks the system to put a file or the entries of a folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,85 @@
+"""Nested plain data with tensors in it, written as JSON and safetensors: nothing in such files can run."""
+
+import json
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .storage import DamagedError
+
+__all__ = ["read_tree", "write_tree"]
+
+KINDS = ("$tensor", "$array", "$tuple", "$deque", "$items")
+"""What marks the things that JSON does not know."""
+
+
+def write_tree(folder: Path, name: str, tree: Any) -> None:
+    """Writes a tree of plain data, tensors and arrays to ``name.json`` and ``name.safetensors``.
+
+    Anything else is refused, and named by its place in the tree.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain = _pack(tree, name, tensors)
+    (folder / f"{name}.json").write_text(json.dumps(plain, indent=1))
+    save_file(tensors, folder / f"{name}.safetensors")
+
+
+def read_tree(folder: Path, name: str) -> Any:
+    """Reads what :func:`write_tree` wrote, tensors on the CPU."""
+    try:
+        plain = json.loads((folder / f"{name}.json").read_text())
+        tensors = load_file(folder / f"{name}.safetensors")
+        return _unpack(plain, tensors)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DamagedError(f"{folder / name}.json or .safetensors is missing or damaged: {error}") from error
+
+
+def _pack(tree: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    if isinstance(tree, np.generic):
+        return tree.item()
+    if isinstance(tree, (Tensor, np.ndarray)):
+        # A copy: tensors that share memory, such as the parameters of a bank, must be stored one by one.
+        tensors[place] = torch.as_tensor(tree).detach().to("cpu", copy=True).contiguous()
+        return {"$tensor" if isinstance(tree, Tensor) else "$array": place}
+    if isinstance(tree, deque):
+        return {"$deque": [_pack(list(tree), place, tensors), tree.maxlen]}
+    if isinstance(tree, (list, tuple)):
+        packed = [_pack(value, f"{place}.{i}", tensors) for i, value in enumerate(tree)]
+        return {"$tuple": packed} if isinstance(tree, tuple) else packed
+    if isinstance(tree, dict):
+        if all(isinstance(key, str) and not key.startswith("$") for key in tree):
+            return {key: _pack(value, f"{place}.{key}", tensors) for key, value in tree.items()}
+        return {
+            "$items": [[_pack(key, place, {}), _pack(value, f"{place}.{key}", tensors)] for key, value in tree.items()]
+        }
+    raise TypeError(
+        f"`{place}` must be plain data, a tensor or an array to be stored without code, got {type(tree).__name__}."
+    )
+
+
+def _unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(plain, list):
+        return [_unpack(value, tensors) for value in plain]
+    if not isinstance(plain, dict):
+        return plain
+    kind = next(iter(plain), "")
+    if kind not in KINDS:
+        return {key: _unpack(value, tensors) for key, value in plain.items()}
+    value = plain[kind]
+    if kind == "$tensor":
+        return tensors[value]
+    if kind == "$array":
+        return tensors[value].numpy()
+    if kind == "$tuple":
+        return tuple(_unpack(value, tensors))
+    if kind == "$deque":
+        return deque(_unpack(value[0], tensors), maxlen=value[1])
+    return {_unpack(key, tensors): _unpack(item, tensors) for key, item in value}

@@ -1,0 +1,171 @@
+"""One update of multi-task SAC: the coefficients of entropy, the critics, the actor, the targets.
+
+No value is read on the way, so that on a GPU an update never waits for the one before. The order is that of SB3's SAC.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .losses import mean_by_task, path_temperature, sample_shares, td_target, weigh_tasks
+from .replay import RouteReplaySamples
+
+if TYPE_CHECKING:
+    from .sac import MultiTaskSAC
+
+__all__ = ["TaskReport", "entropy_coefficients", "follow", "update"]
+
+
+@dataclass
+class TaskReport:
+    """What an update did, a number for each task.
+
+    Attributes:
+        actor_loss: The loss of the actor, before weights.
+        critic_loss: The loss of the critics together, before weights.
+        ent_coef_loss: The loss of the coefficient of entropy.
+        entropy: The mean of minus the log-probability of the actor's actions.
+        masked: 1 for a task that was left out for its extreme loss.
+    """
+
+    actor_loss: Tensor
+    critic_loss: Tensor
+    ent_coef_loss: Tensor
+    entropy: Tensor
+    masked: Tensor
+
+
+def update(model: "MultiTaskSAC", batch: RouteReplaySamples) -> TaskReport:
+    """Updates a model from a batch."""
+    policy, actor, critic = model.policy, model.actor, model.critic
+    dtype = actor.temperature.dtype
+    observations, actions, next_observations = (
+        tensor.to(dtype) for tensor in (batch.observations, batch.actions, batch.next_observations)
+    )
+    rewards, dones = (tensor.to(dtype).squeeze(-1) for tensor in (batch.rewards, batch.dones))
+    tasks = policy.task_space.split(observations)[1]
+
+    alpha = entropy_coefficients(model).to(dtype)
+    weights = weigh_tasks(model.task_weights, alpha)
+    actor.temperature.copy_(path_temperature(model.route_temperature, alpha))
+    alpha_of_sample, temperature = tasks @ alpha, tasks @ actor.temperature
+
+    # The actor's loss has the same actions and paths as that of the coefficients.
+    new_actions, log_probs = actor.action_log_prob(
+        observations,
+        path=batch.paths if model.actor_paths == "replayed" else None,
+        sample=model.actor_paths == "sampled",
+    )
+    mean_log_probs, present = mean_by_task(log_probs.detach(), tasks), tasks.any(dim=0)
+    ent_coef_loss = _update_entropy_coefficients(model, mean_log_probs, present)
+
+    with torch.no_grad():
+        next_actions, next_log_probs = actor.action_log_prob(next_observations)
+        next_values = model.critic_target(next_observations, next_actions)
+        target = td_target(
+            model.reward_scale * rewards, dones, next_values, next_log_probs, alpha_of_sample, model.gamma
+        )
+    values = critic(
+        observations,
+        actions,
+        path=batch.paths if model.critic_paths == "replayed" else None,
+        sample=model.critic_paths == "sampled",
+        temperature=temperature,
+    )
+    errors = values - target
+    critic_losses = mean_by_task(errors.detach().square().sum(dim=0), tasks)
+    extreme = present & _exceeds(critic_losses, model.max_task_loss)
+    shares = sample_shares(weights, present & ~extreme, tasks)
+    shared = _parameters(policy.shared_optimizer)
+    _zero(policy.shared_optimizer, critic.optimizer, actor.optimizer)
+    # What is left out is replaced, not only multiplied by zero: a NaN would survive that.
+    loss = (shares * torch.where(shares > 0, errors, 0).square()).sum()
+    _backward(loss, [*_parameters(critic.optimizer), *shared])
+    for net in critic.nets:
+        _clip([parameter for parameter in net.parameters() if _own(parameter, shared)], model.max_grad_norm)
+    critic.optimizer.step()
+
+    # The gradient of the values with respect to the actions comes first, alone: nothing of it reaches the critics, nor
+    # what they share with the actor.
+    chosen = new_actions.detach().requires_grad_()
+    chosen_values = critic(observations, chosen).amin(dim=0)
+    (slope,) = torch.autograd.grad(chosen_values.sum(), chosen)
+    actor_losses = mean_by_task(alpha_of_sample * log_probs.detach() - chosen_values.detach(), tasks)
+    extreme = extreme | (present & _exceeds(actor_losses, model.max_task_loss))
+    shares = sample_shares(weights, present & ~extreme, tasks)
+    slope = torch.where((shares > 0).unsqueeze(-1), slope, 0)
+    surrogate = torch.where(shares > 0, alpha_of_sample * log_probs, 0) - (slope * new_actions).sum(dim=-1)
+    _backward((shares * surrogate).sum(), [*_parameters(actor.optimizer), *shared])
+    _clip(_parameters(actor.optimizer), model.max_grad_norm)
+    actor.optimizer.step()
+    if policy.shared_optimizer is not None:
+        _clip(shared, model.max_grad_norm)
+        policy.shared_optimizer.step()
+
+    reinitialize = getattr(actor.net, "reinitialize", None)
+    if reinitialize is not None and model.max_task_loss is not None:
+        reinitialize(extreme)
+    return TaskReport(actor_losses, critic_losses, ent_coef_loss, -mean_log_probs, extreme.to(dtype))
+
+
+def entropy_coefficients(model: "MultiTaskSAC") -> Tensor:
+    """The coefficient of entropy of each task, without a gradient."""
+    if model.log_ent_coef is not None:
+        return model.log_ent_coef.detach().exp()
+    assert model.num_tasks is not None
+    return model.ent_coef_tensor.expand(model.num_tasks)
+
+
+@torch.no_grad()
+def follow(targets: nn.Module, sources: nn.Module, tau: float) -> None:
+    """Moves target parameters towards others by a fraction."""
+    torch._foreach_lerp_(list(targets.parameters()), list(sources.parameters()), tau)
+
+
+def _update_entropy_coefficients(model: "MultiTaskSAC", log_probs: Tensor, present: Tensor) -> Tensor:
+    r"""A step on the loss of each task's coefficient (Eq. 2, in log alpha); the losses are returned.
+
+    .. math:: J(\alpha_{\mathcal T}) = -\log \alpha_{\mathcal T} \, \mathbb E [\log \pi(a | s) + \bar{\mathcal H}]
+    """
+    if model.ent_coef_optimizer is None or model.log_ent_coef is None:
+        return torch.zeros_like(log_probs)
+    losses = -model.log_ent_coef * present * (log_probs + model.target_entropy)  # type: ignore[operator]
+    model.ent_coef_optimizer.zero_grad(set_to_none=True)
+    _backward(losses.mean(), [model.log_ent_coef])
+    model.ent_coef_optimizer.step()
+    if model.max_ent_coef is not None:
+        model.log_ent_coef.data.clamp_(max=math.log(model.max_ent_coef))
+    return losses.detach()
+
+
+def _clip(parameters: list[nn.Parameter], norm: float | None) -> None:
+    """Clips the norm of the gradient of some parameters together, if there is a limit."""
+    if norm is not None:
+        nn.utils.clip_grad_norm_(parameters, norm)
+
+
+def _backward(loss: Tensor, parameters: Sequence[Tensor]) -> None:
+    torch.autograd.backward(loss, inputs=parameters)
+
+
+def _exceeds(losses: Tensor, limit: float | None) -> Tensor:
+    """Which losses are extreme; a NaN is."""
+    return torch.zeros_like(losses, dtype=torch.bool) if limit is None else ~(losses <= limit)
+
+
+def _parameters(optimizer: torch.optim.Optimizer | None) -> list[nn.Parameter]:
+    return [] if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _own(parameter: nn.Parameter, shared: list[nn.Parameter]) -> bool:
+    return all(parameter is not other for other in shared)
+
+
+def _zero(*optimizers: torch.optim.Optimizer | None) -> None:
+    for optimizer in optimizers:
+        if optimizer is not None:
+            optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,270 @@
+"""One update of multi-task SAC as its specification says it: loops over tasks and samples, autograd, plain Adam.
+
+Nothing here calls the algorithm. Networks are callables `net(x, one_hot, path=, sample=, temperature=)` of the library,
+copied; oracle_networks.py is about those. What an update draws is handed in: the noise of the actions, and the state of
+the generator where a path is sampled, so that a path comes out right only at the right temperature.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Batch:
+    """Rows in any order."""
+
+    state: Tensor
+    action: Tensor
+    next_state: Tensor
+    reward: list[float]
+    done: list[float]
+    task: list[int]
+    path: Tensor | None = None
+
+
+@dataclass
+class Draws:
+    """What an update draws: the noise of a and of a', and the generator before each forward that samples paths."""
+
+    noise: Tensor
+    next_noise: Tensor
+    actor_generator: Tensor
+    critic_generators: list[Tensor]
+
+
+@dataclass
+class Options:
+    """The keywords of the algorithm, and what it derives from the environments."""
+
+    num_tasks: int
+    target_entropy: float
+    learning_rate: float = 3e-4
+    ent_coef_lr: float | None = None
+    ent_coef: float | None = None
+    """None where it is learned."""
+    max_ent_coef: float | None = None
+    gamma: float = 0.99
+    tau: float = 0.005
+    task_weights: str = "none"
+    max_task_loss: float | None = None
+    max_grad_norm: float | None = None
+    reward_scale: float = 1.0
+    actor_paths: str = "replayed"
+    critic_paths: str = "sampled"
+    route_temperature: float | str = "inverse-alpha-sum"
+    adam: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """The losses of the tasks, and which of them were left out."""
+
+    actor_loss: list[float]
+    critic_loss: list[float]
+    ent_coef_loss: list[float]
+    entropy: list[float]
+    masked: list[bool]
+
+
+def spread(kind: str, alpha: Sequence[float]) -> list[float]:
+    """What "[inverse-]alpha-sum" and "[inverse-]alpha-mean" make of the coefficients as weights (Eq. 15)."""
+    scores = [1 / a if kind.startswith("inverse-") else math.exp(-a) for a in alpha]  # exp(-log a) = 1 / a
+    total = sum(scores)
+    return [score / total * (len(alpha) if kind.endswith("mean") else 1) for score in scores]
+
+
+def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The action of one sample and its log-probability."""
+    std = log_std.exp()
+    u = mean + std * noise
+    normal = -(((u - mean) / std) ** 2) / 2 - log_std - math.log(2 * math.pi) / 2
+    # 1 - tanh(u)^2 = 4 / (e^u + e^-u)^2, which does not cancel
+    change = math.log(4) - 2 * torch.logaddexp(u, -u)
+    return u.tanh(), (normal - change).sum()
+
+
+def number(x: Tensor) -> float:
+    return float(x.detach())
+
+
+def clip(gradients: list[Tensor], limit: float | None) -> list[Tensor]:
+    if limit is None:
+        return gradients
+    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+    factor = min(1.0, limit / (norm + 1e-6))  # the 1e-6 is that of torch
+    return [gradient * factor for gradient in gradients]
+
+
+class SAC:
+    """The algorithm.
+
+    Args:
+        actor: The network of the actor.
+        critics: The networks of the critics; what they share with the actor is one tensor in all.
+        targets: Those of their targets.
+        log_ent_coef: The logarithm of the coefficient of each task, where it is learned.
+        options: The options.
+    """
+
+    def __init__(
+        self,
+        actor: nn.Module,
+        critics: Sequence[nn.Module],
+        targets: Sequence[nn.Module],
+        log_ent_coef: Tensor | None,
+        options: Options,
+    ) -> None:
+        nets = copy.deepcopy([actor, *critics])  # one copy, so that what is shared stays so
+        self.actor, self.critics = nets[0].train(), [net.train() for net in nets[1:]]
+        self.targets = [copy.deepcopy(net).train() for net in targets]
+        self.options = options
+        self.shared = [p for p in self.actor.parameters() if any(p is q for q in self.critics[0].parameters())]
+        self.actor_own, *self.critics_own = (
+            [p for p in net.parameters() if not any(p is q for q in self.shared)] for net in (self.actor, *self.critics)
+        )
+        self.actor_adam = self._adam(self.actor_own)
+        self.critic_adam = self._adam([p for own in self.critics_own for p in own])
+        self.shared_adam = self._adam(self.shared) if self.shared else None
+        self.log_ent_coef = None if options.ent_coef else log_ent_coef.detach().clone().requires_grad_()
+        if self.log_ent_coef is not None:
+            self.ent_coef_adam = self._adam([self.log_ent_coef], options.ent_coef_lr)
+
+    def _adam(self, parameters: list[Tensor], lr: float | None = None) -> torch.optim.Adam:
+        return torch.optim.Adam(parameters, lr=lr or self.options.learning_rate, **self.options.adam)
+
+    def update(self, batch: Batch, draws: Draws) -> Result:
+        o, tasks = self.options, range(self.options.num_tasks)
+        rows = [[i for i, task in enumerate(batch.task) if task == t] for t in tasks]
+        alpha = [o.ent_coef for _ in tasks] if o.ent_coef else [math.exp(number(x)) for x in self.log_ent_coef]
+        weight = [1.0 for _ in tasks] if o.task_weights == "none" else spread(o.task_weights, alpha)
+        self.temperature = (
+            spread(o.route_temperature, alpha)  # Eq. 14
+            if isinstance(o.route_temperature, str)
+            else [o.route_temperature for _ in tasks]
+        )
+
+        def mean_by_task(values: Sequence[Tensor]) -> list[Tensor]:
+            """The mean over the samples of each task, 0 where it has none."""
+            return [sum((values[i] for i in rows[t]), torch.zeros(())) / max(len(rows[t]), 1) for t in tasks]
+
+        def total(losses: Sequence[Tensor], left_out: Sequence[bool]) -> Tensor:
+            kept = [t for t in tasks if rows[t] and not left_out[t]]
+            return sum((weight[t] * losses[t] for t in kept), torch.zeros(())) / max(len(kept), 1)
+
+        def exceeds(losses: Sequence[Tensor]) -> list[bool]:
+            return [o.max_task_loss is not None and not number(loss) <= o.max_task_loss for loss in losses]  # NaN does
+
+        # The actor.
+        output = self._run(self.actor, batch.state, batch, o.actor_paths, draws.actor_generator)
+        action, log_prob = self._act(output, draws.noise)
+        mean_log_prob = [number(x) for x in mean_by_task(log_prob)]
+
+        # The coefficients of entropy.
+        ent_coef_loss = [0.0 for _ in tasks]
+        if self.log_ent_coef is not None:
+            losses = [-self.log_ent_coef[t] * (mean_log_prob[t] + o.target_entropy) for t in tasks]
+            ent_coef_loss = [number(losses[t]) if rows[t] else 0.0 for t in tasks]
+            # A task without samples has no expectation to follow.
+            present = [losses[t] for t in tasks if rows[t]]
+            (gradient,) = torch.autograd.grad(sum(present) / len(tasks), [self.log_ent_coef])
+            self._step(self.ent_coef_adam, [self.log_ent_coef], [gradient])
+            if o.max_ent_coef is not None:
+                for t in tasks:
+                    self.log_ent_coef.data[t] = min(number(self.log_ent_coef[t]), math.log(o.max_ent_coef))
+
+        # The critics.
+        with torch.no_grad():
+            output = self._run(self.actor, batch.next_state, batch, "topk")
+            next_action, next_log_prob = self._act(output, draws.next_noise)
+            inputs = torch.cat([batch.next_state, torch.stack(next_action)], dim=1)
+            following = [self._run(net, inputs, batch, "topk")[:, 0] for net in self.targets]
+            y = [
+                o.reward_scale * batch.reward[i]
+                + o.gamma * (1 - batch.done[i]) * (min(float(q[i]) for q in following) - alpha[t] * next_log_prob[i])
+                for i, t in enumerate(batch.task)
+            ]
+        inputs = torch.cat([batch.state, batch.action], dim=1)
+        values = [
+            self._run(net, inputs, batch, o.critic_paths, generator)[:, 0]
+            for net, generator in zip(self.critics, draws.critic_generators, strict=True)
+        ]
+        by_critic = [mean_by_task([(q[i] - y[i]) ** 2 for i in range(len(y))]) for q in values]
+        critic_loss = [sum(losses[t] for losses in by_critic) for t in tasks]
+        left_out = exceeds(critic_loss)
+        gradients = self._gradients(total(critic_loss, left_out), [*self.critic_adam_parameters, *self.shared])
+        steps: list[Tensor] = []
+        for own in self.critics_own:
+            of_critic, gradients = gradients[: len(own)], gradients[len(own) :]
+            steps += clip(of_critic, o.max_grad_norm)
+        shared_gradients = gradients
+        self._step(self.critic_adam, self.critic_adam_parameters, steps)
+
+        # The actor, against the critics as they now are. The loss reaches it only by a and log pi.
+        a, log_pi = (torch.stack(x).detach().requires_grad_() for x in (action, log_prob))
+        inputs = torch.cat([batch.state, a], dim=1)
+        values = [self._run(net, inputs, batch, "topk")[:, 0] for net in self.critics]
+        actor_loss = mean_by_task(
+            [alpha[t] * log_pi[i] - min((q[i] for q in values), key=number) for i, t in enumerate(batch.task)]
+        )
+        left_out = [x or y for x, y in zip(left_out, exceeds(actor_loss), strict=True)]
+        to_action, to_log_pi = self._gradients(total(actor_loss, left_out), [a, log_pi])
+        reached = (torch.stack(action) * to_action).sum() + (torch.stack(log_prob) * to_log_pi).sum()
+        gradients = self._gradients(reached, [*self.actor_own, *self.shared])
+        n = len(self.actor_own)
+        self._step(self.actor_adam, self.actor_own, clip(gradients[:n], o.max_grad_norm))
+        if self.shared_adam is not None:
+            both = [x + y for x, y in zip(shared_gradients, gradients[n:], strict=True)]
+            self._step(self.shared_adam, self.shared, clip(both, o.max_grad_norm))
+
+        return Result(
+            [number(x) for x in actor_loss],
+            [number(x) for x in critic_loss],
+            ent_coef_loss,
+            [-x for x in mean_log_prob],
+            left_out,
+        )
+
+    def follow(self) -> None:
+        """Moves the targets after their critics, the copy of what is shared included."""
+        for target, critic in zip(self.targets, self.critics, strict=True):
+            for ours, theirs in zip(target.parameters(), critic.parameters(), strict=True):
+                ours.data = ours.data + self.options.tau * (theirs.data - ours.data)
+
+    @property
+    def critic_adam_parameters(self) -> list[Tensor]:
+        return [p for own in self.critics_own for p in own]
+
+    def _run(self, net: nn.Module, x: Tensor, batch: Batch, paths: str, generator: Tensor | None = None) -> Tensor:
+        one_hot = torch.eye(self.options.num_tasks, dtype=x.dtype)[batch.task]
+        if paths == "replayed":
+            return net(x, one_hot, path=batch.path)
+        if paths == "topk":
+            return net(x, one_hot, sample=False)
+        assert paths == "sampled"
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(generator)
+            tau = torch.tensor([self.temperature[t] for t in batch.task], dtype=x.dtype)
+            return net(x, one_hot, sample=True, temperature=tau)
+
+    def _act(self, output: Tensor, noise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        n = output.shape[1] // 2
+        pairs = [squash(row[:n], row[n:].clamp(-20, 2), eps) for row, eps in zip(output, noise, strict=True)]
+        return [action for action, _ in pairs], [log_prob for _, log_prob in pairs]
+
+    def _gradients(self, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient of a loss; that of a constant, where all tasks are left out, is 0."""
+        if not loss.requires_grad:
+            return [torch.zeros_like(p) for p in parameters]
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+
+    def _step(self, adam: torch.optim.Adam, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        adam.step()
