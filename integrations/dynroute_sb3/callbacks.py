@@ -5,8 +5,9 @@ from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from .checkpoint import latest_checkpoint
+from .checkpoint import checkpoint_steps, checkpoints, latest_checkpoint
 from .sac import MultiTaskSAC
+from .storage import remove_leftovers
 
 __all__ = ["CheckpointDirectory"]
 
@@ -37,18 +38,21 @@ class CheckpointDirectory(BaseCallback):
         self.keep = keep
 
     def _init_callback(self) -> None:
-        for left in self.folder.glob(".step_*.part"):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        remove_leftovers(self.folder)
         last = latest_checkpoint(self.folder)
-        self._last = int(last.name.removeprefix("step_")) if last else 0
+        self._last = checkpoint_steps(last) if last else 0
+        if self._last > self.model.num_timesteps:
+            raise ValueError(
+                f"`folder` must hold no checkpoints of a later time, got {last} at {self.model.num_timesteps} steps; "
+                "go on from it with MultiTaskSAC.load_checkpoint, or take another folder."
+            )
 
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps - self._last >= self.every:
             self._write()
 
     def _on_training_end(self) -> None:
-        # A callback that stopped training did so in the middle of a step.
-        if self.model._stored_timesteps == self.model.num_timesteps > self._last:
+        if self.model.num_timesteps > self._last:
             self._write()
 
     def _on_step(self) -> bool:
@@ -60,6 +64,5 @@ class CheckpointDirectory(BaseCallback):
         self._last = steps
         if self.verbose:
             print(f"checkpoint at {steps} steps in {self.folder}")
-        written = sorted(self.folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
-        for old in written[: -self.keep]:
+        for old in checkpoints(self.folder)[: -self.keep]:
             shutil.rmtree(old)

@@ -13,6 +13,7 @@ import numpy as np
 import stable_baselines3
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv
 
 import dynroute
@@ -30,7 +31,15 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=MultiTaskSAC)
 
-__all__ = ["latest_checkpoint", "load_buffer", "load_checkpoint", "save_buffer", "save_checkpoint"]
+__all__ = [
+    "checkpoint_steps",
+    "checkpoints",
+    "latest_checkpoint",
+    "load_buffer",
+    "load_checkpoint",
+    "save_buffer",
+    "save_checkpoint",
+]
 
 FORMAT = 1
 
@@ -55,12 +64,14 @@ def save_checkpoint(model: "MultiTaskSAC", folder: Path) -> None:
     if model._stored_timesteps != model.num_timesteps:
         raise RuntimeError(
             "a checkpoint must not be written between a step of the environments and its storage; "
-            "write it before or after learn(), or by CheckpointDirectory."
+            "write it before or after learn(), or by CheckpointDirectory, not in a callback's on_step."
         )
     assert model.replay_buffer is not None
     options = {name: getattr(model, name) for name in OPTIONS}
     frequency, unit = options["train_freq"]
     options["train_freq"] = (frequency, getattr(unit, "value", unit))
+    if model.replay_buffer_class is not RouteReplayBuffer:
+        options["replay_buffer_class"] = model.replay_buffer_class
     names = {id(policy): name for name, policy in POLICIES.items()}
     state = {
         "format": FORMAT,
@@ -71,7 +82,7 @@ def save_checkpoint(model: "MultiTaskSAC", folder: Path) -> None:
             "python": platform.python_version(),
         },
         "policy": names.get(id(model.policy_class)) or _label(model.policy_class),
-        "network": getattr(model.actor.net, "describe", lambda: type(model.actor.net).__name__)(),
+        "network": _describe(model.policy),
         "options": _without_functions(options),
         "spaces": {name: _space(getattr(model, name)) for name in ("observation_space", "action_space")},
         "progress": {name: getattr(model, name) for name in PROGRESS},
@@ -94,10 +105,7 @@ def load_checkpoint(
     state = read_tree(folder, "model")
     if (found := state.get("format")) != FORMAT:
         raise ValueError(f"{folder} must have format {FORMAT}, got {found}; it was written by another version.")
-    options = _with_functions(state["options"], replace, folder)
-    policy = replace.get("policy", state["policy"])
-    if isinstance(policy, str) and policy not in POLICIES:
-        raise ValueError(f"{folder} needs the policy {policy}, which is no part of it: replace={{'policy': ...}}.")
+    options, policy = _with_functions(state["options"], state["policy"], replace, folder)
     model = cls(policy, env, device=device, _init_setup_model=False)  # type: ignore[arg-type]
     saved_spaces = {name: _box(saved) for name, saved in state["spaces"].items()}
     for name, space in saved_spaces.items():
@@ -110,12 +118,12 @@ def load_checkpoint(
             f"{folder} needs {options['n_envs']} environments to go on as before, got {model.n_envs}; "
             "save() and load() allow another number."
         )
-    vars(model).update({**options, **saved_spaces})
-    model._setup_model()
-
-    described = getattr(model.actor.net, "describe", lambda: type(model.actor.net).__name__)()
+    kwargs = options["policy_kwargs"]
+    described = _describe(model.policy_class(*saved_spaces.values(), lambda _: 0.0, **kwargs))
     if described != state["network"]:
         raise ValueError(f"{folder} holds another network: {state['network']}, and not {described}.")
+    vars(model).update({**options, **saved_spaces})
+    model._setup_model()
     model.set_parameters(state["parameters"], exact_match=True)
     if model.log_ent_coef is not None:
         model.log_ent_coef.data.copy_(state["log_ent_coef"])
@@ -125,17 +133,29 @@ def load_checkpoint(
     model.report.restore(state["report"])
     model.action_space.np_random.bit_generator.state = state["action_generator"]
     if model.env is not None:
-        if state["environments"] is None:
-            model._last_obs = None  # they start new episodes
-        else:
+        if state["environments"] is not None:
             set_environment_states(model.env, state["environments"])
+        elif model._last_obs is not None:
+            model._last_obs = None  # they start new episodes, and not once more those that the seed led to
+            model.env.seed(None if model.seed is None else model.seed + model.num_timesteps)
     set_random_state(state["random"])
     return model
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
     """The newest checkpoint that CheckpointDirectory wrote to a folder; None without any."""
-    return max(Path(folder).glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")), default=None)
+    return next(reversed(checkpoints(Path(folder))), None)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that CheckpointDirectory wrote to a folder, in the order of time."""
+    found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+    return sorted(found, key=checkpoint_steps)
+
+
+def checkpoint_steps(checkpoint: Path) -> int:
+    """The number of environment steps after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def save_buffer(buffer: RouteReplayBuffer, folder: str | Path | io.BufferedIOBase) -> None:
@@ -161,25 +181,44 @@ def _label(thing: Any) -> str:
     return f"{thing.__module__}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
 
 
+def _describe(policy: Any) -> str:
+    net = policy.actor.net
+    return str(net.describe() if hasattr(net, "describe") else type(net).__name__)
+
+
 def _without_functions(tree: Any) -> Any:
     """Leaves a label in the place of each function or class, which a file without code cannot hold."""
     if isinstance(tree, dict):
         return {key: _without_functions(value) for key, value in tree.items()}
-    return {"$missing": _label(tree)} if callable(tree) else tree
+    # Noise can be called too, but it may remember what it drew.
+    return {"$missing": _label(tree)} if callable(tree) and not isinstance(tree, ActionNoise) else tree
 
 
-def _with_functions(tree: dict[str, Any], replace: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    restored = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and "$missing" in value:
-            if name not in replace:
-                raise ValueError(
-                    f"{folder} needs the {name} {value['$missing']}, which is no part of it: replace={{{name!r}: ...}}."
-                )
-            restored[name] = replace[name]
-        else:
-            restored[name] = _with_functions(value, replace, folder) if isinstance(value, dict) else value
-    return restored
+def _with_functions(
+    options: dict[str, Any], policy: str, replace: Mapping[str, Any], folder: Path
+) -> tuple[dict[str, Any], Any]:
+    """The options and the policy, what is missing filled in."""
+    missing = {} if policy in POLICIES else {"policy": policy}
+
+    def fill(tree: Any, name: str) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        if "$missing" in tree:
+            missing[name] = tree["$missing"]
+            return replace.get(name)
+        return {key: fill(value, key) for key, value in tree.items()}
+
+    options = fill(options, "options")
+    for name in missing:
+        if name not in replace:
+            raise ValueError(
+                f"{folder} needs the {name} {missing[name]}, which is no part of it: replace={{{name!r}: ...}}."
+            )
+    if extra := sorted(set(replace) - set(missing)):
+        raise ValueError(
+            f"`replace` must name what {folder} could not hold, {sorted(missing) or 'which is nothing'}, got {extra}."
+        )
+    return options, replace.get("policy", policy)
 
 
 def _space(space: spaces.Space[Any]) -> dict[str, Any]:

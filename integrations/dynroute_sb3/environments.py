@@ -1,32 +1,76 @@
 """The states of environments, for those that can tell and restore theirs."""
 
+from collections.abc import Iterator
 from typing import Any
 
+from gymnasium import Wrapper
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 __all__ = ["environment_states", "set_environment_states"]
 
+WRAPPERS: dict[type[Wrapper[Any, Any, Any, Any]], tuple[str, ...]] = {
+    Monitor: ("rewards", "needs_reset"),
+    TimeLimit: ("_elapsed_steps",),
+    OrderEnforcing: ("_has_reset",),
+}
+"""What common wrappers remember from one step to the next."""
 
-def environment_states(env: VecEnv) -> list[Any] | None:
-    """The state of each environment; None where they have no methods `get_state` and `set_state`.
+VECTOR_WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
+    VecMonitor: ("episode_returns", "episode_lengths", "episode_count"),
+    VecNormalize: ("returns", "old_reward", "old_obs"),
+}
+"""The same for wrappers of all environments."""
 
-    What SB3's Monitor knows of an unfinished episode belongs to the state.
+
+def environment_states(env: VecEnv) -> dict[str, Any] | None:
+    """The states of environments; None where they have no methods `get_state` and `set_state`.
+
+    What SB3's and gymnasium's common wrappers remember belongs to it; other wrappers must not remember anything.
     """
     if not (env.has_attr("get_state") and env.has_attr("set_state")):
         return None
-    states = env.env_method("get_state")
-    monitored = env.env_is_wrapped(Monitor)
-    rewards = env.get_attr("rewards") if all(monitored) else [None] * env.num_envs
-    return [{"state": state, "rewards": earned} for state, earned in zip(states, rewards, strict=True)]
+    return {
+        "states": env.env_method("get_state"),
+        "seeds": list(env.unwrapped._seeds),  # what the next reset would be given
+        "wrappers": [
+            {name: env.get_attr(name, indices=[i])[0] for name in _remembered(env, i)} for i in range(env.num_envs)
+        ],
+        "vector_wrappers": [_vector_state(wrapper) for wrapper in _vector_wrappers(env)],
+    }
 
 
-def set_environment_states(env: VecEnv, states: list[Any]) -> None:
+def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
     """Restores what :func:`environment_states` returned."""
-    monitored = all(env.env_is_wrapped(Monitor))
-    for i, state in enumerate(states):
-        env.env_method("set_state", state["state"], indices=[i])
-        if monitored and state["rewards"] is not None:
-            # Monitor is the outermost wrapper that SB3 puts around an environment, which is where set_attr writes.
-            env.set_attr("rewards", state["rewards"], indices=[i])
-            env.set_attr("needs_reset", False, indices=[i])
+    env.reset()  # wrappers that want to be reset first have been so
+    for i in range(env.num_envs):
+        env.env_method("set_state", state["states"][i], indices=[i])
+        for name in _remembered(env, i):
+            env.env_method("set_wrapper_attr", name, state["wrappers"][i][name], indices=[i])
+    env.unwrapped._seeds = list(state["seeds"])
+    for wrapper, saved in zip(_vector_wrappers(env), state["vector_wrappers"], strict=True):
+        for name, value in saved.items():
+            if name.endswith("_rms"):
+                vars(getattr(wrapper, name)).update(value)
+            else:
+                setattr(wrapper, name, value)
+
+
+def _remembered(env: VecEnv, i: int) -> list[str]:
+    """The names of what the wrappers of one environment remember."""
+    return [name for kind, names in WRAPPERS.items() if env.env_is_wrapped(kind, indices=[i])[0] for name in names]
+
+
+def _vector_wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
+    while isinstance(env, VecEnvWrapper):
+        yield env
+        env = env.venv
+
+
+def _vector_state(wrapper: VecEnvWrapper) -> dict[str, Any]:
+    names = [name for kind, kept in VECTOR_WRAPPERS.items() if isinstance(wrapper, kind) for name in kept]
+    state = {name: getattr(wrapper, name) for name in names}
+    if isinstance(wrapper, VecNormalize):
+        state["ret_rms"] = dict(vars(wrapper.ret_rms))
+    return state

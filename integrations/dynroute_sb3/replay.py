@@ -140,11 +140,14 @@ class RouteReplayBuffer(ReplayBuffer):
             infos: What the environments tell; ``TimeLimit.truncated`` is read.
             paths: The paths that led to the actions, packed by :meth:`dynroute.Topology.pack`.
         """
-        obs, next_obs = np.asarray(obs), np.asarray(next_obs)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            obs, next_obs, action, reward = (
+                np.asarray(values, dtype=np.float32) for values in (obs, next_obs, action, reward)
+            )
         tasks: NDArray[np.int64] = self.task_space.tasks(obs, name="an observation")
         after = self.task_space.tasks(next_obs, name="a next observation")
-        action = np.asarray(action, dtype=np.float32).reshape(len(tasks), self.action_dim)
-        reward = np.asarray(reward, dtype=np.float32).reshape(len(tasks))
+        self._check_shapes(len(tasks), next_obs=next_obs, action=action, reward=reward, done=done, infos=infos)
+        self._check_paths(len(tasks), paths)
         self._refuse("observation", obs, tasks)
         self._refuse("next observation", next_obs, tasks)
         self._refuse("reward", reward, tasks)
@@ -154,11 +157,6 @@ class RouteReplayBuffer(ReplayBuffer):
             raise ValueError(
                 f"an environment must keep its task within an episode, environment {i} went from task {tasks[i]} to "
                 f"{after[i]} at vector step {self.vector_steps}; nothing was stored of that step."
-            )
-        if (paths is None) != (self.paths is None):
-            raise ValueError(
-                "`paths` must be given where the buffer keeps paths, and only there; it keeps "
-                f"{'none' if self.paths is None else 'them'}."
             )
 
         ended = np.asarray(done, dtype=np.float32).reshape(len(tasks))
@@ -254,8 +252,30 @@ class RouteReplayBuffer(ReplayBuffer):
     def _allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         if self.memory_map is None:
             return np.zeros(shape, dtype=dtype)  # zeroed pages: the system hands them out as they are written
-        file = tempfile.TemporaryFile(dir=self.memory_map)  # noqa: SIM115 - the array keeps it open
-        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+        with tempfile.TemporaryFile(dir=self.memory_map) as file:  # the array keeps the file, if not this handle of it
+            return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+    def _check_shapes(self, count: int, **parts: Any) -> None:
+        shapes = {"next_obs": self.obs_shape, "action": (self.action_dim,)}
+        for name, values in parts.items():
+            got, expected = (len(values),) if name == "infos" else np.shape(values), (count, *shapes.get(name, ()))
+            if got != expected:
+                raise ValueError(f"`{name}` must have shape {expected} for {count} environments, got {got}.")
+
+    def _check_paths(self, count: int, paths: NDArray[np.uint8] | None) -> None:
+        if self.paths is None and paths is None:
+            return
+        if self.paths is None or paths is None:
+            raise ValueError(
+                "`paths` must be given where the buffer keeps paths, and only there; it keeps "
+                f"{'none' if self.paths is None else 'them'}."
+            )
+        expected = (count, self.paths.shape[-1])
+        if paths.shape != expected or paths.dtype != np.uint8:
+            raise ValueError(
+                f"`paths` must be uint8 with shape {expected}, got {paths.dtype} with shape {paths.shape}; "
+                "were they packed by another topology?"
+            )
 
     def _refuse(self, what: str, values: NDArray[Any], tasks: NDArray[np.int64]) -> None:
         wrong = ~np.isfinite(values.reshape(len(tasks), -1)).all(axis=1)

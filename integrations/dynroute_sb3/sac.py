@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 
 from .actor import MultiTaskActor
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
@@ -57,8 +59,8 @@ class MultiTaskSAC(SAC):
             "sampled" for fresh ones, "topk" for the best. If None, "replayed" where the gate selects some sources.
         critic_paths: Which paths the critics take for the values that are learned, the same three; next actions, target
             values and the values in the actor's loss take the best.
-        route_temperature: The temperature of path sampling, "inverse-alpha-sum" for Eq. 14, "inverse-alpha-mean" for the
-            released form, whose mean over the tasks is 1, or a constant.
+        route_temperature: The temperature of path sampling, "inverse-alpha-sum" for Eq. 14, "inverse-alpha-mean" for
+            its released form, whose mean over the tasks is 1, or a constant.
         compile_networks: Whether the networks are compiled by torch.compile.
         replay_buffer_kwargs: Keywords of :class:`RouteReplayBuffer`, for instance ``{"memory_map": folder}``, or
             ``{"handle_timeout_termination": False}`` to take running out of time for an end.
@@ -164,8 +166,6 @@ class MultiTaskSAC(SAC):
         check_options(self)
         count_tasks(self.env, self.num_tasks, policy_kwargs=self.policy_kwargs)
 
-    # Acting -----------------------------------------------------------------------------------------------------------
-
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -213,7 +213,14 @@ class MultiTaskSAC(SAC):
             self._last_original_obs = new_obs
         self._stored_timesteps = self.num_timesteps
 
-    # Learning ---------------------------------------------------------------------------------------------------------
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
+        rollout = super().collect_rollouts(env, callback, *args, **kwargs)
+        if self._stored_timesteps != self.num_timesteps:  # a callback stopped it before the step was stored
+            step = callback.locals
+            self._update_info_buffer(step["infos"], step["dones"])
+            parts = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
+            self._store_transition(*(step[part] for part in parts))
+        return rollout
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         self.policy.set_training_mode(True)
@@ -230,8 +237,6 @@ class MultiTaskSAC(SAC):
                 follow(self.critic_target, self.critic, self.tau)
         self._n_updates += gradient_steps
 
-    # Telling ----------------------------------------------------------------------------------------------------------
-
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[Any] | None = None) -> None:
         super()._update_info_buffer(infos, dones)
         for i in [i for i, info in enumerate(infos) if "episode" in info]:
@@ -241,8 +246,6 @@ class MultiTaskSAC(SAC):
     def dump_logs(self) -> None:
         self.report.log(self)
         super().dump_logs()
-
-    # Saving -----------------------------------------------------------------------------------------------------------
 
     def learn(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DamagedError", "check_folder", "read_rows", "write_rows", "writing_folder"]
+__all__ = ["DamagedError", "check_folder", "read_rows", "remove_leftovers", "write_rows", "writing_folder"]
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 24
@@ -45,6 +45,14 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary folders of processes that were killed, and not those of processes at work."""
+    for left in folder.glob(".*.part"):
+        pid = left.name.split(".")[-2]
+        if not pid.isdecimal() or not _lives(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def check_folder(folder: Path) -> None:
@@ -80,7 +88,7 @@ def read_rows(path: Path, array: NDArray[Any], counts: NDArray[np.int64]) -> Non
     """Reads what :func:`write_rows` wrote into an array of the same shape."""
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DamagedError(f"{path} is not a whole .npy file; take another checkpoint.") from error
     if stored.dtype != array.dtype or stored.shape != (int(counts.sum()), array.shape[-1]):
         raise DamagedError(
@@ -107,6 +115,16 @@ def _digest(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return path.stat().st_size, digest
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # asks, and kills nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is somebody else's
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -43,12 +44,14 @@ def read_tree(folder: Path, name: str) -> Any:
 def _pack(tree: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
-    if isinstance(tree, np.generic):
-        return tree.item()
+    if isinstance(tree, np.generic) and tree.dtype.kind in "biufU":
+        return _pack(tree.item(), place, tensors)
+    if isinstance(tree, Path):
+        return str(tree)
     if isinstance(tree, (Tensor, np.ndarray)):
-        # A copy: tensors that share memory, such as the parameters of a bank, must be stored one by one.
-        tensors[place] = torch.as_tensor(tree).detach().to("cpu", copy=True).contiguous()
-        return {"$tensor" if isinstance(tree, Tensor) else "$array": place}
+        key = str(len(tensors))  # not the place: places such as those of 1 and "1" read alike
+        tensors[key] = _tensor(tree, place)
+        return {"$tensor" if isinstance(tree, Tensor) else "$array": key}
     if isinstance(tree, deque):
         return {"$deque": [_pack(list(tree), place, tensors), tree.maxlen]}
     if isinstance(tree, (list, tuple)):
@@ -60,8 +63,31 @@ def _pack(tree: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         return {
             "$items": [[_pack(key, place, {}), _pack(value, f"{place}.{key}", tensors)] for key, value in tree.items()]
         }
-    raise TypeError(
-        f"`{place}` must be plain data, a tensor or an array to be stored without code, got {type(tree).__name__}."
+    raise _cannot(tree, place)
+
+
+def _tensor(tree: Tensor | NDArray[Any], place: str) -> Tensor:
+    """A copy to store; tensors that share memory, such as the parameters of a bank, are stored one by one."""
+    if isinstance(tree, np.ndarray):
+        if tree.dtype.kind not in "biuf" or tree.dtype.itemsize > 8:
+            raise _cannot(tree, place)
+        return torch.from_numpy(np.array(tree, dtype=tree.dtype.newbyteorder("="), order="C", copy=True))
+    if tree.is_complex() or tree.layout != torch.strided or tree.is_quantized:
+        raise _cannot(tree, place)
+    return tree.detach().to("cpu", copy=True).contiguous()
+
+
+def _key(key: Any, place: str) -> Any:
+    if key is not None and not isinstance(key, (bool, int, float, str, tuple)):
+        raise _cannot(key, f"a key of {place}")
+    return _pack(key, place, {})
+
+
+def _cannot(tree: Any, place: str) -> TypeError:
+    kind = f" of {tree.dtype}" if isinstance(tree, (Tensor, np.ndarray)) else ""
+    return TypeError(
+        f"`{place}` must be plain data, a tensor or an array to be stored without code, "
+        f"got {type(tree).__name__}{kind}."
     )
 
 
