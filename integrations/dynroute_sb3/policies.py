@@ -170,6 +170,11 @@ class MultiTaskPolicy(SACPolicy):
             self.task_space.tasks(torch.as_tensor(observation).cpu().numpy())
         return super().predict(observation, state, episode_start, deterministic)
 
+    def compile_networks(self, backend: str) -> None:
+        """Lets torch.compile run the networks, whose parameters keep their names."""
+        for net in (self.actor.net, *self.critic.nets, *self.critic_target.nets):
+            net.compile(backend=backend)
+
     def set_training_mode(self, mode: bool) -> None:
         """Puts actor and critics in training or evaluation mode, which costs more than acting does: only if need be."""
         if not self.actor.training == self.critic.training == mode:

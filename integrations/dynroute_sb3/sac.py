@@ -61,7 +61,7 @@ class MultiTaskSAC(SAC):
             values and the values in the actor's loss take the best.
         route_temperature: The temperature of path sampling, "inverse-alpha-sum" for Eq. 14, "inverse-alpha-mean" for
             its released form, whose mean over the tasks is 1, or a constant.
-        compile_networks: Whether the networks are compiled by torch.compile.
+        compile_networks: Whether the networks are compiled by torch.compile, or the name of its backend.
         replay_buffer_kwargs: Keywords of :class:`RouteReplayBuffer`, for instance ``{"memory_map": folder}``, or
             ``{"handle_timeout_termination": False}`` to take running out of time for an end.
         sac: The keywords of :class:`stable_baselines3.SAC`.
@@ -98,7 +98,7 @@ class MultiTaskSAC(SAC):
         actor_paths: str | None = None,
         critic_paths: str = "sampled",
         route_temperature: float | str = "inverse-alpha-sum",
-        compile_networks: bool = False,
+        compile_networks: bool | str = False,
         policy_kwargs: dict[str, Any] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
@@ -148,12 +148,12 @@ class MultiTaskSAC(SAC):
         if self.ent_coef_optimizer is not None:
             assert self.log_ent_coef is not None
             self.log_ent_coef = self.log_ent_coef.detach().repeat(self.num_tasks).requires_grad_()
-            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=self.ent_coef_lr or self.lr_schedule(1))
+            rate = self.ent_coef_lr or self.lr_schedule(1)
+            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=rate, fused=True)
         coefficients = entropy_coefficients(self).to(self.actor.temperature.device)
         self.actor.temperature.copy_(path_temperature(self.route_temperature, coefficients))
         if self.compile_networks:
-            for net in (self.actor.net, *self.critic.nets, *self.critic_target.nets):
-                net.compile()
+            self.policy.compile_networks("inductor" if self.compile_networks is True else self.compile_networks)
         self.report = Report(self.num_tasks, self._stats_window_size, self.device)
 
     @property

@@ -1,0 +1,105 @@
+"""What an update needs to run on a GPU without waiting, held on the CPU: no value is read, and networks compile."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dynroute
+from dynroute.networks import available
+from dynroute_sb3 import MultiTaskSAC, point_tasks
+from dynroute_sb3.update import follow, update
+
+SMALL: dict[str, dict[str, Any]] = {
+    "mt-sac": {"hidden_sizes": (16, 16)},
+    "paco": {"hidden_sizes": (16,), "num_sets": 2},
+    "sm": {"trunk_sizes": (16, 16), "layer_sizes": (2, 2), "width": 8, "router_sizes": (16,)},
+    "d2r": {"trunk_sizes": (16, 16), "num_modules": 4, "width": 8, "router_sizes": (16,)},
+}
+
+
+def make(network: str, **options: Any) -> MultiTaskSAC:
+    kwargs = {"network": network, "network_kwargs": SMALL.get(network, {})}
+    env = DummyVecEnv(point_tasks())
+    model = MultiTaskSAC(
+        "MultiTaskPolicy",
+        env,
+        policy_kwargs=kwargs,
+        batch_size=32,
+        seed=0,
+        max_grad_norm=1.0,
+        max_task_loss=3e3,
+        task_weights="alpha-sum",
+        max_ent_coef=1.0,
+        learning_starts=1000,
+        **options,
+    )
+    model.set_logger(Logger(None, []))
+    return model.learn(80)
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses what would wait for a GPU: values that are read, and sizes that depend on them."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "bincount")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in self.FORBIDDEN, f"{func} reads values"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("network", available())
+def test_an_update_reads_no_value(network: str) -> None:
+    model = make(network)
+    batch = model.replay_buffer.sample(32)
+    model.policy.set_training_mode(True)
+    before = copy.deepcopy(model.actor.net.state_dict())
+    dynroute.set_checks(False)
+    try:
+        with NoReading():
+            report = update(model, batch)
+            follow(model.critic_target, model.critic, 0.005)
+            model.report.add(report)
+    finally:
+        dynroute.set_checks(None)
+    assert any(not torch.equal(before[name], value) for name, value in model.actor.net.state_dict().items())
+
+
+def test_a_value_that_is_read_is_noticed() -> None:
+    with NoReading(), pytest.raises(AssertionError, match="reads values"):
+        torch.ones(2).sum().item()
+
+
+@pytest.mark.parametrize("network", ["mt-sac", "mh-sac", "care", "paco"])
+def test_critics_run_together_as_apart(network: str) -> None:
+    critic = make(network).critic
+    batch = [torch.cat([torch.randn(6, 4), torch.eye(4)[[0, 1, 2, 3, 3, 0]]], dim=1), torch.rand(6, 2)]
+    results = []
+    for critic.together in (False, True):
+        values = critic(*batch)
+        assert values.shape == (2, 6)
+        results.append([values, *torch.autograd.grad(values.square().sum(), list(critic.parameters()))])
+    for apart, together in zip(*results, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_compiled_networks_learn_the_same(network: str) -> None:
+    models = [make(network), make(network, compile_networks="aot_eager")]
+    reports = []
+    for model in models:
+        torch.manual_seed(0)
+        np.random.seed(0)
+        model.policy.set_training_mode(True)
+        reports.append(update(model, model.replay_buffer.sample(32)))
+    for name, value in vars(reports[0]).items():
+        torch.testing.assert_close(getattr(reports[1], name), value, rtol=1e-4, atol=1e-5, msg=name)
+    plain, compiled = (model.actor.net.state_dict() for model in models)
+    assert list(plain) == list(compiled)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4, msg=name)
