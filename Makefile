@@ -23,6 +23,7 @@ demo: $(READY) ## Route a small multi-task problem at all four levels and draw w
 
 bench: $(READY) ## Time every case and write the table, the JSON file and the curves to benchmarks/results
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.sac
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ The sizes are those of MT10: states of 39, actions of 4, ten tasks, batches of 1
 """
 
 import argparse
+import functools
+import itertools
 import json
 import statistics
 import time
@@ -57,6 +59,7 @@ def make(network: str, **options: Any) -> MultiTaskSAC:
         max_grad_norm=1.0,
         max_task_loss=3e3,
         task_weights="alpha-sum",
+        device="cpu",
         **options,
     )
     model.set_logger(Logger(None, []))
@@ -66,8 +69,7 @@ def make(network: str, **options: Any) -> MultiTaskSAC:
     for _ in range(200):
         old, new = (np.hstack([rng.normal(size=(TASKS, STATE)), one_hots]).astype(np.float32) for _ in range(2))
         action, reward = rng.uniform(-1, 1, (TASKS, ACTIONS)), rng.normal(size=TASKS)
-        _, scaled = model._sample_action(10**9, None, TASKS)
-        del scaled
+        model._sample_action(10**9, None, TASKS)
         model.replay_buffer.add(old, new, action, reward, np.zeros(TASKS), [{}] * TASKS, paths=model._behaviour_paths)
     return model
 
@@ -78,8 +80,8 @@ def time_updates(seconds: float) -> list[dict[str, Any]]:
     base = make("mt-sac")
     for network in ("mh-sac", "moe", "hard", "sm", "sm-shallow", "care", "paco", "d2r", "d2r-layer", "d2r-model"):
         model = make(network)
-        jobs: dict[str, Job] = {network: lambda model=model: model.train(1, BATCH), "mt-sac": lambda: base.train(1, BATCH)}
-        times = interleave(jobs, seconds=seconds)
+        jobs: dict[str, Job] = {network: functools.partial(model.train, 1, BATCH)}
+        times = interleave({**jobs, "mt-sac": functools.partial(base.train, 1, BATCH)}, seconds=seconds)
         row = {"network": network, "ms": medians(times), "to mt-sac": ratios(times, "mt-sac")[network]}
         print(f"{network:12} {row['ms'][network]:7.1f} ms  {row['to mt-sac']:.2f} x mt-sac", flush=True)
         rows.append({**row, "public": PUBLIC.get(network, "")})
@@ -91,7 +93,7 @@ def bare_update() -> Job:
 
     def perceptron(inputs: int, outputs: int) -> nn.Sequential:
         widths = [inputs, *[400] * 5]
-        layers = [part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+        layers = [part for sizes in itertools.pairwise(widths) for part in (nn.Linear(*sizes), nn.ReLU())]
         return nn.Sequential(*layers, nn.Linear(400, outputs))
 
     actor = perceptron(STATE + TASKS, 2 * ACTIONS)

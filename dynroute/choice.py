@@ -123,7 +123,10 @@ def gumbel_noise(
         torch.Size([2, 3])
     """
     # Not exponential_(), which takes five times as long on the CPU.
-    uniform = torch.rand(tuple(shape), dtype=torch.float32, device=device, generator=generator)
+    if generator is None:  # named as None, it keeps torch.compile from sizes that change
+        uniform = torch.rand(tuple(shape), dtype=torch.float32, device=device)
+    else:
+        uniform = torch.rand(tuple(shape), dtype=torch.float32, device=device, generator=generator)
     return -(-uniform.clamp(min=_SMALLEST_DRAW).log()).log()
 
 

@@ -39,8 +39,8 @@ def evaluate(model: MultiTaskSAC, env: VecMonitor, episodes: int = 10) -> dict[s
     successes, used = torch.zeros(len(NAMES)), torch.zeros(len(NAMES))
     observations = env.reset()
     for _ in range(20 * episodes):
-        _, route = model.actor.act(torch.as_tensor(observations), deterministic=True)
-        used += model.policy.topology.used(route.path).sum(dim=-1)
+        _, route = model.actor.act(torch.as_tensor(observations, device=model.device), deterministic=True)
+        used += model.policy.topology.used(route.path).sum(dim=-1).cpu()
         actions, _ = model.predict(observations, deterministic=True)
         observations, _, dones, infos = env.step(actions)
         successes += torch.tensor([info["is_success"] and done for info, done in zip(infos, dones, strict=True)])

@@ -708,7 +708,7 @@ def test_what_cannot_be_stored_is_named_by_its_place(tmp_path: Path, monkeypatch
 
 def test_only_what_is_missing_is_replaced(stored: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"`replace` must name what .* could not hold, which is nothing, got \['gamma'\]"
+        ValueError, match=r"`replace` must name what .* could not hold, which is nothing, or .*, got \['gamma'\]"
     ):
         load(stored, gamma=0.5)
 
@@ -749,9 +749,23 @@ def test_an_existing_folder_is_not_overwritten(stored: Path, changed: Path, tmp_
     for name in ("changed", "empty", "file"):
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
         for save in (model.save_checkpoint, model.save_replay_buffer):
+            if (name, save) == ("changed", model.save_replay_buffer):
+                continue  # it was written by us, see below
             with pytest.raises(FileExistsError, match=f"{name} must not exist yet: what is stored is never overwrit"):
                 save(tmp_path / name)
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_replay_buffer_takes_the_place_of_another(stored: Path, tmp_path: Path) -> None:
+    # SB3's CheckpointCallback writes to the same names when a run is repeated.
+    model = load(stored)
+    for rows in (0, 2):
+        model.replay_buffer.rows[:, 0] += rows
+        model.save_replay_buffer(tmp_path / "buffer")
+    other = load(stored)
+    other.load_replay_buffer(tmp_path / "buffer")
+    assert np.array_equal(other.replay_buffer.rows, model.replay_buffer.rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["buffer"]
 
 
 def test_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

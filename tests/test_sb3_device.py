@@ -75,7 +75,29 @@ def test_a_value_that_is_read_is_noticed() -> None:
         torch.ones(2).sum().item()
 
 
-@pytest.mark.parametrize("network", ["mt-sac", "mh-sac", "care", "paco"])
+@pytest.mark.parametrize("network", ["mt-sac", "paco", "sm", "d2r"])
+def test_networks_run_side_by_side_as_one_after_the_other(network: str) -> None:
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            model = make(network, critic_paths="sampled").learn(40)
+            torch.manual_seed(0)
+            np.random.seed(0)
+            model.policy.set_training_mode(True)
+            batches = [model.replay_buffer.sample(32) for _ in range(3)]
+            results.append([update(model, batch) for batch in batches] + [model.actor.net.state_dict()])
+        finally:
+            torch.set_num_threads(1)
+    *reports, parameters = (list(pair) for pair in zip(*results, strict=True))
+    for alone, together in reports:
+        for name, value in vars(alone).items():
+            torch.testing.assert_close(getattr(together, name), value, rtol=1e-4, atol=1e-5, msg=name)
+    for name, value in parameters[0].items():
+        torch.testing.assert_close(parameters[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("network", ["mt-sac", "mh-sac", "paco"])
 def test_critics_run_together_as_apart(network: str) -> None:
     critic = make(network).critic
     batch = [torch.cat([torch.randn(6, 4), torch.eye(4)[[0, 1, 2, 3, 3, 0]]], dim=1), torch.rand(6, 2)]
@@ -88,9 +110,17 @@ def test_critics_run_together_as_apart(network: str) -> None:
         torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-6)
 
 
+def test_routed_critics_do_not_run_together() -> None:
+    critic = make("d2r").critic
+    critic.together = True
+    with pytest.raises(ValueError, match="`together` must be False or None for networks with routes"):
+        critic(torch.eye(8)[4:], torch.rand(4, 2))
+
+
 @pytest.mark.parametrize("network", SMALL)
 def test_compiled_networks_learn_the_same(network: str) -> None:
-    models = [make(network), make(network, compile_networks="aot_eager")]
+    # Compiled code draws from another source of randomness: here, what is compared draws nothing.
+    models = [make(network, critic_paths="topk", compile_networks=how) for how in (False, "aot_eager")]
     reports = []
     for model in models:
         torch.manual_seed(0)
@@ -103,3 +133,11 @@ def test_compiled_networks_learn_the_same(network: str) -> None:
     assert list(plain) == list(compiled)
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("network", ["mt-sac", "d2r"])
+def test_compiled_networks_take_rollouts_and_batches(network: str) -> None:
+    model = make(network, compile_networks="aot_eager")
+    model.learning_starts = 0
+    model.learn(40, reset_num_timesteps=False)
+    assert model._n_updates == 10

@@ -59,19 +59,23 @@ class Recorder:
     @contextmanager
     def listen(self, model: MultiTaskSAC) -> Iterator[None]:
         def note(calls: list[tuple[Tensor, Tensor]]) -> Any:
-            return lambda net, args: calls.append((args[0].detach().clone(), torch.get_rng_state()))
+            def hook(net: Any, args: Any, kwargs: Any) -> None:
+                source = kwargs.get("generator") or torch.default_generator
+                calls.append((args[0].detach().clone(), source.get_state()))
 
-        draw = torch.randn_like
+            return hook
 
-        def randn_like(*args: Any, **kwargs: Any) -> Tensor:
+        draw = torch.randn
+
+        def randn(*args: Any, **kwargs: Any) -> Tensor:
             noise = draw(*args, **kwargs)
             self.noises.append((self.actor_calls[-1][0], noise))
             return noise
 
         nets = [(model.actor.net, self.actor_calls), *zip(model.critic.nets, self.critic_calls, strict=True)]
-        hooks = [net.register_forward_pre_hook(note(calls)) for net, calls in nets]
+        hooks = [net.register_forward_pre_hook(note(calls), with_kwargs=True) for net, calls in nets]
         try:
-            with mock.patch("dynroute_sb3.actor.torch.randn_like", randn_like):
+            with mock.patch("dynroute_sb3.actor.torch.randn", randn):
                 yield
         finally:
             for hook in hooks:
@@ -423,7 +427,9 @@ def test_rows_can_be_in_any_order() -> None:
         batch = draw(model)
         if reverse:
             batch = RouteReplaySamples(*(None if part is None else part.flip(0) for part in batch))
-        with mock.patch("dynroute_sb3.actor.torch.randn_like", torch.ones_like):
+        with mock.patch(
+            "dynroute_sb3.actor.torch.randn", lambda shape, **options: torch.ones(shape, dtype=options["dtype"])
+        ):
             results.append(vars(update(model, batch)))
     for name, values in results[0].items():
         torch.testing.assert_close(results[1][name], values, msg=name)

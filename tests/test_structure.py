@@ -33,7 +33,7 @@ LAYERS = [
     ["testing"],
 ]
 SB3_LAYERS = [
-    ["environments", "gaussian", "losses", "observation", "randomness", "storage"],
+    ["environments", "gaussian", "losses", "observation", "parallel", "randomness", "storage"],
     ["actor", "critic", "points", "tree"],
     ["policies", "replay"],
     ["on_policy", "options", "update"],

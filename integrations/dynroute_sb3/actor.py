@@ -41,10 +41,15 @@ class MultiTaskActor(BasePolicy):
         super().__init__(observation_space, action_space, squash_output=True)
         self.net = net
         self.task_space = task_space
-        self.register_buffer("temperature", torch.ones(task_space.num_tasks))
+        self.register_buffer("temperature", torch.ones(task_space.num_tasks, dtype=next(net.parameters()).dtype))
 
     def distribution(
-        self, observations: Tensor, *, path: Tensor | None = None, sample: bool = False
+        self,
+        observations: Tensor,
+        *,
+        path: Tensor | None = None,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor, Route | None]:
         """The mean and the logarithm of the standard deviation of the actions, and the route that led there.
 
@@ -52,18 +57,25 @@ class MultiTaskActor(BasePolicy):
             observations: Observations with shape ``[batch, state_features + num_tasks]``.
             path: Recorded paths to replay (Eq. 8).
             sample: Whether a gate that can sample does so, at the temperature of the task (Eq. 13).
+            generator: The source of randomness of paths that are sampled.
         """
         state, task = self.task_space.split(observations.to(self.temperature.dtype))
-        temperature = task @ self.temperature if sample and path is None else 1.0
-        output, route = self.net(state, task, path=path, temperature=temperature, sample=sample, return_route=True)
+        sampling = {"temperature": task @ self.temperature, "generator": generator} if sample and path is None else {}
+        output, route = self.net(state, task, path=path, sample=sample, return_route=True, **sampling)
         return *split_output(output), route
 
     def action_log_prob(
-        self, observations: Tensor, *, path: Tensor | None = None, sample: bool = False
+        self,
+        observations: Tensor,
+        *,
+        path: Tensor | None = None,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draws actions and returns them with their log-probabilities; the keywords are those of distribution."""
-        mean, log_std, _ = self.distribution(observations, path=path, sample=sample)
-        return sample_action(mean, log_std, torch.randn_like(mean))
+        mean, log_std, _ = self.distribution(observations, path=path, sample=sample, generator=generator)
+        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
+        return sample_action(mean, log_std, noise)
 
     def act(self, observations: Tensor, *, deterministic: bool) -> tuple[Tensor, Route | None]:
         """The actions in a rollout, and the routes: sampled both, or the mean along the best route."""

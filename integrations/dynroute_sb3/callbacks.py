@@ -38,7 +38,9 @@ class CheckpointDirectory(BaseCallback):
         self.keep = keep
 
     def _init_callback(self) -> None:
-        remove_leftovers(self.folder)
+        if self.model.action_noise is not None:
+            raise ValueError("`action_noise` must be None: checkpoints cannot hold what noise remembers.")
+        remove_leftovers(self.folder, "step_*")
         last = latest_checkpoint(self.folder)
         self._last = checkpoint_steps(last) if last else 0
         if self._last > self.model.num_timesteps:

@@ -43,13 +43,15 @@ __all__ = [
 
 FORMAT = 1
 
+ELSEWHERE = ("replay_buffer_kwargs", "tensorboard_log", "verbose")
+"""Options that may differ after a checkpoint is loaded, on another machine for instance."""
+
 PROGRESS = (
     "num_timesteps",
     "_total_timesteps",
     "_episode_num",
     "_n_updates",
     "_current_progress_remaining",
-    "_stored_timesteps",
     "_last_obs",
     "_last_episode_starts",
     "_last_original_obs",
@@ -61,7 +63,7 @@ PROGRESS = (
 
 def save_checkpoint(model: "MultiTaskSAC", folder: Path) -> None:
     """Writes a model with all that its training depends on to a new folder."""
-    if model._stored_timesteps != model.num_timesteps:
+    if model._step_pending:
         raise RuntimeError(
             "a checkpoint must not be written between a step of the environments and its storage; "
             "write it before or after learn(), or by CheckpointDirectory, not in a callback's on_step."
@@ -159,8 +161,8 @@ def checkpoint_steps(checkpoint: Path) -> int:
 
 
 def save_buffer(buffer: RouteReplayBuffer, folder: str | Path | io.BufferedIOBase) -> None:
-    """Writes a replay buffer to a new folder."""
-    with writing_folder(_folder(folder)) as temporary:
+    """Writes a replay buffer to a folder, in the place of what is there."""
+    with writing_folder(_folder(folder), replace=True) as temporary:
         write_tree(temporary, "buffer", buffer.save(temporary))
 
 
@@ -214,11 +216,13 @@ def _with_functions(
             raise ValueError(
                 f"{folder} needs the {name} {missing[name]}, which is no part of it: replace={{{name!r}: ...}}."
             )
-    if extra := sorted(set(replace) - set(missing)):
+    if extra := sorted(set(replace) - set(missing) - set(ELSEWHERE)):
         raise ValueError(
-            f"`replace` must name what {folder} could not hold, {sorted(missing) or 'which is nothing'}, got {extra}."
+            f"`replace` must name what {folder} could not hold, {sorted(missing) or 'which is nothing'}, or what does "
+            f"not change results, {', '.join(ELSEWHERE)}, got {extra}."
         )
-    return options, replace.get("policy", policy)
+    moved = {name: value for name, value in replace.items() if name in ELSEWHERE}
+    return {**options, **moved}, replace.get("policy", policy)
 
 
 def _space(space: spaces.Space[Any]) -> dict[str, Any]:

@@ -38,11 +38,20 @@ def environment_states(env: VecEnv) -> dict[str, Any] | None:
             {name: env.get_attr(name, indices=[i])[0] for name in _remembered(env, i)} for i in range(env.num_envs)
         ],
         "vector_wrappers": [_vector_state(wrapper) for wrapper in _vector_wrappers(env)],
+        "wrapped_in": [type(wrapper).__name__ for wrapper in _vector_wrappers(env)],
     }
 
 
 def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
     """Restores what :func:`environment_states` returned."""
+    wrapped_in = [type(wrapper).__name__ for wrapper in _vector_wrappers(env)]
+    remembered = [sorted(_remembered(env, i)) for i in range(env.num_envs)]
+    if (wrapped_in, remembered) != (state["wrapped_in"], [sorted(kept) for kept in state["wrappers"]]):
+        raise ValueError(
+            f"`env` must be wrapped as it was when the checkpoint was written, in {state['wrapped_in']} and with "
+            f"wrappers that remember {state['wrappers'] and sorted(state['wrappers'][0])}, got {wrapped_in} and "
+            f"{remembered[0]}."
+        )
     env.reset()  # wrappers that want to be reset first have been so
     for i in range(env.num_envs):
         env.env_method("set_state", state["states"][i], indices=[i])

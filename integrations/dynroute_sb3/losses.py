@@ -81,11 +81,16 @@ def weigh_tasks(kind: str, alpha: Tensor) -> Tensor:
     by, _, normalize = kind.rpartition("-")
     if by == "alpha":
         return task_weights(alpha, normalize=normalize)
-    return route_temperature(alpha, normalize=normalize) if by == "inverse-alpha" else torch.ones_like(alpha)
+    return _inverse(alpha, normalize) if by == "inverse-alpha" else torch.ones_like(alpha)
 
 
 def path_temperature(kind: float | str, alpha: Tensor) -> Tensor:
     """The temperature of each task's route sampling: a constant, or Eq. 14 by a rule of :data:`TEMPERATURES`."""
     if isinstance(kind, str):
-        return route_temperature(alpha, normalize=kind.removeprefix("inverse-alpha-"))
+        return _inverse(alpha, kind.removeprefix("inverse-alpha-"))
     return torch.full_like(alpha, kind)
+
+
+def _inverse(alpha: Tensor, normalize: str) -> Tensor:
+    # A coefficient that is fixed may be zero, for all tasks alike.
+    return route_temperature(alpha.clamp(min=torch.finfo(alpha.dtype).tiny), normalize=normalize)

@@ -71,6 +71,15 @@ class TaskSpace:
         tasks: NDArray[np.int64] = one.argmax(axis=1)
         return tasks
 
+    def check(self, observations: NDArray[Any], *, name: str) -> None:
+        """Refuses observations that do not end with a one-hot, or hold what is not a number."""
+        tasks = self.tasks(observations, name=name)
+        wrong = ~np.isfinite(observations).all(axis=-1).reshape(-1)
+        if wrong.any():
+            i = int(wrong.argmax())
+            row = observations.reshape(-1, observations.shape[-1])[i].tolist()
+            raise ValueError(f"{name} must be finite, row {i} of task {tasks[i]} is {row}.")
+
 
 class OneHotTask(gym.Wrapper[NDArray[np.float32], Any, NDArray[Any], Any]):
     """Appends the one-hot of its task to the observations of an environment.
@@ -122,7 +131,7 @@ def count_tasks(env: VecEnv | None, num_tasks: int | None, *, policy_kwargs: dic
         "`num_tasks` of `policy_kwargs`": [policy_kwargs.get("num_tasks")],
         "`num_tasks` of the environments": env.get_attr("num_tasks") if env and env.has_attr("num_tasks") else [],
     }
-    counts = {name: {int(n) for n in values if n is not None} for name, values in told.items()}
+    counts = {name: {n for n in values if n is not None} for name, values in told.items()}
     agreed = set().union(*counts.values())
     if not agreed:
         raise ValueError(
@@ -132,4 +141,7 @@ def count_tasks(env: VecEnv | None, num_tasks: int | None, *, policy_kwargs: dic
     if len(agreed) > 1:
         said = ", ".join(f"{name} says {' and '.join(map(str, sorted(n)))}" for name, n in counts.items() if n)
         raise ValueError(f"the number of tasks must be the same everywhere, but {said}.")
-    return agreed.pop()
+    (count,) = agreed
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+        raise ValueError(f"`num_tasks` must be a positive integer, got {count!r}.")
+    return int(count)

@@ -46,6 +46,10 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
     ) -> None:
         if not isinstance(action_space, spaces.Box) or kwargs.get("use_sde"):
             raise ValueError("`action_space` must be a Box, and `use_sde` False, for these networks.")
+        if useless := sorted({"net_arch", "activation_fn", "features_extractor_class"} & set(kwargs)):
+            raise ValueError(
+                f"`{useless[0]}` must not be given: `network` and `network_kwargs` say all of the networks."
+            )
         self.num_tasks = num_tasks
         self.network = network
         self.network_kwargs = dict(network_kwargs or {})
@@ -65,7 +69,8 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        names = ("observation_space", "action_space", "num_tasks", "network", "network_kwargs", "log_std_init")
+        spaces_and_networks = ("observation_space", "action_space", "num_tasks", "network", "network_kwargs")
+        names = (*spaces_and_networks, "log_std_init", "optimizer_class", "optimizer_kwargs")
         return {**{name: getattr(self, name) for name in names}, "lr_schedule": self._dummy_schedule}
 
 

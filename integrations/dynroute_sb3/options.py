@@ -1,5 +1,6 @@
 """The options of MultiTaskSAC, and what is asked of them."""
 
+import math
 from typing import TYPE_CHECKING
 
 from dynroute import SampleK, TopK
@@ -63,7 +64,7 @@ def check_options(model: "MultiTaskSAC") -> None:
         if option not in known:
             raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {option!r}.")
     tau = model.route_temperature
-    if tau not in TEMPERATURES if isinstance(tau, str) else not tau > 0:
+    if not (tau in TEMPERATURES if isinstance(tau, str) else isinstance(tau, (int, float)) and 0 < tau < math.inf):
         raise ValueError(
             f"`route_temperature` must be a positive number or one of {', '.join(map(repr, TEMPERATURES))}, "
             f"got {tau!r}."
@@ -76,13 +77,17 @@ def check_options(model: "MultiTaskSAC") -> None:
     ):
         if limit is not None and not limit > 0:
             raise ValueError(f"`{name}` must be positive or None, got {limit!r}.")
-    if model.batch_size % model.num_tasks:
+    if not 0 < model.reward_scale < math.inf:
+        raise ValueError(f"`reward_scale` must be positive and finite, got {model.reward_scale!r}.")
+    if model.batch_size < 1 or model.batch_size % model.num_tasks:
         raise ValueError(
             f"`batch_size` must be a multiple of the {model.num_tasks} tasks, got {model.batch_size}; "
-            f"for instance {-(-model.batch_size // model.num_tasks) * model.num_tasks}."
+            f"for instance {max(1, -(-model.batch_size // model.num_tasks)) * model.num_tasks}."
         )
     if len(model.task_names) != model.num_tasks:
         raise ValueError(f"`task_names` must name {model.num_tasks} tasks, got {len(model.task_names)} names.")
+    if len(set(model.task_names)) < model.num_tasks:
+        raise ValueError(f"`task_names` must differ, since values are logged by them, got {model.task_names}.")
     if model.n_steps != 1:
         raise ValueError(f"`n_steps` must be 1, got {model.n_steps}: transitions are stored one by one.")
     buffer_class = model.replay_buffer_class

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -96,6 +97,8 @@ class MultiTaskPolicy(SACPolicy):
             )
         if optimizer_kwargs is None:
             optimizer_kwargs = {"fused": True} if optimizer_class in (torch.optim.Adam, torch.optim.AdamW) else {}
+        if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
+            raise ValueError(f"the action space must be a Box of vectors, got {action_space}.")
         # The networks replace all that SACPolicy builds; what it inherits is what they are to SB3.
         BasePolicy.__init__(
             self,
@@ -166,8 +169,8 @@ class MultiTaskPolicy(SACPolicy):
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
         """The action for an observation or a batch: sampled along a sampled route, or the mean along the best route."""
-        if not isinstance(observation, dict):
-            self.task_space.tasks(torch.as_tensor(observation).cpu().numpy())
+        if isinstance(observation, np.ndarray):
+            self.task_space.check(observation, name="the observation")
         return super().predict(observation, state, episode_start, deterministic)
 
     def compile_networks(self, backend: str) -> None:

@@ -200,14 +200,19 @@ class RouteReplayBuffer(ReplayBuffer):
         rows = self.rows[tasks, places]
         if env is not None:
             rows[:, -2] = env.normalize_reward(rows[:, -2])
-        batch = torch.from_numpy(rows).to(self.device)
-        ids = torch.from_numpy(tasks).to(self.device)
+        batch, ids = self._on_device(rows), self._on_device(tasks)
         paths = None
         if self.paths is not None and self.topology is not None:
-            paths = self.topology.unpack(torch.from_numpy(self.paths[tasks, places]).to(self.device))
+            paths = self.topology.unpack(self._on_device(self.paths[tasks, places]))
         states, next_states, actions, rewards, dones = torch.split(batch, [n, n, self.action_dim, 1, 1], dim=1)
         join = self.task_space.join
         return RouteReplaySamples(join(states, ids), actions, join(next_states, ids), dones, rewards, None, ids, paths)
+
+    def _on_device(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)  # from other memory, the copy would wait
 
     def latest_paths(self, number: int) -> list[Tensor]:
         """The newest paths of each task, at most so many, for reports."""

@@ -82,10 +82,10 @@ class Report:
             self.updates = 0
         topology, buffer = model.policy.topology, model.replay_buffer
         if topology is not None and buffer is not None and buffer.paths is not None:
-            used = [
-                topology.used(paths).sum(dim=-1).float().mean().item() for paths in buffer.latest_paths(NEWEST_PATHS)
-            ]
-            logger.record("rollout/modules_used", float(np.nanmean(used)))
+            newest = buffer.latest_paths(NEWEST_PATHS)
+            used = [topology.used(paths).sum(dim=-1).float().mean().item() if len(paths) else None for paths in newest]
+            if known := [mean for mean in used if mean is not None]:
+                logger.record("rollout/modules_used", float(np.mean(known)))
             by_task("modules_used", used)
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Multi-task SAC as a Stable-Baselines3 algorithm."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,7 +14,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from .actor import MultiTaskActor
@@ -56,7 +57,7 @@ class MultiTaskSAC(SAC):
         max_grad_norm: The norm to which the gradient of each network is clipped; not at all if None.
         reward_scale: Multiplies rewards when they are learned from.
         actor_paths: Which paths the actor's loss takes: "replayed" for those stored with the transitions (Eq. 8),
-            "sampled" for fresh ones, "topk" for the best. If None, "replayed" where the gate selects some sources.
+            "sampled" for fresh ones, "topk" for the best. If None, "replayed" where the gate is TopK or SampleK.
         critic_paths: Which paths the critics take for the values that are learned, the same three; next actions, target
             values and the values in the actor's loss take the best.
         route_temperature: The temperature of path sampling, "inverse-alpha-sum" for Eq. 14, "inverse-alpha-mean" for
@@ -127,7 +128,8 @@ class MultiTaskSAC(SAC):
         self.route_temperature = route_temperature
         self.compile_networks = compile_networks
         self._behaviour_paths: NDArray[np.uint8] | None = None
-        self._stored_timesteps = 0
+        self._step_pending = False
+        self._logged_at = -1
         if _init_setup_model:
             self._setup_model()
 
@@ -147,7 +149,8 @@ class MultiTaskSAC(SAC):
             self.replay_buffer.keep_paths(self.policy.topology)
         if self.ent_coef_optimizer is not None:
             assert self.log_ent_coef is not None
-            self.log_ent_coef = self.log_ent_coef.detach().repeat(self.num_tasks).requires_grad_()
+            initial = self.log_ent_coef.detach().repeat(self.num_tasks)
+            self.log_ent_coef = initial.clamp(max=math.log(self.max_ent_coef or math.inf)).requires_grad_()
             rate = self.ent_coef_lr or self.lr_schedule(1)
             self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=rate, fused=True)
         coefficients = entropy_coefficients(self).to(self.actor.temperature.device)
@@ -162,24 +165,29 @@ class MultiTaskSAC(SAC):
         return "replayed" in (self.actor_paths, self.critic_paths)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        super().set_env(env, force_reset)
-        check_options(self)
-        count_tasks(self.env, self.num_tasks, policy_kwargs=self.policy_kwargs)
+        kept = {name: getattr(self, name) for name in ("env", "_vec_normalize_env", "n_envs", "_last_obs")}
+        try:
+            super().set_env(env, force_reset)
+            check_options(self)
+            count_tasks(self.env, self.num_tasks, policy_kwargs=self.policy_kwargs)
+        except Exception:
+            vars(self).update(kept)
+            raise
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         assert isinstance(self._last_obs, np.ndarray)
-        self.policy.task_space.tasks(self._last_obs, name="an observation of the environments")
+        name = f"at step {self.num_timesteps}, an observation of the environments"
+        self.policy.task_space.check(self._last_obs, name=name)
+        self._step_pending = True
         warming_up = self.num_timesteps < learning_starts
         self._behaviour_paths = None
         if self.replays_paths or not warming_up:
             with torch.no_grad():
                 observations = torch.as_tensor(self._last_obs, device=self.device)
                 drawn, route = self.actor.act(observations, deterministic=False)
-            if self.replays_paths:
-                assert route is not None
-                assert self.policy.topology is not None
+            if self.replays_paths and route is not None and self.policy.topology is not None:
                 self._behaviour_paths = self.policy.topology.pack(route.path).cpu().numpy()
         if warming_up:
             scaled = self.policy.scale_action(np.array([self.action_space.sample() for _ in range(n_envs)]))
@@ -207,15 +215,16 @@ class MultiTaskSAC(SAC):
         after = new_obs.copy()
         for i in np.flatnonzero(dones):  # where an episode ended, new_obs is the first observation of the next one
             after[i] = infos[i].get("terminal_observation", after[i])
+        self._step_pending = False
+        self._last_obs = None  # after a step that is refused, episodes start anew
         replay_buffer.add(before, after, buffer_action, reward, dones, infos, paths=self._behaviour_paths)
         self._last_obs = new_obs
         if normalizer is not None:
             self._last_original_obs = new_obs
-        self._stored_timesteps = self.num_timesteps
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         rollout = super().collect_rollouts(env, callback, *args, **kwargs)
-        if self._stored_timesteps != self.num_timesteps:  # a callback stopped it before the step was stored
+        if self._step_pending:  # a callback stopped it before the step was stored
             step = callback.locals
             self._update_info_buffer(step["infos"], step["dones"])
             parts = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
@@ -244,19 +253,10 @@ class MultiTaskSAC(SAC):
             self.report.add_episode(self.policy.task_space.tasks(self._last_obs)[i], infos[i])
 
     def dump_logs(self) -> None:
-        self.report.log(self)
-        super().dump_logs()
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "MultiTaskSAC",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        if self._logged_at != self.num_timesteps:  # episodes of several tasks end at once
+            self._logged_at = self.num_timesteps
+            self.report.log(self)
+            super().dump_logs()
 
     def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
         """Writes the replay buffer to a folder, without pickle."""
@@ -269,7 +269,7 @@ class MultiTaskSAC(SAC):
         load_buffer(self.replay_buffer, path)
 
     def save_checkpoint(self, folder: str | Path) -> None:
-        """Writes everything that training depends on to a new folder, whole or not at all; see the checkpoint guide."""
+        """Writes everything that training depends on to a new folder, whole or not at all."""
         save_checkpoint(self, Path(folder))
 
     @classmethod

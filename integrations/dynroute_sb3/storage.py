@@ -23,12 +23,17 @@ class DamagedError(ValueError):
 
 
 @contextlib.contextmanager
-def writing_folder(folder: Path) -> Iterator[Path]:
+def writing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """Gives a temporary folder to write to, and makes it appear under its name once everything is on the disk.
 
     A process that is killed leaves the temporary folder behind, and never a part of the real one.
+
+    Args:
+        folder: The folder that is to appear.
+        replace: Whether it may take the place of one that was written like this; of another one it never does.
     """
-    if folder.exists():
+    replace = replace and (folder / MANIFEST).is_file()
+    if folder.exists() and not replace:
         raise FileExistsError(f"{folder} must not exist yet: what is stored is never overwritten.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -40,18 +45,29 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         (temporary / MANIFEST).write_text(json.dumps(files, indent=1))
         for path in [*_files(temporary), *[path for path in temporary.rglob("*") if path.is_dir()], temporary]:
             _flush(path)
-        temporary.rename(folder)
+        if replace:  # no system replaces a folder at once: for a moment there is none
+            aside = temporary.with_suffix(".old")
+            folder.rename(aside)
+            temporary.rename(folder)
+            shutil.rmtree(aside)
+        else:
+            temporary.rename(folder)
         _flush(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary folders of processes that were killed, and not those of processes at work."""
-    for left in folder.glob(".*.part"):
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Removes temporary folders of processes that were killed, and not those of processes at work.
+
+    Args:
+        folder: Where they are.
+        pattern: What the names of the folders look like that were to appear.
+    """
+    for left in folder.glob(f".{pattern}.part"):
         pid = left.name.split(".")[-2]
-        if not pid.isdecimal() or not _lives(int(pid)):
+        if pid.isdecimal() and not _lives(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -60,9 +60,7 @@ def _pack(tree: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, dict):
         if all(isinstance(key, str) and not key.startswith("$") for key in tree):
             return {key: _pack(value, f"{place}.{key}", tensors) for key, value in tree.items()}
-        return {
-            "$items": [[_pack(key, place, {}), _pack(value, f"{place}.{key}", tensors)] for key, value in tree.items()]
-        }
+        return {"$items": [[_key(key, place), _pack(value, f"{place}.{key}", tensors)] for key, value in tree.items()]}
     raise _cannot(tree, place)
 
 

@@ -6,12 +6,15 @@ No value is read on the way, so that on a GPU an update never waits for the one 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .losses import mean_by_task, path_temperature, sample_shares, td_target, weigh_tasks
+from .parallel import side_by_side
 from .replay import RouteReplaySamples
 
 if TYPE_CHECKING:
@@ -54,51 +57,77 @@ def update(model: "MultiTaskSAC", batch: RouteReplaySamples) -> TaskReport:
     actor.temperature.copy_(path_temperature(model.route_temperature, alpha))
     alpha_of_sample, temperature = tasks @ alpha, tasks @ actor.temperature
 
+    # Whatever is drawn has a source of its own, so that the order in which networks run makes no difference.
+    device, count = observations.device, len(critic.nets)
+    apart = device.type != "cpu" or bool(model.compile_networks)  # a GPU does not wait, and a compiler is one
+    for_actor, for_next, *for_critics = (_generator(device) for _ in range(2 + count))
+
+    def act() -> tuple[Tensor, Tensor]:
+        path = batch.paths if model.actor_paths == "replayed" else None
+        sample = model.actor_paths == "sampled"
+        return actor.action_log_prob(observations, path=path, sample=sample, generator=for_actor)
+
+    def act_next() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return actor.action_log_prob(next_observations, generator=for_next)
+
     # The actor's loss has the same actions and paths as that of the coefficients.
-    new_actions, log_probs = actor.action_log_prob(
-        observations,
-        path=batch.paths if model.actor_paths == "replayed" else None,
-        sample=model.actor_paths == "sampled",
-    )
+    (new_actions, log_probs), (next_actions, next_log_probs) = side_by_side([act, act_next], apart=apart)
     mean_log_probs, present = mean_by_task(log_probs.detach(), tasks), tasks.any(dim=0)
     ent_coef_loss = _update_entropy_coefficients(model, mean_log_probs, present)
 
-    with torch.no_grad():
-        next_actions, next_log_probs = actor.action_log_prob(next_observations)
-        next_values = model.critic_target(next_observations, next_actions)
-        target = td_target(
-            model.reward_scale * rewards, dones, next_values, next_log_probs, alpha_of_sample, model.gamma
+    def evaluate(i: int) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            next_value = model.critic_target.values(i, next_observations, next_actions)
+        value = critic.values(
+            i,
+            observations,
+            actions,
+            path=batch.paths if model.critic_paths == "replayed" else None,
+            sample=model.critic_paths == "sampled",
+            temperature=temperature,
+            generator=None if model.compile_networks else for_critics[i],
         )
-    values = critic(
-        observations,
-        actions,
-        path=batch.paths if model.critic_paths == "replayed" else None,
-        sample=model.critic_paths == "sampled",
-        temperature=temperature,
-    )
-    errors = values - target
-    critic_losses = mean_by_task(errors.detach().square().sum(dim=0), tasks)
+        return next_value, value
+
+    pairs = side_by_side([partial(evaluate, i) for i in range(count)], apart=apart)
+    next_values, values = (torch.stack(part) for part in zip(*pairs, strict=True))
+    target = td_target(model.reward_scale * rewards, dones, next_values, next_log_probs, alpha_of_sample, model.gamma)
+    critic_losses = mean_by_task((values.detach() - target).square().sum(dim=0), tasks)
     extreme = present & _exceeds(critic_losses, model.max_task_loss)
     shares = sample_shares(weights, present & ~extreme, tasks)
     shared = _parameters(policy.shared_optimizer)
     _zero(policy.shared_optimizer, critic.optimizer, actor.optimizer)
-    # What is left out is replaced, not only multiplied by zero: a NaN would survive that.
-    loss = (shares * torch.where(shares > 0, errors, 0).square()).sum()
-    _backward(loss, [*_parameters(critic.optimizer), *shared])
-    for net in critic.nets:
-        _clip([parameter for parameter in net.parameters() if _own(parameter, shared)], model.max_grad_norm)
+
+    def improve(i: int) -> None:
+        # What is left out is replaced, not only multiplied by zero: a NaN would survive that.
+        errors = torch.where(shares > 0, pairs[i][1] - target, 0)
+        own = [parameter for parameter in critic.nets[i].parameters() if _own(parameter, shared)]
+        _backward((shares * errors.square()).sum(), [*own, *shared])
+        _clip(own, model.max_grad_norm)
+
+    # Where the gradients of both critics are added to the same tensor, the order would make a difference.
+    side_by_side([partial(improve, i) for i in range(count)], apart=apart or bool(shared))
     critic.optimizer.step()
 
     # The gradient of the values with respect to the actions comes first, alone: nothing of it reaches the critics, nor
     # what they share with the actor.
-    chosen = new_actions.detach().requires_grad_()
-    chosen_values = critic(observations, chosen).amin(dim=0)
-    (slope,) = torch.autograd.grad(chosen_values.sum(), chosen)
-    actor_losses = mean_by_task(alpha_of_sample * log_probs.detach() - chosen_values.detach(), tasks)
+    def judge(i: int) -> tuple[Tensor, Tensor]:
+        chosen = new_actions.detach().requires_grad_()
+        chosen_values = critic.values(i, observations, chosen)
+        (slope,) = torch.autograd.grad(chosen_values.sum(), chosen)
+        return chosen_values.detach(), slope
+
+    judged = side_by_side([partial(judge, i) for i in range(count)], apart=apart)
+    chosen_values, slopes = (torch.stack(part) for part in zip(*judged, strict=True))
+    chosen_values, lowest = chosen_values.min(dim=0)
+    slope = slopes.gather(0, lowest[None, :, None].expand(1, *new_actions.shape)).squeeze(0)
+    actor_losses = mean_by_task(alpha_of_sample * log_probs.detach() - chosen_values, tasks)
     extreme = extreme | (present & _exceeds(actor_losses, model.max_task_loss))
     shares = sample_shares(weights, present & ~extreme, tasks)
-    slope = torch.where((shares > 0).unsqueeze(-1), slope, 0)
-    surrogate = torch.where(shares > 0, alpha_of_sample * log_probs, 0) - (slope * new_actions).sum(dim=-1)
+    taken = shares > 0
+    surrogate = torch.where(taken, alpha_of_sample * log_probs, 0)
+    surrogate = surrogate - torch.where(taken.unsqueeze(-1), slope.nan_to_num() * new_actions, 0).sum(dim=-1)
     _backward((shares * surrogate).sum(), [*_parameters(actor.optimizer), *shared])
     _clip(_parameters(actor.optimizer), model.max_grad_norm)
     actor.optimizer.step()
@@ -122,8 +151,10 @@ def entropy_coefficients(model: "MultiTaskSAC") -> Tensor:
 
 @torch.no_grad()
 def follow(targets: nn.Module, sources: nn.Module, tau: float) -> None:
-    """Moves target parameters towards others by a fraction."""
+    """Moves target parameters towards others by a fraction; statistics, such as those of a BatchNorm, are copied."""
     torch._foreach_lerp_(list(targets.parameters()), list(sources.parameters()), tau)
+    for target, source in zip(targets.buffers(), sources.buffers(), strict=True):
+        target.copy_(source)
 
 
 def _update_entropy_coefficients(model: "MultiTaskSAC", log_probs: Tensor, present: Tensor) -> Tensor:
@@ -133,13 +164,19 @@ def _update_entropy_coefficients(model: "MultiTaskSAC", log_probs: Tensor, prese
     """
     if model.ent_coef_optimizer is None or model.log_ent_coef is None:
         return torch.zeros_like(log_probs)
-    losses = -model.log_ent_coef * present * (log_probs + model.target_entropy)  # type: ignore[operator]
+    errors = log_probs + model.target_entropy  # type: ignore[operator]
+    losses = -model.log_ent_coef * torch.where(present & errors.isfinite(), errors, 0)
     model.ent_coef_optimizer.zero_grad(set_to_none=True)
     _backward(losses.mean(), [model.log_ent_coef])
     model.ent_coef_optimizer.step()
     if model.max_ent_coef is not None:
         model.log_ent_coef.data.clamp_(max=math.log(model.max_ent_coef))
     return losses.detach()
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """A source of randomness that the global one decides, without a value of the device being read."""
+    return torch.Generator(device).manual_seed(int(np.random.randint(2**62)))
 
 
 def _clip(parameters: list[nn.Parameter], norm: float | None) -> None:

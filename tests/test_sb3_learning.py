@@ -1,0 +1,176 @@
+"""It learns: every network of the registry reaches four goals that contradict each other, told apart by the task alone.
+
+A point that stays where it is has a return of about -14, and one that goes straight to its goal about -1.2. No task may
+stay behind: success and return are asked of each. A network that does not read the task shows that this can fail.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("stable_baselines3")
+
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from dynroute import networks
+from dynroute_sb3 import MultiTaskActorCriticPolicy, MultiTaskSAC, point_tasks
+
+TASKS = 4
+EPISODES = 10
+SUCCESS = 0.8
+RETURN = -5.0
+
+TRUNK: dict[str, Any] = {"trunk_sizes": (64, 64), "width": 32}
+SIZES: dict[str, dict[str, Any]] = {
+    "mt-sac": {"hidden_sizes": (64, 64)},
+    "mh-sac": {"hidden_sizes": (64, 64)},
+    "moe": {"num_experts": 3, "width": 32, "depth": 2, "router_sizes": (32,)},
+    # Few paths would let two tasks begin with the same one, which they leave late: the state decides nothing.
+    "hard": {**TRUNK, "layer_sizes": (16, 16)},
+    "sm": {**TRUNK, "layer_sizes": (2, 2, 2), "width": 16, "router_sizes": (32,)},
+    "sm-shallow": {**TRUNK, "router_sizes": (32,)},
+    "care": {"embedding_features": 8, "num_encoders": 3, "hidden_sizes": (64, 64)}
+    | {f"{part}_sizes": (32,) for part in ("encoder", "context", "gate")},
+    "paco": {"num_sets": 4, "hidden_sizes": (128, 128)},
+    "d2r": {**TRUNK, "num_modules": 4, "router_sizes": (64,)},
+    "d2r-released": {**TRUNK, "num_modules": 4, "router_sizes": (64,)},
+    "d2r-layer": {**TRUNK, "layer_sizes": (2, 2), "router_sizes": (64,)},
+    "d2r-model": {"num_models": 6, "model_depth": 1, "width": 64, "trunk_sizes": (128,), "router_sizes": (128,)},
+}
+STEPS = {
+    "mt-sac": 4400,
+    "mh-sac": 4400,
+    "moe": 4400,
+    "sm": 4400,
+    "sm-shallow": 4400,
+    "care": 4400,
+    "d2r-layer": 4800,
+    "d2r-model": 6400,
+}
+ONE_CRITIC = {"hard", "d2r-released", "d2r-layer", "d2r-model"}  # which takes two thirds of the time
+
+
+def decaying(rate: float) -> Any:
+    """A learning rate that lets what was learned settle, so that the last update decides nothing."""
+    return lambda left: rate * min(1, 2 * left)
+
+
+def train(network: Any, sizes: dict[str, Any], *, steps: int, n_critics: int = 2, rate: float = 3e-3) -> MultiTaskSAC:
+    model = MultiTaskSAC(
+        "MultiTaskPolicy",
+        DummyVecEnv(point_tasks() * 2),
+        learning_rate=decaying(rate),
+        gamma=0.9,
+        tau=0.02,
+        batch_size=128,
+        buffer_size=20_000,
+        learning_starts=400,
+        ent_coef="auto_0.1",
+        policy_kwargs={"network": network, "network_kwargs": sizes, "n_critics": n_critics},
+        seed=0,
+        device="cpu",
+    )
+    return model.learn(steps)
+
+
+def evaluate(model: BaseAlgorithm) -> tuple[np.ndarray, np.ndarray]:
+    """The mean return and the rate of success of each task, in new episodes along the best routes."""
+    env = DummyVecEnv(point_tasks())
+    env.seed(1000)
+    observations, returns, successes = env.reset(), np.zeros(TASKS), np.zeros(TASKS)
+    for _ in range(20 * EPISODES):
+        actions, _ = model.predict(observations, deterministic=True)
+        observations, rewards, dones, infos = env.step(actions)
+        returns += rewards / EPISODES
+        successes += [done and info["is_success"] for done, info in zip(dones, infos, strict=True)]
+    return returns, successes / EPISODES
+
+
+def assert_learned(model: BaseAlgorithm) -> None:
+    returns, successes = evaluate(model)
+    told = f"returns {returns.round(2)}, successes {successes.round(2)}"
+    assert (successes >= SUCCESS).all(), told
+    assert (returns >= RETURN).all(), told
+
+
+@pytest.mark.parametrize("name", networks.available())
+def test_every_network_learns(name: str) -> None:
+    model = train(
+        name,
+        SIZES[name],
+        steps=STEPS.get(name, 5600),
+        n_critics=1 if name in ONE_CRITIC else 2,
+        rate=2e-3 if name == "paco" else 3e-3,
+    )
+    assert_learned(model)
+
+
+class Blind(nn.Module):
+    """A network that does not read the task."""
+
+    def __init__(self, state_features: int, num_tasks: int, out_features: int) -> None:
+        super().__init__()
+        sizes = (state_features, 64, 64)
+        hidden = [layer for i in range(2) for layer in (nn.Linear(sizes[i], sizes[i + 1]), nn.ReLU())]
+        self.layers = nn.Sequential(*hidden, nn.Linear(64, out_features))
+
+    def forward(self, state: Tensor, task: Tensor, *, return_route: bool = False, **_: Any) -> Any:
+        output = self.layers(state)
+        return (output, None) if return_route else output
+
+
+def test_a_network_that_does_not_know_the_task_does_not_learn() -> None:
+    model = train(Blind, {}, steps=STEPS["mt-sac"])
+    returns, successes = evaluate(model)
+    assert successes.mean() <= 0.5
+    assert returns.mean() < 2 * RETURN
+    with pytest.raises(AssertionError, match="successes"):
+        assert_learned(model)
+
+
+def ppo(name: str, sizes: dict[str, Any], rate: float = 2e-3) -> PPO:
+    return PPO(
+        MultiTaskActorCriticPolicy,
+        DummyVecEnv(point_tasks() * 2),
+        learning_rate=lambda left: rate * left,
+        gamma=0.9,
+        gae_lambda=0.9,
+        n_steps=40,
+        batch_size=160,
+        n_epochs=8,
+        policy_kwargs={"num_tasks": TASKS, "network": name, "network_kwargs": sizes, "log_std_init": -0.5},
+        seed=0,
+        device="cpu",
+    )
+
+
+def test_ppo_learns() -> None:
+    assert_learned(ppo("d2r", SIZES["d2r"]).learn(12_800))
+
+
+@pytest.mark.parametrize("name", networks.available())
+def test_ppo_takes_every_network(name: str, tmp_path: Path) -> None:
+    model = ppo(name, SIZES[name])
+    parts = {"actor": model.policy.mlp_extractor.actor, "value": model.policy.mlp_extractor.value}
+    before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
+    model.learn(640)  # two rollouts: the rate of the last update is 0
+    for name, part in parts.items():
+        assert not all(map(torch.equal, part.parameters(), before[name])), name
+    assert (model.policy.log_std != -0.5).all()
+    observations = DummyVecEnv(point_tasks()).reset()
+    expected, _ = model.predict(observations, deterministic=True)
+    assert expected.shape == (TASKS, 2)
+
+    model.save(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "model", env=DummyVecEnv(point_tasks() * 2), device="cpu")
+    assert np.array_equal(loaded.predict(observations, deterministic=True)[0], expected)
+    loaded.learn(320)
+    model.policy.save(str(tmp_path / "policy"))
+    policy = MultiTaskActorCriticPolicy.load(str(tmp_path / "policy"), device="cpu")
+    assert np.array_equal(policy.predict(observations, deterministic=True)[0], expected)
