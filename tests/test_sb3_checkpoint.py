@@ -1062,3 +1062,27 @@ def test_trees_that_are_damaged(tmp_path: Path) -> None:
         tree.write_tree(tmp_path, "tree", {"a": torch.ones(3)})
         (tmp_path / "tree.safetensors").write_bytes(data)
         refused()
+
+
+def test_environments_wrapped_in_another_way(tmp_path: Path) -> None:
+    model = make_model(ENVIRONMENTS["VecMonitor"]()).learn(40)
+    model.save_checkpoint(tmp_path / "there")
+    for other in ("dummy", "Monitor"):
+        with pytest.raises(ValueError, match=r"`env` must be wrapped as it was .*, in \['VecMonitor'\]"):
+            load(tmp_path / "there", other)
+
+
+def test_checkpoints_and_noise_of_actions(tmp_path: Path) -> None:
+    model = make_model(ENVIRONMENTS["dummy"](), action_noise=NormalActionNoise(np.zeros(2), np.ones(2)))
+    with pytest.raises(ValueError, match="`action_noise` must be None: checkpoints cannot hold what noise remembers"):
+        model.learn(40, callback=CheckpointDirectory(20, tmp_path))
+
+
+def test_what_does_not_change_results_may_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    kwargs = {"replay_buffer_kwargs": {"memory_map": tmp_path / "maps"}}
+    make_model(ENVIRONMENTS["dummy"](), **kwargs).learn(40).save_checkpoint(tmp_path / "there")
+    (tmp_path / "maps").rmdir()  # as on another machine
+    model = load(tmp_path / "there", replay_buffer_kwargs={}, verbose=0)
+    assert isinstance(model.learn(40, reset_num_timesteps=False), MultiTaskSAC)
+    assert model.replay_buffer.size() == 80

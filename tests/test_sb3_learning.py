@@ -50,8 +50,8 @@ STEPS = {
     "sm": 4400,
     "sm-shallow": 4400,
     "care": 4400,
-    "d2r-layer": 4800,
-    "d2r-model": 6400,
+    "d2r-layer": 6400,
+    "d2r-model": 8000,
 }
 ONE_CRITIC = {"hard", "d2r-released", "d2r-layer", "d2r-model"}  # which takes two thirds of the time
 
