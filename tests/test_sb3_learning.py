@@ -40,7 +40,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "paco": {"num_sets": 4, "hidden_sizes": (128, 128)},
     "d2r": {**TRUNK, "num_modules": 4, "router_sizes": (64,)},
     "d2r-released": {**TRUNK, "num_modules": 4, "router_sizes": (64,)},
-    "d2r-layer": {**TRUNK, "layer_sizes": (2, 2), "router_sizes": (64,)},
+    "d2r-layer": {"layer_sizes": (2, 2), "width": 64, "trunk_sizes": (128,), "router_sizes": (128,)},
     "d2r-model": {"num_models": 6, "model_depth": 1, "width": 64, "trunk_sizes": (128,), "router_sizes": (128,)},
 }
 STEPS = {
@@ -50,7 +50,6 @@ STEPS = {
     "sm": 4400,
     "sm-shallow": 4400,
     "care": 4400,
-    "d2r-layer": 6400,
     "d2r-model": 8000,
 }
 ONE_CRITIC = {"hard", "d2r-released", "d2r-layer", "d2r-model"}  # which takes two thirds of the time
