@@ -185,7 +185,7 @@ class MultiTaskSAC(SAC):
         self._behaviour_paths = None
         if self.replays_paths or not warming_up:
             with torch.no_grad():
-                observations = torch.as_tensor(self._last_obs, device=self.device)
+                observations = torch.tensor(self._last_obs, device=self.device)  # aligned, or the last bit may vary
                 drawn, route = self.actor.act(observations, deterministic=False)
             if self.replays_paths and route is not None and self.policy.topology is not None:
                 self._behaviour_paths = self.policy.topology.pack(route.path).cpu().numpy()
