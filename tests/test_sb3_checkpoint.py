@@ -136,7 +136,7 @@ def everything(model: MultiTaskSAC) -> dict[str, Any]:
     )
 
 
-def same(a: Any, b: Any, place: str = "") -> None:
+def assert_same(a: Any, b: Any, place: str = "") -> None:
     """Asserts that two trees are equal bit for bit."""
     if isinstance(a, (Tensor, np.ndarray)):
         assert type(a) is type(b), place
@@ -147,12 +147,12 @@ def same(a: Any, b: Any, place: str = "") -> None:
     elif isinstance(a, dict):
         assert list(a) == list(b), place
         for key in a:
-            same(a[key], b[key], f"{place}.{key}")
+            assert_same(a[key], b[key], f"{place}.{key}")
     elif isinstance(a, (list, tuple, deque)):
         assert (type(a), len(a)) == (type(b), len(b)), place
         assert not isinstance(a, deque) or a.maxlen == b.maxlen, place
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{place}.{i}")
+            assert_same(x, y, f"{place}.{i}")
     else:
         assert a == b or (a != a and b != b), f"{place}: {a!r} and {b!r}"
 
@@ -206,14 +206,14 @@ def test_going_on_is_exact(environments: str, options: dict[str, Any], replace: 
         model = make_model(env, **options).learn(54)
         before = everything(model)
         model.save_checkpoint(tmp_path / "there")
-        same(everything(model), before)  # writing changes nothing
+        assert_same(everything(model), before)  # writing changes nothing
         expected = everything(model.learn(66, reset_num_timesteps=False))
     assert model._n_updates > 0
     scramble()
     with contextlib.closing(ENVIRONMENTS[environments]()) as env:
         resumed = MultiTaskSAC.load_checkpoint(tmp_path / "there", env, "cpu", replace)
-        same(everything(resumed), before)
-        same(everything(resumed.learn(66, reset_num_timesteps=False)), expected)
+        assert_same(everything(resumed), before)
+        assert_same(everything(resumed.learn(66, reset_num_timesteps=False)), expected)
 
 
 @pytest.mark.parametrize("seed", [0, None])
@@ -222,7 +222,9 @@ def test_a_model_that_has_not_learned_yet(seed: int | None, tmp_path: Path) -> N
     model.save_checkpoint(tmp_path / "there")
     expected = everything(model.learn(40))
     resumed = MultiTaskSAC.load_checkpoint(tmp_path / "there", ENVIRONMENTS["dummy"](), "cpu")
-    same(everything(resumed.learn(40)), expected)
+    assert resumed.num_timesteps == 0
+    assert_same(everything(resumed.learn(40)), expected)
+    assert resumed._n_updates > 0
 
 
 def test_environments_that_cannot_tell_their_state_start_anew(tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def test_environments_that_cannot_tell_their_state_start_anew(tmp_path: Path) ->
     env = DummyVecEnv(makers(WithoutState))
     resumed = MultiTaskSAC.load_checkpoint(tmp_path / "there", env, "cpu")
     assert resumed._last_obs is None
-    same(resumed.get_parameters(), parameters)
+    assert_same(resumed.get_parameters(), parameters)
     resumed.learn(2, reset_num_timesteps=False)
     assert resumed.num_timesteps == 56
     buffer = resumed.replay_buffer
@@ -258,8 +260,11 @@ def test_predicting_without_environments(tmp_path: Path) -> None:
     model = make_model(env).learn(54)
     model.save_checkpoint(tmp_path / "there")
     resumed = MultiTaskSAC.load_checkpoint(tmp_path / "there", device="cpu")
+    assert resumed.get_env() is None
     observations = env.reset()
-    same(resumed.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0])
+    expected = model.predict(observations, deterministic=True)[0]
+    assert expected.shape == (2, 2)
+    assert_same(resumed.predict(observations, deterministic=True)[0], expected)
 
 
 @pytest.mark.parametrize("kind", [str, Path])
@@ -269,7 +274,7 @@ def test_memory_map(kind: type, tmp_path: Path) -> None:
     model.save_checkpoint(tmp_path / "there")
     resumed = MultiTaskSAC.load_checkpoint(tmp_path / "there", ENVIRONMENTS["dummy"](), "cpu")
     assert isinstance(resumed.replay_buffer.rows, np.memmap)
-    same(everything(resumed), everything(model))
+    assert_same(everything(resumed), everything(model))
 
 
 # Being killed ---------------------------------------------------------------------------------------------------------
@@ -582,9 +587,12 @@ def test_nothing_is_unpickled(changed: Path, tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(module, name, refuse)
     model = load(changed).learn(20, reset_num_timesteps=False)
     model.save_checkpoint(tmp_path / "again")
+    written = everything(model)
     model.save_replay_buffer(tmp_path / "buffer")
+    model.replay_buffer.reset()
     model.load_replay_buffer(tmp_path / "buffer")
-    load(tmp_path / "again")
+    assert_same(everything(model), written)
+    assert_same(everything(load(tmp_path / "again")), written)
 
 
 # What does not fit ----------------------------------------------------------------------------------------------------
@@ -650,7 +658,7 @@ def test_another_network(network: Any, tmp_path: Path) -> None:
     before = copy.deepcopy(env.env_method("get_state"))
     with pytest.raises(ValueError, match=r"holds another network: DynamicDepthRouting .*, and not "):
         MultiTaskSAC.load_checkpoint(tmp_path / "there", env, "cpu", {"network": network})
-    same(env.env_method("get_state"), before)
+    assert_same(env.env_method("get_state"), before)
 
 
 @pytest.mark.parametrize(
@@ -688,22 +696,22 @@ def test_what_cannot_be_stored_is_named_by_its_place(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Telling, "thing", object())
     model.learn(50)
 
-    def refused(place: str, kind: str) -> None:
+    def assert_refused(place: str, kind: str) -> None:
         told = f"`{place}` must be plain data, a tensor or an array to be stored without code, got {kind}."
         with pytest.raises(TypeError, match=f"^{re.escape(told)}"):
             model.save_checkpoint(tmp_path / "there")
         assert list(tmp_path.iterdir()) == []
 
-    refused("model.progress.ep_info_buffer.0.thing", "object")
+    assert_refused("model.progress.ep_info_buffer.0.thing", "object")
     model.ep_info_buffer.clear()
     monkeypatch.setattr(PointTask, "get_state", lambda self: {"generators": [self.np_random]})
-    refused("model.environments.states.0.generators.0", "Generator")
+    assert_refused("model.environments.states.0.generators.0", "Generator")
     monkeypatch.undo()
     model.policy_kwargs["network_kwargs"] = {"sizes": [3, {4}]}
-    refused("model.options.policy_kwargs.network_kwargs.sizes.1", "set")
+    assert_refused("model.options.policy_kwargs.network_kwargs.sizes.1", "set")
     del model.policy_kwargs["network_kwargs"]
     model.action_noise = NormalActionNoise(np.zeros(2), np.ones(2))
-    refused("model.options.action_noise", "NormalActionNoise")
+    assert_refused("model.options.action_noise", "NormalActionNoise")
 
 
 def test_only_what_is_missing_is_replaced(stored: Path) -> None:
@@ -859,7 +867,7 @@ def test_replay_buffer(stored: Path, tmp_path: Path) -> None:
     fresh = make_model(ENVIRONMENTS["dummy"]())
     fresh.load_replay_buffer(tmp_path / "buffer")
     for name in ("rows", "paths", "positions"):
-        same(everything(fresh)[name], expected[name])
+        assert_same(everything(fresh)[name], expected[name])
 
     other = make_model(ENVIRONMENTS["dummy"](), buffer_size=60).learn(20)
     before = everything(other)
@@ -870,7 +878,7 @@ def test_replay_buffer(stored: Path, tmp_path: Path) -> None:
         fresh.load_replay_buffer(tmp_path / "buffer")
     with pytest.raises(DamagedError, match=r"buffer.json or .safetensors is missing or damaged"):
         other.load_replay_buffer(stored)  # a checkpoint is no buffer
-    same(everything(other), before)
+    assert_same(everything(other), before)
 
 
 def test_a_buffer_is_written_to_a_folder(stored: Path) -> None:
@@ -888,11 +896,11 @@ def test_rows_in_pieces(chunk: int, counts: list[int], tmp_path: Path, monkeypat
     numbers = np.array(counts)
     storage.write_rows(tmp_path / "rows.npy", array, numbers)
     written = np.load(tmp_path / "rows.npy", allow_pickle=False)
-    same(written, np.concatenate([ring[:count] for ring, count in zip(array, counts, strict=True)]))
+    assert_same(written, np.concatenate([ring[:count] for ring, count in zip(array, counts, strict=True)]))
     read = np.full_like(array, -1)
     storage.read_rows(tmp_path / "rows.npy", read, numbers)
     for ring, original, count in zip(read, array, counts, strict=True):
-        same(ring[:count], original[:count])
+        assert_same(ring[:count], original[:count])
         assert (ring[count:] == -1).all()
 
 
@@ -971,7 +979,7 @@ def round_trip(folder: Path, value: Any) -> Any:
 def test_tree(value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp() / "tree"
     folder.mkdir(exist_ok=True)
-    same(round_trip(folder, value), value)
+    assert_same(round_trip(folder, value), value)
 
 
 def test_tensors_that_share_memory(tmp_path: Path) -> None:
@@ -980,7 +988,7 @@ def test_tensors_that_share_memory(tmp_path: Path) -> None:
     parameter = nn.Parameter(whole.view(2, 3))
     value = [whole, whole[2:4], whole[::2], parameter.T, whole, whole.expand(2, 6), whole.numpy()[1:]]
     read = round_trip(tmp_path, value)
-    same(read, [x.detach() if isinstance(x, Tensor) else x for x in value])
+    assert_same(read, [x.detach() if isinstance(x, Tensor) else x for x in value])
     read[0].zero_()
     assert torch.equal(read[4], whole)
     assert not any(x.requires_grad for x in read if isinstance(x, Tensor))
@@ -999,7 +1007,7 @@ def test_tensors_that_share_memory(tmp_path: Path) -> None:
     ids=str,
 )
 def test_places_that_read_alike(value: Any, tmp_path: Path) -> None:
-    same(round_trip(tmp_path, value), value)
+    assert_same(round_trip(tmp_path, value), value)
 
 
 @pytest.mark.parametrize(
@@ -1049,19 +1057,19 @@ def test_what_is_no_plain_data_is_named_by_its_place(value: Any, tmp_path: Path)
 
 
 def test_trees_that_are_damaged(tmp_path: Path) -> None:
-    def refused() -> None:
+    def assert_refused() -> None:
         with pytest.raises(DamagedError, match=r"tree.json or .safetensors is missing or damaged: "):
             tree.read_tree(tmp_path, "tree")
 
-    refused()  # there is none
+    assert_refused()  # there is none
     for text in ("{", '{"$tensor": "none"}', '{"$array": ["a"]}', '{"$deque": 3}', '{"$items": [3]}', '{"$tuple": 1}'):
         tree.write_tree(tmp_path, "tree", {"a": torch.ones(3)})
         (tmp_path / "tree.json").write_text(text)
-        refused()
+        assert_refused()
     for data in (b"", b"short", bytes(100), pickle.dumps(Planted())):
         tree.write_tree(tmp_path, "tree", {"a": torch.ones(3)})
         (tmp_path / "tree.safetensors").write_bytes(data)
-        refused()
+        assert_refused()
 
 
 def test_environments_wrapped_in_another_way(tmp_path: Path) -> None:

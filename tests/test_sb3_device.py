@@ -97,26 +97,6 @@ def test_networks_run_side_by_side_as_one_after_the_other(network: str) -> None:
         torch.testing.assert_close(parameters[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("network", ["mt-sac", "mh-sac", "paco"])
-def test_critics_run_together_as_apart(network: str) -> None:
-    critic = make(network).critic
-    batch = [torch.cat([torch.randn(6, 4), torch.eye(4)[[0, 1, 2, 3, 3, 0]]], dim=1), torch.rand(6, 2)]
-    results = []
-    for critic.together in (False, True):
-        values = critic(*batch)
-        assert values.shape == (2, 6)
-        results.append([values, *torch.autograd.grad(values.square().sum(), list(critic.parameters()))])
-    for apart, together in zip(*results, strict=True):
-        torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-6)
-
-
-def test_routed_critics_do_not_run_together() -> None:
-    critic = make("d2r").critic
-    critic.together = True
-    with pytest.raises(ValueError, match="`together` must be False or None for networks with routes"):
-        critic(torch.eye(8)[4:], torch.rand(4, 2))
-
-
 @pytest.mark.parametrize("network", SMALL)
 def test_compiled_networks_learn_the_same(network: str) -> None:
     # Compiled code draws from another source of randomness: here, what is compared draws nothing.

@@ -375,7 +375,7 @@ def test_another_shape_is_refused_by_name(ours: Any, message: str, tmp_path: Pat
 # What is refused ------------------------------------------------------------------------------------------------------
 
 
-def refused(buffer: RouteReplayBuffer, message: str, **changed: Any) -> None:
+def assert_refused(buffer: RouteReplayBuffer, message: str, **changed: Any) -> None:
     """Asserts that a step is refused with a message, and that nothing of it was written."""
     rows = {**transitions([90, 91, 92, 93], [2, 0, 1, 1]), **changed}
     before = snapshot(buffer)
@@ -395,7 +395,7 @@ def test_what_is_not_finite(name: str, what: str, value: float, steps: int) -> N
     values = transitions([90, 91, 92, 93], [2, 0, 1, 1])[name].copy()
     values[(2,) if values.ndim == 1 else (2, 1)] = value
     told = f"every {what} must be finite, got {values[2].tolist()} of task 1 (environment 2) at vector step {steps}; "
-    refused(buffer, told + "nothing was stored of that step.", **{name: values})
+    assert_refused(buffer, told + "nothing was stored of that step.", **{name: values})
 
 
 @pytest.mark.parametrize("name", ["obs", "next_obs", "reward", "action"])
@@ -403,7 +403,7 @@ def test_what_is_not_finite_once_it_is_stored(name: str) -> None:
     # Rows are float32: a larger number of float64 would be an infinity there.
     values = transitions([90, 91, 92, 93], [2, 0, 1, 1])[name].astype(np.float64)
     values[(2,) if values.ndim == 1 else (2, 1)] = 1e39
-    refused(fill(make(), 7), "must be finite, got", **{name: values})
+    assert_refused(fill(make(), 7), "must be finite, got", **{name: values})
 
 
 def one_hot(end: list[float]) -> NDArray[np.float32]:
@@ -419,12 +419,14 @@ def one_hot(end: list[float]) -> NDArray[np.float32]:
 def test_wrong_one_hot(name: str, end: list[float]) -> None:
     what = {"obs": "an observation", "next_obs": "a next observation"}[name]
     told = f"{what} must end with the one-hot of one of 3 tasks, row 2 ends with {np.float32(end).tolist()};"
-    refused(fill(make(), 7), told, **{name: one_hot(end)})
+    assert_refused(fill(make(), 7), told, **{name: one_hot(end)})
 
 
 @pytest.mark.parametrize("name", ["obs", "next_obs"])
 def test_observations_without_one_hot(name: str) -> None:
-    refused(fill(make(), 7), "must hold 2 numbers of state and the one-hot of one of 3", **{name: np.zeros((4, STATE))})
+    assert_refused(
+        fill(make(), 7), "must hold 2 numbers of state and the one-hot of one of 3", **{name: np.zeros((4, STATE))}
+    )
 
 
 def test_task_that_changes_within_an_episode() -> None:
@@ -432,18 +434,18 @@ def test_task_that_changes_within_an_episode() -> None:
         "an environment must keep its task within an episode, environment 2 went from task 1 to 0 at vector step 7; "
         "nothing was stored of that step."
     )
-    refused(fill(make(), 7), told, next_obs=one_hot([1, 0, 0]))
+    assert_refused(fill(make(), 7), told, next_obs=one_hot([1, 0, 0]))
 
 
 def test_paths_belong_to_a_buffer_that_keeps_them() -> None:
     told = "`paths` must be given where the buffer keeps paths, and only there; it keeps "
-    refused(fill(make(), 7), f"{told}them.", paths=None)
-    refused(fill(make(paths=False), 7), f"{told}none.")
+    assert_refused(fill(make(), 7), f"{told}them.", paths=None)
+    assert_refused(fill(make(paths=False), 7), f"{told}none.")
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 1), (1, 2), (2,), (3, 2)], ids=str)
 def test_paths_of_another_shape(shape: tuple[int, ...]) -> None:
-    refused(fill(make(), 7), "paths", paths=np.zeros(shape, dtype=np.uint8))
+    assert_refused(fill(make(), 7), "paths", paths=np.zeros(shape, dtype=np.uint8))
 
 
 def test_keep_paths_comes_before_the_first_transition() -> None:
