@@ -11,6 +11,7 @@ import dynroute
 import dynroute.functional
 import dynroute.losses
 import dynroute.networks
+import dynroute_metaworld
 import dynroute_sb3
 import dynroute_sb3.losses
 from dynroute.inspect import draw
@@ -52,6 +53,7 @@ def doctest_names(doctest_namespace: dict[str, object]) -> None:
         dynroute.functional,
         dynroute.losses,
         dynroute.networks,
+        dynroute_metaworld,
         dynroute_sb3,
         dynroute_sb3.losses,
     ):

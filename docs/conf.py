@@ -20,11 +20,12 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective as Directive
 
 import dynroute
+import dynroute_metaworld
 import dynroute_sb3
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = (dynroute, dynroute_sb3)
+PACKAGES = (dynroute, dynroute_metaworld, dynroute_sb3)
 """What the pages document."""
 
 SPEED = Path(__file__).parent.parent / "benchmarks" / "results" / "speed.json"
@@ -64,8 +65,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(abc|collections|contextlib|typing|torch)(\..*)?"),
     ("py:class", r"(bool|bytes|dict|float|frozenset|int|list|object|set|str|tuple|None|Ellipsis)"),
     ("py:exc", r"(AssertionError|RuntimeError|TypeError|ValueError)"),
-    ("py:class", r"(.*\.T|BaseCallback|Module|Path|VecEnv|pathlib.Path)"),  # as they are called in signatures
-    ("py:.*", r"(gymnasium|numpy|stable_baselines3|np|gym|spaces)(\..*)?"),
+    ("py:class", r"(.*\.T|BaseCallback|Module|Path|VecEnv|pathlib.Path|Task)"),  # as they are called in signatures
+    ("py:.*", r"(gymnasium|metaworld|multiprocessing|numpy|stable_baselines3|np|gym|spaces)(\..*)?"),
 ]
 
 html_theme = "furo"
@@ -102,6 +103,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from dynroute_sb3 import *
 from dynroute_sb3.losses import *
+from dynroute_metaworld import *
 
 torch.manual_seed(0)
 """

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 import dynroute
+import dynroute_metaworld
 import dynroute_sb3
 
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "dynroute"
 FILES = sorted(CORE.rglob("*.py"))
-SB3 = ROOT / "integrations" / "dynroute_sb3"
-SB3_FILES = sorted(SB3.glob("*.py"))
+INTEGRATIONS = ROOT / "integrations"
+INTEGRATION_FILES = sorted(INTEGRATIONS.rglob("*.py"))
 
 # Each layer may import the layers before it, and its own.
 LAYERS = [
@@ -32,16 +33,28 @@ LAYERS = [
     ["networks"],
     ["testing"],
 ]
-SB3_LAYERS = [
-    ["environments", "gaussian", "losses", "observation", "parallel", "randomness", "storage"],
-    ["actor", "critic", "points", "tree"],
-    ["policies", "replay"],
-    ["on_policy", "options", "update"],
-    ["checkpoint", "report"],
-    ["sac"],
-    ["callbacks"],
-]
-SB3_RANK = {name: rank for rank, layer in enumerate(SB3_LAYERS) for name in layer}
+INTEGRATION_LAYERS = {
+    "dynroute_sb3": [
+        ["environments", "gaussian", "losses", "observation", "parallel", "randomness", "storage"],
+        ["actor", "critic", "points", "tree"],
+        ["policies", "replay"],
+        ["on_policy", "options", "update"],
+        ["checkpoint", "report"],
+        ["sac"],
+        ["callbacks"],
+    ],
+    "dynroute_metaworld": [
+        ["environment", "tasks"],
+        ["workers"],
+        ["vec_env"],
+    ],
+}
+INTEGRATION_RANK = {
+    (package, name): rank
+    for package, layers in INTEGRATION_LAYERS.items()
+    for rank, layer in enumerate(layers)
+    for name in layer
+}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 
@@ -74,21 +87,25 @@ def test_every_module_has_a_layer() -> None:
     assert modules == set(RANK)
 
 
-@pytest.mark.parametrize("path", SB3_FILES, ids=lambda path: path.stem)
-def test_imports_of_the_integration_point_down(path: Path) -> None:
+@pytest.mark.parametrize("path", INTEGRATION_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_imports_of_the_integrations_point_down(path: Path) -> None:
+    package = path.parent.name
     for node in ast.parse(path.read_text()).body:  # an import for types alone is further inside
         if isinstance(node, ast.ImportFrom) and node.level and path.stem != "__init__":
             assert node.module is not None
-            assert SB3_RANK[node.module] <= SB3_RANK[path.stem], f"{path} imports {node.module} above it"
-        elif isinstance(node, ast.ImportFrom):
+            other, own = INTEGRATION_RANK[package, node.module], INTEGRATION_RANK[package, path.stem]
+            assert other <= own, f"{path} imports {node.module} above it"
+        elif isinstance(node, ast.ImportFrom) and package == "dynroute_sb3":
             assert not (node.module or "").startswith("dynroute_metaworld")
 
 
-def test_every_module_of_the_integration_has_a_layer() -> None:
-    assert {path.stem for path in SB3_FILES} - {"__init__"} == set(SB3_RANK)
+def test_every_module_of_the_integrations_has_a_layer() -> None:
+    assert {(path.parent.name, path.stem) for path in INTEGRATION_FILES if path.stem != "__init__"} == set(
+        INTEGRATION_RANK
+    )
 
 
-@pytest.mark.parametrize("path", [*FILES, *SB3_FILES], ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", [*FILES, *INTEGRATION_FILES], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_files_are_small_and_say_what_they_export(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 300
@@ -104,9 +121,9 @@ def _constants_first(name: str) -> tuple[int, str]:
 
 
 def test_every_exported_name_exists_and_has_a_docstring() -> None:
-    modules = [dynroute, dynroute_sb3] + [
+    modules = [dynroute, dynroute_metaworld, dynroute_sb3] + [
         importlib.import_module(info.name)
-        for package in (dynroute, dynroute_sb3)
+        for package in (dynroute, dynroute_metaworld, dynroute_sb3)
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ]
     for module in modules:

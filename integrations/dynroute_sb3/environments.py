@@ -25,14 +25,14 @@ VECTOR_WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
 
 
 def environment_states(env: VecEnv) -> dict[str, Any] | None:
-    """The states of environments; None where they have no methods `get_state` and `set_state`.
+    """The states of environments; None where neither they nor the vectorized one have `get_state` and `set_state`.
 
     What SB3's and gymnasium's common wrappers remember belongs to it; other wrappers must not remember anything.
     """
-    if not (env.has_attr("get_state") and env.has_attr("set_state")):
+    if not (_is_whole(env) or (env.has_attr("get_state") and env.has_attr("set_state"))):
         return None
     return {
-        "states": env.env_method("get_state"),
+        "states": _whole(env).get_state() if _is_whole(env) else env.env_method("get_state"),
         "seeds": list(env.unwrapped._seeds),  # what the next reset would be given
         "wrappers": [
             {name: env.get_attr(name, indices=[i])[0] for name in _remembered(env, i)} for i in range(env.num_envs)
@@ -53,8 +53,11 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
             f"{remembered[0]}."
         )
     env.reset()  # wrappers that want to be reset first have been so
+    if _is_whole(env):
+        _whole(env).set_state(state["states"])
     for i in range(env.num_envs):
-        env.env_method("set_state", state["states"][i], indices=[i])
+        if not _is_whole(env):
+            env.env_method("set_state", state["states"][i], indices=[i])
         for name in _remembered(env, i):
             env.env_method("set_wrapper_attr", name, state["wrappers"][i][name], indices=[i])
     env.unwrapped._seeds = list(state["seeds"])
@@ -66,8 +69,19 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
                 setattr(wrapper, name, value)
 
 
+def _is_whole(env: VecEnv) -> bool:
+    """Whether a vectorized environment tells the states of all its environments by itself."""
+    return hasattr(_whole(env), "get_state") and hasattr(_whole(env), "set_state")
+
+
+def _whole(env: VecEnv) -> Any:
+    return env.unwrapped
+
+
 def _remembered(env: VecEnv, i: int) -> list[str]:
     """The names of what the wrappers of one environment remember."""
+    if _is_whole(env):
+        return []
     return [name for kind, names in WRAPPERS.items() if env.env_is_wrapped(kind, indices=[i])[0] for name in names]
 
 
