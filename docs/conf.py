@@ -32,6 +32,8 @@ SPEED = Path(__file__).parent.parent / "benchmarks" / "results" / "speed.json"
 
 UPDATES = json.loads((SPEED.parent / "sac.json").read_text())
 
+SCRIPTED = SPEED.parent / "scripted.json"
+
 project = "dynroute"
 author = "The dynroute developers"
 project_copyright = author
@@ -198,6 +200,50 @@ class NetworkSpeed(Directive):
         return [row["network"], f"{row['parameters']:,}", f"{row['ms']['network']:.1f}", *ratios, row["public"]]
 
 
+class EnvironmentSpeed(Directive):
+    """Shows the stored results of `benchmarks.environments`."""
+
+    def run(self) -> list[nodes.Node]:
+        stored = json.loads((SPEED.parent / "environments.json").read_text())
+        others = list(stored["rows"][0]["faster than"])
+        rows = [["environments", "steps/s", "µs of CPU a step", *(f"to {other}" for other in others)]]
+        for row in stored["rows"]:
+            ratios = [f"{row['faster than'][other]:.2f}" for other in others]
+            cpu = f"{row['microseconds of CPU']:,.0f}"
+            rows.append([row["name"], f"{row['steps per second']:,.0f}", cpu, *ratios])
+        lines = [".. list-table::", "   :header-rows: 1", ""]
+        for cells in rows:
+            lines += [f"   {'  -' if i else '* -'} {cell}" for i, cell in enumerate(cells)]
+        versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
+        text = f"""
+The tasks of {stored["benchmark"]} with random actions and a horizon of {stored["horizon"]} on {stored["cores"]} cores,
+resets included; SB3's SubprocVecEnv and gymnasium's AsyncVectorEnv run a process for each task. All take turns, and a
+ratio is the median over {stored["rounds"]} rounds. Other programs kept {stored["load at the start"]:.1f} cores busy
+when it began: they disturb least the processor time of a step, summed over all processes. {versions}.
+"""
+        return self.parse_text_to_nodes("\n".join([*lines, *text.splitlines()]))
+
+
+class ScriptedSuccess(Directive):
+    """Shows the stored results of `benchmarks.scripted`: how often scripted policies solve each task."""
+
+    def run(self) -> list[nodes.Node]:
+        stored = json.loads(SCRIPTED.read_text())
+        horizons = list(stored["mean"])
+        rows = [["task", *(f"{horizon} steps" for horizon in horizons)]]
+        for row in stored["rows"]:
+            ends = {horizon: "{:.2f} to {:.2f}".format(*row["interval"][horizon]) for horizon in horizons}
+            rows.append([row["task"], *(f"{row['success'][horizon]:.2f} ({ends[horizon]})" for horizon in horizons)])
+        rows.append(["mean", *(f"{stored['mean'][horizon]:.3f}" for horizon in horizons)])
+        rows.append(["tasks at .9 or more", *(str(stored["tasks at .9 or more"][horizon]) for horizon in horizons)])
+        lines = [".. list-table::", "   :header-rows: 1", ""]
+        for cells in rows:
+            lines += [f"   {'  -' if i else '* -'} {cell}" for i, cell in enumerate(cells)]
+        versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
+        lines += ["", f"{stored['episodes']} episodes a task, seed {stored['seed']}; {versions}."]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
 class Speed(Directive):
     """Shows the stored results of `make bench` for one mode, as ratios to the textbook form."""
 
@@ -244,6 +290,8 @@ nor clips. A step of ``collect_rollouts`` of ten environments takes {ours}, envi
 def setup(app: Sphinx) -> None:
     """Registers the above with Sphinx, which calls this function."""
     app.add_directive("picture", Picture)
+    app.add_directive("environment-speed", EnvironmentSpeed)
+    app.add_directive("scripted-success", ScriptedSuccess)
     app.add_directive("speed", Speed)
     app.add_directive("network-speed", NetworkSpeed)
     app.add_directive("update-speed", UpdateSpeed)

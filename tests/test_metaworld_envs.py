@@ -1,24 +1,32 @@
-"""Meta-World's tasks as one vectorized environment: goals, horizon, states, workers, and what is refused."""
+"""Meta-World's tasks as one vectorized environment: goals, horizon, states, workers, pictures, and what is refused."""
 
 import contextlib
+import gc
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import metaworld
+import mujoco
 import numpy as np
 import pytest
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from dynroute_metaworld import BENCHMARKS, MetaWorldVecEnv, WorkerError, make_envs, task_names
 from dynroute_metaworld.environment import TaskEnvironment
 from dynroute_metaworld.tasks import goals_of
 from dynroute_sb3 import MultiTaskSAC
 
-TASKS = ("reach", "window-open", "door-open")
+TASKS = ("reach", "push", "door-open")
 PAIR = TASKS[:2]
 
 
@@ -44,6 +52,11 @@ def roll(env: MetaWorldVecEnv, given: np.ndarray) -> list[Any]:
     return out
 
 
+def kill(env: MetaWorldVecEnv, worker: int) -> None:
+    os.kill(env._parts[worker].process.pid, signal.SIGKILL)
+    env._parts[worker].process.join()
+
+
 def test_names() -> None:
     assert [len(BENCHMARKS[name]) for name in ("MT10", "MT25", "MT50")] == [10, 25, 50]
     assert BENCHMARKS["MT10"] == tuple(name.removesuffix("-v3") for name in metaworld.env_dict.MT10_V3)
@@ -57,19 +70,23 @@ def test_what_a_step_tells() -> None:
         assert observations.shape == (2, 41)
         assert observations.dtype == env.observation_space.dtype == np.float32
         assert np.array_equal(observations[:, 39:], np.eye(2))
+        assert env.reset_infos == [{"task": "reach"}, {"task": "push"}]
         assert env.get_attr("num_tasks") == [2, 2]
+        assert env.get_attr("task_name", indices=1) == ["push"]
         assert env.env_is_wrapped(Monitor) == [True, True]
         total = np.zeros(2)
-        for step, action in enumerate(actions(5)):
+        for step, action in enumerate(actions(10)):
             observations, rewards, dones, infos = env.step(action)
-            total += rewards
+            total = rewards if step == 5 else total + rewards
             assert rewards.dtype == np.float32
             assert [info["task"] for info in infos] == list(PAIR)
-            assert dones.tolist() == [step == 4] * 2
+            assert dones.tolist() == [step in (4, 9)] * 2
+            assert ["episode" in info for info in infos] == dones.tolist()
         for i, info in enumerate(infos):
             assert info["TimeLimit.truncated"]
             assert info["episode"]["l"] == 5
             assert info["episode"]["r"] == pytest.approx(10 * total[i], rel=1e-5)
+            assert info["episode"]["t"] > 0
             assert info["terminal_observation"].shape == (41,)
             assert not np.array_equal(info["terminal_observation"], observations[i])
             assert isinstance(info["is_success"], bool)
@@ -92,6 +109,32 @@ def test_success_is_that_of_any_step() -> None:
     assert env.success
 
 
+@pytest.mark.filterwarnings("ignore:Constant:UserWarning")
+@pytest.mark.parametrize(("task", "version"), [("reach", "v1"), ("push", "v2"), ("door-open", "v2")])
+def test_every_number_is_that_of_meta_world(task: str, version: str) -> None:
+    goals, rng, touched = goals_of((task,), 0)[task], np.random.default_rng(0), 0
+    theirs = ALL_V3_ENVIRONMENTS[f"{task}-v3"](reward_function_version=version)
+    ours = TaskEnvironment(task, goals, goals="fixed", horizon=500, reward_version=version)
+    theirs.set_task(goals[0])
+    policy = ENV_POLICY_MAP[f"{task}-v3"]()
+    for _ in range(2):
+        expected, _ = theirs.reset()
+        assert np.array_equal(ours.reset(), expected.astype(np.float32))
+        for _ in range(70):  # towards the object, until the fingers touch it, with steps beyond the limits of actions
+            action = (policy.get_action(expected) + rng.normal(0, 0.2, 4)).astype(np.float32)
+            expected, reward, _, _, info = theirs.step(action)
+            observation, ours_reward, _, solved = ours.step(action)
+            assert np.array_equal(ours.env._last_stable_obs, expected)
+            assert np.array_equal(observation, expected.astype(np.float32))
+            assert (ours_reward, solved) == (reward, bool(info["success"]))
+            if task == "push":
+                assert ours.env.touching_main_object == theirs.touching_main_object
+                touched += theirs.touching_main_object
+    assert touched > 0 or task != "push"
+    theirs.close()
+    ours.close()
+
+
 def starts(env: MetaWorldVecEnv, resets: int) -> np.ndarray:
     """What tells the goals apart: where things are when an episode starts."""
     return np.stack([env.reset()[:, :39] for _ in range(resets)])
@@ -101,59 +144,111 @@ def test_fixed_goals_are_constant_and_the_same_for_everyone() -> None:
     with envs(goals="fixed", seed=3) as one, envs(goals="fixed", seed=3, workers=2) as other:
         first = starts(one, 50)
         assert (first == first[0]).all()
-        assert np.array_equal(starts(other, 1), first[:1])
+        one.seed(99)  # fixed goals do not depend on it
+        assert np.array_equal(starts(one, 1), first[:1])
+        assert np.array_equal(starts(other, 2), first[:2])
 
 
 def test_random_goals_are_new_each_time_and_differ_between_tasks_and_seeds() -> None:
     with envs(("push", "push-wall"), goals="random", seed=3) as env:
         seen = starts(env, 20)
         assert len(np.unique(seen[:, 0, 36:39], axis=0)) == 20
+        assert len(np.unique(seen[:, :, 36:39].reshape(-1, 3), axis=0)) == 40
         env.seed(3)
-        assert np.array_equal(starts(env, 20), seen)
+        assert np.array_equal(starts(env, 5), seen[:5])
         env.seed(4)
-        assert not np.isclose(starts(env, 20)[:, :, 36:39], seen[:, :, 36:39]).all(axis=2).any()
+        assert not np.isclose(starts(env, 5)[:, :, 36:39], seen[:5, :, 36:39]).all(axis=2).any()
+        env.seed(None)
+        assert not np.isclose(starts(env, 1)[:, :, 36:39], seen[:1, :, 36:39]).all(axis=2).any()
 
 
 def test_the_goals_of_the_benchmark_come_in_turn() -> None:
-    with envs(TASKS, goals="benchmark", seed=3) as env:
+    with envs(("reach", "reach-wall"), goals="benchmark", seed=3) as env:
         seen = starts(env, 100)
-        for task in range(3):
-            halves = [{tuple(row) for row in half[:, task].round(6).tolist()} for half in (seen[:50], seen[50:])]
-            assert halves[0] == halves[1]
-            assert len(halves[0]) == 50
-        orders = [[seen[:50, task].tolist().index(row) for row in seen[50:, task].tolist()] for task in range(3)]
-        assert orders[0] != orders[1]  # two tasks do not share the index of their goal
+    for task in range(2):
+        halves = [{tuple(row) for row in half[:, task].round(6).tolist()} for half in (seen[:50], seen[50:])]
+        assert halves[0] == halves[1]
+        assert len(halves[0]) == 50
+    orders = [[seen[:50, task].tolist().index(row) for row in seen[50:, task].tolist()] for task in range(2)]
+    assert orders[0] != orders[1]  # two tasks do not share the index of their goal
+
+
+def test_tasks_of_a_list_do_not_share_goals_and_a_task_alone_is_mt1() -> None:
+    drawn = goals_of(("reach", "reach-wall"), 3)
+    assert list(drawn) == ["reach", "reach-wall"]
+    alone = metaworld.MT1("reach-v3", seed=3).train_tasks
+    assert [task.data for task in drawn["reach"]] == [task.data for task in alone]
+    vectors = [{task.data[-40:] for task in tasks} for tasks in drawn.values()]
+    assert not vectors[0] & vectors[1]
 
 
 def test_nothing_of_meta_world_is_changed() -> None:
-    before = [task.data for task in metaworld.MT1("reach-v3", seed=3).train_tasks]
-    state = np.random.get_state()[1].tolist()
-    goals_of.cache_clear()
+    modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "metaworld"]
+
+    def whole() -> list[Any]:
+        known = [{name: id(value) for name, value in vars(module).items()} for module in modules]
+        classes = [{name: id(value) for name, value in vars(kind).items()} for kind in ALL_V3_ENVIRONMENTS.values()]
+        return [known, classes, metaworld._N_GOALS, np.random.get_state()[1].tolist()]
+
+    def benchmark() -> list[bytes]:  # how MT10 draws, with fewer tasks
+        classes = {f"{task}-v3": ALL_V3_ENVIRONMENTS[f"{task}-v3"] for task in PAIR}
+        kwargs = metaworld._env_dict._get_args_kwargs(ALL_V3_ENVIRONMENTS, classes)
+        return [task.data for task in metaworld._make_tasks(classes, kwargs, metaworld._MT_OVERRIDE, seed=3)]
+
+    goals_of(PAIR, 3)
+    tasks, before = benchmark(), whole()
     with envs(goals="random", seed=3) as env:
         env.reset()
         roll(env, actions(6))
-    assert np.random.get_state()[1].tolist() == state
-    assert [task.data for task in metaworld.MT1("reach-v3", seed=3).train_tasks] == before
+    goals_of("window-open", 3)
+    assert whole() == before
+    assert benchmark() == tasks
 
 
 def test_workers_do_what_one_process_does() -> None:
     with envs(TASKS, workers=0) as one, envs(TASKS, workers=2) as two:
+        assert [part.rows for part in two._parts] == [[0], [1, 2]]
         assert np.array_equal(one.reset(), two.reset())
-        assert roll(one, actions(12, 3)) == roll(two, actions(12, 3))
+        expected = roll(one, actions(12, 3))
+        assert roll(two, actions(12, 3)) == expected
+        # Another thread may work between the halves of a step; an interrupted step does not disturb what follows.
+        two.step_async(actions(1, 3)[0])
+        two.seed(7)
+        one.seed(7)
+        assert np.array_equal(one.reset(), two.reset())
+        assert roll(one, actions(7, 3)) == roll(two, actions(7, 3))
+        result: list[Any] = []
+        two.step_async(actions(1, 3)[0])
+        thread = threading.Thread(target=lambda: result.append(two.step_wait()))
+        thread.start()
+        thread.join()
+        assert np.array_equal(result[0][0], one.step(actions(1, 3)[0])[0])
 
 
 @pytest.mark.parametrize("goals", ["fixed", "random", "benchmark"])
 def test_a_state_is_restored_exactly(goals: str) -> None:
-    with envs(TASKS, goals=goals, horizon=20, workers=2) as env:
+    with envs(TASKS, goals=goals, horizon=20, workers=2 if goals == "random" else 0) as env:
         env.reset()
         roll(env, actions(27, 3))
         state = env.get_state()
+        kept = str(state)
         expected = roll(env, actions(30, 3, seed=1))
+        assert str(state) == kept  # a state does not change while its environments go on
     with envs(TASKS, goals=goals, horizon=20) as env:  # in another process, by another division
         env.seed(99)
         env.reset()
         env.set_state(state)
         assert roll(env, actions(30, 3, seed=1)) == expected
+        with pytest.raises(ValueError, match=r"`state` must be that of the tasks .*, got \['push'\]"):
+            env.set_state({"states": [state["states"][1]]})
+
+
+def test_a_state_of_another_task_is_refused() -> None:
+    with envs() as env:
+        env.reset()
+        one, other = env._parts[0].environments
+        with pytest.raises(ValueError, match="`state` must be one of task 'reach', got one of 'push'"):
+            one.set_state(other.get_state())
 
 
 def test_training_goes_on_exactly(tmp_path: Path) -> None:
@@ -173,43 +268,216 @@ def test_training_goes_on_exactly(tmp_path: Path) -> None:
         assert np.array_equal(resumed.learn(30, reset_num_timesteps=False).policy.parameters_to_vector(), straight)
 
 
+@pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")  # VecMonitor counts anew
+def test_the_contract_of_stable_baselines3() -> None:
+    with envs() as plain, envs() as inner:
+        env = VecNormalize(VecMonitor(inner), norm_obs=False, norm_reward=True)
+        env.seed(5)
+        plain.seed(5)
+        plain.reset()
+        env.reset()
+        env.set_options({"ignored": 1})
+        for action in actions(5):
+            expected, (observations, _, dones, infos) = plain.step(action), env.step(action)
+        assert np.array_equal(observations, expected[0])
+        assert dones.all()
+        for info, other in zip(infos, expected[3], strict=True):
+            assert info["episode"]["r"] == pytest.approx(other["episode"]["r"], rel=1e-5)
+            assert info["episode"]["l"] == other["episode"]["l"]
+        assert env.get_attr("num_tasks") == [2, 2]
+        assert not env.has_attr("goal")
+
+
 def test_a_worker_that_dies_is_named() -> None:
     with envs(workers=2) as env:
         env.reset()
-        os.kill(env._parts[1].process.pid, signal.SIGKILL)
-        env._parts[1].process.join()
-        with pytest.raises(WorkerError, match=r"the worker of the tasks window-open has died with exit code -9"):
+        kill(env, 1)
+        with pytest.raises(
+            WorkerError, match=r"the worker of the tasks push has died with exit code -9; was it killed"
+        ):
             roll(env, actions(2))
 
 
 def test_a_worker_that_dies_is_replaced_if_asked() -> None:
     with envs(workers=2, restart=True, horizon=50) as env:
         env.reset()
-        roll(env, actions(3))
-        os.kill(env._parts[1].process.pid, signal.SIGKILL)
-        env._parts[1].process.join()
+        told = roll(env, actions(3))
+        kill(env, 1)
         observations, rewards, dones, infos = env.step(actions(1)[0])
         assert dones.tolist() == [False, True]
         assert rewards[1] == 0
         assert infos[1]["worker_replaced"]
+        assert "worker_replaced" not in infos[0]
         assert infos[1]["TimeLimit.truncated"]
+        assert infos[1]["terminal_observation"].tolist() == told[-1][0][1]
         assert infos[1]["episode"]["l"] == 4
+        assert infos[1]["episode"]["r"] == pytest.approx(sum(rewards[1] for _, rewards, *_ in told), rel=1e-5)
         assert np.isfinite(observations).all()
-        assert len(roll(env, actions(60))) == 60
+
+        # Between steps the next one tells of it, and a state can still be saved.
+        kill(env, 0)
+        assert len(env.get_state()["states"]) == 2
+        _, _, dones, infos = env.step(actions(1)[0])
+        assert dones.tolist() == [True, False]
+        assert (infos[0]["worker_replaced"], infos[0]["episode"]["l"]) == (True, 5)
+
+        # A reset starts all episodes anyway.
+        kill(env, 0)
+        env.reset()
+        assert len(roll(env, actions(50))) == 50
+        assert not env.step(actions(1)[0])[2].any()
+
+
+class Failing(TaskEnvironment):
+    def step(self, action: np.ndarray) -> Any:
+        if self.steps == 2:
+            raise ArithmeticError("the simulation is unstable")
+        return super().step(action)
+
+
+def test_an_error_in_an_environment_tells_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynroute_metaworld.workers.TaskEnvironment", Failing)
+    with envs() as env:
+        env.reset()
+        told = (
+            r"task 'reach' failed in step after 2 steps of its episode: ArithmeticError\('the simulation is unstable'\)"
+        )
+        with pytest.raises(WorkerError, match=told):
+            roll(env, actions(3))
+
+
+def test_an_error_in_a_worker_tells_where_and_the_worker_lives_on() -> None:
+    with envs(workers=1) as env:
+        env.reset()
+        state = env.get_state()
+        broken = {**state, "states": [state["states"][0], {**state["states"][1], "own": {}}]}
+        with pytest.raises(
+            WorkerError, match=r"task 'push' failed in set_state after 0 steps .*KeyError\('steps'"
+        ) as told:
+            env.set_state(broken)
+        assert "Traceback" in told.value.__notes__[0]
+        env.set_state(state)
+        assert len(roll(env, actions(1))) == 1
+
+
+def test_closing() -> None:
+    env = make_envs(PAIR, workers=2, horizon=5)
+    workers = [part.process for part in env._parts]
+    assert all(worker.is_alive() for worker in workers)
+    env.close()
+    env.close()
+    assert not any(worker.is_alive() for worker in workers)
+    for use, given in ((env.reset, ()), (env.get_state, ()), (env.step, (actions(1)[0],))):
+        with pytest.raises(RuntimeError, match="these environments are closed; make_envs makes new ones"):
+            use(*given)
+    env = make_envs(PAIR, workers=1, horizon=5)
+    (worker,) = (part.process for part in env._parts)
+    del env
+    gc.collect()
+    assert not worker.is_alive()
+
+
+SCRIPT = """
+import multiprocessing, os, signal, sys, threading, time
+import numpy as np
+from dynroute_metaworld import make_envs
+{start}
+    env = make_envs(("reach", "push"), workers={workers}, goals="benchmark")
+    env.reset()
+    threading.Timer(0.3, lambda: os.killpg(0, signal.SIGINT)).start()  # what Ctrl-C does
+    try:
+        while True:
+            env.step(np.zeros((2, 4)))
+    except KeyboardInterrupt:
+        print("interrupted", len(multiprocessing.active_children()))
+    env.step(np.zeros((2, 4)))
+    env.close()
+    print("left", len(multiprocessing.active_children()))
+"""
+
+
+def run(tmp_path: Path, start: str, workers: int) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "script.py").write_text(SCRIPT.format(start=start, workers=workers))
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "script.py")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True, check=False)
+
+
+def test_ctrl_c_leaves_the_workers_to_the_program(tmp_path: Path) -> None:
+    done = run(tmp_path, 'if __name__ == "__main__":', workers=2)
+    assert done.stdout.split() == ["interrupted", "2", "left", "0"]
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_a_program_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    done = run(tmp_path, "if True:", workers=1)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "has died with exit code 1; workers import the program first" in last
+    assert "must stand under `if __name__ == '__main__':`" in last
+
+
+def test_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without OpenGL: what draws is replaced, as many machines have none."""
+    monkeypatch.setattr("metaworld.SawyerXYZEnv.render", lambda self: np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
+    with envs(render_mode="rgb_array") as env, envs() as plain:
+        assert env.get_attr("render_mode") == [env.render_mode] * 2 == ["rgb_array"] * 2
+        env.reset()
+        plain.reset()
+        first, _ = env.get_images()
+        assert first.tolist() == np.arange(12).reshape(2, 2, 3)[::-1, ::-1].tolist()  # cameras hang upside down
+        assert env.render().shape[-1] == 3
+        plain.set_state(env.get_state())  # how an environment is drawn is no part of its state
+        assert plain._parts[0].environments[0].env.render_mode is None
+        with pytest.raises(RuntimeError, match=r"these environments draw nothing; make_envs\(..., render_mode="):
+            plain.get_images()
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # threads beside a fork, from Python 3.12 on
+@pytest.mark.parametrize("workers", [0, 1])
+def test_missing_opengl_is_told_at_once(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def render(_: Any) -> None:
+        raise mujoco.FatalError("an OpenGL platform library has not been loaded into this process")
+
+    monkeypatch.setattr("metaworld.SawyerXYZEnv.render", render)
+    if workers:  # its answer is that of the process that makes the environments
+        monkeypatch.setattr("dynroute_metaworld.workers.multiprocessing.get_all_start_methods", lambda: ["spawn"])
+        monkeypatch.setattr("dynroute_metaworld.workers.multiprocessing.get_context", _forked)
+    with pytest.raises(
+        (RuntimeError, WorkerError), match=r"needs OpenGL, .* set MUJOCO_GL=egl .*libegl1.*MUJOCO_GL=osmesa"
+    ):
+        make_envs("reach", render_mode="rgb_array", workers=workers)
+    assert not multiprocessing.active_children()
+
+
+def _forked(_: str) -> Any:
+    return multiprocessing.context.ForkContext()
 
 
 WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "task": ("windw-open", {}, r"got 'windw-open'; did you mean 'window-open' or "),
     "benchmark": ("MT11", {}, r"must be MT10, MT25, MT50 or tasks of Meta-World, got 'MT11'; did you mean 'MT10'"),
-    "far": ("xyz", {}, r"got 'xyz'; dynroute_metaworld"),
+    "in a list": (["reach", "MT10"], {}, r"must be the names of tasks of Meta-World, got 'MT10'; BENCHMARKS\['MT50'\]"),
+    "far": ("xyz", {}, r"got 'xyz'; BENCHMARKS\['MT50'\] names them all"),
     "twice": (["reach", "reach-v3"], {}, r"must name each task once"),
     "none": ([], {}, r"and at least one, got \[\]"),
-    "horizon 0": (PAIR, {"horizon": 0}, r"`horizon` must be in 1..500, where Meta-World ends an episode, got 0"),
-    "horizon 501": (PAIR, {"horizon": 501}, r"`horizon` must be in 1..500"),
-    "workers": (PAIR, {"workers": 3}, r"`workers` must be in 0..2, the number of environments, got 3"),
+    "horizon 0": (
+        PAIR,
+        {"horizon": 0},
+        r"`horizon` must be an integer in 1..500, where Meta-World ends .*, got 0\.",
+    ),
+    "horizon 501": (PAIR, {"horizon": 501}, r"`horizon` must be an integer in 1..500.*got 501"),
+    "horizon 10.5": (PAIR, {"horizon": 10.5}, r"`horizon` must be an integer in 1..500.*got 10.5"),
+    "horizon True": (PAIR, {"horizon": True}, r"`horizon` must be an integer in 1..500.*got True"),
+    "workers": (PAIR, {"workers": 3}, r"`workers` must be an integer in 0..2, the number of environments, got 3"),
+    "workers -1": (PAIR, {"workers": -1}, r"`workers` must be an integer in 0..2"),
+    "seed": (PAIR, {"seed": -1}, r"`seed` must be an integer in 0..4294967295, the seeds of numpy, got -1"),
+    "seed None": (PAIR, {"seed": None}, r"`seed` must be an integer .*, got None"),
     "goals": (PAIR, {"goals": "rand"}, r"`goals` must be one of 'fixed', 'random', 'benchmark', got 'rand'"),
     "reward": (PAIR, {"reward_version": "v3"}, r"`reward_version` must be 'v1' or 'v2', got 'v3'"),
     "scale": (PAIR, {"reward_scale": 0.0}, r"`reward_scale` must be positive, got 0.0"),
+    "nan": (PAIR, {"reward_scale": float("nan")}, r"`reward_scale` must be positive, got nan"),
+    "render_mode": (PAIR, {"render_mode": "human"}, r"`render_mode` must be 'rgb_array' or None, got 'human'"),
 }
 
 
@@ -220,13 +488,23 @@ def test_wrong_options(name: str) -> None:
         make_envs(benchmark, **options)
 
 
+@pytest.mark.parametrize("benchmark", [10, ["reach", 3], {"reach"}])
+def test_benchmarks_of_another_type(benchmark: Any) -> None:
+    with pytest.raises(TypeError, match="`benchmark` must be MT10, MT25, MT50, a task or a sequence of tasks, got"):
+        make_envs(benchmark)
+
+
 def test_wrong_actions_and_attributes() -> None:
     with envs() as env:
         env.reset()
         with pytest.raises(ValueError, match=r"`actions` must have shape \(2, 4\), got \(3, 4\)"):
             env.step(np.zeros((3, 4)))
-        with pytest.raises(ValueError, match=r"`actions` must be finite, those of task 'window-open' are not"):
+        with pytest.raises(ValueError, match=r"`actions` must be finite, those of task 'push' are not"):
             env.step(np.array([[0.0] * 4, [np.nan] * 4]))
+        with pytest.raises(RuntimeError, match=r"step_wait\(\) must follow step_async\(\), with nothing between"):
+            env.step_wait()
+        with pytest.raises(ValueError, match=r"`seed` must be at least 0, got -1"):
+            env.seed(-1)
         with pytest.raises(AttributeError, match="no attribute 'goal' that can be read here"):
             env.get_attr("goal")
         with pytest.raises(AttributeError, match="'goal' cannot be set: make_envs says how environments are"):

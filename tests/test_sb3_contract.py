@@ -42,6 +42,7 @@ from dynroute_sb3 import (
     MultiTaskPolicy,
     MultiTaskSAC,
     OneHotTask,
+    OverlappedSAC,
     PointTask,
     TaskSpace,
     point_tasks,
@@ -1209,3 +1210,37 @@ def test_the_interface_is_that_of_sac() -> None:
 def no_process_is_left() -> Iterator[None]:
     yield
     assert multiprocessing.active_children() == []
+
+
+def test_learning_while_the_environments_step() -> None:
+    order: list[str] = []
+
+    class Telling(DummyVecEnv):
+        def step_async(self, actions: np.ndarray) -> None:
+            order.append("sent")
+            super().step_async(actions)
+
+        def step_wait(self) -> Any:
+            order.append("received")
+            return super().step_wait()
+
+    class Watched(OverlappedSAC):
+        def _catch_up(self) -> None:
+            before = self._n_updates
+            super()._catch_up()
+            order.append(f"{self._n_updates - before} updates")
+
+    model = Watched("MlpPolicy", Telling(point_tasks()), learning_starts=4, gradient_steps=2, batch_size=8, seed=0)
+    model.learn(4 * 4)
+    # Learning starts after the second step, and what it is due for comes during the next one.
+    assert order == [
+        *("sent", "0 updates", "received") * 2,
+        *("sent", "2 updates", "received") * 2,
+    ]
+    assert (model._n_updates, model.updates_due) == (4, 2)
+    plain = MultiTaskSAC(
+        "MlpPolicy", DummyVecEnv(point_tasks()), learning_starts=4, gradient_steps=2, batch_size=8, seed=0
+    )
+    plain.learn(4 * 4)
+    assert plain._n_updates == 6
+    assert not same(parameters(plain), parameters(model))

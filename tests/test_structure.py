@@ -32,6 +32,7 @@ LAYERS = [
     ["levels"],
     ["networks"],
     ["testing"],
+    ["__main__"],
 ]
 INTEGRATION_LAYERS = {
     "dynroute_sb3": [
@@ -41,12 +42,17 @@ INTEGRATION_LAYERS = {
         ["on_policy", "options", "update"],
         ["checkpoint", "report"],
         ["sac"],
-        ["callbacks"],
+        ["callbacks", "overlap"],
     ],
     "dynroute_metaworld": [
-        ["environment", "tasks"],
-        ["workers"],
-        ["vec_env"],
+        ["environment", "intervals", "metrics", "progress", "tasks"],
+        ["configuration", "result", "workers"],
+        ["methods", "run", "scripted", "vec_env"],
+        ["evaluation"],
+        ["recorder", "curves"],
+        ["training"],
+        ["arguments", "bench"],
+        ["cli"],
     ],
 }
 INTEGRATION_RANK = {

@@ -1,13 +1,47 @@
-"""Meta-World environments on top of dynroute_sb3."""
+"""Meta-World for dynroute_sb3: environments, evaluation, runs, and the ``dynroute`` command."""
+
+import os
 
 try:
     import metaworld as metaworld
     import stable_baselines3 as stable_baselines3
 except ImportError as error:
     raise ImportError("dynroute_metaworld needs Meta-World; type: pip install 'dynroute[metaworld]'") from error
+except AttributeError as error:  # this is how MuJoCo fails where the library that MUJOCO_GL names is missing
+    raise ImportError(
+        f"dynroute_metaworld cannot draw with MUJOCO_GL={os.environ.get('MUJOCO_GL')}; install the library (libosmesa6 "
+        "for osmesa, libegl1 for egl) or unset MUJOCO_GL, which only drawing needs."
+    ) from error
 
+from .configuration import PRESETS, Configuration
+from .evaluation import evaluate
+from .intervals import bootstrap_interval, iqm, wilson_interval
+from .metrics import read_metrics
+from .result import EvaluationResult
+from .run import Run, RunError
+from .scripted import ScriptedPolicy
 from .tasks import BENCHMARKS, task_names
+from .training import load_model, train
 from .vec_env import MetaWorldVecEnv, make_envs
 from .workers import WorkerError
 
-__all__ = ["BENCHMARKS", "MetaWorldVecEnv", "WorkerError", "make_envs", "task_names"]
+__all__ = [
+    "BENCHMARKS",
+    "PRESETS",
+    "Configuration",
+    "EvaluationResult",
+    "MetaWorldVecEnv",
+    "Run",
+    "RunError",
+    "ScriptedPolicy",
+    "WorkerError",
+    "bootstrap_interval",
+    "evaluate",
+    "iqm",
+    "load_model",
+    "make_envs",
+    "read_metrics",
+    "task_names",
+    "train",
+    "wilson_interval",
+]

@@ -1,5 +1,8 @@
 """One task of Meta-World: its goals, its horizon, its state."""
 
+import copy
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +12,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.types import Task
 from numpy.typing import NDArray
 
-__all__ = ["GOALS", "MAX_HORIZON", "STATE_FEATURES", "TaskEnvironment"]
+__all__ = ["GOALS", "MAX_HORIZON", "STATE_FEATURES", "Lean", "TaskEnvironment"]
 
 GOALS = ("fixed", "random", "benchmark")
 """Where goals come from. They are the first of the benchmark's; new ones, drawn for each episode; or its 50 in turn."""
@@ -20,8 +23,61 @@ STATE_FEATURES = 39
 MAX_HORIZON = 500
 """Meta-World itself ends an episode there."""
 
+CAMERA = "corner2"
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 PLAIN = (bool, int, float, str, np.generic, np.ndarray, type(None))
+
+
+class Lean:
+    """The same numbers as Meta-World's own, by fewer calls of Python; mixed into the class of a task.
+
+    A step of Meta-World takes longer in Python than in the simulator. These methods are those whose cost can be avoided
+    without another result: tests compare every bit of what follows.
+    """
+
+    data: Any
+
+    def set_xyz_action(self: Any, action: NDArray[Any]) -> None:
+        """Moves what the hand follows."""
+        position = self.data.mocap_pos[0] + np.minimum(np.maximum(action, -1), 1) * self.action_scale
+        self.data.mocap_pos[0] = np.minimum(np.maximum(position, self.mocap_low), self.mocap_high)
+        self.data.mocap_quat[0] = 1, 0, 1, 0
+
+    def touching_object(self: Any, object_geom_id: int) -> bool:
+        """Whether both fingers press on an object; most of the time nothing touches it."""
+        contacts, forces = self.data.contact, []
+        touched = (contacts.geom == object_geom_id).any(axis=1)
+        if not touched.any():
+            return False
+        for pad in ("leftpad_geom", "rightpad_geom"):
+            rows = touched & (contacts.geom == self.data.geom(pad).id).any(axis=1)
+            forces.append(sum(self.data.efc_force[address] for address in contacts.efc_address[rows]))
+        return bool(forces[0] > 0 and forces[1] > 0)
+
+    def _get_curr_obs_combined_no_goal(self: Any) -> NDArray[np.float64]:
+        apart = self.data.body("rightclaw").xpos - self.data.body("leftclaw").xpos
+        positions, quaternions = self._get_pos_objects(), self._get_quat_objects()
+        observation = np.zeros(18)
+        observation[:3] = self.get_endeff_pos()
+        observation[3] = min(max(math.sqrt(apart.dot(apart)) / 0.1, 0.0), 1.0)
+        for i in range(len(positions) // 3):
+            observation[4 + 7 * i : 7 + 7 * i] = positions[3 * i : 3 * i + 3]
+            observation[7 + 7 * i : 11 + 7 * i] = quaternions[4 * i : 4 * i + 4]
+        return observation
+
+    def _get_obs(self: Any) -> NDArray[np.float64]:
+        goal = np.zeros(3) if self._partially_observable else self._get_pos_goal()
+        now = self._get_curr_obs_combined_no_goal()
+        observation = np.concatenate((now, self._prev_obs, goal))
+        self._prev_obs = now
+        return observation
+
+
+@functools.cache
+def _lean(name: str) -> Any:
+    """The class of a task with :class:`Lean` mixed in; that of Meta-World stays as it is."""
+    kind = ALL_V3_ENVIRONMENTS[f"{name}-v3"]
+    return type(kind.__name__, (Lean, kind), {})
 
 
 class TaskEnvironment:
@@ -33,22 +89,33 @@ class TaskEnvironment:
         goals: Where the goal of an episode comes from, one of :data:`GOALS`.
         horizon: The number of steps of an episode.
         reward_version: "v2" for rewards of at most 10 a step, "v1" for the older ones.
+        render_mode: "rgb_array" for :meth:`frame`.
     """
 
-    def __init__(self, name: str, tasks: Sequence[Task], *, goals: str, horizon: int, reward_version: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        tasks: Sequence[Task],
+        *,
+        goals: str,
+        horizon: int,
+        reward_version: str,
+        render_mode: str | None = None,
+    ) -> None:
         self.name, self.tasks, self.goals, self.horizon = name, tasks, goals, horizon
-        self.env = ALL_V3_ENVIRONMENTS[f"{name}-v3"](reward_function_version=reward_version)
+        self.env = _lean(name)(reward_function_version=reward_version, render_mode=render_mode, camera_name=CAMERA)
         self.env.set_task(tasks[0])
-        self.steps = 0
-        self.success = False
-        self.order: list[int] = []
         self.seed(0)
+        self.observation = np.zeros(STATE_FEATURES, dtype=np.float32)
+        self.steps, self.total, self.success = 0, 0.0, False
+        if render_mode is not None:
+            self.frame()  # what is missing is told now, and not after hours
 
     def seed(self, seed: int) -> None:
         """Seeds what draws goals."""
         self.rng = np.random.default_rng(seed)
         self.env.seed(seed)
-        self.order = []
+        self.order: list[int] = []
 
     def reset(self) -> NDArray[np.float32]:
         """Starts an episode with its goal."""
@@ -59,9 +126,10 @@ class TaskEnvironment:
         elif self.goals == "random":
             self.env._freeze_rand_vec = False
             self.env.seeded_rand_vec = True
-        self.steps, self.success = 0, False
+        self.steps, self.total, self.success = 0, 0.0, False
         observation, _ = self.env.reset()
-        return observation.astype(np.float32)
+        self.observation = observation.astype(np.float32)
+        return self.observation
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool]:
         """Takes a step.
@@ -70,10 +138,24 @@ class TaskEnvironment:
             The observation, the reward, whether the horizon is reached, and whether the task is solved at this step.
         """
         observation, reward, _, _, info = self.env.step(action)
-        self.steps += 1
+        self.observation = observation.astype(np.float32)
         solved = bool(info["success"])
+        self.steps += 1
+        self.total += float(reward)
         self.success |= solved
-        return observation.astype(np.float32), float(reward), self.steps >= self.horizon, solved
+        return self.observation, float(reward), self.steps >= self.horizon, solved
+
+    def frame(self) -> NDArray[np.uint8]:
+        """A picture of the scene; drawing it changes nothing that steps depend on."""
+        try:
+            picture = self.env.render()
+        except Exception as error:
+            raise RuntimeError(
+                'render_mode="rgb_array" needs OpenGL, which MuJoCo could not use here; without a display set '
+                "MUJOCO_GL=egl (a graphics driver, or Debian's libegl1) or MUJOCO_GL=osmesa (Debian's libosmesa6) "
+                "before Python starts."
+            ) from error
+        return np.ascontiguousarray(picture[::-1, ::-1])  # the cameras in the corners hang upside down
 
     def get_state(self) -> dict[str, Any]:
         """Everything that the next steps depend on, as plain data and arrays."""
@@ -81,35 +163,44 @@ class TaskEnvironment:
         integration = np.empty(mujoco.mj_stateSize(env.model, STATE))
         mujoco.mj_getState(env.model, env.data, integration, STATE)
         return {
+            "task": self.name,
             "integration": integration,
             # Meta-World moves these two when an episode starts.
             "body_pos": env.model.body_pos.copy(),
             "site_pos": env.model.site_pos.copy(),
-            "attributes": {name: value for name, value in vars(env).items() if _is_plain(value)},
+            "attributes": copy.deepcopy({name: value for name, value in vars(env).items() if _is_kept(name, value)}),
             "generator": env.np_random.bit_generator.state,
-            "own": {"steps": self.steps, "success": self.success, "order": list(self.order)},
+            "own": {"steps": self.steps, "total": self.total, "success": self.success, "order": list(self.order)},
+            "observation": self.observation.copy(),
             "own_generator": self.rng.bit_generator.state,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`get_state` returned, in an environment of the same task."""
+        if state["task"] != self.name:
+            raise ValueError(f"`state` must be one of task {self.name!r}, got one of {state['task']!r}.")
         env = self.env
         env.model.body_pos[:], env.model.site_pos[:] = state["body_pos"], state["site_pos"]
         for name, value in state["attributes"].items():
-            if _is_plain(vars(env).get(name)):
-                vars(env)[name] = value.copy() if isinstance(value, np.ndarray) else value
+            if _is_kept(name, vars(env).get(name)):
+                vars(env)[name] = copy.deepcopy(value)
         for _ in range(2):  # what follows from the state is computed, which changes where the solver starts next time
             mujoco.mj_setState(env.model, env.data, state["integration"], STATE)
             mujoco.mj_forward(env.model, env.data)
         mujoco.mj_setState(env.model, env.data, state["integration"], STATE)
         env.np_random.bit_generator.state = state["generator"]
-        self.steps, self.success, self.order = (state["own"][name] for name in ("steps", "success", "order"))
-        self.order = list(self.order)
+        self.steps, self.total, self.success = (state["own"][name] for name in ("steps", "total", "success"))
+        self.order, self.observation = list(state["own"]["order"]), state["observation"].copy()
         self.rng.bit_generator.state = state["own_generator"]
 
     def close(self) -> None:
         """Frees what the simulator holds."""
-        self.env.close()  # type: ignore[no-untyped-call]
+        self.env.close()
+
+
+def _is_kept(name: str, value: Any) -> bool:
+    """Whether an attribute of an environment belongs to its state; how it is drawn does not."""
+    return name != "render_mode" and _is_plain(value)
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,12 +1,8 @@
 """Success rates of a policy on Meta-World, by one protocol whose every choice is told with the result."""
 
 import contextlib
-import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,147 +13,177 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from torch import nn
 
 import dynroute
-from dynroute_sb3 import DamagedError, MultiTaskPolicy
+from dynroute_sb3 import MultiTaskPolicy
 from dynroute_sb3.randomness import random_state, set_random_state
 
 from .environment import STATE_FEATURES
-from .intervals import wilson_interval
+from .result import ARRAYS, EvaluationResult
 from .scripted import ScriptedPolicy
 from .tasks import BENCHMARKS, task_names
 from .vec_env import MetaWorldVecEnv, make_envs
 
-__all__ = ["SEEDS", "EvaluationResult", "evaluate"]
+__all__ = ["SEEDS", "evaluate"]
 
 SEEDS = {"random": 1_000_000, "fixed": 0, "benchmark": 0}
 """The seed where none is given. Random goals are then none that training draws with the small seeds that people take;
 fixed goals and those of the benchmark belong to the problem, and are those that `make_envs` trains on by default."""
 
-FORMAT = "dynroute evaluation 1"
-ARRAYS: dict[str, Any] = {
-    "first_success": np.int64,
-    "success_last": np.bool_,
-    "returns": np.float64,
-    "lengths": np.int64,
-    "goal_positions": np.float32,
-    "modules_used": np.float64,
-}
-
 Act = Callable[[NDArray[Any], Any, NDArray[np.bool_]], tuple[NDArray[Any], Any, NDArray[Any] | None]]
 
 
-@dataclass(frozen=True, eq=False)
-class EvaluationResult:
-    """What every episode of an evaluation came to, and how it was evaluated.
+def evaluate(
+    policy: PolicyPredictor | str,
+    benchmark: str | Sequence[str] = "MT10",
+    *,
+    goals: str = "random",
+    horizon: int = 200,
+    episodes: int = 20,
+    seed: int | None = None,
+    workers: int = 0,
+    success: str = "any",
+    reward_version: str = "v2",
+    progress: Callable[[int, int], object] | None = None,
+) -> EvaluationResult:
+    """Runs a policy on every task of a benchmark for the same number of episodes.
 
-    Arrays have the shape ``[tasks, episodes]``.
+    Actions are deterministic. The goals depend on the seed alone: not on the policy, the number of workers, or what was
+    evaluated before. Neither the generators of random numbers nor the mode of the policy are changed.
 
-    Attributes:
-        benchmark: The benchmark, or the tasks if it was a list of them.
-        tasks: The tasks, in the order of the one-hot.
-        goals: Where goals came from.
-        horizon: The number of steps of an episode.
-        seed: What the goals depend on.
-        reward_version: The version of the reward.
-        criterion: Which steps count as a success, "any" or "last".
-        versions: The versions of dynroute, metaworld and mujoco.
-        first_success: After how many steps the task was first solved, -1 if never. An episode with a shorter horizon and
-            the same goal is the start of this one, so that ``(first_success > 0) & (first_success <= 150)`` is its
-            success at any step.
-        success_last: Whether the task was solved at the last step.
-        returns: The sums of rewards.
-        lengths: The numbers of steps.
-        goal_positions: The goals as observations tell them, with shape ``[tasks, episodes, 3]``.
-        modules_used: The number of modules that the route reached, a mean over steps; None for policies of which it is not
-            known or which have no routes.
+    Args:
+        policy: A model or policy of Stable-Baselines3, anything else with their `predict`, or "scripted" for
+            :class:`ScriptedPolicy`.
+        benchmark: "MT10", "MT25", "MT50", a task, or a list of tasks, in the order of the one-hot that the policy
+            knows.
+        goals: Where the goal of an episode comes from, as in :func:`make_envs`. With "fixed" goals all episodes of a
+            deterministic policy are equal, so that one episode tells as much as many.
+        horizon: The number of steps of an episode, at most 500.
+        episodes: The number of episodes of each task.
+        seed: What the goals depend on; that of :data:`~dynroute_metaworld.evaluation.SEEDS` if None. Fixed goals and
+            those of the benchmark are those that were trained on if the seed is that of the environments of training.
+        workers: The number of processes that run the environments; 0 runs them in this one.
+        success: Which steps count: "any" step of the episode, or the "last" one.
+        reward_version: "v2" or "v1".
+        progress: Called after each step of all environments with the number of steps that are done and that of all.
+
+    Example:
+        >>> result = evaluate("scripted", ["reach", "drawer-close"], horizon=100, episodes=2)
+        >>> result.success_rates
+        array([1., 1.])
     """
-
-    benchmark: str
-    tasks: tuple[str, ...]
-    goals: str
-    horizon: int
-    seed: int
-    reward_version: str
-    criterion: str
-    versions: dict[str, str]
-    first_success: NDArray[np.int64]
-    success_last: NDArray[np.bool_]
-    returns: NDArray[np.float64]
-    lengths: NDArray[np.int64]
-    goal_positions: NDArray[np.float32]
-    modules_used: NDArray[np.float64] | None
-
-    @property
-    def episodes(self) -> int:
-        """The number of episodes of each task."""
-        return self.returns.shape[1]
-
-    @property
-    def success_any(self) -> NDArray[np.bool_]:
-        """Whether the task was solved at any step of the episode."""
-        return self.first_success > 0
-
-    @property
-    def success(self) -> NDArray[np.bool_]:
-        """Whether an episode is a success by the criterion."""
-        return self.success_any if self.criterion == "any" else self.success_last
-
-    @property
-    def success_rates(self) -> NDArray[np.float64]:
-        """The success rate of each task."""
-        return self.success.mean(axis=1)
-
-    @property
-    def mean_success(self) -> float:
-        """The mean of the success rates."""
-        return float(self.success_rates.mean())
-
-    def intervals(self, confidence: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The lower and upper ends of :func:`wilson_interval` for the success rate of each task."""
-        return wilson_interval(self.success.sum(axis=1), self.episodes, confidence)
-
-    def table(self, confidence: float = 0.95) -> str:
-        """A line that says how it was evaluated, and a row for each task and for the mean over them.
-
-        The first success is the mean over the episodes that have one.
-        """
-        rows = [["task", "success", f"{100 * confidence:g} % interval", "return", "first success", "modules used"]]
-        for i, (name, low, high) in enumerate(zip(self.tasks, *self.intervals(confidence), strict=True)):
-            rows.append([name, f"{self.success_rates[i]:.2f}", f"{low:.2f} to {high:.2f}", *self._cells(i)])
-        rows.append(["mean", f"{self.mean_success:.3f}", "", *self._cells(slice(None))])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-        ]
-        return "\n".join([self._settings(), *lines])
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def save(self, path: str | Path) -> None:
-        """Writes everything to a JSON file, which appears whole or not at all."""
-        path = Path(path)
-        stored = {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        }
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps({"format": FORMAT, **stored}, allow_nan=False), encoding="utf-8")
-        part.replace(path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "EvaluationResult":
-        """Reads what :meth:`save` wrote; a file that is damaged or holds something else is refused by name."""
+    names = task_names(benchmark)
+    if success not in ("any", "last"):
+        raise ValueError(f"`success` must be 'any' or 'last', got {success!r}.")
+    if episodes < 1:
+        raise ValueError(f"`episodes` must be at least 1, got {episodes}.")
+    if policy == "scripted":
+        policy = ScriptedPolicy(benchmark)
+    if isinstance(policy, str) or not hasattr(policy, "predict"):
+        raise TypeError(f"`policy` must be 'scripted' or have SB3's method `predict`, got {policy!r}.")
+    _check_tasks(policy, names)
+    if seed is None:
+        seed = SEEDS.get(goals, 0)
+    with _undisturbed(policy):
+        env = make_envs(
+            benchmark, goals=goals, horizon=horizon, seed=seed, workers=workers, reward_version=reward_version
+        )
         try:
-            stored = json.loads(Path(path).read_bytes())
-            if (told := stored.pop("format", None)) != FORMAT:
-                raise ValueError(f"its format is {told!r}")
-            for name, dtype in ARRAYS.items():
-                if stored[name] is not None:
-                    stored[name] = np.array(stored[name], dtype=dtype)
-            result = cls(**{**stored, "tasks": tuple(stored["tasks"])})
-            shape = (len(result.tasks), result.episodes)
-            for name, rest in [*dict.fromkeys(ARRAYS, ()).items(), ("goal_positions", (3,))]:
-                ...
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"{path} must be a file that EvaluationResult.save wrote, got: {error}.") from error
-        return result
+            arrays = _run(_acting(policy), env, episodes, horizon, progress)
+        finally:
+            env.close()
+    whole = isinstance(benchmark, str) and benchmark.upper() in BENCHMARKS
+    return EvaluationResult(
+        benchmark=str(benchmark).upper() if whole else ", ".join(names),
+        tasks=names,
+        goals=goals,
+        horizon=horizon,
+        seed=seed,
+        reward_version=reward_version,
+        criterion=success,
+        versions={"dynroute": dynroute.__version__, **{name: version(name) for name in ("metaworld", "mujoco")}},
+        **arrays,
+    )
+
+
+def _run(
+    act: Act, env: MetaWorldVecEnv, episodes: int, horizon: int, progress: Callable[[int, int], object] | None
+) -> dict[str, Any]:
+    """The arrays of a result. All environments have the same horizon, so that their episodes end together."""
+    tasks = np.arange(env.num_envs)
+    shape = (env.num_envs, episodes)
+    arrays: dict[str, Any] = {name: np.zeros(shape, dtype) for name, dtype in ARRAYS.items()}
+    arrays["first_success"][:] = -1
+    arrays["goal_positions"] = np.zeros((*shape, 3), np.float32)
+    observations: Any = env.reset()
+    state, starts = None, np.ones(env.num_envs, dtype=bool)
+    for episode in range(episodes):
+        arrays["goal_positions"][:, episode] = observations[:, STATE_FEATURES - 3 : STATE_FEATURES]
+        for step in range(1, horizon + 1):
+            actions, state, used = act(observations, state, starts)
+            observations, _, starts, infos = env.step(actions)
+            solved = np.array([info["success"] for info in infos])
+            arrays["first_success"][tasks[solved & (arrays["first_success"][:, episode] < 0)], episode] = step
+            if used is not None:
+                arrays["modules_used"][:, episode] += used / horizon
+            if progress is not None:
+                progress(episode * horizon + step, episodes * horizon)
+        arrays["success_last"][:, episode] = solved
+        for name, key in (("returns", "r"), ("lengths", "l")):
+            arrays[name][:, episode] = [info["episode"][key] for info in infos]
+    if used is None:
+        arrays["modules_used"] = None
+    return arrays
+
+
+def _acting(policy: PolicyPredictor) -> Act:
+    """How a policy acts: the actions, what it remembers, and how many modules its routes reach."""
+    inner = policy.policy if isinstance(policy, BaseAlgorithm) else policy
+    if not isinstance(inner, MultiTaskPolicy):
+
+        def predict(
+            observations: NDArray[Any], state: Any, starts: NDArray[np.bool_]
+        ) -> tuple[NDArray[Any], Any, None]:
+            return *policy.predict(observations, state=state, episode_start=starts, deterministic=True), None
+
+        return predict
+
+    inner.set_training_mode(False)
+
+    @torch.no_grad()
+    def act(observations: NDArray[Any], *_: Any) -> tuple[NDArray[Any], None, NDArray[Any] | None]:
+        # What `predict` does, which does not tell the route.
+        actions, route = inner.actor.act(torch.as_tensor(observations, device=inner.device), deterministic=True)
+        topology, used = inner.topology, None
+        if topology is not None and route is not None:
+            used = topology.used(route.path).sum(dim=-1).cpu().numpy()
+        return inner.unscale_action(actions.cpu().numpy()), None, used
+
+    return act
+
+
+def _check_tasks(policy: PolicyPredictor, names: Sequence[str]) -> None:
+    """Refuses a policy of which it is known that it was made for other tasks."""
+    wanted = (STATE_FEATURES + len(names),)
+    got = getattr(getattr(policy, "observation_space", None), "shape", wanted)
+    if got != wanted:
+        raise ValueError(
+            f"`policy` must be made for observations of shape {wanted}, {STATE_FEATURES} numbers of state and the "
+            f"one-hot of {len(names)} tasks, got one for those of shape {got}; was it trained on another benchmark?"
+        )
+    # A model may be told any names; those of Meta-World are taken at their word.
+    told = [str(name).removesuffix("-v3") for name in getattr(policy, "task_names", None) or ()]
+    if told != list(names) and told and set(told) <= set(BENCHMARKS["MT50"]):
+        raise ValueError(f"`policy` must be made for the tasks {list(names)} in this order, got one for {told}.")
+
+
+@contextlib.contextmanager
+def _undisturbed(policy: PolicyPredictor) -> Iterator[None]:
+    """Leaves the global generators of random numbers and the modes of all modules as they were."""
+    inner = getattr(policy, "policy", policy)
+    modes = [(module, module.training) for module in inner.modules()] if isinstance(inner, nn.Module) else []
+    before = random_state()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        set_random_state(before)

@@ -15,7 +15,7 @@ def wilson_interval(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     r"""The interval of Wilson's score for the probability of a success.
 
-    .. math:: \frac{1}{1 + z^2/n} \left(\hat p + \frac{z^2}{2n} \pm z \sqrt{\frac{\hat p (1 - \hat p)}{n} + \frac{z^2}{4 n^2}}\right)
+    .. math:: \frac{\hat p + \frac{z^2}{2n} \pm z \sqrt{\frac{\hat p (1 - \hat p)}{n} + \frac{z^2}{4n^2}}}{1 + z^2/n}
 
     It stays inside of 0 and 1, and is no point where all episodes succeed or none does. It tells of the episodes of one
     policy, and nothing of what another seed would have learned.
@@ -35,7 +35,9 @@ def wilson_interval(
     """
     hits, n = np.broadcast_arrays(np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64))
     if not ((n >= 1) & (hits >= 0) & (hits <= n)).all():
-        raise ValueError(f"`successes` must be in 0..`trials`, and `trials` at least 1, got {successes} of {trials}.")
+        raise ValueError(
+            f"`successes` must be in 0..`trials`, and `trials` at least 1, got {successes!r} of {trials!r}."
+        )
     z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
     rate = hits / n
     center = rate + z**2 / (2 * n)
@@ -60,7 +62,7 @@ def iqm(scores: ArrayLike) -> float:
     """
     ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=None)
     if not ordered.size or not np.isfinite(ordered).all():
-        raise ValueError(f"`scores` must be finite, and at least one, got {scores}.")
+        raise ValueError(f"`scores` must be finite, and at least one, got {scores!r}.")
     cut = ordered.size // 4
     return float(ordered[cut : ordered.size - cut].mean())
 
@@ -75,11 +77,12 @@ def bootstrap_interval(
     """The percentile interval of a stratified bootstrap over runs, as rliable computes it by default.
 
     A resample has as many runs as there are; each task draws its runs with replacement and independently of the other
-    tasks, while the tasks stay what they are. The ends are percentiles of the statistic over the resamples, interpolated
-    linearly. It is about the training with other seeds on the same tasks; with few runs it is too narrow.
+    tasks, while the tasks stay what they are. The ends are percentiles of the statistic over the resamples,
+    interpolated linearly. It is about training with other seeds on the same tasks; with few runs it is too narrow.
 
     Args:
-        scores: One score of each run and task, with shape ``[runs, tasks]``: for instance the success rates of each seed.
+        scores: One score of each run and task, with shape ``[runs, tasks]``: for instance the success rates of each
+            seed.
         statistic: What is computed of such an array; :func:`iqm` or ``numpy.mean``.
         confidence: How often the interval shall hold the statistic.
         resamples: The number of resamples.
@@ -98,11 +101,13 @@ def bootstrap_interval(
         raise ValueError(f"`scores` must have shape [runs, tasks], got shape {table.shape}.")
     if len(table) < 2:
         raise ValueError(
-            f"`scores` must be those of at least two runs, got {len(table)}: one run does not tell how much seeds differ. "
-            "For the episodes of one run there is wilson_interval."
+            f"`scores` must be those of at least two runs, got {len(table)}: one run does not tell how much seeds "
+            "differ. For the episodes of one run there is wilson_interval."
         )
     if not np.isfinite(table).all():
-        raise ValueError(f"`scores` must be finite, those of run {int((~np.isfinite(table)).any(axis=1).argmax())} are not.")
+        raise ValueError(
+            f"`scores` must be finite, those of run {int((~np.isfinite(table)).any(axis=1).argmax())} are not."
+        )
     if resamples < 1:
         raise ValueError(f"`resamples` must be at least 1, got {resamples}.")
     tail = (1 - _checked(confidence)) / 2

@@ -31,6 +31,8 @@ class ScriptedPolicy:
         observation_space: The space of the observations, which end with the one-hot.
 
     Example:
+        >>> import numpy as np
+        >>>
         >>> policy = ScriptedPolicy(["reach", "window-open"])
         >>> actions, _ = policy.predict(np.eye(2, 39 + 2, k=39, dtype=np.float32))
         >>> actions.shape, actions.dtype
@@ -39,7 +41,8 @@ class ScriptedPolicy:
 
     def __init__(self, benchmark: str | Sequence[str]) -> None:
         self.task_names = task_names(benchmark)
-        self.policies = [ENV_POLICY_MAP[f"{name}-v3"]() for name in self.task_names]
+        kinds: dict[str, Any] = ENV_POLICY_MAP
+        self.policies = [kinds[f"{name}-v3"]() for name in self.task_names]
         width = STATE_FEATURES + len(self.task_names)
         self.observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
         self.task_space = TaskSpace(self.observation_space, len(self.task_names))

@@ -1,4 +1,4 @@
-"""The tasks of Meta-World by name, and the goals that one benchmark object draws for them."""
+"""The tasks of Meta-World by name, and the goals that benchmark objects draw for them."""
 
 import difflib
 import functools
@@ -20,41 +20,52 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
 def task_names(benchmark: str | Sequence[str]) -> tuple[str, ...]:
     """The tasks of a benchmark, of one task or of a list of tasks, without their "-v3".
 
+    Meta-World's MT1 is one task: its name says which.
+
     Example:
         >>> task_names("MT10")[:3]
         ('reach', 'push', 'pick-place')
         >>> task_names(["reach-v3", "window-open"])
         ('reach', 'window-open')
     """
+    alone = isinstance(benchmark, str)
     if isinstance(benchmark, str):
         if benchmark.upper() in BENCHMARKS:
             return BENCHMARKS[benchmark.upper()]
         benchmark = [benchmark]
+    if not isinstance(benchmark, Sequence) or not all(isinstance(name, str) for name in benchmark):
+        raise TypeError(f"`benchmark` must be MT10, MT25, MT50, a task or a sequence of tasks, got {benchmark!r}.")
     names = tuple(name.removesuffix("-v3") for name in benchmark)
     known = [name.removesuffix("-v3") for name in ALL_V3_ENVIRONMENTS]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, *BENCHMARKS], n=3)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; dynroute_metaworld lists them."
-            raise ValueError(f"`benchmark` must be MT10, MT25, MT50 or tasks of Meta-World, got {name!r}{hint}")
+            near = difflib.get_close_matches(name, [*known, *(BENCHMARKS if alone else ())], n=3)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; BENCHMARKS['MT50'] names them all."
+            what = "MT10, MT25, MT50 or tasks" if alone else "the names of tasks"
+            raise ValueError(f"`benchmark` must be {what} of Meta-World, got {name!r}{hint}")
     if len(set(names)) < len(names) or not names:
         raise ValueError(f"`benchmark` must name each task once, and at least one, got {list(names)}.")
     return names
 
 
-@functools.lru_cache(maxsize=8)
-def goals_of(benchmark: str | tuple[str, ...], seed: int) -> dict[str, tuple[Task, ...]]:
+def goals_of(benchmark: str | Sequence[str], seed: int) -> dict[str, tuple[Task, ...]]:
     """The 50 goals of each task that Meta-World draws for a benchmark from a seed.
 
-    MT10, MT25 and MT50 are drawn as a whole, so that goals are those that ``metaworld.MT10(seed)`` has; other tasks one
-    by one. It takes about half a second for a task.
+    MT10, MT25 and MT50 are drawn as a whole: the goals are those of ``metaworld.MT10(seed)``. A task alone has those of
+    ``metaworld.MT1(task, seed)``; in a list the next task has the next seed, lest tasks have the same goals. It takes
+    about half a second for a task, once in a process.
     """
     if isinstance(benchmark, str) and benchmark.upper() in BENCHMARKS:
-        made = [getattr(metaworld, benchmark.upper())(seed=seed)]
-    else:
-        made = [metaworld.MT1(f"{name}-v3", seed=seed) for name in task_names(benchmark)]  # type: ignore[no-untyped-call]
+        return dict(_drawn(benchmark.upper(), seed))
+    names = task_names(benchmark)
+    return {name: _drawn(f"{name}-v3", (seed + i) % 2**32)[name] for i, name in enumerate(names)}
+
+
+@functools.lru_cache(maxsize=64)
+def _drawn(name: str, seed: int) -> dict[str, tuple[Task, ...]]:
+    """The goals of one benchmark object: of MT10, MT25, MT50, or of the MT1 of a task."""
+    whole = getattr(metaworld, name)(seed=seed) if name in BENCHMARKS else metaworld.MT1(name, seed=seed)  # type: ignore[no-untyped-call]
     goals: dict[str, list[Task]] = {}
-    for whole in made:
-        for task in whole.train_tasks:
-            goals.setdefault(task.env_name.removesuffix("-v3"), []).append(task)
+    for task in whole.train_tasks:
+        goals.setdefault(task.env_name.removesuffix("-v3"), []).append(task)
     return {name: tuple(tasks) for name, tasks in goals.items()}

@@ -1,9 +1,8 @@
 """Meta-World's tasks as one vectorized environment of Stable-Baselines3."""
 
-import contextlib
-import itertools
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from .environment import GOALS, MAX_HORIZON, STATE_FEATURES
 from .tasks import goals_of, task_names
-from .workers import Group, Remote, Shared, Specification, WorkerError, processes
+from .workers import Group, Remote, Shared, Specification, WorkerError, deal, processes
 
 __all__ = ["MetaWorldVecEnv", "make_envs"]
 
@@ -29,6 +28,7 @@ def make_envs(
     reward_version: str = "v2",
     reward_scale: float = 1.0,
     restart: bool = False,
+    render_mode: str | None = None,
 ) -> "MetaWorldVecEnv":
     """Makes an environment for each task of a benchmark, as one vectorized environment.
 
@@ -42,6 +42,7 @@ def make_envs(
         reward_version: "v2" or "v1".
         reward_scale: Multiplies the rewards; the returns in the infos are without it.
         restart: Whether a worker that dies is replaced, its episodes cut short, instead of ending the run.
+        render_mode: "rgb_array" for ``render()`` and ``get_images()``, which need OpenGL.
 
     Example:
         >>> env = make_envs(["reach", "window-open"], goals="fixed", horizon=150)
@@ -51,16 +52,17 @@ def make_envs(
     names = task_names(benchmark)
     if goals not in GOALS:
         raise ValueError(f"`goals` must be one of {', '.join(map(repr, GOALS))}, got {goals!r}.")
-    if not 1 <= horizon <= MAX_HORIZON:
-        raise ValueError(f"`horizon` must be in 1..{MAX_HORIZON}, where Meta-World ends an episode, got {horizon}.")
-    if not 0 <= workers <= len(names):
-        raise ValueError(f"`workers` must be in 0..{len(names)}, the number of environments, got {workers}.")
+    _check_integer("horizon", horizon, 1, MAX_HORIZON, "where Meta-World ends an episode")
+    _check_integer("workers", workers, 0, len(names), "the number of environments")
+    _check_integer("seed", seed, 0, 2**32 - 1, "the seeds of numpy")
     if reward_version not in ("v1", "v2"):
         raise ValueError(f"`reward_version` must be 'v1' or 'v2', got {reward_version!r}; v3 is that of the tasks.")
-    if not reward_scale > 0:
-        raise ValueError(f"`reward_scale` must be positive, got {reward_scale}.")
-    drawn = goals_of(benchmark if isinstance(benchmark, str) else tuple(benchmark), seed)
-    specifications = [Specification(name, drawn[name], goals, horizon, reward_version) for name in names]
+    if not 0 < reward_scale < np.inf:
+        raise ValueError(f"`reward_scale` must be positive, got {reward_scale!r}.")
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(f"`render_mode` must be 'rgb_array' or None, got {render_mode!r}.")
+    drawn = goals_of(benchmark, int(seed))
+    specifications = [Specification(name, drawn[name], goals, horizon, reward_version, render_mode) for name in names]
     return MetaWorldVecEnv(specifications, seed=seed, workers=workers, reward_scale=reward_scale, restart=restart)
 
 
@@ -87,73 +89,86 @@ class MetaWorldVecEnv(VecEnv):
         reward_scale: float = 1.0,
         restart: bool = False,
     ) -> None:
-        count = len(specifications)
-        self.num_tasks = count
+        count = self.num_tasks = len(specifications)
         self.task_names = [specification.name for specification in specifications]
-        self.reward_scale, self.restart = reward_scale, restart
+        self.reward_scale, self.restart = np.float32(reward_scale), restart
+        self._attributes: dict[str, list[Any]] = {
+            "num_tasks": [count] * count,
+            "task_name": self.task_names,
+            "render_mode": [specification.render_mode for specification in specifications],
+        }
         context = processes()
         shared = Shared(count, context)
-        bounds = np.linspace(0, count, max(workers, 1) + 1).astype(int).tolist()
-        ranges = list(itertools.pairwise(bounds))
-        self._sizes = [stop - start for start, stop in ranges]
-        self._parts: list[Remote] | list[Group]
-        if workers:
-            self._parts = [Remote(specifications[start:stop], start, shared, context) for start, stop in ranges]
-        else:
-            self._parts = [Group(specifications, 0, shared)]
-        self._lost: list[Remote] = []
         self._rows = shared.arrays()
+        self._parts: list[Group] | list[Remote]
+        if workers:
+            dealt = deal(count, workers)
+            self._parts = [Remote([specifications[i] for i in mine], mine, shared, context) for mine in dealt]
+        else:
+            self._parts = [Group(specifications, range(count), shared)]
+        self._finalizer = weakref.finalize(self, _close, self._parts)
+        self._lost: list[Group | Remote] = []
+        self._replaced = 0
         self._one_hots = np.eye(count, dtype=np.float32)
-        self._returns, self._lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
         self._started = time.time()
-        bound = np.concatenate([np.full(STATE_FEATURES, np.inf), np.ones(count)]).astype(np.float32)
+        high = np.concatenate([np.full(STATE_FEATURES, np.inf), np.ones(count)]).astype(np.float32)
         low = np.concatenate([np.full(STATE_FEATURES, -np.inf), np.zeros(count)]).astype(np.float32)
-        super().__init__(count, spaces.Box(low, bound), spaces.Box(-1, 1, (4,), dtype=np.float32))
-        self.seed(seed)
+        super().__init__(count, spaces.Box(low, high), spaces.Box(-1, 1, (4,), dtype=np.float32))
+        try:
+            self.seed(seed)
+        except BaseException:
+            self.close()
+            raise
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seeds what draws the goals of each task; fixed goals do not depend on it."""
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
-        seeds = [int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) for i in range(self.num_envs)]
-        self._ask("seed", _split(seeds, self._sizes))
+        if seed < 0:
+            raise ValueError(f"`seed` must be at least 0, got {seed}.")
+        self._seed = int(seed)
+        seeds = [self._seed_of(row) for row in range(self.num_envs)]
+        self._ask("seed", seeds)
         return seeds
 
     def reset(self) -> NDArray[np.float32]:
         """Starts an episode in every environment."""
         self._ask("reset")
-        self._returns[:], self._lengths[:] = 0, 0
+        self._lost.clear()
+        self.reset_infos = [{"task": name} for name in self.task_names]
         return self._observations()
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Hands out the actions."""
-        if actions.shape != (self.num_envs, 4):
-            raise ValueError(f"`actions` must have shape ({self.num_envs}, 4), got {actions.shape}.")
+        """Hands out the actions; workers step until :meth:`step_wait` asks for what came of it."""
+        self._check_open()
+        if np.shape(actions) != (self.num_envs, 4):
+            raise ValueError(f"`actions` must have shape ({self.num_envs}, 4), got {np.shape(actions)}.")
         if not np.isfinite(actions).all():
             task = self.task_names[int((~np.isfinite(actions)).any(axis=1).argmax())]
             raise ValueError(f"`actions` must be finite, those of task {task!r} are not.")
         self._rows["actions"][:] = actions
-        self._lost = []
+        self._begin()
         for part in self._parts:
-            if isinstance(part, Remote):
-                with self._replacing(part):
-                    part.send("step")
+            if part not in self._lost:
+                self._lost_in(part, part.send, "step")
+        self._stepping = True
 
     def step_wait(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
         """Waits for all environments."""
+        self._check_open()
+        if not self._stepping:
+            raise RuntimeError("step_wait() must follow step_async(), with nothing between them.")
+        self._stepping = False
         for part in self._parts:
-            if isinstance(part, Group):
-                part.call("step")
-            elif part not in self._lost:
-                with self._replacing(part):
-                    part.receive()
-        rows, dones = self._rows, self._rows["dones"].copy()
-        rewards = rows["rewards"].copy()
-        self._returns += rewards
-        self._lengths += 1
+            if part not in self._lost:
+                self._lost_in(part, part.receive)
+        rows = self._rows
+        lost = [row for part in self._lost for row in part.rows]
+        rows["dones"][lost] = True
+        dones = rows["dones"].copy()
         infos: list[dict[str, Any]] = [
-            {"task": name, "success": bool(solved), "TimeLimit.truncated": False}
-            for name, solved in zip(self.task_names, rows["solved"], strict=True)
+            {"task": name, "success": solved, "TimeLimit.truncated": False}
+            for name, solved in zip(self.task_names, rows["solved"].tolist(), strict=True)
         ]
         for i in np.flatnonzero(dones):
             # The horizon is no property of the task: an episode that reaches it is cut short, and has not ended.
@@ -161,63 +176,45 @@ class MetaWorldVecEnv(VecEnv):
             infos[i]["terminal_observation"] = np.concatenate([rows["last"][i], self._one_hots[i]])
             infos[i]["is_success"] = bool(rows["successes"][i])
             infos[i]["episode"] = {
-                "r": float(self._returns[i]),
-                "l": int(self._lengths[i]),
+                "r": float(rows["returns"][i]),
+                "l": int(rows["lengths"][i]),
                 "t": round(time.time() - self._started, 6),
             }
-            self._returns[i], self._lengths[i] = 0, 0
-        for part in self._lost:
-            for row in range(part.first, part.first + len(part.specifications)):
-                infos[row]["worker_replaced"] = True
-        return self._observations(), rewards * np.float32(self.reward_scale), dones, infos
+            rows["returns"][i], rows["lengths"][i] = 0, 0
+        for row in lost:
+            infos[row]["worker_replaced"] = True
+        self._lost.clear()
+        return self._observations(), rows["rewards"] * self.reward_scale, dones, infos
 
-    @contextlib.contextmanager
-    def _replacing(self, part: Remote) -> Iterator[None]:
-        """Replaces a worker that dies inside, if that is asked for: its episodes are cut short where they were."""
-        try:
-            yield
-        except WorkerError:
-            if not self.restart or part.process.is_alive():
-                raise
-            rows, mine = self._rows, slice(part.first, part.first + len(part.specifications))
-            rows["last"][mine] = rows["observations"][mine]
-            part.close()
-            part.start()
-            seeds = np.random.SeedSequence().generate_state(len(part.specifications)).tolist()
-            for command, argument in (("seed", seeds), ("reset", None)):
-                part.send(command, argument)
-                part.receive()
-            rows["rewards"][mine], rows["dones"][mine], rows["solved"][mine] = 0, True, False
-            self._lost.append(part)
+    def get_images(self) -> list[NDArray[np.uint8] | None]:
+        """A picture of each environment; ``render()`` puts them side by side."""
+        if self.render_mode is None:
+            raise RuntimeError('these environments draw nothing; make_envs(..., render_mode="rgb_array") does.')
+        return self._ask("frame")
 
     def get_state(self) -> dict[str, Any]:
-        """The states of all environments, as plain data and arrays."""
-        states = [state for part in self._ask("get_state") for state in part]
-        return {"states": states, "returns": self._returns.copy(), "lengths": self._lengths.copy()}
+        """The states of all environments, as plain data and arrays; they fit any number of workers."""
+        return {"states": self._ask("get_state"), "seed": self._seed}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`get_state` returned."""
+        """Restores what :meth:`get_state` returned: what follows is what would have followed there."""
+        tasks = [saved["task"] for saved in state["states"]]
+        if tasks != self.task_names:
+            raise ValueError(f"`state` must be that of the tasks {self.task_names}, got {tasks}.")
         self._ask("reset")
-        self._ask("set_state", _split(state["states"], self._sizes))
-        self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
+        self._ask("set_state", state["states"])
+        self._lost.clear()
+        self._seed = state["seed"]
 
     def close(self) -> None:
         """Ends the workers."""
-        for part in self._parts:
-            if isinstance(part, Remote):
-                part.close()
-            else:
-                part.call("close")
-        self._parts = []
+        self._finalizer()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """What the environments have in common: `num_tasks`, `task_name` and `render_mode`."""
-        same: dict[str, Any] = {"num_tasks": self.num_tasks, "render_mode": None}
-        known: dict[str, list[Any]] = {name: [value] * self.num_envs for name, value in same.items()}
-        values = {**known, "task_name": self.task_names}.get(attr_name)
-        if values is None:
+        """What is known of the environments: `num_tasks`, `task_name` and `render_mode`."""
+        if attr_name not in self._attributes:
             raise AttributeError(f"environments of Meta-World have no attribute {attr_name!r} that can be read here.")
-        return [values[i] for i in self._get_indices(indices)]
+        return [self._attributes[attr_name][i] for i in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         raise AttributeError(f"{attr_name!r} cannot be set: make_envs says how environments are.")
@@ -232,17 +229,67 @@ class MetaWorldVecEnv(VecEnv):
     def _observations(self) -> NDArray[np.float32]:
         return np.concatenate([self._rows["observations"], self._one_hots], axis=1)
 
+    def _seed_of(self, row: int) -> int:
+        entropy = [self._seed, row] if not self._replaced else [self._seed, row, self._replaced]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+    def _check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise RuntimeError("these environments are closed; make_envs makes new ones.")
+
     def _ask(self, command: str, arguments: Sequence[Any] | None = None) -> list[Any]:
-        """Asks every part for something and waits for the answers."""
-        given = [None] * len(self._parts) if arguments is None else arguments
-        if isinstance(self._parts[0], Group):
-            return [self._parts[0].call(command, given[0])]
-        remotes = [part for part in self._parts if isinstance(part, Remote)]
-        for part, argument in zip(remotes, given, strict=True):
-            part.send(command, argument)
-        return [part.receive() for part in remotes]
+        """Asks every environment for something and waits for the answers."""
+        self._check_open()
+        self._begin()
+        for part in self._parts:
+            given = None if arguments is None else [arguments[row] for row in part.rows]
+            if self._lost_in(part, part.send, command, given):
+                part.send(command, given)
+        answers = {row: answer for part in self._parts for row, answer in zip(part.rows, part.receive(), strict=True)}
+        return [answers[row] for row in range(self.num_envs)]
+
+    def _begin(self) -> None:
+        """Notes what a worker that dies now leaves behind; a step that was not waited for is given up."""
+        self._stepping = False
+        self._rows["dones"][:] = False
+        self._before = {"returns": self._rows["returns"].copy(), "lengths": self._rows["lengths"] + 1}
+
+    def _lost_in(self, part: Group | Remote, call: Callable[..., Any], *arguments: Any) -> bool:
+        """Calls a worker. If it dies, another one takes its place, where that is asked for, and the answer is True."""
+        try:
+            call(*arguments)
+        except WorkerError:
+            if not (self.restart and isinstance(part, Remote) and part.dead):
+                raise
+            self._replace(part)
+            return True
+        return False
+
+    def _replace(self, part: Remote) -> None:
+        """Starts a worker in the place of one that died; its episodes are cut short where they were."""
+        rows, mine = self._rows, list(part.rows)
+        cut = [row for row in mine if not rows["dones"][row]]  # the others ended by themselves just before
+        told = {name: rows[name].copy() for name in ("last", "returns", "lengths")}
+        told["last"][cut] = rows["observations"][cut]
+        for name, before in self._before.items():
+            told[name][cut] = before[cut]
+        self._replaced += 1
+        part.close()
+        part.start()
+        for command, arguments in (("seed", [self._seed_of(row) for row in mine]), ("reset", None)):
+            part.send(command, arguments)
+            part.receive()
+        for name, values in told.items():
+            rows[name][mine] = values[mine]
+        rows["rewards"][cut], rows["solved"][cut] = 0, False
+        self._lost.append(part)
 
 
-def _split(values: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]:
-    ends = np.cumsum(sizes).tolist()
-    return [values[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+def _close(parts: Sequence[Group | Remote]) -> None:
+    for part in parts:
+        part.close()
+
+
+def _check_integer(name: str, value: Any, least: int, most: int, why: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        raise ValueError(f"`{name}` must be an integer in {least}..{most}, {why}, got {value!r}.")

@@ -1,7 +1,10 @@
 """Processes that hold several environments each and share memory with the process that learns."""
 
+import contextlib
 import ctypes
+import itertools
 import multiprocessing
+import signal
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +17,11 @@ from numpy.typing import NDArray
 
 from .environment import STATE_FEATURES, TaskEnvironment
 
-__all__ = ["LAYOUT", "Group", "Remote", "Shared", "Specification", "WorkerError", "processes"]
+__all__ = ["LAYOUT", "Group", "Remote", "Shared", "Specification", "WorkerError", "deal", "processes"]
 
 
 class WorkerError(RuntimeError):
-    """A process that holds environments has died, or an environment has raised an error there."""
+    """A process that holds environments has died, or an environment has raised an error."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Specification:
         goals: Where goals come from.
         horizon: The number of steps of an episode.
         reward_version: The version of the reward.
+        render_mode: "rgb_array", or None without pictures.
     """
 
     name: str
@@ -38,12 +42,12 @@ class Specification:
     goals: str
     horizon: int
     reward_version: str
+    render_mode: str | None = None
 
     def make(self) -> TaskEnvironment:
         """Makes the environment."""
-        return TaskEnvironment(
-            self.name, self.tasks, goals=self.goals, horizon=self.horizon, reward_version=self.reward_version
-        )
+        options = {name: value for name, value in vars(self).items() if name not in ("name", "tasks")}
+        return TaskEnvironment(self.name, self.tasks, **options)
 
 
 class Shared:
@@ -84,9 +88,11 @@ LAYOUT: dict[str, tuple[int, type]] = {
     "dones": (1, np.bool_),
     "solved": (1, np.bool_),
     "successes": (1, np.bool_),
+    "returns": (1, np.float64),
+    "lengths": (1, np.int64),
 }
 """The width and the type of what is shared. `last` is the last observation of an episode that ended with the step,
-`solved` tells of the step alone, `successes` of the episode up to it."""
+`solved` tells of the step alone, and `successes`, `returns` and `lengths` of the episode up to it."""
 
 
 class Group:
@@ -94,51 +100,59 @@ class Group:
 
     Args:
         specifications: How they are made.
-        first: The row of the first one.
+        rows: Their rows.
         shared: The rows of all environments.
     """
 
-    def __init__(self, specifications: Sequence[Specification], first: int, shared: Shared) -> None:
-        self.environments = [specification.make() for specification in specifications]
-        self.first = first
-        self.arrays = shared.arrays()
+    dead = False
 
-    def call(self, command: str, argument: Any = None) -> Any:
-        """Does what is asked, the verbs of a worker."""
-        if command == "step":
-            return self._step()
-        if command == "reset":
-            for i, environment in enumerate(self.environments, start=self.first):
-                self.arrays["observations"][i] = environment.reset()
-            return None
-        if command == "seed":
-            for environment, seed in zip(self.environments, argument, strict=True):
-                environment.seed(seed)
-            return None
-        if command == "get_state":
-            return [environment.get_state() for environment in self.environments]
-        if command == "set_state":
-            for environment, state in zip(self.environments, argument, strict=True):
-                environment.set_state(state)
-            return None
-        assert command == "close"
+    def __init__(self, specifications: Sequence[Specification], rows: Sequence[int], shared: Shared) -> None:
+        self.specifications, self.rows = specifications, rows
+        self.environments = [specification.make() for specification in specifications]
+        self.shared = shared.arrays()
+
+    def send(self, command: str, arguments: Sequence[Any] | None = None) -> None:
+        """Notes what is asked; :meth:`receive` does it, as if a worker did."""
+        self.asked = command, arguments
+
+    def receive(self) -> list[Any]:
+        """Does what was asked last."""
+        return self.call(*self.asked)
+
+    def call(self, command: str, arguments: Sequence[Any] | None = None) -> list[Any]:
+        """Does what is asked with each environment: step, reset, seed, get_state, set_state or frame."""
+        given = arguments or [None] * len(self.rows)
+        answers = []
+        for row, environment, argument in zip(self.rows, self.environments, given, strict=True):
+            try:
+                answers.append(self._do(command, row, environment, argument))
+            except Exception as error:
+                where = f"task {environment.name!r} failed in {command} after {environment.steps} steps of its episode"
+                raise WorkerError(f"{where}: {error!r}") from error
+        return answers
+
+    def close(self) -> None:
+        """Frees what the environments hold."""
         for environment in self.environments:
             environment.close()
-        return None
 
-    def _step(self) -> None:
-        rows = self.arrays
-        for i, environment in enumerate(self.environments, start=self.first):
-            try:
-                observation, reward, done, solved = environment.step(rows["actions"][i])
-                rows["rewards"][i], rows["dones"][i], rows["solved"][i] = reward, done, solved
-                rows["successes"][i] = environment.success
-                if done:
-                    rows["last"][i] = observation
-                    observation = environment.reset()
-                rows["observations"][i] = observation
-            except Exception as error:
-                raise WorkerError(f"task {environment.name!r} failed at step {environment.steps}: {error!r}") from error
+    def _do(self, command: str, row: int, environment: TaskEnvironment, argument: Any) -> Any:
+        shared = self.shared
+        if command == "step":
+            observation, reward, done, solved = environment.step(shared["actions"][row])
+            shared["rewards"][row], shared["dones"][row], shared["solved"][row] = reward, done, solved
+            shared["successes"][row] = environment.success
+            shared["returns"][row], shared["lengths"][row] = environment.total, environment.steps
+            if done:
+                shared["last"][row] = observation
+                observation = environment.reset()
+            shared["observations"][row] = observation
+            return None
+        answer = getattr(environment, command)(*([] if argument is None else [argument]))
+        if command in ("reset", "set_state"):
+            shared["observations"][row] = environment.observation
+            shared["returns"][row], shared["lengths"][row] = environment.total, environment.steps
+        return answer if command in ("get_state", "frame") else None
 
 
 class Remote:
@@ -146,39 +160,52 @@ class Remote:
 
     Args:
         specifications: How they are made.
-        first: The row of the first one.
+        rows: Their rows.
         shared: The rows of all environments.
         context: What makes the process.
     """
 
-    def __init__(self, specifications: Sequence[Specification], first: int, shared: Shared, context: Any) -> None:
-        self.specifications, self.first, self.shared, self.context = specifications, first, shared, context
+    def __init__(
+        self, specifications: Sequence[Specification], rows: Sequence[int], shared: Shared, context: Any
+    ) -> None:
+        self.specifications, self.rows, self.shared, self.context = specifications, rows, shared, context
         self.start()
 
     def start(self) -> None:
         """Starts the process, or another one in its place."""
+        # Importing Meta-World and torch takes seconds: one process does it, and the workers are its copies.
+        self.context.set_forkserver_preload(["__main__", __name__])
         self.connection, theirs = self.context.Pipe()
+        self.waiting = self.dead = False
         self.process = self.context.Process(
-            target=_work, args=(theirs, self.specifications, self.first, self.shared.raw), daemon=True
+            target=_work, args=(theirs, self.specifications, self.rows, self.shared.raw), daemon=True
         )
         self.process.start()
         theirs.close()
 
-    def send(self, command: str, argument: Any = None) -> None:
+    def send(self, command: str, arguments: Sequence[Any] | None = None) -> None:
         """Asks for something; :meth:`receive` waits for the answer."""
+        if self.waiting:  # for what was interrupted before its answer came
+            with contextlib.suppress(WorkerError):
+                self.receive()
         try:
-            self.connection.send((command, argument))
+            self.connection.send((command, arguments))
         except (BrokenPipeError, ConnectionError) as error:
             raise self._dead() from error
+        self.waiting = True
 
-    def receive(self) -> Any:
+    def receive(self) -> list[Any]:
         """The answer to what was asked last."""
         try:
             failure, answer = self.connection.recv()
         except (EOFError, ConnectionError) as error:
             raise self._dead() from error
+        self.waiting = False
         if failure is not None:
-            raise WorkerError(failure)
+            told = WorkerError(failure)
+            told.add_note(f"In the worker:\n{answer}")
+            raise told
+        assert isinstance(answer, list)
         return answer
 
     def close(self) -> None:
@@ -189,6 +216,7 @@ class Remote:
         self.connection.close()
 
     def _dead(self) -> WorkerError:
+        self.waiting, self.dead = False, True
         self.process.join(timeout=5)
         names, code = ", ".join(specification.name for specification in self.specifications), self.process.exitcode
         hint = "was it killed, or short of memory? make_envs(restart=True) replaces such workers."
@@ -197,27 +225,44 @@ class Remote:
         return WorkerError(f"the worker of the tasks {names} has died with exit code {code}; {hint}")
 
 
+def deal(count: int, workers: int) -> list[list[int]]:
+    """The rows of each worker, dealt out to and fro.
+
+    Neighbours in a benchmark often cost alike: this balances the slow tasks of MT10, push, pick-place and peg-insert.
+
+    Example:
+        >>> from dynroute_metaworld.workers import deal
+        >>> deal(10, workers=2)
+        [[0, 3, 4, 7, 8], [1, 2, 5, 6, 9]]
+    """
+    rows: list[list[int]] = [[] for _ in range(workers)]
+    for row, mine in zip(range(count), itertools.cycle([*rows, *reversed(rows)]), strict=False):
+        mine.append(row)
+    return rows
+
+
 def processes() -> Any:
     """What makes processes that do not inherit threads and locks."""
     kinds = multiprocessing.get_all_start_methods()
     return multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
 
 
-def _work(connection: Connection, specifications: Sequence[Specification], first: int, raw: dict[str, Any]) -> None:
+def _work(connection: Connection, specifications: Sequence[Specification], rows: Sequence[int], raw: Any) -> None:
     """What a process does: makes its environments and answers until the connection ends."""
-    shared = Shared.of(raw)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that learns, which ends this one
     group: Group | None = None
     while True:
         try:
-            command, argument = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+            command, arguments = connection.recv()
+        except (EOFError, ConnectionError):
             return
         try:
-            group = group or Group(specifications, first, shared)
-            connection.send((None, group.call(command, argument)))
-        except KeyboardInterrupt:
+            group = group or Group(specifications, rows, Shared.of(raw))
+            answer: tuple[str | None, Any] = (None, group.call(command, arguments))
+        except Exception as error:
+            failure = str(error) if isinstance(error, WorkerError) else f"a worker could not start: {error}"
+            answer = (failure, traceback.format_exc())
+        try:
+            connection.send(answer)
+        except ConnectionError:
             return
-        except WorkerError as error:
-            connection.send((str(error), None))
-        except Exception:
-            connection.send((f"a worker failed:\n{traceback.format_exc()}", None))

@@ -10,6 +10,7 @@ from .callbacks import CheckpointDirectory
 from .checkpoint import latest_checkpoint
 from .observation import OneHotTask, TaskSpace
 from .on_policy import MultiTaskActorCriticPolicy
+from .overlap import OverlappedSAC
 from .points import PointTask, point_tasks
 from .policies import (
     CAREPolicy,
@@ -39,6 +40,7 @@ __all__ = [
     "MultiTaskPolicy",
     "MultiTaskSAC",
     "OneHotTask",
+    "OverlappedSAC",
     "PaCoPolicy",
     "PointTask",
     "RouteReplayBuffer",

@@ -51,16 +51,17 @@ class CheckpointDirectory(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps - self._last >= self.every:
-            self._write()
+            self.write()
 
     def _on_training_end(self) -> None:
         if self.model.num_timesteps > self._last:
-            self._write()
+            self.write()
 
     def _on_step(self) -> bool:
         return True
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Writes a checkpoint now, for other callbacks, between rollouts."""
         steps = self.model.num_timesteps
         self.model.save_checkpoint(self.folder / f"step_{steps}")
         self._last = steps

@@ -57,6 +57,7 @@ PROGRESS = (
     "_last_original_obs",
     "ep_info_buffer",
     "ep_success_buffer",
+    "updates_due",  # of an OverlappedSAC
 )
 """What changes while a model learns, beside its tensors."""
 
@@ -87,7 +88,7 @@ def save_checkpoint(model: "MultiTaskSAC", folder: Path) -> None:
         "network": _describe(model.policy),
         "options": _without_functions(options),
         "spaces": {name: _space(getattr(model, name)) for name in ("observation_space", "action_space")},
-        "progress": {name: getattr(model, name) for name in PROGRESS},
+        "progress": {name: getattr(model, name) for name in PROGRESS if hasattr(model, name)},
         "report": vars(model.report),
         "parameters": model.get_parameters(),
         "log_ent_coef": model.log_ent_coef,
@@ -130,7 +131,8 @@ def load_checkpoint(
     if model.log_ent_coef is not None:
         model.log_ent_coef.data.copy_(state["log_ent_coef"])
     assert model.replay_buffer is not None
-    model.replay_buffer.load(folder, state["buffer"])
+    if env is not None:  # or there is nothing to go on with
+        model.replay_buffer.load(folder, state["buffer"])
     vars(model).update(state["progress"])
     model.report.restore(state["report"])
     model.action_space.np_random.bit_generator.state = state["action_generator"]

@@ -1,0 +1,77 @@
+"""The command line of a dataclass: every field is a flag, and what is not given keeps its default."""
+
+import argparse
+import dataclasses
+import json
+import types
+import typing
+from typing import Any
+
+from .configuration import Configuration, kinds_of
+
+__all__ = ["add_options", "given_options", "key_value"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for each field of :class:`Configuration`, in groups."""
+    groups: dict[str, Any] = {}
+    hints = typing.get_type_hints(Configuration)
+    for option in dataclasses.fields(Configuration):
+        about = option.metadata
+        if (group := groups.get(about["group"])) is None:
+            group = groups[about["group"]] = parser.add_argument_group(about["group"])
+        flag, kinds = "--" + option.name.replace("_", "-"), kinds_of(hints[option.name])
+        kind = kinds[0]
+        common: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS}
+        default = f" ({option.default})" if option.default not in (None, dataclasses.MISSING) else ""
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=about["about"] + default, **common)
+        elif option.name == "network":
+            group.add_argument(flag, nargs="+", type=key_value, metavar="NAME=VALUE", help=about["about"], **common)
+        else:
+            optional = types.NoneType in kinds and option.default is not None
+            told = f"{'|'.join(about['choices'])}: " if about["choices"] and option.name != "method" else ""
+            group.add_argument(
+                flag,
+                type=_reader(kind, optional=optional),
+                metavar=kind.__name__.upper(),
+                help=f"{told}{about['about']}{default}" + (", or none" if optional else ""),
+                **common,
+            )
+
+
+def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The options of :class:`Configuration` that were given."""
+    names = {option.name for option in dataclasses.fields(Configuration)}
+    given = {name: value for name, value in vars(namespace).items() if name in names}
+    if "network" in given:
+        given["network"] = dict(given["network"])
+    return given
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """A name and a value, which is JSON or else a word.
+
+    Example:
+        >>> key_value("trunk_sizes=[64, 64]"), key_value("attention=dot")
+        (('trunk_sizes', [64, 64]), ('attention', 'dot'))
+    """
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} must be name=value, for instance num_modules=8")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _reader(kind: type, *, optional: bool) -> Any:
+    def read(text: str) -> Any:
+        if optional and text.lower() == "none":
+            return None
+        try:
+            return kind(text.replace("_", "") if kind is int else text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a number of type {kind.__name__}") from error
+
+    return read

@@ -1,0 +1,61 @@
+"""How fast this machine is: steps of the environments, updates of the methods, and how long a run would take."""
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from stable_baselines3.common.logger import Logger
+
+from .configuration import Configuration
+from .training import make_model
+from .vec_env import MetaWorldVecEnv, make_envs
+
+__all__ = ["bench"]
+
+
+def bench(benchmark: str, methods: Sequence[str], workers: int, seconds: float, device: str = "auto") -> None:
+    """Prints what a step and an update take here, medians, and the hours of the published number of steps."""
+    configurations = [Configuration(benchmark=benchmark, method=method, device=device).resolve() for method in methods]
+    tasks = configurations[0].tasks
+    env = make_envs(configurations[0].benchmark_or_tasks, workers=min(workers, len(tasks)))
+    try:
+        step = _step_seconds(env, seconds)
+        print(f"{len(tasks) / step:9,.0f} steps/s of the environments, {env.num_envs} tasks, {workers} workers")
+        print(f"{'method':13} {'update':>10} {'published':>13} {'hours':>7}")
+        for configuration in configurations:
+            update = _update_seconds(configuration, env, seconds)
+            assert configuration.steps is not None
+            steps = configuration.steps * len(tasks)
+            hours = configuration.steps * (step + update) / 3600
+            print(f"{configuration.method:13} {1e3 * update:7.1f} ms {steps:>13,} {hours:7,.0f}")
+    finally:
+        env.close()
+
+
+def _step_seconds(env: MetaWorldVecEnv, seconds: float) -> float:
+    rng = np.random.default_rng(0)
+    env.reset()
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        env.step(rng.uniform(-1, 1, (env.num_envs, 4)).astype(np.float32))
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def _update_seconds(configuration: Configuration, env: MetaWorldVecEnv, seconds: float) -> float:
+    """An update of the published size, and the decision how to act."""
+    model = make_model(configuration, env)
+    model.set_logger(Logger(None, []))
+    model.learning_starts, model.gradient_steps = 10**9, 0
+    model.learn(20 * env.num_envs, log_interval=None)  # type: ignore[arg-type]
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < 3:
+        start = time.perf_counter()
+        model._sample_action(0, None, env.num_envs)
+        model.train(1, model.batch_size)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])

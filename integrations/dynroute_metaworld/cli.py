@@ -1,0 +1,171 @@
+"""The ``dynroute`` command."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from .arguments import add_options, given_options
+from .bench import bench
+from .configuration import PRESETS, preset
+from .curves import draw_curves
+from .environment import GOALS
+from .evaluation import evaluate
+from .methods import methods_table
+from .recorder import evaluate_run
+from .result import EvaluationResult
+from .run import Run, RunError, versions
+from .tasks import task_names
+from .training import load_model, train
+from .workers import WorkerError
+
+__all__ = ["main"]
+
+EXAMPLES = """
+examples:
+  dynroute methods                                                  what can be trained
+  dynroute train --method d2r --benchmark MT10 --goals random      as in the D2R paper: 15 million steps
+  dynroute train --preset quick --benchmark reach,window-close --goals fixed
+  dynroute train --run runs/MT10-random-d2r-seed1 --resume         go on after a stop, a crash or a kill
+  dynroute evaluate runs/MT10-random-d2r-seed1 --episodes 100
+  dynroute evaluate scripted --benchmark MT50                       what Meta-World's own policies reach
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status = options.command(options)
+    except KeyboardInterrupt:
+        print("\ndynroute: stopped at once; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has gone
+        return 0
+    except (ValueError, TypeError, OSError, RunError, WorkerError, ImportError) as error:
+        print(f"dynroute: {error}", file=sys.stderr)
+        return 1
+    return int(status or 0)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the flag that was likely meant."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = [word for word in message.split() if word.startswith("--")]
+        if "unrecognized" in message and wrong:
+            known = [flag for action in self._flags() for flag in action]
+            near = difflib.get_close_matches(wrong[0], known, n=1)
+            message += f"; did you mean {near[0]}?" if near else ""
+        super().error(message)
+
+    def _flags(self) -> list[Sequence[str]]:
+        inner = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        parsers = [self, *(parser for action in inner for parser in action.choices.values())]
+        return [action.option_strings for parser in parsers for action in parser._actions]
+
+
+def _parser() -> argparse.ArgumentParser:
+    kind: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = _Parser(
+        prog="dynroute", description="Train and evaluate multi-task policies on Meta-World.", epilog=EXAMPLES, **kind
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    methods = commands.add_parser("methods", help="list the networks, with their parameters", **kind)
+    methods.add_argument("--benchmark", default="MT10", help="for how many tasks parameters are counted (MT10)")
+    methods.set_defaults(command=_methods)
+
+    training = commands.add_parser(
+        "train",
+        usage="dynroute train [--preset NAME] [--run FOLDER] [--resume] [flags, see below]",
+        help="train a method on a benchmark",
+        description="Trains a method on a benchmark, with the settings of the D2R paper unless a flag says otherwise.\n"
+        "Ctrl-C stops with a checkpoint; --resume goes on from the last one, exactly.",
+        **kind,
+    )
+    training.add_argument("--preset", help=f"{', '.join(PRESETS)}: settings that flags change further (paper)")
+    training.add_argument("--run", type=Path, help="the directory of the run (runs/BENCHMARK-GOALS-METHOD-seedN)")
+    training.add_argument("--resume", action="store_true", help="go on with the run if it is there")
+    add_options(training)
+    training.set_defaults(command=_train)
+
+    evaluating = commands.add_parser("evaluate", help="evaluate a run, or Meta-World's scripted policies", **kind)
+    evaluating.add_argument("run", help='the directory of a run, or "scripted"')
+    evaluating.add_argument("--benchmark", help="for scripted policies (MT10)")
+    evaluating.add_argument("--episodes", type=int, default=100, help="episodes of each task (100)")
+    evaluating.add_argument("--goals", help=f"{'|'.join(GOALS)} (those of the run)")
+    evaluating.add_argument("--horizon", type=int, help="steps of an episode (those of the run)")
+    evaluating.add_argument("--seed", type=int, help="decides the goals (ones that training did not draw)")
+    evaluating.add_argument("--success", help="any or last: which steps of an episode count (any)")
+    evaluating.add_argument("--workers", type=int, help="processes for the environments (those of the run)")
+    evaluating.add_argument("--device", default="auto", help="where the networks are (auto)")
+    evaluating.add_argument("--output", type=Path, help="a file for all figures, as JSON")
+    evaluating.set_defaults(command=_evaluate)
+
+    benching = commands.add_parser("bench", help="measure this machine: how long would a run take?", **kind)
+    benching.add_argument("--benchmark", default="MT10", help="the tasks (MT10)")
+    benching.add_argument("--methods", nargs="+", default=["mt-sac", "sm", "d2r"], help="networks (mt-sac sm d2r)")
+    benching.add_argument("--workers", type=int, default=2, help="processes for the environments (2)")
+    benching.add_argument("--seconds", type=float, default=10, help="how long each is measured (10)")
+    benching.add_argument("--device", default="auto", help="where the networks are (auto)")
+    benching.set_defaults(command=_bench)
+
+    version = commands.add_parser("version", help="versions of all that results depend on", **kind)
+    version.set_defaults(command=_version)
+    return parser
+
+
+def _methods(options: argparse.Namespace) -> None:
+    print(methods_table(len(task_names(options.benchmark))))
+
+
+def _train(options: argparse.Namespace) -> int:
+    given = given_options(options)
+    wanted = preset(options.preset or "paper", given).resolve()
+    name = "-".join(wanted.tasks) if "," in wanted.benchmark else wanted.benchmark
+    folder = options.run or Path("runs") / f"{name}-{wanted.goals}-{wanted.method}-seed{wanted.seed}"
+    if options.resume and (folder / "config.json").exists():
+        run = Run.open(folder)
+        run.agree(given)
+    else:
+        run = Run.create(folder, wanted)
+    result = train(run)
+    if result is None:
+        return 130
+    print(result)
+    if (picture := draw_curves(run)) is not None:
+        print(f"curves: {picture}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    names = ("goals", "horizon", "seed", "success", "workers")
+    chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    result: EvaluationResult
+    if options.run == "scripted":
+        benchmark = options.benchmark or "MT10"
+        tasks = benchmark.split(",") if "," in benchmark else benchmark
+        result = evaluate("scripted", tasks, episodes=options.episodes, **chosen)
+    else:
+        if options.benchmark is not None:
+            raise ValueError("`--benchmark` is for scripted policies: a run is evaluated on its own tasks.")
+        run = Run.open(options.run)
+        result = evaluate_run(run, load_model(run, options.device), options.episodes, **chosen)
+    print(result)
+    if options.output is not None:
+        result.save(options.output)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    bench(options.benchmark, options.methods, options.workers, options.seconds, options.device)
+
+
+def _version(options: argparse.Namespace) -> None:
+    for name, number in versions().items():
+        print(f"{name:18} {number}")
+    print(f"{'device':18} {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}")

@@ -1,0 +1,255 @@
+"""What a run is: every hyper-parameter and every ablation, with the settings of the D2R paper as defaults."""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from dynroute.networks import PRESETS as NETWORKS
+from dynroute_sb3 import DamagedError
+from dynroute_sb3.losses import TASK_WEIGHTS, TEMPERATURES
+from dynroute_sb3.options import PATHS
+
+from .environment import GOALS, MAX_HORIZON
+from .tasks import task_names
+
+__all__ = ["PRESETS", "QUICK_SIZES", "Configuration", "kinds_of", "preset"]
+
+
+def _option(default: Any, about: str, group: str, choices: tuple[str, ...] = (), *, least: float | None = None) -> Any:
+    """A field, with what the command line tells of it and what is asked of its value."""
+    return field(default=default, metadata={"about": about, "group": group, "choices": choices, "least": least})
+
+
+RUN, SCHEDULE, LEARNING, NETWORK = "the run", "schedule, in steps of each task", "learning", "network and ablations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """How a method is trained on a benchmark; ``dynroute train --help`` tells of each field.
+
+    The defaults are those of the D2R paper, and of its released code where the paper does not tell. Steps, transitions
+    of a batch and episodes are counted for each task, as in the paper; all tasks step together. None stands for what
+    depends on the benchmark or on the method, see :meth:`resolve`.
+
+    Example:
+        >>> configuration = Configuration(method="sm", benchmark="MT50", width=64).resolve()
+        >>> configuration.steps, configuration.buffer_size, configuration.task_weights
+        (1000000, 10000000, 'alpha-sum')
+    """
+
+    method: str = _option("d2r", "the network; `dynroute methods` lists them", RUN, tuple(NETWORKS))
+    benchmark: str = _option("MT10", "MT10, MT25, MT50, or tasks with commas between them", RUN)
+    goals: str = _option("random", "new in each episode, one for all of them, or the benchmark's 50", RUN, GOALS)
+    seed: int = _option(1, "decides all that is drawn", RUN, least=0)
+    device: str = _option("auto", "cpu, cuda, or auto for cuda where there is one", RUN)
+    workers: int = _option(0, "processes that run the environments; 0 for none beside this one", RUN, least=0)
+    overlap: bool = _option(False, "learn while the environments step, which act on networks one update older", RUN)
+    compile: bool = _option(False, "compile the networks by torch.compile", RUN)
+
+    steps: int | None = _option(
+        None, "how long; 1,500,000 for at most ten tasks, 1,000,000 for more", SCHEDULE, least=1
+    )
+    horizon: int = _option(200, f"steps of an episode, at most {MAX_HORIZON}", SCHEDULE, least=1)
+    learning_starts: int = _option(2000, "random steps before learning starts", SCHEDULE, least=0)
+    update_every: int = _option(1, "steps from one time of learning to the next", SCHEDULE, least=1)
+    updates: int = _option(1, "updates each time", SCHEDULE, least=1)
+    log_every: int = _option(1000, "steps from one line of metrics to the next", SCHEDULE, least=1)
+    window: int = _option(20, "newest episodes of which success is logged and shown", SCHEDULE, least=1)
+    checkpoint_every: int = _option(10_000, "steps from one checkpoint to the next", SCHEDULE, least=1)
+    evaluate_every: int = _option(10_000, "steps from one evaluation to the next", SCHEDULE, least=1)
+    evaluation_episodes: int = _option(32, "episodes of an evaluation", SCHEDULE, least=1)
+    final_episodes: int = _option(100, "episodes of the evaluation at the end", SCHEDULE, least=1)
+
+    learning_rate: float = _option(3e-4, "of actor and critics", LEARNING, least=0)
+    gamma: float = _option(0.99, "the discount", LEARNING, least=0)
+    tau: float = _option(0.005, "how far the targets move with each update", LEARNING, least=0)
+    batch_size: int = _option(128, "transitions of each task in an update", LEARNING, least=1)
+    buffer_size: int | None = _option(
+        None, "transitions of all tasks that are kept; 1M for at most ten tasks, else 10M", LEARNING, least=1
+    )
+    ent_coef: str = _option("auto", "coefficient of entropy: a number, auto, or auto_0.1 to start there", LEARNING)
+    ent_coef_lr: float | None = _option(None, "its learning rate; that of the networks", LEARNING, least=0)
+    max_ent_coef: float | None = _option(1.0, "the largest coefficient of entropy", LEARNING, least=0)
+    task_weights: str | None = _option(
+        None, "weights of the losses of tasks; alpha-sum (Eq. 15) for sm and d2r, else none", LEARNING, TASK_WEIGHTS
+    )
+    max_task_loss: float | None = _option(3e3, "a task with a larger loss is left out of an update", LEARNING, least=0)
+    max_grad_norm: float | None = _option(1.0, "the norm gradients are clipped to", LEARNING, least=0)
+    reward_scale: float = _option(0.1, "multiplies the rewards that are learned from", LEARNING, least=0)
+    reward_version: str = _option("v2", "of Meta-World's rewards", LEARNING, ("v1", "v2"))
+    bootstrap_timeouts: bool = _option(True, "take running out of time for an interruption, not an end", LEARNING)
+    actor_paths: str | None = _option(
+        None, "paths of the actor's loss; replayed (Eq. 8) where paths are chosen", LEARNING, PATHS
+    )
+    critic_paths: str = _option("sampled", "paths of the critics' loss", LEARNING, PATHS)
+    route_temperature: str = _option(
+        TEMPERATURES[0], f"of path sampling: {', '.join(TEMPERATURES)} (Eq. 14), or a number", LEARNING
+    )
+
+    gate: str | None = _option(None, "how sources are chosen: top-2, sample-2, hard, soft ...", NETWORK)
+    protect: str | None = _option(None, "what unsuitable sources are spared: rsg, input, sg, none", NETWORK)
+    num_modules: int | None = _option(None, "modules of d2r", NETWORK, least=1)
+    width: int | None = _option(None, "features of a module", NETWORK, least=1)
+    state_free: bool | None = _option(None, "d2r routes by the task alone", NETWORK)
+    network: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"about": "any other keyword of the network, as name=value", "group": NETWORK, "choices": ()},
+    )
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for option in dataclasses.fields(self):
+            _check(option, hints[option.name], getattr(self, option.name))
+        if self.horizon > MAX_HORIZON:
+            raise ValueError(f"`horizon` must be at most {MAX_HORIZON}, got {self.horizon}: Meta-World ends there.")
+        if self.workers > len(self.tasks):
+            raise ValueError(f"`workers` must be at most the {len(self.tasks)} tasks, got {self.workers}.")
+        for name in self.network_kwargs:
+            if name not in (known := _keywords(self.method)):
+                fit = [method for method in NETWORKS if name in _keywords(method)]
+                hint = f"methods that have it: {', '.join(fit)}" if fit else f"it has {', '.join(known)}"
+                raise ValueError(f"`{name}` is no option of the method {self.method}; {hint}.")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks, in the order of the one-hot."""
+        return task_names(self.benchmark_or_tasks)
+
+    @property
+    def benchmark_or_tasks(self) -> str | list[str]:
+        """What :func:`make_envs` takes."""
+        return self.benchmark.split(",") if "," in self.benchmark else self.benchmark
+
+    @property
+    def network_kwargs(self) -> dict[str, Any]:
+        """The keywords of the network."""
+        named = {name: getattr(self, name) for name in ("gate", "protect", "num_modules", "width", "state_free")}
+        return {**self.network, **{name: value for name, value in named.items() if value is not None}}
+
+    def resolve(self) -> Self:
+        """The same with what depends on the number of tasks and on the method filled in."""
+        few = len(self.tasks) <= 10
+        usual: dict[str, Any] = {
+            "steps": 1_500_000 if few else 1_000_000,
+            "buffer_size": 1_000_000 if few else 10_000_000,
+            "task_weights": "alpha-sum" if self.method.startswith(("d2r", "sm")) else "none",
+        }
+        return dataclasses.replace(
+            self, **{name: value for name, value in usual.items() if getattr(self, name) is None}
+        )
+
+    def write(self, path: Path) -> None:
+        """Writes it as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads what :meth:`write` wrote."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise DamagedError(f"{path} is no configuration of a run: {error}") from error
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {},
+    "released": {
+        "learning_starts": 4000,
+        "ent_coef_lr": 1e-4,
+        "task_weights": "inverse-alpha-mean",
+        "route_temperature": "inverse-alpha-mean",
+        "bootstrap_timeouts": False,
+    },
+    "quick": {
+        "steps": 12_000,
+        "horizon": 150,
+        "learning_starts": 500,
+        "update_every": 2,
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "gamma": 0.97,
+        "ent_coef": "auto_0.03",
+        "ent_coef_lr": 3e-4,
+        "reward_scale": 0.2,
+        "log_every": 300,
+        "checkpoint_every": 3000,
+        "evaluate_every": 3000,
+        "evaluation_episodes": 5,
+        "final_episodes": 20,
+    },
+}
+"""Settings by name. They are those of the D2R paper, those of its released code where they differ (with the method
+d2r-released they are the whole of it), and those for a first look on two CPU cores."""
+
+
+QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "mt-sac": {"hidden_sizes": [256, 256, 256]},
+    "mh-sac": {"hidden_sizes": [256, 256, 256]},
+    "moe": {"width": 128, "depth": 3, "router_sizes": [64]},
+    "hard": {"trunk_sizes": [128, 128], "layer_sizes": [3, 3], "width": 64},
+    "sm": {"trunk_sizes": [128, 128], "layer_sizes": [3, 3], "width": 64, "router_sizes": [64]},
+    "sm-shallow": {"trunk_sizes": [128, 128], "layer_sizes": [2, 2], "width": 64, "router_sizes": [64]},
+    "care": {"encoder_sizes": [64], "context_sizes": [64], "gate_sizes": [64], "hidden_sizes": [256, 256]},
+    "paco": {"num_sets": 3, "hidden_sizes": [256, 256]},
+    "d2r": {"num_modules": 6, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+    "d2r-released": {"num_modules": 6, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+    "d2r-layer": {"layer_sizes": [3, 3], "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+    "d2r-model": {"num_models": 3, "model_depth": 2, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+}
+"""The sizes of networks under the preset quick."""
+
+
+def kinds_of(hint: Any) -> tuple[type, ...]:
+    """The types of the values that a field takes, None last.
+
+    Example:
+        >>> kinds_of(float | None), kinds_of(dict[str, int])
+        ((<class 'float'>, <class 'NoneType'>), (<class 'dict'>,))
+    """
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(kind) or kind for kind in kinds)
+
+
+def preset(name: str, options: Mapping[str, Any]) -> Configuration:
+    """The configuration of a preset with some options of one's own.
+
+    Example:
+        >>> preset("quick", {"method": "d2r", "steps": 500}).batch_size
+        32
+    """
+    if name not in PRESETS:
+        raise ValueError(f"`preset` must be one of {', '.join(map(repr, PRESETS))}, got {name!r}.")
+    method = options.get("method", "d2r")
+    # What is asked for by name goes before the sizes of the preset, and both before the defaults.
+    sizes = {key: value for key, value in QUICK_SIZES.get(method, {}).items() if options.get(key) is None}
+    network = {**(sizes if name == "quick" else {}), **options.get("network", {})}
+    return Configuration(**{**PRESETS[name], **options, "network": network})
+
+
+def _keywords(method: str) -> list[str]:
+    """The keywords of a method's network that a configuration can hold."""
+    names = list(inspect.signature(NETWORKS[method].network).parameters)[3:]
+    return [name for name in names if name not in ("metadata", "composition", "device", "dtype")]
+
+
+def _check(option: dataclasses.Field[Any], kind: Any, value: Any) -> None:
+    """Raises an error that names the option unless a value fits what was declared."""
+    kinds = kinds_of(kind)
+    fits = isinstance(value, (*kinds, *((int,) if float in kinds else ())))
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join("none" if one is types.NoneType else one.__name__ for one in kinds)
+        raise ValueError(f"`{option.name}` must be of type {names}, got {value!r}.")
+    choices, least = option.metadata["choices"], option.metadata.get("least")
+    if choices and value is not None and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"`{option.name}` must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+    if least is not None and value is not None and not least <= value < float("inf"):
+        raise ValueError(f"`{option.name}` must be at least {least} and finite, got {value!r}.")

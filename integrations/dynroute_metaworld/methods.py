@@ -1,0 +1,44 @@
+"""The table of methods: what each is, and how many parameters it has."""
+
+from dynroute.networks import PRESETS, build
+
+from .environment import STATE_FEATURES
+
+__all__ = ["count_parameters", "methods_table"]
+
+ACTIONS = 4
+PUBLISHED = {
+    "mt-sac": (1.33, 1.36),
+    "mh-sac": (1.36, 1.54),
+    "sm": (1.59, 1.62),
+    "care": (1.23, 1.26),
+    "paco": (3.39, 3.39),
+    "d2r": (1.37, 1.40),
+}
+"""Millions of parameters in D2R's table 8, for 10 and 50 tasks."""
+
+
+def count_parameters(method: str, num_tasks: int) -> tuple[int, int]:
+    """The parameters of a method's actor, and of actor and one critic, which is what D2R's table 8 counts.
+
+    Example:
+        >>> count_parameters("d2r", 10)
+        (684240, 1369177)
+    """
+    actor = build(method, STATE_FEATURES, num_tasks, 2 * ACTIONS, device="meta")
+    shared = {name: getattr(actor, name) for name in getattr(actor, "shared", ())}
+    critic = build(method, STATE_FEATURES + ACTIONS, num_tasks, 1, device="meta", **shared)
+    both = {id(parameter): parameter.numel() for net in (actor, critic) for parameter in net.parameters()}
+    return sum(parameter.numel() for parameter in actor.parameters()), sum(both.values())
+
+
+def methods_table(num_tasks: int = 10) -> str:
+    """A row for each method of :func:`dynroute.networks.available`."""
+    published = dict(zip((10, 50), zip(*PUBLISHED.values(), strict=True), strict=True)).get(num_tasks)
+    told = dict(zip(PUBLISHED, published, strict=True)) if published else {}
+    lines = [f"{'method':13} {'actor':>9} {'with critic':>11} {'published':>9}  what it is, for {num_tasks} tasks"]
+    for name, preset in PRESETS.items():
+        actor, both = count_parameters(name, num_tasks)
+        paper = f"{told[name]:.2f} M" if name in told else ""
+        lines.append(f"{name:13} {actor:>9,} {both:>11,} {paper:>9}  {preset.summary}")
+    return "\n".join(lines)

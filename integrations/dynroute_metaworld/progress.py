@@ -1,0 +1,69 @@
+"""What one sees of a run while it goes on: a bar, and the success of each task."""
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["Display"]
+
+
+class Display:
+    """A bar with the success of each task under it; where there is no terminal, a line from time to time.
+
+    Args:
+        total: The steps of all tasks together.
+        tasks: The names of the tasks.
+        console: Where it is shown; standard output if None.
+    """
+
+    def __init__(self, total: int, tasks: Sequence[str], console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.total, self.tasks = total, tasks
+        columns = (BarColumn(), MofNCompleteColumn(), "steps", TimeElapsedColumn(), "left", TimeRemainingColumn())
+        self.bar = Progress(TextColumn("{task.description}"), *columns, console=self.console)
+        self.task = self.bar.add_task("training", total=total)
+        self.successes: Mapping[str, float | None] = dict.fromkeys(tasks)
+        self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._picture)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def advance(self, steps: int, doing: str = "training") -> None:
+        """Moves the bar."""
+        self.bar.update(self.task, completed=steps, description=doing)
+
+    def show(self, steps: int, successes: Mapping[str, float | None]) -> None:
+        """Shows the success of each task, None before its first episode has ended."""
+        self.successes = successes
+        if not self.console.is_terminal:
+            known = [value for value in successes.values() if value is not None]
+            mean = f"{sum(known) / len(known):.0%}" if known else "-"
+            told = ", ".join(f"{name} {value:.0%}" for name, value in successes.items() if value)
+            self.tell(f"{steps:>9,} of {self.total:,} steps, success {mean}" + (f" ({told})" if told else ""))
+
+    def tell(self, line: str) -> None:
+        """Prints a line above the bar."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _picture(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        columns = max(1, self.console.width // 40)
+        rows = [f"{name:20.20} {_bar(value)}" for name, value in self.successes.items()]
+        for start in range(0, len(rows), columns):
+            table.add_row(*rows[start : start + columns])
+        return Group(table, self.bar)
+
+
+def _bar(value: float | None) -> str:
+    if value is None:
+        return "          -"
+    return f"{'━' * round(10 * value):10} {value:4.0%}"

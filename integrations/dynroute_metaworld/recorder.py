@@ -1,0 +1,129 @@
+"""What happens between the steps of a run: metrics, evaluations and checkpoints, at fixed numbers of steps."""
+
+import signal
+import threading
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC
+
+from .evaluation import evaluate
+from .progress import Display
+from .result import EvaluationResult
+from .run import Run
+
+__all__ = ["Recorder", "Stopped", "evaluate_run"]
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A run was asked to stop, and has written a checkpoint."""
+
+
+class Recorder(BaseCallback):
+    """Logs, evaluates and writes checkpoints between rollouts, where a run can be left and taken up again.
+
+    Whether something is due depends on the number of steps alone, so that it makes no difference where a run was
+    interrupted.
+
+    Args:
+        run: The run.
+        display: Where it is shown.
+    """
+
+    model: MultiTaskSAC
+
+    def __init__(self, run: Run, display: Display) -> None:
+        super().__init__()
+        self.run, self.display = run, display
+        self.checkpoints = CheckpointDirectory(1, run.checkpoints)
+        self.stopping = False
+
+    def _init_callback(self) -> None:
+        self.checkpoints.init_callback(self.model)
+        self.start = self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        self.display.advance(self.num_timesteps)
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self._between(last=False)
+
+    def _on_training_end(self) -> None:
+        self._between(last=True)
+
+    def _between(self, *, last: bool) -> None:
+        model, configuration = self.model, self.run.configuration
+        steps, ended = model.num_timesteps, self.stopping
+        if steps > self.start:  # what is due at the start was done before the run was interrupted
+            evaluated = last or self._is_due(configuration.evaluate_every)
+            if evaluated:
+                self._evaluate()
+            if evaluated or self._is_due(configuration.log_every):
+                model.dump_logs()
+                self._show()
+            if last or ended or self._is_due(configuration.checkpoint_every):
+                self.checkpoints.write()
+        if ended and not last:
+            raise Stopped
+
+    def _is_due(self, every: int) -> bool:
+        """Whether a multiple of so many steps of each task was passed since the time of learning before."""
+        steps = self.model.num_timesteps // self.model.n_envs
+        return steps // every > (steps - self.run.configuration.update_every) // every
+
+    def _evaluate(self) -> None:
+        steps, episodes = self.model.num_timesteps, self.run.configuration.evaluation_episodes
+        self.display.advance(steps, "evaluating")
+        result = evaluate_run(self.run, self.model, episodes)
+        result.save(self.run.evaluations / f"step_{steps}.json")
+        for task, rate in zip(result.tasks, result.success_rates, strict=True):
+            self.logger.record(f"evaluation/{task}", float(rate), exclude="stdout")
+        self.logger.record("evaluation/success", float(result.mean_success))
+        if result.modules_used is not None:
+            self.logger.record("evaluation/modules_used", float(result.modules_used.mean()))
+        self.display.tell(f"{steps:>9,} steps: evaluated with {result.mean_success:.1%} success")
+
+    def _show(self) -> None:
+        recent = [float(np.mean(kept)) if kept else None for kept in self.model.report.successes]
+        self.display.show(self.num_timesteps, dict(zip(self.run.configuration.tasks, recent, strict=True)))
+
+    @contextmanager
+    def stopping_on_signals(self) -> Iterator[None]:
+        """Makes Ctrl-C and SIGTERM end the run after the step it is in; a second one ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: types.FrameType | None) -> None:
+            if self.stopping:
+                raise KeyboardInterrupt
+            self.stopping = True
+            self.display.tell("stopping with a checkpoint; once more to stop at once")
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def evaluate_run(run: Run, model: MultiTaskSAC, episodes: int, **options: object) -> EvaluationResult:
+    """Evaluates a model on the problem it was trained on: fixed goals are the same, random ones are others."""
+    configuration = run.configuration
+    usual = {
+        "benchmark": configuration.benchmark_or_tasks,
+        "goals": configuration.goals,
+        "horizon": configuration.horizon,
+        "reward_version": configuration.reward_version,
+        "workers": configuration.workers,
+    }
+    chosen = {**usual, **{name: value for name, value in options.items() if value is not None}}
+    if "seed" not in chosen and chosen["goals"] != "random":
+        chosen["seed"] = configuration.seed
+    return evaluate(model, episodes=episodes, **chosen)  # type: ignore[arg-type]

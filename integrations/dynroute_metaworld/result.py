@@ -1,0 +1,180 @@
+"""What an evaluation found, for people, for programs and for a file."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynroute_sb3 import DamagedError
+
+from .intervals import wilson_interval
+
+__all__ = ["ARRAYS", "EvaluationResult"]
+
+ARRAYS: dict[str, Any] = {
+    "first_success": np.int64,
+    "success_last": np.bool_,
+    "returns": np.float64,
+    "lengths": np.int64,
+    "goal_positions": np.float32,
+    "modules_used": np.float64,
+}
+"""The types of what is known of each episode."""
+
+FORMAT = "dynroute evaluation 1"
+WHEN = {"any": "at any step", "last": "at the last step"}
+SETTINGS: dict[str, type] = {
+    **dict.fromkeys(("benchmark", "goals", "reward_version", "criterion"), str),
+    **dict.fromkeys(("horizon", "seed"), int),
+    "tasks": list,
+    "versions": dict,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """What every episode of an evaluation came to, and how it was evaluated.
+
+    Arrays have the shape ``[tasks, episodes]``.
+
+    Attributes:
+        benchmark: The benchmark, or the tasks if it was a list of them.
+        tasks: The tasks, in the order of the one-hot.
+        goals: Where goals came from.
+        horizon: The number of steps of an episode.
+        seed: What the goals depend on.
+        reward_version: The version of the reward.
+        criterion: Which steps count as a success, "any" or "last".
+        versions: The versions of dynroute, metaworld and mujoco.
+        first_success: After how many steps the task was first solved, -1 if never. An episode with a shorter horizon
+            and the same goal is the start of this one, so that ``(first_success > 0) & (first_success <= 150)`` is
+            its success at any step.
+        success_last: Whether the task was solved at the last step.
+        returns: The sums of rewards.
+        lengths: The numbers of steps.
+        goal_positions: The goals as observations tell them, with shape ``[tasks, episodes, 3]``; bin-picking, hammer
+            and sweep-into keep theirs, and draw where things lie.
+        modules_used: The number of modules that the route reached, a mean over steps; None for policies without routes
+            and those of which they are not known.
+    """
+
+    benchmark: str
+    tasks: tuple[str, ...]
+    goals: str
+    horizon: int
+    seed: int
+    reward_version: str
+    criterion: str
+    versions: dict[str, str]
+    first_success: NDArray[np.int64]
+    success_last: NDArray[np.bool_]
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    goal_positions: NDArray[np.float32]
+    modules_used: NDArray[np.float64] | None
+
+    @property
+    def episodes(self) -> int:
+        """The number of episodes of each task."""
+        return len(self.returns[0])
+
+    @property
+    def success_any(self) -> NDArray[np.bool_]:
+        """Whether the task was solved at any step of the episode."""
+        return self.first_success > 0
+
+    @property
+    def success(self) -> NDArray[np.bool_]:
+        """Whether an episode is a success by the criterion."""
+        return self.success_any if self.criterion == "any" else self.success_last
+
+    @property
+    def success_rates(self) -> NDArray[np.float64]:
+        """The success rate of each task."""
+        rates: NDArray[np.float64] = self.success.mean(axis=1)
+        return rates
+
+    @property
+    def mean_success(self) -> float:
+        """The mean of the success rates."""
+        return float(self.success_rates.mean())
+
+    def intervals(self, confidence: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The lower and upper ends of :func:`wilson_interval` for the success rate of each task."""
+        return wilson_interval(self.success.sum(axis=1), self.episodes, confidence)
+
+    def table(self, confidence: float = 0.95) -> str:
+        """A line that says how it was evaluated, and a row for each task and for the mean over them.
+
+        The first success is the mean over the episodes that have one.
+        """
+        rows = [["task", "success", f"{100 * confidence:g} % interval", "return", "first success", "modules used"]]
+        for i, (name, low, high) in enumerate(zip(self.tasks, *self.intervals(confidence), strict=True)):
+            rows.append([name, f"{self.success_rates[i]:.2f}", f"{low:.2f} to {high:.2f}", *self._cells(i)])
+        rows.append(["mean", f"{self.mean_success:.3f}", "", *self._cells(slice(None))])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+        return "\n".join([self._settings(), *lines])
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def save(self, path: str | Path) -> None:
+        """Writes everything to a JSON file, which appears whole or not at all."""
+        path = Path(path)
+        stored = {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        }
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(json.dumps({"format": FORMAT, **stored}, allow_nan=False), encoding="utf-8")
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EvaluationResult":
+        """Reads what :meth:`save` wrote; a file that is damaged or holds something else is refused by name."""
+        try:
+            return _restored(json.loads(Path(path).read_bytes()))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DamagedError(
+                f"`path` must be a file that EvaluationResult.save wrote, {path} is another one or damaged ({error!r})."
+            ) from error
+
+    def _settings(self) -> str:
+        """How it was evaluated, in a line."""
+        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        return (
+            f"{self.benchmark}, {self.goals} goals, horizon {self.horizon}, success {WHEN[self.criterion]}, "
+            f"{self.episodes} episodes a task, seed {self.seed}, reward {self.reward_version} ({versions})"
+        )
+
+    def _cells(self, rows: int | slice) -> list[str]:
+        """What a row of the table tells beside the success."""
+        first, solved = self.first_success[rows], self.success_any[rows]
+        return [
+            f"{self.returns[rows].mean():.1f}",
+            f"{first[solved].mean():.0f}" if solved.any() else "-",
+            "-" if self.modules_used is None else f"{self.modules_used[rows].mean():.2f}",
+        ]
+
+
+def _restored(stored: dict[str, Any]) -> EvaluationResult:
+    """The result that was stored as JSON."""
+    if (told := stored.pop("format", None)) != FORMAT:
+        raise ValueError(f"its format is {told!r} and not {FORMAT!r}")
+    for name, kind in SETTINGS.items():
+        if not isinstance(stored[name], kind) or (name == "criterion" and stored[name] not in WHEN):
+            raise ValueError(f"{name} is {stored[name]!r}")
+    shape = (len(stored["tasks"]), len(stored["returns"][0]))
+    for name, dtype in ARRAYS.items():
+        if name == "modules_used" and stored[name] is None:
+            continue
+        stored[name] = np.array(stored[name], dtype=dtype)
+        expected = (*shape, 3) if name == "goal_positions" else shape
+        if stored[name].shape != expected:
+            raise ValueError(f"{name} has shape {stored[name].shape} and not {expected}")
+    return EvaluationResult(**{**stored, "tasks": tuple(stored["tasks"])})

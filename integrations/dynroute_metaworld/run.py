@@ -1,0 +1,166 @@
+"""A run: a directory that holds all there is to know of one training."""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import filelock
+import torch
+
+import dynroute
+from dynroute_sb3 import latest_checkpoint
+from dynroute_sb3.checkpoint import checkpoint_steps
+
+from .configuration import Configuration
+from .metrics import forget_after
+
+__all__ = ["MOVABLE", "Run", "RunError", "versions"]
+
+MOVABLE = ("steps", "workers", "device", "checkpoint_every", "final_episodes")
+"""What may change when a run goes on, since it changes nothing of what is computed until then."""
+
+
+class RunError(RuntimeError):
+    """A run cannot be started or cannot go on."""
+
+
+class Run:
+    """A directory with the configuration of a training, where it was run, what came of it, and its checkpoints.
+
+    ==================  ====================================================================================
+    ``config.json``     the :class:`Configuration`, complete
+    ``sessions.jsonl``  a line for each time it was started: command, commit, versions, machine
+    ``metrics.jsonl``   what was logged, see :func:`~dynroute_metaworld.read_metrics`
+    ``tensorboard/``    the same for TensorBoard
+    ``evaluations/``    an :class:`EvaluationResult` for each evaluation, by steps, and ``final.json``
+    ``checkpoints/``    the last two checkpoints
+    ==================  ====================================================================================
+
+    Args:
+        folder: The directory.
+        configuration: The configuration.
+    """
+
+    def __init__(self, folder: Path, configuration: Configuration) -> None:
+        self.folder, self.configuration = folder, configuration
+        self.metrics, self.tensorboard = folder / "metrics.jsonl", folder / "tensorboard"
+        self.evaluations, self.checkpoints = folder / "evaluations", folder / "checkpoints"
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """A run that is there."""
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} is no directory of a run: it has no config.json.")
+        return cls(folder, Configuration.read(folder / "config.json"))
+
+    @classmethod
+    def create(cls, folder: str | Path, configuration: Configuration) -> Self:
+        """A new run, in a directory that is empty or not there."""
+        folder = Path(folder)
+        if (folder / "config.json").exists():
+            raise FileExistsError(f"{folder} holds a run already; --resume goes on with it, --run names another one.")
+        if folder.exists() and any(path.name != "lock" for path in folder.iterdir()):
+            raise FileExistsError(f"{folder} holds other files; --run names another directory.")
+        folder.mkdir(parents=True, exist_ok=True)
+        run = cls(folder, configuration)
+        part = folder / "config.json.part"  # there is no run with half a configuration
+        configuration.write(part)
+        part.replace(folder / "config.json")
+        return run
+
+    def agree(self, options: Mapping[str, Any]) -> None:
+        """Takes over options that may change when a run goes on, and refuses others that differ."""
+        mine = dataclasses.asdict(self.configuration)
+        for name, value in options.items():
+            if name not in MOVABLE and value != mine[name]:
+                raise RunError(
+                    f"{self.folder} holds a run with {name}={mine[name]!r}, got {value!r}; leave it out to go on, or "
+                    f"name another directory by --run. What may change: {', '.join(MOVABLE)}."
+                )
+        self.configuration = dataclasses.replace(
+            self.configuration, **{name: value for name, value in options.items() if name in MOVABLE}
+        )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the directory for one process; a process that dies lets it go."""
+        lock = filelock.FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise RunError(f"{self.folder} is in use by another process, which must end first.") from error
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            last = latest_checkpoint(self.checkpoints)
+            raise RunError(
+                f"there is no space left for {self.folder}; make some, and --resume goes on from "
+                f"{last.name if last else 'the start'}, which is whole."
+            ) from error
+        finally:
+            lock.release()
+
+    def start_session(self) -> Path | None:
+        """Notes where and how the run is started, and forgets what it did after its last checkpoint, which is returned.
+
+        What is forgotten is done again in the same way.
+        """
+        session: dict[str, Any] = {
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(sys.argv),
+            "commit": _commit(),
+            "versions": versions(),
+            "machine": {
+                "system": platform.platform(),
+                "processor": platform.machine(),
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            },
+        }
+        last = latest_checkpoint(self.checkpoints)
+        session["steps"] = steps = checkpoint_steps(last) if last else 0
+        forget_after(self.metrics, steps)
+        self.evaluations.mkdir(exist_ok=True)
+        for path in self.evaluations.glob("step_*.json"):
+            if int(path.stem.removeprefix("step_")) > steps:
+                path.unlink()
+        self.configuration.write(self.folder / "config.json")
+        with (self.folder / "sessions.jsonl").open("a") as file:
+            file.write(json.dumps(session) + "\n")
+        return last
+
+
+def versions() -> dict[str, str]:
+    """The versions of what results depend on."""
+    names = ("torch", "stable_baselines3", "gymnasium", "metaworld", "mujoco", "numpy")
+    others = {name: importlib.metadata.version(name) for name in names}
+    return {"dynroute": dynroute.__version__, "python": platform.python_version(), **others}
+
+
+def _commit() -> str | None:
+    """The commit of the code, where it runs from a clone."""
+    where = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        tracked = subprocess.run([*where, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)
+        if tracked.returncode:
+            return None
+        commit = subprocess.run([*where, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changed = subprocess.run([*where, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + (" with changes" if changed.stdout.strip() else "")

@@ -1,0 +1,59 @@
+"""Learning while the environments step."""
+
+from collections.abc import Callable
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import RolloutReturn
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn, VecEnvWrapper
+
+from .sac import MultiTaskSAC
+
+__all__ = ["OverlappedSAC"]
+
+
+class OverlappedSAC(MultiTaskSAC):
+    """:class:`MultiTaskSAC` that learns while the environments step, as the released code of D2R does.
+
+    Updates that are due after a step run during the next one, so that actions are those of networks that miss them. It
+    pays where environments run in processes of their own and cores are left, or where the networks are on a GPU. What
+    is due belongs to a checkpoint: what is computed depends on the seed alone, and not on which of both is faster.
+
+    Example:
+        >>> model = OverlappedSAC("MlpPolicy", DummyVecEnv(point_tasks()), learning_starts=8)
+        >>> model.learn(40).updates_due
+        1
+    """
+
+    updates_due: int = 0
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
+        return super().collect_rollouts(_Meanwhile(env, self._catch_up), callback, *args, **kwargs)
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        self.updates_due += gradient_steps
+
+    def _catch_up(self) -> None:
+        due, self.updates_due = self.updates_due, 0
+        if due:
+            super().train(due, self.batch_size)
+            self.policy.set_training_mode(False)
+
+
+class _Meanwhile(VecEnvWrapper):
+    """Does something while environments step."""
+
+    def __init__(self, venv: VecEnv, work: Callable[[], None]) -> None:
+        super().__init__(venv)
+        self.work = work
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_async(self, actions: Any) -> None:
+        self.venv.step_async(actions)
+        self.work()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        return self.venv.step_wait()

@@ -1,0 +1,285 @@
+"""The dynroute command: what it tells, what it refuses, and the flags of a configuration."""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from rich.console import Console
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from dynroute.networks import available
+from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, RunError, read_metrics
+from dynroute_metaworld.arguments import add_options, given_options
+from dynroute_metaworld.cli import main
+from dynroute_metaworld.configuration import QUICK_SIZES, preset
+from dynroute_metaworld.curves import draw_curves
+from dynroute_metaworld.methods import PUBLISHED, count_parameters, methods_table
+from dynroute_metaworld.metrics import MetricsFile, forget_after
+from dynroute_metaworld.progress import Display
+from dynroute_metaworld.training import make_model
+from dynroute_sb3 import DamagedError, OneHotTask
+
+TINY = ["--benchmark", "reach", "--goals", "fixed", "--horizon", "5", "--device", "cpu", "--learning-starts", "4"]
+TINY += ["--steps", "20", "--batch-size", "2", "--final-episodes", "1", "--method", "mt-sac"]
+TINY += ["--network", "hidden_sizes=[8]"]
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 1) -> str:
+    """What the command prints on standard error."""
+    assert main(arguments) == status
+    return capsys.readouterr().err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the parser of the command prints when it does not understand."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_run_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *TINY]) == 0
+    printed = capsys.readouterr().out
+    assert "reach" in printed.split("success at any step")[1]
+    folder = Path("runs/reach-fixed-mt-sac-seed1")
+    assert (folder / "curves.png").exists()
+    assert f"{folder} holds a run already; --resume goes on with it" in told(capsys, "train", *TINY)
+
+    # It goes on, for longer, and with nothing else changed.
+    assert main(["train", "--run", str(folder), "--resume", "--steps", "30"]) == 0
+    assert read_metrics(folder / "metrics.jsonl")[-1]["step"] == 30
+    error = told(capsys, "train", "--run", str(folder), "--resume", "--horizon", "6", "--steps", "40")
+    assert "holds a run with horizon=5, got 6; leave it out to go on, or name another directory by --run" in error
+    assert Run.open(folder).configuration.steps == 30
+
+    assert main(["evaluate", str(folder), "--episodes", "2", "--device", "cpu", "--output", "result.json"]) == 0
+    result = EvaluationResult.load("result.json")
+    assert (result.episodes, result.goals, result.horizon, result.seed) == (2, "fixed", 5, 1)  # those of the run
+    assert main(["evaluate", str(folder), "--episodes", "1", "--goals", "random", "--horizon", "4"]) == 0
+    assert "reach, random goals, horizon 4" in capsys.readouterr().out
+
+
+def test_scripted_policies_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "scripted", "--benchmark", "reach,drawer-close", "--episodes", "1"]) == 0
+    assert "drawer-close" in capsys.readouterr().out
+
+
+def test_what_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{tmp_path} is no directory of a run: it has no config.json" in told(capsys, "evaluate", str(tmp_path))
+    run = Run.create(tmp_path / "run", Configuration().resolve())
+    assert "has no checkpoint yet" in told(capsys, "evaluate", str(run.folder))
+    assert "a run is evaluated on its own tasks" in told(capsys, "evaluate", str(run.folder), "--benchmark", "MT50")
+    (run.folder / "config.json").write_text("{")
+    assert "config.json is no configuration of a run" in told(capsys, "evaluate", str(run.folder))
+
+
+def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--benchmark", "MT50"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(available())
+    d2r = next(line for line in lines if line.startswith("d2r "))
+    assert "1,401,177" in d2r
+    assert "1.40 M" in d2r
+    for count, number in enumerate((10, 50)):
+        for method, published in PUBLISHED.items():
+            assert round(count_parameters(method, number)[1] / 1e6, 2) == pytest.approx(published[count], abs=0.011)
+    assert " M " not in methods_table(7).replace(" MT", "")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    assert {"dynroute", "torch", "metaworld", "mujoco", "device"} <= {
+        line.split()[0] for line in capsys.readouterr().out.splitlines()
+    }
+
+
+def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "--benchmark", "reach", "--methods", "mt-sac", "--workers", "0", "--seconds", "0.1"]
+    assert main([*command, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "steps/s of the environments" in printed
+    assert "1,500,000" in printed
+
+
+def test_help_tells_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    printed = capsys.readouterr().out
+    for option in dataclasses.fields(Configuration):
+        assert f"--{option.name.replace('_', '-')}" in printed
+        assert option.metadata["about"][:20] in " ".join(printed.split())
+
+
+def test_flags_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unrecognized arguments: --metod; did you mean --method?" in refused(capsys, "train", "--metod")
+    assert "'x' must be a number of type int" in refused(capsys, "train", "--seed", "x")
+    assert "'width' must be name=value, for instance num_modules=8" in refused(capsys, "train", "--network", "width")
+    assert "arguments are required: COMMAND" in refused(capsys)
+
+
+def parse(*arguments: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return given_options(parser.parse_args(arguments))
+
+
+def test_options_that_are_given() -> None:
+    assert parse() == {}
+    given = parse("--max-grad-norm", "none", "--no-bootstrap-timeouts", "--steps", "10_000", "--ent-coef", "0.1")
+    assert given == {"max_grad_norm": None, "bootstrap_timeouts": False, "steps": 10_000, "ent_coef": "0.1"}
+    assert parse("--network", "a=[1, 2]", "b=dot", "c=0.5") == {"network": {"a": [1, 2], "b": "dot", "c": 0.5}}
+
+
+def test_presets() -> None:
+    paper = preset("paper", {}).resolve()
+    assert (paper.steps, paper.batch_size, paper.learning_starts, paper.horizon) == (1_500_000, 128, 2000, 200)
+    assert (paper.task_weights, paper.route_temperature) == ("alpha-sum", "inverse-alpha-sum")
+    assert paper.bootstrap_timeouts
+    fifty = preset("paper", {"benchmark": "MT50", "method": "paco"}).resolve()
+    assert (fifty.steps, fifty.buffer_size, fifty.task_weights) == (1_000_000, 10**7, "none")
+    released = preset("released", {"method": "d2r-released", "tau": 0.01}).resolve()
+    assert (released.task_weights, released.learning_starts, released.tau) == ("inverse-alpha-mean", 4000, 0.01)
+    quick = preset("quick", {"num_modules": 4, "network": {"router_sizes": [16]}})
+    assert quick.network_kwargs == {**QUICK_SIZES["d2r"], "num_modules": 4, "router_sizes": [16]}
+    assert set(QUICK_SIZES) == set(available())
+    with pytest.raises(ValueError, match="`preset` must be one of 'paper', 'released', 'quick', got 'fast'"):
+        preset("fast", {})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("method", available())
+def test_every_method_with_every_preset(name: str, method: str, two_tasks: Any) -> None:
+    configuration = preset(name, {"method": method, "benchmark": "reach,push", "buffer_size": 10, "device": "cpu"})
+    model = make_model(configuration, two_tasks)
+    assert model.task_names == ["reach", "push"]
+    assert model.batch_size == 2 * configuration.batch_size
+    assert model.learning_starts == 2 * configuration.learning_starts
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.handle_timeout_termination == configuration.bootstrap_timeouts
+
+
+class Still(gym.Env[Any, Any]):
+    """An environment with the spaces of Meta-World."""
+
+    observation_space = spaces.Box(-1, 1, (39,), dtype=np.float32)
+    action_space = spaces.Box(-1, 1, (4,), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def two_tasks() -> DummyVecEnv:
+    return DummyVecEnv([lambda task=task: OneHotTask(Still(), task, 2) for task in range(2)])  # type: ignore[misc]
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "method": ({"method": "d2"}, r"`method` must be one of .*, got 'd2'; did you mean 'd2r'\?"),
+    "benchmark": ({"benchmark": "MT11"}, r"got 'MT11'; did you mean 'MT10'"),
+    "task": ({"benchmark": "reach,windw-open"}, r"got 'windw-open'; did you mean 'window-open'"),
+    "goals": ({"goals": "rand"}, r"`goals` must be one of .* did you mean 'random'\?"),
+    "horizon": ({"horizon": 501}, r"`horizon` must be at most 500, got 501: Meta-World ends there"),
+    "horizon 0": ({"horizon": 0}, r"`horizon` must be at least 1 and finite, got 0"),
+    "workers": ({"workers": 11}, r"`workers` must be at most the 10 tasks, got 11"),
+    "rate": ({"learning_rate": float("nan")}, r"`learning_rate` must be at least 0 and finite, got nan"),
+    "modules": ({"method": "sm", "num_modules": 3}, r"`num_modules` is no option of the method sm; .* d2r, d2r-re"),
+    "keyword": ({"network": {"zz": 3}}, r"`zz` is no option of the method d2r; it has level, num_modules"),
+    "type": ({"steps": "many"}, r"`steps` must be of type int or none, got 'many'"),
+    "weights": ({"task_weights": "alpha"}, r"`task_weights` must be one of 'none', 'alpha-sum'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_configurations(name: str) -> None:
+    options, message = WRONG[name]
+    with pytest.raises(ValueError, match=message):
+        Configuration(**options)
+
+
+def test_wrong_options_end_with_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    error = told(capsys, "train", "--benchmark", "MT11", "--run", str(tmp_path / "run"))
+    assert error.startswith("dynroute: `benchmark` must be")
+    assert not (tmp_path / "run").exists()
+
+
+def test_directories_that_are_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(FileExistsError, match="holds other files; --run names another directory"):
+        Run.create(tmp_path, Configuration())
+    run = Run.create(tmp_path / "run", Configuration())
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        Run.create(tmp_path / "run", Configuration())
+    with run.locked(), pytest.raises(RunError, match="in use by another process"), Run.open(run.folder).locked():
+        pass
+    with run.locked():  # it was let go
+        pass
+
+
+def test_a_damaged_configuration(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Configuration(method="sm"))
+    assert Run.open(run.folder).configuration == Configuration(method="sm")
+    for text in ("{", "[]", '{"methd": "sm"}', '{"method": "xx"}'):
+        (run.folder / "config.json").write_text(text)
+        with pytest.raises(DamagedError, match=r"config\.json is no configuration of a run"):
+            Run.open(run.folder)
+
+
+def test_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    for step in (10, 20, 30):
+        file.write({"a": step / 2, "b": float("nan"), "c": "text"}, {}, step)
+    file.close()
+    assert read_metrics(path) == [{"step": step, "a": step / 2, "b": None} for step in (10, 20, 30)]
+    with path.open("a") as broken:
+        broken.write('{"step": 40, "a"')  # cut short
+    assert [line["step"] for line in read_metrics(path)] == [10, 20, 30]
+    forget_after(path, 20)
+    assert [line["step"] for line in read_metrics(path)] == [10, 20]
+    file = MetricsFile(path)
+    file.write({"a": 1.0}, {}, 25)
+    file.close()
+    assert [line["step"] for line in read_metrics(path)] == [10, 20, 25]
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:-3], lines[2]]) + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 2: b'"):
+        read_metrics(path)
+
+
+def test_nothing_to_draw(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Configuration(benchmark="reach"))
+    assert draw_curves(run) is None
+    run.metrics.write_text(json.dumps({"step": 1, "train/n_updates": 0}) + "\n")
+    assert draw_curves(run) is None
+
+
+def test_the_display(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(100, ["reach", "push"]) as display:  # no terminal
+        display.advance(50)
+        display.show(50, {"reach": 0.5, "push": None})
+    assert "50 of 100 steps, success 50% (reach 50%)" in capsys.readouterr().out
+    console = Console(force_terminal=True, width=100)
+    with Display(100, ["reach", "push"], console) as display:
+        display.advance(50, "evaluating")
+        display.show(50, {"reach": 0.5, "push": None})
+        display.tell("[done]")
+    shown = capsys.readouterr().out
+    for part in ("evaluating", "50/100", "reach", "50%", "[done]"):
+        assert part in shown
+
+
+def test_without_the_extra(tmp_path: Path) -> None:
+    (tmp_path / "metaworld.py").write_text("raise ImportError('not there')")
+    command = [sys.executable, "-c", "import sys; from dynroute.__main__ import main; sys.exit(main())"]
+    ended = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == "dynroute: dynroute_metaworld needs Meta-World; type: pip install 'dynroute[metaworld]'\n"

@@ -1,0 +1,205 @@
+"""Runs: what is written, how they stop and go on, and what is refused."""
+
+import errno
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, read_metrics, train
+from dynroute_metaworld.curves import draw_curves
+from dynroute_sb3 import MultiTaskSAC, latest_checkpoint
+from dynroute_sb3.tree import read_tree
+
+SMALL: dict[str, Any] = {
+    "benchmark": "reach,window-close",
+    "goals": "random",
+    "horizon": 20,
+    "steps": 120,
+    "learning_starts": 20,
+    "batch_size": 4,
+    "log_every": 25,
+    "checkpoint_every": 30,
+    "evaluate_every": 60,
+    "evaluation_episodes": 1,
+    "final_episodes": 2,
+    "num_modules": 3,
+    "width": 8,
+    "network": {"trunk_sizes": [8, 8], "router_sizes": [8]},
+    "device": "cpu",
+}
+
+
+def small(**changes: Any) -> Configuration:
+    return Configuration(**{**SMALL, **changes}).resolve()
+
+
+def flags(**changes: Any) -> list[str]:
+    """The same configuration on the command line."""
+    options = {**SMALL, **changes}
+    network = [f"{name}={json.dumps(value)}" for name, value in options.pop("network").items()]
+    named = [[f"--{name.replace('_', '-')}", str(value)] for name, value in options.items()]
+    return [*itertools.chain(*named), "--network", *network]
+
+
+def plain(tree: Any) -> Any:
+    """The same with lists in the place of tensors and arrays."""
+    if isinstance(tree, dict):
+        return {key: plain(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [plain(value) for value in tree]
+    return tree.tolist() if isinstance(tree, (np.ndarray, torch.Tensor)) else tree
+
+
+def outcome(folder: Path) -> tuple[Any, ...]:
+    """What must not depend on interruptions: metrics, parameters and evaluations; not the time that passed."""
+    lines = [
+        {name: value for name, value in line.items() if not name.startswith("time/")}
+        for line in read_metrics(folder / "metrics.jsonl")
+    ]
+    last = latest_checkpoint(folder / "checkpoints")
+    assert last is not None
+    model = read_tree(last, "model")
+    parameters = {name: model[name] for name in ("parameters", "log_ent_coef", "random", "environments")}
+    buffer = [(last / name).read_bytes() for name in ("rows.npy", "paths.npy")]
+    evaluations = {path.name: path.read_text() for path in sorted((folder / "evaluations").iterdir())}
+    return lines, last.name, plain(parameters), buffer, evaluations
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    assert train(Run.create(folder, small())) is not None
+    return folder
+
+
+def test_what_a_run_leaves(straight: Path) -> None:
+    lines = read_metrics(straight / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [50, 100, 120, 150, 200, 240]
+    assert {"success/reach", "return/window-close", "ent_coef/reach", "modules_used/reach"} <= set(lines[-1])
+    assert "evaluation/reach" in lines[2]
+    assert "evaluation/reach" not in lines[1]
+    assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["step_180", "step_240"]
+    names = ["final.json", "step_120.json", "step_240.json"]
+    assert sorted(path.name for path in (straight / "evaluations").iterdir()) == names
+    final = EvaluationResult.load(straight / "evaluations" / "final.json")
+    assert final.tasks == ("reach", "window-close")
+    assert final.episodes == 2
+    assert Run.open(straight).configuration == small()
+    (session,) = map(json.loads, (straight / "sessions.jsonl").read_text().splitlines())
+    assert session["versions"]["metaworld"]
+    assert session["steps"] == 0
+    (events,) = (straight / "tensorboard").iterdir()
+    assert events.name.startswith("events.out.tfevents")
+    picture = draw_curves(Run.open(straight))
+    assert picture is not None
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_model_of_a_run(straight: Path) -> None:
+    model = load_model(Run.open(straight), "cpu")
+    observations = np.concatenate([np.zeros((2, 39)), np.eye(2)], axis=1).astype(np.float32)
+    actions, _ = model.predict(observations, deterministic=True)
+    assert actions.shape == (2, 4)
+
+
+def test_more_steps(straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(Run.create(folder, small(steps=60)))
+    run = Run.open(folder)
+    run.agree({"steps": 120, "workers": 1})  # nothing of what is computed depends on these
+    train(run)
+    assert outcome(folder)[0][-1] == outcome(straight)[0][-1]
+    assert outcome(folder)[1:4] == outcome(straight)[1:4]
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dynroute", "train", "--run", str(folder), "--resume", *flags(), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    while not path.exists():
+        if process.poll() is not None:
+            assert process.stdout is not None
+            pytest.fail(f"ended with {process.returncode} before {path.name}: {process.stdout.read()}")
+        time.sleep(0.01)
+
+
+def test_killed_at_three_moments(straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    moments = random.Random(0)
+    # The moments are somewhere after something was written: a line, a checkpoint, another checkpoint.
+    for part in ("metrics.jsonl", "checkpoints/step_60", "checkpoints/step_120"):
+        process = start(folder)
+        wait_for(process, folder / part)
+        time.sleep(moments.uniform(0, 0.4))
+        process.kill()
+        process.communicate()
+    process = start(folder)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    assert outcome(folder) == outcome(straight)
+    assert "going on from step_" in printed
+    assert "window-close" in printed.split("success at any step")[1]
+    assert len((folder / "sessions.jsonl").read_text().splitlines()) == 4
+
+
+def test_interrupted_and_in_use(straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(process, folder / "checkpoints" / "step_60")
+    with pytest.raises(RunError, match="is in use by another process, which must end first"):
+        train(Run.open(folder))
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate()
+    assert process.returncode == 130, printed
+    assert "--resume goes on" in printed
+    assert "Traceback" not in printed
+    process = start(folder)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    assert outcome(folder) == outcome(straight)
+
+
+def test_learning_while_the_environments_step(tmp_path: Path) -> None:
+    for name, steps in (("one", (120,)), ("two", (70, 120))):
+        for until in steps:
+            folder = tmp_path / name
+            run = Run.open(folder) if folder.exists() else Run.create(folder, small(overlap=True, steps=until))
+            run.agree({"steps": until})
+            train(run)
+    one, two = outcome(tmp_path / "one"), outcome(tmp_path / "two")
+    assert one[1:4] == two[1:4]
+    assert one[0][-1] == two[0][-1]
+
+
+def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(tmp_path / "run", small())
+    written: list[Path] = []
+
+    def full(model: Any, folder: Path) -> None:
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(folder)
+        save(model, folder)
+
+    save = MultiTaskSAC.save_checkpoint
+    monkeypatch.setattr(MultiTaskSAC, "save_checkpoint", full)
+    with pytest.raises(
+        RunError, match=r"there is no space left for .*run; make some, and --resume goes on from step_60"
+    ):
+        train(run)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step_60"]
