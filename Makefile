@@ -18,12 +18,14 @@ $(READY): pyproject.toml constraints.txt
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest -n auto
 
-demo: $(READY) ## Route a small multi-task problem at all four levels and draw what was learned
-	$(BIN)/python examples/four_levels.py
+demo: $(READY) ## Train D2R on four easy tasks of Meta-World for some minutes, and evaluate it
+	$(BIN)/dynroute train --preset quick --method d2r --goals fixed --run demo --resume \
+		--benchmark reach,drawer-close,window-open,window-close
 
 bench: $(READY) ## Time every case and write the table, the JSON file and the curves to benchmarks/results
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.sac
+	$(BIN)/python -m benchmarks.environments
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import json
 import os
 import pkgutil
 import re
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -68,7 +69,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(bool|bytes|dict|float|frozenset|int|list|object|set|str|tuple|None|Ellipsis)"),
     ("py:exc", r"(AssertionError|RuntimeError|TypeError|ValueError)"),
     ("py:class", r"(.*\.T|BaseCallback|Module|Path|VecEnv|pathlib.Path|Task)"),  # as they are called in signatures
-    ("py:.*", r"(gymnasium|metaworld|multiprocessing|numpy|stable_baselines3|np|gym|spaces)(\..*)?"),
+    ("py:.*", r"(gymnasium|metaworld|multiprocessing|numpy|rich|stable_baselines3|np|gym|spaces)(\..*)?"),
 ]
 
 html_theme = "furo"
@@ -155,7 +156,7 @@ def _check_exports(app: Sphinx, env: BuildEnvironment) -> None:
     for module in _modules():
         inside = {known for known in documented if known.startswith(f"{module.__name__}.")}
         for name in module.__all__:
-            exact = module in PACKAGES
+            exact = module in PACKAGES and not name.isupper()  # a constant is where it was made
             if (
                 f"{module.__name__}.{name}" not in inside
                 if exact
@@ -167,6 +168,12 @@ def _check_exports(app: Sphinx, env: BuildEnvironment) -> None:
 def _hide_module_arguments(app: Sphinx, what: str, name: str, thing: object, *_: object) -> tuple[str, None] | None:
     """Shows `Soft()` and not `Soft(*args, **kwargs)`, the signature of every module without a constructor."""
     return ("()", None) if what == "class" and getattr(thing, "__init__", None) is torch.nn.Module.__init__ else None
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, the first row as its header."""
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    return lines + [f"   {'  -' if i else '* -'} {cell}" for row in rows for i, cell in enumerate(row)]
 
 
 class Picture(Directive):
@@ -189,10 +196,8 @@ class NetworkSpeed(Directive):
     """Shows the stored results of `make bench` for whole networks, beside what public implementations take."""
 
     def run(self) -> list[nodes.Node]:
-        lines = [".. list-table::", "   :header-rows: 1", ""]
         header = ["network", "parameters", "ms", "to an equal MLP", "to mt-sac", "public code to mt-sac"]
-        for cells in (header, *map(self._cells, json.loads(SPEED.read_text())["networks"])):
-            lines += [f"   {'  -' if i else '* -'} {cell}" for i, cell in enumerate(cells)]
+        lines = _table([header, *map(self._cells, json.loads(SPEED.read_text())["networks"])])
         return self.parse_text_to_nodes("\n".join(lines))
 
     def _cells(self, row: dict[str, Any]) -> list[str]:
@@ -211,9 +216,7 @@ class EnvironmentSpeed(Directive):
             ratios = [f"{row['faster than'][other]:.2f}" for other in others]
             cpu = f"{row['microseconds of CPU']:,.0f}"
             rows.append([row["name"], f"{row['steps per second']:,.0f}", cpu, *ratios])
-        lines = [".. list-table::", "   :header-rows: 1", ""]
-        for cells in rows:
-            lines += [f"   {'  -' if i else '* -'} {cell}" for i, cell in enumerate(cells)]
+        lines = _table(rows)
         versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
         text = f"""
 The tasks of {stored["benchmark"]} with random actions and a horizon of {stored["horizon"]} on {stored["cores"]} cores,
@@ -236,9 +239,7 @@ class ScriptedSuccess(Directive):
             rows.append([row["task"], *(f"{row['success'][horizon]:.2f} ({ends[horizon]})" for horizon in horizons)])
         rows.append(["mean", *(f"{stored['mean'][horizon]:.3f}" for horizon in horizons)])
         rows.append(["tasks at .9 or more", *(str(stored["tasks at .9 or more"][horizon]) for horizon in horizons)])
-        lines = [".. list-table::", "   :header-rows: 1", ""]
-        for cells in rows:
-            lines += [f"   {'  -' if i else '* -'} {cell}" for i, cell in enumerate(cells)]
+        lines = _table(rows)
         versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
         lines += ["", f"{stored['episodes']} episodes a task, seed {stored['seed']}; {versions}."]
         return self.parse_text_to_nodes("\n".join(lines))
@@ -254,10 +255,7 @@ class Speed(Directive):
         mode = self.arguments[0]
         rows = [row for row in json.loads(SPEED.read_text())["rows"] if row["mode"] == mode]
         names = ["reference", "fused" if mode == "training step" else "skip", "auto", "equal MLP", "chained modules"]
-        lines = [".. list-table::", "   :header-rows: 1", ""]
-        for cells in (["case", "batch", "textbook ms", *names], *(self._cells(row, names) for row in rows)):
-            lines += [f"   {'-' if i else '*'} {'- ' if not i else ''}{cell}" for i, cell in enumerate(cells)]
-        lines = [line.replace("   - ", "     - ", 1) for line in lines]
+        lines = _table([["case", "batch", "textbook ms", *names], *(self._cells(row, names) for row in rows)])
         return self.parse_text_to_nodes("\n".join(lines))
 
     @staticmethod
@@ -270,13 +268,11 @@ class UpdateSpeed(Directive):
     """Shows the stored results of `make bench` for updates of multi-task SAC."""
 
     def run(self) -> list[nodes.Node]:
-        lines = [".. list-table::", "   :header-rows: 1", ""]
         rows = [["mt-sac", f"{UPDATES['bare']['ms']['mt-sac']:.0f}", "1.00", ""]]
         for row in UPDATES["rows"]:
             name = row["network"]
             rows.append([name, f"{row['ms'][name]:.0f}", f"{row['to mt-sac']:.2f}", row["public"]])
-        for cells in (["network", "ms", "to mt-sac", "other code to its mt-sac"], *rows):
-            lines += [f"   {'  -' if i else '* -'} {cell}" for i, cell in enumerate(cells)]
+        lines = _table([["network", "ms", "to mt-sac", "other code to its mt-sac"], *rows])
         bare, steps = UPDATES["bare"]["to bare loop"], UPDATES["step"]
         ours = " and ".join(f"{steps[network]:.2f} ms with {network}" for network in steps)
         text = f"""

@@ -279,7 +279,7 @@ def test_the_display(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_the_extra(tmp_path: Path) -> None:
     (tmp_path / "metaworld.py").write_text("raise ImportError('not there')")
-    command = [sys.executable, "-c", "import sys; from dynroute.__main__ import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from dynroute.command import main; sys.exit(main())"]
     ended = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr == "dynroute: dynroute_metaworld needs Meta-World; type: pip install 'dynroute[metaworld]'\n"

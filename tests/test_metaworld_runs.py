@@ -125,7 +125,7 @@ def test_more_steps(straight: Path, tmp_path: Path) -> None:
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "dynroute", "train", "--run", str(folder), "--resume", *flags(), *more]
+    command = [sys.executable, "-m", "dynroute.command", "train", "--run", str(folder), "--resume", *flags(), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 

@@ -32,7 +32,7 @@ LAYERS = [
     ["levels"],
     ["networks"],
     ["testing"],
-    ["__main__"],
+    ["command"],
 ]
 INTEGRATION_LAYERS = {
     "dynroute_sb3": [

@@ -13,7 +13,7 @@ __all__ = ["add_options", "given_options", "key_value"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for each field of :class:`Configuration`, in groups."""
+    """Adds a flag for each field of :class:`~dynroute_metaworld.Configuration`, in groups."""
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(Configuration)
     for option in dataclasses.fields(Configuration):
@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The options of :class:`Configuration` that were given."""
+    """The options of :class:`~dynroute_metaworld.Configuration` that were given."""
     names = {option.name for option in dataclasses.fields(Configuration)}
     given = {name: value for name, value in vars(namespace).items() if name in names}
     if "network" in given:
@@ -53,6 +53,7 @@ def key_value(text: str) -> tuple[str, Any]:
     """A name and a value, which is JSON or else a word.
 
     Example:
+        >>> from dynroute_metaworld.arguments import key_value
         >>> key_value("trunk_sizes=[64, 64]"), key_value("attention=dot")
         (('trunk_sizes', [64, 64]), ('attention', 'dot'))
     """

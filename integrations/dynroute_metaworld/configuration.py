@@ -50,6 +50,7 @@ class Configuration:
     seed: int = _option(1, "decides all that is drawn", RUN, least=0)
     device: str = _option("auto", "cpu, cuda, or auto for cuda where there is one", RUN)
     workers: int = _option(0, "processes that run the environments; 0 for none beside this one", RUN, least=0)
+    threads: int | None = _option(None, "cores that torch uses; those that it takes by itself", RUN, least=1)
     overlap: bool = _option(False, "learn while the environments step, which act on networks one update older", RUN)
     compile: bool = _option(False, "compile the networks by torch.compile", RUN)
 
@@ -168,6 +169,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "bootstrap_timeouts": False,
     },
     "quick": {
+        "threads": 1,  # a second one makes small networks slower
         "steps": 12_000,
         "horizon": 150,
         "learning_starts": 500,
@@ -210,6 +212,7 @@ def kinds_of(hint: Any) -> tuple[type, ...]:
     """The types of the values that a field takes, None last.
 
     Example:
+        >>> from dynroute_metaworld.configuration import kinds_of
         >>> kinds_of(float | None), kinds_of(dict[str, int])
         ((<class 'float'>, <class 'NoneType'>), (<class 'dict'>,))
     """
@@ -221,6 +224,7 @@ def preset(name: str, options: Mapping[str, Any]) -> Configuration:
     """The configuration of a preset with some options of one's own.
 
     Example:
+        >>> from dynroute_metaworld.configuration import preset
         >>> preset("quick", {"method": "d2r", "steps": 500}).batch_size
         32
     """

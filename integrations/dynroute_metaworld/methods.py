@@ -22,6 +22,7 @@ def count_parameters(method: str, num_tasks: int) -> tuple[int, int]:
     """The parameters of a method's actor, and of actor and one critic, which is what D2R's table 8 counts.
 
     Example:
+        >>> from dynroute_metaworld.methods import count_parameters
         >>> count_parameters("d2r", 10)
         (684240, 1369177)
     """

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from stable_baselines3.common.logger import Logger
 
 from dynroute.networks import Network
@@ -26,6 +27,8 @@ def train(run: Run) -> EvaluationResult | None:
     """
     configuration = run.configuration
     with run.locked():
+        threads = torch.get_num_threads()
+        torch.set_num_threads(configuration.threads or threads)
         checkpoint = run.start_session()
         env = environments(configuration)
         try:
@@ -62,6 +65,7 @@ def train(run: Run) -> EvaluationResult | None:
                 result.save(run.evaluations / "final.json")
             return result
         finally:
+            torch.set_num_threads(threads)
             env.close()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import itertools
 import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Sequence
@@ -210,10 +211,11 @@ class Remote:
 
     def close(self) -> None:
         """Ends the process."""
+        self.connection.close()  # at which it ends by itself, unless it is in a step
+        self.process.join(timeout=1)
         if self.process.is_alive():
             self.process.terminate()
-        self.process.join()
-        self.connection.close()
+            self.process.join()
 
     def _dead(self) -> WorkerError:
         self.waiting, self.dead = False, True
@@ -249,7 +251,10 @@ def processes() -> Any:
 
 def _work(connection: Connection, specifications: Sequence[Specification], rows: Sequence[int], raw: Any) -> None:
     """What a process does: makes its environments and answers until the connection ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that learns, which ends this one
+    # Ctrl-C, or a signal to all processes of a job, is for the process that learns, which ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setsid"):
+        os.setsid()
     group: Group | None = None
     while True:
         try:
