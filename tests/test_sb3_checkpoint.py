@@ -293,7 +293,7 @@ def train(folder: Path) -> None:
 
 def count_events(count: Callable[[], None]) -> None:
     """Calls a function at every line that runs while checkpoints are written and old ones removed."""
-    write = CheckpointDirectory._write
+    write = CheckpointDirectory.write
 
     def traced(self: CheckpointDirectory) -> None:
         def trace(frame: Any, event: str, arg: Any) -> Any:
@@ -308,7 +308,7 @@ def count_events(count: Callable[[], None]) -> None:
         finally:
             sys.settrace(None)
 
-    CheckpointDirectory._write = traced
+    CheckpointDirectory.write = traced
 
 
 def kill_often(root: Path) -> None:
@@ -338,15 +338,15 @@ def kill_often(root: Path) -> None:
         def count() -> None:
             events[-1] += 1
 
-        write = CheckpointDirectory._write
+        write = CheckpointDirectory.write
         count_events(count)
-        traced = CheckpointDirectory._write
+        traced = CheckpointDirectory.write
 
         def counted(self: CheckpointDirectory) -> None:
             events.append(0)
             traced(self)
 
-        CheckpointDirectory._write = counted
+        CheckpointDirectory.write = counted
         train(root / "undisturbed")
         assert write is not traced
         (root / "events").write_text(str(events[-1]))

@@ -36,7 +36,7 @@ LAYERS = [
 ]
 INTEGRATION_LAYERS = {
     "dynroute_sb3": [
-        ["environments", "gaussian", "losses", "observation", "parallel", "randomness", "storage"],
+        ["environments", "gaussian", "losses", "normalizer", "observation", "parallel", "randomness", "storage"],
         ["actor", "critic", "points", "tree"],
         ["policies", "replay"],
         ["on_policy", "options", "update"],

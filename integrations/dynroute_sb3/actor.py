@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dynroute import Route
 
 from .gaussian import sample_action, split_output
+from .normalizer import StateNormalizer
 from .observation import TaskSpace
 
 __all__ = ["MultiTaskActor"]
@@ -27,6 +28,7 @@ class MultiTaskActor(BasePolicy):
     Attributes:
         temperature: The temperature of each task's route sampling (Eq. 14), kept up to date by the algorithm so that a
             policy that is loaded alone explores as it did.
+        normalizer: What states pass first.
     """
 
     temperature: Tensor
@@ -41,7 +43,9 @@ class MultiTaskActor(BasePolicy):
         super().__init__(observation_space, action_space, squash_output=True)
         self.net = net
         self.task_space = task_space
-        self.register_buffer("temperature", torch.ones(task_space.num_tasks, dtype=next(net.parameters()).dtype))
+        dtype = next(net.parameters()).dtype
+        self.register_buffer("temperature", torch.ones(task_space.num_tasks, dtype=dtype))
+        self.normalizer = StateNormalizer(task_space.state_features, dtype=dtype)
 
     def distribution(
         self,
@@ -61,7 +65,7 @@ class MultiTaskActor(BasePolicy):
         """
         state, task = self.task_space.split(observations.to(self.temperature.dtype))
         sampling = {"temperature": task @ self.temperature, "generator": generator} if sample and path is None else {}
-        output, route = self.net(state, task, path=path, sample=sample, return_route=True, **sampling)
+        output, route = self.net(self.normalizer(state), task, path=path, sample=sample, return_route=True, **sampling)
         return *split_output(output), route
 
     def action_log_prob(

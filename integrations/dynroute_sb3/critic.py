@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
 from torch import Tensor, nn
 
+from .normalizer import StateNormalizer
 from .observation import TaskSpace
 
 __all__ = ["MultiTaskCritic"]
@@ -21,6 +22,9 @@ class MultiTaskCritic(BaseModel):
         action_space: The space of the actions.
         nets: One network for each Q-function, (state and action, task) to a value.
         task_space: How observations are split.
+
+    Attributes:
+        normalizer: What states pass first.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class MultiTaskCritic(BaseModel):
         super().__init__(observation_space, action_space)
         self.nets = nn.ModuleList(nets)
         self.task_space = task_space
+        self.normalizer = StateNormalizer(task_space.state_features, dtype=next(self.parameters()).dtype)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The values of actions along the best routes, with shape ``[critics, batch]``."""
@@ -52,5 +57,7 @@ class MultiTaskCritic(BaseModel):
         """The values that one critic gives to actions; the keywords are those of the networks."""
         state, task = self.task_space.split(observations)
         sampling = {"temperature": temperature, "generator": generator} if sample and path is None else {}
-        values: Tensor = self.nets[i](torch.cat([state, actions], dim=-1), task, path=path, sample=sample, **sampling)
+        values: Tensor = self.nets[i](
+            torch.cat([self.normalizer(state), actions], dim=-1), task, path=path, sample=sample, **sampling
+        )
         return values.squeeze(-1)
