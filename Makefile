@@ -18,8 +18,9 @@ $(READY): pyproject.toml constraints.txt
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest -n auto
 
-demo: $(READY) ## Train D2R on four easy tasks of Meta-World for some minutes, and evaluate it
-	$(BIN)/dynroute train --preset quick --method d2r --goals fixed --run demo --resume \
+demo: $(READY) ## Imitate Meta-World's scripted policies with D2R, then train it by SAC; some minutes each
+	$(BIN)/dynroute imitate --method d2r --benchmark MT10 --workers 2 --run demo/imitation --resume
+	$(BIN)/dynroute train --preset quick --method d2r --goals fixed --run demo/sac --resume \
 		--benchmark reach,drawer-close,window-open,window-close
 
 bench: $(READY) ## Time every case and write the table, the JSON file and the curves to benchmarks/results

@@ -29,7 +29,7 @@ from dynroute_sb3 import DamagedError, OneHotTask
 
 TINY = ["--benchmark", "reach", "--goals", "fixed", "--horizon", "5", "--device", "cpu", "--learning-starts", "4"]
 TINY += ["--steps", "20", "--batch-size", "2", "--final-episodes", "1", "--method", "mt-sac"]
-TINY += ["--network", "hidden_sizes=[8]"]
+TINY += ["--network", "hidden_sizes=[8]", "--log-every", "10"]
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 1) -> str:
@@ -63,10 +63,17 @@ def test_a_run_from_the_command_line(
     error = told(capsys, "train", "--run", str(folder), "--resume", "--horizon", "6", "--steps", "40")
     assert "holds a run with horizon=5, got 6; leave it out to go on, or name another directory by --run" in error
     assert Run.open(folder).configuration.steps == 30
+    # The same command with --resume goes on, and one with another preset does not.
+    assert main(["train", *TINY, "--steps", "30", "--resume"]) == 0
+    error = told(capsys, "train", "--run", str(folder), "--resume", "--preset", "quick")
+    assert "holds a run with" in error
+    missing = told(capsys, "evaluate", str(folder), "--output", "nowhere/result.json")
+    assert "`--output` must be in a directory that is there, got nowhere" in missing
 
     assert main(["evaluate", str(folder), "--episodes", "2", "--device", "cpu", "--output", "result.json"]) == 0
     result = EvaluationResult.load("result.json")
-    assert (result.episodes, result.goals, result.horizon, result.seed) == (2, "fixed", 5, 1)  # those of the run
+    # The goal and the horizon are those of the run, and episodes with a fixed goal are all equal.
+    assert (result.episodes, result.goals, result.horizon, result.seed) == (1, "fixed", 5, 1)
     assert main(["evaluate", str(folder), "--episodes", "1", "--goals", "random", "--horizon", "4"]) == 0
     assert "reach, random goals, horizon 4" in capsys.readouterr().out
 
@@ -106,6 +113,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "`seconds` must be positive, got 0.0" in told(capsys, "bench", "--seconds", "0")
     command = ["bench", "--benchmark", "reach", "--methods", "mt-sac", "--workers", "0", "--seconds", "0.1"]
     assert main([*command, "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
@@ -187,8 +195,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "benchmark": ({"benchmark": "MT11"}, r"got 'MT11'; did you mean 'MT10'"),
     "task": ({"benchmark": "reach,windw-open"}, r"got 'windw-open'; did you mean 'window-open'"),
     "goals": ({"goals": "rand"}, r"`goals` must be one of .* did you mean 'random'\?"),
-    "horizon": ({"horizon": 501}, r"`horizon` must be at most 500, got 501: Meta-World ends there"),
-    "horizon 0": ({"horizon": 0}, r"`horizon` must be at least 1 and finite, got 0"),
+    "horizon": ({"horizon": 501}, r"`horizon` must be in 1..500, got 501"),
+    "horizon 0": ({"horizon": 0}, r"`horizon` must be in 1..500, got 0"),
+    "gamma": ({"gamma": 1.5}, r"`gamma` must be in 0..1, got 1.5"),
+    "MT1": ({"benchmark": "mt1"}, r"got 'mt1'; MT1 is one task, whose name says which"),
     "workers": ({"workers": 11}, r"`workers` must be at most the 10 tasks, got 11"),
     "rate": ({"learning_rate": float("nan")}, r"`learning_rate` must be at least 0 and finite, got nan"),
     "modules": ({"method": "sm", "num_modules": 3}, r"`num_modules` is no option of the method sm; .* d2r, d2r-re"),
@@ -218,6 +228,9 @@ def test_directories_that_are_not_taken(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", Configuration())
     with pytest.raises(FileExistsError, match="holds a run already"):
         Run.create(tmp_path / "run", Configuration())
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json.part").touch()  # of a process that was killed
+    Run.create(tmp_path / "half", Configuration())
     with run.locked(), pytest.raises(RunError, match="in use by another process"), Run.open(run.folder).locked():
         pass
     with run.locked():  # it was let go
@@ -226,7 +239,7 @@ def test_directories_that_are_not_taken(tmp_path: Path) -> None:
 
 def test_a_damaged_configuration(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", Configuration(method="sm"))
-    assert Run.open(run.folder).configuration == Configuration(method="sm")
+    assert Run.open(run.folder).configuration == Configuration(method="sm").resolve()
     for text in ("{", "[]", '{"methd": "sm"}', '{"method": "xx"}'):
         (run.folder / "config.json").write_text(text)
         with pytest.raises(DamagedError, match=r"config\.json is no configuration of a run"):
@@ -275,6 +288,17 @@ def test_the_display(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for part in ("evaluating", "50/100", "reach", "50%", "[done]"):
         assert part in shown
+
+
+def test_drawing_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "metaworld.py").write_text("raise AttributeError('glGetError')")
+    command = [sys.executable, "-c", "import dynroute_metaworld"]
+    environment = {"PYTHONPATH": str(tmp_path), "MUJOCO_GL": "osmesa"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "cannot draw with MUJOCO_GL=osmesa; install the library (libosmesa6" in ended.stderr
+    del environment["MUJOCO_GL"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.stderr.endswith("AttributeError: glGetError\n")  # an error of another kind stays what it is
 
 
 def test_without_the_extra(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Runs: what is written, how they stop and go on, and what is refused."""
 
-import errno
 import itertools
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import torch
 
 from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, read_metrics, train
 from dynroute_metaworld.curves import draw_curves
-from dynroute_sb3 import MultiTaskSAC, latest_checkpoint
+from dynroute_metaworld.recorder import Recorder
+from dynroute_sb3 import DamagedError, MultiTaskSAC, latest_checkpoint
 from dynroute_sb3.tree import read_tree
 
 SMALL: dict[str, Any] = {
@@ -116,12 +118,11 @@ def test_the_model_of_a_run(straight: Path) -> None:
 
 def test_more_steps(straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train(Run.create(folder, small(steps=60)))
+    train(Run.create(folder, small(steps=70)))  # between the steps at which something is due
     run = Run.open(folder)
     run.agree({"steps": 120, "workers": 1})  # nothing of what is computed depends on these
     train(run)
-    assert outcome(folder)[0][-1] == outcome(straight)[0][-1]
-    assert outcome(folder)[1:4] == outcome(straight)[1:4]
+    assert outcome(folder) == outcome(straight)
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
@@ -145,9 +146,10 @@ def test_killed_at_three_moments(straight: Path, tmp_path: Path) -> None:
     for part in ("metrics.jsonl", "checkpoints/step_60", "checkpoints/step_120"):
         process = start(folder)
         wait_for(process, folder / part)
-        time.sleep(moments.uniform(0, 0.4))
+        time.sleep(moments.uniform(0, 0.2))
         process.kill()
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
     process = start(folder)
     printed, _ = process.communicate()
     assert process.returncode == 0, printed
@@ -190,16 +192,129 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.create(tmp_path / "run", small())
     written: list[Path] = []
 
-    def full(model: Any, folder: Path) -> None:
-        if written:
-            raise OSError(errno.ENOSPC, "No space left on device")
+    def limited(model: Any, folder: Path) -> None:
+        # From the second checkpoint on, no file may become longer than this.
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000 if written else before[0], before[1]))
+            save(model, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         written.append(folder)
-        save(model, folder)
 
     save = MultiTaskSAC.save_checkpoint
-    monkeypatch.setattr(MultiTaskSAC, "save_checkpoint", full)
-    with pytest.raises(
-        RunError, match=r"there is no space left for .*run; make some, and --resume goes on from step_60"
-    ):
+    monkeypatch.setattr(MultiTaskSAC, "save_checkpoint", limited)
+    with pytest.raises(RunError, match=r"no space left for .*run; make some, and --resume goes on from step_60, which"):
         train(run)
     assert [path.name for path in run.checkpoints.iterdir()] == ["step_60"]
+
+
+def test_interrupted_in_an_evaluation(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(tmp_path / "run", small())
+    watch, steps = Recorder.watch, []
+
+    def interrupting(recorder: Recorder, *done: int) -> None:
+        steps.append(done)
+        if len(steps) == 10:
+            signal.raise_signal(signal.SIGTERM)
+        watch(recorder, *done)
+
+    monkeypatch.setattr(Recorder, "watch", interrupting)
+    assert train(run) is None  # in the evaluation at 120 steps
+    assert {path.name for path in run.checkpoints.iterdir()} == {"step_60", "step_120"}
+    assert list(run.evaluations.iterdir()) == []
+    assert train(Run.open(run.folder)) is not None
+    assert outcome(run.folder) == outcome(straight)
+
+
+def test_interrupted_in_the_evaluation_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(tmp_path / "run", small(steps=20))
+    monkeypatch.setattr(Recorder, "watch", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):  # it was asked for twice, at the first and at the second step
+        train(run)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step_40"]
+    monkeypatch.undo()
+    assert train(Run.open(run.folder)) is not None
+
+
+@pytest.fixture
+def done(straight: Path, tmp_path: Path) -> Run:
+    """A copy of the run, to be damaged."""
+    shutil.copytree(straight, tmp_path / "done")
+    return Run.open(tmp_path / "done")
+
+
+def test_checkpoints_that_are_gone(done: Run) -> None:
+    before = done.metrics.read_text()
+    shutil.rmtree(done.checkpoints)
+    with pytest.raises(RunError, match=r"holds no checkpoint, though the run came to 240 steps; bring them back"):
+        train(done)
+    assert done.metrics.read_text() == before
+
+
+def test_a_damaged_checkpoint(done: Run) -> None:
+    (done.checkpoints / "step_240" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DamagedError, match=r"Remove .*step_240, and --resume goes on from the one before"):
+        train(done)
+    shutil.rmtree(done.checkpoints / "step_240")
+    assert train(done) is not None
+    assert len(read_metrics(done.metrics)) == 6
+
+
+def test_fewer_steps_than_were_done(done: Run) -> None:
+    done.agree({"steps": 60})
+    with pytest.raises(RunError, match=r"`steps` must be at least the 120 of each task that .* has done, got 60"):
+        train(done)
+    assert Run.open(done.folder).configuration.steps == 120
+
+
+def test_other_versions_are_told(done: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    session = done.last_session()
+    assert session is not None
+    session["versions"]["torch"] = "2.4.0"
+    (done.folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
+    train(done)
+    assert "results may differ in their last bits from those of the same run without: torch 2.4.0" in (
+        capsys.readouterr().out
+    )
+
+
+def test_what_is_left_of_other_steps(done: Run) -> None:
+    (done.evaluations / "step_20_old.json").touch()
+    done.agree({"steps": 240})
+    done.start_session()
+    names = ["step_120.json", "step_20_old.json", "step_240.json"]
+    assert sorted(path.name for path in done.evaluations.iterdir()) == names  # the final one was of fewer steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"ent_coef": "abc"}, "`ent_coef` must be a number or one of its words"),
+        ({"route_temperature": "warm"}, "`route_temperature` must be a number or one of its words"),
+        ({"target_entropy": "low"}, "`target_entropy` must be a number or one of its words"),
+        ({"device": "cda"}, "`device` must be cpu, cuda or auto, got 'cda'"),
+        ({"seed": 2**40}, "`seed` must be an integer in"),
+        ({"reward_scale": 0.0}, "`reward_scale` must be positive"),
+    ],
+)
+def test_a_run_that_cannot_start_leaves_nothing(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match=told):
+        train(Run.create(folder, small(**changes)))
+    Run.create(folder, small())  # the directory is free again
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got 'cuda': this torch finds no GPU"):
+        train(Run.create(tmp_path / "run", small(device="cuda")))
+
+
+def test_nobody_reads_what_is_printed(tmp_path: Path) -> None:
+    process = start(tmp_path / "run")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait() == 0
+    assert (tmp_path / "run" / "evaluations" / "final.json").exists()

@@ -7,13 +7,16 @@ try:
     import stable_baselines3 as stable_baselines3
 except ImportError as error:
     raise ImportError("dynroute_metaworld needs Meta-World; type: pip install 'dynroute[metaworld]'") from error
-except AttributeError as error:  # this is how MuJoCo fails where the library that MUJOCO_GL names is missing
+except (AttributeError, RuntimeError) as error:  # so MuJoCo fails where the library that MUJOCO_GL names is missing
+    if "MUJOCO_GL" not in os.environ:
+        raise
     raise ImportError(
-        f"dynroute_metaworld cannot draw with MUJOCO_GL={os.environ.get('MUJOCO_GL')}; install the library (libosmesa6 "
+        f"dynroute_metaworld cannot draw with MUJOCO_GL={os.environ['MUJOCO_GL']}; install the library (libosmesa6 "
         "for osmesa, libegl1 for egl) or unset MUJOCO_GL, which only drawing needs."
     ) from error
 
 from .configuration import PRESETS, Configuration
+from .demonstrations import Demonstrations, collect
 from .evaluation import evaluate
 from .intervals import bootstrap_interval, iqm, wilson_interval
 from .metrics import read_metrics
@@ -29,6 +32,7 @@ __all__ = [
     "BENCHMARKS",
     "PRESETS",
     "Configuration",
+    "Demonstrations",
     "EvaluationResult",
     "MetaWorldVecEnv",
     "Run",
@@ -36,6 +40,7 @@ __all__ = [
     "ScriptedPolicy",
     "WorkerError",
     "bootstrap_interval",
+    "collect",
     "evaluate",
     "iqm",
     "load_model",

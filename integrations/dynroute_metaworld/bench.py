@@ -16,6 +16,8 @@ __all__ = ["bench"]
 
 def bench(benchmark: str, methods: Sequence[str], workers: int, seconds: float, device: str = "auto") -> None:
     """Prints what a step and an update take here, medians, and the hours of the published number of steps."""
+    if not seconds > 0:
+        raise ValueError(f"`seconds` must be positive, got {seconds}.")
     configurations = [Configuration(benchmark=benchmark, method=method, device=device).resolve() for method in methods]
     tasks = configurations[0].tasks
     env = make_envs(configurations[0].benchmark_or_tasks, workers=min(workers, len(tasks)))
@@ -27,7 +29,9 @@ def bench(benchmark: str, methods: Sequence[str], workers: int, seconds: float, 
             update = _update_seconds(configuration, env, seconds)
             assert configuration.steps is not None
             steps = configuration.steps * len(tasks)
-            hours = configuration.steps * (step + update) / 3600
+            # With each step of learning go those of evaluation.
+            evaluated = configuration.evaluation_episodes * configuration.horizon / configuration.evaluate_every
+            hours = configuration.steps * ((1 + evaluated) * step + update) / 3600
             print(f"{configuration.method:13} {1e3 * update:7.1f} ms {steps:>13,} {hours:7,.0f}")
     finally:
         env.close()

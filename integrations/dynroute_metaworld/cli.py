@@ -1,9 +1,10 @@
 """The ``dynroute`` command."""
 
 import argparse
+import contextlib
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,15 +12,16 @@ import torch
 
 from .arguments import add_options, given_options
 from .bench import bench
-from .configuration import PRESETS, preset
+from .configuration import IMITATION_ALONE, PRESETS, preset
 from .curves import draw_curves
 from .environment import GOALS
 from .evaluation import evaluate
 from .methods import methods_table
+from .progress import Display
 from .recorder import evaluate_run
 from .result import EvaluationResult
-from .run import Run, RunError, versions
-from .tasks import task_names
+from .run import MOVABLE, Run, RunError, versions
+from .tasks import split_benchmark, task_names
 from .training import load_model, train
 from .workers import WorkerError
 
@@ -42,12 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = options.command(options)
     except KeyboardInterrupt:
-        print("\ndynroute: stopped at once; --resume goes on from the last checkpoint", file=sys.stderr)
+        hint = "; --resume goes on from the last checkpoint" if options.command is _train else ""
+        print(f"\ndynroute: stopped at once{hint}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read the output has gone
-        return 0
     except (ValueError, TypeError, OSError, RunError, WorkerError, ImportError) as error:
-        print(f"dynroute: {error}", file=sys.stderr)
+        for line in (f"dynroute: {error}", *getattr(error, "__notes__", ())):
+            print(line, file=sys.stderr)
         return 1
     return int(status or 0)
 
@@ -92,7 +94,21 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--run", type=Path, help="the directory of the run (runs/BENCHMARK-GOALS-METHOD-seedN)")
     training.add_argument("--resume", action="store_true", help="go on with the run if it is there")
     add_options(training)
-    training.set_defaults(command=_train)
+    training.set_defaults(command=_train, usual={})
+
+    imitating = commands.add_parser(
+        "imitate",
+        help="clone the scripted policies of a benchmark",
+        usage="dynroute imitate [--preset NAME] [--run FOLDER] [--resume] [flags, see below]",
+        description="Clones Meta-World's scripted policies with a method, in minutes. What comes of it is a run like\n"
+        "any other: it can be evaluated, and `train --warm-start RUN` goes on with SAC.",
+        **kind,
+    )
+    imitating.add_argument("--preset", help=f"{', '.join(PRESETS)}: settings that flags change further (paper)")
+    imitating.add_argument("--run", type=Path, help="the directory of the run (runs/...-imitation-seedN)")
+    imitating.add_argument("--resume", action="store_true", help="go on with the run if it is there")
+    add_options(imitating)
+    imitating.set_defaults(command=_train, usual=IMITATION_ALONE)
 
     evaluating = commands.add_parser("evaluate", help="evaluate a run, or Meta-World's scripted policies", **kind)
     evaluating.add_argument("run", help='the directory of a run, or "scripted"')
@@ -121,17 +137,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _methods(options: argparse.Namespace) -> None:
-    print(methods_table(len(task_names(options.benchmark))))
+    print(methods_table(len(task_names(split_benchmark(options.benchmark)))))
 
 
 def _train(options: argparse.Namespace) -> int:
     given = given_options(options)
-    wanted = preset(options.preset or "paper", given).resolve()
+    wanted = preset(options.preset or "paper", {**options.usual, **given}).resolve()
     name = "-".join(wanted.tasks) if "," in wanted.benchmark else wanted.benchmark
-    folder = options.run or Path("runs") / f"{name}-{wanted.goals}-{wanted.method}-seed{wanted.seed}"
+    how = f"{wanted.method}-imitation" if options.usual else wanted.method
+    folder = options.run or Path("runs") / f"{name}-{wanted.goals}-{how}-seed{wanted.seed}"
     if options.resume and (folder / "config.json").exists():
         run = Run.open(folder)
-        run.agree(given)
+        asked = {**PRESETS.get(options.preset, {}), **options.usual}
+        run.agree({**{name: value for name, value in asked.items() if name not in MOVABLE}, **given})
     else:
         run = Run.create(folder, wanted)
     result = train(run)
@@ -144,21 +162,33 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    if options.output is not None and not options.output.parent.is_dir():
+        raise FileNotFoundError(f"`--output` must be in a directory that is there, got {options.output}.")
     names = ("goals", "horizon", "seed", "success", "workers")
     chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     result: EvaluationResult
     if options.run == "scripted":
         benchmark = options.benchmark or "MT10"
-        tasks = benchmark.split(",") if "," in benchmark else benchmark
-        result = evaluate("scripted", tasks, episodes=options.episodes, **chosen)
+        total = options.episodes
+        with _watched("scripted policies") as watch:
+            result = evaluate("scripted", split_benchmark(benchmark), episodes=total, progress=watch, **chosen)
     else:
         if options.benchmark is not None:
             raise ValueError("`--benchmark` is for scripted policies: a run is evaluated on its own tasks.")
         run = Run.open(options.run)
-        result = evaluate_run(run, load_model(run, options.device), options.episodes, **chosen)
+        model = load_model(run, options.device)
+        with _watched(str(run.folder)) as watch:
+            result = evaluate_run(run, model, options.episodes, progress=watch, **chosen)
     print(result)
     if options.output is not None:
         result.save(options.output)
+
+
+@contextlib.contextmanager
+def _watched(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for an evaluation."""
+    with Display(1, ()) as display:
+        yield lambda done, total: display.advance(done, f"evaluating {what}", total)
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -17,17 +18,27 @@ from dynroute_sb3.losses import TASK_WEIGHTS, TEMPERATURES
 from dynroute_sb3.options import PATHS
 
 from .environment import GOALS, MAX_HORIZON
-from .tasks import task_names
+from .tasks import split_benchmark, task_names
 
-__all__ = ["PRESETS", "QUICK_SIZES", "Configuration", "kinds_of", "preset"]
+__all__ = ["IMITATION_ALONE", "PRESETS", "QUICK_SIZES", "Configuration", "kinds_of", "preset"]
 
 
-def _option(default: Any, about: str, group: str, choices: tuple[str, ...] = (), *, least: float | None = None) -> Any:
+def _option(
+    default: Any,
+    about: str,
+    group: str,
+    choices: tuple[str, ...] = (),
+    *,
+    least: float | None = None,
+    most: float = math.inf,
+) -> Any:
     """A field, with what the command line tells of it and what is asked of its value."""
-    return field(default=default, metadata={"about": about, "group": group, "choices": choices, "least": least})
+    told = {"about": about, "group": group, "choices": choices, "least": least, "most": most}
+    return field(default=default, metadata=told)
 
 
 RUN, SCHEDULE, LEARNING, NETWORK = "the run", "schedule, in steps of each task", "learning", "network and ablations"
+IMITATION = "demonstrations of scripted policies"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +62,14 @@ class Configuration:
     device: str = _option("auto", "cpu, cuda, or auto for cuda where there is one", RUN)
     workers: int = _option(0, "processes that run the environments; 0 for none beside this one", RUN, least=0)
     threads: int | None = _option(None, "cores that torch uses; those that it takes by itself", RUN, least=1)
+    restart: bool = _option(False, "replace a worker that dies, its episodes cut short, instead of stopping", RUN)
     overlap: bool = _option(False, "learn while the environments step, which act on networks one update older", RUN)
     compile: bool = _option(False, "compile the networks by torch.compile", RUN)
 
     steps: int | None = _option(
-        None, "how long; 1,500,000 for at most ten tasks, 1,000,000 for more", SCHEDULE, least=1
+        None, "how long; 1,500,000 for at most ten tasks, 1,000,000 for more", SCHEDULE, least=0
     )
-    horizon: int = _option(200, f"steps of an episode, at most {MAX_HORIZON}", SCHEDULE, least=1)
+    horizon: int = _option(200, f"steps of an episode, at most {MAX_HORIZON}", SCHEDULE, least=1, most=MAX_HORIZON)
     learning_starts: int = _option(2000, "random steps before learning starts", SCHEDULE, least=0)
     update_every: int = _option(1, "steps from one time of learning to the next", SCHEDULE, least=1)
     updates: int = _option(1, "updates each time", SCHEDULE, least=1)
@@ -69,12 +81,15 @@ class Configuration:
     final_episodes: int = _option(100, "episodes of the evaluation at the end", SCHEDULE, least=1)
 
     learning_rate: float = _option(3e-4, "of actor and critics", LEARNING, least=0)
-    gamma: float = _option(0.99, "the discount", LEARNING, least=0)
-    tau: float = _option(0.005, "how far the targets move with each update", LEARNING, least=0)
+    gamma: float = _option(0.99, "the discount", LEARNING, least=0, most=1)
+    tau: float = _option(0.005, "how far the targets move towards the critics", LEARNING, least=0, most=1)
+    target_update_every: int = _option(1, "updates from one such move to the next", LEARNING, least=1)
     batch_size: int = _option(128, "transitions of each task in an update", LEARNING, least=1)
     buffer_size: int | None = _option(
         None, "transitions of all tasks that are kept; 1M for at most ten tasks, else 10M", LEARNING, least=1
     )
+    memory_map: str | None = _option(None, "a directory for them, where memory is short", LEARNING)
+    target_entropy: str = _option("auto", "what the coefficient aims at: a number, or auto for -4", LEARNING)
     ent_coef: str = _option("auto", "coefficient of entropy: a number, auto, or auto_0.1 to start there", LEARNING)
     ent_coef_lr: float | None = _option(None, "its learning rate; that of the networks", LEARNING, least=0)
     max_ent_coef: float | None = _option(1.0, "the largest coefficient of entropy", LEARNING, least=0)
@@ -94,6 +109,17 @@ class Configuration:
         TEMPERATURES[0], f"of path sampling: {', '.join(TEMPERATURES)} (Eq. 14), or a number", LEARNING
     )
 
+    demonstrations: int = _option(0, "episodes of each task to clone before anything else", IMITATION, least=0)
+    held_out: int = _option(2, "of these, episodes that tell when to stop", IMITATION, least=1)
+    cloning_steps: int = _option(2000, "updates of the actor", IMITATION, least=1)
+    cloning_batch_size: int = _option(64, "samples of each task in an update", IMITATION, least=1)
+    cloning_rate: float = _option(1e-3, "the highest learning rate; it rises and falls", IMITATION, least=0)
+    cloning_sample: bool = _option(True, "sample routes, as SAC does", IMITATION)
+    cloning_balance: float = _option(0.0, "weight of the loss that balances modules", IMITATION, least=0)
+    cloning_std: float = _option(0.2, "how much the policy explores afterwards, before tanh", IMITATION, least=0)
+    patience: int = _option(10, "hundreds of updates without a gain before cloning stops", IMITATION, least=1)
+    warm_start: str | None = _option(None, "the directory of a run to take the actor from", IMITATION)
+
     gate: str | None = _option(None, "how sources are chosen: top-2, sample-2, hard, soft ...", NETWORK)
     protect: str | None = _option(None, "what unsuitable sources are spared: rsg, input, sg, none", NETWORK)
     num_modules: int | None = _option(None, "modules of d2r", NETWORK, least=1)
@@ -108,10 +134,12 @@ class Configuration:
         hints = typing.get_type_hints(type(self))
         for option in dataclasses.fields(self):
             _check(option, hints[option.name], getattr(self, option.name))
-        if self.horizon > MAX_HORIZON:
-            raise ValueError(f"`horizon` must be at most {MAX_HORIZON}, got {self.horizon}: Meta-World ends there.")
         if self.workers > len(self.tasks):
             raise ValueError(f"`workers` must be at most the {len(self.tasks)} tasks, got {self.workers}.")
+        if self.demonstrations and self.held_out >= self.demonstrations:
+            raise ValueError(
+                f"`held_out` must be less than the {self.demonstrations} demonstrations, got {self.held_out}."
+            )
         for name in self.network_kwargs:
             if name not in (known := _keywords(self.method)):
                 fit = [method for method in NETWORKS if name in _keywords(method)]
@@ -126,7 +154,7 @@ class Configuration:
     @property
     def benchmark_or_tasks(self) -> str | list[str]:
         """What :func:`make_envs` takes."""
-        return self.benchmark.split(",") if "," in self.benchmark else self.benchmark
+        return split_benchmark(self.benchmark)
 
     @property
     def network_kwargs(self) -> dict[str, Any]:
@@ -190,6 +218,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Settings by name. They are those of the D2R paper, those of its released code where they differ (with the method
 d2r-released they are the whole of it), and those for a first look on two CPU cores."""
 
+
+IMITATION_ALONE: Mapping[str, Any] = {"steps": 0, "demonstrations": 20, "final_episodes": 20}
+"""What makes a run imitation alone."""
 
 QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {
     "mt-sac": {"hidden_sizes": [256, 256, 256]},
@@ -255,5 +286,7 @@ def _check(option: dataclasses.Field[Any], kind: Any, value: Any) -> None:
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"`{option.name}` must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
-    if least is not None and value is not None and not least <= value < float("inf"):
-        raise ValueError(f"`{option.name}` must be at least {least} and finite, got {value!r}.")
+    most = option.metadata.get("most", math.inf)
+    if least is not None and value is not None and not (least <= value <= most and value < math.inf):
+        rule = f"in {least}..{most}" if most < math.inf else f"at least {least} and finite"
+        raise ValueError(f"`{option.name}` must be {rule}, got {value!r}.")

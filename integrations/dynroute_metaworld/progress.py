@@ -1,5 +1,7 @@
 """What one sees of a run while it goes on: a bar, and the success of each task."""
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Self
 
@@ -21,7 +23,7 @@ class Display:
     """
 
     def __init__(self, total: int, tasks: Sequence[str], console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or _Console()
         self.total, self.tasks = total, tasks
         columns = (BarColumn(), MofNCompleteColumn(), "steps", TimeElapsedColumn(), "left", TimeRemainingColumn())
         self.bar = Progress(TextColumn("{task.description}"), *columns, console=self.console)
@@ -37,9 +39,9 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def advance(self, steps: int, doing: str = "training") -> None:
+    def advance(self, steps: int, doing: str = "training", total: int | None = None) -> None:
         """Moves the bar."""
-        self.bar.update(self.task, completed=steps, description=doing)
+        self.bar.update(self.task, completed=steps, description=doing, total=total or self.total)
 
     def show(self, steps: int, successes: Mapping[str, float | None]) -> None:
         """Shows the success of each task, None before its first episode has ended."""
@@ -61,6 +63,14 @@ class Display:
         for start in range(0, len(rows), columns):
             table.add_row(*rows[start : start + columns])
         return Group(table, self.bar)
+
+
+class _Console(Console):
+    """A run does not end when nobody reads what it prints any more."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _bar(value: float | None) -> str:

@@ -4,7 +4,7 @@ import signal
 import threading
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC
 
 from .evaluation import evaluate
+from .metrics import read_metrics
 from .progress import Display
 from .result import EvaluationResult
 from .run import Run
@@ -45,6 +46,8 @@ class Recorder(BaseCallback):
     def _init_callback(self) -> None:
         self.checkpoints.init_callback(self.model)
         self.start = self.model.num_timesteps
+        lines = read_metrics(self.run.metrics) if self.run.metrics.exists() else []
+        self.logged = int(lines[-1]["step"] or 0) if lines else 0
 
     def _on_step(self) -> bool:
         self.display.advance(self.num_timesteps)
@@ -57,18 +60,20 @@ class Recorder(BaseCallback):
         self._between(last=True)
 
     def _between(self, *, last: bool) -> None:
-        model, configuration = self.model, self.run.configuration
-        steps, ended = model.num_timesteps, self.stopping
-        if steps > self.start:  # what is due at the start was done before the run was interrupted
-            evaluated = last or self._is_due(configuration.evaluate_every)
-            if evaluated:
-                self._evaluate()
-            if evaluated or self._is_due(configuration.log_every):
-                model.dump_logs()
-                self._show()
-            if last or ended or self._is_due(configuration.checkpoint_every):
-                self.checkpoints.write()
-        if ended and not last:
+        configuration, steps = self.run.configuration, self.model.num_timesteps
+        if steps > self.logged and not self.stopping:  # or it was done before the run was interrupted, or will be after
+            with suppress(Stopped):
+                evaluated = steps > 0 and self._is_due(configuration.evaluate_every)
+                if evaluated:
+                    self._evaluate()
+                if evaluated or self._is_due(configuration.log_every):
+                    # Told by updates alone, of which there is none after an interruption.
+                    self.logger.record("train/learning_rate", self.model.actor.optimizer.param_groups[0]["lr"])
+                    self.model.dump_logs()
+                    self._show()
+        if steps > self.start and (last or self.stopping or self._is_due(configuration.checkpoint_every)):
+            self.checkpoints.write()
+        if self.stopping and not last:
             raise Stopped
 
     def _is_due(self, every: int) -> bool:
@@ -79,7 +84,7 @@ class Recorder(BaseCallback):
     def _evaluate(self) -> None:
         steps, episodes = self.model.num_timesteps, self.run.configuration.evaluation_episodes
         self.display.advance(steps, "evaluating")
-        result = evaluate_run(self.run, self.model, episodes)
+        result = evaluate_run(self.run, self.model, episodes, progress=self.watch)
         result.save(self.run.evaluations / f"step_{steps}.json")
         for task, rate in zip(result.tasks, result.success_rates, strict=True):
             self.logger.record(f"evaluation/{task}", float(rate), exclude="stdout")
@@ -87,6 +92,11 @@ class Recorder(BaseCallback):
         if result.modules_used is not None:
             self.logger.record("evaluation/modules_used", float(result.modules_used.mean()))
         self.display.tell(f"{steps:>9,} steps: evaluated with {result.mean_success:.1%} success")
+
+    def watch(self, *_: int) -> None:
+        """Ends an evaluation when the run is asked to stop; it is done when the run goes on."""
+        if self.stopping:
+            raise Stopped
 
     def _show(self) -> None:
         recent = [float(np.mean(kept)) if kept else None for kept in self.model.report.successes]
@@ -123,6 +133,8 @@ def evaluate_run(run: Run, model: MultiTaskSAC, episodes: int, **options: object
         "reward_version": configuration.reward_version,
         "workers": configuration.workers,
     }
+    if options.get("goals", configuration.goals) == "fixed":
+        episodes = 1  # all of them would be equal
     chosen = {**usual, **{name: value for name, value in options.items() if value is not None}}
     if "seed" not in chosen and chosen["goals"] != "random":
         chosen["seed"] = configuration.seed

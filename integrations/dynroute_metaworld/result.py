@@ -112,9 +112,14 @@ class EvaluationResult:
 
         The first success is the mean over the episodes that have one.
         """
+
+        def told(low: float, high: float) -> str:
+            # All episodes with a fixed goal are one and the same.
+            return "-" if self.goals == "fixed" else f"{low:.2f} to {high:.2f}"
+
         rows = [["task", "success", f"{100 * confidence:g} % interval", "return", "first success", "modules used"]]
         for i, (name, low, high) in enumerate(zip(self.tasks, *self.intervals(confidence), strict=True)):
-            rows.append([name, f"{self.success_rates[i]:.2f}", f"{low:.2f} to {high:.2f}", *self._cells(i)])
+            rows.append([name, f"{self.success_rates[i]:.2f}", told(low, high), *self._cells(i)])
         rows.append(["mean", f"{self.mean_success:.3f}", "", *self._cells(slice(None))])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]

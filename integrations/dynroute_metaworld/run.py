@@ -23,11 +23,11 @@ from dynroute_sb3 import latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
 
 from .configuration import Configuration
-from .metrics import forget_after
+from .metrics import forget_after, read_metrics
 
 __all__ = ["MOVABLE", "Run", "RunError", "versions"]
 
-MOVABLE = ("steps", "workers", "device", "checkpoint_every", "final_episodes")
+MOVABLE = ("steps", "workers", "restart", "device", "checkpoint_every", "final_episodes")
 """What may change when a run goes on, since it changes nothing of what is computed until then."""
 
 
@@ -71,20 +71,19 @@ class Run:
         folder = Path(folder)
         if (folder / "config.json").exists():
             raise FileExistsError(f"{folder} holds a run already; --resume goes on with it, --run names another one.")
-        if folder.exists() and any(path.name != "lock" for path in folder.iterdir()):
+        if folder.exists() and any(path.name not in ("lock", "config.json.part") for path in folder.iterdir()):
             raise FileExistsError(f"{folder} holds other files; --run names another directory.")
         folder.mkdir(parents=True, exist_ok=True)
-        run = cls(folder, configuration)
-        part = folder / "config.json.part"  # there is no run with half a configuration
-        configuration.write(part)
-        part.replace(folder / "config.json")
+        run = cls(folder, configuration.resolve())
+        run._write_configuration()
         return run
 
     def agree(self, options: Mapping[str, Any]) -> None:
         """Takes over options that may change when a run goes on, and refuses others that differ."""
         mine = dataclasses.asdict(self.configuration)
         for name, value in options.items():
-            if name not in MOVABLE and value != mine[name]:
+            same = value.items() <= mine[name].items() if name == "network" else value == mine[name]
+            if name not in MOVABLE and not same:
                 raise RunError(
                     f"{self.folder} holds a run with {name}={mine[name]!r}, got {value!r}; leave it out to go on, or "
                     f"name another directory by --run. What may change: {', '.join(MOVABLE)}."
@@ -104,7 +103,7 @@ class Run:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             last = latest_checkpoint(self.checkpoints)
             raise RunError(
@@ -114,10 +113,39 @@ class Run:
         finally:
             lock.release()
 
-    def start_session(self) -> Path | None:
-        """Notes where and how the run is started, and forgets what it did after its last checkpoint, which is returned.
+    def last_checkpoint(self) -> Path | None:
+        """The last checkpoint; None before the first one, and an error where there must have been one."""
+        last, total = latest_checkpoint(self.checkpoints), len(self.configuration.tasks)
+        logged = read_metrics(self.metrics)[-1:] if self.metrics.exists() else []
+        done = int(logged[0]["step"] or 0) if logged else 0
+        if last is None and (done > self.configuration.checkpoint_every * total or self._final.exists()):
+            raise RunError(
+                f"{self.checkpoints} holds no checkpoint, though the run came to {done:,} steps; bring them back, or "
+                "start another run: what is left here would be lost."
+            )
+        wanted = (self.configuration.steps or 0) * total
+        if last is not None and checkpoint_steps(last) > wanted:
+            raise RunError(
+                f"`steps` must be at least the {checkpoint_steps(last) // total:,} of each task that {self.folder} has "
+                f"done, got {self.configuration.steps:,}."
+            )
+        return last
 
-        What is forgotten is done again in the same way.
+    def forget(self) -> None:
+        """Removes a run that was created and never came to start, so that it does not stand in the way of another."""
+        if not (self.folder / "sessions.jsonl").exists():
+            (self.folder / "config.json").unlink(missing_ok=True)
+
+    def last_session(self) -> dict[str, Any] | None:
+        """What was noted when the run was started last."""
+        path = self.folder / "sessions.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return dict(json.loads(lines[-1])) if lines else None
+
+    def start_session(self) -> None:
+        """Notes where and how the run is started, and forgets what it did after its last checkpoint.
+
+        What is forgotten is done again in the same way. Call it once the checkpoint is known to be whole.
         """
         session: dict[str, Any] = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -132,17 +160,28 @@ class Run:
                 "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             },
         }
-        last = latest_checkpoint(self.checkpoints)
+        last = self.last_checkpoint()
         session["steps"] = steps = checkpoint_steps(last) if last else 0
         forget_after(self.metrics, steps)
         self.evaluations.mkdir(exist_ok=True)
         for path in self.evaluations.glob("step_*.json"):
-            if int(path.stem.removeprefix("step_")) > steps:
+            number = path.stem.removeprefix("step_")
+            if number.isdecimal() and int(number) > steps:
                 path.unlink()
-        self.configuration.write(self.folder / "config.json")
+        if steps < (self.configuration.steps or 0) * len(self.configuration.tasks):
+            self._final.unlink(missing_ok=True)  # it is of fewer steps
+        self._write_configuration()
         with (self.folder / "sessions.jsonl").open("a") as file:
             file.write(json.dumps(session) + "\n")
-        return last
+
+    @property
+    def _final(self) -> Path:
+        return self.evaluations / "final.json"
+
+    def _write_configuration(self) -> None:
+        part = self.folder / "config.json.part"  # there is no run with half a configuration
+        self.configuration.write(part)
+        part.replace(self.folder / "config.json")
 
 
 def versions() -> dict[str, str]:

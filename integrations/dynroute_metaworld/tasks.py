@@ -8,13 +8,24 @@ import metaworld
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 from metaworld.types import Task
 
-__all__ = ["BENCHMARKS", "goals_of", "task_names"]
+__all__ = ["BENCHMARKS", "goals_of", "split_benchmark", "task_names"]
 
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     name: tuple(task.removesuffix("-v3") for task in classes)
     for name, classes in (("MT10", MT10_V3), ("MT25", MT25_V3), ("MT50", MT50_V3))
 }
 """The tasks of each benchmark, in the order of the one-hot."""
+
+
+def split_benchmark(text: str) -> str | list[str]:
+    """What a command line calls a benchmark, or tasks with commas between them, as :func:`task_names` takes it.
+
+    Example:
+        >>> from dynroute_metaworld.tasks import split_benchmark
+        >>> split_benchmark("MT10"), split_benchmark("reach, push")
+        ('MT10', ['reach', 'push'])
+    """
+    return [name.strip() for name in text.split(",")] if "," in text else text.strip()
 
 
 def task_names(benchmark: str | Sequence[str]) -> tuple[str, ...]:
@@ -41,6 +52,8 @@ def task_names(benchmark: str | Sequence[str]) -> tuple[str, ...]:
         if name not in known:
             near = difflib.get_close_matches(name, [*known, *(BENCHMARKS if alone else ())], n=3)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; BENCHMARKS['MT50'] names them all."
+            if name.upper() == "MT1":
+                hint = "; MT1 is one task, whose name says which."
             what = "MT10, MT25, MT50 or tasks" if alone else "the names of tasks"
             raise ValueError(f"`benchmark` must be {what} of Meta-World, got {name!r}{hint}")
     if len(set(names)) < len(names) or not names:

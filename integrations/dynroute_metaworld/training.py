@@ -1,19 +1,24 @@
 """Training from a configuration, in the directory of a run."""
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import torch
 from stable_baselines3.common.logger import Logger
 
 from dynroute.networks import Network
-from dynroute_sb3 import MultiTaskSAC, OverlappedSAC, latest_checkpoint
+from dynroute_sb3 import DamagedError, MultiTaskSAC, OverlappedSAC, latest_checkpoint
+from dynroute_sb3.losses import TEMPERATURES
 
+from .cloning import Cloning
 from .configuration import Configuration
+from .demonstrations import collect
 from .metrics import MetricsFile, TensorBoardFolder
 from .progress import Display
 from .recorder import Recorder, Stopped, evaluate_run
 from .result import EvaluationResult
-from .run import Run
+from .run import Run, RunError, versions
 from .vec_env import MetaWorldVecEnv, make_envs
 
 __all__ = ["environments", "load_model", "make_model", "train"]
@@ -25,48 +30,114 @@ def train(run: Run) -> EvaluationResult | None:
     Returns:
         The evaluation at the end; None if the run was asked to stop before.
     """
-    configuration = run.configuration
-    with run.locked():
-        threads = torch.get_num_threads()
+    configuration, threads = run.configuration, torch.get_num_threads()
+    with run.locked(), contextlib.ExitStack() as ending:
+        ending.callback(run.forget)
+        _check_device(configuration.device)
+        checkpoint = run.last_checkpoint()
+        ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(configuration.threads or threads)
-        checkpoint = run.start_session()
         env = environments(configuration)
+        ending.callback(env.close)
+        model = make_model(configuration, env) if checkpoint is None else _load(configuration, checkpoint, env)
+        changes = _changes(run)
+        run.start_session()  # only now is it known that everything fits
+        if checkpoint is None and configuration.demonstrations:
+            model = _load(configuration, _clone(run, model), env)
+        return _learn(run, model, changes)
+
+
+def _clone(run: Run, model: MultiTaskSAC) -> Path:
+    """Lets the actor imitate demonstrations, and writes the first checkpoint."""
+    configuration = run.configuration
+    count = configuration.demonstrations * configuration.horizon * len(configuration.tasks)
+    with Display(count, configuration.tasks) as display:
+        display.tell(f"{run.folder}: {_describe(model)}")
+        demonstrations = collect(
+            configuration.benchmark_or_tasks,
+            episodes=configuration.demonstrations,
+            goals=configuration.goals,
+            horizon=configuration.horizon,
+            seed=configuration.seed,
+            workers=configuration.workers,
+            reward_version=configuration.reward_version,
+            progress=lambda done, total: display.advance(done * count // total, "demonstrations"),
+        )
+    with Display(configuration.cloning_steps, configuration.tasks) as display:
+        Cloning(model, demonstrations, configuration, run.folder / "cloning").run(display)
+    checkpoint = run.checkpoints / "step_0"
+    model.save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTaskSAC:
+    try:
+        return _algorithm(configuration).load_checkpoint(checkpoint, env, configuration.device)
+    except DamagedError as error:
+        raise DamagedError(f"{error} Remove {checkpoint}, and --resume goes on from the one before.") from error
+
+
+def _changes(run: Run) -> str | None:
+    """What differs from the last session that may change results in their last bits."""
+    before = run.last_session()
+    if before is None:
+        return None
+    now = versions()
+    changed = [f"{name} {old} -> {now.get(name)}" for name, old in before["versions"].items() if now.get(name) != old]
+    return ", ".join(changed) or None
+
+
+def _check_device(name: str) -> None:
+    if name == "auto":
+        return
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"`device` must be cpu, cuda or auto, got {name!r}.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` must be one that is there, got {name!r}: this torch finds no GPU.")
+
+
+def _learn(run: Run, model: MultiTaskSAC, changes: str | None) -> EvaluationResult | None:
+    """Learns by SAC until the steps are done, and evaluates."""
+    configuration = run.configuration
+    assert configuration.steps is not None
+    total, before = configuration.steps * model.n_envs, model.num_timesteps
+    with Display(max(total, before), configuration.tasks) as display:
+        display.tell(
+            f"{run.folder}: {_describe(model)}" if before == 0 else f"{run.folder}: going on from step_{before}"
+        )
+        if changes is not None:
+            display.tell(f"results may differ in their last bits from those of the same run without: {changes}")
+        model.set_logger(
+            Logger(str(run.folder), [MetricsFile(run.metrics), TensorBoardFolder(run.tensorboard, before)])
+        )
+        recorder = Recorder(run, display)
         try:
-            if checkpoint is None:
-                model = make_model(configuration, env)
-            else:
-                model = _algorithm(configuration).load_checkpoint(checkpoint, env, configuration.device)
-            assert configuration.steps is not None
-            total = configuration.steps * env.num_envs
-            with Display(total, configuration.tasks) as display:
-                board = TensorBoardFolder(run.tensorboard, model.num_timesteps)
-                model.set_logger(Logger(str(run.folder), [MetricsFile(run.metrics), board]))
-                recorder = Recorder(run, display)
-                net = model.actor.net
-                assert isinstance(net, Network)
-                display.tell(f"{run.folder}: {configuration.method} on {model.device}, {net.describe()}")
-                if checkpoint is not None:
-                    display.tell(f"going on from {checkpoint.name}")
-                try:
-                    with recorder.stopping_on_signals():
-                        if model.num_timesteps < total:
-                            left = total - model.num_timesteps
-                            model.learn(left, recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
-                except Stopped:
-                    display.tell(f"stopped at {model.num_timesteps:,} steps; --resume goes on")
-                    return None
-                finally:
-                    model.logger.close()
-                if recorder.stopping:
-                    display.tell("stopped before the evaluation at the end; --resume does it")
-                    return None
-                display.advance(total, "evaluating")
-                result = evaluate_run(run, model, configuration.final_episodes)
-                result.save(run.evaluations / "final.json")
-            return result
+            with recorder.stopping_on_signals():
+                if before < total:
+                    model.learn(total - before, recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        except Stopped:
+            display.tell(f"stopped at {model.num_timesteps:,} steps; --resume goes on")
+            return None
         finally:
-            torch.set_num_threads(threads)
-            env.close()
+            model.logger.close()
+        display.advance(max(total, before), "evaluating")
+        try:
+            with recorder.stopping_on_signals():
+                recorder.watch()
+                result = evaluate_run(run, model, configuration.final_episodes, progress=recorder.watch)
+        except Stopped:
+            display.tell("stopped before the evaluation at the end; --resume does it")
+            return None
+        result.save(run.evaluations / "final.json")
+    return result
+
+
+def _describe(model: MultiTaskSAC) -> str:
+    net = model.actor.net
+    assert isinstance(net, Network)
+    return f"{net.describe()}, on {model.device}"
 
 
 def environments(configuration: Configuration) -> MetaWorldVecEnv:
@@ -78,18 +149,20 @@ def environments(configuration: Configuration) -> MetaWorldVecEnv:
         seed=configuration.seed,
         workers=configuration.workers,
         reward_version=configuration.reward_version,
+        restart=configuration.restart,
     )
 
 
 def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
     """The algorithm of a configuration, untrained."""
     configuration = configuration.resolve()
-    try:
-        temperature: float | str = float(configuration.route_temperature)
-    except ValueError:
-        temperature = configuration.route_temperature
-    ent_coef = configuration.ent_coef
-    return _algorithm(configuration)(
+    tau = configuration.route_temperature
+    temperature: float | str = tau if tau in TEMPERATURES else _number("route_temperature", tau)
+    ent_coef, aim = configuration.ent_coef, configuration.target_entropy
+    buffer: dict[str, Any] = {"handle_timeout_termination": configuration.bootstrap_timeouts}
+    if configuration.memory_map is not None:
+        buffer["memory_map"] = configuration.memory_map
+    model = _algorithm(configuration)(
         "MultiTaskPolicy",
         env,
         configuration.learning_rate,
@@ -102,8 +175,10 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
         batch_size=configuration.batch_size * len(configuration.tasks),
         buffer_size=configuration.buffer_size,
         gamma=configuration.gamma,
+        target_entropy=aim if aim == "auto" else _number("target_entropy", aim),
+        target_update_interval=configuration.target_update_every,
         tau=configuration.tau,
-        ent_coef=ent_coef if ent_coef.startswith("auto") else float(ent_coef),
+        ent_coef=ent_coef if ent_coef.startswith("auto") else _number("ent_coef", ent_coef),
         ent_coef_lr=configuration.ent_coef_lr,
         max_ent_coef=configuration.max_ent_coef,
         task_weights=configuration.task_weights or "none",
@@ -114,18 +189,43 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
         critic_paths=configuration.critic_paths,
         route_temperature=temperature,
         compile_networks=configuration.compile,
-        replay_buffer_kwargs={"handle_timeout_termination": configuration.bootstrap_timeouts},
+        replay_buffer_kwargs=buffer,
         seed=configuration.seed,
         device=configuration.device,
     )
+    if configuration.warm_start is not None:
+        _take_actor(model, Run.open(configuration.warm_start))
+    return model
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be a number or one of its words (see --help), got {text!r}.") from error
 
 
 def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
     """The model of a run's last checkpoint, to predict with."""
+    _check_device(device)
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise FileNotFoundError(f"{run.folder} has no checkpoint yet; it is written every so many steps, or on Ctrl-C.")
     return _algorithm(run.configuration).load_checkpoint(checkpoint, device=device)
+
+
+def _take_actor(model: MultiTaskSAC, run: Run) -> None:
+    """Starts a model with the actor of another run, and with what that knows of the scale of states."""
+    other = load_model(run, str(model.device))
+    shapes, others = ({name: tensor.shape for name, tensor in one.actor.state_dict().items()} for one in (model, other))
+    if other.task_names != model.task_names or others != shapes:
+        raise RunError(
+            f"`warm_start` must be a run with the same tasks, method and sizes, got {run.folder} with "
+            f"{run.configuration.method} on {', '.join(run.configuration.tasks)}."
+        )
+    model.actor.load_state_dict(other.actor.state_dict())
+    for critic in (model.critic, model.critic_target):
+        critic.normalizer.load_state_dict(other.actor.normalizer.state_dict())
 
 
 def _algorithm(configuration: Configuration) -> type[MultiTaskSAC]:

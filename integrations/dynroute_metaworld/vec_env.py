@@ -100,12 +100,10 @@ class MetaWorldVecEnv(VecEnv):
         context = processes()
         shared = Shared(count, context)
         self._rows = shared.arrays()
-        self._parts: list[Group] | list[Remote]
-        if workers:
-            dealt = deal(count, workers)
-            self._parts = [Remote([specifications[i] for i in mine], mine, shared, context) for mine in dealt]
-        else:
-            self._parts = [Group(specifications, range(count), shared)]
+        self._parts: Sequence[Group | Remote]
+        dealt = deal(count, workers)
+        self._parts = [Remote([specifications[i] for i in mine], mine, shared, context) for mine in dealt]
+        self._parts = self._parts or [Group(specifications, range(count), shared)]
         self._finalizer = weakref.finalize(self, _close, self._parts)
         self._lost: list[Group | Remote] = []
         self._replaced = 0
@@ -241,11 +239,14 @@ class MetaWorldVecEnv(VecEnv):
         """Asks every environment for something and waits for the answers."""
         self._check_open()
         self._begin()
-        for part in self._parts:
-            given = None if arguments is None else [arguments[row] for row in part.rows]
-            if self._lost_in(part, part.send, command, given):
-                part.send(command, given)
-        answers = {row: answer for part in self._parts for row, answer in zip(part.rows, part.receive(), strict=True)}
+        given = [None if arguments is None else [arguments[row] for row in part.rows] for part in self._parts]
+        for part, mine in zip(self._parts, given, strict=True):
+            self._lost_in(part, part.send, command, mine)
+        answers: dict[int, Any] = {}
+        for part, mine in zip(self._parts, given, strict=True):
+            if part in self._lost or self._lost_in(part, lambda part=part: answers.update(_by_row(part))):
+                part.send(command, mine)
+                answers.update(_by_row(part))
         return [answers[row] for row in range(self.num_envs)]
 
     def _begin(self) -> None:
@@ -285,11 +286,15 @@ class MetaWorldVecEnv(VecEnv):
         self._lost.append(part)
 
 
+def _by_row(part: Group | Remote) -> dict[int, Any]:
+    return dict(zip(part.rows, part.receive(), strict=True))
+
+
 def _close(parts: Sequence[Group | Remote]) -> None:
     for part in parts:
         part.close()
 
 
 def _check_integer(name: str, value: Any, least: int, most: int, why: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+    if type(value) is bool or not isinstance(value, (int, np.integer)) or not least <= value <= most:
         raise ValueError(f"`{name}` must be an integer in {least}..{most}, {why}, got {value!r}.")

@@ -1,12 +1,13 @@
 """Processes that hold several environments each and share memory with the process that learns."""
 
+import atexit
 import contextlib
 import ctypes
 import itertools
 import multiprocessing
-import os
 import signal
 import traceback
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -96,6 +97,16 @@ LAYOUT: dict[str, tuple[int, type]] = {
 `solved` tells of the step alone, and `successes`, `returns` and `lengths` of the episode up to it."""
 
 
+REMOTES: "weakref.WeakSet[Remote]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_remotes() -> None:
+    """Ends workers before multiprocessing would, by a signal that they ignore."""
+    for remote in list(REMOTES):
+        remote.close()
+
+
 class Group:
     """Some of the environments, in the process that runs them.
 
@@ -176,6 +187,7 @@ class Remote:
         """Starts the process, or another one in its place."""
         # Importing Meta-World and torch takes seconds: one process does it, and the workers are its copies.
         self.context.set_forkserver_preload(["__main__", __name__])
+        REMOTES.add(self)
         self.connection, theirs = self.context.Pipe()
         self.waiting = self.dead = False
         self.process = self.context.Process(
@@ -214,8 +226,9 @@ class Remote:
         self.connection.close()  # at which it ends by itself, unless it is in a step
         self.process.join(timeout=1)
         if self.process.is_alive():
-            self.process.terminate()
+            self.process.kill()
             self.process.join()
+        REMOTES.discard(self)
 
     def _dead(self) -> WorkerError:
         self.waiting, self.dead = False, True
@@ -252,9 +265,8 @@ def processes() -> Any:
 def _work(connection: Connection, specifications: Sequence[Specification], rows: Sequence[int], raw: Any) -> None:
     """What a process does: makes its environments and answers until the connection ends."""
     # Ctrl-C, or a signal to all processes of a job, is for the process that learns, which ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "setsid"):
-        os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     group: Group | None = None
     while True:
         try:

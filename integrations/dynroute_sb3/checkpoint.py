@@ -41,7 +41,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
-FORMAT = 1
+FORMAT = 2
 
 ELSEWHERE = ("replay_buffer_kwargs", "tensorboard_log", "verbose")
 """Options that may differ after a checkpoint is loaded, on another machine for instance."""

@@ -1,6 +1,8 @@
 """Nested plain data with tensors in it, written as JSON and safetensors: nothing in such files can run."""
 
+import errno
 import json
+import os
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,13 @@ def write_tree(folder: Path, name: str, tree: Any) -> None:
     tensors: dict[str, Tensor] = {}
     plain = _pack(tree, name, tensors)
     (folder / f"{name}.json").write_text(json.dumps(plain, indent=1))
-    save_file(tensors, folder / f"{name}.safetensors")
+    try:
+        save_file(tensors, folder / f"{name}.safetensors")
+    except SafetensorError as error:  # it tells of the system's errors in words alone
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if f"(os error {number})" in str(error):
+                raise OSError(number, os.strerror(number), str(folder)) from error
+        raise
 
 
 def read_tree(folder: Path, name: str) -> Any:

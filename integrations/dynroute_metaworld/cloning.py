@@ -1,0 +1,170 @@
+"""Cloning: the actor learns the actions of demonstrations, and is the start of a run."""
+
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dynroute.losses import load_balance
+from dynroute_sb3 import MultiTaskSAC
+from dynroute_sb3.storage import check_folder, remove_leftovers, writing_folder
+from dynroute_sb3.tree import read_tree, write_tree
+
+from .configuration import Configuration
+from .demonstrations import Demonstrations
+from .progress import Display
+
+__all__ = ["Cloning"]
+
+CHECK_EVERY = 100
+"""The number of updates between two looks at what was held out."""
+
+SHOW_EVERY = 10
+
+
+class Cloning:
+    r"""Supervised learning of the actor from demonstrations, every task in equal parts.
+
+    .. math:: L = \lVert \tanh \mu(s, \mathcal T) - a \rVert^2 + c \, (\log \sigma - \log \bar\sigma)^2
+
+    Routes are sampled as in training, and the second term sets how much a policy explores that goes on with SAC. The
+    networks with the smallest error on held-out episodes are kept, along the best routes. It can be interrupted: what
+    it depends on is written every :data:`CHECK_EVERY` updates.
+
+    Args:
+        model: The model whose actor learns.
+        demonstrations: What it learns from.
+        configuration: How it learns.
+        folder: Where it is written.
+    """
+
+    def __init__(
+        self, model: MultiTaskSAC, demonstrations: Demonstrations, configuration: Configuration, folder: Path
+    ) -> None:
+        self.model, self.actor, self.configuration, self.folder = model, model.actor, configuration, folder
+        self.fingerprint = demonstrations.fingerprint
+        learned, held_out = demonstrations.split(configuration.held_out)
+        self.learned, self.held_out = self._tensors(learned), self._tensors(held_out)
+        for part in (model.actor, model.critic, model.critic_target):
+            part.normalizer.fit(self.learned[0].flatten(0, 1))
+        parameters = list(self.actor.parameters())
+        self.optimizer = torch.optim.Adam(parameters, lr=configuration.cloning_rate, fused=True)
+        self.generator = torch.Generator(model.device).manual_seed(configuration.seed)
+        self.update = self.best_update = 0
+        self.best, self.best_error = self._networks(), math.inf
+        self._read()
+
+    def run(self, display: Display) -> None:
+        """Learns until the updates are done, or until nothing held out was gained for long."""
+        configuration, steps = self.configuration, self.configuration.cloning_steps
+        self.model.policy.set_training_mode(True)
+        while self.update < steps and self.update - self.best_update < configuration.patience * CHECK_EVERY:
+            for group in self.optimizer.param_groups:
+                group["lr"] = configuration.cloning_rate * _one_cycle(self.update / steps)
+            loss = self._loss(*self._batch())
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.actor.parameters(), 1.0)
+            self.optimizer.step()
+            self.update += 1
+            if self.update % SHOW_EVERY == 0:
+                display.advance(self.update, "cloning")
+            if self.update % CHECK_EVERY == 0 or self.update == steps:
+                error = self._check()
+                display.tell(f"{self.update:>9,} of {steps:,} updates, error {error.sqrt():.3f} on held-out episodes")
+                self._write()
+        self.actor.load_state_dict(self.best)
+        self.model.policy.set_training_mode(False)
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """As many samples of each task."""
+        states, actions = self.learned
+        tasks, count = states.shape[:2]
+        shape = (tasks, self.configuration.cloning_batch_size)
+        rows = torch.randint(count, shape, generator=self.generator, device=states.device)
+        which = torch.arange(tasks, device=states.device).unsqueeze(1)
+        observations = self.actor.task_space.join(states[which, rows].flatten(0, 1), which.expand(shape).flatten())
+        return observations, actions[which, rows].flatten(0, 1)
+
+    def _loss(self, observations: Tensor, actions: Tensor) -> Tensor:
+        sample = self.configuration.cloning_sample
+        mean, log_std, route = self.actor.distribution(observations, sample=sample, generator=self.generator)
+        loss = (torch.tanh(mean) - actions).square().mean()
+        loss = loss + 0.01 * (log_std - math.log(self.configuration.cloning_std)).square().mean()
+        if route is not None and self.configuration.cloning_balance:
+            loss = loss + self.configuration.cloning_balance * load_balance(route)
+        return loss
+
+    @torch.no_grad()
+    def _check(self) -> Tensor:
+        """The squared error on what was held out; the networks are kept if it is the smallest."""
+        states, actions = self.held_out
+        self.model.policy.set_training_mode(False)
+        errors = []
+        for task in range(len(states)):
+            ids = torch.full(states[task].shape[:1], task, device=states.device)
+            mean, *_ = self.actor.distribution(self.actor.task_space.join(states[task], ids))
+            errors.append((torch.tanh(mean) - actions[task]).square().mean())
+        self.model.policy.set_training_mode(True)
+        error = torch.stack(errors).mean()
+        if error < self.best_error:
+            self.best, self.best_error, self.best_update = self._networks(), error.item(), self.update
+        return error
+
+    def _networks(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.actor.state_dict().items()}
+
+    def _tensors(self, demonstrations: Demonstrations) -> tuple[Tensor, Tensor]:
+        """The states and the actions of each task, with shape ``[tasks, steps, features]``."""
+        arrays = (demonstrations.observations, demonstrations.actions)
+        states, actions = (torch.as_tensor(array, device=self.model.device).flatten(1, 2) for array in arrays)
+        return states, actions
+
+    def _write(self) -> None:
+        state = {
+            "demonstrations": self.fingerprint,
+            "update": self.update,
+            "networks": self._networks(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "best": self.best,
+            "best_error": self.best_error,
+            "best_update": self.best_update,
+        }
+        with writing_folder(self.folder / f"update_{self.update}") as temporary:
+            write_tree(temporary, "cloning", state)
+        for old in self._written()[:-1]:
+            shutil.rmtree(old)
+
+    def _read(self) -> None:
+        """Goes on from what was written last."""
+        remove_leftovers(self.folder, "update_*")
+        if not (written := self._written()):
+            return
+        check_folder(written[-1])
+        state = read_tree(written[-1], "cloning")
+        if state["demonstrations"] != self.fingerprint:
+            raise ValueError(
+                f"{written[-1]} was learned from other demonstrations than those that are there now; "
+                "start another run, or bring the former ones back."
+            )
+        self.actor.load_state_dict(state["networks"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        for name in ("update", "best", "best_error", "best_update"):
+            setattr(self, name, state[name])
+
+    def _written(self) -> list[Path]:
+        return sorted(self.folder.glob("update_*"), key=lambda path: int(path.name.removeprefix("update_")))
+
+
+def _one_cycle(progress: float) -> float:
+    """The share of the highest learning rate: it rises over a tenth of the time, and falls as a cosine.
+
+    Example:
+        >>> [round(_one_cycle(progress), 2) for progress in (0.0, 0.05, 0.1, 0.55, 1.0)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    return progress / 0.1 if progress < 0.1 else 0.5 + 0.5 * math.cos(math.pi * (progress - 0.1) / 0.9)

@@ -1,0 +1,191 @@
+"""Imitation: an actor clones scripted policies, is interrupted, and is the start of SAC."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dynroute_metaworld import Configuration, Run, RunError, load_model, train
+from dynroute_metaworld.cli import main
+from dynroute_metaworld.cloning import Cloning, _one_cycle
+from dynroute_metaworld.configuration import IMITATION_ALONE, preset
+from dynroute_metaworld.demonstrations import Demonstrations, collect
+from dynroute_metaworld.progress import Display
+from dynroute_metaworld.training import environments, make_model
+
+TASKS = "drawer-close,window-close"
+OPTIONS: dict[str, Any] = {
+    **IMITATION_ALONE,
+    "benchmark": TASKS,
+    "demonstrations": 12,
+    "horizon": 120,
+    "cloning_steps": 1000,
+    "cloning_batch_size": 32,
+    "final_episodes": 5,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Demonstrations are collected once for these tests, and not where those of a user are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def cloned(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.create(tmp_path_factory.mktemp("runs") / "cloned", preset("quick", OPTIONS).resolve())
+    result = train(run)
+    assert result is not None
+    # At goals that it has not seen; without learning it solves neither.
+    assert result.success_rates.min() >= 0.6
+    assert result.success_rates.max() >= 0.8
+    return run
+
+
+def test_what_imitation_leaves(cloned: Run) -> None:
+    assert [path.name for path in cloned.checkpoints.iterdir()] == ["step_0"]
+    assert [path.name for path in cloned.evaluations.iterdir()] == ["final.json"]
+    actor = load_model(cloned, "cpu").actor
+    assert not torch.equal(actor.normalizer.scale, torch.ones(39))
+    model = load_model(cloned, "cpu")
+    assert torch.equal(model.critic.normalizer.mean, actor.normalizer.mean)
+    observations = np.concatenate([np.zeros((2, 39)), np.eye(2)], axis=1).astype(np.float32)
+    _, log_std, _ = model.actor.distribution(torch.as_tensor(observations))
+    assert log_std.exp().mean().item() == pytest.approx(cloned.configuration.cloning_std, rel=1)
+
+
+def test_imitation_from_the_command_line(cloned: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(cloned.folder), "--episodes", "1", "--device", "cpu"]) == 0
+    folder = tmp_path / "run"
+    command = ["imitate", "--preset", "quick", "--benchmark", TASKS, "--horizon", "120", "--demonstrations", "12"]
+    command += ["--cloning-steps", "1000", "--cloning-batch-size", "32", "--final-episodes", "1", "--device", "cpu"]
+    assert main([*command, "--run", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "1,000 of 1,000 updates, error" in printed
+    # The same seed gives the same policy.
+    one, other = (load_model(run, "cpu").actor.state_dict() for run in (cloned, Run.open(folder)))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def networks(run: Run) -> dict[str, torch.Tensor]:
+    return load_model(run, "cpu").actor.state_dict()
+
+
+def test_cloning_that_is_interrupted(cloned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(tmp_path / "run", cloned.configuration)
+    check = Cloning._check
+
+    def interrupted(self: Cloning) -> Any:
+        if self.update == 200 and not (tmp_path / "once").exists():
+            (tmp_path / "once").touch()
+            raise KeyboardInterrupt
+        return check(self)
+
+    monkeypatch.setattr(Cloning, "_check", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(run)
+    assert [path.name for path in (run.folder / "cloning").iterdir()] == ["update_100"]
+    train(run)
+    one, other = networks(cloned), networks(run)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_sac_goes_on_from_there(cloned: Run, tmp_path: Path) -> None:
+    usual = {"steps": 20, "learning_starts": 5, "batch_size": 4, "final_episodes": 1, "horizon": 10, "device": "cpu"}
+    options = {"benchmark": TASKS, "warm_start": str(cloned.folder), **usual}
+    configuration = preset("quick", options).resolve()
+    env = environments(configuration)
+    model = make_model(configuration, env)
+    env.close()
+    one, other = networks(cloned), model.actor.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(model.critic_target.normalizer.scale, model.actor.normalizer.scale)
+    assert train(Run.create(tmp_path / "warm", configuration)) is not None
+
+    for wrong in ({"benchmark": "reach,push"}, {"width": 16}, {"method": "mt-sac"}):
+        other_run = Run.create(
+            tmp_path / str(len(list(tmp_path.iterdir()))), preset("quick", {**options, **wrong}).resolve()
+        )
+        with pytest.raises(
+            RunError, match=r"`warm_start` must be a run with the same tasks, method and sizes, got .*cloned"
+        ):
+            train(other_run)
+
+
+def test_imitation_and_sac_in_one_run(tmp_path: Path) -> None:
+    options = {
+        **OPTIONS,
+        "steps": 30,
+        "learning_starts": 10,
+        "batch_size": 4,
+        "cloning_steps": 100,
+        "final_episodes": 1,
+    }
+    run = Run.create(tmp_path / "run", preset("quick", options).resolve())
+    assert train(run) is not None
+    assert {path.name for path in run.checkpoints.iterdir()} == {"step_0", "step_60"}
+
+
+def demonstrations(**changes: Any) -> Demonstrations:
+    return collect(TASKS.split(","), **{"episodes": 8, "horizon": 120, "seed": 1, **changes})
+
+
+def cloning(tmp_path: Path, data: Demonstrations, **changes: Any) -> Cloning:
+    configuration = preset("quick", {**OPTIONS, **changes}).resolve()
+    env = environments(configuration)
+    model = make_model(configuration, env)
+    env.close()
+    return Cloning(model, data, configuration, tmp_path / "cloning")
+
+
+def test_other_demonstrations_are_refused(tmp_path: Path) -> None:
+    first = cloning(tmp_path, demonstrations(), cloning_steps=1)
+    with Display(1, TASKS.split(",")) as display:
+        first.run(display)
+    with pytest.raises(ValueError, match="was learned from other demonstrations than those that are there now"):
+        cloning(tmp_path, demonstrations(seed=2), cloning_steps=1)
+
+
+def test_batches_hold_as_much_of_each_task(tmp_path: Path) -> None:
+    data = demonstrations()
+    observations, actions = cloning(tmp_path, data)._batch()
+    assert observations.shape == (64, 41)
+    assert observations[:, 39:].sum(dim=0).tolist() == [32, 32]
+    known = {tuple(row) for row in data.observations[0, :-2].reshape(-1, 39).round(5).tolist()}
+    held_out = {tuple(row) for row in data.observations[0, -2:].reshape(-1, 39).round(5).tolist()}
+    mine = {tuple(row) for row in observations[:32, :39].numpy().round(5).tolist()}
+    assert mine <= known
+    assert not mine & (held_out - known)
+    assert actions.abs().max() <= 1
+
+
+def test_cloning_stops_when_nothing_is_gained(tmp_path: Path) -> None:
+    run = cloning(tmp_path, demonstrations(), cloning_rate=0.0, patience=1, cloning_steps=1000)
+    with Display(1000, TASKS.split(",")) as display:
+        run.run(display)
+    assert run.update == 200
+
+
+def test_balance_changes_what_is_learned(tmp_path: Path) -> None:
+    data = demonstrations()
+    losses = [cloning(tmp_path / str(i), data, cloning_balance=weight) for i, weight in enumerate((0.0, 1.0))]
+    plain, balanced = (one._loss(*one._batch()).item() for one in losses)
+    assert balanced > plain + 0.5  # the loss of balance is at least 1
+
+
+def test_wrong_options() -> None:
+    with pytest.raises(ValueError, match="`held_out` must be less than the 2 demonstrations, got 2"):
+        Configuration(demonstrations=2, held_out=2)
+
+
+def test_one_cycle() -> None:
+    rates = [_one_cycle(i / 100) for i in range(101)]
+    assert max(rates) == rates[10] == 1
+    assert rates[0] == 0
+    assert rates[100] == pytest.approx(0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
