@@ -15,6 +15,7 @@ class StateNormalizer(nn.Module):
         dtype: The type of its buffers.
 
     Example:
+        >>> from dynroute_sb3.normalizer import StateNormalizer
         >>> normalizer = StateNormalizer(2)
         >>> normalizer.fit(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
         >>> normalizer(torch.tensor([2.0, 5.0]))
