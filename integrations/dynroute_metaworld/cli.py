@@ -30,7 +30,8 @@ __all__ = ["main"]
 EXAMPLES = """
 examples:
   dynroute methods                                                  what can be trained
-  dynroute train --method d2r --benchmark MT10 --goals random      as in the D2R paper: 15 million steps
+  dynroute imitate --method d2r --benchmark MT10                    clone Meta-World's own policies, in minutes
+  dynroute train --method d2r --benchmark MT10 --goals random       as in the D2R paper: 15 million steps
   dynroute train --preset quick --benchmark reach,window-close --goals fixed
   dynroute train --run runs/MT10-random-d2r-seed1 --resume         go on after a stop, a crash or a kill
   dynroute evaluate runs/MT10-random-d2r-seed1 --episodes 100
@@ -82,33 +83,29 @@ def _parser() -> argparse.ArgumentParser:
     methods.add_argument("--benchmark", default="MT10", help="for how many tasks parameters are counted (MT10)")
     methods.set_defaults(command=_methods)
 
-    training = commands.add_parser(
-        "train",
-        usage="dynroute train [--preset NAME] [--run FOLDER] [--resume] [flags, see below]",
-        help="train a method on a benchmark",
-        description="Trains a method on a benchmark, with the settings of the D2R paper unless a flag says otherwise.\n"
-        "Ctrl-C stops with a checkpoint; --resume goes on from the last one, exactly.",
-        **kind,
-    )
-    training.add_argument("--preset", help=f"{', '.join(PRESETS)}: settings that flags change further (paper)")
-    training.add_argument("--run", type=Path, help="the directory of the run (runs/BENCHMARK-GOALS-METHOD-seedN)")
-    training.add_argument("--resume", action="store_true", help="go on with the run if it is there")
-    add_options(training)
-    training.set_defaults(command=_train, usual={})
-
-    imitating = commands.add_parser(
-        "imitate",
-        help="clone the scripted policies of a benchmark",
-        usage="dynroute imitate [--preset NAME] [--run FOLDER] [--resume] [flags, see below]",
-        description="Clones Meta-World's scripted policies with a method, in minutes. What comes of it is a run like\n"
-        "any other: it can be evaluated, and `train --warm-start RUN` goes on with SAC.",
-        **kind,
-    )
-    imitating.add_argument("--preset", help=f"{', '.join(PRESETS)}: settings that flags change further (paper)")
-    imitating.add_argument("--run", type=Path, help="the directory of the run (runs/...-imitation-seedN)")
-    imitating.add_argument("--resume", action="store_true", help="go on with the run if it is there")
-    add_options(imitating)
-    imitating.set_defaults(command=_train, usual=IMITATION_ALONE)
+    for name, usual, about, more in (
+        (
+            "train",
+            {},
+            "train a method on a benchmark",
+            "Trains a method on a benchmark, with the settings of the D2R paper unless a flag says otherwise.\n"
+            "Ctrl-C stops with a checkpoint; --resume goes on from the last one, exactly.",
+        ),
+        (
+            "imitate",
+            IMITATION_ALONE,
+            "clone the scripted policies of a benchmark",
+            "Clones Meta-World's scripted policies with a method, in minutes. What comes of it is a run like any other:\n"
+            "it can be evaluated, and `train --warm-start RUN` goes on with SAC.",
+        ),
+    ):
+        flags = "[--preset NAME] [--run FOLDER] [--resume] [flags, see below]"
+        training = commands.add_parser(name, usage=f"dynroute {name} {flags}", help=about, description=more, **kind)
+        training.add_argument("--preset", help=f"{', '.join(PRESETS)}: settings that flags change further (paper)")
+        training.add_argument("--run", type=Path, help="the directory of the run (one in runs/, named by what is run)")
+        training.add_argument("--resume", action="store_true", help="go on with the run if it is there")
+        add_options(training)
+        training.set_defaults(command=_train, usual=usual)
 
     evaluating = commands.add_parser("evaluate", help="evaluate a run, or Meta-World's scripted policies", **kind)
     evaluating.add_argument("run", help='the directory of a run, or "scripted"')
