@@ -33,7 +33,7 @@ examples:
   dynroute imitate --method d2r --benchmark MT10                    clone Meta-World's own policies, in minutes
   dynroute train --method d2r --benchmark MT10 --goals random       as in the D2R paper: 15 million steps
   dynroute train --preset quick --benchmark reach,window-close --goals fixed
-  dynroute train --run runs/MT10-random-d2r-seed1 --resume         go on after a stop, a crash or a kill
+  dynroute train --run runs/MT10-random-d2r-seed1 --resume          go on after a stop, a crash or a kill
   dynroute evaluate runs/MT10-random-d2r-seed1 --episodes 100
   dynroute evaluate scripted --benchmark MT50                       what Meta-World's own policies reach
 """
@@ -95,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
             "imitate",
             IMITATION_ALONE,
             "clone the scripted policies of a benchmark",
-            "Clones Meta-World's scripted policies with a method, in minutes. What comes of it is a run like any other:\n"
-            "it can be evaluated, and `train --warm-start RUN` goes on with SAC.",
+            "Clones Meta-World's scripted policies with a method, in minutes. What comes of it is a run like any\n"
+            "other: it can be evaluated, and `train --warm-start RUN` goes on with SAC.",
         ),
     ):
         flags = "[--preset NAME] [--run FOLDER] [--resume] [flags, see below]"
