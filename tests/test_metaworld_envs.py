@@ -205,6 +205,26 @@ def test_nothing_of_meta_world_is_changed() -> None:
     assert benchmark() == tasks
 
 
+DRAW = "print(hashlib.sha256(b''.join(task.data for task in metaworld.MT10(seed=3).train_tasks)).hexdigest())"
+USE = """
+for goals in ("fixed", "random", "benchmark"):
+    env = make_envs(["reach", "push"], goals=goals, horizon=3, seed=3)
+    env.reset()
+    for _ in range(4):
+        env.step(np.ones((2, 4)))
+    env.close()
+"""
+
+
+def test_mt10_is_what_it_was_whether_these_environments_come_first_or_last() -> None:
+    imports = "import hashlib, metaworld\nimport numpy as np\nfrom dynroute_metaworld import make_envs\n"
+    programs = [imports + DRAW, imports + USE + DRAW]
+    run = [subprocess.Popen([sys.executable, "-c", one], stdout=subprocess.PIPE, text=True) for one in programs]
+    plain, after = (process.communicate()[0] for process in run)
+    assert len(plain) == 65
+    assert after == plain
+
+
 def test_workers_do_what_one_process_does() -> None:
     with envs(TASKS, workers=0) as one, envs(TASKS, workers=2) as two:
         assert [part.rows for part in two._parts] == [[0], [1, 2]]
