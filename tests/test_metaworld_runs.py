@@ -19,7 +19,8 @@ import torch
 
 from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, read_metrics, train
 from dynroute_metaworld.curves import draw_curves
-from dynroute_metaworld.recorder import Recorder
+from dynroute_metaworld.evaluation import SEEDS
+from dynroute_metaworld.recorder import Recorder, evaluate_run
 from dynroute_sb3 import DamagedError, MultiTaskSAC, latest_checkpoint
 from dynroute_sb3.tree import read_tree
 
@@ -277,6 +278,17 @@ def test_other_versions_are_told(done: Run, capsys: pytest.CaptureFixture[str]) 
     assert "results may differ in their last bits from those of the same run without: torch 2.4.0" in (
         capsys.readouterr().out
     )
+
+
+def test_goals_of_an_evaluation_are_not_those_of_training(done: Run, tmp_path: Path) -> None:
+    model = load_model(done, "cpu")
+    seeds = {}
+    for seed in (1, SEEDS["random"]):
+        run = Run(tmp_path, small(seed=seed))
+        seeds[seed] = evaluate_run(run, model, 1, horizon=1).seed
+    assert seeds == {1: SEEDS["random"], SEEDS["random"]: SEEDS["random"] + 1}
+    fixed = evaluate_run(Run(tmp_path, small(seed=5, goals="fixed")), model, 9, horizon=1)
+    assert (fixed.seed, fixed.episodes) == (5, 1)
 
 
 def test_what_is_left_of_other_steps(done: Run) -> None:

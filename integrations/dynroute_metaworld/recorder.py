@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC
 
-from .evaluation import evaluate
+from .evaluation import SEEDS, evaluate
 from .metrics import read_metrics
 from .progress import Display
 from .result import EvaluationResult
@@ -138,4 +138,6 @@ def evaluate_run(run: Run, model: MultiTaskSAC, episodes: int, **options: object
     chosen = {**usual, **{name: value for name, value in options.items() if value is not None}}
     if "seed" not in chosen and chosen["goals"] != "random":
         chosen["seed"] = configuration.seed
+    elif "seed" not in chosen and configuration.seed == SEEDS["random"]:
+        chosen["seed"] = configuration.seed + 1  # or the goals would be those of training
     return evaluate(model, episodes=episodes, **chosen)  # type: ignore[arg-type]
