@@ -429,6 +429,41 @@ def test_ctrl_c_leaves_the_workers_to_the_program(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+def test_any_moment_may_be_interrupted() -> None:
+    steps, interrupts, ended, armed = 0, 0, threading.Event(), [False]
+
+    def interrupt(*_: object) -> None:
+        if armed[0]:
+            armed[0] = False
+            raise KeyboardInterrupt
+
+    def pester() -> None:
+        while not ended.wait(0.003):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    thread = threading.Thread(target=pester)
+    try:
+        with envs(workers=1, horizon=500, goals="fixed") as env:
+            env.reset()
+            thread.start()
+            while min(steps, interrupts) < 100:
+                try:
+                    armed[0] = True
+                    env.step(np.zeros((2, 4)))
+                    armed[0] = False
+                    steps += 1
+                except KeyboardInterrupt:
+                    interrupts += 1
+            # Half a message would be taken for another one, and waited for without end.
+            assert np.isfinite(env.step(np.zeros((2, 4)))[0]).all()
+    finally:
+        armed[0] = False
+        ended.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_program_without_a_guard_is_told_so(tmp_path: Path) -> None:
     done = run(tmp_path, "if True:", workers=1)
     assert done.returncode == 1

@@ -45,7 +45,7 @@ INTEGRATION_LAYERS = {
         ["callbacks", "overlap"],
     ],
     "dynroute_metaworld": [
-        ["environment", "intervals", "metrics", "progress", "tasks"],
+        ["environment", "interrupts", "intervals", "metrics", "progress", "tasks"],
         ["configuration", "result", "workers"],
         ["methods", "run", "scripted", "vec_env"],
         ["demonstrations", "evaluation"],

@@ -18,6 +18,7 @@ from metaworld.types import Task
 from numpy.typing import NDArray
 
 from .environment import STATE_FEATURES, TaskEnvironment
+from .interrupts import uninterrupted
 
 __all__ = ["LAYOUT", "Group", "Remote", "Shared", "Specification", "WorkerError", "deal", "processes"]
 
@@ -202,18 +203,21 @@ class Remote:
             with contextlib.suppress(WorkerError):
                 self.receive()
         try:
-            self.connection.send((command, arguments))
+            with uninterrupted():
+                self.connection.send((command, arguments))
+                self.waiting = True
         except (BrokenPipeError, ConnectionError) as error:
             raise self._dead() from error
-        self.waiting = True
 
     def receive(self) -> list[Any]:
         """The answer to what was asked last."""
         try:
-            failure, answer = self.connection.recv()
+            self.connection.poll(None)
+            with uninterrupted():
+                failure, answer = self.connection.recv()
+                self.waiting = False
         except (EOFError, ConnectionError) as error:
             raise self._dead() from error
-        self.waiting = False
         if failure is not None:
             told = WorkerError(failure)
             told.add_note(f"In the worker:\n{answer}")
