@@ -402,6 +402,7 @@ import multiprocessing, os, signal, sys, threading, time
 import numpy as np
 from dynroute_metaworld import make_envs
 {start}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts behind itself ignore it
     env = make_envs(("reach", "push"), workers={workers}, goals="benchmark")
     env.reset()
     threading.Timer(0.3, lambda: os.killpg(0, signal.SIGINT)).start()  # what Ctrl-C does
