@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from dynroute_metaworld import WorkerError, make_envs
-from dynroute_metaworld import demonstrations as module
-from dynroute_metaworld.demonstrations import Demonstrations, collect
+from dynroute_metaworld import collection as module
+from dynroute_metaworld.collection import collect
+from dynroute_metaworld.demonstrations import Demonstrations
 from dynroute_metaworld.scripted import ScriptedPolicy
 from dynroute_sb3 import DamagedError
 from dynroute_sb3.randomness import random_state
@@ -160,12 +161,12 @@ def test_what_is_kept_is_read_again(kept: Path, shown: Demonstrations, monkeypat
 
 def test_the_fingerprint_tells_of_every_array(kept: Path, shown: Demonstrations) -> None:
     whole = arrays(shown)
-    assert module._demonstrations(shown.settings, whole).fingerprint == shown.fingerprint
+    assert Demonstrations.of(shown.settings, whole).fingerprint == shown.fingerprint
     for name, array in whole.items():
         changed = array.copy()
         changed.flat[-1] = not changed.flat[-1]
-        assert module._demonstrations(shown.settings, {**whole, name: changed}).fingerprint != shown.fingerprint
-    assert module._demonstrations({**shown.settings, "seed": 6}, whole).fingerprint != shown.fingerprint
+        assert Demonstrations.of(shown.settings, {**whole, name: changed}).fingerprint != shown.fingerprint
+    assert Demonstrations.of({**shown.settings, "seed": 6}, whole).fingerprint != shown.fingerprint
 
 
 def test_processes_change_nothing(tmp_path: Path, shown: Demonstrations, kept: Path) -> None:
@@ -199,7 +200,7 @@ def test_what_was_interrupted_goes_on(workers: int, tmp_path: Path, shown: Demon
 SCRIPT = """
 import multiprocessing, sys
 from pathlib import Path
-from dynroute_metaworld.demonstrations import collect
+from dynroute_metaworld.collection import collect
 
 def progress(*counts):
     print(*counts, *[process.pid for process in multiprocessing.active_children()], flush=True)

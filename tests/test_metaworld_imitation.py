@@ -10,8 +10,9 @@ import torch
 from dynroute_metaworld import Configuration, Run, RunError, load_model, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.cloning import Cloning, _one_cycle
-from dynroute_metaworld.configuration import IMITATION_ALONE, preset
-from dynroute_metaworld.demonstrations import Demonstrations, collect
+from dynroute_metaworld.collection import collect
+from dynroute_metaworld.demonstrations import Demonstrations
+from dynroute_metaworld.presets import IMITATION_ALONE, preset
 from dynroute_metaworld.progress import Display
 from dynroute_metaworld.training import environments, make_model
 
@@ -89,7 +90,7 @@ def test_cloning_that_is_interrupted(cloned: Run, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Cloning, "_check", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(run)
-    assert [path.name for path in (run.folder / "cloning").iterdir()] == ["update_100"]
+    assert [path.name for path in (run.folder / "cloning" / "round_0").iterdir()] == ["update_100"]
     train(run)
     one, other = networks(cloned), networks(run)
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -140,7 +141,7 @@ def cloning(tmp_path: Path, data: Demonstrations, **changes: Any) -> Cloning:
     env = environments(configuration)
     model = make_model(configuration, env)
     env.close()
-    return Cloning(model, data, configuration, tmp_path / "cloning")
+    return Cloning(model, [data], configuration, configuration.cloning_steps, tmp_path / "cloning")
 
 
 def test_other_demonstrations_are_refused(tmp_path: Path) -> None:
@@ -180,7 +181,10 @@ def test_balance_changes_what_is_learned(tmp_path: Path) -> None:
 
 def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="`held_out` must be less than the 2 demonstrations, got 2"):
-        Configuration(demonstrations=2, held_out=2)
+        Configuration(demonstrations=2, cloning_steps=1, held_out=2)
+    for wrong in ("", "0,x", "-1", "inf"):
+        with pytest.raises(ValueError, match=f"`noise` must be numbers of at least 0 with commas .*, got '{wrong}'"):
+            Configuration(noise=wrong)
 
 
 def test_one_cycle() -> None:

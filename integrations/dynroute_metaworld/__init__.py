@@ -15,11 +15,13 @@ except (AttributeError, RuntimeError) as error:  # so MuJoCo fails where the lib
         "for osmesa, libegl1 for egl) or unset MUJOCO_GL, which only drawing needs."
     ) from error
 
-from .configuration import PRESETS, Configuration
-from .demonstrations import Demonstrations, collect
+from .collection import collect
+from .configuration import Configuration
+from .demonstrations import Demonstrations
 from .evaluation import evaluate
 from .intervals import bootstrap_interval, iqm, wilson_interval
 from .metrics import read_metrics
+from .presets import PRESETS
 from .result import EvaluationResult
 from .run import Run, RunError
 from .scripted import ScriptedPolicy

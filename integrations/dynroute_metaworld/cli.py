@@ -12,11 +12,11 @@ import torch
 
 from .arguments import add_options, given_options
 from .bench import bench
-from .configuration import IMITATION_ALONE, PRESETS, preset
 from .curves import draw_curves
 from .environment import GOALS
 from .evaluation import evaluate
 from .methods import methods_table
+from .presets import IMITATION_ALONE, PRESETS, preset
 from .progress import Display
 from .recorder import evaluate_run
 from .result import EvaluationResult

@@ -2,8 +2,10 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,20 +37,25 @@ class Cloning:
 
     Args:
         model: The model whose actor learns.
-        demonstrations: What it learns from.
+        demonstrations: What it learns from; the last episodes of each part are held out.
         configuration: How it learns.
+        steps: The number of updates.
         folder: Where it is written.
     """
 
     def __init__(
-        self, model: MultiTaskSAC, demonstrations: Demonstrations, configuration: Configuration, folder: Path
+        self,
+        model: MultiTaskSAC,
+        demonstrations: Sequence[Demonstrations],
+        configuration: Configuration,
+        steps: int,
+        folder: Path,
     ) -> None:
         self.model, self.actor, self.configuration, self.folder = model, model.actor, configuration, folder
-        self.fingerprint = demonstrations.fingerprint
-        learned, held_out = demonstrations.split(configuration.held_out)
+        self.steps = steps
+        self.fingerprint = " ".join(part.fingerprint for part in demonstrations)
+        learned, held_out = zip(*(part.split(configuration.held_out) for part in demonstrations), strict=True)
         self.learned, self.held_out = self._tensors(learned), self._tensors(held_out)
-        for part in (model.actor, model.critic, model.critic_target):
-            part.normalizer.fit(self.learned[0].flatten(0, 1))
         parameters = list(self.actor.parameters())
         self.optimizer = torch.optim.Adam(parameters, lr=configuration.cloning_rate, fused=True)
         self.generator = torch.Generator(model.device).manual_seed(configuration.seed)
@@ -58,7 +65,7 @@ class Cloning:
 
     def run(self, display: Display) -> None:
         """Learns until the updates are done, or until nothing held out was gained for long."""
-        configuration, steps = self.configuration, self.configuration.cloning_steps
+        configuration, steps = self.configuration, self.steps
         self.model.policy.set_training_mode(True)
         while self.update < steps and self.update - self.best_update < configuration.patience * CHECK_EVERY:
             for group in self.optimizer.param_groups:
@@ -116,9 +123,11 @@ class Cloning:
     def _networks(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.actor.state_dict().items()}
 
-    def _tensors(self, demonstrations: Demonstrations) -> tuple[Tensor, Tensor]:
+    def _tensors(self, parts: Sequence[Demonstrations]) -> tuple[Tensor, Tensor]:
         """The states and the actions of each task, with shape ``[tasks, steps, features]``."""
-        arrays = (demonstrations.observations, demonstrations.actions)
+        arrays = [
+            np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("observations", "actions")
+        ]
         states, actions = (torch.as_tensor(array, device=self.model.device).flatten(1, 2) for array in arrays)
         return states, actions
 

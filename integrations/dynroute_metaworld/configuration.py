@@ -7,7 +7,6 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +19,7 @@ from dynroute_sb3.options import PATHS
 from .environment import GOALS, MAX_HORIZON
 from .tasks import split_benchmark, task_names
 
-__all__ = ["IMITATION_ALONE", "PRESETS", "QUICK_SIZES", "Configuration", "kinds_of", "preset"]
+__all__ = ["Configuration", "kinds_of"]
 
 
 def _option(
@@ -109,16 +108,24 @@ class Configuration:
         TEMPERATURES[0], f"of path sampling: {', '.join(TEMPERATURES)} (Eq. 14), or a number", LEARNING
     )
 
-    demonstrations: int = _option(0, "episodes of each task to clone before anything else", IMITATION, least=0)
-    held_out: int = _option(2, "of these, episodes that tell when to stop", IMITATION, least=1)
-    cloning_steps: int = _option(2000, "updates of the actor", IMITATION, least=1)
+    demonstrations: int = _option(0, "episodes of each task", IMITATION, least=0)
+    noise: str = _option("0,0.3", "deviations of the noise on what is done, one for each episode, in turn", IMITATION)
+    held_out: int = _option(2, "of these, episodes that tell when to stop cloning", IMITATION, least=1)
+    cloning_steps: int = _option(0, "updates of the actor by cloning, before anything else", IMITATION, least=0)
     cloning_batch_size: int = _option(64, "samples of each task in an update", IMITATION, least=1)
     cloning_rate: float = _option(1e-3, "the highest learning rate; it rises and falls", IMITATION, least=0)
     cloning_sample: bool = _option(True, "sample routes, as SAC does", IMITATION)
     cloning_balance: float = _option(0.0, "weight of the loss that balances modules", IMITATION, least=0)
     cloning_std: float = _option(0.2, "how much the policy explores afterwards, before tanh", IMITATION, least=0)
     patience: int = _option(10, "hundreds of updates without a gain before cloning stops", IMITATION, least=1)
+    dagger_rounds: int = _option(
+        0, "times the policy acts and scripts correct it, sharing the updates", IMITATION, least=0
+    )
     warm_start: str | None = _option(None, "the directory of a run to take the actor from", IMITATION)
+    actor_starts: int = _option(0, "updates of the critics before SAC moves the actor", IMITATION, least=0)
+    demonstration_share: float = _option(0.5, "part of SAC's batches that they are", IMITATION, least=0, most=0.99)
+    demonstration_weight: float = _option(0.0, "weight of cloning in SAC's loss of the actor", IMITATION, least=0)
+    demonstration_decay: int | None = _option(None, "updates until it is 0; it stays", IMITATION, least=1)
 
     gate: str | None = _option(None, "how sources are chosen: top-2, sample-2, hard, soft ...", NETWORK)
     protect: str | None = _option(None, "what unsuitable sources are spared: rsg, input, sg, none", NETWORK)
@@ -136,10 +143,11 @@ class Configuration:
             _check(option, hints[option.name], getattr(self, option.name))
         if self.workers > len(self.tasks):
             raise ValueError(f"`workers` must be at most the {len(self.tasks)} tasks, got {self.workers}.")
-        if self.demonstrations and self.held_out >= self.demonstrations:
+        if self.cloning_steps and self.held_out >= self.demonstrations:
             raise ValueError(
                 f"`held_out` must be less than the {self.demonstrations} demonstrations, got {self.held_out}."
             )
+        _ = self.noise_levels
         for name in self.network_kwargs:
             if name not in (known := _keywords(self.method)):
                 fit = [method for method in NETWORKS if name in _keywords(method)]
@@ -155,6 +163,17 @@ class Configuration:
     def benchmark_or_tasks(self) -> str | list[str]:
         """What :func:`make_envs` takes."""
         return split_benchmark(self.benchmark)
+
+    @property
+    def noise_levels(self) -> list[float]:
+        """What :func:`collect` takes."""
+        try:
+            levels = [float(level) for level in self.noise.split(",")]
+        except ValueError:
+            levels = [math.nan]
+        if not all(0 <= level < math.inf for level in levels):
+            raise ValueError(f"`noise` must be numbers of at least 0 with commas between them, got {self.noise!r}.")
+        return levels
 
     @property
     def network_kwargs(self) -> dict[str, Any]:
@@ -187,58 +206,6 @@ class Configuration:
             raise DamagedError(f"{path} is no configuration of a run: {error}") from error
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {},
-    "released": {
-        "learning_starts": 4000,
-        "ent_coef_lr": 1e-4,
-        "task_weights": "inverse-alpha-mean",
-        "route_temperature": "inverse-alpha-mean",
-        "bootstrap_timeouts": False,
-    },
-    "quick": {
-        "threads": 1,  # a second one makes small networks slower
-        "steps": 12_000,
-        "horizon": 150,
-        "learning_starts": 500,
-        "update_every": 2,
-        "batch_size": 32,
-        "learning_rate": 1e-3,
-        "gamma": 0.97,
-        "ent_coef": "auto_0.03",
-        "ent_coef_lr": 3e-4,
-        "reward_scale": 0.2,
-        "log_every": 300,
-        "checkpoint_every": 3000,
-        "evaluate_every": 3000,
-        "evaluation_episodes": 5,
-        "final_episodes": 20,
-    },
-}
-"""Settings by name. They are those of the D2R paper, those of its released code where they differ (with the method
-d2r-released they are the whole of it), and those for a first look on two CPU cores."""
-
-
-IMITATION_ALONE: Mapping[str, Any] = {"steps": 0, "demonstrations": 20, "final_episodes": 20}
-"""What makes a run imitation alone."""
-
-QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {
-    "mt-sac": {"hidden_sizes": [256, 256, 256]},
-    "mh-sac": {"hidden_sizes": [256, 256, 256]},
-    "moe": {"width": 128, "depth": 3, "router_sizes": [64]},
-    "hard": {"trunk_sizes": [128, 128], "layer_sizes": [3, 3], "width": 64},
-    "sm": {"trunk_sizes": [128, 128], "layer_sizes": [3, 3], "width": 64, "router_sizes": [64]},
-    "sm-shallow": {"trunk_sizes": [128, 128], "layer_sizes": [2, 2], "width": 64, "router_sizes": [64]},
-    "care": {"encoder_sizes": [64], "context_sizes": [64], "gate_sizes": [64], "hidden_sizes": [256, 256]},
-    "paco": {"num_sets": 3, "hidden_sizes": [256, 256]},
-    "d2r": {"num_modules": 6, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
-    "d2r-released": {"num_modules": 6, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
-    "d2r-layer": {"layer_sizes": [3, 3], "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
-    "d2r-model": {"num_models": 3, "model_depth": 2, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
-}
-"""The sizes of networks under the preset quick."""
-
-
 def kinds_of(hint: Any) -> tuple[type, ...]:
     """The types of the values that a field takes, None last.
 
@@ -249,23 +216,6 @@ def kinds_of(hint: Any) -> tuple[type, ...]:
     """
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return tuple(typing.get_origin(kind) or kind for kind in kinds)
-
-
-def preset(name: str, options: Mapping[str, Any]) -> Configuration:
-    """The configuration of a preset with some options of one's own.
-
-    Example:
-        >>> from dynroute_metaworld.configuration import preset
-        >>> preset("quick", {"method": "d2r", "steps": 500}).batch_size
-        32
-    """
-    if name not in PRESETS:
-        raise ValueError(f"`preset` must be one of {', '.join(map(repr, PRESETS))}, got {name!r}.")
-    method = options.get("method", "d2r")
-    # What is asked for by name goes before the sizes of the preset, and both before the defaults.
-    sizes = {key: value for key, value in QUICK_SIZES.get(method, {}).items() if options.get(key) is None}
-    network = {**(sizes if name == "quick" else {}), **options.get("network", {})}
-    return Configuration(**{**PRESETS[name], **options, "network": network})
 
 
 def _keywords(method: str) -> list[str]:

@@ -7,13 +7,18 @@ from typing import Any
 import torch
 from stable_baselines3.common.logger import Logger
 
-from dynroute.networks import Network
-from dynroute_sb3 import DamagedError, MultiTaskSAC, OverlappedSAC, latest_checkpoint
+from dynroute_sb3 import (
+    DamagedError,
+    DemonstrationBuffer,
+    MultiTaskSAC,
+    OverlappedSAC,
+    RouteReplayBuffer,
+    latest_checkpoint,
+)
 from dynroute_sb3.losses import TEMPERATURES
 
-from .cloning import Cloning
 from .configuration import Configuration
-from .demonstrations import collect
+from .imitation import describe, start_from_demonstrations
 from .metrics import MetricsFile, TensorBoardFolder
 from .progress import Display
 from .recorder import Recorder, Stopped, evaluate_run
@@ -24,8 +29,12 @@ from .vec_env import MetaWorldVecEnv, make_envs
 __all__ = ["environments", "load_model", "make_model", "train"]
 
 
-def train(run: Run) -> EvaluationResult | None:
+def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
     """Trains until the steps of the configuration are done, from the last checkpoint if there is one.
+
+    Args:
+        run: The run.
+        rebuild: Whether demonstrations are collected anew, if it comes to that, where they were collected before.
 
     Returns:
         The evaluation at the end; None if the run was asked to stop before.
@@ -43,31 +52,8 @@ def train(run: Run) -> EvaluationResult | None:
         changes = _changes(run)
         run.start_session()  # only now is it known that everything fits
         if checkpoint is None and configuration.demonstrations:
-            model = _load(configuration, _clone(run, model), env)
+            model = _load(configuration, start_from_demonstrations(run, model, rebuild=rebuild), env)
         return _learn(run, model, changes)
-
-
-def _clone(run: Run, model: MultiTaskSAC) -> Path:
-    """Lets the actor imitate demonstrations, and writes the first checkpoint."""
-    configuration = run.configuration
-    count = configuration.demonstrations * configuration.horizon * len(configuration.tasks)
-    with Display(count, configuration.tasks) as display:
-        display.tell(f"{run.folder}: {_describe(model)}")
-        demonstrations = collect(
-            configuration.benchmark_or_tasks,
-            episodes=configuration.demonstrations,
-            goals=configuration.goals,
-            horizon=configuration.horizon,
-            seed=configuration.seed,
-            workers=configuration.workers,
-            reward_version=configuration.reward_version,
-            progress=lambda done, total: display.advance(done * count // total, "demonstrations"),
-        )
-    with Display(configuration.cloning_steps, configuration.tasks) as display:
-        Cloning(model, demonstrations, configuration, run.folder / "cloning").run(display)
-    checkpoint = run.checkpoints / "step_0"
-    model.save_checkpoint(checkpoint)
-    return checkpoint
 
 
 def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTaskSAC:
@@ -105,7 +91,7 @@ def _learn(run: Run, model: MultiTaskSAC, changes: str | None) -> EvaluationResu
     total, before = configuration.steps * model.n_envs, model.num_timesteps
     with Display(max(total, before), configuration.tasks) as display:
         display.tell(
-            f"{run.folder}: {_describe(model)}" if before == 0 else f"{run.folder}: going on from step_{before}"
+            f"{run.folder}: {describe(model)}" if before == 0 else f"{run.folder}: going on from step_{before}"
         )
         if changes is not None:
             display.tell(f"results may differ in their last bits from those of the same run without: {changes}")
@@ -134,12 +120,6 @@ def _learn(run: Run, model: MultiTaskSAC, changes: str | None) -> EvaluationResu
     return result
 
 
-def _describe(model: MultiTaskSAC) -> str:
-    net = model.actor.net
-    assert isinstance(net, Network)
-    return f"{net.describe()}, on {model.device}"
-
-
 def environments(configuration: Configuration) -> MetaWorldVecEnv:
     """The environments of a configuration."""
     return make_envs(
@@ -160,6 +140,10 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
     temperature: float | str = tau if tau in TEMPERATURES else _number("route_temperature", tau)
     ent_coef, aim = configuration.ent_coef, configuration.target_entropy
     buffer: dict[str, Any] = {"handle_timeout_termination": configuration.bootstrap_timeouts}
+    keeps = bool(configuration.demonstrations and configuration.demonstration_share)
+    if keeps:
+        buffer["demonstrations"] = configuration.demonstrations * configuration.horizon
+        buffer["demonstration_share"] = configuration.demonstration_share
     if configuration.memory_map is not None:
         buffer["memory_map"] = configuration.memory_map
     model = _algorithm(configuration)(
@@ -189,6 +173,10 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
         critic_paths=configuration.critic_paths,
         route_temperature=temperature,
         compile_networks=configuration.compile,
+        actor_starts=configuration.actor_starts,
+        demonstration_weight=configuration.demonstration_weight,
+        demonstration_decay=configuration.demonstration_decay,
+        replay_buffer_class=DemonstrationBuffer if keeps else RouteReplayBuffer,
         replay_buffer_kwargs=buffer,
         seed=configuration.seed,
         device=configuration.device,

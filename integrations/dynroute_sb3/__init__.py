@@ -8,6 +8,7 @@ except ImportError as error:
 
 from .callbacks import CheckpointDirectory
 from .checkpoint import latest_checkpoint
+from .demonstrations import DemonstrationBuffer, add_demonstrations
 from .observation import OneHotTask, TaskSpace
 from .on_policy import MultiTaskActorCriticPolicy
 from .overlap import OverlappedSAC
@@ -32,6 +33,7 @@ __all__ = [
     "CheckpointDirectory",
     "D2RPolicy",
     "DamagedError",
+    "DemonstrationBuffer",
     "HardRoutingPolicy",
     "MlpPolicy",
     "MoEPolicy",
@@ -47,6 +49,7 @@ __all__ = [
     "RouteReplaySamples",
     "SoftModularPolicy",
     "TaskSpace",
+    "add_demonstrations",
     "latest_checkpoint",
     "point_tasks",
 ]

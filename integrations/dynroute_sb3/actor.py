@@ -75,11 +75,11 @@ class MultiTaskActor(BasePolicy):
         path: Tensor | None = None,
         sample: bool = False,
         generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Draws actions and returns them with their log-probabilities; the keywords are those of distribution."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws actions, with their log-probabilities and the mean actions; the keywords are those of distribution."""
         mean, log_std, _ = self.distribution(observations, path=path, sample=sample, generator=generator)
         noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
-        return sample_action(mean, log_std, noise)
+        return *sample_action(mean, log_std, noise), torch.tanh(mean)
 
     def act(self, observations: Tensor, *, deterministic: bool) -> tuple[Tensor, Route | None]:
         """The actions in a rollout, and the routes: sampled both, or the mean along the best route."""

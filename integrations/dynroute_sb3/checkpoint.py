@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 import dynroute
 
+from .demonstrations import DemonstrationBuffer
 from .environments import environment_states, set_environment_states
 from .options import OPTIONS
 from .policies import POLICIES
@@ -42,6 +43,11 @@ __all__ = [
 ]
 
 FORMAT = 2
+
+BUFFERS: Mapping[Any, type[RouteReplayBuffer]] = {
+    kind.__name__: kind for kind in (RouteReplayBuffer, DemonstrationBuffer)
+}
+"""The buffers that a checkpoint names; it has no place for others."""
 
 ELSEWHERE = ("replay_buffer_kwargs", "tensorboard_log", "verbose")
 """Options that may differ after a checkpoint is loaded, on another machine for instance."""
@@ -73,8 +79,8 @@ def save_checkpoint(model: "MultiTaskSAC", folder: Path) -> None:
     options = {name: getattr(model, name) for name in OPTIONS}
     frequency, unit = options["train_freq"]
     options["train_freq"] = (frequency, getattr(unit, "value", unit))
-    if model.replay_buffer_class is not RouteReplayBuffer:
-        options["replay_buffer_class"] = model.replay_buffer_class
+    buffers: dict[Any, str] = {kind: name for name, kind in BUFFERS.items()}
+    options["replay_buffer_class"] = buffers.get(model.replay_buffer_class, model.replay_buffer_class)
     names = {id(policy): name for name, policy in POLICIES.items()}
     state = {
         "format": FORMAT,
@@ -125,7 +131,8 @@ def load_checkpoint(
     described = _describe(model.policy_class(*saved_spaces.values(), lambda _: 0.0, **kwargs))
     if described != state["network"]:
         raise ValueError(f"{folder} holds another network: {state['network']}, and not {described}.")
-    vars(model).update({**options, **saved_spaces})
+    kind = options.get("replay_buffer_class")
+    vars(model).update({**options, **saved_spaces, "replay_buffer_class": BUFFERS.get(kind, kind)})
     model._setup_model()
     model.set_parameters(state["parameters"], exact_match=True)
     if model.log_ent_coef is not None:

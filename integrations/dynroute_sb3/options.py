@@ -44,6 +44,9 @@ OPTIONS = (
     "max_task_loss",
     "max_grad_norm",
     "reward_scale",
+    "actor_starts",
+    "demonstration_weight",
+    "demonstration_decay",
     "actor_paths",
     "critic_paths",
     "route_temperature",
@@ -79,6 +82,13 @@ def check_options(model: "MultiTaskSAC") -> None:
             raise ValueError(f"`{name}` must be positive or None, got {limit!r}.")
     if not 0 < model.reward_scale < math.inf:
         raise ValueError(f"`reward_scale` must be positive and finite, got {model.reward_scale!r}.")
+    for name, number, least in (
+        ("actor_starts", model.actor_starts, 0),
+        ("demonstration_weight", model.demonstration_weight, 0),
+        ("demonstration_decay", model.demonstration_decay, 1),
+    ):
+        if number is not None and not least <= number < math.inf:
+            raise ValueError(f"`{name}` must be at least {least} and finite, got {number!r}.")
     if model.batch_size < 1 or model.batch_size % model.num_tasks:
         raise ValueError(
             f"`batch_size` must be a multiple of the {model.num_tasks} tasks, got {model.batch_size}; "

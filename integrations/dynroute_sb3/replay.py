@@ -21,7 +21,7 @@ __all__ = ["RouteReplayBuffer", "RouteReplaySamples"]
 
 
 class RouteReplaySamples(NamedTuple):
-    """A batch, grouped by task; the first six are those of SB3.
+    """A batch, grouped by task, demonstrations first; the first six are those of SB3.
 
     Attributes:
         observations: Observations with their one-hots.
@@ -32,6 +32,7 @@ class RouteReplaySamples(NamedTuple):
         discounts: None.
         tasks: The task ids, with shape ``[batch]``.
         paths: The paths of the behaviour policy, with shape ``[batch, T, S]``, or None.
+        wanted: What a demonstrator wanted to do, for the first rows of the batch, or None.
     """
 
     observations: Tensor
@@ -42,6 +43,7 @@ class RouteReplaySamples(NamedTuple):
     discounts: Tensor | None
     tasks: Tensor
     paths: Tensor | None
+    wanted: Tensor | None = None
 
 
 class RouteReplayBuffer(ReplayBuffer):
@@ -189,8 +191,12 @@ class RouteReplayBuffer(ReplayBuffer):
                 f"every task must have transitions before learning starts, tasks {missing} have none; "
                 "raise `learning_starts`, or give each task an environment."
             )
+        return self.gather(*self.draw(each), env)
+
+    def draw(self, each: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tasks and places of transitions, as many of each task, with replacement."""
         places = (np.random.random_sample((self.num_tasks, each)) * self.counts[:, None]).astype(np.int64)
-        return self.gather(np.repeat(np.arange(self.num_tasks), each), places.reshape(-1), env)
+        return np.repeat(np.arange(self.num_tasks), each), places.reshape(-1)
 
     def gather(
         self, tasks: NDArray[np.int64], places: NDArray[np.int64], env: VecNormalize | None = None

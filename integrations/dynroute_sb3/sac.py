@@ -49,22 +49,23 @@ class MultiTaskSAC(SAC):
         batch_size: The size of a batch, a multiple of the number of tasks; 128 for each task if None.
         ent_coef_lr: The learning rate of the coefficients of entropy; that of the networks if None.
         max_ent_coef: The largest coefficient of entropy; no limit if None.
-        task_weights: How the losses of tasks are weighed: "none", "alpha-sum" and "alpha-mean" for softmax(-alpha)
-            (Eq. 15), "inverse-alpha-sum" and "inverse-alpha-mean" for 1 / alpha, which is softmax(-log alpha); "sum"
-            adds up to 1, "mean" averages 1. The released code has "inverse-alpha-mean".
-        max_task_loss: A task whose loss, that of the critics together or that of the actor, exceeds it is left out of
-            the update, and a network that can repair what belongs to that task does so (PaCo); never if None.
+        task_weights: How the losses of tasks are weighed, a rule of :data:`dynroute_sb3.losses.TASK_WEIGHTS`; Eq. 15 is
+            "alpha-sum", and the released code has "inverse-alpha-mean".
+        max_task_loss: A task with a larger loss of critics or actor is left out of the update, and a network that can
+            repair what belongs to that task does so (PaCo); never if None.
         max_grad_norm: The norm to which the gradient of each network is clipped; not at all if None.
         reward_scale: Multiplies rewards when they are learned from.
+        actor_starts: The number of updates in which the critics learn alone.
+        demonstration_weight: The weight, in the actor's loss, of the squared distance of its mean actions to those of a
+            :class:`DemonstrationBuffer`, times the mean absolute value of the task.
+        demonstration_decay: The number of the actor's updates over which that weight falls to 0; it stays if None.
         actor_paths: Which paths the actor's loss takes: "replayed" for those stored with the transitions (Eq. 8),
             "sampled" for fresh ones, "topk" for the best. If None, "replayed" where the gate is TopK or SampleK.
-        critic_paths: Which paths the critics take for the values that are learned, the same three; next actions, target
-            values and the values in the actor's loss take the best.
+        critic_paths: The same for the values that the critics learn; all other actions and values take the best.
         route_temperature: The temperature of path sampling, "inverse-alpha-sum" for Eq. 14, "inverse-alpha-mean" for
             its released form, whose mean over the tasks is 1, or a constant.
         compile_networks: Whether the networks are compiled by torch.compile, or the name of its backend.
-        replay_buffer_kwargs: Keywords of :class:`RouteReplayBuffer`, for instance ``{"memory_map": folder}``, or
-            ``{"handle_timeout_termination": False}`` to take running out of time for an end.
+        replay_buffer_kwargs: Keywords of :class:`RouteReplayBuffer`, for instance ``{"memory_map": folder}``.
         sac: The keywords of :class:`stable_baselines3.SAC`.
 
     Example:
@@ -96,6 +97,9 @@ class MultiTaskSAC(SAC):
         max_task_loss: float | None = None,
         max_grad_norm: float | None = None,
         reward_scale: float = 1.0,
+        actor_starts: int = 0,
+        demonstration_weight: float = 0.0,
+        demonstration_decay: int | None = None,
         actor_paths: str | None = None,
         critic_paths: str = "sampled",
         route_temperature: float | str = "inverse-alpha-sum",
@@ -115,21 +119,17 @@ class MultiTaskSAC(SAC):
             _init_setup_model=False,
             **sac,
         )
-        self.num_tasks = num_tasks
-        self.task_names = None if task_names is None else list(task_names)
-        self.ent_coef_lr = ent_coef_lr
-        self.max_ent_coef = max_ent_coef
-        self.task_weights = task_weights
-        self.max_task_loss = max_task_loss
-        self.max_grad_norm = max_grad_norm
-        self.reward_scale = reward_scale
-        self.actor_paths = actor_paths
-        self.critic_paths = critic_paths
+        self.num_tasks, self.task_names = num_tasks, None if task_names is None else list(task_names)
+        self.ent_coef_lr, self.max_ent_coef = ent_coef_lr, max_ent_coef
+        self.task_weights, self.reward_scale = task_weights, reward_scale
+        self.max_task_loss, self.max_grad_norm = max_task_loss, max_grad_norm
+        self.actor_starts = actor_starts
+        self.demonstration_weight, self.demonstration_decay = demonstration_weight, demonstration_decay
+        self.actor_paths, self.critic_paths = actor_paths, critic_paths
         self.route_temperature = route_temperature
         self.compile_networks = compile_networks
         self._behaviour_paths: NDArray[np.uint8] | None = None
-        self._step_pending = False
-        self._logged_at = -1
+        self._step_pending, self._logged_at = False, -1
         if _init_setup_model:
             self._setup_model()
 
@@ -240,11 +240,11 @@ class MultiTaskSAC(SAC):
         self._update_learning_rate(optimizers)
 
         assert self.replay_buffer is not None
-        for step in range(gradient_steps):
+        for _ in range(gradient_steps):
             self.report.add(update(self, self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)))
-            if (self._n_updates + step) % self.target_update_interval == 0:
+            if self._n_updates % self.target_update_interval == 0:
                 follow(self.critic_target, self.critic, self.tau)
-        self._n_updates += gradient_steps
+            self._n_updates += 1
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[Any] | None = None) -> None:
         super()._update_info_buffer(infos, dones)

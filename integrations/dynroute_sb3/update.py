@@ -62,19 +62,20 @@ def update(model: "MultiTaskSAC", batch: RouteReplaySamples) -> TaskReport:
     apart = device.type != "cpu" or bool(model.compile_networks)  # a GPU does not wait, and a compiler is one
     for_actor, for_next, *for_critics = (_generator(device) for _ in range(2 + count))
 
-    def act() -> tuple[Tensor, Tensor]:
+    def act() -> tuple[Tensor, Tensor, Tensor]:
         path = batch.paths if model.actor_paths == "replayed" else None
         sample = model.actor_paths == "sampled"
         return actor.action_log_prob(observations, path=path, sample=sample, generator=for_actor)
 
-    def act_next() -> tuple[Tensor, Tensor]:
+    def act_next() -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             return actor.action_log_prob(next_observations, generator=for_next)
 
     # The actor's loss has the same actions and paths as that of the coefficients.
-    (new_actions, log_probs), (next_actions, next_log_probs) = side_by_side([act, act_next], apart=apart)
+    (new_actions, log_probs, means), (next_actions, next_log_probs, _) = side_by_side([act, act_next], apart=apart)
     mean_log_probs, present = mean_by_task(log_probs.detach(), tasks), tasks.any(dim=0)
-    ent_coef_loss = _update_entropy_coefficients(model, mean_log_probs, present)
+    waits = model._n_updates < model.actor_starts  # until then the critics alone learn
+    ent_coef_loss = _update_entropy_coefficients(model, mean_log_probs, present & (not waits))
 
     def evaluate(i: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -128,9 +129,16 @@ def update(model: "MultiTaskSAC", batch: RouteReplaySamples) -> TaskReport:
     taken = shares > 0
     surrogate = torch.where(taken, alpha_of_sample * log_probs, 0)
     surrogate = surrogate - torch.where(taken.unsqueeze(-1), slope.nan_to_num() * new_actions, 0).sum(dim=-1)
-    _backward((shares * surrogate).sum(), [*_parameters(actor.optimizer), *shared])
-    _clip(_parameters(actor.optimizer), model.max_grad_norm)
-    actor.optimizer.step()
+    if batch.wanted is not None and (weight := _demonstration_weight(model)):
+        # Relative to the values, or its weight would depend on the scale of the rewards.
+        scale = tasks @ mean_by_task(chosen_values.nan_to_num().abs(), tasks)
+        errors = (means[: len(batch.wanted)] - batch.wanted.to(dtype)).square().sum(dim=-1)
+        errors = nn.functional.pad(errors, (0, len(scale) - len(errors)))
+        surrogate = surrogate + torch.where(taken, weight * scale * errors, 0)
+    if not waits:
+        _backward((shares * surrogate).sum(), [*_parameters(actor.optimizer), *shared])
+        _clip(_parameters(actor.optimizer), model.max_grad_norm)
+        actor.optimizer.step()
     if policy.shared_optimizer is not None:
         _clip(shared, model.max_grad_norm)
         policy.shared_optimizer.step()
@@ -172,6 +180,14 @@ def _update_entropy_coefficients(model: "MultiTaskSAC", log_probs: Tensor, prese
     if model.max_ent_coef is not None:
         model.log_ent_coef.data.clamp_(max=math.log(model.max_ent_coef))
     return losses.detach()
+
+
+def _demonstration_weight(model: "MultiTaskSAC") -> float:
+    """The weight of the cloning term, which falls to 0 in a line from where the actor starts to learn."""
+    if model.demonstration_decay is None:
+        return model.demonstration_weight
+    done = (model._n_updates - model.actor_starts) / model.demonstration_decay
+    return model.demonstration_weight * min(max(1 - done, 0), 1)
 
 
 def _generator(device: torch.device) -> torch.Generator:

@@ -1,0 +1,86 @@
+"""Settings that belong together, by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .configuration import Configuration
+
+__all__ = ["AFTER_IMITATION", "IMITATION_ALONE", "PRESETS", "QUICK_SIZES", "preset"]
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {},
+    "released": {
+        "learning_starts": 4000,
+        "ent_coef_lr": 1e-4,
+        "task_weights": "inverse-alpha-mean",
+        "route_temperature": "inverse-alpha-mean",
+        "bootstrap_timeouts": False,
+    },
+    "quick": {
+        "threads": 1,  # a second one makes small networks slower
+        "steps": 12_000,
+        "horizon": 150,
+        "learning_starts": 500,
+        "update_every": 2,
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "gamma": 0.97,
+        "ent_coef": "auto_0.03",
+        "ent_coef_lr": 3e-4,
+        "reward_scale": 0.2,
+        "log_every": 300,
+        "checkpoint_every": 3000,
+        "evaluate_every": 3000,
+        "evaluation_episodes": 5,
+        "final_episodes": 20,
+    },
+}
+"""Settings by name. They are those of the D2R paper, those of its released code where they differ (with the method
+d2r-released they are the whole of it), and those for a first look on two CPU cores."""
+
+IMITATION_ALONE: Mapping[str, Any] = {
+    "steps": 0,
+    "demonstrations": 20,
+    "cloning_steps": 2000,
+    "demonstration_share": 0.0,
+    "final_episodes": 20,
+}
+"""What makes a run imitation alone."""
+
+AFTER_IMITATION: Mapping[str, Any] = {"learning_starts": 0, "ent_coef": "auto_0.001", "actor_starts": 1000}
+"""What is usual where SAC goes on from an actor that has learned: it neither acts at random nor is drowned in entropy,
+and critics learn what it is worth before they change it."""
+
+QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "mt-sac": {"hidden_sizes": [256, 256, 256]},
+    "mh-sac": {"hidden_sizes": [256, 256, 256]},
+    "moe": {"width": 128, "depth": 3, "router_sizes": [64]},
+    "hard": {"trunk_sizes": [128, 128], "layer_sizes": [3, 3], "width": 64},
+    "sm": {"trunk_sizes": [128, 128], "layer_sizes": [3, 3], "width": 64, "router_sizes": [64]},
+    "sm-shallow": {"trunk_sizes": [128, 128], "layer_sizes": [2, 2], "width": 64, "router_sizes": [64]},
+    "care": {"encoder_sizes": [64], "context_sizes": [64], "gate_sizes": [64], "hidden_sizes": [256, 256]},
+    "paco": {"num_sets": 3, "hidden_sizes": [256, 256]},
+    "d2r": {"num_modules": 6, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+    "d2r-released": {"num_modules": 6, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+    "d2r-layer": {"layer_sizes": [3, 3], "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+    "d2r-model": {"num_models": 3, "model_depth": 2, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+}
+"""The sizes of networks under the preset quick."""
+
+
+def preset(name: str, options: Mapping[str, Any]) -> Configuration:
+    """The configuration of a preset with some options of one's own.
+
+    Example:
+        >>> from dynroute_metaworld.presets import preset
+        >>> preset("quick", {"method": "d2r", "steps": 500}).batch_size
+        32
+    """
+    if name not in PRESETS:
+        raise ValueError(f"`preset` must be one of {', '.join(map(repr, PRESETS))}, got {name!r}.")
+    method = options.get("method", "d2r")
+    # What is asked for by name goes before the sizes of the preset, and both before the defaults.
+    sizes = {key: value for key, value in QUICK_SIZES.get(method, {}).items() if options.get(key) is None}
+    network = {**(sizes if name == "quick" else {}), **options.get("network", {})}
+    has_learned = options.get("warm_start") is not None or options.get("cloning_steps")
+    return Configuration(**{**PRESETS[name], **(AFTER_IMITATION if has_learned else {}), **options, "network": network})

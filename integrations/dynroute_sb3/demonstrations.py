@@ -1,0 +1,157 @@
+"""Demonstrations beside own experience: a part of every batch, with paths of their own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecNormalize
+
+from dynroute import Topology
+
+from .replay import RouteReplayBuffer, RouteReplaySamples
+from .storage import read_rows, write_rows
+
+if TYPE_CHECKING:
+    from .sac import MultiTaskSAC
+
+__all__ = ["DemonstrationBuffer", "add_demonstrations"]
+
+ROWS = 4096
+"""How many observations the actor routes at once."""
+
+
+class DemonstrationBuffer(RouteReplayBuffer):
+    """A replay buffer with a second part for demonstrations, which stay and make up a share of every batch.
+
+    Without demonstrations it is a :class:`RouteReplayBuffer`.
+
+    Args:
+        buffer_size: The number of own transitions of all tasks together.
+        observation_space: The space of the observations, which end with the one-hot of the task.
+        action_space: The space of the actions.
+        args: The other arguments of :class:`RouteReplayBuffer`.
+        demonstrations: The number of demonstrated transitions of each task.
+        demonstration_share: Their share of the batch of each task.
+        kwargs: The other keywords of :class:`RouteReplayBuffer`.
+
+    Attributes:
+        shown: The demonstrations.
+        wanted: What the demonstrator wanted to do there, without the noise of what it did. [tasks, demonstrations, 4]
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: Any,
+        action_space: Any,
+        *args: Any,
+        demonstrations: int,
+        demonstration_share: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        if demonstrations < 1:
+            raise ValueError(f"`demonstrations` must be at least 1 transition of each task, got {demonstrations}.")
+        if not 0 <= demonstration_share < 1:
+            raise ValueError(
+                f"`demonstration_share` must be in 0..1, so that some of a batch is own experience, got "
+                f"{demonstration_share}."
+            )
+        super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
+        count = demonstrations * self.num_tasks
+        self.shown = RouteReplayBuffer(count, observation_space, action_space, *args, **kwargs)
+        self.wanted = np.zeros((self.num_tasks, demonstrations, self.action_dim), np.float32)
+        self.demonstration_share = demonstration_share
+
+    def keep_paths(self, topology: Topology) -> None:
+        super().keep_paths(topology)
+        self.shown.keep_paths(topology)
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> RouteReplaySamples:  # type: ignore[override]
+        """Draws as many transitions of each task, demonstrations first, each part grouped by task."""
+        each = round(batch_size // self.num_tasks * self.demonstration_share)
+        if not each or not self.shown.vector_steps:
+            return super().sample(batch_size, env)
+        own = super().sample(batch_size - each * self.num_tasks, env)
+        tasks, places = self.shown.draw(each)
+        shown = self.shown.gather(tasks, places, env)
+        both = [None if a is None or b is None else torch.cat([a, b]) for a, b in zip(shown, own, strict=True)]
+        return RouteReplaySamples(*both)._replace(  # type: ignore[arg-type]
+            wanted=self._on_device(self.wanted[tasks, places])
+        )
+
+    def save(self, folder: str | Path) -> dict[str, Any]:
+        (inner := Path(folder) / "demonstrations").mkdir()
+        write_rows(inner / "wanted.npy", self.wanted, self.shown.counts)
+        return {**super().save(folder), "demonstrations": self.shown.save(inner)}
+
+    def load(self, folder: str | Path, state: dict[str, Any]) -> None:
+        super().load(folder, state)
+        inner = Path(folder) / "demonstrations"
+        self.shown.load(inner, state["demonstrations"])
+        read_rows(inner / "wanted.npy", self.wanted, self.shown.counts)
+
+
+def add_demonstrations(
+    model: "MultiTaskSAC",
+    observations: NDArray[np.float32],
+    actions: NDArray[np.float32],
+    next_observations: NDArray[np.float32],
+    rewards: NDArray[np.float32],
+    dones: NDArray[np.bool_],
+    *,
+    timeouts: NDArray[np.bool_] | None = None,
+    wanted: NDArray[np.float32] | None = None,
+) -> None:
+    """Adds demonstrations to the :class:`DemonstrationBuffer` of a model, with paths that its actor samples for them.
+
+    All arrays begin with ``[tasks, transitions]``.
+
+    Args:
+        model: The model that is to learn from them.
+        observations: What the demonstrator saw, with the one-hots.
+        actions: What it did, scaled to [-1, 1].
+        next_observations: What it saw next, also at the end of an episode.
+        rewards: The rewards.
+        dones: Whether the episode ended there.
+        timeouts: Whether it ended because it ran out of time; never if None.
+        wanted: What it wanted to do, if that differs from what it did.
+    """
+    buffer = model.replay_buffer
+    if not isinstance(buffer, DemonstrationBuffer):
+        raise TypeError(
+            "`model` must have been made with replay_buffer_class=DemonstrationBuffer, got one with a "
+            f"{type(buffer).__name__}."
+        )
+    count = buffer.wanted.shape[1]
+    if observations.shape[:2] != (buffer.num_tasks, count):
+        raise ValueError(
+            f"`observations` must hold {count} transitions for each of {buffer.num_tasks} tasks, as the buffer was "
+            f"told, got shape {observations.shape}."
+        )
+    paths = _paths(model, observations) if buffer.paths is not None else None
+    ends = np.zeros_like(dones) if timeouts is None else timeouts
+    for i in range(count):
+        infos = [{"TimeLimit.truncated": bool(end)} for end in ends[:, i]]
+        buffer.shown.add(
+            observations[:, i],
+            next_observations[:, i],
+            actions[:, i],
+            rewards[:, i],
+            dones[:, i],
+            infos,
+            None if paths is None else paths[:, i],
+        )
+    buffer.wanted[:] = actions if wanted is None else wanted
+
+
+@torch.no_grad()
+def _paths(model: "MultiTaskSAC", observations: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Paths that the actor takes at these observations, packed."""
+    topology = model.policy.topology
+    assert topology is not None
+    rows = torch.split(torch.as_tensor(observations).flatten(0, 1), ROWS)
+    routes = [model.actor.distribution(part.to(model.device), sample=True)[2] for part in rows]
+    packed = [topology.pack(route.path).cpu().numpy() for route in routes if route is not None]
+    return np.concatenate(packed).reshape(*observations.shape[:2], -1)
