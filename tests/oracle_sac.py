@@ -26,6 +26,8 @@ class Batch:
     done: list[float]
     task: list[int]
     path: Tensor | None = None
+    wanted: Tensor | None = None
+    """What a demonstrator wanted to do in the first rows."""
 
 
 @dataclass
@@ -58,6 +60,9 @@ class Options:
     actor_paths: str = "replayed"
     critic_paths: str = "sampled"
     route_temperature: float | str = "inverse-alpha-sum"
+    actor_starts: int = 0
+    demonstration_weight: float = 0.0
+    demonstration_decay: int | None = None
     adam: dict[str, Any] = field(default_factory=dict)
 
 
@@ -124,6 +129,7 @@ class SAC:
         self.actor, self.critics = nets[0].train(), [net.train() for net in nets[1:]]
         self.targets = [copy.deepcopy(net).train() for net in targets]
         self.options = options
+        self.updates = 0
         self.shared = [p for p in self.actor.parameters() if any(p is q for q in self.critics[0].parameters())]
         self.actor_own, *self.critics_own = (
             [p for p in net.parameters() if not any(p is q for q in self.shared)] for net in (self.actor, *self.critics)
@@ -162,7 +168,9 @@ class SAC:
 
         # The actor.
         output = self._run(self.actor, batch.state, batch, o.actor_paths, draws.actor_generator)
+        waits = self.updates < o.actor_starts
         action, log_prob = self._act(output, draws.noise)
+        mean_action = torch.tanh(output[:, : output.shape[1] // 2])
         mean_log_prob = [number(x) for x in mean_by_task(log_prob)]
 
         # The coefficients of entropy.
@@ -173,6 +181,8 @@ class SAC:
             # A task without samples has no expectation to follow.
             present = [losses[t] for t in tasks if rows[t]]
             (gradient,) = torch.autograd.grad(sum(present) / len(tasks), [self.log_ent_coef])
+            gradient = torch.zeros_like(gradient) if waits else gradient
+            ent_coef_loss = [0.0 for _ in tasks] if waits else ent_coef_loss
             self._step(self.ent_coef_adam, [self.log_ent_coef], [gradient])
             if o.max_ent_coef is not None:
                 for t in tasks:
@@ -215,9 +225,24 @@ class SAC:
         left_out = [x or y for x, y in zip(left_out, exceeds(actor_loss), strict=True)]
         to_action, to_log_pi = self._gradients(total(actor_loss, left_out), [a, log_pi])
         reached = (torch.stack(action) * to_action).sum() + (torch.stack(log_prob) * to_log_pi).sum()
+        if batch.wanted is not None:
+            # A row of the batch is a demonstration or is not; the mean is over all rows of the task.
+            fall = 1.0 if o.demonstration_decay is None else 1 - (self.updates - o.actor_starts) / o.demonstration_decay
+            lowest = [min(number(q[i]) for q in values) for i in range(len(batch.task))]
+            distances = [
+                ((mean_action[i] - batch.wanted[i]) ** 2).sum() if i < len(batch.wanted) else torch.zeros(())
+                for i in range(len(batch.task))
+            ]
+            scale = [sum(abs(lowest[i]) for i in rows[t]) / max(len(rows[t]), 1) for t in tasks]
+            cloning = [loss * s for loss, s in zip(mean_by_task(distances), scale, strict=True)]
+            reached = reached + o.demonstration_weight * min(max(fall, 0), 1) * total(cloning, left_out)
         gradients = self._gradients(reached, [*self.actor_own, *self.shared])
         n = len(self.actor_own)
-        self._step(self.actor_adam, self.actor_own, clip(gradients[:n], o.max_grad_norm))
+        self.updates += 1
+        if waits:
+            gradients = [torch.zeros_like(gradient) for gradient in gradients]
+        else:
+            self._step(self.actor_adam, self.actor_own, clip(gradients[:n], o.max_grad_norm))
         if self.shared_adam is not None:
             both = [x + y for x, y in zip(shared_gradients, gradients[n:], strict=True)]
             self._step(self.shared_adam, self.shared, clip(both, o.max_grad_norm))

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from dynroute_metaworld import Configuration, Run, RunError, load_model, train
+from dynroute_metaworld import Configuration, Run, RunError, ScriptedPolicy, load_model, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.cloning import Cloning, _one_cycle
 from dynroute_metaworld.collection import collect
+from dynroute_metaworld.dagger import correct
 from dynroute_metaworld.demonstrations import Demonstrations
-from dynroute_metaworld.presets import IMITATION_ALONE, preset
+from dynroute_metaworld.presets import AFTER_IMITATION, IMITATION_ALONE, preset
 from dynroute_metaworld.progress import Display
 from dynroute_metaworld.training import environments, make_model
+from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC
 
 TASKS = "drawer-close,window-close"
 OPTIONS: dict[str, Any] = {
@@ -116,6 +118,117 @@ def test_sac_goes_on_from_there(cloned: Run, tmp_path: Path) -> None:
             RunError, match=r"`warm_start` must be a run with the same tasks, method and sizes, got .*cloned"
         ):
             train(other_run)
+
+
+def test_corrections_are_what_scripts_want_where_the_policy_acts(cloned: Run) -> None:
+    model = load_model(cloned, "cpu")
+    options: dict[str, Any] = {"goals": "random", "horizon": 30, "seed": 1, "number": 1}
+    shown = correct(model, TASKS.split(","), episodes=2, **options)
+    assert shown.observations.shape == (2, 2, 30, 39)
+    script = ScriptedPolicy(TASKS.split(","))
+    for task, one_hot in enumerate(np.eye(2, dtype=np.float32)):
+        rows = shown.observations[task].reshape(-1, 39)
+        seen = np.concatenate([rows, np.tile(one_hot, (len(rows), 1))], axis=1)
+        assert np.array_equal(script.predict(seen)[0], shown.actions[task].reshape(-1, 4))
+        acted, _ = model.predict(seen, deterministic=True)
+        np.testing.assert_allclose(acted, shown.executed[task].reshape(-1, 4), atol=1e-5)
+    assert np.array_equal(shown.observations[:, :, 1:], shown.next_observations[:, :, :-1])
+    # Not the goals of the demonstrations, nor those of another round; but the same ones again.
+    first = [tuple(row) for row in shown.observations[:, :, 0, 36:39].reshape(-1, 3).tolist()]
+    demonstrated = {tuple(row) for row in demonstrations().observations[:, :, 0, 36:39].reshape(-1, 3).tolist()}
+    other = correct(model, TASKS.split(","), episodes=2, **{**options, "number": 2})
+    others = {tuple(row) for row in other.observations[:, :, 0, 36:39].reshape(-1, 3).tolist()}
+    assert not set(first) & (demonstrated | others)
+    assert correct(model, TASKS.split(","), episodes=2, **options).fingerprint == shown.fingerprint
+
+
+def test_dagger_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**OPTIONS, "dagger_rounds": 2, "cloning_steps": 700, "demonstrations": 4, "final_episodes": 1}
+    configuration = preset("quick", {**options, "horizon": 40, "patience": 100}).resolve()
+    whole = Run.create(tmp_path / "whole", configuration)
+    assert train(whole) is not None
+    names = {"round_0", "round_1", "round_2", "corrections_1", "corrections_2"}
+    assert {path.name for path in (whole.folder / "cloning").iterdir()} == names
+    # The rounds share the updates, and learn from more and more.
+    written = {path.name: path for path in (whole.folder / "cloning").glob("round_*/update_*")}
+    assert sorted(written) == ["update_233", "update_234"]
+
+    run = Run.create(tmp_path / "run", configuration)
+    for where, number in (("corrections_1", 0), ("round_1", 1), ("corrections_2", 2), ("round_2", 3)):
+        with monkeypatch.context() as patch:
+            stops_in(patch, where)
+            with pytest.raises(KeyboardInterrupt):
+                train(run)
+        assert len([name for name in names if (run.folder / "cloning" / name).exists()]) >= number
+    train(run)
+    one, other = networks(whole), networks(run)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def stops_in(patch: pytest.MonkeyPatch, where: str) -> None:
+    """Interrupts the collection of corrections, or a round of cloning after its first checkpoint."""
+    if where.startswith("corrections"):
+        save = Demonstrations.save
+        patch.setattr(Demonstrations, "save", lambda self, path: stop() if path.name == where else save(self, path))
+        return
+    check = Cloning._check
+    patch.setattr(Cloning, "_check", lambda self: stop() if stops(self) else check(self))
+
+    def stops(cloning: Cloning) -> bool:
+        return cloning.folder.name == where and cloning.update == 200
+
+
+def stop() -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", ["d2r", "mt-sac"])
+def test_sac_with_demonstrations(method: str, tmp_path: Path) -> None:
+    options = {
+        "benchmark": TASKS,
+        "method": method,
+        "horizon": 20,
+        "device": "cpu",
+        "demonstrations": 2,
+        "noise": "0.5",
+    }
+    usual = {"steps": 60, "learning_starts": 10, "batch_size": 4, "final_episodes": 1, "actor_starts": 5}
+    more = {"demonstration_share": 0.25, "demonstration_weight": 0.5, "demonstration_decay": 10, "checkpoint_every": 30}
+    run = Run.create(tmp_path / "run", preset("quick", {**options, **usual, **more}).resolve())
+    assert train(run) is not None
+    env = environments(run.configuration)
+    model = MultiTaskSAC.load_checkpoint(run.checkpoints / "step_120", env, "cpu")
+    env.close()
+    buffer = model.replay_buffer
+    assert isinstance(buffer, DemonstrationBuffer)
+    shown = demonstrations(episodes=2, horizon=20, noise=0.5)
+    flat = shown.observations.reshape(2, 40, 39)
+    batch = buffer.shown.gather(np.repeat([0, 1], 40), np.tile(np.arange(40), 2))
+    assert torch.equal(batch.observations[:, :39], torch.as_tensor(flat).flatten(0, 1))
+    assert torch.equal(batch.actions, torch.as_tensor(shown.executed).flatten(0, 2))
+    assert torch.equal(batch.next_observations[:, :39], torch.as_tensor(shown.next_observations).flatten(0, 2))
+    assert torch.equal(batch.rewards[:, 0], torch.as_tensor(shown.rewards).flatten())
+    assert np.array_equal(buffer.wanted, shown.actions.reshape(2, 40, 4))
+    assert not np.array_equal(shown.actions, shown.executed)
+    assert batch.dones.sum() == 0  # they ran out of time
+    assert (batch.paths is not None) == (method == "d2r")
+    drawn = buffer.sample(8)
+    assert drawn.wanted is not None
+    assert len(drawn.wanted) == 2
+    # States have the scale of the demonstrations, which nothing was cloned from.
+    assert torch.allclose(model.actor.normalizer.mean, torch.as_tensor(flat).flatten(0, 1).mean(dim=0), atol=1e-5)
+    assert not (run.folder / "cloning").exists()
+
+
+def test_what_goes_on_from_an_actor_is_gentle() -> None:
+    """But what is asked for is done."""
+    for options in ({"warm_start": "runs/one"}, {"demonstrations": 4, "cloning_steps": 100}):
+        gentle = preset("quick", options)
+        assert {name: getattr(gentle, name) for name in AFTER_IMITATION} == AFTER_IMITATION
+        asked = preset("quick", {**options, "learning_starts": 77})
+        assert (asked.learning_starts, asked.actor_starts) == (77, AFTER_IMITATION["actor_starts"])
+    plain = preset("quick", {"demonstrations": 4})
+    assert (plain.learning_starts, plain.actor_starts) == (500, 0)
 
 
 def test_imitation_and_sac_in_one_run(tmp_path: Path) -> None:

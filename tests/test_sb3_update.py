@@ -189,6 +189,7 @@ def translate(batch: RouteReplaySamples) -> oracle_sac.Batch:
         batch.dones[:, 0].tolist(),
         batch.observations[:, STATE:].argmax(dim=1).tolist(),
         batch.paths,
+        batch.wanted,
     )
 
 
@@ -228,10 +229,16 @@ def assert_same_state(model: MultiTaskSAC, sac: Any) -> None:
         torch.testing.assert_close(model.log_ent_coef.detach(), sac.log_ent_coef.detach(), **TOLERANCE)
 
 
-def assert_updated_as_specified(model: MultiTaskSAC, sac: Any, updates: int = 3, **batch: Any) -> list[TaskReport]:
+def assert_updated_as_specified(
+    model: MultiTaskSAC, sac: Any, updates: int = 3, shown: int = 0, **batch: Any
+) -> list[TaskReport]:
+    """Compares some updates; the first rows of each batch may be demonstrations."""
     reports = []
     for seed in range(updates):
-        reports.append(step(model, sac, draw(model, **{"seed": seed} | batch)))
+        drawn = draw(model, **{"seed": seed} | batch)
+        wanted = torch.tensor(np.random.default_rng(seed).uniform(-1, 1, (shown, 2))) if shown else None
+        reports.append(step(model, sac, drawn._replace(wanted=wanted)))
+        model._n_updates += 1
         follow(model.critic_target, model.critic, model.tau)
         sac.follow()
         assert_same_state(model, sac)
@@ -290,6 +297,37 @@ def test_replayed_paths_of_other_gates(network: str) -> None:
 @pytest.mark.parametrize("network", ["paco", "d2r"])
 def test_options(network: str, options: dict[str, Any]) -> None:
     assert_updated_as_specified(*make(network, **options))
+
+
+@pytest.mark.parametrize("network", ["mt-sac", "d2r", "care"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"actor_starts": 2},
+        {"demonstration_weight": 0.5},
+        {"demonstration_weight": 0.5, "demonstration_decay": 3, "actor_starts": 1, "max_grad_norm": 0.1},
+        {"demonstration_weight": 0.5, "max_task_loss": 8.0},
+    ],
+    ids=["waiting", "cloning", "both", "without-a-task"],
+)
+def test_demonstrations(network: str, options: dict[str, Any]) -> None:
+    model, sac = make(network, **options)
+    assert_updated_as_specified(model, sac, updates=5, shown=6)
+
+
+def test_an_actor_that_waits_stays_as_it_is() -> None:
+    model, _ = make("d2r", actor_starts=2)
+    alphas = model.log_ent_coef.detach().clone()
+    before = [p.detach().clone() for p in model.actor.parameters()]
+    update(model, draw(model))
+    model._n_updates = 1
+    update(model, draw(model))
+    assert all(torch.equal(old, new) for old, new in zip(before, model.actor.parameters(), strict=True))
+    assert torch.equal(alphas, model.log_ent_coef)
+    model._n_updates = 2
+    update(model, draw(model))
+    assert not all(torch.equal(old, new) for old, new in zip(before, model.actor.parameters(), strict=True))
+    assert not torch.equal(alphas, model.log_ent_coef)
 
 
 def test_coefficients_of_entropy_are_limited() -> None:
