@@ -7,6 +7,7 @@ from .compositional import CompositionalLinear
 from .execution import backend
 from .gates import Gate, Hard, SampleK, Soft, TopK
 from .levels import LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
+from .record import Record, Recording, record
 from .route import Route
 from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, TableRouter, TaskRouter
 from .topology import Topology
@@ -23,6 +24,8 @@ __all__ = [
     "ModelRouting",
     "ModuleRouting",
     "OutputRouting",
+    "Record",
+    "Recording",
     "Route",
     "RoutedGraph",
     "Router",
@@ -37,6 +40,7 @@ __all__ = [
     "inspect",
     "losses",
     "networks",
+    "record",
     "set_checks",
     "testing",
 ]

@@ -7,7 +7,15 @@ from torch import Tensor
 
 from .checks import refuse_where
 
-__all__ = ["check_count", "check_logits", "check_mask", "check_sizes", "expand_allowed", "temperature_like"]
+__all__ = [
+    "check_count",
+    "check_logits",
+    "check_mask",
+    "check_sizes",
+    "check_task",
+    "expand_allowed",
+    "temperature_like",
+]
 
 
 def check_count(name: str, count: int, *, at_least: int) -> None:
@@ -82,3 +90,9 @@ def temperature_like(temperature: float | Tensor, logits: Tensor) -> float | Ten
         lambda index: f"`temperature` must be positive, got {temperature[index].item():g} at index {index}.",
     )
     return temperature.detach().reshape(temperature.shape + (1,) * (logits.dim() - temperature.dim()))
+
+
+def check_task(task: Tensor) -> None:
+    """Raises an error unless tasks are named by integers."""
+    if task.is_floating_point() or task.dtype == torch.bool:
+        raise TypeError(f"`task` must hold integer task ids, got {task.dtype}; use `one_hot.argmax(-1)`.")

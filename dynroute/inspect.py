@@ -1,130 +1,230 @@
-"""Pictures of routes that need no plotting library."""
+"""What routes tell: which modules run, how much passes through them, which tasks share them, and how that looks.
 
+Whatever has a value for each sample is averaged by task with :func:`by_task`; :meth:`dynroute.Topology.used`,
+:meth:`dynroute.Topology.depth` and the functions here make such values.
+"""
+
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
+from .arguments import check_count, check_task
 from .checks import refuse_where
+from .drawing import draw, draw_grid
 from .route import Route
 from .topology import Topology
 
-__all__ = ["draw"]
-
-_COLUMN, _ROW, _RADIUS, _MARGIN, _LINE = 64.0, 64.0, 13.0, 28.0, 10.0
-_GREEN, _GREY = "#146e3c", "#7d8590"
+__all__ = ["Summary", "by_task", "draw", "draw_grid", "entropy", "live_path", "load", "similarity", "summarize"]
 
 
-def draw(topology: Topology, route: Route | Tensor, *, title: str | None = None) -> str:
-    """Draws the route of one sample, or a mean of routes, as an SVG picture.
+class Summary(NamedTuple):
+    """Figures of the routes of several tasks; each has a row for each task, and NaN where a task has no samples."""
 
-    The graph flows from left to right, all of it in light grey; the edges of the route are darker the more they weigh;
-    modules that the route does not use are hollow, and what they would read is dashed.
+    samples: Tensor
+    """How many samples there are, with shape ``[N]``."""
+
+    used: Tensor
+    """The share of the samples for which each node runs, with shape ``[N, num_nodes]``."""
+
+    num_used: Tensor
+    """The mean number of nodes that run, the output among them, with shape ``[N]``."""
+
+    depth: Tensor
+    """The mean number of nodes on the longest chain, with shape ``[N]``."""
+
+    edges: Tensor
+    """The share of the samples that take each edge of a :func:`live_path`, with shape ``[N, T, S]``."""
+
+    weights: Tensor
+    """The mean weight of each edge of a :func:`live_path`, zero where it is not taken, with shape ``[N, T, S]``."""
+
+    load: Tensor
+    """The mean :func:`load` of each node, with shape ``[N, num_nodes]``."""
+
+    entropy: Tensor
+    """The mean :func:`entropy` of the nodes that run, with shape ``[N]``."""
+
+
+def summarize(topology: Topology, route: Route, task: Tensor | None = None, *, num_tasks: int | None = None) -> Summary:
+    """Computes all figures of the routes of some samples, task by task.
 
     Args:
         topology: The graph.
-        route: The route of one sample, or weights with shape ``[T, S]`` such as a mean over samples.
-        title: Names the picture for those who hear it and those who hover over it.
-
-    Returns:
-        The text of the SVG picture.
+        route: The routes, with batch shape ``*``.
+        task: The task id of each sample, integers with shape ``[*]``; all are of task 0 if None.
+        num_tasks: The number of tasks; the largest id and one if None.
 
     Example:
-        >>> net = ModuleRouting.mlp(5, 8, 3, 2)
-        >>> y, route = net(torch.zeros(5), return_route=True)
-        >>> draw(net.topology, route).startswith("<svg")
-        True
+        >>> net = ModelRouting.mlp(5, 8, 4, 2, gate=TopK(2))
+        >>> summary = inspect.summarize(net.topology, net.route(torch.randn(6, 5)), torch.arange(6) % 3)
+        >>> summary.num_used, summary.used.shape
+        (tensor([3., 3., 3.]), torch.Size([3, 5]))
     """
-    weights = (route.weights if isinstance(route, Route) else route).detach()
-    path = route.path if isinstance(route, Route) else weights > 0
-    refuse_where(
-        weights,
-        lambda weights: ~(weights >= 0) | weights.isinf(),
-        lambda index: f"`route` must hold weights, got {weights[index].item():g} at {index}; did you pass the logits?",
+    used, path = topology.used(route.path), live_path(topology, route.path)
+    if task is None:
+        task = torch.zeros(route.path.shape[:-2], dtype=torch.long, device=route.path.device)
+    runs = used[..., list(topology.destinations)]
+
+    def mean(values: Tensor) -> Tensor:
+        return by_task(values, task, num_tasks=num_tasks)
+
+    frequency = mean(used)
+    return Summary(
+        samples=torch.bincount(task.flatten().to(used.device), minlength=len(frequency)),
+        used=frequency,
+        num_used=mean(used.sum(dim=-1)),
+        depth=mean(topology.depth(route.path)),
+        edges=mean(path),
+        weights=mean(route.weights.detach() * path),
+        load=mean(load(topology, route)),
+        entropy=mean((entropy(route) * runs).sum(dim=-1) / runs.sum(dim=-1)),
     )
-    chosen = {(source, node): weight for source, node, weight in topology.edges(path, weights)}
-    used = topology.used(path).tolist()
 
-    column = _columns(topology)
-    places = _places(column)
-    every = [(j, node) for node in topology.destinations for j in topology.parents[node]]
-    above = max(_bend(column, edge) for edge in every) / 2
-    width = 2 * _MARGIN + max(x for x, _ in places)
-    height = 2 * _MARGIN + _LINE + above + max(y for _, y in places)
 
-    # The edges not chosen lie below the others, and the heaviest on top.
-    lines = [_edge(places, column, edge, "#dfe3e8", width=1.0) for edge in every if edge not in chosen]
-    for (source, node), weight in sorted(chosen.items(), key=lambda item: item[1]):
-        hint = f"{source} to {node}: {weight:.3f}"
-        if used[node]:
-            shade = 0.45 + 0.55 * min(weight, 1.0)
-            lines.append(
-                _edge(places, column, (source, node), _GREEN, width=1.5 + 2.5 * weight, shade=shade, hint=hint)
-            )
-        else:
-            lines.append(_edge(places, column, (source, node), _GREY, width=1.0, dashes="3 3", hint=hint))
+def by_task(values: Tensor, task: Tensor, *, num_tasks: int | None = None) -> Tensor:
+    """Averages what was found for each sample over the samples of each task.
 
-    circles = []
-    for node, (x, y) in enumerate(places):
-        fill, ink, line = (_GREEN, "#ffffff", _GREEN) if used[node] else ("#ffffff", _GREY, _GREY)
-        circles.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS}" fill="{fill}" stroke="{line}"/>'
-            f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle" fill="{ink}">{node}</text>'
+    Args:
+        values: Numbers or truth values, with shape ``[*, ...]``.
+        task: The task id of each sample, integers with shape ``[*]``.
+        num_tasks: The number of tasks; the largest id and one if None.
+
+    Returns:
+        The means, with shape ``[num_tasks, ...]``; NaN for a task without samples.
+
+    Example:
+        >>> inspect.by_task(torch.tensor([True, False, True]), torch.tensor([0, 0, 1]))
+        tensor([0.5000, 1.0000])
+    """
+    check_task(task)
+    if task.numel() == 0 or values.shape[: task.dim()] != task.shape:
+        raise ValueError(
+            f"`task` must hold the task id of at least one sample, with the batch shape of the values "
+            f"{tuple(values.shape)}, got {tuple(task.shape)}."
         )
-
-    name = _escape(title or f"Route through {sum(used)} of {topology.num_nodes} nodes")
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-            f'height="{height:.0f}" role="img" font-family="sans-serif" font-size="12">',
-            f"<title>{name}</title>",
-            f'<rect width="{width:.0f}" height="{height:.0f}" rx="6" fill="#ffffff"/>',
-            f'<text x="{_MARGIN - _RADIUS}" y="{_MARGIN * 0.75}" fill="#3d444d">{name}</text>',
-            f'<g transform="translate({_MARGIN} {_MARGIN + _LINE + above:.1f})">',
-            *lines,
-            *circles,
-            "</g>",
-            "</svg>",
-        ]
+    task = task.to(values.device)
+    if num_tasks is None:
+        num_tasks = int(task.max()) + 1
+    check_count("num_tasks", num_tasks, at_least=1)
+    refuse_where(
+        task,
+        lambda task: (task < 0) | (task >= num_tasks),
+        lambda index: f"`task` must hold ids from 0 to {num_tasks - 1}, got {task[index].item()} at {index}.",
     )
+    values = values.detach().to(torch.promote_types(values.dtype, torch.float32))
+    return torch.stack([values[task == i].mean(dim=0) for i in range(num_tasks)])
 
 
-def _columns(topology: Topology) -> list[int]:
-    """How many edges the longest chain to each node has."""
-    column: list[int] = []
-    for parents in topology.parents:
-        column.append(1 + max((column[j] for j in parents), default=-1))
-    return column
+def live_path(topology: Topology, path: Tensor | Route) -> Tensor:
+    """Leaves out of a path what feeds no output: the sources of nodes that do not run.
+
+    Args:
+        topology: The graph.
+        path: A boolean path, with shape ``[*, T, S]``, or the route that holds it.
+
+    Returns:
+        The rest of the path, with the same shape.
+
+    Example:
+        >>> inspect.live_path(Topology.dag(3), torch.tensor([[True, False], [True, False]]))
+        tensor([[False, False],
+                [ True, False]])
+    """
+    path = path.path if isinstance(path, Route) else path
+    return path & topology.used(path)[..., list(topology.destinations), None]
 
 
-def _places(column: list[int]) -> list[tuple[float, float]]:
-    """The centre of each node, those of one column spread evenly around the middle line."""
-    tallest = max(column.count(c) for c in column)
-    rows = [column[:i].count(c) for i, c in enumerate(column)]
-    return [(c * _COLUMN, (row + (tallest - column.count(c)) / 2) * _ROW) for c, row in zip(column, rows, strict=True)]
+def load(topology: Topology, weights: Tensor | Route) -> Tensor:
+    r"""The share of the output that passes through each node, as the weights tell it.
+
+    .. math:: L_n = 1, \qquad L_j = \sum_{i > j} L_i \, p^i_j
+
+    The output node :math:`n` carries everything, and each node hands its load to those that it reads. Shortcuts and the
+    size of what the modules compute are left out of account. The share of samples that a node runs for is the mean of
+    :meth:`dynroute.Topology.used`.
+
+    Args:
+        topology: The graph.
+        weights: The weights, with shape ``[*, T, S]``, or the route that holds them.
+
+    Returns:
+        The loads, with shape ``[*, num_nodes]``.
+
+    Example:
+        >>> inspect.load(Topology.parallel(2), torch.tensor([[0.25, 0.75]]))
+        tensor([0.2500, 0.7500, 1.0000])
+    """
+    weights = (weights.weights if isinstance(weights, Route) else weights).detach()
+    _check_shape("weights", weights, topology)
+    shares = weights.new_zeros(*weights.shape[:-2], topology.num_nodes)
+    shares[..., -1] = 1.0
+    for t, node in reversed(list(enumerate(topology.destinations))):
+        parents = topology.parents[node]
+        shares[..., list(parents)] += shares[..., node, None] * weights[..., t, : len(parents)]
+    return shares
 
 
-def _bend(column: list[int], edge: tuple[int, int]) -> float:
-    """How far an edge bends, so that it passes over the nodes of the columns between."""
-    skipped = column[edge[1]] - column[edge[0]] - 1
-    return skipped * _COLUMN * 0.44 + (skipped > 0) * 16.0
+def entropy(weights: Tensor | Route) -> Tensor:
+    r"""How evenly each node mixes its sources, in nats: 0 if it reads one, :math:`\log k` if it reads k alike.
+
+    .. math:: -\sum_j q_j \log q_j, \qquad q_j = p_j / \sum_k p_k
+
+    :func:`dynroute.losses.route_entropy` is that of the router, before the gate chose.
+
+    Args:
+        weights: The weights, with shape ``[*, T, S]``, or the route that holds them.
+
+    Returns:
+        The entropies, with shape ``[*, T]``; 0 for a row without a source.
+
+    Example:
+        >>> inspect.entropy(torch.tensor([[0.5, 0.5]])).exp()
+        tensor([2.])
+    """
+    weights = (weights.weights if isinstance(weights, Route) else weights).detach()
+    total = weights.sum(dim=-1, keepdim=True)
+    shares = weights / total.clamp(min=torch.finfo(weights.dtype).tiny)
+    return 0.0 - torch.xlogy(shares, shares).sum(dim=-1)  # a difference, for there is a -0.0
 
 
-def _edge(
-    places: list[tuple[float, float]],
-    column: list[int],
-    edge: tuple[int, int],
-    color: str,
-    *,
-    width: float,
-    shade: float = 1.0,
-    dashes: str = "",
-    hint: str = "",
-) -> str:
-    """A curve from source to destination."""
-    (x0, y0), (x1, y1) = places[edge[0]], places[edge[1]]
-    curve = f"M{x0:.1f} {y0:.1f} Q{(x0 + x1) / 2:.1f} {(y0 + y1) / 2 - _bend(column, edge):.1f} {x1:.1f} {y1:.1f}"
-    style = f'fill="none" stroke="{color}" stroke-opacity="{shade:.3f}" stroke-width="{width:.2f}"'
-    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
-    return f'<path d="{curve}" {style}{dashed}' + (f"><title>{hint}</title></path>" if hint else "/>")
+def similarity(figures: Tensor) -> Tensor:
+    r"""How much of their routes each two tasks share: the weighted Jaccard index of their rows.
+
+    .. math:: J_{ab} = \frac{\sum_e \min(f_{ae}, f_{be})}{\sum_e \max(f_{ae}, f_{be})}
+
+    For sets, rows of 0 and 1, it is the size of their intersection by that of their union. The rows may be the
+    `edges` of a :class:`Summary`, its `used` (without the output, which all share: ``used[:, :-1]``), or its `weights`,
+    which tell tasks apart also where a gate reads every source.
+
+    Args:
+        figures: What each task uses, not negative, with shape ``[N, ...]``.
+
+    Returns:
+        The similarities from 0 to 1, with shape ``[N, N]``; NaN for a task without samples.
+
+    Example:
+        >>> inspect.similarity(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]))
+        tensor([[1.0000, 0.5000],
+                [0.5000, 1.0000]])
+    """
+    if figures.dim() < 2:
+        raise ValueError(f"`figures` must have shape (N, ...), a row for each task, got {tuple(figures.shape)}.")
+    refuse_where(
+        figures,
+        lambda figures: figures < 0,
+        lambda index: f"`figures` must not be negative, got {figures[index].item():g} at {index}; are these logits?",
+    )
+    rows = figures.detach().flatten(1)
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    shared = torch.minimum(rows[:, None], rows).sum(dim=-1)
+    either = torch.maximum(rows[:, None], rows).sum(dim=-1)
+    return shared / either
 
 
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _check_shape(name: str, tensor: Tensor, topology: Topology) -> None:
+    if tensor.shape[-2:] != topology.path_shape:
+        shape = ", ".join(str(size) for size in topology.path_shape)
+        raise ValueError(
+            f"`{name}` must have shape (*, {shape}), got {tuple(tensor.shape)}; was it made by another topology?"
+        )

@@ -1,10 +1,13 @@
 """What a gate decided: the logits it saw, the sources it chose and the weights that mix them."""
 
+import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-__all__ = ["Route"]
+__all__ = ["Route", "listeners", "report"]
 
 
 class Route(NamedTuple):
@@ -34,3 +37,42 @@ class Route(NamedTuple):
             torch.Size([2, 2])
         """
         return Route(self.logits[index], self.path[index], self.weights[index])
+
+
+Listener = Callable[[nn.Module, Route], None]
+
+
+class _Listening(threading.local):
+    """Who wants to hear of routes, one list for each thread."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
+
+
+_listening = _Listening()
+
+
+def listeners() -> list[Listener]:
+    """The functions that hear of every pass of this thread; :func:`report` calls them with the graph and its route.
+
+    :func:`dynroute.record` adds one while its block runs.
+
+    Example:
+        >>> dynroute.route.listeners()
+        []
+    """
+    return _listening.listeners
+
+
+def report(graph: nn.Module, route: Route) -> None:
+    """Tells all :func:`listeners` by which route a graph runs; compiled code tells nobody.
+
+    Every forward pass of a :class:`dynroute.RoutedGraph` calls it.
+
+    Example:
+        >>> net = ModuleRouting.mlp(5, 8, 4, 2)
+        >>> dynroute.route.report(net, net.route(torch.randn(3, 5)))
+    """
+    if not torch.compiler.is_compiling():
+        for listener in _listening.listeners:
+            listener(graph, route)

@@ -37,6 +37,7 @@ def test_the_programs_are_there():
         "multi_task_sac",
         "published_networks",
         "read_and_draw_route",
+        "route_without_rl",
         "swap_linear",
         "what_rsg_stops",
     ]
@@ -127,6 +128,20 @@ def test_read_and_draw_route_reads_what_it_drew(capsys):
     nodes = next(line for line in printed.splitlines() if line.startswith("nodes of sample 0"))
     assert picture.read_text().count("<circle") == 8
     assert picture.read_text().count('r="13.0" fill="#146e3c"') == nodes.count(",") + 1
+
+
+def test_route_without_rl_finds_who_shares(capsys, tmp_path):
+    results = load("route_without_rl").main(steps=200, folder="pictures")
+
+    assert list(results) == ["model", "module"]
+    for accuracy, same, other in results.values():
+        assert accuracy > 0.9, "tasks that ignore the image are right for 55 %"
+        assert same > 1.3 * other, "tasks about one bar share more of their routes"
+    assert "similarity of routes" in capsys.readouterr().out
+    for path, nodes in (("model_level.svg", 5), ("module_level.svg", 9)):
+        picture = (tmp_path / "pictures" / path).read_text()
+        assert picture.count("<circle") == 6 * nodes
+        assert ">column &lt; 5</text>" in picture
 
 
 def test_what_rsg_stops_shows_exact_zeros(capsys):

@@ -1,12 +1,15 @@
-"""The drawn route is a well-formed picture of every node and edge."""
+"""The figures of routes equal loops over their samples, and drawn routes are well-formed pictures."""
 
+import math
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dynroute import ModuleRouting, Soft, TopK, Topology
-from dynroute.inspect import draw
+from dynroute import ModuleRouting, Route, Soft, TopK, Topology, inspect
+from dynroute.inspect import draw, draw_grid
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -47,3 +50,203 @@ def test_logits_are_not_taken_for_weights() -> None:
 def test_a_batch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`path` must have shape \(2, 2\), that of one sample"):
         draw(Topology.dag(3), Soft()(torch.zeros(5, 2, 2), allowed=Topology.dag(3).allowed))
+
+
+def random_route(topology: Topology, *batch: int) -> Route:
+    logits = torch.randn(*batch, *topology.path_shape)
+    return TopK(2)(logits, allowed=topology.allowed)
+
+
+GRAPHS = [Topology.dag(6), Topology.layered([3, 2]), Topology.parallel(4), Topology([[], [], [0], [0, 1, 2], [1, 3]])]
+graphs = pytest.mark.parametrize("topology", GRAPHS, ids=repr)
+
+
+def edges_of(topology: Topology, route: Route, index: tuple[int, ...]) -> dict[tuple[int, int], float]:
+    """The edges of one sample that the output can be reached by, found by walking back from it."""
+    sample = route.sample(*index)
+    into: dict[int, dict[int, float]] = {}
+    for source, node, weight in topology.edges(sample.path, sample.weights):
+        into.setdefault(node, {})[source] = weight
+    found: dict[tuple[int, int], float] = {}
+    todo = [topology.num_nodes - 1]
+    while todo:
+        node = todo.pop()
+        for source, weight in into.get(node, {}).items():
+            found[source, node] = weight
+            todo.append(source)
+    return found
+
+
+def load_of(topology: Topology, edges: dict[tuple[int, int], float], node: int) -> float:
+    """The weights of all chains from a node to the output, multiplied along each and added up."""
+    if node == topology.num_nodes - 1:
+        return 1.0
+    return sum(weight * load_of(topology, edges, b) for (a, b), weight in edges.items() if a == node)
+
+
+@graphs
+def test_figures_equal_a_loop_over_the_samples(topology: Topology) -> None:
+    route = random_route(topology, 5, 3)
+    task = torch.tensor([[0, 0, 2], [2, 2, 0], [0, 2, 2], [0, 0, 0], [2, 0, 2]])
+    summary = inspect.summarize(topology, route, task, num_tasks=4)
+
+    assert summary.samples.tolist() == [8, 0, 7, 0]
+    for name, figure in summary._asdict().items():
+        assert len(figure) == 4, name
+        assert name == "samples" or bool(figure[[1, 3]].isnan().all()), name
+    everything = [(j, node) for node in topology.destinations for j in topology.parents[node]]
+    for i in (0, 2):
+        samples = [edges_of(topology, route, (a, b)) for a, b in (task == i).nonzero().tolist()]
+        n = len(samples)
+        nodes = [{topology.num_nodes - 1} | {a for a, _ in edges} for edges in samples]
+        expected = {
+            "used": [sum(node in of for of in nodes) / n for node in range(topology.num_nodes)],
+            "num_used": sum(map(len, nodes)) / n,
+            "load": [sum(load_of(topology, e, node) for e in samples) / n for node in range(topology.num_nodes)],
+            "edges": [sum(edge in edges for edges in samples) / n for edge in everything],
+            "weights": [sum(edges.get(edge, 0.0) for edges in samples) / n for edge in everything],
+            "entropy": sum(
+                sum(-w * math.log(w) for w in edges.values()) / len({b for _, b in edges}) for edges in samples
+            )
+            / n,
+        }
+        for name, value in expected.items():
+            figure = getattr(summary, name)[i]
+            figure = topology.to_edges(figure) if name in ("edges", "weights") else figure
+            torch.testing.assert_close(figure, torch.tensor(value), rtol=1e-5, atol=1e-6, msg=name)
+    assert torch.equal(summary.depth[0], topology.depth(route.path)[task == 0].float().mean())
+
+
+def test_without_tasks_all_samples_are_one() -> None:
+    topology = Topology.dag(5)
+    route = random_route(topology, 6)
+    summary = inspect.summarize(topology, route)
+    assert summary.samples.tolist() == [6]
+    torch.testing.assert_close(summary.used[0], topology.used(route.path).float().mean(dim=0))
+    single = inspect.summarize(topology, route.sample(2))
+    torch.testing.assert_close(single.weights[0], route.weights[2] * inspect.live_path(topology, route.sample(2)))
+
+
+@graphs
+def test_load_of_soft_routes_sums_to_one_over_each_cut(topology: Topology) -> None:
+    route = Soft()(torch.randn(7, *topology.path_shape, dtype=torch.float64), allowed=topology.allowed)
+    load = inspect.load(topology, route)
+    roots = [node for node, parents in enumerate(topology.parents) if not parents]
+    torch.testing.assert_close(load[:, roots].sum(dim=-1), torch.ones(7, dtype=torch.float64))
+    assert torch.equal(load, inspect.load(topology, route.weights))
+
+
+def test_entropy_of_a_mix() -> None:
+    weights = torch.tensor([[0.2, 0.2, 0.0], [0.7, 0.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    entropy = inspect.entropy(weights)  # hard weights do not sum to 1
+    torch.testing.assert_close(entropy, torch.tensor([math.log(2), 0.0, 0.0]))
+    assert not entropy.requires_grad
+    assert not entropy.signbit().any()
+
+
+@given(st.lists(st.sets(st.integers(0, 5), min_size=1), min_size=1, max_size=4))
+def test_similarity_of_sets_is_the_jaccard_index(sets: list[set[int]]) -> None:
+    rows = torch.tensor([[float(i in of) for i in range(6)] for of in sets])
+    expected = [[len(a & b) / len(a | b) for b in sets] for a in sets]
+    torch.testing.assert_close(inspect.similarity(rows), torch.tensor(expected))
+
+
+def test_similarity_of_frequencies() -> None:
+    f = torch.rand(3, 4, 5)
+    found = inspect.similarity(f)
+    for a in range(3):
+        for b in range(3):
+            pairs = list(zip(f[a].flatten().tolist(), f[b].flatten().tolist(), strict=True))
+            assert found[a, b].item() == pytest.approx(sum(map(min, pairs)) / sum(map(max, pairs)))
+    f[1] = torch.nan
+    assert inspect.similarity(f).isnan().tolist() == [[False, True, False], [True] * 3, [False, True, False]]
+
+
+def test_similarity_refuses_what_is_no_figure() -> None:
+    with pytest.raises(ValueError, match=r"`figures` must have shape \(N, \.\.\.\), a row for each task, got \(3,\)"):
+        inspect.similarity(torch.ones(3))
+    with pytest.raises(ValueError, match=r"`figures` must not be negative, got -2 at \(0, 1\); are these logits"):
+        inspect.similarity(torch.tensor([[1.0, -2.0]]))
+
+
+def test_by_task_refuses_what_names_no_tasks() -> None:
+    values = torch.ones(2, 3)
+    with pytest.raises(TypeError, match=r"`task` must hold integer task ids, got torch\.bool"):
+        inspect.by_task(values, torch.tensor([True, False]))
+    with pytest.raises(ValueError, match=r"with the batch shape of the values \(2, 3\), got \(3,\)"):
+        inspect.by_task(values, torch.arange(3))
+    with pytest.raises(ValueError, match=r"`task` must hold the task id of at least one sample"):
+        inspect.by_task(values[:0], torch.arange(0))
+    with pytest.raises(ValueError, match=r"`task` must hold ids from 0 to 0, got 1 at \(1,\)"):
+        inspect.by_task(values, torch.arange(2), num_tasks=1)
+    with pytest.raises(ValueError, match=r"`task` must hold ids from 0 to 1, got -1 at \(0,\)"):
+        inspect.by_task(values, torch.tensor([-1, 1]))
+    with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
+        inspect.by_task(values, torch.arange(2), num_tasks=0)
+
+
+def test_routes_of_another_topology_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`weights` must have shape \(\*, 2, 2\), got \(5, 3, 3\); was it made by an"):
+        inspect.load(Topology.dag(3), torch.ones(5, 3, 3))
+    with pytest.raises(ValueError, match=r"`path` must have shape \(\*, 2, 2\), got \(5, 3, 3\)"):
+        inspect.live_path(Topology.dag(3), random_route(Topology.dag(4), 5))
+
+
+def test_nodes_are_paler_the_rarer_they_run() -> None:
+    topology = Topology.parallel(3)
+    weights, used = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([1.0, 0.25, 0.0, 1.0])
+    root = ElementTree.fromstring(draw(topology, weights, used=used))
+    circles = root.findall(f".//{SVG}circle")
+    greens = [int(circle.get("fill", "")[1:3], 16) for circle in circles]
+    assert greens[0] == greens[3] < greens[1] < greens[2] == 255
+    assert circles[1].findtext(f"{SVG}title") == "node 1 runs for 25% of the samples"
+    with pytest.raises(ValueError, match=r"`used` must have shape \(4,\), a share for each node, got \(2, 4\)"):
+        draw(topology, weights, used=used.expand(2, -1))
+    with pytest.raises(ValueError, match=r"`used` must hold shares from 0 to 1, got 7 for node 1"):
+        draw(topology, weights, used=torch.tensor([1.0, 7.0, 0.0, 1.0]))
+
+
+def test_pictures_side_by_side() -> None:
+    topology = Topology.dag(4)
+    route = random_route(topology, 5)
+    titles = [f"task <{i}>" for i in range(5)]
+    alone = ElementTree.fromstring(draw(topology, route.sample(0)))
+    root = ElementTree.fromstring(draw_grid(topology, route.weights, titles=titles, title="all", columns=2))
+    panels = [panel for panel in root.iter(f"{SVG}g") if panel.get("role") == "img"]
+    assert [panel.findtext(f"{SVG}title") for panel in panels] == titles
+    assert root.findtext(f"{SVG}title") == "all"
+    assert [panel.get("transform") for panel in panels][:3:2] == [
+        "translate(0 0)",
+        f"translate(0 {alone.get('height')})",
+    ]
+    assert int(root.get("width", "")) == 2 * int(alone.get("width", ""))
+    assert int(root.get("height", "")) == 3 * int(alone.get("height", ""))
+    for panel in panels:
+        assert len(panel.findall(f".//{SVG}circle")) == topology.num_nodes
+        assert len(panel.findall(f".//{SVG}path")) == topology.num_edges
+
+
+def test_a_grid_needs_a_title_for_each_picture() -> None:
+    weights = random_route(Topology.dag(3), 2).weights
+    with pytest.raises(
+        ValueError, match=r"`weights` must have shape \(N, T, S\) with one of 1 titles .* got \(2, 2, 2\)"
+    ):
+        draw_grid(Topology.dag(3), weights, titles=["one"], title="all")
+    with pytest.raises(ValueError, match=r"use draw\(\) for one picture"):
+        draw_grid(Topology.dag(3), weights[0], titles=["one", "two"], title="all")
+    with pytest.raises(
+        ValueError, match=r"`used` must have shape \(2, 3\), a share for each picture and node, got \(3,\)"
+    ):
+        draw_grid(Topology.dag(3), weights, used=torch.ones(3), titles=["one", "two"], title="all")
+    with pytest.raises(ValueError, match="`columns` must be at least 1, got 0"):
+        draw_grid(Topology.dag(3), weights, titles=["one", "two"], title="all", columns=0)
+
+
+def test_a_long_title_widens_the_picture() -> None:
+    topology, title = Topology.parallel(2), "a title of more letters than fit"
+    route = random_route(topology, 2)
+    plain, wide = (ElementTree.fromstring(draw(topology, route.sample(0), title=name)) for name in ("a", title))
+    assert int(plain.get("width", "")) == 120
+    assert int(wide.get("width", "")) > 6 * len(title)
+    both = ElementTree.fromstring(draw_grid(topology, route.weights, titles=["a", title], title="all"))
+    assert int(both.get("width", "")) == 2 * int(wide.get("width", ""))

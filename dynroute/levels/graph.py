@@ -11,7 +11,7 @@ from ..banks import are_adjacent, keep_adjacent
 from ..execution import check_backend, layers_of, run_graph
 from ..functional import suitable_masked
 from ..gates import Gate
-from ..route import Route
+from ..route import Route, report
 from ..routers import Router, full_precision
 from ..topology import Topology
 
@@ -168,6 +168,7 @@ class RoutedGraph(nn.Module):
             noise=noise,
         )
         self._check_batch(x, context, route)
+        report(self, route)
 
         protected = self.training and self.protect != "none"
         output = run_graph(

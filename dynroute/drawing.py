@@ -1,0 +1,224 @@
+"""Pictures of routes as SVG text; no plotting library is needed."""
+
+from collections.abc import Sequence
+from html import escape
+
+from torch import Tensor
+
+from .arguments import check_count
+from .checks import refuse_where
+from .route import Route
+from .topology import Topology
+
+__all__ = ["draw", "draw_grid"]
+
+_COLUMN, _ROW, _RADIUS, _MARGIN, _LINE, _LETTER = 64.0, 64.0, 13.0, 28.0, 10.0, 6.5
+_GREEN, _GREY, _INK = "#146e3c", "#7d8590", "#1f2328"
+
+
+def draw(topology: Topology, route: Route | Tensor, *, used: Tensor | None = None, title: str | None = None) -> str:
+    """Draws the route of one sample, or a mean of routes, as an SVG picture.
+
+    The graph flows from left to right, all of it in light grey; the edges of the route are darker the more they weigh;
+    modules that the route does not use are hollow, and what they would read is dashed.
+
+    Args:
+        topology: The graph.
+        route: The route of one sample, or weights with shape ``[T, S]`` such as a mean over samples.
+        used: How often each node runs, with shape ``[num_nodes]`` and values from 0 to 1: the rarer, the paler. By
+            default every node that the route can reach backwards from the output counts as used always.
+        title: Names the picture for those who hear it and those who hover over it.
+
+    Returns:
+        The text of the SVG picture.
+
+    Example:
+        >>> net = ModuleRouting.mlp(5, 8, 3, 2)
+        >>> y, route = net(torch.zeros(5), return_route=True)
+        >>> draw(net.topology, route).startswith("<svg")
+        True
+    """
+    name, lines, width, height = _picture(topology, route, used, title)
+    return _svg(name, lines, width, height, role="img")
+
+
+def draw_grid(
+    topology: Topology,
+    weights: Tensor,
+    *,
+    used: Tensor | None = None,
+    titles: Sequence[str],
+    title: str,
+    columns: int = 3,
+) -> str:
+    """Draws several routes of one graph side by side, for instance the mean routes of tasks, as one SVG picture.
+
+    Args:
+        topology: The graph.
+        weights: The weights of each picture, with shape ``[N, T, S]``.
+        used: How often each node runs, with shape ``[N, num_nodes]``, as in :func:`draw`.
+        titles: The name of each picture.
+        title: The name of the whole.
+        columns: How many pictures stand side by side.
+
+    Returns:
+        The text of the SVG picture.
+
+    Example:
+        >>> net = ModelRouting.mlp(5, 8, 3, 2)
+        >>> route = net.route(torch.randn(2, 5))
+        >>> picture = inspect.draw_grid(net.topology, route.weights, titles=["first", "second"], title="Two samples")
+        >>> picture.count("<circle")
+        8
+    """
+    check_count("columns", columns, at_least=1)
+    if weights.dim() != 3 or len(weights) == 0 or len(weights) != len(titles):
+        raise ValueError(
+            f"`weights` must have shape (N, T, S) with one of {len(titles)} titles for each picture, "
+            f"got {tuple(weights.shape)}; use draw() for one picture."
+        )
+    if used is not None and used.shape != (len(weights), topology.num_nodes):
+        raise ValueError(
+            f"`used` must have shape {(len(weights), topology.num_nodes)}, a share for each picture and node, "
+            f"got {tuple(used.shape)}."
+        )
+    pictures = [_picture(topology, w, None if used is None else used[i], titles[i]) for i, w in enumerate(weights)]
+    width, height = max(picture[2] for picture in pictures), pictures[0][3]  # of one graph and of one height
+    columns, lines = min(columns, len(pictures)), []
+    for i, (name, picture, _, _) in enumerate(pictures):
+        place = f"{i % columns * width:.0f} {i // columns * height:.0f}"
+        lines += [f'<g role="img" transform="translate({place})">', f"<title>{escape(name)}</title>", *picture, "</g>"]
+    return _svg(title, lines, columns * width, -(-len(pictures) // columns) * height, role="group")
+
+
+def _picture(
+    topology: Topology, route: Route | Tensor, used: Tensor | None, title: str | None
+) -> tuple[str, list[str], float, float]:
+    """The name of a picture, what is in it, its width and its height."""
+    weights = (route.weights if isinstance(route, Route) else route).detach()
+    path = route.path if isinstance(route, Route) else weights > 0
+    refuse_where(
+        weights,
+        lambda weights: ~(weights >= 0) | weights.isinf(),
+        lambda index: f"`route` must hold weights, got {weights[index].item():g} at {index}; did you pass the logits?",
+    )
+    chosen = {(source, node): weight for source, node, weight in topology.edges(path, weights)}
+    if used is None:
+        used = topology.used(path).float()
+        node_hint = ""
+    else:
+        _check_used(used, topology)
+        node_hint = "<title>node {} runs for {:.0%} of the samples</title>"
+    shares = used.tolist()
+
+    column = _columns(topology)
+    places = _places(column)
+    every = [(j, node) for node in topology.destinations for j in topology.parents[node]]
+    above = max(_bend(column, edge) for edge in every) / 2
+    name = title or f"Route through {sum(share > 0 for share in shares)} of {topology.num_nodes} nodes"
+    width = max(2 * _MARGIN + max(x for x, _ in places), 2 * (_MARGIN - _RADIUS) + _LETTER * len(name))
+    height = 2 * _MARGIN + _LINE + above + max(y for _, y in places)
+
+    # The edges not chosen lie below the others, and the heaviest on top.
+    lines = [_edge(places, column, edge, "#dfe3e8", width=1.0) for edge in every if edge not in chosen]
+    for (source, node), weight in sorted(chosen.items(), key=lambda item: item[1]):
+        hint = f"{source} to {node}: {weight:.3f}"
+        if shares[node] > 0:
+            shade = 0.15 + 0.85 * min(weight, 1.0) ** 0.5  # a mean has many edges of little weight
+            lines.append(
+                _edge(places, column, (source, node), _GREEN, width=1.0 + 3.0 * weight, shade=shade, hint=hint)
+            )
+        else:
+            lines.append(_edge(places, column, (source, node), _GREY, width=1.0, dashes="3 3", hint=hint))
+    for node, (x, y) in enumerate(places):
+        fill, ink, line = _colors(shares[node])
+        lines.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS}" fill="{fill}" stroke="{line}">'
+            f"{node_hint.format(node, shares[node])}</circle>"
+            f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle" fill="{ink}">{node}</text>'
+        )
+
+    inside = [
+        f'<text x="{_MARGIN - _RADIUS}" y="{_MARGIN * 0.75}" fill="#3d444d">{escape(name)}</text>',
+        f'<g transform="translate({_MARGIN} {_MARGIN + _LINE + above:.1f})">',
+        *lines,
+        "</g>",
+    ]
+    return name, inside, width, height
+
+
+def _check_used(used: Tensor, topology: Topology) -> None:
+    if used.shape != (topology.num_nodes,):
+        raise ValueError(
+            f"`used` must have shape ({topology.num_nodes},), a share for each node, got {tuple(used.shape)}; "
+            "average over the samples first."
+        )
+    refuse_where(
+        used,
+        lambda used: ~((used >= 0) & (used <= 1)),
+        lambda index: f"`used` must hold shares from 0 to 1, got {used[index].item():g} for node {index[0]}.",
+    )
+
+
+def _svg(name: str, lines: list[str], width: float, height: float, *, role: str) -> str:
+    """A whole picture on white ground, which shrinks where there is less room."""
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+            f'height="{height:.0f}" style="max-width:100%;height:auto" role="{role}" font-family="sans-serif" '
+            'font-size="12">',
+            f"<title>{escape(name)}</title>",
+            f'<rect width="{width:.0f}" height="{height:.0f}" rx="6" fill="#ffffff"/>',
+            *lines,
+            "</svg>",
+        ]
+    )
+
+
+def _colors(share: float) -> tuple[str, str, str]:
+    """Fill, ink and line of a node: green if it runs always, paler the rarer it runs, hollow if it never does."""
+    if share == 0:
+        return "#ffffff", _GREY, _GREY
+    parts = [round(255 + (int(_GREEN[i : i + 2], 16) - 255) * (0.25 + 0.75 * share)) for i in (1, 3, 5)]
+    fill = "#" + "".join(f"{part:02x}" for part in parts)
+    return fill, "#ffffff" if share > 0.7 else _INK, _GREEN  # ink that can be read on the fill
+
+
+def _columns(topology: Topology) -> list[int]:
+    """How many edges the longest chain to each node has."""
+    column: list[int] = []
+    for parents in topology.parents:
+        column.append(1 + max((column[j] for j in parents), default=-1))
+    return column
+
+
+def _places(column: list[int]) -> list[tuple[float, float]]:
+    """The centre of each node, those of one column spread evenly around the middle line."""
+    tallest = max(column.count(c) for c in column)
+    rows = [column[:i].count(c) for i, c in enumerate(column)]
+    return [(c * _COLUMN, (row + (tallest - column.count(c)) / 2) * _ROW) for c, row in zip(column, rows, strict=True)]
+
+
+def _bend(column: list[int], edge: tuple[int, int]) -> float:
+    """How far an edge bends, so that it passes over the nodes of the columns between."""
+    skipped = column[edge[1]] - column[edge[0]] - 1
+    return skipped * _COLUMN * 0.44 + (skipped > 0) * 16.0
+
+
+def _edge(
+    places: list[tuple[float, float]],
+    column: list[int],
+    edge: tuple[int, int],
+    color: str,
+    *,
+    width: float,
+    shade: float = 1.0,
+    dashes: str = "",
+    hint: str = "",
+) -> str:
+    """A curve from source to destination."""
+    (x0, y0), (x1, y1) = places[edge[0]], places[edge[1]]
+    curve = f"M{x0:.1f} {y0:.1f} Q{(x0 + x1) / 2:.1f} {(y0 + y1) / 2 - _bend(column, edge):.1f} {x1:.1f} {y1:.1f}"
+    style = f'fill="none" stroke="{color}" stroke-opacity="{shade:.3f}" stroke-width="{width:.2f}"'
+    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+    return f'<path d="{curve}" {style}{dashed}' + (f"><title>{hint}</title></path>" if hint else "/>")

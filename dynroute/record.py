@@ -1,0 +1,231 @@
+"""The routes of a model, collected while it runs and by the names of its layers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import check_task
+from .checks import under_transform
+from .drawing import draw, draw_grid
+from .inspect import Summary, summarize
+from .levels import RoutedGraph
+from .route import Route, listeners
+from .topology import Topology
+
+__all__ = ["Record", "Recording", "record"]
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """The routes of one routed layer; a :class:`Recording` holds one for each layer.
+
+    Example:
+        >>> net = ModuleRouting.mlp(5, 8, 4, 2)
+        >>> layer = dynroute.Record(net.topology, passes=(net.route(torch.randn(3, 5)), net.route(torch.randn(4, 5))))
+        >>> layer.route.path.shape, layer.summary().samples, layer.draw().startswith("<svg")
+        (torch.Size([7, 4, 4]), tensor([7]), True)
+    """
+
+    topology: Topology
+    """The graph that was routed."""
+
+    passes: tuple[Route, ...]
+    """The route of each forward pass, in order."""
+
+    labels: tuple[Tensor, ...] = ()
+    """The task ids that :meth:`Recording.label` was given."""
+
+    task_names: tuple[str, ...] = ()
+    """The names of the tasks, by id."""
+
+    @property
+    def route(self) -> Route:
+        """The routes of all passes, one after the other along the first batch dimension."""
+        if len(self.passes) == 1:
+            return self.passes[0]
+        batches = [tuple(route.path.shape[:-2]) for route in self.passes]
+        if any(not batch or batch[1:] != batches[0][1:] for batch in batches):
+            raise ValueError(
+                f"`route` joins passes along their first batch dimension, got batch shapes {batches}; "
+                "read them one by one from `passes`."
+            )
+        return Route(*(torch.cat(tensors) for tensors in zip(*self.passes, strict=True)))
+
+    @property
+    def task(self) -> Tensor | None:
+        """The task id of each sample of :attr:`route`; None if the samples were not labelled."""
+        if not self.labels:
+            return None
+        path = self.route.path
+        labels = [label.to(path.device) for label in self.labels]
+        task = labels[0] if len(labels) == 1 else torch.cat(labels)
+        if task.shape != path.shape[:-2]:
+            raise ValueError(
+                f"`task` must label every sample of the route, with batch shape {tuple(path.shape[:-2])}, "
+                f"got {tuple(task.shape)}; label each pass once. A layer inside a node may not see all samples."
+            )
+        return task
+
+    def summary(self) -> Summary:
+        """The figures of each task, see :func:`dynroute.inspect.summarize`; one row for all samples if unlabelled."""
+        return summarize(self.topology, self.route, self.task, num_tasks=len(self.task_names) or None)
+
+    def draw(self, *, title: str = "Mean route", columns: int = 3) -> str:
+        """Draws the mean route of each task, or of all samples if they are not labelled, as one SVG picture.
+
+        Args:
+            title: The name of the picture.
+            columns: How many tasks stand side by side.
+        """
+        summary = self.summary()
+        weights, used = summary.weights.nan_to_num(), summary.used.nan_to_num()  # a task without samples uses nothing
+        if not self.labels:
+            return draw(self.topology, weights[0], used=used[0], title=title)
+        return draw_grid(self.topology, weights, used=used, titles=self._names(summary), title=title, columns=columns)
+
+    def _names(self, summary: Summary) -> Sequence[str]:
+        if not self.labels:
+            return ["all"]
+        return self.task_names or [f"task {i}" for i in range(len(summary.samples))]
+
+    def _repr_html_(self) -> str:
+        try:
+            summary = self.summary()
+        except ValueError as error:  # a notebook still shows the other layers
+            return f"<p>{escape(str(error))}</p>"
+        columns = (summary.samples, summary.num_used, summary.depth, summary.entropy)
+        rows = "".join(
+            f'<tr><th scope="row">{escape(name)}</th><td>{samples}</td>'
+            f"<td>{used:.1f} of {self.topology.num_nodes}</td><td>{depth:.1f}</td><td>{entropy:.2f}</td></tr>"
+            for name, samples, used, depth, entropy in zip(
+                self._names(summary), *(column.tolist() for column in columns), strict=True
+            )
+        )
+        heads = "".join(f'<th scope="col">{head}</th>' for head in ("task", "samples", "nodes run", "depth", "entropy"))
+        return (
+            f"{self.draw()}\n<table><caption>Means over the samples</caption>"
+            f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+
+class Recording(Mapping[str, Record]):
+    """The records of the layers that ran, by the names that ``module.named_modules()`` gives them.
+
+    The name of a model that is itself a routed layer is ``""``. A notebook shows a recording as pictures and tables.
+
+    Example:
+        >>> net = ModuleRouting.mlp(5, 8, 4, 2)
+        >>> with dynroute.record(net) as routes:
+        ...     y = net(torch.randn(7, 5))
+        >>> routes, routes[""].topology == net.topology
+        (Recording('': 1), True)
+    """
+
+    def __init__(self, topologies: Mapping[str, Topology]) -> None:
+        self._topologies = dict(topologies)
+        self._passes: dict[str, list[Route]] = {}
+        self._labels: tuple[Tensor, ...] = ()
+        self._task_names: tuple[str, ...] = ()
+
+    def label(self, task: Tensor, names: Sequence[str] | None = None) -> None:
+        """Says of which task the samples are; the labels of several passes are given one after the other.
+
+        Args:
+            task: Task ids, integers with the batch shape of the passes.
+            names: What the tasks are called, by id.
+        """
+        check_task(task)
+        self._labels += (task.detach(),)
+        self._task_names = self._task_names if names is None else tuple(map(str, names))
+
+    def __getitem__(self, name: str) -> Record:
+        if name in self._passes:
+            return Record(self._topologies[name], tuple(self._passes[name]), self._labels, self._task_names)
+        if name in self._topologies:
+            raise KeyError(
+                f"no route of {name!r} was recorded; did the model run inside the block, in this thread, and not as "
+                "compiled code?"
+            )
+        known = ", ".join(map(repr, self._topologies))
+        raise KeyError(f"{name!r} is no routed layer of the model; those are {known}.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._passes)
+
+    def __len__(self) -> int:
+        return len(self._passes)
+
+    def __repr__(self) -> str:
+        return f"Recording({', '.join(f'{name!r}: {len(passes)}' for name, passes in self._passes.items())})"
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>No routed layer has run.</p>"
+        return "\n".join(
+            f"<section><h4>{escape(name or 'the model')}</h4>{record._repr_html_()}</section>"
+            for name, record in self.items()
+        )
+
+
+@contextmanager
+def record(module: nn.Module, *, device: torch.device | str | None = None) -> Iterator[Recording]:
+    """Collects the routes of a model's routed layers while it runs inside the block.
+
+    Nothing is put on the modules: copies and pickles made inside the block are what they always are. The routes are
+    detached, and stay when the block ends. All forward passes of the thread are heard, in training as in evaluation
+    mode, whether they return their routes or not. :meth:`RoutedGraph.route` alone is no pass, and what activation
+    checkpointing runs again is another one. A layer inside a node sees the samples that reach it, in evaluation mode
+    perhaps a part of the batch.
+
+    Compiled and exported code does not tell its routes: record the model as it was before. Functions under
+    ``torch.func`` have no values to keep, and raise an error.
+
+    Args:
+        module: A routed layer, or a model that holds some.
+        device: Where to keep the routes, for instance "cpu"; where they were made if None.
+
+    Yields:
+        The :class:`Recording`, a mapping that fills as the model runs.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(5, 8), ModuleRouting.mlp(8, 8, 4, 2))
+        >>> with dynroute.record(model) as routes:
+        ...     y = model(torch.randn(6, 5))
+        >>> routes.label(torch.arange(6) % 2, names=["left", "right"])
+        >>> routes["1"].route.path.shape, routes["1"].topology == Topology.dag(5)
+        (torch.Size([6, 4, 4]), True)
+        >>> routes["1"].summary().samples
+        tensor([3, 3])
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`module` must be a module, got {type(module).__name__}.")
+    graphs = {name: part for name, part in module.named_modules() if isinstance(part, RoutedGraph)}
+    if not graphs:
+        raise ValueError(
+            f"`module` must hold a routed layer such as ModuleRouting, but nothing in this {type(module).__name__} "
+            "routes; record the model around it."
+        )
+    names: dict[nn.Module, str] = {graph: name for name, graph in graphs.items()}
+    recording = Recording({name: graph.topology for name, graph in graphs.items()})
+
+    def listen(graph: nn.Module, route: Route) -> None:
+        name = names.get(graph)
+        if name is None:
+            return
+        if under_transform():
+            raise RuntimeError(
+                "`record` cannot keep routes of a function under torch.func, such as vmap or grad; "
+                "call the model on the batch itself."
+            )
+        kept = Route(*(tensor.detach().to(device) for tensor in route))
+        recording._passes.setdefault(name, []).append(kept)
+
+    listeners().append(listen)
+    try:
+        yield recording
+    finally:
+        listeners().remove(listen)

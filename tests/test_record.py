@@ -1,0 +1,247 @@
+"""A recording holds the routes by which a model ran, and leaves nothing on the model."""
+
+import copy
+import pickle
+import threading
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dynroute
+from dynroute import (
+    LayerRouting,
+    LinearRouter,
+    ModelRouting,
+    ModuleRouting,
+    OutputRouting,
+    Route,
+    Soft,
+    TopK,
+    Topology,
+    networks,
+    record,
+)
+from dynroute.route import listeners
+
+
+class Body(nn.Module):
+    """Two routed layers inside containers, one of them called by its keywords."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(5, 8), ModuleRouting.mlp(8, 8, 4, 6, router_sizes=[8]))
+        self.parts = nn.ModuleDict({"last": LayerRouting.mlp(6, 8, [2, 2], 3, router_sizes=[8])})
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Route]:
+        output: tuple[Tensor, Route] = self.parts["last"](self.first(x), return_route=True)
+        return output
+
+
+def equal(a: Route, b: Route) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_are_recorded_by_their_names(training: bool) -> None:
+    model = Body().train(training)
+    x = torch.randn(7, 5)
+    torch.manual_seed(1)
+    with record(model) as routes:
+        _, last = model(x)
+    torch.manual_seed(1)
+    _, first = model.first[1](model.first[0](x), return_route=True)
+
+    assert list(routes) == ["first.1", "parts.last"]
+    assert equal(routes["first.1"].route, first)
+    assert equal(routes["parts.last"].route, last)
+    assert routes["first.1"].topology is model.first[1].topology
+    assert not any(tensor.requires_grad for tensor in routes["first.1"].route)
+    assert last.weights.requires_grad, "the route that the model returns keeps its gradient"
+    assert repr(routes) == "Recording('first.1': 1, 'parts.last': 1)"
+
+
+@pytest.mark.parametrize("name", networks.available())
+def test_networks_of_the_literature(name: str) -> None:
+    net = networks.build(name, 4, 3, 2)
+    state, task = torch.randn(6, 4), torch.arange(6) % 3
+    if name in ("mt-sac", "paco"):
+        with pytest.raises(ValueError, match="nothing in this"), record(net):
+            pass
+        return
+    with torch.no_grad():
+        torch.manual_seed(1)
+        with record(net) as routes:
+            output, route = net(state, task, return_route=True)
+        torch.manual_seed(1)
+        assert torch.equal(net(state, task), output), "recording changes no value"
+    (only,) = routes.values()
+    assert route is None or equal(only.route, route)
+    assert only.route.path.shape == (6, *only.topology.path_shape)
+
+
+def test_a_routed_model_has_the_empty_name() -> None:
+    net = OutputRouting.mlp(5, 8, 3, 2)
+    with record(net) as routes:
+        net(torch.randn(4, 5), torch.arange(4) % 3)
+    assert routes[""].route.path[:, 0].int().argmax(dim=-1).tolist() == [0, 1, 2, 0]
+
+
+def test_a_layer_inside_a_node_and_one_that_is_called_twice() -> None:
+    inner = ModelRouting.mlp(8, 8, 3, 8, gate=TopK(2))
+    model = ModuleRouting([nn.Linear(5, 8), inner, inner, nn.Linear(8, 2)], Soft(), LinearRouter(5, Topology.dag(4)))
+    with record(model) as routes:
+        model(torch.randn(7, 5))
+    assert list(routes) == ["", "nodes.1"]
+    assert len(routes["nodes.1"].passes) == 2
+    assert routes["nodes.1"].route.path.shape == (14, 1, 3)
+
+
+def test_nothing_is_left_on_the_modules() -> None:
+    model = Body()
+    before = [dict(part.__dict__) for part in model.modules()]
+    hooks = [(len(part._forward_hooks), len(part._forward_pre_hooks)) for part in model.modules()]
+    keys = list(model.state_dict())
+    with record(model) as routes:
+        model(torch.randn(3, 5))
+        assert list(model.state_dict()) == keys
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            twin(torch.randn(3, 5))
+    assert len(routes["first.1"].passes) == 1, "a copy is another model"
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), record(model):
+        model(torch.randn(3, 4))
+    assert listeners() == []
+    assert [dict(part.__dict__) for part in model.modules()] == before
+    assert [(len(part._forward_hooks), len(part._forward_pre_hooks)) for part in model.modules()] == hooks
+    model(torch.randn(3, 5))
+    assert len(routes["first.1"].passes) == 1, "the block has ended"
+    assert pickle.loads(pickle.dumps(routes))["first.1"].route.path.shape == (3, 4, 4)
+
+
+def test_blocks_nest_and_belong_to_one_thread() -> None:
+    model = Body()
+    with record(model) as outer, record(model.first) as inner:
+        model(torch.randn(3, 5))
+        thread = threading.Thread(target=model, args=(torch.randn(9, 5),))
+        thread.start()
+        thread.join()
+    assert (list(outer), list(inner)) == (["first.1", "parts.last"], ["1"])
+    assert equal(outer["first.1"].route, inner["1"].route)
+    assert len(inner["1"].passes) == 1, "another thread runs for itself"
+
+
+def test_a_route_without_a_pass_is_not_recorded() -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2)
+    with record(net) as routes:
+        net.route(torch.randn(3, 5))
+    assert (list(routes), len(routes), routes._repr_html_()) == ([], 0, "<p>No routed layer has run.</p>")
+    with pytest.raises(KeyError, match="no route of '' was recorded; did the model run inside the block, in this thr"):
+        routes[""]
+    with pytest.raises(KeyError, match="'layer' is no routed layer of the model; those are ''"):
+        routes["layer"]
+
+
+def test_passes_are_joined_along_the_batch() -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2).eval()
+    batches = [torch.randn(3, 5), torch.randn(4, 5)]
+    with record(net) as routes:
+        for i, batch in enumerate(batches):
+            net(batch)
+            routes.label(torch.full((len(batch),), i))
+    assert [len(route.path) for route in routes[""].passes] == [3, 4]
+    parts = [net.route(batch) for batch in batches]
+    assert equal(routes[""].route, Route(*map(torch.cat, zip(*parts, strict=True))))
+    task = routes[""].task
+    assert task is not None
+    assert task.tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+    with record(net) as routes:
+        net(batches[0])
+        net(batches[0][0])
+    with pytest.raises(
+        ValueError, match=r"`route` joins passes .* got batch shapes \[\(3,\), \(\)\]; read them one by"
+    ):
+        _ = routes[""].route
+
+
+def test_routes_are_kept_where_one_likes() -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2)
+    with record(net, device="meta") as routes:
+        net(torch.randn(3, 5))
+    assert {tensor.device.type for tensor in routes[""].route} == {"meta"}
+
+
+def test_compiled_code_tells_nothing_and_says_so() -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2).eval()
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    with record(compiled) as routes:
+        compiled(torch.randn(3, 5))
+    with pytest.raises(KeyError, match="and not as compiled code"):
+        routes["_orig_mod"]
+
+
+def test_functions_under_vmap_are_refused() -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2).eval()
+    with record(net), pytest.raises(RuntimeError, match=r"`record` cannot keep routes of a function under torch\.func"):
+        torch.func.vmap(net)(torch.randn(3, 5))
+
+
+def test_what_routes_nothing_is_refused() -> None:
+    message = "`module` must hold a routed layer such as ModuleRouting, but nothing in this Linear routes; record the"
+    with pytest.raises(ValueError, match=message), record(nn.Linear(2, 2)):
+        pass
+    with pytest.raises(TypeError, match="`module` must be a module, got int"), record(3):  # type: ignore[arg-type]
+        pass
+
+
+def labelled() -> dynroute.Recording:
+    model = Body()
+    with record(model) as routes:
+        model(torch.randn(6, 5))
+    routes.label(torch.tensor([0, 0, 0, 2, 2, 2]), names=["open <door>", "absent", "close"])
+    return routes
+
+
+def test_labels_and_their_errors() -> None:
+    routes = labelled()
+    assert routes["first.1"].summary().samples.tolist() == [3, 0, 3]
+    with pytest.raises(TypeError, match=r"`task` must hold integer task ids, got torch\.float32; use `one_hot"):
+        routes.label(torch.eye(6))
+    routes.label(torch.zeros(2, dtype=torch.long))
+    with pytest.raises(
+        ValueError, match=r"`task` must label every sample .* shape \(6,\), got \(8,\); label each pass"
+    ):
+        _ = routes["first.1"].task
+    assert "must label every sample" in routes._repr_html_(), "a notebook says what is wrong"
+
+
+def test_a_notebook_shows_pictures_and_tables() -> None:
+    routes = labelled()
+    page = ElementTree.fromstring(f"<div>{routes._repr_html_()}</div>")
+    assert [heading.text for heading in page.iter("h4")] == ["first.1", "parts.last"]
+    assert [cell.text for cell in page.iter("th") if cell.get("scope") == "row"] == 2 * [
+        "open <door>",
+        "absent",
+        "close",
+    ]
+    assert [cell.text for cell in page.iter("th") if cell.get("scope") == "col"][:3] == ["task", "samples", "nodes run"]
+    rows = [[cell.text for cell in row.iter("td")] for row in page.iter("tr") if row.find("td") is not None]
+    assert rows[1] == ["0", "nan of 5", "nan", "nan"], "a task without samples has no figures"
+    used = routes["first.1"].summary().num_used[0]
+    assert rows[0][:2] == ["3", f"{used:.1f} of 5"]
+    panels = [panel for panel in page.iter("{http://www.w3.org/2000/svg}g") if panel.get("role") == "img"]
+    assert [panel.findtext("{http://www.w3.org/2000/svg}title") for panel in panels][:3] == [
+        "open <door>",
+        "absent",
+        "close",
+    ]
+
+
+def test_without_labels_all_samples_are_one_picture() -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2)
+    with record(net) as routes:
+        net(torch.randn(20, 5))
+    html = routes._repr_html_()
+    assert html.count("<svg") == 1
+    assert '<th scope="row">all</th><td>20</td>' in html
