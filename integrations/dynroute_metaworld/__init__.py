@@ -25,6 +25,8 @@ from .presets import PRESETS
 from .result import EvaluationResult
 from .run import Run, RunError
 from .scripted import ScriptedPolicy
+from .summary import summarize
+from .sweep import sweep
 from .tasks import BENCHMARKS, task_names
 from .training import load_model, train
 from .vec_env import MetaWorldVecEnv, make_envs
@@ -48,6 +50,8 @@ __all__ = [
     "load_model",
     "make_envs",
     "read_metrics",
+    "summarize",
+    "sweep",
     "task_names",
     "train",
     "wilson_interval",

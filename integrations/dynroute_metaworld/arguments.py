@@ -5,6 +5,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Collection
 from typing import Any
 
 from .configuration import Configuration, kinds_of
@@ -12,11 +13,13 @@ from .configuration import Configuration, kinds_of
 __all__ = ["add_options", "given_options", "key_value"]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for each field of :class:`~dynroute_metaworld.Configuration`, in groups."""
+def add_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Adds a flag for each field of :class:`~dynroute_metaworld.Configuration`, in groups, but for some."""
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(Configuration)
     for option in dataclasses.fields(Configuration):
+        if option.name in without:
+            continue
         about = option.metadata
         if (group := groups.get(about["group"])) is None:
             group = groups[about["group"]] = parser.add_argument_group(about["group"])

@@ -21,6 +21,8 @@ from .progress import Display
 from .recorder import evaluate_run
 from .result import EvaluationResult
 from .run import MOVABLE, Run, RunError, versions
+from .summary import summarize, summary_table
+from .sweep import AXES, read_variants, sweep
 from .tasks import split_benchmark, task_names
 from .training import load_model, train
 from .workers import WorkerError
@@ -35,7 +37,9 @@ examples:
   dynroute train --preset quick --benchmark reach,window-close --goals fixed
   dynroute train --run runs/MT10-random-d2r-seed1 --resume          go on after a stop, a crash or a kill
   dynroute evaluate runs/MT10-random-d2r-seed1 --episodes 100
+  dynroute train --method d2r --benchmark MT10 --demonstrations 20 --warm-start runs/MT10-random-d2r-imitation-seed1
   dynroute evaluate scripted --benchmark MT50                       what Meta-World's own policies reach
+  dynroute sweep --imitate --methods d2r mt-sac --seeds 1 2 3       many runs, on all cores or on a cluster
 """
 
 
@@ -45,8 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = options.command(options)
     except KeyboardInterrupt:
-        hint = "; --resume goes on from the last checkpoint" if options.command is _train else ""
-        print(f"\ndynroute: stopped at once{hint}", file=sys.stderr)
+        hints = {
+            _train: "stopped at once; --resume goes on from the last checkpoint",
+            _sweep: "stopped; the same command goes on",
+        }
+        print(f"\ndynroute: {hints.get(options.command, 'stopped at once')}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RunError, WorkerError, ImportError) as error:
         for line in (f"dynroute: {error}", *getattr(error, "__notes__", ())):
@@ -61,8 +68,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         wrong = [word for word in message.split() if word.startswith("--")]
         if "unrecognized" in message and wrong:
-            known = [flag for action in self._flags() for flag in action]
-            near = difflib.get_close_matches(wrong[0], known, n=1)
+            known = {flag for action in self._flags() for flag in action} - {wrong[0]}  # another command may have it
+            near = difflib.get_close_matches(wrong[0], sorted(known), n=1)
             message += f"; did you mean {near[0]}?" if near else ""
         super().error(message)
 
@@ -104,8 +111,39 @@ def _parser() -> argparse.ArgumentParser:
         training.add_argument("--preset", help=f"{', '.join(PRESETS)}: settings that flags change further (paper)")
         training.add_argument("--run", type=Path, help="the directory of the run (one in runs/, named by what is run)")
         training.add_argument("--resume", action="store_true", help="go on with the run if it is there")
+        training.add_argument("--rebuild", action="store_true", help="collect demonstrations anew, not from the cache")
         add_options(training)
         training.set_defaults(command=_train, usual=usual)
+
+    sweeping = commands.add_parser(
+        "sweep",
+        usage="dynroute sweep --methods NAME ... [--benchmarks NAME ...] [--seeds N ...] [flags, see below]",
+        help="run methods x benchmarks x seeds, on this machine or on a cluster",
+        description="Runs methods x benchmarks x seeds, as many at a time as there are cores, and tells what came of\n"
+        "them. The same command goes on after a stop, a crash or a kill. Flags of `train` hold for every run.",
+        **kind,
+    )
+    sweeping.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="networks")
+    sweeping.add_argument("--benchmarks", nargs="+", default=["MT10"], metavar="NAME", help="benchmarks (MT10)")
+    sweeping.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="seeds (1 2 3)")
+    sweeping.add_argument(
+        "--vary", action="append", default=[], metavar="FLAG=VALUE,...", help="another axis: protect=rsg,none"
+    )
+    sweeping.add_argument("--imitate", action="store_true", help="runs as those of `imitate`, not of `train`")
+    sweeping.add_argument("--preset", default="paper", help=f"{', '.join(PRESETS)} (paper)")
+    sweeping.add_argument("--folder", type=Path, help="where runs are (in sweeps/, named by the benchmarks)")
+    sweeping.add_argument("--cores-per-run", type=int, default=1, metavar="N", help="also its threads (1)")
+    sweeping.add_argument(
+        "--gpus-per-run",
+        type=float,
+        default=0,
+        metavar="N",
+        help="0.5 lets two runs share a GPU; without, on the CPU (0)",
+    )
+    sweeping.add_argument("--address", metavar="HOST:PORT", help="a cluster of Ray to join (this machine alone)")
+    sweeping.add_argument("--summary", action="store_true", help="run nothing, and tell what came of it so far")
+    add_options(sweeping, without=AXES)
+    sweeping.set_defaults(command=_sweep)
 
     evaluating = commands.add_parser("evaluate", help="evaluate a run, or Meta-World's scripted policies", **kind)
     evaluating.add_argument("run", help='the directory of a run, or "scripted"')
@@ -149,13 +187,38 @@ def _train(options: argparse.Namespace) -> int:
         run.agree({**{name: value for name, value in asked.items() if name not in MOVABLE}, **given})
     else:
         run = Run.create(folder, wanted)
-    result = train(run)
+    result = train(run, rebuild=options.rebuild)
     if result is None:
         return 130
     print(result)
     if (picture := draw_curves(run)) is not None:
         print(f"curves: {picture}")
     return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    given = given_options(options)
+    name = "-".join(benchmark.replace(",", "-") for benchmark in options.benchmarks)
+    folder = options.folder or Path("sweeps") / f"{name}{'-imitation' * options.imitate}"
+    failures: dict[str, str] = {}
+    if not options.summary:
+        failures = sweep(
+            folder,
+            options.methods,
+            options.benchmarks,
+            options.seeds,
+            options=given,
+            vary=read_variants(options.vary),
+            settings=options.preset,
+            imitate=options.imitate,
+            cores_per_run=options.cores_per_run,
+            gpus_per_run=options.gpus_per_run,
+            address=options.address,
+        )
+    print(summary_table(summarize(folder)))
+    for run, why in failures.items():
+        print(f"dynroute: {run} failed: {why} (see {folder / run}.txt)", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -1,0 +1,136 @@
+"""What came of a sweep: a row for each method, benchmark and variant, over its seeds."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynroute_sb3 import DamagedError
+
+from .intervals import bootstrap_interval, iqm
+from .result import EvaluationResult
+
+__all__ = ["FORMAT", "read_sweep", "summarize", "summary_table"]
+
+FORMAT = "dynroute sweep 1"
+"""The form of ``sweep.json``, which names the runs of a sweep."""
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """What is noted of a sweep: a token of its own, and its runs by name."""
+    path = folder / "sweep.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no folder of a sweep: it has no sweep.json.")
+    try:
+        noted = dict(json.loads(path.read_text()))
+        if noted["format"] != FORMAT:
+            raise ValueError(f"its format is {noted['format']!r} and not {FORMAT!r}")
+        return {"token": str(noted["token"]), "runs": dict(noted["runs"])}
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedError(f"{path} does not tell of a sweep: {error!r}.") from error
+
+
+def summarize(folder: str | Path) -> dict[str, Any]:
+    """All figures of a sweep, as plain data; they are written to ``summary.json`` in its folder too.
+
+    A row takes the finished runs of a benchmark, a method and a variant together. Its intervals are those of
+    :func:`~dynroute_metaworld.bootstrap_interval` at 95 %, over seeds, and None with one seed, which does not tell how
+    much seeds differ. The minutes are those of runs that were done in one go; it is not known how long others took.
+
+    Args:
+        folder: The folder of the sweep.
+    """
+    folder = Path(folder)
+    rows: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    runs = {}
+    for name, noted in read_sweep(folder)["runs"].items():
+        runs[name] = {**noted, **_figures(folder / name, noted)}
+        rows[noted["benchmark"], noted["method"], noted["variant"]].append(runs[name])
+    summary = {
+        "format": "dynroute sweep summary 1",
+        "rows": [
+            {**dict(zip(("benchmark", "method", "variant"), key, strict=True)), **_row(group)}
+            for key, group in rows.items()
+        ],
+        "runs": runs,
+    }
+    part = folder / ".summary.json.part"
+    part.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    part.replace(folder / "summary.json")
+    return summary
+
+
+def _figures(folder: Path, noted: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a run; its success is None until it is finished."""
+    lines = (folder / "sessions.jsonl").read_text().splitlines() if (folder / "sessions.jsonl").exists() else []
+    sessions = [json.loads(line) for line in lines]
+    known: dict[str, Any] = {"sessions": sessions, "success": None, "modules_used": None, "minutes": None}
+    if (folder / "evaluations" / "final.json").exists():
+        result = EvaluationResult.load(folder / "evaluations" / "final.json")
+        known["success"] = dict(zip(result.tasks, result.success_rates.tolist(), strict=True))
+        known["episodes"] = result.episodes
+        if result.modules_used is not None:
+            known["modules_used"] = dict(zip(result.tasks, result.modules_used.mean(axis=1).tolist(), strict=True))
+        if len(sessions) == 1:
+            known["minutes"] = noted.get("minutes")
+    return known
+
+
+def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of the runs that differ in their seeds alone."""
+    done = sorted((run for run in runs if run["success"] is not None), key=lambda run: run["seed"])
+    seeds = [run["seed"] for run in done]
+    row: dict[str, Any] = {"seeds": seeds, "missing": sorted({run["seed"] for run in runs} - set(seeds))}
+    if not done:
+        return row
+    tasks = list(done[0]["success"])
+    scores = np.array([[run["success"][task] for task in tasks] for run in done])
+    means = scores.mean(axis=0)
+    several = len(done) > 1
+    row |= {
+        "mean": float(scores.mean()),
+        "mean_interval": list(bootstrap_interval(scores, np.mean)) if several else None,
+        "iqm": iqm(scores),
+        "iqm_interval": list(bootstrap_interval(scores)) if several else None,
+        "worst_task": tasks[int(means.argmin())],
+        "success": dict(zip(tasks, means.tolist(), strict=True)),
+        "modules_used": None,
+    }
+    used = [run["modules_used"] for run in done]
+    if None not in used:
+        row["modules_used"] = {task: float(np.mean([one[task] for one in used])) for task in tasks}
+    minutes = [run["minutes"] for run in done if run["minutes"] is not None]
+    row["minutes"] = float(np.mean(minutes)) if minutes else None
+    return row
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """What :func:`summarize` found, for people."""
+    rows = [["benchmark", "method", "variant", "seeds", "success", "IQM", "95 % interval", "worst task"]]
+    rows[0] += ["modules used", "minutes"]
+    for row in summary["rows"]:
+        count = len(row["seeds"])
+        cells = [row["benchmark"], row["method"], row["variant"] or "-", f"{count} of {count + len(row['missing'])}"]
+        rows.append(cells + (_cells(row) if count else ["-"] * 6))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    counts = [len(row["seeds"]) for row in summary["rows"]]
+    if max(counts, default=0) > 1:
+        lines.append("The interval is that of the IQM over tasks and seeds, by a bootstrap stratified by task.")
+    if 1 in counts:
+        lines.append("One seed does not tell how much seeds differ: there is no interval.")
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    interval, used, worst = row["iqm_interval"], row["modules_used"], row["worst_task"]
+    return [
+        f"{row['mean']:.3f}",
+        f"{row['iqm']:.3f}",
+        f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "one seed",
+        f"{worst} {row['success'][worst]:.2f}",
+        f"{np.mean(list(used.values())):.2f}" if used else "-",
+        f"{row['minutes']:.1f}" if row["minutes"] is not None else "-",
+    ]

@@ -1,0 +1,448 @@
+"""Sweeps: what is planned, what a cluster does when nodes and processes die, and what comes of it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, train
+from dynroute_metaworld import cluster as module
+from dynroute_metaworld.cli import main
+from dynroute_metaworld.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
+from dynroute_metaworld.presets import preset
+from dynroute_metaworld.summary import read_sweep, summarize, summary_table
+from dynroute_metaworld.sweep import _combine, _held, _note, read_variants, sweep
+from dynroute_sb3 import DamagedError
+
+SMALL = ["--methods", "mt-sac", "--benchmarks", "reach", "--horizon", "20", "--final-episodes", "2"]
+SMALL += ["--network", "hidden_sizes=[8]"]
+CLONING = ["--imitate", *SMALL, "--demonstrations", "3", "--held-out", "1", "--cloning-batch-size", "4"]
+CLONING += ["--cloning-steps", "1500", "--patience", "100"]
+NODE = {"num_cpus": 1, "object_store_memory": 10**8}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Demonstrations are not kept where those of a user are, and Ray tells nobody that it is used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster(cache: None) -> Iterator[Cluster]:
+    """Two nodes of one core each, on this machine."""
+    two = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    two.add_node(**NODE)
+    yield two
+    two.shutdown()
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dynroute.command", "sweep", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_until(process: subprocess.Popen[str], happened: Callable[[], Any]) -> Any:
+    while not (what := happened()):
+        if process.poll() is not None:
+            assert process.stdout is not None
+            pytest.fail(f"ended with {process.returncode}: {process.stdout.read()}")
+        time.sleep(0.01)
+    return what
+
+
+def attempts(folder: Path) -> list[str]:
+    """What a run printed, each time it was tried."""
+    path = folder.with_name(f"{folder.name}.txt")
+    return path.read_text().split("--- on ")[1:] if path.exists() else []
+
+
+def in_the_middle(folder: Path) -> bool:
+    return any((folder / "cloning").rglob("update_*/manifest.json"))
+
+
+def assert_undisturbed(folder: Path, tmp_path: Path) -> None:
+    """A run came to what it comes to by itself."""
+    run, other = Run.open(folder), Run.create(tmp_path / "undisturbed" / folder.name, Run.open(folder).configuration)
+    train(other)
+    one, two = (load_model(each, "cpu").actor.state_dict() for each in (run, other))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert (run.evaluations / "final.json").read_text() == (other.evaluations / "final.json").read_text()
+
+
+def test_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    (head, victim) = cluster.list_all_nodes()
+    process = start(*CLONING, "--folder", str(folder), "--seeds", "1", "2", "--address", cluster.address)
+
+    def on_victim() -> str | None:
+        for seed in "12":
+            tried = attempts(folder / f"reach-mt-sac-seed{seed}")
+            if tried and victim.node_id in tried[-1] and in_the_middle(folder / f"reach-mt-sac-seed{seed}"):
+                return f"reach-mt-sac-seed{seed}"
+        return None
+
+    name = wait_until(process, on_victim)
+    cluster.remove_node(victim, allow_graceful=False)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    assert f"retried {name}: its process or node died" in printed
+    assert printed.count("finished reach") == 2
+    assert "2 of 2" in printed
+    assert "raylet" not in printed
+    first, last = attempts(folder / name)
+    assert head.node_id in last
+    assert "100 of 1,500 updates" in first
+    assert "   100 of 1,500 updates" not in last  # it went on, and did not start again
+    assert "1,500 of 1,500 updates" in last
+    for seed in "12":
+        assert_undisturbed(folder / f"reach-mt-sac-seed{seed}", tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    sessions = summary["runs"][name]["sessions"]
+    assert len(sessions) == 2
+    assert "dynroute/command.py sweep --imitate" in sessions[0]["command"]
+    assert summary["runs"][name]["minutes"] is None
+    assert summary["rows"][0]["minutes"] > 0  # of the others
+    cluster.add_node(**NODE)
+
+
+def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "sweep"
+    command = [*CLONING, "--folder", str(folder), "--vary", "cloning_std=0.1", "--seeds", "1"]
+    run = folder / "reach-mt-sac-cloning_std=0.1-seed1"
+    process = start(*command)
+    wait_until(process, lambda: in_the_middle(run))
+    process.kill()
+    process.communicate()
+    assert not (run / "evaluations" / "final.json").exists()
+    process = start(*command)  # while what it started may not have ended yet
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    assert len(attempts(run)) == 2
+    assert "   100 of 1,500 updates" not in attempts(run)[1]
+    assert_undisturbed(run, tmp_path)
+    # What is finished is left alone; what differs is refused, and what may change is done.
+    assert main(["sweep", *command]) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 1 runs are finished already" in printed
+    assert "cloning_std=0.1  1 of 1" in printed
+    assert "One seed does not tell how much seeds differ: there is no interval." in printed
+    assert main(["sweep", *command, "--cloning-steps", "200"]) == 1
+    told = capsys.readouterr().err
+    assert "holds a run with cloning_steps=1500, got 200" in told
+    assert "A sweep goes elsewhere by --folder." in told
+    assert main(["sweep", "--folder", str(folder), "--summary"]) == 0
+    assert "reach 0." in capsys.readouterr().out
+
+
+def test_ctrl_c_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    learning = ["--learning-starts", "20", "--batch-size", "4", "--log-every", "20", "--buffer-size", "1000"]
+    command = [*SMALL, *learning, "--vary", "ent-coef=auto,wrong", "--seeds", "1", "--folder", str(folder)]
+    command += ["--address", cluster.address]
+    run = folder / "reach-mt-sac-ent_coef=auto-seed1"
+    process = start(*command, "--steps", "1000000")
+    wait_until(process, lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate()
+    assert process.returncode == 130, printed
+    assert "stopping 1 runs with a checkpoint" in printed
+    assert "dynroute: stopped; the same command goes on" in printed
+    (checkpoint,) = (run / "checkpoints").glob("step_*")
+    steps = int(checkpoint.name.removeprefix("step_"))
+    process = start(*command, "--steps", str(steps + 10))
+    printed, _ = process.communicate()
+    assert process.returncode == 1
+    assert f"[1/2] failed {run.name.replace('auto', 'wrong')}: `ent_coef` must be a number or one of" in printed
+    assert f"finished {run.name} with" in printed
+    assert "0 of 1" in printed
+    assert (run / "checkpoints" / f"step_{steps + 10}").exists()
+    assert not (folder / run.name.replace("auto", "wrong") / "config.json").exists()
+
+
+@pytest.fixture
+def member(cluster: Cluster) -> Iterator[Cluster]:
+    """This process joins the cluster."""
+    with joined(cluster.address):
+        yield cluster
+
+
+def test_clusters_that_have_no_room(member: Cluster, tmp_path: Path) -> None:
+    lines: list[str] = []
+    check_room(1, 0, lines.append)
+    assert not lines
+    with pytest.raises(ValueError, match="`cores_per_run` must be at most 1, the cores of the largest of 2 n"):
+        sweep(tmp_path / "wide", ["mt-sac"], ["reach"], cores_per_run=2)
+    with pytest.raises(ValueError, match="`gpus_per_run` must be at most 0, the GPUs of the largest of 2 n"):
+        sweep(tmp_path / "fast", ["mt-sac"], ["reach"], gpus_per_run=0.5)
+    assert not list(tmp_path.glob("*/*/config.json"))
+
+    @ray.remote(num_cpus=1)
+    def hold() -> None:
+        time.sleep(600)
+
+    held = [hold.remote() for _ in range(2)]
+    while ray.available_resources().get("CPU", 0):
+        time.sleep(0.05)
+    with pytest.raises(RunError, match="busy: of 2 cores 0 are free, and a run needs 1; wait until others"):
+        check_room(1, 0, lines.append, patience=0)
+    check = "the cluster is busy: of 2 cores 0 are free, and a run needs 1; waiting 0.1 seconds"
+    with pytest.raises(RunError):
+        check_room(1, 0, lines.append, patience=0.1)
+    assert check in lines
+    for one in held:
+        ray.cancel(one, force=True)
+
+
+def test_nodes_that_do_not_see_the_folder(member: Cluster, tmp_path: Path) -> None:
+    token = _note(tmp_path, {})
+    check_nodes(tmp_path, token)
+    with pytest.raises(RunError, match=r"the node .* does not see .*; the nodes of a sweep must share its file system"):
+        check_nodes(tmp_path, "another")
+    run = Run.create(tmp_path / "run", Configuration(benchmark="reach"))
+    assert "nodes must share its file system" in _attempt(run, "another")[1]
+    with pytest.raises(ValueError, match=r"`address` must be None where ray.init was called before, got '127"):
+        sweep(tmp_path / "sweep", ["mt-sac"], ["reach"], address="127.0.0.1:1")
+
+
+def test_a_run_that_always_dies(member: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> Iterator[tuple[str, Any]]:
+        yield "started", "there"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("dynroute_metaworld.cluster._work", die)
+    run, lines = Run(tmp_path / "run", Configuration(benchmark="reach")), list[str]()
+    failures = run_all({"run": run}, "token", {"num_cpus": 1}, lines.append, print)
+    assert "its process died 4 times at the same place" in failures["run"]
+    assert [line.split()[1] for line in lines if " retried " in line] == ["retried"] * 3
+    assert lines[-1].startswith("[1/1] failed run: its process died 4 times")
+    assert lines[-1].endswith("0 running, 0 waiting")
+
+
+def test_a_folder_that_another_sweep_holds(tmp_path: Path) -> None:
+    _note(tmp_path, {})
+    refused = pytest.raises(RunError, match="is in use by another sweep, which must end first")
+    with _held(tmp_path), refused, _held(tmp_path):
+        pass
+
+
+def test_runs_that_others_hold(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Configuration(benchmark="reach"))
+    _wait_for_release([run], 0)
+    with run.locked(), pytest.raises(RunError, match="in use by another process"):
+        _wait_for_release([run], 0.1)
+
+
+def test_addresses_where_no_cluster_is() -> None:
+    with socket.socket() as gone:
+        gone.bind(("", 0))  # and nobody listens
+        port = gone.getsockname()[1]
+        refused = pytest.raises(ConnectionError, match=rf"no cluster can be reached at [\d.]+:{port} ")
+        with refused, joined(f"127.0.0.1:{port}"):
+            pass
+    for wrong in ("head", "head:", ":6379", "ray://head:10001", "head:port"):
+        refused = pytest.raises(ValueError, match=r"`address` must be HOST:PORT, as `ray start --head` tells it, got")
+        with refused, joined(wrong):
+            pass
+
+
+def test_something_else_at_the_address() -> None:
+    command = [sys.executable, "-m", "http.server", "0"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as server:
+        assert server.stdout is not None
+        port = server.stdout.readline().split("port ")[1].split()[0]
+        with (
+            pytest.raises(ConnectionError, match="what answers there is no cluster of Ray"),
+            joined(f"127.0.0.1:{port}"),
+        ):
+            pass
+        server.kill()
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "no method": (["--benchmarks", "reach"], "`methods` must be a list of values, at least one and each once, got []"),
+    "seeds": (["--methods", "sm", "--seeds", "1", "1"], "`seeds` must be a list of values, at least one and each once"),
+    "method": (["--methods", "sm", "d2"], "`method` must be one of 'mt-sac', "),
+    "benchmark": (["--methods", "sm", "--benchmarks", "MT11"], "`benchmark` must be MT10, MT25, MT50 or tasks of Meta"),
+    "preset": (["--methods", "sm", "--preset", "fast"], "`preset` must be one of"),
+    "cores": (["--methods", "sm", "--cores-per-run", "0"], "`cores_per_run` must be an integer of at least 1, got 0"),
+    "GPUs": (["--methods", "sm", "--gpus-per-run", "-1"], "`gpus_per_run` must be a number of at least 0, got -1.0"),
+    "vary": (["--methods", "sm", "--vary", "protct=rsg"], "`vary` must be an option of a run and its values, for inst"),
+    "vary a method": (["--methods", "sm", "--vary", "method=d2r"], "methods, benchmarks and seeds have flags of their"),
+    "twice": (["--methods", "sm", "--vary", "gamma=1,1"], "`vary` of `gamma` must be a list of values, at least one"),
+    "both": (["--methods", "sm", "--vary", "gamma=0.9", "--gamma", "1"], "`options` must not set `gamma`, of which th"),
+    "value": (["--methods", "sm", "--vary", "gamma=0.9,1.5"], "`gamma` must be in 0..1, got 1.5"),
+    "type": (["--methods", "sm", "--vary", "width=wide"], "`width` must be of type int or none, got 'wide'"),
+    "gate": (["--methods", "d2r", "--gate", "top-x"], "top-x"),
+    "address": (["--methods", "sm", "--address", "127.0.0.1:1"], "no cluster can be reached at "),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_sweeps(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = WRONG[name]
+    assert main(["sweep", *arguments, "--folder", str(tmp_path / "sweep")]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_flags_of_one_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sweep", "--methods", "sm", "--seed", "1"])
+    assert "unrecognized arguments: --seed 1; did you mean --seeds?" in capsys.readouterr().err
+
+
+def test_a_cluster_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("versions differ")
+
+    monkeypatch.setattr(module, "_knock", lambda address: None)
+    monkeypatch.setattr(ray, "init", refuse)
+    message = r"the cluster at head:6379 cannot be joined: versions differ; this machine must be one of its nodes"
+    with pytest.raises(ConnectionError, match=message), joined("head:6379"):
+        pass
+
+
+def test_a_run_that_is_asked_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "train", lambda run: None)
+    monkeypatch.setattr(module, "_sees", lambda folder, token: True)
+    run = Run.create(tmp_path / "run", preset("quick", {"benchmark": "reach"}).resolve())
+    assert _attempt(run, "") == ("failed", "it was asked to stop; the same command goes on")
+
+
+def test_folders_that_are_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(FileExistsError, match="holds other files, and no sweep; --folder names another place"):
+        sweep(tmp_path, ["mt-sac"], ["reach"])
+    with pytest.raises(FileExistsError, match=r"photo.jpg is a file; --folder names another place"):
+        sweep(tmp_path / "photo.jpg", ["mt-sac"], ["reach"])
+    with pytest.raises(FileNotFoundError, match=r"is no folder of a sweep: it has no sweep\.json"):
+        summarize(tmp_path)
+    for text in ("{", "[]", '{"format": "another"}'):
+        (tmp_path / "sweep.json").write_text(text)
+        with pytest.raises(DamagedError, match=r"sweep.json does not tell of a sweep"):
+            read_sweep(tmp_path)
+
+
+def test_without_ray(tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text("raise ImportError('not there')")
+    command = [
+        sys.executable,
+        "-m",
+        "dynroute.command",
+        "sweep",
+        "--methods",
+        "sm",
+        "--folder",
+        str(tmp_path / "sweep"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == "dynroute: a sweep needs Ray; type: pip install 'dynroute[sweep]'\n"
+
+
+def test_what_is_planned() -> None:
+    values = {"benchmark": ["MT10", "reach,push"], "method": ["d2r"], "protect": ["rsg", "none"], "seed": [1, 2]}
+    configurations, noted = _combine("quick", {"threads": 1, "warm_start": "runs/one"}, values)
+    assert list(configurations)[:2] == ["MT10-d2r-protect=rsg-seed1", "MT10-d2r-protect=rsg-seed2"]
+    assert list(configurations)[-1] == "reach,push-d2r-protect=none-seed2"
+    assert len(configurations) == len(noted) == 8
+    last = configurations["reach,push-d2r-protect=none-seed2"]
+    assert (last.tasks, last.protect, last.seed, last.steps) == (("reach", "push"), "none", 2, 12_000)
+    assert last.warm_start == str(Path("runs/one").resolve())
+    told = {"benchmark": "reach,push", "method": "d2r", "variant": "protect=none", "seed": 2}
+    assert noted["reach,push-d2r-protect=none-seed2"] == told
+    assert read_variants(["ent-coef=auto,0.1", "gamma=0.9", "ent_coef=0.2"]) == {
+        "ent_coef": ["auto", "0.1", "0.2"],
+        "gamma": [0.9],
+    }
+    with pytest.raises(ValueError, match="`vary` must give runs of different names, got two of reach-"):
+        _combine("paper", {}, {"benchmark": ["reach"], "method": ["sm"], "memory_map": ["a/b", "a b"], "seed": [1]})
+
+
+def write_result(folder: Path, rates: list[list[bool]], modules: float | None) -> None:
+    """A run that is finished, with the success of each episode of the tasks reach and push."""
+    solved = np.array(rates)
+    run = Run.create(folder, Configuration(benchmark="reach,push"))
+    run.start_session()
+    zeros = np.zeros(solved.shape)
+    EvaluationResult(
+        benchmark="reach, push",
+        tasks=("reach", "push"),
+        goals="random",
+        horizon=20,
+        seed=0,
+        reward_version="v2",
+        criterion="any",
+        versions={},
+        first_success=np.where(solved, 5, -1),
+        success_last=solved,
+        returns=zeros,
+        lengths=zeros.astype(np.int64),
+        goal_positions=np.zeros((*solved.shape, 3), np.float32),
+        modules_used=None if modules is None else zeros + modules,
+    ).save(run.evaluations / "final.json")
+
+
+def test_the_summary(tmp_path: Path) -> None:
+    noted = {
+        f"{method}-{seed}": {"benchmark": "reach,push", "method": method, "variant": "", "seed": seed, "minutes": 2.0}
+        for method, count in (("d2r", 3), ("sm", 2), ("care", 1))
+        for seed in range(1, count + 1)
+    }
+    noted["d2r-2"]["minutes"] = 4.0
+    _note(tmp_path, noted)
+    write_result(tmp_path / "d2r-1", [[True, True], [False, False]], 3.0)
+    write_result(tmp_path / "d2r-2", [[True, False], [False, True]], 5.0)
+    write_result(tmp_path / "sm-1", [[True, True], [True, False]], None)
+    summary = summarize(tmp_path)
+    assert summary == json.loads((tmp_path / "summary.json").read_text())
+    d2r, sm, care = summary["rows"]
+    # reach 1 and 1/2, push 0 and 1/2: sorted 0 1/2 1/2 1, of which the middle half is 1/2 and 1/2.
+    assert (d2r["seeds"], d2r["missing"]) == ([1, 2], [3])
+    assert d2r["success"] == {"reach": 0.75, "push": 0.25}
+    assert (d2r["mean"], d2r["iqm"], d2r["worst_task"]) == (0.5, 0.5, "push")
+    low, high = d2r["iqm_interval"]
+    assert 0.25 <= low < 0.5 < high <= 0.75
+    low, high = d2r["mean_interval"]
+    assert 0.25 <= low < 0.5 < high <= 0.75
+    assert d2r["modules_used"] == {"reach": 4.0, "push": 4.0}
+    assert d2r["minutes"] == 3.0
+    assert (sm["seeds"], sm["missing"], sm["mean"], sm["iqm_interval"]) == ([1], [2], 0.75, None)
+    assert (sm["modules_used"], sm["minutes"]) == (None, 2.0)
+    assert (care["seeds"], care["missing"]) == ([], [1])
+    assert summary["runs"]["sm-1"]["success"] == {"reach": 1.0, "push": 0.5}
+    (session,) = summary["runs"]["sm-1"]["sessions"]
+    assert {"command", "commit", "versions", "machine"} <= set(session)
+    table = summary_table(summary)
+    lines = table.splitlines()
+    assert lines[1].split()[:6] == ["reach,push", "d2r", "-", "2", "of", "3"]
+    assert "0.500" in lines[1]
+    assert "push 0.25" in lines[1]
+    assert "one seed" in lines[2]
+    assert lines[3].split()[-6:] == ["-"] * 6
+    assert "One seed does not tell how much seeds differ" in table
+
+    # Of a run that was interrupted it is not known how long it took.
+    path = tmp_path / "sm-1" / "sessions.jsonl"
+    path.write_text(2 * path.read_text())
+    assert summarize(tmp_path)["rows"][1]["minutes"] is None
