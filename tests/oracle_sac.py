@@ -222,6 +222,8 @@ class SAC:
         actor_loss = mean_by_task(
             [alpha[t] * log_pi[i] - min((q[i] for q in values), key=number) for i, t in enumerate(batch.task)]
         )
+        if waits:
+            actor_loss = [torch.zeros(()) for _ in tasks]
         left_out = [x or y for x, y in zip(left_out, exceeds(actor_loss), strict=True)]
         to_action, to_log_pi = self._gradients(total(actor_loss, left_out), [a, log_pi])
         reached = (torch.stack(action) * to_action).sum() + (torch.stack(log_prob) * to_log_pi).sum()

@@ -28,7 +28,7 @@ class TaskReport:
     """What an update did, a number for each task.
 
     Attributes:
-        actor_loss: The loss of the actor, before weights.
+        actor_loss: The loss of the actor, before weights; 0 while the actor waits.
         critic_loss: The loss of the critics together, before weights.
         ent_coef_loss: The loss of the coefficient of entropy.
         entropy: The mean of minus the log-probability of the actor's actions.
@@ -119,26 +119,31 @@ def update(model: "MultiTaskSAC", batch: RouteReplaySamples) -> TaskReport:
         (slope,) = torch.autograd.grad(chosen_values.sum(), chosen)
         return chosen_values.detach(), slope
 
-    judged = side_by_side([partial(judge, i) for i in range(count)], apart=apart)
-    chosen_values, slopes = (torch.stack(part) for part in zip(*judged, strict=True))
-    chosen_values, lowest = chosen_values.min(dim=0)
-    slope = slopes.gather(0, lowest[None, :, None].expand(1, *new_actions.shape)).squeeze(0)
-    actor_losses = mean_by_task(alpha_of_sample * log_probs.detach() - chosen_values, tasks)
-    extreme = extreme | (present & _exceeds(actor_losses, model.max_task_loss))
-    shares = sample_shares(weights, present & ~extreme, tasks)
-    taken = shares > 0
-    surrogate = torch.where(taken, alpha_of_sample * log_probs, 0)
-    surrogate = surrogate - torch.where(taken.unsqueeze(-1), slope.nan_to_num() * new_actions, 0).sum(dim=-1)
-    if batch.wanted is not None and (weight := _demonstration_weight(model)):
-        # Relative to the values, or its weight would depend on the scale of the rewards.
-        scale = tasks @ mean_by_task(chosen_values.nan_to_num().abs(), tasks)
-        errors = (means[: len(batch.wanted)] - batch.wanted.to(dtype)).square().sum(dim=-1)
-        errors = nn.functional.pad(errors, (0, len(scale) - len(errors)))
-        surrogate = surrogate + torch.where(taken, weight * scale * errors, 0)
-    if not waits:
+    def improve_actor(extreme: Tensor) -> tuple[Tensor, Tensor]:
+        judged = side_by_side([partial(judge, i) for i in range(count)], apart=apart)
+        chosen_values, slopes = (torch.stack(part) for part in zip(*judged, strict=True))
+        chosen_values, lowest = chosen_values.min(dim=0)
+        slope = slopes.gather(0, lowest[None, :, None].expand(1, *new_actions.shape)).squeeze(0)
+        actor_losses = mean_by_task(alpha_of_sample * log_probs.detach() - chosen_values, tasks)
+        extreme = extreme | (present & _exceeds(actor_losses, model.max_task_loss))
+        shares = sample_shares(weights, present & ~extreme, tasks)
+        taken = shares > 0
+        surrogate = torch.where(taken, alpha_of_sample * log_probs, 0)
+        surrogate = surrogate - torch.where(taken.unsqueeze(-1), slope.nan_to_num() * new_actions, 0).sum(dim=-1)
+        if batch.wanted is not None and (weight := _demonstration_weight(model)):
+            # Relative to the values, or its weight would depend on the scale of the rewards.
+            scale = tasks @ mean_by_task(chosen_values.nan_to_num().abs(), tasks)
+            errors = (means[: len(batch.wanted)] - batch.wanted.to(dtype)).square().sum(dim=-1)
+            errors = nn.functional.pad(errors, (0, len(scale) - len(errors)))
+            surrogate = surrogate + torch.where(taken, weight * scale * errors, 0)
         _backward((shares * surrogate).sum(), [*_parameters(actor.optimizer), *shared])
         _clip(_parameters(actor.optimizer), model.max_grad_norm)
         actor.optimizer.step()
+        return actor_losses, extreme
+
+    actor_losses = torch.zeros_like(critic_losses)
+    if not waits:
+        actor_losses, extreme = improve_actor(extreme)
     if policy.shared_optimizer is not None:
         _clip(shared, model.max_grad_norm)
         policy.shared_optimizer.step()
