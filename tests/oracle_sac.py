@@ -181,9 +181,10 @@ class SAC:
             # A task without samples has no expectation to follow.
             present = [losses[t] for t in tasks if rows[t]]
             (gradient,) = torch.autograd.grad(sum(present) / len(tasks), [self.log_ent_coef])
-            gradient = torch.zeros_like(gradient) if waits else gradient
-            ent_coef_loss = [0.0 for _ in tasks] if waits else ent_coef_loss
-            self._step(self.ent_coef_adam, [self.log_ent_coef], [gradient])
+            if waits:
+                ent_coef_loss = [0.0 for _ in tasks]
+            else:
+                self._step(self.ent_coef_adam, [self.log_ent_coef], [gradient])
             if o.max_ent_coef is not None:
                 for t in tasks:
                     self.log_ent_coef.data[t] = min(number(self.log_ent_coef[t]), math.log(o.max_ent_coef))
@@ -241,11 +242,9 @@ class SAC:
         gradients = self._gradients(reached, [*self.actor_own, *self.shared])
         n = len(self.actor_own)
         self.updates += 1
-        if waits:
-            gradients = [torch.zeros_like(gradient) for gradient in gradients]
-        else:
+        if not waits:
             self._step(self.actor_adam, self.actor_own, clip(gradients[:n], o.max_grad_norm))
-        if self.shared_adam is not None:
+        if self.shared_adam is not None and not waits:
             both = [x + y for x, y in zip(shared_gradients, gradients[n:], strict=True)]
             self._step(self.shared_adam, self.shared, clip(both, o.max_grad_norm))
 

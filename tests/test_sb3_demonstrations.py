@@ -1,5 +1,6 @@
 """Demonstrations beside own experience: they stay, they make up their share of each batch, and they have paths."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +165,16 @@ def test_wrong_arguments() -> None:
     for share in (-0.1, 1.0, 2.0):
         with pytest.raises(ValueError, match=f"`demonstration_share` must be in .*, got {share}"):
             DemonstrationBuffer(8, *SPACES, "cpu", num_tasks=TASKS, demonstrations=1, demonstration_share=share)
-    with pytest.raises(ValueError, match=r"`observations` must hold 6 transitions for each of 2 tasks, .* \(2, 5, 6\)"):
-        shown_to(make_model(), observations=np.zeros((2, 5, 6), np.float32))
+    for name, shape in (("observations", "(2, 6, 6)"), ("wanted", "(2, 6, 2)"), ("rewards", "(2, 6)")):
+        message = re.escape(
+            f"`{name}` must have shape {shape}, 6 transitions for each of 2 tasks as the buffer was told"
+        )
+        with pytest.raises(ValueError, match=message):
+            shown_to(make_model(), **{name: np.zeros((2, 1, 2), np.float32)})
+    for name in ("observations", "next_observations"):
+        swapped = demonstrations(states=4)[name][::-1]
+        with pytest.raises(ValueError, match=f"`{name}` must begin with all transitions of task 0, and so on"):
+            shown_to(make_model(), **{name: swapped})
     plain = MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks(TASKS)), device="cpu", buffer_size=10)
     with pytest.raises(TypeError, match="`model` must have been made with replay_buffer_class=DemonstrationBuffer"):
         add_demonstrations(plain, **demonstrations(states=4))
@@ -180,11 +189,42 @@ def test_wrong_options(name: str, value: float, least: int) -> None:
         make_model("MlpPolicy", **{name: value})
 
 
+def test_options_that_could_do_nothing() -> None:
+    for share in (0.01, 0.1, 0.9, 0.99):  # of four
+        with pytest.raises(
+            ValueError, match=f"`demonstration_share` must leave .* in the 4 of each task .*, got {share}"
+        ):
+            make_model("MlpPolicy", share=share)
+    message = "`demonstration_weight` needs demonstrations to clone: .*, got 0.5"
+    with pytest.raises(ValueError, match=message):
+        make_model("MlpPolicy", share=0.0, demonstration_weight=0.5)
+    with pytest.raises(ValueError, match=message):
+        MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks(TASKS)), device="cpu", demonstration_weight=0.5)
+
+
+def test_other_buffers_are_refused(tmp_path: Path) -> None:
+    model = make_model("MlpPolicy")
+    shown_to(model)
+    model.save_replay_buffer(tmp_path / "shown")
+    plain = MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks(TASKS)), device="cpu", buffer_size=40)
+    plain.save_replay_buffer(tmp_path / "plain")
+    with pytest.raises(ValueError, match="the stored buffer must have demonstrations 0, got 6"):
+        plain.load_replay_buffer(tmp_path / "shown")
+    with pytest.raises(ValueError, match="the stored buffer must have demonstrations 6, got 0"):
+        model.load_replay_buffer(tmp_path / "plain")
+    with pytest.raises(ValueError, match="the stored buffer must have demonstrations 7, got 6"):
+        make_model("MlpPolicy", count=7).load_replay_buffer(tmp_path / "shown")
+
+
 def test_what_is_not_finite_is_refused() -> None:
     rewards = demonstrations()["rewards"]
     rewards[1, 2] = np.nan
-    with pytest.raises(ValueError, match=r"every reward must be finite, got .* of task 1"):
-        shown_to(make_model(), rewards=rewards)
+    wanted = np.full((TASKS, COUNT, 2), np.inf, np.float32)
+    for name, values, where in (("rewards", rewards, "2 of task 1"), ("wanted", wanted, "0 of task 0")):
+        model = make_model()
+        with pytest.raises(ValueError, match=f"`{name}` must be finite, those of transition {where} are not"):
+            shown_to(model, **{name: values})
+        assert model.replay_buffer.shown.size() == 0
 
 
 def test_topologies_agree() -> None:

@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import oracle_sac
-from dynroute_sb3 import MultiTaskSAC
+from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC
 from dynroute_sb3.points import point_tasks
 from dynroute_sb3.replay import RouteReplaySamples
 from dynroute_sb3.update import TaskReport, follow, update
@@ -28,6 +28,9 @@ TOLERANCE = {"rtol": 0.0, "atol": 1e-8}
 # Adam forgets the scale of a gradient, but for its epsilon: one that is large lets a wrong scale show.
 ADAM = {"eps": 0.1}
 RATE = 1e-2
+
+SHOWN = {"demonstrations": 2}
+ELSEWHERE = ("target_update_interval", "replay_buffer_class", "replay_buffer_kwargs")  # the oracle does not know them
 
 D2R = {"num_modules": 4, "width": 5, "trunk_sizes": (6,), "router_sizes": (6,), "output_init": None}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -143,7 +146,7 @@ def make(
             adam=adam or {},
             # The documented default: what selects some sources replays them.
             **{"actor_paths": "replayed" if routed and network.startswith(("d2r", "moe-top")) else "topk"}
-            | {name: value for name, value in options.items() if name != "target_update_interval"},
+            | {name: value for name, value in options.items() if name not in ELSEWHERE},
         ),
     )
     return model, sac
@@ -299,24 +302,29 @@ def test_options(network: str, options: dict[str, Any]) -> None:
     assert_updated_as_specified(*make(network, **options))
 
 
+SHOWING: dict[str, dict[str, Any]] = {
+    "waiting": {"actor_starts": 2},
+    "cloning": {"demonstration_weight": 0.5},
+    "both": {"demonstration_weight": 0.5, "demonstration_decay": 3, "actor_starts": 1, "max_grad_norm": 0.1},
+    "without-a-task": {"demonstration_weight": 0.5, "max_task_loss": 8.0},
+}
+
+
+@pytest.mark.parametrize("name", SHOWING)
 @pytest.mark.parametrize("network", ["mt-sac", "d2r", "care"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"actor_starts": 2},
-        {"demonstration_weight": 0.5},
-        {"demonstration_weight": 0.5, "demonstration_decay": 3, "actor_starts": 1, "max_grad_norm": 0.1},
-        {"demonstration_weight": 0.5, "max_task_loss": 8.0},
-    ],
-    ids=["waiting", "cloning", "both", "without-a-task"],
-)
-def test_demonstrations(network: str, options: dict[str, Any]) -> None:
-    model, sac = make(network, **options)
+def test_demonstrations(network: str, name: str) -> None:
+    model, sac = make(network, **SHOWING[name], replay_buffer_class=DemonstrationBuffer, replay_buffer_kwargs=SHOWN)
     assert_updated_as_specified(model, sac, updates=5, shown=6)
 
 
-def test_an_actor_that_waits_stays_as_it_is() -> None:
-    model, _ = make("d2r", actor_starts=2)
+def test_what_is_shared_waits_with_the_actor() -> None:
+    model, sac = make("paco", actor_starts=2)
+    assert_updated_as_specified(model, sac, updates=4)
+
+
+@pytest.mark.parametrize("network", ["d2r", "paco", "care"])
+def test_an_actor_that_waits_stays_as_it_is(network: str) -> None:
+    model, _ = make(network, actor_starts=2)
     alphas = model.log_ent_coef.detach().clone()
     before = [p.detach().clone() for p in model.actor.parameters()]
     update(model, draw(model))

@@ -71,7 +71,7 @@ class DemonstrationBuffer(RouteReplayBuffer):
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> RouteReplaySamples:  # type: ignore[override]
         """Draws as many transitions of each task, demonstrations first, each part grouped by task."""
         each = round(batch_size // self.num_tasks * self.demonstration_share)
-        if not each or not self.shown.vector_steps:
+        if not each or not self.shown.size():
             return super().sample(batch_size, env)
         own = super().sample(batch_size - each * self.num_tasks, env)
         tasks, places = self.shown.draw(each)
@@ -81,15 +81,18 @@ class DemonstrationBuffer(RouteReplayBuffer):
             wanted=self._on_device(self.wanted[tasks, places])
         )
 
+    def _shape(self) -> dict[str, Any]:
+        return {**super()._shape(), "demonstrations": self.wanted.shape[1]}
+
     def save(self, folder: str | Path) -> dict[str, Any]:
         (inner := Path(folder) / "demonstrations").mkdir()
         write_rows(inner / "wanted.npy", self.wanted, self.shown.counts)
-        return {**super().save(folder), "demonstrations": self.shown.save(inner)}
+        return {**super().save(folder), "shown": self.shown.save(inner)}
 
     def load(self, folder: str | Path, state: dict[str, Any]) -> None:
         super().load(folder, state)
         inner = Path(folder) / "demonstrations"
-        self.shown.load(inner, state["demonstrations"])
+        self.shown.load(inner, state["shown"])
         read_rows(inner / "wanted.npy", self.wanted, self.shown.counts)
 
 
@@ -124,16 +127,30 @@ def add_demonstrations(
             "`model` must have been made with replay_buffer_class=DemonstrationBuffer, got one with a "
             f"{type(buffer).__name__}."
         )
-    count = buffer.wanted.shape[1]
-    if observations.shape[:2] != (buffer.num_tasks, count):
-        raise ValueError(
-            f"`observations` must hold {count} transitions for each of {buffer.num_tasks} tasks, as the buffer was "
-            f"told, got shape {observations.shape}."
-        )
+    tasks, count, actions_of = buffer.wanted.shape
+    wanted, timeouts = actions if wanted is None else wanted, np.zeros_like(dones) if timeouts is None else timeouts
+    parts: dict[str, tuple[NDArray[Any], tuple[int, ...]]] = {
+        "observations": (observations, buffer.obs_shape),
+        "next_observations": (next_observations, buffer.obs_shape),
+    }
+    parts |= {"actions": (actions, (actions_of,)), "wanted": (wanted, (actions_of,))}
+    parts |= {"rewards": (rewards, ()), "dones": (dones, ()), "timeouts": (timeouts, ())}
+    for name, (array, shape) in parts.items():
+        if np.shape(array) != (tasks, count, *shape):
+            raise ValueError(
+                f"`{name}` must have shape {(tasks, count, *shape)}, {count} transitions for each of {tasks} tasks as "
+                f"the buffer was told, got {np.shape(array)}."
+            )
+        if not np.isfinite(array).all():
+            task, i = np.argwhere(~np.isfinite(array))[0, :2]
+            raise ValueError(f"`{name}` must be finite, those of transition {i} of task {task} are not.")
+    rows = np.arange(tasks)[:, None]
+    for name in ("observations", "next_observations"):
+        if (buffer.task_space.tasks(parts[name][0].reshape(tasks * count, -1)).reshape(tasks, count) != rows).any():
+            raise ValueError(f"`{name}` must begin with all transitions of task 0, and so on; their one-hots differ.")
     paths = _paths(model, observations) if buffer.paths is not None else None
-    ends = np.zeros_like(dones) if timeouts is None else timeouts
     for i in range(count):
-        infos = [{"TimeLimit.truncated": bool(end)} for end in ends[:, i]]
+        infos = [{"TimeLimit.truncated": bool(end)} for end in timeouts[:, i]]
         buffer.shown.add(
             observations[:, i],
             next_observations[:, i],
@@ -143,7 +160,7 @@ def add_demonstrations(
             infos,
             None if paths is None else paths[:, i],
         )
-    buffer.wanted[:] = actions if wanted is None else wanted
+    buffer.wanted[:] = wanted
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from dynroute import SampleK, TopK
 
+from .demonstrations import DemonstrationBuffer
 from .losses import TASK_WEIGHTS, TEMPERATURES
 from .replay import RouteReplayBuffer
 
@@ -89,6 +90,7 @@ def check_options(model: "MultiTaskSAC") -> None:
     ):
         if number is not None and not least <= number < math.inf:
             raise ValueError(f"`{name}` must be at least {least} and finite, got {number!r}.")
+    _check_demonstrations(model)
     if model.batch_size < 1 or model.batch_size % model.num_tasks:
         raise ValueError(
             f"`batch_size` must be a multiple of the {model.num_tasks} tasks, got {model.batch_size}; "
@@ -107,6 +109,22 @@ def check_options(model: "MultiTaskSAC") -> None:
         raise ValueError(
             "`env` must leave observations as they are, or the one-hot of the task would be normalized with them; "
             "use VecNormalize(norm_obs=False), or normalize before the one-hot is appended."
+        )
+
+
+def _check_demonstrations(model: "MultiTaskSAC") -> None:
+    """What is asked of the options that take demonstrations for granted."""
+    has_them = issubclass(model.replay_buffer_class or RouteReplayBuffer, DemonstrationBuffer)
+    share, each = model.replay_buffer_kwargs.get("demonstration_share", 0.5), model.batch_size // (model.num_tasks or 1)
+    if model.demonstration_weight and not (has_them and share):
+        raise ValueError(
+            "`demonstration_weight` needs demonstrations to clone: replay_buffer_class=DemonstrationBuffer with a "
+            f"`demonstration_share` above 0, got {model.demonstration_weight!r}."
+        )
+    if has_them and share and not 0 < round(each * share) < each:
+        raise ValueError(
+            f"`demonstration_share` must leave a demonstration and an own transition in the {each} of each task in a "
+            f"batch, got {share!r}; raise `batch_size`, or change the share."
         )
 
 

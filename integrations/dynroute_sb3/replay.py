@@ -242,7 +242,7 @@ class RouteReplayBuffer(ReplayBuffer):
     def load(self, folder: str | Path, state: dict[str, Any]) -> None:
         """Restores what :meth:`save` wrote; a buffer of another shape is refused."""
         for name, ours in self._shape().items():
-            if (theirs := state[name]) != ours:
+            if (theirs := state.get(name, 0)) != ours:
                 raise ValueError(
                     f"the stored buffer must have {name} {ours}, got {theirs}; was it that of another run?"
                 )
@@ -255,7 +255,8 @@ class RouteReplayBuffer(ReplayBuffer):
     def _shape(self) -> dict[str, Any]:
         width = self.rows.shape[-1]
         path_bytes = 0 if self.paths is None else self.paths.shape[-1]
-        return {"num_tasks": self.num_tasks, "capacity": self.capacity, "row_width": width, "path_bytes": path_bytes}
+        shape = {"num_tasks": self.num_tasks, "capacity": self.capacity, "row_width": width, "path_bytes": path_bytes}
+        return {**shape, "demonstrations": 0}  # those of a DemonstrationBuffer
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {"rows": self.rows} if self.paths is None else {"rows": self.rows, "paths": self.paths}

@@ -75,7 +75,9 @@ def update(model: "MultiTaskSAC", batch: RouteReplaySamples) -> TaskReport:
     (new_actions, log_probs, means), (next_actions, next_log_probs, _) = side_by_side([act, act_next], apart=apart)
     mean_log_probs, present = mean_by_task(log_probs.detach(), tasks), tasks.any(dim=0)
     waits = model._n_updates < model.actor_starts  # until then the critics alone learn
-    ent_coef_loss = _update_entropy_coefficients(model, mean_log_probs, present & (not waits))
+    ent_coef_loss = torch.zeros_like(mean_log_probs)
+    if not waits:
+        ent_coef_loss = _update_entropy_coefficients(model, mean_log_probs, present)
 
     def evaluate(i: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -141,9 +143,11 @@ def update(model: "MultiTaskSAC", batch: RouteReplaySamples) -> TaskReport:
         actor.optimizer.step()
         return actor_losses, extreme
 
-    actor_losses = torch.zeros_like(critic_losses)
-    if not waits:
-        actor_losses, extreme = improve_actor(extreme)
+    if waits:  # with all that belongs to it, what it shares with the critics included
+        return TaskReport(
+            torch.zeros_like(critic_losses), critic_losses, ent_coef_loss, -mean_log_probs, extreme.to(dtype)
+        )
+    actor_losses, extreme = improve_actor(extreme)
     if policy.shared_optimizer is not None:
         _clip(shared, model.max_grad_norm)
         policy.shared_optimizer.step()
