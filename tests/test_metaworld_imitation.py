@@ -115,9 +115,73 @@ def test_sac_goes_on_from_there(cloned: Run, tmp_path: Path) -> None:
             tmp_path / str(len(list(tmp_path.iterdir()))), preset("quick", {**options, **wrong}).resolve()
         )
         with pytest.raises(
-            RunError, match=r"`warm_start` must be a run with the same tasks, method and sizes, got .*cloned"
+            RunError, match=r"`warm_start` must be a run with the same tasks, method and sizes, .*, got .*cloned"
         ):
             train(other_run)
+
+
+def test_seeds_that_start_from_one_run_draw_differently(cloned: Run) -> None:
+    drawn = []
+    for seed in (1, 2):
+        options = {"benchmark": TASKS, "warm_start": str(cloned.folder), "horizon": 10, "device": "cpu", "seed": seed}
+        configuration = preset("quick", options).resolve()
+        env = environments(configuration)
+        make_model(configuration, env)
+        env.close()
+        drawn.append((torch.rand(()).item(), np.random.random()))
+    assert drawn[0][0] != drawn[1][0]
+    assert drawn[0][1] != drawn[1][1]
+
+
+def test_a_warm_start_is_kept_whatever_becomes_of_the_other_run(cloned: Run, tmp_path: Path) -> None:
+    options = {"benchmark": TASKS, "warm_start": str(cloned.folder), "horizon": 10, "device": "cpu", "steps": 0}
+    run = Run.create(tmp_path / "run", preset("quick", {**options, "final_episodes": 1}).resolve())
+    train(run)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step_0"]
+    one, other = networks(cloned), networks(run)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_targets_share_what_the_critics_share(cloned: Run, tmp_path: Path) -> None:
+    options = {"benchmark": TASKS, "method": "paco", "horizon": 20, "device": "cpu", "demonstrations": 3}
+    usual = {"cloning_steps": 100, "steps": 0, "final_episodes": 1}
+    run = Run.create(tmp_path / "run", preset("quick", {**options, **usual}).resolve())
+    train(run)
+    model = load_model(run, "cpu")
+    pairs = zip(model.critic.state_dict().items(), model.critic_target.state_dict().values(), strict=True)
+    assert all(torch.equal(critic, target) for (_, critic), target in pairs)
+
+
+@pytest.mark.parametrize("command", ["imitate", "train"])
+def test_the_same_command_goes_on(command: str, cloned: Run, tmp_path: Path) -> None:
+    flags = ["--preset", "quick", "--benchmark", TASKS, "--horizon", "20", "--device", "cpu", "--final-episodes", "1"]
+    if command == "imitate":
+        flags += ["--demonstrations", "3", "--cloning-steps", "20"]
+    else:
+        flags += ["--warm-start", str(cloned.folder), "--steps", "20", "--batch-size", "4"]
+    line = [command, *flags, "--run", str(tmp_path / "run"), "--resume"]
+    assert main(line) == 0
+    assert main(line) == 0
+    assert main([command, "--run", str(tmp_path / "run"), "--resume"]) == 0
+    if command == "train":
+        assert main(["imitate", "--run", str(tmp_path / "run"), "--resume"]) == 1
+
+
+def test_rebuild_is_for_runs_that_collect(cloned: Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`rebuild` must be left out: .*cloned has used its demonstrations already"):
+        train(cloned, rebuild=True)
+    run = Run.create(tmp_path / "run", preset("quick", {"benchmark": "reach"}).resolve())
+    with pytest.raises(ValueError, match=r"`rebuild` must be left out: .*run has no demonstrations"):
+        train(run, rebuild=True)
+
+
+def test_cloning_that_comes_to_nothing(tmp_path: Path) -> None:
+    run = cloning(tmp_path, demonstrations(), method="mt-sac", cloning_rate=1e30, cloning_steps=200)
+    with (
+        Display(200, TASKS.split(",")) as display,
+        pytest.raises(RunError, match=r"came to nothing: its error .* with a `cloning_rate` below 1e\+30"),
+    ):
+        run.run(display)
 
 
 def test_corrections_are_what_scripts_want_where_the_policy_acts(cloned: Run) -> None:
@@ -295,6 +359,11 @@ def test_balance_changes_what_is_learned(tmp_path: Path) -> None:
 def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="`held_out` must be less than the 2 demonstrations, got 2"):
         Configuration(demonstrations=2, cloning_steps=1, held_out=2)
+    for name in ("cloning_steps", "demonstration_weight"):
+        with pytest.raises(ValueError, match=f"`{name}` needs demonstrations, for instance --demonstrations 20"):
+            Configuration(**{name: 1})
+    with pytest.raises(ValueError, match=r"`dagger_rounds` must be less than the 2 `cloning_steps`, .*, got 2"):
+        Configuration(demonstrations=3, cloning_steps=2, dagger_rounds=2)
     for wrong in ("", "0,x", "-1", "inf"):
         with pytest.raises(ValueError, match=f"`noise` must be numbers of at least 0 with commas .*, got '{wrong}'"):
             Configuration(noise=wrong)

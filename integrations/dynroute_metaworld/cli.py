@@ -15,8 +15,9 @@ from .bench import bench
 from .curves import draw_curves
 from .environment import GOALS
 from .evaluation import evaluate
+from .looking import add_parsers
 from .methods import methods_table
-from .presets import IMITATION_ALONE, PRESETS, preset
+from .presets import AFTER_IMITATION, IMITATION_ALONE, PRESETS, preset
 from .progress import Display
 from .recorder import evaluate_run
 from .result import EvaluationResult
@@ -39,6 +40,7 @@ examples:
   dynroute evaluate runs/MT10-random-d2r-seed1 --episodes 100
   dynroute train --method d2r --benchmark MT10 --demonstrations 20 --warm-start runs/MT10-random-d2r-imitation-seed1
   dynroute evaluate scripted --benchmark MT50                       what Meta-World's own policies reach
+  dynroute report runs/MT10-random-d2r-seed1                        a page with curves and a route explorer
   dynroute sweep --imitate --methods d2r mt-sac --seeds 1 2 3       many runs, on all cores or on a cluster
 """
 
@@ -158,6 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.add_argument("--output", type=Path, help="a file for all figures, as JSON")
     evaluating.set_defaults(command=_evaluate)
 
+    add_parsers(commands)
+
     benching = commands.add_parser("bench", help="measure this machine: how long would a run take?", **kind)
     benching.add_argument("--benchmark", default="MT10", help="the tasks (MT10)")
     benching.add_argument("--methods", nargs="+", default=["mt-sac", "sm", "d2r"], help="networks (mt-sac sm d2r)")
@@ -183,8 +187,11 @@ def _train(options: argparse.Namespace) -> int:
     folder = options.run or Path("runs") / f"{name}-{wanted.goals}-{how}-seed{wanted.seed}"
     if options.resume and (folder / "config.json").exists():
         run = Run.open(folder)
-        asked = {**PRESETS.get(options.preset, {}), **options.usual}
-        run.agree({**{name: value for name, value in asked.items() if name not in MOVABLE}, **given})
+        if options.usual and not run.configuration.cloning_steps:
+            raise RunError(f"{folder} holds a run without imitation; `dynroute train` goes on with it.")
+        # What depends on other options that need not be given again is that of the run.
+        asked = set(PRESETS.get(options.preset, {})) - {*MOVABLE, *AFTER_IMITATION}
+        run.agree({**{name: getattr(wanted, name) for name in asked}, **given})
     else:
         run = Run.create(folder, wanted)
     result = train(run, rebuild=options.rebuild)

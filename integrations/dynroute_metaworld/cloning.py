@@ -17,6 +17,7 @@ from dynroute_sb3.tree import read_tree, write_tree
 from .configuration import Configuration
 from .demonstrations import Demonstrations
 from .progress import Display
+from .run import RunError
 
 __all__ = ["Cloning"]
 
@@ -82,7 +83,13 @@ class Cloning:
                 error = self._check()
                 display.tell(f"{self.update:>9,} of {steps:,} updates, error {error.sqrt():.3f} on held-out episodes")
                 self._write()
+        if not math.isfinite(self.best_error):
+            raise RunError(
+                f"cloning in {self.folder} came to nothing: its error on held-out episodes is not finite; start "
+                f"another run with a `cloning_rate` below {configuration.cloning_rate:g}."
+            )
         self.actor.load_state_dict(self.best)
+        self.model.critic_target.load_state_dict(self.model.critic.state_dict())  # what it shares with the actor
         self.model.policy.set_training_mode(False)
 
     def _batch(self) -> tuple[Tensor, Tensor]:

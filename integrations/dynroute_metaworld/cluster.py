@@ -14,7 +14,7 @@ from typing import Any
 
 from .configuration import Configuration
 from .curves import draw_curves
-from .run import Run, RunError
+from .run import Run, RunError, versions
 from .summary import read_sweep
 from .training import train
 
@@ -22,6 +22,7 @@ __all__ = ["check_nodes", "check_room", "joined", "run_all"]
 
 RETRIES = 3  # in a row, without a checkpoint between them
 RELEASE = 60.0  # seconds after which the processes of a killed sweep must have ended; most do within two
+IDLE = 10  # half minutes in which nothing could be started
 STOPPING = 120.0  # seconds for the checkpoints of runs that are asked to stop
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
@@ -96,13 +97,14 @@ def check_room(cores: int, gpus: float, tell: Callable[[str], object], patience:
     ray = _ray()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     asked = {"CPU": ("cores_per_run", "cores", cores), "GPU": ("gpus_per_run", "GPUs", gpus)}
+    fit = nodes  # those with enough of what was looked at: a run takes all of one node
     for kind, (argument, what, amount) in asked.items():
-        most = max((node.get(kind, 0) for node in nodes), default=0)
+        most = max((node.get(kind, 0) for node in fit), default=0)
         if amount > most:
             raise ValueError(
-                f"`{argument}` must be at most {most:g}, the {what} of the largest of {len(nodes)} nodes, "
-                f"got {amount:g}."
+                f"`{argument}` must be at most {most:g}, the {what} of the largest of {len(fit)} nodes, got {amount:g}."
             )
+        fit = [node for node in fit if node.get(kind, 0) >= amount]
     end, told = time.monotonic() + patience, False
     while True:
         free = ray.available_resources()
@@ -127,7 +129,7 @@ def check_nodes(folder: Path, token: str) -> None:
     ray = _ray()
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    look = ray.remote(num_cpus=0, max_retries=0)(_look)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     looks = [
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
@@ -138,12 +140,21 @@ def check_nodes(folder: Path, token: str) -> None:
     for node, answer in zip(nodes, looks, strict=True):
         where = f"the node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         try:
-            seen = ray.get(answer, timeout=120)
+            seen, theirs = ray.get(answer, timeout=120)
         except ray.exceptions.RayError as error:
             last = str(error).strip().splitlines()[-1]
             raise RunError(f"{where} cannot run dynroute: {last}; install it as it is installed here.") from error
         if not seen:
             raise RunError(f"{where} does not see {folder}; the nodes of a sweep must share its file system.")
+        differ = [
+            f"{name} {theirs.get(name)}, not {own}" for name, own in versions().items() if theirs.get(name) != own
+        ]
+        if differ:
+            raise RunError(f"{where} has {', '.join(differ)}; install there what is installed here.")
+
+
+def _look(folder: Path, token: str) -> tuple[bool, dict[str, str]]:
+    return _sees(folder, token), versions()
 
 
 def _sees(folder: Path, token: str) -> bool:
@@ -179,7 +190,7 @@ def run_all(
     # Streams tell when a run starts; a process of its own leaves nothing of one run to the next.
     task = ray.remote(max_calls=1, max_retries=0, num_returns="streaming", **resources)(_work)
     streams = {task.remote(run.folder, run.configuration, token, sys.argv): name for name, run in runs.items()}
-    total, started, failures = len(runs), set[str](), dict[str, str]()
+    total, started, failures, idle = len(runs), set[str](), dict[str, str](), 0
     deaths: dict[str, list[list[str]]] = {name: [] for name in runs}
 
     def say(event: str) -> None:
@@ -190,8 +201,11 @@ def run_all(
         while streams:
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=30, fetch_local=False)
             if not ready:
-                if not started:
+                idle = 0 if started else idle + 1
+                if idle:
                     say("no node has room for a run, though none is running")
+                if idle == IDLE:
+                    raise RunError("no node had room for a run for minutes; do others use the cluster, or is it gone?")
                 continue
             stream = ready[0]
             name = streams[stream]
@@ -271,6 +285,8 @@ def _attempt(run: Run, token: str) -> tuple[str, Any]:
     try:
         if not _sees(run.folder.parent, token):
             raise RunError(f"{platform.node()} does not see {run.folder.parent}; nodes must share its file system.")
+        if not (run.folder / "config.json").exists():
+            Run.create(run.folder, run.configuration)
         _wait_for_release([run], RELEASE)
         began = time.monotonic()
         result = train(run)

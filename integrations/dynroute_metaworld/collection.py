@@ -158,7 +158,9 @@ def _read(path: Path, settings: dict[str, Any]) -> dict[str, NDArray[Any]]:
             arrays = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
     except (OSError, ValueError, EOFError) as error:
         told = str(error).removesuffix("; take another checkpoint.").rstrip(".")
-        raise DamagedError(f"{told}; rebuild=True, or --rebuild, makes the demonstrations anew.") from error
+        raise DamagedError(
+            f"{told}; remove {path}, or make the demonstrations anew by rebuild=True or --rebuild."
+        ) from error
     wanted = {**settings, "task": path.name}
     differ = [f"{key} {stored.get(key)!r}, not {wanted[key]!r}" for key in wanted if stored.get(key) != wanted[key]]
     if differ:

@@ -143,6 +143,14 @@ class Configuration:
             _check(option, hints[option.name], getattr(self, option.name))
         if self.workers > len(self.tasks):
             raise ValueError(f"`workers` must be at most the {len(self.tasks)} tasks, got {self.workers}.")
+        for name in ("cloning_steps", "demonstration_weight"):
+            if getattr(self, name) and not self.demonstrations:
+                raise ValueError(f"`{name}` needs demonstrations, for instance --demonstrations 20, got 0 of them.")
+        if self.dagger_rounds and self.dagger_rounds >= self.cloning_steps:
+            raise ValueError(
+                f"`dagger_rounds` must be less than the {self.cloning_steps} `cloning_steps`, which the rounds share, "
+                f"got {self.dagger_rounds}."
+            )
         if self.cloning_steps and self.held_out >= self.demonstrations:
             raise ValueError(
                 f"`held_out` must be less than the {self.demonstrations} demonstrations, got {self.held_out}."

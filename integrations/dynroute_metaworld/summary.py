@@ -12,10 +12,13 @@ from dynroute_sb3 import DamagedError
 from .intervals import bootstrap_interval, iqm
 from .result import EvaluationResult
 
-__all__ = ["FORMAT", "read_sweep", "summarize", "summary_table"]
+__all__ = ["FORMAT", "ROW", "read_sweep", "summarize", "summary_table"]
 
 FORMAT = "dynroute sweep 1"
 """The form of ``sweep.json``, which names the runs of a sweep."""
+
+ROW = ("benchmark", "method", "variant")
+"""What runs have in common that a summary takes together; they differ in their seeds."""
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
@@ -47,13 +50,10 @@ def summarize(folder: str | Path) -> dict[str, Any]:
     runs = {}
     for name, noted in read_sweep(folder)["runs"].items():
         runs[name] = {**noted, **_figures(folder / name, noted)}
-        rows[noted["benchmark"], noted["method"], noted["variant"]].append(runs[name])
+        rows[tuple(noted[axis] for axis in ROW)].append(runs[name])
     summary = {
         "format": "dynroute sweep summary 1",
-        "rows": [
-            {**dict(zip(("benchmark", "method", "variant"), key, strict=True)), **_row(group)}
-            for key, group in rows.items()
-        ],
+        "rows": [{**dict(zip(ROW, key, strict=True)), **_row(group)} for key, group in rows.items()],
         "runs": runs,
     }
     part = folder / ".summary.json.part"

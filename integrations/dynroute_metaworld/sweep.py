@@ -10,7 +10,7 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,16 @@ from .methods import ACTIONS
 from .presets import IMITATION_ALONE, preset
 from .result import EvaluationResult
 from .run import Run, RunError
-from .summary import FORMAT, read_sweep
+from .summary import FORMAT, ROW, read_sweep
+from .training import check_start
 
-__all__ = ["AXES", "read_variants", "sweep"]
+__all__ = ["ASIDE", "AXES", "read_variants", "sweep"]
 
 AXES = ("benchmark", "method", "seed")
 """The options of a run that every sweep has values of."""
+
+ASIDE = ("seed", "warm_start", "threads", "workers", "restart", "device", "checkpoint_every", "memory_map")
+"""In what runs may differ that a summary takes together."""
 
 
 def sweep(
@@ -76,26 +80,32 @@ def sweep(
     usual = {**(IMITATION_ALONE if imitate else {}), "threads": cores_per_run}
     if not gpus_per_run:
         usual["device"] = "cpu"
+    if wrong := sorted(set(AXES) & set(vary or {})):
+        raise ValueError(f"`vary` must name other options, got {wrong}, which have arguments of their own.")
     values = {"benchmark": benchmarks, "method": methods, **(vary or {}), "seed": seeds}
+    free = set(usual) - {"device", *IMITATION_ALONE, *(options or {}), *values}  # a run goes on with its own threads
     usual = {name: value for name, value in usual.items() if name not in values}
     configurations, noted = _combine(settings, {**usual, **(options or {})}, values)
     resources = {"num_cpus": cores_per_run, "num_gpus": gpus_per_run}
     with _held(folder), _quiet(folder / "ray.txt") as tell:
-        runs = {name: _open(folder / name, configuration) for name, configuration in configurations.items()}
-        token = _note(folder, noted)
+        token = _note(folder, {})
+        runs = {name: _open(folder / name, configuration, free) for name, configuration in configurations.items()}
+        _check_rows(folder, {name: run.configuration for name, run in runs.items()}, noted)
         left = {name: run for name, run in runs.items() if not _is_finished(run)}
         if len(left) < len(runs):
             tell(f"{len(runs) - len(left)} of {len(runs)} runs are finished already")
         if not left:
+            _note(folder, noted)
             return {}
         with joined(address):
             check_room(cores_per_run, gpus_per_run, tell)
             check_nodes(folder, token)
-            for run in left.values():
-                _create(run)
-            return run_all(
-                left, token, resources, tell, lambda name, minutes: _note(folder, {name: {"minutes": minutes}}) and None
-            )
+            _note(folder, noted)
+
+            def finished(name: str, minutes: float) -> None:
+                _note(folder, {name: {"minutes": minutes}})
+
+            return run_all(left, token, resources, tell, finished)
 
 
 def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -153,9 +163,7 @@ def _combine(
     noted: dict[str, dict[str, Any]] = {}
     for chosen in itertools.product(*values.values()):
         mine = dict(zip(values, chosen, strict=True))
-        configuration = preset(settings, {**options, **mine}).resolve()
-        if configuration.warm_start is not None:
-            configuration = dataclasses.replace(configuration, warm_start=str(Path(configuration.warm_start).resolve()))
+        configuration = _started(preset(settings, {**options, **mine}).resolve())
         shape = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
         build(configuration.method, *shape, device="meta", **configuration.network_kwargs)  # a typo costs nothing
         variant = ",".join(f"{name}={value}" for name, value in mine.items() if name not in AXES)
@@ -208,22 +216,56 @@ def _note(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> str:
     return str(noted["token"])
 
 
-def _open(folder: Path, configuration: Configuration) -> Run:
-    """The run of a configuration, as far as it is there; one that is there must agree."""
+def _started(configuration: Configuration) -> Configuration:
+    """A configuration with the directory of the run to start from, which must be there and fit."""
+    if configuration.warm_start is None:
+        return configuration
+    try:
+        named = configuration.warm_start.format(**{axis: getattr(configuration, axis) for axis in AXES})
+    except (LookupError, ValueError) as error:
+        known = ", ".join(f"{{{axis}}}" for axis in AXES)
+        raise ValueError(
+            f"`warm_start` must be the directory of a run, where {known} stand for those of the run that starts from "
+            f"it, got {configuration.warm_start!r}."
+        ) from error
+    other = Run.open(Path(named).resolve())
+    check_start(configuration, other)
+    return dataclasses.replace(configuration, warm_start=str(other.folder))
+
+
+def _check_rows(
+    folder: Path, configurations: Mapping[str, Configuration], noted: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuses runs that would stand in a row of the summary with others of other settings."""
+    rows = {tuple(told[axis] for axis in ROW): configurations[name] for name, told in noted.items()}
+    for name, told in read_sweep(folder)["runs"].items():
+        mine = rows.get(tuple(told[axis] for axis in ROW))
+        if mine is None or not (folder / name / "config.json").exists():
+            continue
+        theirs = dataclasses.asdict(Run.open(folder / name).configuration)
+        differ = [
+            f"{option}={theirs[option]!r}, got {value!r}"
+            for option, value in dataclasses.asdict(mine).items()
+            if option not in ASIDE and theirs[option] != value
+        ]
+        if differ:
+            raise RunError(
+                f"{folder} holds {name} with {'; '.join(differ)}: seeds of other settings do not belong in one row of "
+                "the summary. A sweep goes elsewhere by --folder."
+            )
+
+
+def _open(folder: Path, configuration: Configuration, free: Collection[str]) -> Run:
+    """The run of a configuration, as far as it is there; one that is there must agree, but for some options."""
     if not (folder / "config.json").exists():
         return Run(folder, configuration)
     run = Run.open(folder)
     try:
-        run.agree(dataclasses.asdict(configuration))
+        run.agree({name: value for name, value in dataclasses.asdict(configuration).items() if name not in free})
     except RunError as error:
         error.add_note("A sweep goes elsewhere by --folder.")
         raise
     return run
-
-
-def _create(run: Run) -> None:
-    if not (run.folder / "config.json").exists():
-        Run.create(run.folder, run.configuration)
 
 
 def _is_finished(run: Run) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from stable_baselines3.common.logger import Logger
 
+from dynroute.networks import build
 from dynroute_sb3 import (
     DamagedError,
     DemonstrationBuffer,
@@ -16,9 +17,12 @@ from dynroute_sb3 import (
     latest_checkpoint,
 )
 from dynroute_sb3.losses import TEMPERATURES
+from dynroute_sb3.randomness import random_state, set_random_state
 
 from .configuration import Configuration
+from .environment import STATE_FEATURES
 from .imitation import describe, start_from_demonstrations
+from .methods import ACTIONS
 from .metrics import MetricsFile, TensorBoardFolder
 from .progress import Display
 from .recorder import Recorder, Stopped, evaluate_run
@@ -26,7 +30,7 @@ from .result import EvaluationResult
 from .run import Run, RunError, versions
 from .vec_env import MetaWorldVecEnv, make_envs
 
-__all__ = ["environments", "load_model", "make_model", "train"]
+__all__ = ["check_start", "environments", "load_model", "make_model", "train"]
 
 
 def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
@@ -34,7 +38,7 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
 
     Args:
         run: The run.
-        rebuild: Whether demonstrations are collected anew, if it comes to that, where they were collected before.
+        rebuild: Whether demonstrations are collected anew, though they were collected before.
 
     Returns:
         The evaluation at the end; None if the run was asked to stop before.
@@ -44,6 +48,10 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
         ending.callback(run.forget)
         _check_device(configuration.device)
         checkpoint = run.last_checkpoint()
+        starts = checkpoint is None and configuration.demonstrations > 0
+        if rebuild and not starts:
+            why = "no demonstrations" if checkpoint is None else "used its demonstrations already"
+            raise ValueError(f"`rebuild` must be left out: {run.folder} has {why}.")
         ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(configuration.threads or threads)
         env = environments(configuration)
@@ -51,8 +59,10 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
         model = make_model(configuration, env) if checkpoint is None else _load(configuration, checkpoint, env)
         changes = _changes(run)
         run.start_session()  # only now is it known that everything fits
-        if checkpoint is None and configuration.demonstrations:
+        if starts:
             model = _load(configuration, start_from_demonstrations(run, model, rebuild=rebuild), env)
+        elif checkpoint is None and configuration.warm_start is not None:
+            model.save_checkpoint(run.checkpoints / "step_0")  # whatever becomes of the other run
         return _learn(run, model, changes)
 
 
@@ -136,6 +146,9 @@ def environments(configuration: Configuration) -> MetaWorldVecEnv:
 def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
     """The algorithm of a configuration, untrained."""
     configuration = configuration.resolve()
+    start = None if configuration.warm_start is None else Run.open(configuration.warm_start)
+    if start is not None:
+        check_start(configuration, start)
     tau = configuration.route_temperature
     temperature: float | str = tau if tau in TEMPERATURES else _number("route_temperature", tau)
     ent_coef, aim = configuration.ent_coef, configuration.target_entropy
@@ -181,8 +194,8 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
         seed=configuration.seed,
         device=configuration.device,
     )
-    if configuration.warm_start is not None:
-        _take_actor(model, Run.open(configuration.warm_start))
+    if start is not None:
+        _take_actor(model, start)
     return model
 
 
@@ -204,16 +217,29 @@ def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
 
 def _take_actor(model: MultiTaskSAC, run: Run) -> None:
     """Starts a model with the actor of another run, and with what that knows of the scale of states."""
+    before = random_state()
     other = load_model(run, str(model.device))
-    shapes, others = ({name: tensor.shape for name, tensor in one.actor.state_dict().items()} for one in (model, other))
-    if other.task_names != model.task_names or others != shapes:
-        raise RunError(
-            f"`warm_start` must be a run with the same tasks, method and sizes, got {run.folder} with "
-            f"{run.configuration.method} on {', '.join(run.configuration.tasks)}."
-        )
+    set_random_state(before)  # or all that start from it would draw the same
     model.actor.load_state_dict(other.actor.state_dict())
-    for critic in (model.critic, model.critic_target):
-        critic.normalizer.load_state_dict(other.actor.normalizer.state_dict())
+    model.critic.normalizer.load_state_dict(other.actor.normalizer.state_dict())
+    model.critic_target.load_state_dict(model.critic.state_dict())  # with what the critics share with the actor
+
+
+def check_start(configuration: Configuration, run: Run) -> None:
+    """Raises an error unless a run fits another one that is to start from it."""
+    mine, theirs = configuration, run.configuration
+    if (mine.tasks, mine.method, _shapes(mine)) != (theirs.tasks, theirs.method, _shapes(theirs)):
+        raise RunError(
+            f"`warm_start` must be a run with the same tasks, method and sizes, {mine.method} on "
+            f"{', '.join(mine.tasks)} with {mine.network_kwargs or 'the usual sizes'}, got {run.folder} with "
+            f"{theirs.method} on {', '.join(theirs.tasks)} with {theirs.network_kwargs or 'the usual sizes'}."
+        )
+
+
+def _shapes(configuration: Configuration) -> dict[str, torch.Size]:
+    sizes = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
+    net = build(configuration.method, *sizes, device="meta", **configuration.network_kwargs)
+    return {name: tensor.shape for name, tensor in net.state_dict().items()}
 
 
 def _algorithm(configuration: Configuration) -> type[MultiTaskSAC]:
