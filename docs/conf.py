@@ -5,7 +5,7 @@ import json
 import os
 import pkgutil
 import re
-from collections.abc import Sequence
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,10 @@ from sphinx.util.docutils import SphinxDirective as Directive
 import dynroute
 import dynroute_metaworld
 import dynroute_sb3
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from result_tables import table
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "result_tables",
 ]
 exclude_patterns = ["_build"]
 default_role = "code"  # `x` in a docstring is code, as in the error messages
@@ -170,12 +175,6 @@ def _hide_module_arguments(app: Sphinx, what: str, name: str, thing: object, *_:
     return ("()", None) if what == "class" and getattr(thing, "__init__", None) is torch.nn.Module.__init__ else None
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, the first row as its header."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    return lines + [f"   {'  -' if i else '* -'} {cell}" for row in rows for i, cell in enumerate(row)]
-
-
 class Picture(Directive):
     """Runs its content and shows the SVG picture that it leaves in `picture`; the argument describes the picture."""
 
@@ -197,7 +196,7 @@ class NetworkSpeed(Directive):
 
     def run(self) -> list[nodes.Node]:
         header = ["network", "parameters", "ms", "to an equal MLP", "to mt-sac", "public code to mt-sac"]
-        lines = _table([header, *map(self._cells, json.loads(SPEED.read_text())["networks"])])
+        lines = table([header, *map(self._cells, json.loads(SPEED.read_text())["networks"])])
         return self.parse_text_to_nodes("\n".join(lines))
 
     def _cells(self, row: dict[str, Any]) -> list[str]:
@@ -216,7 +215,7 @@ class EnvironmentSpeed(Directive):
             ratios = [f"{row['faster than'][other]:.2f}" for other in others]
             cpu = f"{row['microseconds of CPU']:,.0f}"
             rows.append([row["name"], f"{row['steps per second']:,.0f}", cpu, *ratios])
-        lines = _table(rows)
+        lines = table(rows)
         versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
         text = f"""
 The tasks of {stored["benchmark"]} with random actions and a horizon of {stored["horizon"]} on {stored["cores"]} cores,
@@ -239,7 +238,7 @@ class ScriptedSuccess(Directive):
             rows.append([row["task"], *(f"{row['success'][horizon]:.2f} ({ends[horizon]})" for horizon in horizons)])
         rows.append(["mean", *(f"{stored['mean'][horizon]:.3f}" for horizon in horizons)])
         rows.append(["tasks at .9 or more", *(str(stored["tasks at .9 or more"][horizon]) for horizon in horizons)])
-        lines = _table(rows)
+        lines = table(rows)
         versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
         lines += ["", f"{stored['episodes']} episodes a task, seed {stored['seed']}; {versions}."]
         return self.parse_text_to_nodes("\n".join(lines))
@@ -255,7 +254,7 @@ class Speed(Directive):
         mode = self.arguments[0]
         rows = [row for row in json.loads(SPEED.read_text())["rows"] if row["mode"] == mode]
         names = ["reference", "fused" if mode == "training step" else "skip", "auto", "equal MLP", "chained modules"]
-        lines = _table([["case", "batch", "textbook ms", *names], *(self._cells(row, names) for row in rows)])
+        lines = table([["case", "batch", "textbook ms", *names], *(self._cells(row, names) for row in rows)])
         return self.parse_text_to_nodes("\n".join(lines))
 
     @staticmethod
@@ -272,7 +271,7 @@ class UpdateSpeed(Directive):
         for row in UPDATES["rows"]:
             name = row["network"]
             rows.append([name, f"{row['ms'][name]:.0f}", f"{row['to mt-sac']:.2f}", row["public"]])
-        lines = _table([["network", "ms", "to mt-sac", "other code to its mt-sac"], *rows])
+        lines = table([["network", "ms", "to mt-sac", "other code to its mt-sac"], *rows])
         bare, steps = UPDATES["bare"]["to bare loop"], UPDATES["step"]
         ours = " and ".join(f"{steps[network]:.2f} ms with {network}" for network in steps)
         text = f"""

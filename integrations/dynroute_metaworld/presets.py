@@ -34,9 +34,24 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "evaluation_episodes": 5,
         "final_episodes": 20,
     },
+    "refine": {
+        "steps": 6000,
+        "demonstrations": 20,
+        "demonstration_weight": 1.0,
+        "update_every": 4,
+        "batch_size": 16,
+        "learning_rate": 1e-4,
+        "gamma": 0.95,
+        "log_every": 200,
+        "checkpoint_every": 1000,
+        "evaluate_every": 2000,
+        "evaluation_episodes": 10,
+        "final_episodes": 20,
+    },
 }
 """Settings by name. They are those of the D2R paper, those of its released code where they differ (with the method
-d2r-released they are the whole of it), and those for a first look on two CPU cores."""
+d2r-released they are the whole of it), those for a first look on two CPU cores, and those to go on from imitation for
+some minutes."""
 
 IMITATION_ALONE: Mapping[str, Any] = {
     "steps": 0,

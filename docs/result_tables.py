@@ -1,0 +1,101 @@
+"""Directives that show the stored summaries of sweeps, which `dynroute sweep` writes and docs/results keeps."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective as Directive
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, the first row as its header."""
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    return lines + [f"   {'  -' if i else '* -'} {cell}" for row in rows for i, cell in enumerate(row)]
+
+
+class Sweep(Directive):
+    """Shows the summary of a sweep: a row for each network, and how it was made; the argument is the file's stem."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        path = RESULTS / f"{self.arguments[0]}.json"
+        self.env.note_dependency(str(path))
+        stored = json.loads(path.read_text())
+        rows = [row for row in stored["rows"] if row["seeds"]]
+        lines = [*table(self.cells(rows)), "", *self.provenance(stored, rows)]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+    def cells(self, rows: list[dict[str, Any]]) -> list[list[str]]:
+        header = ["network", "seeds", "mean success", "IQM", "95 % interval of the IQM", "weakest task", "modules used"]
+        return [header, *map(self._row, sorted(rows, key=lambda row: -row["mean"]))]
+
+    def _row(self, row: Mapping[str, Any]) -> list[str]:
+        interval, used, worst = row["iqm_interval"], row["modules_used"], row["worst_task"]
+        return [
+            label(row),
+            str(len(row["seeds"])),
+            f"{row['mean']:.3f}",
+            f"{row['iqm']:.3f}",
+            f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "one seed",
+            f"{worst} {row['success'][worst]:.2f}",
+            f"{sum(used.values()) / len(used):.1f}" if used else "no routes",
+        ]
+
+    def provenance(self, stored: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+        """Commands, commits, versions and machines, as the runs noted them."""
+        runs = [run for run in stored["runs"].values() if run["success"] is not None]
+        sessions = [session for run in runs for session in run["sessions"]]
+        commits = sorted({(session["commit"] or "a release")[:12] for session in sessions})
+        episodes = sorted({run["episodes"] for run in runs})
+        machines = sorted({machine(session["machine"]) for session in sessions})
+        versions = {f"{name} {number}" for session in sessions for name, number in session["versions"].items()}
+        lines = [".. code-block:: console", "", *(f"   $ {command}" for command in stored["commands"]), ""]
+        if missing := {label(row): row["missing"] for row in stored["rows"] if row["missing"]}:
+            told = ", ".join(f"{name} ({', '.join(map(str, seeds))})" for name, seeds in missing.items())
+            lines += [f"Not run yet, seeds in brackets: {told}.", ""]
+        return [
+            *lines,
+            f"{len(runs)} runs, {' or '.join(map(str, episodes))} episodes of each task at the end of each, "
+            f"commit {', '.join(commits)}, {'; '.join(machines)}; {', '.join(sorted(versions))}.",
+        ]
+
+
+class SweepTasks(Sweep):
+    """Shows the success of each task in a sweep, and after a slash the modules that its routes used."""
+
+    def provenance(self, stored: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+        return []
+
+    def cells(self, rows: list[dict[str, Any]]) -> list[list[str]]:
+        rows = sorted(rows, key=lambda row: -row["mean"])
+        body = [[task, *(self._task(row, task) for row in rows)] for task in rows[0]["success"]]
+        return [["task", *map(label, rows)], *body]
+
+    @staticmethod
+    def _task(row: Mapping[str, Any], task: str) -> str:
+        used = row["modules_used"]
+        return f"{row['success'][task]:.2f}" + (f" / {used[task]:.1f}" if used else "")
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """What a row is called."""
+    return row["method"] + (f", {row['variant']}" if row["variant"] else "")
+
+
+def machine(noted: Mapping[str, Any]) -> str:
+    """The hardware of a session, in words."""
+    return (
+        f"{noted['cores']} cores of {noted['processor']}, {noted['threads']} threads a run, {noted['gpu'] or 'no GPU'}"
+    )
+
+
+def setup(app: Sphinx) -> None:
+    """Registers the above with Sphinx, which calls this function."""
+    app.add_directive("sweep", Sweep)
+    app.add_directive("sweep-tasks", SweepTasks)
