@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, l
 from dynroute_metaworld import cluster as module
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
-from dynroute_metaworld.presets import preset
+from dynroute_metaworld.presets import IMITATION_ALONE, preset
 from dynroute_metaworld.summary import read_sweep, summarize, summary_table
 from dynroute_metaworld.sweep import _combine, _held, _note, read_variants, sweep
 from dynroute_sb3 import DamagedError
@@ -362,13 +363,12 @@ def test_without_ray(tmp_path: Path) -> None:
 
 def test_what_is_planned() -> None:
     values = {"benchmark": ["MT10", "reach,push"], "method": ["d2r"], "protect": ["rsg", "none"], "seed": [1, 2]}
-    configurations, noted = _combine("quick", {"threads": 1, "warm_start": "runs/one"}, values)
+    configurations, noted = _combine("quick", {"threads": 1}, values)
     assert list(configurations)[:2] == ["MT10-d2r-protect=rsg-seed1", "MT10-d2r-protect=rsg-seed2"]
     assert list(configurations)[-1] == "reach,push-d2r-protect=none-seed2"
     assert len(configurations) == len(noted) == 8
     last = configurations["reach,push-d2r-protect=none-seed2"]
     assert (last.tasks, last.protect, last.seed, last.steps) == (("reach", "push"), "none", 2, 12_000)
-    assert last.warm_start == str(Path("runs/one").resolve())
     told = {"benchmark": "reach,push", "method": "d2r", "variant": "protect=none", "seed": 2}
     assert noted["reach,push-d2r-protect=none-seed2"] == told
     assert read_variants(["ent-coef=auto,0.1", "gamma=0.9", "ent_coef=0.2"]) == {
@@ -377,6 +377,41 @@ def test_what_is_planned() -> None:
     }
     with pytest.raises(ValueError, match="`vary` must give runs of different names, got two of reach-"):
         _combine("paper", {}, {"benchmark": ["reach"], "method": ["sm"], "memory_map": ["a/b", "a b"], "seed": [1]})
+
+
+def test_every_run_starts_from_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (1, 2):
+        Run.create(tmp_path / f"reach-mt-sac-seed{seed}", preset("quick", {"benchmark": "reach", "method": "mt-sac"}))
+    monkeypatch.chdir(tmp_path)
+    values = {"benchmark": ["reach"], "method": ["mt-sac"], "seed": [1, 2]}
+    pattern = "{benchmark}-{method}-seed{seed}"
+    configurations, _ = _combine("quick", {"warm_start": pattern}, values)
+    starts = [configuration.warm_start for configuration in configurations.values()]
+    assert starts == [str(tmp_path / f"reach-mt-sac-seed{seed}") for seed in (1, 2)]
+    with pytest.raises(FileNotFoundError, match="reach-sm-seed1 is no directory of a run"):
+        _combine("quick", {"warm_start": pattern}, {**values, "method": ["sm"]})
+    with pytest.raises(RunError, match="`warm_start` must be a run with the same tasks, method and sizes, sm on reach"):
+        _combine("quick", {"warm_start": "reach-mt-sac-seed1"}, {**values, "method": ["sm"]})
+    for wrong in ("{network}", "{", "{0}"):
+        with pytest.raises(ValueError, match=re.escape(f"those of the run that starts from it, got {wrong!r}")):
+            _combine("quick", {"warm_start": wrong}, values)
+
+
+def test_rows_hold_runs_of_the_same_settings(tmp_path: Path) -> None:
+    first, noted = _combine("quick", {}, {"benchmark": ["reach"], "method": ["sm"], "seed": [1]})
+    Run.create(tmp_path / "reach-sm-seed1", first["reach-sm-seed1"])
+    _note(tmp_path, noted)
+    for settings, options, message in (
+        ("paper", {}, "batch_size=32, got 128"),
+        ("quick", {"steps": 2000}, "steps=12000, got 2000"),
+        ("quick", IMITATION_ALONE, "steps=12000, got 0"),
+    ):
+        with pytest.raises(RunError, match=f"holds reach-sm-seed1 with .*{message}.*: seeds of other settings do not"):
+            sweep(tmp_path, ["sm"], ["reach"], [2], settings=settings, options=options)
+        with pytest.raises(RunError, match="holds a run with "):  # but for what may change when a run goes on
+            sweep(tmp_path, ["sm"], ["reach"], [1], settings=settings, options={**options, "gamma": 0.5})
+    with pytest.raises(ValueError, match=r"`vary` must name other options, got \['method', 'seed'\], which have"):
+        sweep(tmp_path, ["sm"], ["reach"], [2], vary={"seed": [1], "method": ["sm"]})
 
 
 def write_result(folder: Path, rates: list[list[bool]], modules: float | None) -> None:

@@ -240,7 +240,7 @@ def _check_rows(
     rows = {tuple(told[axis] for axis in ROW): configurations[name] for name, told in noted.items()}
     for name, told in read_sweep(folder)["runs"].items():
         mine = rows.get(tuple(told[axis] for axis in ROW))
-        if mine is None or not (folder / name / "config.json").exists():
+        if mine is None or name in configurations or not (folder / name / "config.json").exists():
             continue
         theirs = dataclasses.asdict(Run.open(folder / name).configuration)
         differ = [

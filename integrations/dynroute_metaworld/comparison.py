@@ -1,0 +1,205 @@
+"""Runs that differ in their seeds alone, taken together: curves and figures with intervals."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .evidence import Evidence
+from .intervals import bootstrap_interval, iqm
+
+__all__ = ["Band", "Group", "group_runs"]
+
+APART = (
+    *("seed", "device", "workers", "threads", "restart", "compile", "memory_map", "checkpoint_every", "log_every"),
+    *("evaluate_every", "evaluation_episodes", "final_episodes", "window", "warm_start"),
+)
+"""What may differ between runs of one group: it changes what is drawn, stored or told, and not what is asked."""
+
+POINTS, RESAMPLES = 50, 500
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """A curve of several runs: the IQM over tasks and seeds, with its interval.
+
+    Attributes:
+        steps: The steps of each task.
+        center: The IQM.
+        low: The lower ends of the intervals; NaN with one run.
+        high: The upper ends.
+    """
+
+    steps: NDArray[np.float64]
+    center: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that differ in their seeds alone.
+
+    Attributes:
+        name: The method, and what tells it from other groups.
+        runs: The runs, by their seeds.
+    """
+
+    name: str
+    runs: tuple[Evidence, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks, the same for all runs."""
+        return self.runs[0].tasks
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs."""
+        return [one.run.configuration.seed for one in self.runs]
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """The success rates, with shape ``[runs, tasks]``, of the runs that were evaluated."""
+        rates = [one.result.success_rates for one in self.runs if one.result is not None]
+        return np.array(rates).reshape(len(rates), len(self.tasks))
+
+    @property
+    def modules_used(self) -> NDArray[np.float64] | None:
+        """The mean number of modules that evaluations used for each task; None where it is not known."""
+        used = [one.result.modules_used for one in self.runs if one.result is not None]
+        known = [part.mean(axis=1) for part in used if part is not None]
+        return np.mean(known, axis=0) if known else None
+
+    def row(self) -> dict[str, Any]:
+        """The figures of the group as plain data; None where nothing is known, and for intervals of one seed."""
+        scores, used = self.scores, self.modules_used
+        minutes = [one.minutes for one in self.runs if one.minutes is not None]
+        several = len(scores) > 1
+        return {
+            "method": self.name,
+            "benchmark": self.runs[0].run.configuration.benchmark,
+            "goals": self.runs[0].run.configuration.goals,
+            "seeds": self.seeds,
+            "evaluated": len(scores),
+            "mean": float(scores.mean()) if len(scores) else None,
+            "iqm": iqm(scores) if len(scores) else None,
+            "iqm_interval": list(bootstrap_interval(scores)) if several else None,
+            "modules_used": None if used is None else float(used.mean()),
+            "minutes": float(np.mean(minutes)) if minutes else None,
+        }
+
+    def task_rows(self) -> list[dict[str, Any]]:
+        """The figures of each task: Wilson's interval with one seed, a bootstrap over seeds with several."""
+        results = [one.result for one in self.runs if one.result is not None]
+        if not results:
+            return []
+        scores, used, rows = self.scores, self.modules_used, []
+        ends = np.array(results[0].intervals())
+        for i, task in enumerate(self.tasks):
+            interval: list[float] | None = ends[:, i].tolist()
+            if len(results) > 1:
+                interval = list(bootstrap_interval(scores[:, [i]], np.mean))
+            elif results[0].goals == "fixed":
+                interval = None  # all episodes with a fixed goal are one and the same
+            first = np.concatenate([result.first_success[i] for result in results])
+            rows.append(
+                {
+                    "task": task,
+                    "episodes": sum(result.episodes for result in results),
+                    "success": float(scores[:, i].mean()),
+                    "interval": interval,
+                    "return": float(np.mean([result.returns[i].mean() for result in results])),
+                    "first_success": float(first[first > 0].mean()) if (first > 0).any() else None,
+                    "modules_used": None if used is None else float(used[i]),
+                }
+            )
+        return rows
+
+    def band(self, metric: str) -> Band | None:
+        """A metric over steps, its points taken together in at most 50 spans; None if no span has points of all runs.
+
+        A span that lacks points of a run is left out. The interval is that of the IQM over tasks and seeds.
+        """
+        curves = [one.curves(metric) for one in self.runs]
+        tasks = [task for task in self.tasks if all(task in of_run for of_run in curves)]
+        if not tasks:
+            return None
+        ends = [of_run[task].steps[[0, -1]] for of_run in curves for task in tasks]
+        low, high = max(end[0] for end in ends), min(end[1] for end in ends)
+        longest = max(len(of_run[task].steps) for of_run in curves for task in tasks)
+        spans = min(POINTS, longest)
+        edges = np.linspace(low, np.nextafter(high, np.inf), spans + 1)
+        with np.errstate(invalid="ignore"):
+            table = np.array([[_means(of_run[task], edges) for task in tasks] for of_run in curves])
+            steps = np.array([[_means(of_run[task], edges, of=0) for task in tasks] for of_run in curves])
+        whole = np.flatnonzero(np.isfinite(table).all(axis=(0, 1)))
+        if not len(whole):
+            return None
+        center = np.array([iqm(table[..., k]) for k in whole])
+        limits = np.full((2, len(whole)), np.nan)
+        if len(self.runs) > 1:
+            limits = np.array([bootstrap_interval(table[..., k], resamples=RESAMPLES) for k in whole]).T
+        return Band(steps[..., whole].mean(axis=(0, 1)), center, *limits)
+
+
+def _means(curve: Any, edges: NDArray[np.float64], of: int = 1) -> NDArray[np.float64]:
+    """The mean of the values, or of the steps, of the points in each span; NaN in a span without points."""
+    span = np.searchsorted(edges, curve.steps, side="right") - 1
+    inside = (span >= 0) & (span < len(edges) - 1)
+    numbers = (curve.steps, curve.values)[of][inside]
+    size = len(edges) - 1
+    sums = np.bincount(span[inside], weights=numbers, minlength=size)
+    counts = np.bincount(span[inside], minlength=size)
+    return np.asarray(sums / counts)
+
+
+def group_runs(runs: Sequence[Evidence]) -> tuple[list[Group], list[str]]:
+    """Takes runs together that differ in their seeds alone.
+
+    Returns:
+        The groups, and in sentences what their intervals do not tell.
+    """
+    found: dict[str, list[Evidence]] = {}
+    for one in runs:
+        asked = {
+            name: value
+            for name, value in dataclasses.asdict(one.run.configuration).items()
+            if name not in APART and value is not None
+        }
+        found.setdefault(repr(sorted(asked.items())), []).append(one)
+    groups = [sorted(same, key=lambda one: one.run.configuration.seed) for same in found.values()]
+    named = [Group(name, tuple(same)) for name, same in zip(_names(groups), groups, strict=True)]
+    notes = []
+    for group in named:
+        if len(group.runs) == 1:
+            notes.append(f"{group.name}: one seed does not tell how much seeds differ, so that there is no interval.")
+        elif twice := sorted({seed for seed in group.seeds if group.seeds.count(seed) > 1}):
+            notes.append(
+                f"{group.name}: seed {', '.join(map(str, twice))} comes more than once, and intervals take each for "
+                "another seed."
+            )
+        if missing := [one.name for one in group.runs if one.result is None]:
+            notes.append(f"{group.name}: not evaluated yet and left out of its success: {', '.join(missing)}.")
+    return named, notes
+
+
+def _names(groups: Sequence[Sequence[Evidence]]) -> list[str]:
+    """The methods; those that come twice also say on what, or where their configurations differ."""
+    settings = [dataclasses.asdict(group[0].run.configuration) for group in groups]
+    names: list[str] = []
+    for mine in settings:
+        alike = [other for other in settings if other["method"] == mine["method"]]
+        near = [other for other in alike if other["benchmark"] == mine["benchmark"]]
+        differ = [key for key in mine if key not in APART and any(other[key] != mine[key] for other in near)]
+        told = [f"{key}={mine[key]}" for key in differ[:3]] + ["..."] * (len(differ) > 3)
+        name = str(mine["method"])
+        if len(near) < len(alike):
+            tasks = mine["benchmark"].count(",") + 1
+            name += f" on {mine['benchmark'] if tasks == 1 else f'{tasks} tasks'}"
+        name += f" ({', '.join(told)})" if told else ""
+        names.append(f"{name} #{names.count(name) + 1}" if name in names else name)
+    return names

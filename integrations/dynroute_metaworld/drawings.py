@@ -1,0 +1,89 @@
+"""Pictures of what routes a policy takes, as SVG text: the mean route of each task, and moments beside their frames."""
+
+import base64
+import io
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dynroute.inspect import draw, draw_grid
+
+from .watching import Moment, Routes
+
+__all__ = ["data_uri", "draw_moments", "draw_routes"]
+
+SHOWN = 3
+"""How many moments of a task stand side by side."""
+
+
+def draw_routes(routes: Routes) -> str:
+    """Draws the mean route of each task."""
+    assert routes.topology is not None
+    summary = routes.summary()
+    return draw_grid(
+        routes.topology,
+        summary.weights,
+        used=summary.used,
+        titles=routes.tasks,
+        title="Mean route of each task",
+        columns=2 if routes.topology.num_nodes <= 10 else 1,  # a long graph needs the width
+    )
+
+
+def draw_moments(routes: Routes, width: int = 560) -> str:
+    """Draws the routes at some moments of an episode of each task, each below the frame of that moment if there is one.
+
+    Args:
+        routes: What the policy did.
+        width: The width of a moment.
+    """
+    assert routes.topology is not None
+    parts, bottom = [], 0
+    for task, name in enumerate(routes.tasks):
+        mine = [moment for moment in routes.moments if moment.task == task]
+        chosen = [mine[i] for i in sorted({round(i) for i in np.linspace(0, len(mine) - 1, SHOWN)})]
+        height = 0
+        for column, moment in enumerate(chosen):
+            top, inside = 24, [f'<text x="8" y="17">{escape(name)}, step {moment.step}</text>']
+            if moment.frame is not None:
+                tall, wide = moment.frame.shape[:2]
+                place = f'x="{(width - wide) // 2}" y="{top}" width="{wide}" height="{tall}"'
+                inside.append(f'<image {place} href="{data_uri(moment.frame)}"/>')
+                top += tall
+            graph, graph_height = _graph(routes, moment, width, top)
+            height = max(height, top + graph_height + 12)
+            parts.append(f'<g transform="translate({column * width} {bottom})">{"".join(inside)}{graph}</g>')
+        bottom += height
+    total = SHOWN * width
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} {bottom}" width="{total}" height="{bottom}" '
+        'role="img" font-family="sans-serif" font-size="13"><title>Routes at moments of an episode of each task</title>'
+        f'<rect width="{total}" height="{bottom}" fill="#ffffff"/>{"".join(parts)}</svg>'
+    )
+
+
+def data_uri(frame: NDArray[np.uint8], quality: int = 75) -> str:
+    """A frame as a JPEG picture inside of a page.
+
+    Args:
+        frame: The frame, with shape ``[height, width, 3]``.
+        quality: That of JPEG, from 1 to 95.
+    """
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "JPEG", quality=quality, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _graph(routes: Routes, moment: Moment, width: int, top: int) -> tuple[str, int]:
+    """The picture of a route in a box of a width, and the height of the box."""
+    assert routes.topology is not None
+    assert moment.route is not None
+    used = int(routes.topology.used(moment.route.path).sum())
+    picture = draw(routes.topology, moment.route, title=f"{used} of {routes.topology.num_nodes} nodes run")
+    head, _, rest = picture.partition(">")
+    own_width, own_height = (float(number) for number in head.split('viewBox="0 0 ')[1].split('"')[0].split())
+    height = round(min(1.0, width / own_width) * own_height)
+    box = f'<svg y="{top}" viewBox="0 0 {own_width:.0f} {own_height:.0f}" width="{width}" height="{height}"'
+    return f'{box} font-size="12">{rest}', height

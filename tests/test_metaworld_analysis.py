@@ -1,0 +1,506 @@
+"""Looking at runs: thinned curves, groups of seeds, the routes of a policy, and the files of an analysis."""
+
+import csv
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from dynroute import inspect
+from dynroute_metaworld import Configuration, EvaluationResult, Run, iqm, load_model, train
+from dynroute_metaworld import scene as scenes
+from dynroute_metaworld.analysis import analyze, embed, look
+from dynroute_metaworld.cli import main
+from dynroute_metaworld.comparison import group_runs
+from dynroute_metaworld.curves import draw_curves
+from dynroute_metaworld.evidence import gather, gather_all
+from dynroute_metaworld.intervals import bootstrap_interval
+from dynroute_metaworld.raster import rasterize
+from dynroute_metaworld.render import render
+from dynroute_metaworld.scene import OpenGLError, find_opengl
+from dynroute_metaworld.series import read_curves, thin
+from dynroute_metaworld.watching import THRESHOLD, Routes, watch
+
+SMALL: dict[str, Any] = {
+    "benchmark": "drawer-close,reach",
+    "horizon": 20,
+    "steps": 60,
+    "learning_starts": 20,
+    "batch_size": 4,
+    "log_every": 10,
+    "checkpoint_every": 100,
+    "evaluate_every": 30,
+    "evaluation_episodes": 1,
+    "final_episodes": 3,
+    "num_modules": 4,
+    "width": 8,
+    "network": {"trunk_sizes": [8, 8], "router_sizes": [8]},
+    "device": "cpu",
+}
+PLAIN = {**SMALL, "method": "mt-sac", "num_modules": None, "width": None, "network": {"hidden_sizes": [8]}}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run with routes, the same with another seed, and one without routes."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, options in (("d2r-1", SMALL), ("d2r-2", {**SMALL, "seed": 2}), ("mt-sac", PLAIN)):
+        assert train(Run.create(folder / name, Configuration(**options).resolve())) is not None
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def routes(runs: dict[str, Path]) -> Routes:
+    run = Run.open(runs["d2r-1"])
+    return watch(run, load_model(run, "cpu"), episodes=3, samples=30, moments=4)
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine on which OpenGL does not work."""
+    scenes._works.cache_clear()
+    monkeypatch.setattr(scenes, "PROBE", "raise SystemExit(1)")
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    yield
+    scenes._works.cache_clear()
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_metrics(path: Path, count: int, *names: str) -> None:
+    with path.open("w") as file:
+        for step in range(1, count + 1):
+            values = ", ".join(f'"{name}": {math.sin(step / 3000) + step % 7 / 10:.4f}' for name in names)
+            file.write(f'{{"step": {step}, {values}}}\n')
+
+
+# Curves
+
+
+def test_thinning_keeps_ends_and_extremes() -> None:
+    steps = np.arange(50_000.0)
+    values = np.random.default_rng(0).normal(size=50_000)
+    values[[7, 33_333]] = 50.0, -50.0
+    few, kept = thin(steps, values, limit=400)
+    assert len(few) <= 400
+    assert (few[0], few[-1]) == (0, 49_999)
+    assert {7.0, 33_333.0} <= set(few)
+    assert (values[few.astype(int)] == kept).all()  # nothing is made up
+    assert (np.diff(few) > 0).all()
+    for low in range(0, 50_000, 500):  # each of the hundred spans has its extremes
+        inside = (few >= low) & (few < low + 500)
+        assert kept[inside].min() == values[low : low + 500].min()
+        assert kept[inside].max() == values[low : low + 500].max()
+    assert thin(steps[:300], values[:300], limit=400)[0] is not few
+    assert len(thin(steps[:300], values[:300], limit=400)[0]) == 300
+    assert len(thin(np.zeros(1000), values[:1000], limit=100)[0]) <= 100  # all at one step
+
+
+def test_a_long_file_is_thinned_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_metrics(path, 200_000, "a", "b", "c")
+    with path.open("a") as file:
+        file.write('{"step": 200001, "a": 99.0, "b": null}\n')
+    metrics = read_curves(path, ["a", "b"], limit=2000)
+    assert metrics.lines == 200_001
+    assert set(metrics.curves) == {"a", "b"}
+    assert metrics.notes == ("b was not finite once; those points are left out.",)
+    curve = metrics.curves["a"]
+    assert 500 < len(curve.steps) <= 2000
+    assert (curve.steps[0], curve.steps[-1], curve.values.max()) == (1, 200_001, 99)
+    assert np.diff(curve.steps).max() < 1000  # evenly, however early or late it was read
+    written = {1 + i: round(math.sin((1 + i) / 3000) + (1 + i) % 7 / 10, 4) for i in range(200_000)} | {200_001: 99.0}
+    assert all(abs(written[int(step)] - value) < 1e-9 for step, value in zip(curve.steps, curve.values, strict=True))
+
+
+def test_damaged_lines_are_named_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 1, "a": 1}', "[1]", '{"step": 2, "a": 2}', '{"st', '{"a": 3}', '{"step": 4}x', '{"step": 5, "a"']
+    path.write_text("\n".join(lines))
+    metrics = read_curves(path, ["a"])
+    assert metrics.curves["a"].values.tolist() == [1, 2]
+    assert [note for note in metrics.notes if "in line" in note] == [
+        f"metrics.jsonl is damaged in line {number}, which is left out." for number in (2, 4, 5)
+    ]
+    assert "1 more damaged lines of metrics.jsonl are left out." in metrics.notes
+    assert "The last line of metrics.jsonl, line 7, is cut short and left out." in metrics.notes
+    assert read_curves(tmp_path / "no.jsonl", ["a"]).notes == ("There is no no.jsonl: nothing was logged.",)
+    path.write_text("")
+    assert read_curves(path, ["a"]).notes == ("metrics.jsonl holds no whole line: nothing was logged.",)
+
+
+# What the files of runs tell
+
+
+def test_evidence_of_a_run(runs: dict[str, Path]) -> None:
+    one = gather(runs["d2r-1"])
+    final = EvaluationResult.load(runs["d2r-1"] / "evaluations" / "final.json")
+    assert one.result is not None
+    assert (one.result.returns == final.returns).all()
+    assert one.minutes is not None
+    assert one.minutes > 0
+    assert one.curves("success")["reach"].steps.tolist() == [20, 30, 40, 50, 60]  # steps of each task
+    assert one.curves("evaluation_return")["reach"].steps.tolist() == [30, 60]
+    step = EvaluationResult.load(runs["d2r-1"] / "evaluations" / "step_60.json")
+    assert one.curves("evaluation_return")["reach"].values[0] == step.returns[1].mean()
+    assert one.curves("route_temperature")
+    assert not gather(runs["mt-sac"]).curves("modules_used")
+    assert draw_curves(one.run) == runs["d2r-1"] / "curves.png"
+
+
+def test_what_is_missing_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs["d2r-1"], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "evaluations" / "final.json").write_text("{")
+    (folder / "sessions.jsonl").write_text('{"started": "now"}\nno\n')
+    one = gather(folder)
+    told = " ".join(one.notes)
+    for part in (
+        "There is no checkpoint: no policy can act, so that there are neither routes nor frames.",
+        "evaluations/final.json is damaged and left out.",
+        "There is no evaluation at the end: success is that of the evaluation at 60 steps of each task.",
+        "sessions.jsonl is damaged in line 2, which is left out.",
+        "Never solved in the one episode of the evaluation: ",
+    ):
+        assert part in told
+    assert one.sessions == ({"started": "now"},)
+    shutil.copy(runs["mt-sac"] / "evaluations" / "final.json", folder / "evaluations" / "step_1.json")
+    text = (folder / "evaluations" / "step_1.json").read_text().replace('"reach"', '"push"')
+    (folder / "evaluations" / "step_1.json").write_text(text)
+    assert "evaluations/step_1.json is of other tasks and left out." in gather(folder).notes
+    for name in ("evaluations", "sessions.jsonl", "metrics.jsonl"):
+        shutil.rmtree(folder / name) if name == "evaluations" else (folder / name).unlink()
+    told = " ".join(gather(folder).notes)
+    assert "There is no evaluation yet: success is not known." in told
+    assert "There is no sessions.jsonl: it is not known where the run was trained." in told
+    assert "There is no metrics.jsonl: nothing was logged." in told
+    with pytest.raises(FileNotFoundError, match="is no directory of a run"):
+        gather(tmp_path)
+
+
+def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
+    found = gather_all([runs["d2r-2"], runs["mt-sac"], runs["d2r-1"], runs["d2r-1"]])
+    assert [one.name for one in found] == ["d2r-2", "mt-sac", "d2r-1"]  # each once
+    groups, notes = group_runs(found)
+    assert [(group.name, group.seeds) for group in groups] == [("d2r", [1, 2]), ("mt-sac", [1])]
+    assert notes == ["mt-sac: one seed does not tell how much seeds differ, so that there is no interval."]
+    results = [EvaluationResult.load(runs[name] / "evaluations" / "final.json") for name in ("d2r-1", "d2r-2")]
+    scores = np.array([result.success_rates for result in results])
+    row = groups[0].row()
+    assert (row["mean"], row["iqm"]) == (scores.mean(), iqm(scores))
+    assert row["iqm_interval"] == list(bootstrap_interval(scores))
+    assert groups[1].row()["iqm_interval"] is None
+    assert groups[1].row()["modules_used"] is None
+    rates = groups[1].task_rows()
+    assert gather(runs["mt-sac"]).result is not None
+    low, high = EvaluationResult.load(runs["mt-sac"] / "evaluations" / "final.json").intervals()
+    assert [one["interval"] for one in rates] == [[low[0], high[0]], [low[1], high[1]]]
+
+    band = groups[0].band("return")
+    assert band is not None
+    assert band.steps.tolist() == [20, 30, 40, 50, 60]
+    curves = [[one.curves("return")[task].values for task in one.tasks] for one in (found[2], found[0])]
+    table = np.array(curves)
+    assert band.center == pytest.approx([iqm(table[..., k]) for k in range(5)])
+    assert (band.low <= band.center + 1e-9).all()
+    assert (band.center <= band.high + 1e-9).all()
+    alone = groups[1].band("return")
+    assert alone is not None
+    assert np.isnan(alone.low).all()
+    assert groups[1].band("modules_used") is None
+
+    other = shutil.copytree(runs["d2r-1"], tmp_path / "d2r-1")
+    text = (other / "config.json").read_text().replace('"gate": null', '"gate": "soft"')
+    (other / "config.json").write_text(text)
+    same = shutil.copytree(runs["d2r-1"], tmp_path / "again")
+    shutil.rmtree(same / "evaluations")
+    found = gather_all([runs["d2r-1"], other, same])
+    assert len({one.name for one in found}) == 3
+    assert found[2].name.endswith("again")
+    groups, notes = group_runs(found)
+    assert [group.name for group in groups] == ["d2r (gate=None)", "d2r (gate=soft)"]
+    elsewhere = shutil.copytree(runs["d2r-1"], tmp_path / "elsewhere")
+    text = (
+        (elsewhere / "config.json")
+        .read_text()
+        .replace("drawer-close,reach", "reach,push")
+        .replace('"gamma": 0.99', '"gamma": 0')
+    )
+    (elsewhere / "config.json").write_text(text)
+    alone, _ = group_runs(gather_all([runs["d2r-1"], elsewhere]))
+    assert [group.name for group in alone] == ["d2r on 2 tasks", "d2r on 2 tasks #2"]
+    assert any("seed 1 comes more than once, and intervals take each for another seed" in note for note in notes)
+    assert any("not evaluated yet and left out of its success: " in note for note in notes)
+
+
+# Routes
+
+
+def test_episodes_are_those_of_the_evaluation(runs: dict[str, Path], routes: Routes) -> None:
+    final = EvaluationResult.load(runs["d2r-1"] / "evaluations" / "final.json")
+    assert (routes.first_success == final.first_success).all()
+    assert final.modules_used is not None
+    run = Run.open(runs["d2r-1"])
+    whole = watch(run, load_model(run, "cpu"), episodes=3, samples=1000, moments=2)
+    assert whole.route is not None
+    assert len(whole.task) == 3 * 20 * 2
+    assert whole.summary().num_used.numpy() == pytest.approx(final.modules_used.mean(axis=1))
+
+
+def test_what_is_kept_of_routes(routes: Routes, tmp_path: Path) -> None:
+    assert routes.route is not None
+    assert routes.topology is not None
+    assert len(routes.task) == len(routes.step) == len(routes.route.path) == 3 * 10 * 2
+    assert sorted(set(routes.step.tolist()))[:: len(set(routes.step.tolist())) - 1] == [1, 20]
+    assert [(moment.task, moment.step) for moment in routes.moments] == [(i, s) for i in (0, 1) for s in (1, 7, 14, 20)]
+    first = routes.moments[4].route
+    assert first is not None
+    (place,) = torch.nonzero((routes.task == 1) & (routes.step == 1)).flatten()[:1]
+    assert torch.equal(first.path, routes.route.path[place])
+
+    routes.save(tmp_path / "routes.npz")
+    with np.load(tmp_path / "routes.npz", allow_pickle=False) as stored:
+        data = dict(stored)
+    used = routes.topology.used(routes.route.path)
+    assert (data["modules_used"] == used.sum(dim=-1).numpy()).all()
+    edges = inspect.by_task(inspect.live_path(routes.topology, routes.route.path), routes.task)
+    assert data["similarity"] == pytest.approx(inspect.similarity(edges).numpy())
+    assert (data["sources"] == (routes.route.weights > THRESHOLD).sum(-1).numpy()).all()
+    assert data["summary_num_used"] == pytest.approx(inspect.by_task(used.sum(-1), routes.task).numpy())
+    assert data["parents"].tolist() == ["", "0", "0,1", "0,1,2", "0,1,2,3"]
+    assert data["tasks"].tolist() == ["drawer-close", "reach"]
+
+
+def test_tasks_act_some_at_a_time(runs: dict[str, Path], routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynroute_metaworld.watching.TOGETHER", 1)
+    run, told = Run.open(runs["d2r-1"]), []
+    model = load_model(run, "cpu")
+    other = watch(run, model, episodes=3, samples=30, moments=4, progress=lambda *done: told.append(done))
+    assert told[-1] == (120, 120)
+    assert (other.first_success == routes.first_success).all()
+    assert [(moment.task, moment.step) for moment in other.moments] == [(m.task, m.step) for m in routes.moments]
+    assert other.route is not None
+    assert routes.route is not None
+    for task in (0, 1):
+        assert torch.equal(other.route.path[other.task == task], routes.route.path[routes.task == task])
+        assert torch.equal(other.step[other.task == task], routes.step[routes.task == task])
+
+
+def test_weights_tell_routes_apart_where_all_sources_are_read(routes: Routes) -> None:
+    assert routes.topology is not None
+    assert routes.route is not None
+    assert set(routes.features().unique().tolist()) <= {0.0, 1.0}
+    soft = routes.route._replace(path=routes.topology.allowed.expand_as(routes.route.path))
+    dense = Routes(**{**vars(routes), "route": soft})
+    assert torch.equal(dense.features(), routes.topology.to_edges(routes.route.weights))
+
+
+def test_places_of_routes(routes: Routes) -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert routes.topology is not None
+    assert routes.route is not None
+    choices = torch.randint(0, 2, routes.route.path.shape, generator=generator).bool() & routes.topology.allowed
+    choices[..., 0] = True
+    mixed = Routes(**{**vars(routes), "route": routes.route._replace(path=choices)})
+    points, missing = embed(mixed)
+    assert missing is None
+    assert points is not None
+    assert np.isfinite(points).all()
+    assert points[:, 3].sum() == len(routes.task)
+    again, _ = embed(mixed)
+    assert again is not None
+    assert (points == again).all()
+    pairs = {(int(task), tuple(row.tolist())) for task, row in zip(mixed.task, mixed.features(), strict=True)}
+    assert len(points) == len(pairs)  # equal routes of a task have one place
+    same = Routes(**{**vars(routes), "route": routes.route._replace(path=choices[:1].expand_as(choices))})
+    assert embed(same) == (None, "There is no t-SNE: fewer than three different routes were taken.")
+
+
+def test_what_cannot_be_asked_of_routes(runs: dict[str, Path]) -> None:
+    run = Run.open(runs["mt-sac"])
+    plain = watch(run, load_model(run, "cpu"), episodes=1)
+    assert plain.route is None
+    assert plain.first_success.shape == (2, 1)
+    with pytest.raises(ValueError, match="this network has no learned routes"):
+        plain.summary()
+    with pytest.raises(ValueError, match="`episodes` must be at least 1, got 0"):
+        watch(run, load_model(run, "cpu"), episodes=0)
+    with pytest.raises(ValueError, match="`folders` must name at least one run, got none"):
+        look([])
+    with pytest.raises(ValueError, match="`episodes` must be at least 1, got 0"):
+        look([runs["mt-sac"]], episodes=0)
+
+
+# Files
+
+
+def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["analyze", str(runs["d2r-1"]), str(runs["mt-sac"]), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*command, "--episodes", "1"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'out'}\n"
+    assert "The method mt-sac has no learned routes: nothing of them is shown." in printed.err
+    folder = tmp_path / "out"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"curves.csv", "curves_by_method.csv", "success.csv", "summary.json", "notes.txt", "curves.png"} < names
+    assert {f"d2r-1/{name}" for name in ("routes.npz", "routes.svg", "moments.svg", "similarity.png")} < names
+    assert {f"d2r-1/{name}.png" for name in ("learning", "balance", "modules", "sparsity")} < names
+    assert {"mt-sac/routes.npz", "mt-sac/learning.png"} < names
+    assert not {"mt-sac/routes.svg", "mt-sac/similarity.png", "mt-sac/modules.png"} & names
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    one = gather(runs["d2r-1"])
+    values = [float(row["value"]) for row in rows(folder / "curves.csv") if row["run"] == "d2r-1"]
+    assert values[:2] == one.curves("evaluation")["drawer-close"].values.tolist()
+    success = {(row["method"], row["task"]): row for row in rows(folder / "success.csv")}
+    assert len(success) == 4
+    assert float(success["mt-sac", "reach"]["success"]) == gather(runs["mt-sac"]).result.success_rates[1]  # type: ignore[union-attr]
+    assert {row["method"] for row in rows(folder / "curves_by_method.csv")} == {"d2r", "mt-sac"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [row["method"] for row in summary["methods"]] == ["d2r", "mt-sac"]
+    for picture in ("routes.svg", "moments.svg"):
+        ElementTree.parse(folder / "d2r-1" / picture)
+
+
+def test_an_analysis_without_what_draws(
+    runs: dict[str, Path], tmp_path: Path, blind: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(runs["d2r-1"], tmp_path / "run")
+    for name in ("dynroute_metaworld.figures", "matplotlib.figure", "sklearn.manifold"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delattr("dynroute_metaworld.figures", raising=False)
+    said: list[str] = []
+    assert analyze([folder], episodes=1, device="cpu", tell=said.append) == folder / "analysis"
+    told = (folder / "analysis" / "notes.txt").read_text()
+    assert "There are no frames: frames need OpenGL that works without a display, but neither MUJOCO_GL=egl nor" in told
+    assert "There are no figures but those of routes, the data is complete" in told
+    assert told.splitlines() == said[1:]
+    assert not list((folder / "analysis").glob("*.png"))
+    assert (folder / "analysis" / "routes.npz").exists()
+    assert "<image" not in (folder / "analysis" / "moments.svg").read_text()
+    assert draw_curves(Run.open(folder)) is None
+
+
+def test_a_checkpoint_of_which_nothing_can_be_made(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs["d2r-1"], tmp_path / "run")
+    (next((folder / "checkpoints").iterdir()) / "model.safetensors").write_bytes(b"")
+    analysis = look([folder], tell=lambda _: None, frames=False)
+    assert analysis.routes == {}
+    assert any(note.startswith("There are neither routes nor frames: ") for note in analysis.notes)
+
+
+# Films
+
+
+def draws() -> bool:
+    """Whether this machine can draw; the automated tests are given libosmesa6, which others may lack."""
+    try:
+        find_opengl()
+    except OpenGLError:
+        return False
+    return True
+
+
+def test_a_film(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for name, width in (("d2r-1", 64 + 560), ("mt-sac", 64)):
+        path = tmp_path / f"{name}.gif"
+        command = ["render", str(runs[name]), "--task", "reach-v3", "--output", str(path), "--size", "64"]
+        status = main([*command, "--device", "cpu"])
+        if not draws():
+            assert status == 1
+            assert "frames need OpenGL that works without a display" in capsys.readouterr().err
+            continue
+        assert status == 0
+        assert capsys.readouterr().out == f"{path}\n"
+        with Image.open(path) as film:
+            assert film.size == (width, 64 + 28)
+            assert film.n_frames == 11  # type: ignore[attr-defined]
+            first = np.asarray(film.convert("RGB"), dtype=int)
+            film.seek(10)
+            last = np.asarray(film.convert("RGB"), dtype=int)
+        assert first[:64, :64].std() > 10  # the scene
+        assert np.abs(first - last).max() > 50
+    assert not list(tmp_path.glob(".part*"))
+
+
+def test_cameras_of_several_tasks_do_not_mix(runs: dict[str, Path]) -> None:
+    from dynroute_metaworld.stage import Stage
+
+    if not draws():
+        with pytest.raises(OpenGLError, match="install a graphics driver"):
+            find_opengl()
+        return
+    run = Run.open(runs["d2r-1"])
+    model = load_model(run, "cpu")
+    frames = []
+    for tasks in ([0], [0, 1]):
+        with Stage(run, model, tasks) as stage:
+            next(stage.episode())
+            for i in range(len(tasks)):
+                stage.frame(i, 64)
+            frames.append(stage.frame(0, 64))
+    assert (frames[0] == frames[1]).all()
+
+
+def test_films_that_are_refused(runs: dict[str, Path], tmp_path: Path, blind: None) -> None:
+    folder = runs["d2r-1"]
+    with pytest.raises(ValueError, match="`task` must be one of the tasks of the run, drawer-close, reach, got 'push'"):
+        render(folder, "push")
+    with pytest.raises(ValueError, match="`episodes` must be at least 1, got 0"):
+        render(folder, "reach", episodes=0)
+    with pytest.raises(ValueError, match=r"`size` must be an even number of pixels in .*, got 65"):
+        render(folder, "reach", size=65)
+    with pytest.raises(ValueError, match=r"`output` must end with .gif or .mp4, got 'film.avi'"):
+        render(folder, "reach", tmp_path / "film.avi")
+    with pytest.raises(FileNotFoundError, match="`output` must be in a directory that is there"):
+        render(folder, "reach", tmp_path / "no" / "film.gif")
+    with pytest.raises(OpenGLError, match="neither MUJOCO_GL=egl nor MUJOCO_GL=osmesa does; install a graphics driver"):
+        render(folder, "reach", tmp_path / "film.gif")
+
+
+def test_an_mp4_needs_its_encoder(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="an MP4 needs imageio-ffmpeg; type: pip install imageio-ffmpeg, or name a"):
+        render(runs["d2r-1"], "reach", tmp_path / "film.mp4")
+
+
+def test_what_opengl_is_asked_for(blind: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(OpenGLError, match="but MUJOCO_GL=osmesa does not; install"):
+        find_opengl()
+    monkeypatch.setattr(scenes, "PROBE", "import os; assert os.environ['MUJOCO_GL'] == 'osmesa'")
+    scenes._works.cache_clear()
+    assert find_opengl() == "osmesa"
+    monkeypatch.delenv("MUJOCO_GL")
+    assert find_opengl() == "osmesa"  # egl does not work
+    monkeypatch.setattr(scenes, "PROBE", "while True: pass")
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    scenes._works.cache_clear()
+    with pytest.raises(OpenGLError, match="install"):
+        find_opengl()
+
+
+def test_routes_as_pixels(routes: Routes) -> None:
+    assert routes.topology is not None
+    assert routes.route is not None
+    route = routes.route.sample(0)
+    picture = rasterize(routes.topology, route, 200)
+    assert picture.width == 200
+    pixels = np.asarray(picture, dtype=int)
+    green = (np.abs(pixels - np.array([0x14, 0x6E, 0x3C])).sum(axis=-1) < 60).sum()
+    none = rasterize(routes.topology, route._replace(path=torch.zeros_like(route.path)), 200)
+    less = (np.abs(np.asarray(none, dtype=int) - np.array([0x14, 0x6E, 0x3C])).sum(axis=-1) < 60).sum()
+    assert green > less > 0  # the output runs in any case
+    assert rasterize(routes.topology, route, 5000).width < 600  # no larger than it is drawn

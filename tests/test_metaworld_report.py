@@ -1,0 +1,397 @@
+"""The page about runs: its data, its text, and how it behaves in a browser."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dynroute_metaworld
+from dynroute_metaworld import Configuration, EvaluationResult, Run, train
+from dynroute_metaworld import scene as scenes
+from dynroute_metaworld.cli import main
+from dynroute_metaworld.report import report
+from dynroute_metaworld.tables import details, number, span, table
+from test_metaworld_analysis import PLAIN, SMALL, write_metrics
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+VOID = {"meta", "link", "input", "img", "br", "hr"}
+EVIL = "</script><script>document.title='caught'</script><img src=x onerror=\"document.title='caught'\">{{data}}"
+
+
+class Page(HTMLParser):
+    """What a test asks of a page; tags that do not match are an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+    def all(self, *names: str) -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+def data_of(text: str) -> dict[str, Any]:
+    """The data of a page."""
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, flags=re.DOTALL)
+    return dict(json.loads(found))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run with routes, one whose files hold what must not run in a page, and one without routes."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, options in (("d2r", SMALL), ("mt-sac", PLAIN)):
+        assert train(Run.create(folder / name, Configuration(**options).resolve())) is not None
+    evil = shutil.copytree(folder / "d2r", folder / "<b id='x'>&")
+    configuration = json.loads((evil / "config.json").read_text())
+    (evil / "config.json").write_text(json.dumps({**configuration, "seed": 2, "warm_start": EVIL}))
+    session = json.loads((evil / "sessions.jsonl").read_text())
+    (evil / "sessions.jsonl").write_text(json.dumps({**session, "command": EVIL}) + "\n")
+    return [folder / "d2r", evil, folder / "mt-sac"]
+
+
+@pytest.fixture(scope="module")
+def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    return report(runs, path, episodes=1, device="cpu", tell=lambda _: None)
+
+
+def check_form(text: str) -> Page:
+    """What holds for every page: it is whole, it can be used by everybody, and it needs nothing from elsewhere."""
+    assert text.startswith("<!DOCTYPE html>")
+    page = Page(text)
+    assert page.all("html")[0]["lang"] == "en"
+    assert any(tag.get("name") == "viewport" for tag in page.all("meta"))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    labelled = {label["for"] for label in page.all("label")}
+    assert labelled == {control["id"] for control in page.all("select", "input")}
+    for _, attributes in page.tags:
+        for name in ("aria-labelledby", "for"):
+            assert set(attributes.get(name, "").split()) <= set(ids)
+        assert not any(name.startswith("on") for name in attributes)
+        assert "src" not in attributes  # the script of the page sets that of the frame
+        assert attributes.get("href", "#").startswith("#")
+    assert not re.search(r"(https?|ftp|wss?)://", text.replace("http://www.w3.org/2000/svg", ""))
+    assert len(page.all("table")) == len(page.all("caption"))
+    assert {cell["scope"] for cell in page.all("th")} <= {"col", "row"}
+    assert all(box["tabindex"] == "0" and box["aria-label"] for box in page.all("div") if box.get("class") == "box")
+    heads = [tag for tag, _ in page.tags if tag in ("h1", "h2", "h3")]
+    assert heads[0] == "h1"
+    assert heads.count("h1") == 1
+    return page
+
+
+def test_the_form_of_the_page(page: Path) -> None:
+    text = page.read_text()
+    form = check_form(text)
+    live = {output["id"] for output in form.all("output") if output["aria-live"] == "polite"}
+    assert live == {"at", "state"}
+    for rule in ("prefers-color-scheme: dark", "prefers-reduced-motion", ":focus-visible", "overflow-x: auto"):
+        assert rule in text
+    assert "default-src 'none'" in text
+    assert len(text) < 2_000_000
+
+
+def test_text_of_others_is_shown_and_never_run(page: Path) -> None:
+    text = page.read_text()
+    assert "<script>document" not in text
+    assert "<img src=x" not in text
+    assert "<b id='x'>" not in text
+    shown = "".join(Page(text).text)
+    assert EVIL in shown  # the command, as it was
+    assert "<b id='x'>&" in shown
+    assert data_of(text)["entries"]
+
+
+def test_the_data_of_the_page(page: Path, runs: list[Path]) -> None:
+    text = page.read_text()
+    shown, data = "".join(Page(text).text), data_of(text)
+    final = EvaluationResult.load(runs[0] / "evaluations" / "final.json")
+    assert "0.00 to 1.00" not in shown
+    for rate in final.success_rates:
+        assert number(rate) in shown
+    assert "mt-sac: one seed does not tell how much seeds differ, so that there is no interval." in shown
+    assert "The method mt-sac has no learned routes: nothing of them is shown." in shown
+    session = json.loads((runs[0] / "sessions.jsonl").read_text())
+    for part in (
+        session["command"],
+        session["versions"]["torch"],
+        session["machine"]["system"],
+        '"drawer-close,reach"',
+    ):
+        assert part in shown
+    groups = [view["group"] for view in data["views"]]
+    assert groups[0] == "methods, IQM over tasks and seeds"
+    assert set(groups[1:]) == {groups[0], *(folder.name for folder in runs)}
+    bands = [line for view in data["views"][:1] for line in view["lines"]]
+    assert [("low" in line) for line in bands] == [True, False]  # one seed has no interval
+    entries = data["entries"]
+    assert [(entry["run"], entry["task"]) for entry in entries[:2]] == [("d2r", "drawer-close"), ("d2r", "reach")]
+    assert entries[-1]["graph"] is None  # mt-sac has frames alone
+    assert all(moment["frame"].startswith("data:image/jpeg;base64,") for e in entries for moment in e["moments"])
+    first = int(final.first_success[0, 0])
+    assert entries[0]["solved"] == (first if first > 0 else None)
+    weights = entries[0]["moments"][0]["route"][1::2]
+    assert all(0 < weight <= 1 for weight in weights)
+    assert data["graphs"] == [{"nodes": 5, "edges": [[j, i] for i in range(1, 5) for j in range(i)]}]
+
+
+def test_a_run_of_which_much_is_missing(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(runs[0], tmp_path / "run")
+    for name in ("checkpoints", "evaluations"):
+        shutil.rmtree(folder / name)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 130, "succ')
+    said: list[str] = []
+    assert report([folder], device="cpu", tell=said.append) == folder / "report.html"
+    shown = "".join(check_form((folder / "report.html").read_text()).text)
+    for part in (
+        "There is no checkpoint: no policy can act, so that there are neither routes nor frames.",
+        "There is no evaluation yet: success is not known.",
+        "is cut short and left out",
+        "one seed does not tell how much seeds differ",
+        "There are neither routes nor frames to show",
+        "d2r: not evaluated yet.",
+    ):
+        assert part in shown
+    assert any("is cut short" in sentence for sentence in said)
+
+    (folder / "metrics.jsonl").unlink()
+    report([folder], device="cpu", tell=said.append)
+    assert "Nothing was logged that could be drawn over steps." in (folder / "report.html").read_text()
+
+    monkeypatch.setattr(scenes, "PROBE", "raise SystemExit(1)")
+    scenes._works.cache_clear()
+    path = report([runs[2]], tmp_path / "plain.html", device="cpu", tell=said.append)
+    scenes._works.cache_clear()
+    shown = "".join(check_form(path.read_text()).text)
+    assert "There are no frames: frames need OpenGL" in shown
+    assert "There are neither routes nor frames to show; the reasons stand under What is missing." in shown
+
+
+def test_a_page_about_a_long_run_stays_small(runs: list[Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs[0], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    names = [f"{metric}/{task}" for metric in ("success", "return") for task in ("drawer-close", "reach")]
+    write_metrics(folder / "metrics.jsonl", 100_000, *names)
+    path = report([folder], device="cpu", tell=lambda _: None)
+    assert path.stat().st_size < 200_000
+    lines = [line for view in data_of(path.read_text())["views"] for line in view["lines"]]
+    assert {line["label"] for line in lines} == {"drawer-close", "reach"}
+    assert max(len(line["x"]) for line in lines) <= 400
+    assert max(line["x"][-1] for line in lines) == 50_000
+
+
+def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "page.html"
+    options = ["--output", str(path), "--no-frames", "--device", "cpu", "--episodes", "1"]
+    assert main(["report", str(runs[0]), *options]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+    entries = data_of(path.read_text())["entries"]
+    assert all(moment["frame"] is None and moment["route"] for entry in entries for moment in entry["moments"])
+    check_form(path.read_text())
+    assert main(["report", str(runs[0]), "--output", str(tmp_path / "no" / "page.html")]) == 1
+    assert "`--output` must be in a directory that is there" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 1
+    assert "is no directory of a run" in capsys.readouterr().err
+
+
+def test_pieces_of_a_page() -> None:
+    assert (number(None), number(0.123, 1), span(None)) == ("-", "0.1", "-")
+    made = table("a <b>", ["<i>", "x"], [["<u>", "<s>"]])
+    assert "<b>" not in made
+    assert '<th scope="row">&lt;u&gt;</th><td>&lt;s&gt;</td>' in made
+    assert details("<p>", "", opened=True).startswith("<details open><summary>&lt;p&gt;")
+
+
+# How it behaves
+
+INTERACTION = """
+<script>
+const found = {errors: []};
+addEventListener("error", (event) => found.errors.push(event.message));
+function pick(id, value) {
+  const control = document.getElementById(id);
+  control.value = value;
+  control.dispatchEvent(new Event(control.type === "range" ? "input" : "change"));
+}
+function state() {
+  const circles = [...document.querySelectorAll("#graph circle")];
+  return {
+    said: document.getElementById("state").textContent,
+    filled: circles.map((one, i) => one.getAttribute("fill") === "#ffffff" ? null : i).filter((i) => i !== null),
+    drawn: document.querySelectorAll('#graph path:not([stroke="#dfe3e8"])').length,
+    frame: document.getElementById("frame").src, framed: !document.getElementById("frame").hidden,
+    graph: !document.getElementById("graph").hidden,
+  };
+}
+function curve() {
+  return {
+    lines: document.querySelectorAll("#chart path.line").length,
+    bands: document.querySelectorAll("#chart .band").length,
+    strong: document.querySelectorAll("#chart .strong").length,
+    faint: document.querySelectorAll("#chart .faint").length,
+    legend: [...document.querySelectorAll("#legend li")].map((one) => one.textContent),
+    said: document.getElementById("at").textContent,
+  };
+}
+const moments = document.getElementById("moment");
+found.first = state();
+pick("moment", moments.max); found.last = state();
+pick("task", 1); found.second = state();
+pick("task", document.querySelectorAll("#task option").length - 1); found.plain = state();
+found.methods = curve();
+pick("view", VIEW); found.tasks = curve();
+pick("line", 1); pick("step", 0); found.one = curve();
+found.wide = document.documentElement.scrollWidth - innerWidth;
+found.size = innerWidth;
+found.title = document.title;
+parent.postMessage(JSON.stringify(found), "*");
+</script>
+"""
+
+
+def browse(browser: str, text: str, folder: Path, width: int, color: str) -> tuple[dict[str, Any], list[str]]:
+    """What the interaction found in a browser, and what its console told."""
+    (folder / "copy.html").write_text(text)
+    # A window of a browser has a least width, which a frame has not.
+    (folder / "frame.html").write_text(
+        f'<iframe src="copy.html" style="border: 0; width: {width}px; height: 900px"></iframe><pre id="found"></pre>'
+        '<script>onmessage = (event) => { document.getElementById("found").textContent = event.data; }</script>'
+    )
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    command += ["--window-size=1400,1000", f"--blink-settings=preferredColorScheme={color}", "--hide-scrollbars"]
+    command += [
+        "--enable-logging=stderr",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+        f"file://{folder / 'frame.html'}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    (found,) = re.findall(r'<pre id="found">(.*?)</pre>', done.stdout, flags=re.DOTALL)
+    return json.loads(html.unescape(found)), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def reached(graph: dict[str, Any], weights: list[float]) -> list[int]:
+    used = {graph["nodes"] - 1}
+    for (source, node), weight in reversed(list(zip(graph["edges"], weights, strict=True))):
+        if weight > 0 and node in used:
+            used.add(source)
+    return sorted(used)
+
+
+def test_the_page_in_a_browser(page: Path, tmp_path: Path) -> None:
+    """In a browser, if there is one; else its script alone in node; else what its text tells. It says which it was."""
+    text = page.read_text()
+    data = data_of(text)
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        print("no browser here: the page was checked by", "node" if check_in_node(data) else "its text alone")
+        check_form(text)
+        return
+    print(f"the page was checked in {browser}")
+    view = next(i for i, view in enumerate(data["views"]) if view["group"] == "d2r")
+    copy = text.replace("</body>", INTERACTION.replace("VIEW", str(view)) + "</body>")
+    for width, color in ((1280, "1"), (390, "0")):
+        folder = tmp_path / str(width)
+        folder.mkdir()
+        found, console = browse(browser, copy, folder, width, color)
+        assert console == []
+        assert found["errors"] == []
+        assert found["size"] == width
+        assert found["wide"] <= 0  # the page itself does not scroll sideways
+        assert found["title"] == "Report on 3 runs"
+
+    graph, entry = data["graphs"][0], data["entries"][0]
+    for name, moment in (("first", entry["moments"][0]), ("last", entry["moments"][-1])):
+        weights = [0.0] * len(graph["edges"])
+        for edge, weight in zip(moment["route"][::2], moment["route"][1::2], strict=True):
+            weights[edge] = weight
+        assert found[name]["filled"] == reached(graph, weights)
+        assert found[name]["drawn"] == len(moment["route"]) // 2
+        said = f"Step {moment['step']} of 20; {len(reached(graph, weights))} of 5 nodes run; "
+        assert found[name]["said"].startswith(said)
+        assert found[name]["frame"] == moment["frame"]
+        assert found[name]["framed"]
+    assert (
+        found["second"]["frame"] == data["entries"][1]["moments"][0]["frame"]
+    )  # another task starts at its first step
+    assert found["plain"]["framed"]
+    assert not found["plain"]["graph"]
+
+    assert (found["methods"]["lines"], found["methods"]["bands"]) == (2, 1)
+    assert (found["tasks"]["lines"], found["tasks"]["bands"], found["tasks"]["strong"]) == (2, 0, 0)
+    assert (found["one"]["strong"], found["one"]["faint"]) == (1, 1)
+    lines = data["views"][view]["lines"]
+    for line, told, at_start in zip(lines, found["tasks"]["legend"], found["one"]["legend"], strict=True):
+        assert told.startswith(f"{line['label']} ")
+        assert float(told.split()[-1]) == pytest.approx(line["y"][-1], abs=5e-3)
+        assert float(at_start.split()[-1]) == pytest.approx(line["y"][0], abs=5e-3)
+    assert found["one"]["said"].startswith(f"At 30 steps of each task: {lines[1]['label']} ")
+
+
+def check_in_node(data: dict[str, Any]) -> bool:
+    """Compares the pure functions of the page's script with Python; False without node."""
+    node = shutil.which("node")
+    if node is None:
+        return False
+    generator = np.random.default_rng(0)
+    graph = {"nodes": 5, "edges": [[j, i] for i in range(1, 5) for j in range(i)]}
+    weights = (generator.random((50, 10)) * (generator.random((50, 10)) < 0.4)).tolist()
+    script = Path(dynroute_metaworld.__file__).parent / "report.js"
+    program = f"""
+    const {{ at, extent, reached, ticks, told }} = require({json.dumps(str(script))});
+    const given = JSON.parse(require("fs").readFileSync(0));
+    console.log(JSON.stringify({{
+      reached: given.weights.map((row) => reached(given.graph.nodes, given.graph.edges, row)),
+      at: [at([10, 20, 30], 5), at([10, 20, 30], 20), at([10, 20, 30], 29), at([10, 20, 30], 99)],
+      ticks: [ticks(0, 1, 5), ticks(0, 12000, 6), ticks(-3, 7, 5)],
+      told: [told(null), told(0), told(0.12345), told(12345.6), told(3), told(0.00001)],
+      extent: [extent([{{ x: [1], y: [2] }}]), extent([{{ x: [1, 4], y: [0.5, 0.5] }}], [0, 1])],
+    }}));
+    """
+    sent = json.dumps({"graph": graph, "weights": weights})
+    done = subprocess.run([node, "-e", program], input=sent, capture_output=True, text=True, timeout=60, check=True)
+    found = json.loads(done.stdout)
+    for row, used in zip(weights, found["reached"], strict=True):
+        assert [i for i, runs in enumerate(used) if runs] == reached(graph, row)
+    assert found["at"] == [0, 1, 1, 2]
+    assert found["ticks"] == [[0, 0.2, 0.4, 0.6, 0.8, 1], list(range(0, 12001, 2000)), [-2, 0, 2, 4, 6]]
+    assert found["told"] == ["-", "0", "0.123", "12,346", "3", "1.0e-5"]
+    assert found["extent"] == [{"x0": 0, "x1": 2, "y0": 1.5, "y1": 2.5}, {"x0": 1, "x1": 4, "y0": 0, "y1": 1}]
+    return True
+
+
+def test_the_script_of_the_page(page: Path) -> None:
+    """Its functions in node, if there is one; the browser runs them in any case."""
+    print("the script was checked in", "node" if check_in_node(data_of(page.read_text())) else "no node: there is none")
+    script = (Path(dynroute_metaworld.__file__).parent / "report.js").read_text()
+    assert "</script" not in script
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|fetch\(|import\(", script)
