@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dynroute import inspect
-from dynroute_metaworld import Configuration, EvaluationResult, Run, iqm, load_model, train
+from dynroute_metaworld import Configuration, EvaluationResult, Run, iqm, load_model, make_envs, train
 from dynroute_metaworld import scene as scenes
 from dynroute_metaworld.analysis import analyze, embed, look
 from dynroute_metaworld.cli import main
@@ -445,6 +445,14 @@ def test_cameras_of_several_tasks_do_not_mix(runs: dict[str, Path]) -> None:
     run = Run.open(runs["d2r-1"])
     model = load_model(run, "cpu")
     frames = []
+    pictures = []
+    for names in (["reach"], ["reach", "drawer-close"]):
+        env = make_envs(names, goals="fixed", render_mode="rgb_array")
+        env.reset()
+        env.get_images()
+        pictures.append(env.get_images()[0])
+        env.close()
+    assert (pictures[0] == pictures[1]).all()
     for tasks in ([0], [0, 1]):
         with Stage(run, model, tasks) as stage:
             next(stage.episode())

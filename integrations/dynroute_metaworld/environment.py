@@ -148,6 +148,8 @@ class TaskEnvironment:
     def frame(self) -> NDArray[np.uint8]:
         """A picture of the scene; drawing it changes nothing that steps depend on."""
         try:
+            if (viewer := self.env.mujoco_renderer.viewer) is not None:
+                viewer.make_context_current()  # another environment of this process may have drawn last
             picture = self.env.render()
         except Exception as error:
             raise RuntimeError(
