@@ -55,7 +55,7 @@ class Sweep(Directive):
         episodes = sorted({run["episodes"] for run in runs})
         machines = sorted({machine(session["machine"]) for session in sessions})
         versions = {f"{name} {number}" for session in sessions for name, number in session["versions"].items()}
-        lines = [".. code-block:: console", "", *(f"   $ {command}" for command in stored["commands"]), ""]
+        lines = [".. code-block:: console", "", f"   $ {stored['command']}", ""]
         if missing := {label(row): row["missing"] for row in stored["rows"] if row["missing"]}:
             told = ", ".join(f"{name} ({', '.join(map(str, seeds))})" for name, seeds in missing.items())
             lines += [f"Not run yet, seeds in brackets: {told}.", ""]

@@ -116,7 +116,7 @@ def test_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     sessions = summary["runs"][name]["sessions"]
     assert len(sessions) == 2
-    assert "dynroute/command.py sweep --imitate" in sessions[0]["command"]
+    assert "command.py sweep --imitate" in sessions[0]["command"]
     assert summary["runs"][name]["minutes"] is None
     assert summary["rows"][0]["minutes"] > 0  # of the others
     cluster.add_node(**NODE)

@@ -25,7 +25,7 @@ from dynroute_sb3.checkpoint import checkpoint_steps
 from .configuration import Configuration
 from .metrics import forget_after, read_metrics
 
-__all__ = ["MOVABLE", "Run", "RunError", "versions"]
+__all__ = ["MOVABLE", "Run", "RunError", "typed", "versions"]
 
 MOVABLE = ("steps", "workers", "restart", "device", "checkpoint_every", "final_episodes")
 """What may change when a run goes on, since it changes nothing of what is computed until then."""
@@ -149,7 +149,7 @@ class Run:
         """
         session: dict[str, Any] = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(sys.argv),
+            "command": typed(),
             "commit": _commit(),
             "versions": versions(),
             "machine": {
@@ -189,6 +189,11 @@ def versions() -> dict[str, str]:
     names = ("torch", "stable_baselines3", "gymnasium", "metaworld", "mujoco", "numpy")
     others = {name: importlib.metadata.version(name) for name in names}
     return {"dynroute": dynroute.__version__, "python": platform.python_version(), **others}
+
+
+def typed() -> str:
+    """The command that runs, without where its program is."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _commit() -> str | None:

@@ -30,7 +30,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         noted = dict(json.loads(path.read_text()))
         if noted["format"] != FORMAT:
             raise ValueError(f"its format is {noted['format']!r} and not {FORMAT!r}")
-        return {"token": str(noted["token"]), "runs": dict(noted["runs"])}
+        return {"token": str(noted["token"]), "command": str(noted["command"]), "runs": dict(noted["runs"])}
     except (ValueError, LookupError, TypeError) as error:
         raise DamagedError(f"{path} does not tell of a sweep: {error!r}.") from error
 
@@ -48,11 +48,13 @@ def summarize(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     rows: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     runs = {}
-    for name, noted in read_sweep(folder)["runs"].items():
+    sweep = read_sweep(folder)
+    for name, noted in sweep["runs"].items():
         runs[name] = {**noted, **_figures(folder / name, noted)}
         rows[tuple(noted[axis] for axis in ROW)].append(runs[name])
     summary = {
         "format": "dynroute sweep summary 1",
+        "command": sweep["command"],
         "rows": [{**dict(zip(ROW, key, strict=True)), **_row(group)} for key, group in rows.items()],
         "runs": runs,
     }

@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 import secrets
-import shlex
 import sys
 import types
 import typing
@@ -24,7 +23,7 @@ from .environment import STATE_FEATURES
 from .methods import ACTIONS
 from .presets import IMITATION_ALONE, preset
 from .result import EvaluationResult
-from .run import Run, RunError
+from .run import Run, RunError, typed
 from .summary import FORMAT, ROW, read_sweep
 from .training import check_start
 
@@ -211,7 +210,7 @@ def _note(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> str:
     noted: dict[str, Any] = read_sweep(folder) if path.exists() else {"token": secrets.token_hex(8), "runs": {}}
     for name, told in runs.items():
         noted["runs"][name] = {**noted["runs"].get(name, {}), **told}
-    part.write_text(json.dumps({"format": FORMAT, "command": shlex.join(sys.argv), **noted}, indent=1) + "\n")
+    part.write_text(json.dumps({**noted, "format": FORMAT, "command": typed()}, indent=1) + "\n")
     part.replace(path)
     return str(noted["token"])
 
