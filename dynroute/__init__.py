@@ -7,7 +7,7 @@ from .compositional import CompositionalLinear
 from .execution import backend
 from .gates import Gate, Hard, SampleK, Soft, TopK
 from .levels import LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
-from .record import Record, Recording, record
+from .recording import Record, Recording, record
 from .route import Route
 from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, TableRouter, TaskRouter
 from .topology import Topology

@@ -24,7 +24,7 @@ from dynroute_metaworld.cli import main
 from dynroute_metaworld.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
 from dynroute_metaworld.presets import IMITATION_ALONE, preset
 from dynroute_metaworld.summary import read_sweep, summarize, summary_table
-from dynroute_metaworld.sweep import _combine, _held, _note, read_variants, sweep
+from dynroute_metaworld.sweeps import _combine, _held, _note, read_variants, sweep
 from dynroute_sb3 import DamagedError
 
 SMALL = ["--methods", "mt-sac", "--benchmarks", "reach", "--horizon", "20", "--final-episodes", "2"]

@@ -31,7 +31,7 @@ LAYERS = [
     ["inspect"],
     ["execution"],
     ["levels"],
-    ["record"],
+    ["recording"],
     ["networks"],
     ["testing"],
     ["command"],

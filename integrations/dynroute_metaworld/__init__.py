@@ -26,7 +26,7 @@ from .result import EvaluationResult
 from .run import Run, RunError
 from .scripted import ScriptedPolicy
 from .summary import summarize
-from .sweep import sweep
+from .sweeps import sweep
 from .tasks import BENCHMARKS, task_names
 from .training import load_model, train
 from .vec_env import MetaWorldVecEnv, make_envs

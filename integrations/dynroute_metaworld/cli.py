@@ -23,7 +23,7 @@ from .recorder import evaluate_run
 from .result import EvaluationResult
 from .run import MOVABLE, Run, RunError, versions
 from .summary import summarize, summary_table
-from .sweep import AXES, read_variants, sweep
+from .sweeps import AXES, read_variants, sweep
 from .tasks import split_benchmark, task_names
 from .training import load_model, train
 from .workers import WorkerError

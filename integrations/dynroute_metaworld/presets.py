@@ -63,7 +63,7 @@ IMITATION_ALONE: Mapping[str, Any] = {
 """What makes a run imitation alone."""
 
 AFTER_IMITATION: Mapping[str, Any] = {"learning_starts": 0, "ent_coef": "auto_0.001", "actor_starts": 1000}
-"""What is usual where SAC goes on from an actor that has learned: it neither acts at random nor is drowned in entropy,
+"""What is usual where SAC goes on from an actor that has learned. It neither acts at random nor is drowned in entropy,
 and critics learn what it is worth before they change it."""
 
 QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {

@@ -111,7 +111,7 @@ def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
     """The values of options that are written like ``protect=rsg,none``.
 
     Example:
-        >>> from dynroute_metaworld.sweep import read_variants
+        >>> from dynroute_metaworld.sweeps import read_variants
         >>> read_variants(["protect=rsg,none", "num_modules=8,none", "state-free=true,false"])
         {'protect': ['rsg', 'none'], 'num_modules': [8, None], 'state_free': [True, False]}
     """
