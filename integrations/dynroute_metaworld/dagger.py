@@ -32,7 +32,7 @@ def correct(
 
     Args:
         model: The policy.
-        benchmark: The tasks, as for :func:`make_envs`.
+        benchmark: The tasks, as for :func:`~dynroute_metaworld.make_envs`.
         episodes: The number of episodes of each task.
         goals: Where goals come from.
         horizon: The number of steps of an episode.
