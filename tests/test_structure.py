@@ -56,7 +56,7 @@ INTEGRATION_LAYERS = {
         ["imitation", "recorder", "summary", "watching"],
         ["curves", "drawings", "figures", "training"],
         ["analysis", "arguments", "bench", "cluster", "render"],
-        ["explorer", "sweep"],
+        ["explorer", "sweeps"],
         ["report"],
         ["looking"],
         ["cli"],
