@@ -18,10 +18,11 @@ $(READY): pyproject.toml constraints.txt
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest -n auto
 
-demo: $(READY) ## Imitate Meta-World's scripted policies with D2R, then go on by SAC; some minutes each
+demo: $(READY) ## Imitate Meta-World's scripted policies with D2R, go on by SAC, and write a page about both
 	$(BIN)/dynroute imitate --method d2r --benchmark MT10 --workers 2 --run demo/imitation --resume
 	$(BIN)/dynroute train --preset refine --method d2r --benchmark MT10 --workers 2 --run demo/sac --resume \
 		--warm-start demo/imitation
+	$(BIN)/dynroute report demo/imitation demo/sac --output demo/report.html
 
 bench: $(READY) ## Time every case and write the table, the JSON file and the curves to benchmarks/results
 	$(BIN)/python -m benchmarks.run
