@@ -229,6 +229,25 @@ def test_dagger_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_interruption_before_sac_changes_nothing(
+    overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths of demonstrations are drawn after cloning, whenever that was."""
+    options = {**OPTIONS, "demonstrations": 3, "horizon": 20, "cloning_steps": 300, "demonstration_share": 0.5}
+    usual = {"steps": 30, "batch_size": 4, "actor_starts": 5, "demonstration_weight": 0.5, "overlap": overlap}
+    configuration = preset("quick", {**options, **usual, "final_episodes": 1}).resolve()
+    whole, run = (Run.create(tmp_path / name, configuration) for name in ("whole", "run"))
+    assert train(whole) is not None
+    with monkeypatch.context() as patch:
+        stops_in(patch, "round_0")
+        with pytest.raises(KeyboardInterrupt):
+            train(run)
+    assert train(run) is not None
+    one, other = networks(whole), networks(run)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def stops_in(patch: pytest.MonkeyPatch, where: str) -> None:
     """Interrupts the collection of corrections, or a round of cloning after its first checkpoint."""
     if where.startswith("corrections"):

@@ -78,7 +78,7 @@ class Cloning:
             self.optimizer.step()
             self.update += 1
             if self.update % SHOW_EVERY == 0:
-                display.advance(self.update, "cloning")
+                display.advance(self.update, "cloning", steps)
             if self.update % CHECK_EVERY == 0 or self.update == steps:
                 error = self._check()
                 display.tell(f"{self.update:>9,} of {steps:,} updates, error {error.sqrt():.3f} on held-out episodes")
