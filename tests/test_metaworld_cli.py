@@ -162,7 +162,7 @@ def test_presets() -> None:
     quick = preset("quick", {"num_modules": 4, "network": {"router_sizes": [16]}})
     assert quick.network_kwargs == {**QUICK_SIZES["d2r"], "num_modules": 4, "router_sizes": [16]}
     assert set(QUICK_SIZES) == set(available())
-    with pytest.raises(ValueError, match="`preset` must be one of 'paper', 'released', 'quick', got 'fast'"):
+    with pytest.raises(ValueError, match="`preset` must be one of 'paper', 'released', 'quick', 'refine', got 'fast'"):
         preset("fast", {})
 
 
