@@ -1,5 +1,6 @@
 """Sweeps: what is planned, what a cluster does when nodes and processes die, and what comes of it."""
 
+import functools
 import json
 import os
 import re
@@ -55,7 +56,9 @@ def cluster(cache: None) -> Iterator[Cluster]:
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dynroute.command", "sweep", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # What a shell starts behind itself ignores Ctrl-C, and so would all that it starts.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed)
 
 
 def wait_until(process: subprocess.Popen[str], happened: Callable[[], Any]) -> Any:
@@ -100,7 +103,7 @@ def test_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
 
     name = wait_until(process, on_victim)
     cluster.remove_node(victim, allow_graceful=False)
-    printed, _ = process.communicate()
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == 0, printed
     assert f"retried {name}: its process or node died" in printed
     assert printed.count("finished reach") == 2
@@ -129,10 +132,10 @@ def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     process = start(*command)
     wait_until(process, lambda: in_the_middle(run))
     process.kill()
-    process.communicate()
+    process.communicate(timeout=600)
     assert not (run / "evaluations" / "final.json").exists()
     process = start(*command)  # while what it started may not have ended yet
-    printed, _ = process.communicate()
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == 0, printed
     assert len(attempts(run)) == 2
     assert "   100 of 1,500 updates" not in attempts(run)[1]
@@ -160,14 +163,14 @@ def test_ctrl_c_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) -> None:
     process = start(*command, "--steps", "1000000")
     wait_until(process, lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate()
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == 130, printed
     assert "stopping 1 runs with a checkpoint" in printed
     assert "dynroute: stopped; the same command goes on" in printed
     (checkpoint,) = (run / "checkpoints").glob("step_*")
     steps = int(checkpoint.name.removeprefix("step_"))
     process = start(*command, "--steps", str(steps + 10))
-    printed, _ = process.communicate()
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     assert f"[1/2] failed {run.name.replace('auto', 'wrong')}: `ent_coef` must be a number or one of" in printed
     assert f"finished {run.name} with" in printed
