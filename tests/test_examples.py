@@ -2,18 +2,20 @@
 
 import importlib.util
 import math
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
 PROGRAMS = sorted(EXAMPLES.glob("*.py"))
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+def load(name: str, folder: Path = EXAMPLES) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -166,3 +168,12 @@ def test_multi_task_sac_goes_on_from_its_checkpoints(capsys):
     assert list(results) == program.NAMES
     assert all(0 <= success <= 1 and 2 <= used <= 5 for success, used in results.values())
     assert capsys.readouterr().out.count("modules used of 5") == 2
+
+
+def test_the_pictures_of_the_readme_are_what_is_drawn():
+    levels = load("levels", ROOT / "docs")
+
+    drawn = levels.pictures()
+    assert list(drawn) == ["output", "model", "layer", "module"]
+    shown = re.findall(r"!\[.*\]\((docs/pictures/.*\.svg)\)", (ROOT / "README.md").read_text())
+    assert [(ROOT / path).read_text().rstrip() for path in shown] == list(drawn.values()), "run docs/levels.py"
