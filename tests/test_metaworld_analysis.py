@@ -16,18 +16,18 @@ import torch
 
 from dynroute import inspect
 from dynroute_metaworld import Configuration, EvaluationResult, Run, iqm, load_model, make_envs, train
-from dynroute_metaworld import scene as scenes
-from dynroute_metaworld.analysis import analyze, embed, look
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.comparison import group_runs
-from dynroute_metaworld.curves import draw_curves
-from dynroute_metaworld.evidence import gather, gather_all
 from dynroute_metaworld.intervals import bootstrap_interval
-from dynroute_metaworld.raster import rasterize
-from dynroute_metaworld.render import render
-from dynroute_metaworld.scene import OpenGLError, find_opengl
-from dynroute_metaworld.series import read_curves, thin
-from dynroute_metaworld.watching import THRESHOLD, Routes, watch
+from dynroute_metaworld.views import scene as scenes
+from dynroute_metaworld.views.analysis import analyze, embed, look
+from dynroute_metaworld.views.comparison import group_runs
+from dynroute_metaworld.views.curves import draw_curves
+from dynroute_metaworld.views.evidence import gather, gather_all
+from dynroute_metaworld.views.film import render
+from dynroute_metaworld.views.raster import rasterize
+from dynroute_metaworld.views.scene import OpenGLError, find_opengl
+from dynroute_metaworld.views.series import read_curves, thin
+from dynroute_metaworld.views.watching import THRESHOLD, Routes, watch
 
 SMALL: dict[str, Any] = {
     "benchmark": "drawer-close,reach",
@@ -283,7 +283,7 @@ def test_what_is_kept_of_routes(routes: Routes, tmp_path: Path) -> None:
 
 
 def test_tasks_act_some_at_a_time(runs: dict[str, Path], routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynroute_metaworld.watching.TOGETHER", 1)
+    monkeypatch.setattr("dynroute_metaworld.views.watching.TOGETHER", 1)
     run, told = Run.open(runs["d2r-1"]), []
     model = load_model(run, "cpu")
     other = watch(run, model, episodes=3, samples=30, moments=4, progress=lambda *done: told.append(done))
@@ -376,9 +376,9 @@ def test_an_analysis_without_what_draws(
     runs: dict[str, Path], tmp_path: Path, blind: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(runs["d2r-1"], tmp_path / "run")
-    for name in ("dynroute_metaworld.figures", "matplotlib.figure", "sklearn.manifold"):
+    for name in ("dynroute_metaworld.views.figures", "matplotlib.figure", "sklearn.manifold"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delattr("dynroute_metaworld.figures", raising=False)
+    monkeypatch.delattr("dynroute_metaworld.views.figures", raising=False)
     said: list[str] = []
     assert analyze([folder], episodes=1, device="cpu", tell=said.append) == folder / "analysis"
     told = (folder / "analysis" / "notes.txt").read_text()
@@ -436,7 +436,7 @@ def test_a_film(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_cameras_of_several_tasks_do_not_mix(runs: dict[str, Path]) -> None:
-    from dynroute_metaworld.stage import Stage
+    from dynroute_metaworld.views.stage import Stage
 
     if not draws():
         with pytest.raises(OpenGLError, match="install a graphics driver"):

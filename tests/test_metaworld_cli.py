@@ -19,12 +19,12 @@ from dynroute.networks import available
 from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, RunError, read_metrics
 from dynroute_metaworld.arguments import add_options, given_options
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.curves import draw_curves
 from dynroute_metaworld.methods import PUBLISHED, count_parameters, methods_table
 from dynroute_metaworld.metrics import MetricsFile, forget_after
 from dynroute_metaworld.presets import QUICK_SIZES, preset
 from dynroute_metaworld.progress import Display
 from dynroute_metaworld.training import make_model
+from dynroute_metaworld.views.curves import draw_curves
 from dynroute_sb3 import DamagedError, OneHotTask
 
 TINY = ["--benchmark", "reach", "--goals", "fixed", "--horizon", "5", "--device", "cpu", "--learning-starts", "4"]

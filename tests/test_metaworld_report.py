@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import dynroute_metaworld
 from dynroute_metaworld import Configuration, EvaluationResult, Run, train
-from dynroute_metaworld import scene as scenes
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.report import report
-from dynroute_metaworld.tables import details, number, span, table
+from dynroute_metaworld.views import page as page_module
+from dynroute_metaworld.views import scene as scenes
+from dynroute_metaworld.views.page import report
+from dynroute_metaworld.views.tables import details, number, span, table
 from test_metaworld_analysis import PLAIN, SMALL, write_metrics
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -365,7 +365,7 @@ def check_in_node(data: dict[str, Any]) -> bool:
     generator = np.random.default_rng(0)
     graph = {"nodes": 5, "edges": [[j, i] for i in range(1, 5) for j in range(i)]}
     weights = (generator.random((50, 10)) * (generator.random((50, 10)) < 0.4)).tolist()
-    script = Path(dynroute_metaworld.__file__).parent / "report.js"
+    script = Path(page_module.__file__).parent / "page.js"
     program = f"""
     const {{ at, extent, reached, ticks, told }} = require({json.dumps(str(script))});
     const given = JSON.parse(require("fs").readFileSync(0));
@@ -392,6 +392,6 @@ def check_in_node(data: dict[str, Any]) -> bool:
 def test_the_script_of_the_page(page: Path) -> None:
     """Its functions in node, if there is one; the browser runs them in any case."""
     print("the script was checked in", "node" if check_in_node(data_of(page.read_text())) else "no node: there is none")
-    script = (Path(dynroute_metaworld.__file__).parent / "report.js").read_text()
+    script = (Path(page_module.__file__).parent / "page.js").read_text()
     assert "</script" not in script
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|fetch\(|import\(", script)

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, read_metrics, train
-from dynroute_metaworld.curves import draw_curves
 from dynroute_metaworld.evaluation import SEEDS
 from dynroute_metaworld.recorder import Recorder, evaluate_run
+from dynroute_metaworld.views.curves import draw_curves
 from dynroute_sb3 import DamagedError, MultiTaskSAC, latest_checkpoint
 from dynroute_sb3.tree import read_tree
 

@@ -48,17 +48,23 @@ INTEGRATION_LAYERS = {
         ["callbacks", "overlap"],
     ],
     "dynroute_metaworld": [
-        ["environment", "interrupts", "intervals", "metrics", "progress", "raster", "series", "tables", "tasks"],
-        ["configuration", "demonstrations", "result", "scene", "workers"],
+        ["environment", "interrupts", "intervals", "metrics", "progress", "tasks"],
+        ["configuration", "demonstrations", "result", "workers"],
         ["methods", "presets", "run", "scripted", "vec_env"],
-        ["collection", "evaluation", "evidence"],
-        ["cloning", "comparison", "dagger", "stage"],
-        ["imitation", "recorder", "summary", "watching"],
-        ["curves", "drawings", "figures", "training"],
-        ["analysis", "arguments", "bench", "cluster", "render"],
-        ["explorer", "sweeps"],
-        ["report"],
-        ["looking"],
+        ["collection", "evaluation"],
+        ["cloning", "dagger"],
+        ["imitation", "recorder", "summary"],
+        ["training"],
+        ["views.raster", "views.scene", "views.series", "views.tables"],
+        ["views.evidence", "views.stage"],
+        ["views.comparison", "views.watching"],
+        ["views.curves", "views.drawings", "views.figures"],
+        ["views.analysis", "views.film"],
+        ["views.explorer"],
+        ["views.page"],
+        ["views", "views.commands"],
+        ["arguments", "bench", "cluster"],
+        ["sweeps"],
         ["cli"],
     ],
 }
@@ -100,22 +106,32 @@ def test_every_module_has_a_layer() -> None:
     assert modules == set(RANK)
 
 
-@pytest.mark.parametrize("path", INTEGRATION_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def integration_module(path: Path) -> tuple[str, str]:
+    """The package of a file and its name inside, `views.page` or, for that of the package itself, nothing."""
+    package, *inside = path.relative_to(INTEGRATIONS).with_suffix("").parts
+    return package, ".".join(inside).removesuffix("__init__").removesuffix(".")
+
+
+@pytest.mark.parametrize("path", INTEGRATION_FILES, ids=lambda path: "/".join(path.parts[-2:]))
 def test_imports_of_the_integrations_point_down(path: Path) -> None:
-    package = path.parent.name
+    package, own = integration_module(path)
+    inside = path.relative_to(INTEGRATIONS / package).parent.parts
     for node in ast.parse(path.read_text()).body:  # an import for types alone is further inside
-        if isinstance(node, ast.ImportFrom) and node.level and path.stem != "__init__":
+        if isinstance(node, ast.ImportFrom) and node.level and own:
             assert node.module is not None
-            other, own = INTEGRATION_RANK[package, node.module], INTEGRATION_RANK[package, path.stem]
-            assert other <= own, f"{path} imports {node.module} above it"
+            other = ".".join([*inside[: len(inside) - node.level + 1], node.module])
+            assert INTEGRATION_RANK[package, other] <= INTEGRATION_RANK[package, own], (
+                f"{path} imports {other} above it"
+            )
         elif isinstance(node, ast.ImportFrom) and package == "dynroute_sb3":
             assert not (node.module or "").startswith("dynroute_metaworld")
 
 
 def test_every_module_of_the_integrations_has_a_layer() -> None:
-    assert {(path.parent.name, path.stem) for path in INTEGRATION_FILES if path.stem != "__init__"} == set(
-        INTEGRATION_RANK
-    )
+    assert {integration_module(path) for path in INTEGRATION_FILES} == {
+        *INTEGRATION_RANK,
+        *((package, "") for package in INTEGRATION_LAYERS),
+    }
 
 
 @pytest.mark.parametrize("path", [*FILES, *INTEGRATION_FILES], ids=lambda path: f"{path.parent.name}/{path.stem}")

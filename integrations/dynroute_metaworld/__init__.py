@@ -30,6 +30,7 @@ from .sweeps import sweep
 from .tasks import BENCHMARKS, task_names
 from .training import load_model, train
 from .vec_env import MetaWorldVecEnv, make_envs
+from .views import analyze, render, report
 from .workers import WorkerError
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "RunError",
     "ScriptedPolicy",
     "WorkerError",
+    "analyze",
     "bootstrap_interval",
     "collect",
     "evaluate",
@@ -50,6 +52,8 @@ __all__ = [
     "load_model",
     "make_envs",
     "read_metrics",
+    "render",
+    "report",
     "summarize",
     "sweep",
     "task_names",

@@ -12,10 +12,8 @@ import torch
 
 from .arguments import add_options, given_options
 from .bench import bench
-from .curves import draw_curves
 from .environment import GOALS
 from .evaluation import evaluate
-from .looking import add_parsers
 from .methods import methods_table
 from .presets import AFTER_IMITATION, IMITATION_ALONE, PRESETS, preset
 from .progress import Display
@@ -26,6 +24,8 @@ from .summary import summarize, summary_table
 from .sweeps import AXES, read_variants, sweep
 from .tasks import split_benchmark, task_names
 from .training import load_model, train
+from .views.commands import add_parsers
+from .views.curves import draw_curves
 from .workers import WorkerError
 
 __all__ = ["main"]

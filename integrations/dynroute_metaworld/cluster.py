@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from .configuration import Configuration
-from .curves import draw_curves
 from .run import Run, RunError, versions
 from .summary import read_sweep
 from .training import train
+from .views.curves import draw_curves
 
 __all__ = ["check_nodes", "check_room", "joined", "run_all"]
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from dynroute_sb3 import DamagedError, latest_checkpoint
 
+from ..training import load_model
 from .comparison import Group, group_runs
 from .drawings import draw_moments, draw_routes
 from .evidence import BY_TASK, Evidence, gather_all
 from .scene import OpenGLError, find_opengl
 from .series import LIMIT
-from .training import load_model
 from .watching import Routes, watch
 
 __all__ = ["Analysis", "analyze", "embed", "look", "watch_run"]
@@ -100,7 +100,7 @@ def look(
 def watch_run(
     one: Evidence, *, episodes: int = 2, moments: int = 12, frames: bool = False, device: str = "auto"
 ) -> tuple[Routes | None, str | None]:
-    """What the policy of a run's last checkpoint does, see :func:`~dynroute_metaworld.watching.watch`.
+    """What the policy of a run's last checkpoint does, see :func:`~dynroute_metaworld.views.watching.watch`.
 
     Returns:
         The routes, and in a sentence what they lack.

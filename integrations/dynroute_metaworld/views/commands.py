@@ -5,6 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .analysis import analyze
+from .film import render
+from .page import report
+
 __all__ = ["add_parsers"]
 
 
@@ -64,21 +68,15 @@ def _tell(sentence: str) -> None:
 
 
 def _analyze(options: argparse.Namespace) -> None:
-    from .analysis import analyze  # what draws is only loaded by those who draw
-
     print(analyze(options.runs, options.output, episodes=options.episodes, device=options.device, tell=_tell))
 
 
 def _report(options: argparse.Namespace) -> None:
-    from .report import report
-
     frames = not options.no_frames
     chosen: dict[str, Any] = {"episodes": options.episodes, "frames": frames, "device": options.device}
     print(report(options.runs, options.output, tell=_tell, **chosen))
 
 
 def _render(options: argparse.Namespace) -> None:
-    from .render import render
-
     chosen = {name: getattr(options, name) for name in ("episodes", "seed", "size", "device")}
     print(render(options.run, options.task, options.output, tell=_tell, **chosen))

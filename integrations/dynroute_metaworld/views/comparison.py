@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..intervals import bootstrap_interval, iqm
 from .evidence import Evidence
-from .intervals import bootstrap_interval, iqm
 
 __all__ = ["Band", "Group", "group_runs"]
 

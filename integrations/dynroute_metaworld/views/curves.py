@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from ..run import Run
 from .evidence import gather
-from .run import Run
 
 __all__ = ["draw_curves"]
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from dynroute_sb3 import DamagedError, latest_checkpoint
 
-from .result import EvaluationResult
-from .run import Run
+from ..result import EvaluationResult
+from ..run import Run
 from .series import LIMIT, Curve, Metrics, read_curves
 
 __all__ = ["BY_TASK", "Evidence", "gather", "gather_all"]

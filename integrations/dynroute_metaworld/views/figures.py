@@ -29,7 +29,7 @@ def write_run(folder: Path, one: Evidence, routes: Routes | None, points: NDArra
         folder: Where they are written.
         one: What the files of the run tell.
         routes: What its policy does.
-        points: The routes on a plane, as :func:`~dynroute_metaworld.analysis.embed` places them.
+        points: The routes on a plane, as :func:`~dynroute_metaworld.views.analysis.embed` places them.
     """
     figures = {
         "learning": learning(one),

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..run import Run
+from ..training import load_model
 from .raster import rasterize
-from .run import Run
 from .scene import find_opengl
 from .stage import Stage
-from .training import load_model
 
 __all__ = ["render"]
 

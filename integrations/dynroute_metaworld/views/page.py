@@ -70,7 +70,7 @@ def page(analysis: Analysis) -> str:
     parts = {
         "title": escape(title),
         "lede": escape(_lede(analysis)),
-        "style": own.joinpath("report.css").read_text(encoding="utf-8"),
+        "style": own.joinpath("page.css").read_text(encoding="utf-8"),
         "missing": f'<section aria-labelledby="missing-head" class="notes"><h2 id="missing-head">What is missing</h2>'
         f"<ul>{notes}</ul></section>"
         if notes
@@ -81,10 +81,10 @@ def page(analysis: Analysis) -> str:
         "routes": route_controls(analysis, graphs, entries),
         "provenance": "".join(_provenance(one, opened=len(runs) == 1) for one in runs),
         "data": data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
-        "script": own.joinpath("report.js").read_text(encoding="utf-8"),
+        "script": own.joinpath("page.js").read_text(encoding="utf-8"),
     }
     # What was put in is not looked through again: a task may be called {{data}}.
-    pieces = own.joinpath("report.html").read_text(encoding="utf-8").split("{{")
+    pieces = own.joinpath("page.html").read_text(encoding="utf-8").split("{{")
     return pieces[0] + "".join(parts[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
 
 

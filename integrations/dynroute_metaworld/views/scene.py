@@ -11,7 +11,7 @@ from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from numpy.typing import NDArray
 from PIL import Image
 
-from .environment import CAMERA, TaskEnvironment
+from ..environment import CAMERA, TaskEnvironment
 
 __all__ = ["BACKENDS", "Camera", "OpenGLError", "find_opengl"]
 

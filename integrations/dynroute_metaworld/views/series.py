@@ -125,7 +125,7 @@ def thin(steps: Floats, values: Floats, limit: int = LIMIT) -> tuple[Floats, Flo
 
     Example:
         >>> import numpy as np
-        >>> from dynroute_metaworld.series import thin
+        >>> from dynroute_metaworld.views.series import thin
         >>> steps, values = thin(np.arange(1000.0), np.sin(np.arange(1000.0)), limit=100)
         >>> len(steps) <= 100, steps[0], steps[-1]
         (True, np.float64(0.0), np.float64(999.0))

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from dynroute import Route
 from dynroute_sb3 import MultiTaskSAC
 
-from .environment import TaskEnvironment
-from .evaluation import SEEDS
-from .run import Run
+from ..environment import TaskEnvironment
+from ..evaluation import SEEDS
+from ..run import Run
+from ..tasks import goals_of
 from .scene import Camera
-from .tasks import goals_of
 
 __all__ = ["Stage", "Step"]
 
@@ -110,7 +110,7 @@ class Stage:
             self.first_success[solved & (self.first_success < 0)] = number
 
     def frame(self, index: int, size: int = 240) -> NDArray[np.uint8]:
-        """A picture of the scene of a task, see :class:`~dynroute_metaworld.scene.Camera`."""
+        """A picture of the scene of a task, see :class:`~dynroute_metaworld.views.scene.Camera`."""
         if index not in self._cameras:
             self._cameras[index] = Camera(self.environments[index], size)
         return self._cameras[index].frame()

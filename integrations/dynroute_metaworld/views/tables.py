@@ -11,7 +11,7 @@ def number(value: float | None, digits: int = 2) -> str:
     """A number with so many digits behind the point; a dash for None.
 
     Example:
-        >>> from dynroute_metaworld.tables import number
+        >>> from dynroute_metaworld.views.tables import number
         >>> number(0.5), number(None)
         ('0.50', '-')
     """
@@ -22,7 +22,7 @@ def span(interval: Sequence[float] | None) -> str:
     """An interval; a dash for None.
 
     Example:
-        >>> from dynroute_metaworld.tables import span
+        >>> from dynroute_metaworld.views.tables import span
         >>> span((0.25, 1.0))
         '0.25 to 1.00'
     """

@@ -14,7 +14,7 @@ from dynroute import Route, Topology
 from dynroute.inspect import Summary, live_path, similarity, summarize
 from dynroute_sb3 import MultiTaskSAC
 
-from .run import Run
+from ..run import Run
 from .stage import Stage
 
 __all__ = ["THRESHOLD", "TOGETHER", "Moment", "Routes", "watch"]
@@ -128,7 +128,8 @@ def watch(
         episodes: The number of episodes of each task; with fixed goals all would be equal, and one is run.
         samples: About how many routes of each task are kept.
         moments: How many steps of the first episode of each task are kept to be looked at.
-        frames: Whether to take a picture at each of them; call :func:`~dynroute_metaworld.scene.find_opengl` first.
+        frames: Whether to take a picture at each of them; call
+            :func:`~dynroute_metaworld.views.scene.find_opengl` first.
         progress: Called after each step of all tasks with the number of steps that are done and that of all.
     """
     if episodes < 1:

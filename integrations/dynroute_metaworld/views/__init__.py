@@ -1,0 +1,7 @@
+"""What there is to look at: data, figures and pages of runs, and films of their policies."""
+
+from .analysis import analyze
+from .film import render
+from .page import report
+
+__all__ = ["analyze", "render", "report"]
