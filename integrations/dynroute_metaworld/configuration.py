@@ -173,6 +173,11 @@ class Configuration:
         return split_benchmark(self.benchmark)
 
     @property
+    def problem(self) -> dict[str, Any]:
+        """What :func:`make_envs`, :func:`collect` and :func:`evaluate` take alike: an episode, and who runs it."""
+        return {name: getattr(self, name) for name in ("goals", "horizon", "reward_version", "workers")}
+
+    @property
     def noise_levels(self) -> list[float]:
         """What :func:`collect` takes."""
         try:

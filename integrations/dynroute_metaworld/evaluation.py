@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from torch import nn
 
 import dynroute
+from dynroute.arguments import check_count
 from dynroute_sb3 import MultiTaskPolicy
 from dynroute_sb3.randomness import random_state, set_random_state
 
@@ -22,11 +23,19 @@ from .scripted import ScriptedPolicy
 from .tasks import BENCHMARKS, task_names
 from .vec_env import MetaWorldVecEnv, make_envs
 
-__all__ = ["SEEDS", "evaluate"]
+__all__ = ["SEEDS", "evaluate", "unseen"]
 
 SEEDS = {"random": 1_000_000, "fixed": 0, "benchmark": 0}
 """The seed where none is given. Random goals are then none that training draws with the small seeds that people take;
 fixed goals and those of the benchmark belong to the problem, and are those that `make_envs` trains on by default."""
+
+
+def unseen(goals: str, seed: int) -> int:
+    """The seed for the evaluation of what was trained with another: random goals are others, the rest are the same."""
+    if goals != "random":
+        return seed
+    return SEEDS[goals] + (seed == SEEDS[goals])
+
 
 Act = Callable[[NDArray[Any], Any, NDArray[np.bool_]], tuple[NDArray[Any], Any, NDArray[Any] | None]]
 
@@ -73,8 +82,7 @@ def evaluate(
     names = task_names(benchmark)
     if success not in ("any", "last"):
         raise ValueError(f"`success` must be 'any' or 'last', got {success!r}.")
-    if episodes < 1:
-        raise ValueError(f"`episodes` must be at least 1, got {episodes}.")
+    check_count("episodes", episodes, at_least=1)
     if policy == "scripted":
         policy = ScriptedPolicy(benchmark)
     if isinstance(policy, str) or not hasattr(policy, "predict"):

@@ -33,20 +33,17 @@ def start_from_demonstrations(run: Run, model: MultiTaskSAC, *, rebuild: bool) -
         The checkpoint.
     """
     configuration = run.configuration
-    episodes, horizon = configuration.demonstrations, configuration.horizon
-    with Display(count := episodes * horizon * len(configuration.tasks), configuration.tasks) as display:
+    count = configuration.demonstrations * configuration.horizon * len(configuration.tasks)
+    with Display(count, configuration.tasks) as display:
         display.tell(f"{run.folder}: {describe(model)}")
         demonstrations = collect(
             configuration.benchmark_or_tasks,
-            episodes=episodes,
-            goals=configuration.goals,
-            horizon=horizon,
+            episodes=configuration.demonstrations,
             noise=configuration.noise_levels,
             seed=configuration.seed,
-            workers=configuration.workers,
-            reward_version=configuration.reward_version,
             rebuild=rebuild,
             progress=lambda done, total: display.advance(done * count // total, "demonstrations"),
+            **configuration.problem,
         )
     if configuration.warm_start is None:
         learned, _ = demonstrations.split(configuration.held_out if configuration.cloning_steps else 0)
@@ -86,13 +83,10 @@ def _corrections(run: Run, model: MultiTaskSAC, number: int, display: Display) -
         model,
         configuration.benchmark_or_tasks,
         episodes=configuration.demonstrations,
-        goals=configuration.goals,
-        horizon=configuration.horizon,
         seed=configuration.seed,
         number=number,
-        workers=configuration.workers,
-        reward_version=configuration.reward_version,
         progress=lambda done, total: display.advance(done, "corrections", total),
+        **configuration.problem,
     )
     corrections.save(folder)
     return corrections

@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC
 
-from .evaluation import SEEDS, evaluate
+from .evaluation import evaluate, unseen
 from .metrics import read_metrics
 from .progress import Display
 from .result import EvaluationResult
@@ -126,18 +126,9 @@ class Recorder(BaseCallback):
 def evaluate_run(run: Run, model: MultiTaskSAC, episodes: int, **options: object) -> EvaluationResult:
     """Evaluates a model on the problem it was trained on: fixed goals are the same, random ones are others."""
     configuration = run.configuration
-    usual = {
-        "benchmark": configuration.benchmark_or_tasks,
-        "goals": configuration.goals,
-        "horizon": configuration.horizon,
-        "reward_version": configuration.reward_version,
-        "workers": configuration.workers,
-    }
     if options.get("goals", configuration.goals) == "fixed":
         episodes = 1  # all of them would be equal
+    usual = {"benchmark": configuration.benchmark_or_tasks, **configuration.problem}
     chosen = {**usual, **{name: value for name, value in options.items() if value is not None}}
-    if "seed" not in chosen and chosen["goals"] != "random":
-        chosen["seed"] = configuration.seed
-    elif "seed" not in chosen and configuration.seed == SEEDS["random"]:
-        chosen["seed"] = configuration.seed + 1  # or the goals would be those of training
-    return evaluate(model, episodes=episodes, **chosen)  # type: ignore[arg-type]
+    chosen.setdefault("seed", unseen(chosen["goals"], configuration.seed))
+    return evaluate(model, episodes=episodes, **chosen)

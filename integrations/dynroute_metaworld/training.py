@@ -134,12 +134,9 @@ def environments(configuration: Configuration) -> MetaWorldVecEnv:
     """The environments of a configuration."""
     return make_envs(
         configuration.benchmark_or_tasks,
-        goals=configuration.goals,
-        horizon=configuration.horizon,
         seed=configuration.seed,
-        workers=configuration.workers,
-        reward_version=configuration.reward_version,
         restart=configuration.restart,
+        **configuration.problem,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dynroute.arguments import check_count
 from dynroute_sb3 import DamagedError, latest_checkpoint
 
 from ..training import load_model
@@ -73,8 +74,7 @@ def look(
     """
     if not folders:
         raise ValueError("`folders` must name at least one run, got none.")
-    if episodes < 1:
-        raise ValueError(f"`episodes` must be at least 1, got {episodes}.")
+    check_count("episodes", episodes, at_least=1)
     runs = gather_all(folders, limit=limit)
     groups, apart = group_runs(runs)
     several = len(runs) > 1

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from dynroute.arguments import check_count
+
 from ..run import Run
 from ..training import load_model
 from .raster import rasterize
@@ -59,8 +61,7 @@ def render(
     tasks, name = run.configuration.tasks, task.removesuffix("-v3")
     if name not in tasks:
         raise ValueError(f"`task` must be one of the tasks of the run, {', '.join(tasks)}, got {task!r}.")
-    if episodes < 1:
-        raise ValueError(f"`episodes` must be at least 1, got {episodes}.")
+    check_count("episodes", episodes, at_least=1)
     if not 64 <= size <= 1024 or size % 2:
         raise ValueError(f"`size` must be an even number of pixels in 64..1024, got {size}.")
     path = run.folder / f"{name}.gif" if output is None else Path(output)

@@ -12,7 +12,7 @@ from dynroute import Route
 from dynroute_sb3 import MultiTaskSAC
 
 from ..environment import TaskEnvironment
-from ..evaluation import SEEDS
+from ..evaluation import unseen
 from ..run import Run
 from ..tasks import goals_of
 from .scene import Camera
@@ -53,8 +53,7 @@ class Stage:
         self.rows = list(range(len(configuration.tasks))) if tasks is None else list(tasks)
         self.tasks = [configuration.tasks[row] for row in self.rows]
         if seed is None:
-            seed = SEEDS["random"] if configuration.goals == "random" else configuration.seed
-            seed += configuration.goals == "random" and configuration.seed == seed
+            seed = unseen(configuration.goals, configuration.seed)
         goals = goals_of(configuration.benchmark_or_tasks, seed)
         self.environments = [
             TaskEnvironment(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynroute import Route, Topology
+from dynroute.arguments import check_count
 from dynroute.inspect import Summary, live_path, similarity, summarize
 from dynroute_sb3 import MultiTaskSAC
 
@@ -132,8 +133,7 @@ def watch(
             :func:`~dynroute_metaworld.views.scene.find_opengl` first.
         progress: Called after each step of all tasks with the number of steps that are done and that of all.
     """
-    if episodes < 1:
-        raise ValueError(f"`episodes` must be at least 1, got {episodes}.")
+    check_count("episodes", episodes, at_least=1)
     tasks, horizon = run.configuration.tasks, run.configuration.horizon
     episodes = 1 if run.configuration.goals == "fixed" else episodes
     sampled = _spread(horizon, -(-samples // episodes))
