@@ -32,17 +32,19 @@ class Sweep(Directive):
         return self.parse_text_to_nodes("\n".join(lines))
 
     def cells(self, rows: list[dict[str, Any]]) -> list[list[str]]:
-        header = ["network", "seeds", "mean success", "IQM", "95 % interval of the IQM", "weakest task", "modules used"]
+        header = ["network", "seeds", "mean success", "95 % interval", "IQM", "95 % interval", "weakest task"]
+        header += ["modules used"]
         return [header, *map(self._row, sorted(rows, key=lambda row: -row["mean"]))]
 
     def _row(self, row: Mapping[str, Any]) -> list[str]:
-        interval, used, worst = row["iqm_interval"], row["modules_used"], row["worst_task"]
+        used, worst = row["modules_used"], row["worst_task"]
         return [
             label(row),
             str(len(row["seeds"])),
             f"{row['mean']:.3f}",
+            span(row["mean_interval"]),
             f"{row['iqm']:.3f}",
-            f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "one seed",
+            span(row["iqm_interval"]),
             f"{worst} {row['success'][worst]:.2f}",
             f"{sum(used.values()) / len(used):.1f}" if used else "no routes",
         ]
@@ -51,11 +53,12 @@ class Sweep(Directive):
         """Commands, commits, versions and machines, as the runs noted them."""
         runs = [run for run in stored["runs"].values() if run["success"] is not None]
         sessions = [session for run in runs for session in run["sessions"]]
-        commits = sorted({(session["commit"] or "a release")[:12] for session in sessions})
+        commits = sorted({commit(session["commit"]) for session in sessions})
+        commands = list(dict.fromkeys(session["command"] for session in sessions))
         episodes = sorted({run["episodes"] for run in runs})
         machines = sorted({machine(session["machine"]) for session in sessions})
         versions = {f"{name} {number}" for session in sessions for name, number in session["versions"].items()}
-        lines = [".. code-block:: console", "", f"   $ {stored['command']}", ""]
+        lines = [".. code-block:: console", "", *(f"   $ {command}" for command in commands), ""]
         if missing := {label(row): row["missing"] for row in stored["rows"] if row["missing"]}:
             told = ", ".join(f"{name} ({', '.join(map(str, seeds))})" for name, seeds in missing.items())
             lines += [f"Not run yet, seeds in brackets: {told}.", ""]
@@ -83,6 +86,49 @@ class SweepTasks(Sweep):
         return f"{row['success'][task]:.2f}" + (f" / {used[task]:.1f}" if used else "")
 
 
+class SweepGain(Directive):
+    """Shows how the success of each task changed from one sweep to another, of the same networks and seeds."""
+
+    required_arguments = 2
+
+    def run(self) -> list[nodes.Node]:
+        before, after = (self._read(stem) for stem in self.arguments)
+        pairs = [(name, run, after[name]) for name, run in before.items() if name in after]
+        methods = list(dict.fromkeys(run["method"] for _, run, _ in pairs))
+        lines = [["task", *(f"{method}: {what}" for method in methods for what in ("mean", "of each seed"))]]
+        for task in [*pairs[0][1]["success"], "mean"]:
+            cells = [task]
+            for method in methods:
+                rates = [(_rate(old, task), _rate(new, task)) for _, old, new in pairs if old["method"] == method]
+                mean = [sum(column) / len(rates) for column in zip(*rates, strict=True)]
+                cells += [f"{mean[0]:.2f} → {mean[1]:.2f}", ", ".join(f"{new - old:+.2f}" for old, new in rates)]
+            lines.append(cells)
+        return self.parse_text_to_nodes("\n".join(table(lines)))
+
+    def _read(self, stem: str) -> dict[str, dict[str, Any]]:
+        path = RESULTS / f"{stem}.json"
+        self.env.note_dependency(str(path))
+        runs = json.loads(path.read_text())["runs"]
+        return {name: run for name, run in runs.items() if run["success"] is not None}
+
+
+def _rate(run: Mapping[str, Any], task: str) -> float:
+    """The success of a run in a task, or its mean."""
+    success = run["success"]
+    return float(sum(success.values()) / len(success) if task == "mean" else success[task])
+
+
+def span(interval: Sequence[float] | None) -> str:
+    """An interval, which one seed does not have."""
+    return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "one seed"
+
+
+def commit(noted: str | None) -> str:
+    """A commit, short, and whether there were changes."""
+    name, _, changes = (noted or "").partition(" ")
+    return f"{name[:12]} {changes}".strip() or "a release"
+
+
 def label(row: Mapping[str, Any]) -> str:
     """What a row is called."""
     return row["method"] + (f", {row['variant']}" if row["variant"] else "")
@@ -99,3 +145,4 @@ def setup(app: Sphinx) -> None:
     """Registers the above with Sphinx, which calls this function."""
     app.add_directive("sweep", Sweep)
     app.add_directive("sweep-tasks", SweepTasks)
+    app.add_directive("sweep-gain", SweepGain)

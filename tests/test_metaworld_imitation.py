@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dynroute_metaworld import Configuration, Run, RunError, ScriptedPolicy, load_model, train
+from dynroute_metaworld import Configuration, Run, RunError, ScriptedPolicy, load_model, read_metrics, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.cloning import Cloning, _one_cycle
 from dynroute_metaworld.collection import collect
@@ -16,7 +16,7 @@ from dynroute_metaworld.demonstrations import Demonstrations
 from dynroute_metaworld.presets import AFTER_IMITATION, IMITATION_ALONE, preset
 from dynroute_metaworld.progress import Display
 from dynroute_metaworld.training import environments, make_model
-from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC
+from dynroute_sb3 import DamagedError, DemonstrationBuffer, MultiTaskSAC
 
 TASKS = "drawer-close,window-close"
 OPTIONS: dict[str, Any] = {
@@ -92,10 +92,19 @@ def test_cloning_that_is_interrupted(cloned: Run, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Cloning, "_check", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(run)
-    assert [path.name for path in (run.folder / "cloning" / "round_0").iterdir()] == ["update_100"]
+    folder = run.folder / "cloning" / "round_0"
+    assert sorted(path.name for path in folder.iterdir()) == ["errors.jsonl", "update_100"]
+    manifest = (folder / "update_100" / "manifest.json").rename(tmp_path / "manifest.json")
+    with pytest.raises(DamagedError, match=r"manifest.json is missing or damaged; remove .*update_100, and --resume"):
+        train(run)
+    manifest.rename(folder / "update_100" / "manifest.json")
     train(run)
     one, other = networks(cloned), networks(run)
     assert all(torch.equal(one[name], other[name]) for name in one)
+    errors = read_metrics(folder / "errors.jsonl")
+    assert errors == read_metrics(cloned.folder / "cloning" / "round_0" / "errors.jsonl")
+    assert [line["step"] for line in errors] == list(range(100, 1001, 100))
+    assert set(errors[0]) == {"step", "cloning_error/drawer-close", "cloning_error/window-close"}
 
 
 def test_sac_goes_on_from_there(cloned: Run, tmp_path: Path) -> None:
@@ -175,6 +184,25 @@ def test_rebuild_is_for_runs_that_collect(cloned: Run, tmp_path: Path) -> None:
         train(run, rebuild=True)
 
 
+def test_a_damaged_cache_is_named_and_collected_anew_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = ["imitate", "--preset", "quick", "--benchmark", "drawer-close", "--horizon", "20", "--device", "cpu"]
+    command += ["--demonstrations", "3", "--cloning-steps", "20", "--final-episodes", "1", "--run"]
+    assert main([*command, str(tmp_path / "first")]) == 0
+    (path,) = (tmp_path / "cache").rglob("actions.npy")
+    path.write_bytes(path.read_bytes()[:-1])
+    again = [*command, str(tmp_path / "second")]
+    assert main(again) == 1
+    told = capsys.readouterr().err
+    assert f"{path} must have" in told
+    assert "--resume --rebuild" in told
+    assert main([*again, "--resume", "--rebuild"]) == 0
+    one, other = (networks(Run.open(tmp_path / name)) for name in ("first", "second"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_cloning_that_comes_to_nothing(tmp_path: Path) -> None:
     run = cloning(tmp_path, demonstrations(), method="mt-sac", cloning_rate=1e30, cloning_steps=200)
     with (
@@ -211,19 +239,19 @@ def test_dagger_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     configuration = preset("quick", {**options, "horizon": 40, "patience": 100}).resolve()
     whole = Run.create(tmp_path / "whole", configuration)
     assert train(whole) is not None
-    names = {"round_0", "round_1", "round_2", "corrections_1", "corrections_2"}
-    assert {path.name for path in (whole.folder / "cloning").iterdir()} == names
+    names = ["round_0", "corrections_1", "round_1", "corrections_2", "round_2"]
+    assert {path.name for path in (whole.folder / "cloning").iterdir()} == set(names)
     # The rounds share the updates, and learn from more and more.
     written = {path.name: path for path in (whole.folder / "cloning").glob("round_*/update_*")}
     assert sorted(written) == ["update_233", "update_234"]
 
     run = Run.create(tmp_path / "run", configuration)
-    for where, number in (("corrections_1", 0), ("round_1", 1), ("corrections_2", 2), ("round_2", 3)):
+    for number, where in enumerate(names[1:], start=1):
         with monkeypatch.context() as patch:
             stops_in(patch, where)
             with pytest.raises(KeyboardInterrupt):
                 train(run)
-        assert len([name for name in names if (run.folder / "cloning" / name).exists()]) >= number
+        assert set(names[:number]) <= {path.name for path in (run.folder / "cloning").iterdir()}
     train(run)
     one, other = networks(whole), networks(run)
     assert all(torch.equal(one[name], other[name]) for name in one)

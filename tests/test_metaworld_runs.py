@@ -255,11 +255,39 @@ def test_checkpoints_that_are_gone(done: Run) -> None:
 
 def test_a_damaged_checkpoint(done: Run) -> None:
     (done.checkpoints / "step_240" / "model.safetensors").write_bytes(b"")
+    done.agree({"final_episodes": 2})  # or there is nothing to do
     with pytest.raises(DamagedError, match=r"Remove .*step_240, and --resume goes on from the one before"):
         train(done)
     shutil.rmtree(done.checkpoints / "step_240")
     assert train(done) is not None
     assert len(read_metrics(done.metrics)) == 6
+
+
+def test_a_run_that_is_finished_is_left_as_it_is(done: Run) -> None:
+    files = [path for path in done.folder.rglob("*") if path.is_file() and path.name != "lock"]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    result = train(done)
+    assert result is not None
+    assert result.mean_success == EvaluationResult.load(done.evaluations / "final.json").mean_success
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert done.minutes is not None
+    assert 0 < done.minutes < 60
+
+
+def test_notes_of_sessions_that_were_cut_short(done: Run) -> None:
+    path = done.folder / "sessions.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + whole[:40])
+    assert done.sessions == [json.loads(whole)]
+    done.agree({"final_episodes": 2})
+    train(done)
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert first == json.loads(whole)
+    assert done.minutes == first["minutes"] + second["minutes"]
+
+    del first["minutes"]  # as after a kill
+    path.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    assert done.minutes is None
 
 
 def test_fewer_steps_than_were_done(done: Run) -> None:
@@ -270,10 +298,10 @@ def test_fewer_steps_than_were_done(done: Run) -> None:
 
 
 def test_other_versions_are_told(done: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    session = done.last_session()
-    assert session is not None
+    (session,) = done.sessions
     session["versions"]["torch"] = "2.4.0"
     (done.folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
+    done.agree({"final_episodes": 2})  # or there is nothing to do
     train(done)
     assert "results may differ in their last bits from those of the same run without: torch 2.4.0" in (
         capsys.readouterr().out
@@ -302,9 +330,10 @@ def test_what_is_left_of_other_steps(done: Run) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"ent_coef": "abc"}, "`ent_coef` must be a number or one of its words"),
-        ({"route_temperature": "warm"}, "`route_temperature` must be a number or one of its words"),
-        ({"target_entropy": "low"}, "`target_entropy` must be a number or one of its words"),
+        ({"ent_coef": "abc"}, "`ent_coef` must be a number or one of auto, auto_NUMBER, got 'abc'"),
+        ({"ent_coef": "auto_"}, "`ent_coef` must be a number or one of auto, auto_NUMBER, got 'auto_'"),
+        ({"route_temperature": "warm"}, "`route_temperature` must be a number or one of inverse-alpha-sum, "),
+        ({"target_entropy": "low"}, "`target_entropy` must be a number or one of auto, got 'low'"),
         ({"device": "cda"}, "`device` must be cpu, cuda or auto, got 'cda'"),
         ({"seed": 2**40}, "`seed` must be an integer in"),
         ({"reward_scale": 0.0}, "`reward_scale` must be positive"),

@@ -119,7 +119,7 @@ def test_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     sessions = summary["runs"][name]["sessions"]
     assert len(sessions) == 2
-    assert "command.py sweep --imitate" in sessions[0]["command"]
+    assert "dynroute sweep --imitate" in sessions[0]["command"]
     assert summary["runs"][name]["minutes"] is None
     assert summary["rows"][0]["minutes"] > 0  # of the others
     cluster.add_node(**NODE)
@@ -157,26 +157,26 @@ def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_ctrl_c_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     learning = ["--learning-starts", "20", "--batch-size", "4", "--log-every", "20", "--buffer-size", "1000"]
-    command = [*SMALL, *learning, "--vary", "ent-coef=auto,wrong", "--seeds", "1", "--folder", str(folder)]
+    command = [*SMALL, *learning, "--vary", "actor-paths=sampled,replayed", "--seeds", "1", "--folder", str(folder)]
     command += ["--address", cluster.address]
-    run = folder / "reach-mt-sac-ent_coef=auto-seed1"
+    run = folder / "reach-mt-sac-actor_paths=sampled-seed1"
     process = start(*command, "--steps", "1000000")
     wait_until(process, lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 130, printed
-    assert "stopping 1 runs with a checkpoint" in printed
+    assert "stopping 1 runs, which keep what they have" in printed
     assert "dynroute: stopped; the same command goes on" in printed
     (checkpoint,) = (run / "checkpoints").glob("step_*")
     steps = int(checkpoint.name.removeprefix("step_"))
     process = start(*command, "--steps", str(steps + 10))
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 1
-    assert f"[1/2] failed {run.name.replace('auto', 'wrong')}: `ent_coef` must be a number or one of" in printed
+    assert f"[1/2] failed {run.name.replace('sampled', 'replayed')}: `actor_paths` must be" in printed
     assert f"finished {run.name} with" in printed
     assert "0 of 1" in printed
     assert (run / "checkpoints" / f"step_{steps + 10}").exists()
-    assert not (folder / run.name.replace("auto", "wrong") / "config.json").exists()
+    assert not (folder / run.name.replace("sampled", "replayed") / "config.json").exists()
 
 
 @pytest.fixture
@@ -417,11 +417,13 @@ def test_rows_hold_runs_of_the_same_settings(tmp_path: Path) -> None:
         sweep(tmp_path, ["sm"], ["reach"], [2], vary={"seed": [1], "method": ["sm"]})
 
 
-def write_result(folder: Path, rates: list[list[bool]], modules: float | None) -> None:
+def write_result(folder: Path, rates: list[list[bool]], modules: float | None, minutes: float = 2.0) -> None:
     """A run that is finished, with the success of each episode of the tasks reach and push."""
     solved = np.array(rates)
     run = Run.create(folder, Configuration(benchmark="reach,push"))
     run.start_session()
+    (session,) = run.sessions
+    (folder / "sessions.jsonl").write_text(json.dumps({**session, "minutes": minutes}) + "\n")
     zeros = np.zeros(solved.shape)
     EvaluationResult(
         benchmark="reach, push",
@@ -443,14 +445,13 @@ def write_result(folder: Path, rates: list[list[bool]], modules: float | None) -
 
 def test_the_summary(tmp_path: Path) -> None:
     noted = {
-        f"{method}-{seed}": {"benchmark": "reach,push", "method": method, "variant": "", "seed": seed, "minutes": 2.0}
+        f"{method}-{seed}": {"benchmark": "reach,push", "method": method, "variant": "", "seed": seed}
         for method, count in (("d2r", 3), ("sm", 2), ("care", 1))
         for seed in range(1, count + 1)
     }
-    noted["d2r-2"]["minutes"] = 4.0
     _note(tmp_path, noted)
     write_result(tmp_path / "d2r-1", [[True, True], [False, False]], 3.0)
-    write_result(tmp_path / "d2r-2", [[True, False], [False, True]], 5.0)
+    write_result(tmp_path / "d2r-2", [[True, False], [False, True]], 5.0, minutes=4.0)
     write_result(tmp_path / "sm-1", [[True, True], [True, False]], None)
     summary = summarize(tmp_path)
     assert summary == json.loads((tmp_path / "summary.json").read_text())
@@ -480,7 +481,9 @@ def test_the_summary(tmp_path: Path) -> None:
     assert lines[3].split()[-6:] == ["-"] * 6
     assert "One seed does not tell how much seeds differ" in table
 
-    # Of a run that was interrupted it is not known how long it took.
+    # Of a run that was killed it is not known how long it took.
     path = tmp_path / "sm-1" / "sessions.jsonl"
-    path.write_text(2 * path.read_text())
-    assert summarize(tmp_path)["rows"][1]["minutes"] is None
+    path.write_text(path.read_text() + json.dumps({"command": "dynroute sweep"}) + "\n" + '{"command": "dyn')
+    again = summarize(tmp_path)
+    assert again["rows"][1]["minutes"] is None
+    assert len(again["runs"]["sm-1"]["sessions"]) == 2

@@ -1,5 +1,6 @@
 """Cloning: the actor learns the actions of demonstrations, and is the start of a run."""
 
+import contextlib
 import math
 import shutil
 from collections.abc import Sequence
@@ -16,13 +17,17 @@ from dynroute_sb3.tree import read_tree, write_tree
 
 from .configuration import Configuration
 from .demonstrations import Demonstrations
+from .metrics import MetricsFile, forget_after
 from .progress import Display
 from .run import RunError
 
-__all__ = ["Cloning"]
+__all__ = ["ERRORS", "Cloning"]
 
 CHECK_EVERY = 100
 """The number of updates between two looks at what was held out."""
+
+ERRORS = "errors.jsonl"
+"""The file of the error on held-out episodes, the root of the squared one, by task and update."""
 
 SHOW_EVERY = 10
 
@@ -68,21 +73,20 @@ class Cloning:
         """Learns until the updates are done, or until nothing held out was gained for long."""
         configuration, steps = self.configuration, self.steps
         self.model.policy.set_training_mode(True)
-        while self.update < steps and self.update - self.best_update < configuration.patience * CHECK_EVERY:
-            for group in self.optimizer.param_groups:
-                group["lr"] = configuration.cloning_rate * _one_cycle(self.update / steps)
-            loss = self._loss(*self._batch())
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.actor.parameters(), 1.0)
-            self.optimizer.step()
-            self.update += 1
-            if self.update % SHOW_EVERY == 0:
-                display.advance(self.update, "cloning", steps)
-            if self.update % CHECK_EVERY == 0 or self.update == steps:
-                error = self._check()
-                display.tell(f"{self.update:>9,} of {steps:,} updates, error {error.sqrt():.3f} on held-out episodes")
-                self._write()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        forget_after(self.folder / ERRORS, self.update)
+        with contextlib.closing(MetricsFile(self.folder / ERRORS)) as errors:
+            while self.update < steps and self.update - self.best_update < configuration.patience * CHECK_EVERY:
+                self._learn()
+                if self.update % SHOW_EVERY == 0:
+                    display.advance(self.update, "cloning", steps)
+                if self.update % CHECK_EVERY == 0 or self.update == steps:
+                    squared = self._check()
+                    told = f"error {squared.mean().sqrt():.3f} on held-out episodes"
+                    display.tell(f"{self.update:>9,} of {steps:,} updates, {told}")
+                    by_task = zip(self.model.task_names or (), squared.sqrt().tolist(), strict=True)
+                    errors.write({f"cloning_error/{task}": error for task, error in by_task}, {}, self.update)
+                    self._write()
         if not math.isfinite(self.best_error):
             raise RunError(
                 f"cloning in {self.folder} came to nothing: its error on held-out episodes is not finite; start "
@@ -91,6 +95,17 @@ class Cloning:
         self.actor.load_state_dict(self.best)
         self.model.critic_target.load_state_dict(self.model.critic.state_dict())  # what it shares with the actor
         self.model.policy.set_training_mode(False)
+
+    def _learn(self) -> None:
+        """An update."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.configuration.cloning_rate * _one_cycle(self.update / self.steps)
+        loss = self._loss(*self._batch())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.actor.parameters(), 1.0)
+        self.optimizer.step()
+        self.update += 1
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """As many samples of each task."""
@@ -113,7 +128,7 @@ class Cloning:
 
     @torch.no_grad()
     def _check(self) -> Tensor:
-        """The squared error on what was held out; the networks are kept if it is the smallest."""
+        """The squared error of each task on what was held out; the networks are kept if the mean is the smallest."""
         states, actions = self.held_out
         self.model.policy.set_training_mode(False)
         errors = []
@@ -122,10 +137,10 @@ class Cloning:
             mean, *_ = self.actor.distribution(self.actor.task_space.join(states[task], ids))
             errors.append((torch.tanh(mean) - actions[task]).square().mean())
         self.model.policy.set_training_mode(True)
-        error = torch.stack(errors).mean()
-        if error < self.best_error:
+        by_task = torch.stack(errors)
+        if (error := by_task.mean()) < self.best_error:
             self.best, self.best_error, self.best_update = self._networks(), error.item(), self.update
-        return error
+        return by_task
 
     def _networks(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.actor.state_dict().items()}
@@ -159,7 +174,7 @@ class Cloning:
         remove_leftovers(self.folder, "update_*")
         if not (written := self._written()):
             return
-        check_folder(written[-1])
+        check_folder(written[-1], f"remove {written[-1]}, and --resume clones again from where it began")
         state = read_tree(written[-1], "cloning")
         if state["demonstrations"] != self.fingerprint:
             raise ValueError(

@@ -170,7 +170,6 @@ def run_all(
     token: str,
     resources: Mapping[str, float],
     tell: Callable[[str], object],
-    finished: Callable[[str, float], object],
 ) -> dict[str, str]:
     """Does runs, each in a process of its own, as many at a time as there is room for.
 
@@ -181,7 +180,6 @@ def run_all(
         token: The token of the sweep.
         resources: What a run takes, as Ray calls it: ``num_cpus`` and ``num_gpus``.
         tell: What is told of each event.
-        finished: Called with the name of a run that is finished, and its minutes.
 
     Returns:
         Why runs failed, by name.
@@ -234,13 +232,12 @@ def run_all(
                 )
             if what == "finished":
                 success, minutes = told
-                finished(name, minutes)
                 say(f"finished {name} with {success:.3f} success after {minutes:.1f} minutes")
             else:
                 failures[name] = told
                 say(f"failed {name}: {told}")
     except KeyboardInterrupt:
-        tell(f"stopping {len(started)} runs with a checkpoint; once more to stop at once")
+        tell(f"stopping {len(started)} runs, which keep what they have; once more to stop at once")
         for stream in streams:
             ray.cancel(stream)
         with contextlib.suppress(RunError):
@@ -293,7 +290,10 @@ def _attempt(run: Run, token: str) -> tuple[str, Any]:
         if result is None:
             return "failed", "it was asked to stop; the same command goes on"
         print(result)
-        draw_curves(run)
+        try:
+            draw_curves(run)
+        except Exception:  # a run is not lost for a picture
+            traceback.print_exc()
         return "finished", (result.mean_success, (time.monotonic() - began) / 60)
     except Exception as error:  # whatever it is, others go on
         traceback.print_exc()

@@ -151,16 +151,16 @@ def _lock(path: Path) -> filelock.BaseFileLock:
 
 def _read(path: Path, settings: dict[str, Any]) -> dict[str, NDArray[Any]]:
     """The arrays of a task, if they are whole and those of the settings."""
+    advice = f"remove {path}, or collect anew by rebuild=True or --rebuild, where the run is there --resume --rebuild"
     try:
         with _lock(path):
-            check_folder(path)
+            check_folder(path, advice)
             stored = json.loads((path / SETTINGS).read_text())
             arrays = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
+    except DamagedError:
+        raise
     except (OSError, ValueError, EOFError) as error:
-        told = str(error).removesuffix("; take another checkpoint.").rstrip(".")
-        raise DamagedError(
-            f"{told}; remove {path}, or make the demonstrations anew by rebuild=True or --rebuild."
-        ) from error
+        raise DamagedError(f"{str(error).rstrip('.')}; {advice}.") from error
     wanted = {**settings, "task": path.name}
     differ = [f"{key} {stored.get(key)!r}, not {wanted[key]!r}" for key in wanted if stored.get(key) != wanted[key]]
     if differ:

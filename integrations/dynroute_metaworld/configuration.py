@@ -30,9 +30,13 @@ def _option(
     *,
     least: float | None = None,
     most: float = math.inf,
+    words: tuple[str, ...] = (),
 ) -> Any:
-    """A field, with what the command line tells of it and what is asked of its value."""
-    told = {"about": about, "group": group, "choices": choices, "least": least, "most": most}
+    """A field, with what the command line tells of it and what is asked of its value.
+
+    With `words` it is one of them or a number as text; a word that ends with "_" stands before a number.
+    """
+    told = {"about": about, "group": group, "choices": choices, "least": least, "most": most, "words": words}
     return field(default=default, metadata=told)
 
 
@@ -88,8 +92,12 @@ class Configuration:
         None, "transitions of all tasks that are kept; 1M for at most ten tasks, else 10M", LEARNING, least=1
     )
     memory_map: str | None = _option(None, "a directory for them, where memory is short", LEARNING)
-    target_entropy: str = _option("auto", "what the coefficient aims at: a number, or auto for -4", LEARNING)
-    ent_coef: str = _option("auto", "coefficient of entropy: a number, auto, or auto_0.1 to start there", LEARNING)
+    target_entropy: str = _option(
+        "auto", "what the coefficient aims at: a number, or auto for -4", LEARNING, words=("auto",)
+    )
+    ent_coef: str = _option(
+        "auto", "coefficient of entropy: a number, auto, or auto_0.1 to start there", LEARNING, words=("auto", "auto_")
+    )
     ent_coef_lr: float | None = _option(None, "its learning rate; that of the networks", LEARNING, least=0)
     max_ent_coef: float | None = _option(1.0, "the largest coefficient of entropy", LEARNING, least=0)
     task_weights: str | None = _option(
@@ -105,7 +113,10 @@ class Configuration:
     )
     critic_paths: str = _option("sampled", "paths of the critics' loss", LEARNING, PATHS)
     route_temperature: str = _option(
-        TEMPERATURES[0], f"of path sampling: {', '.join(TEMPERATURES)} (Eq. 14), or a number", LEARNING
+        TEMPERATURES[0],
+        f"of path sampling: {', '.join(TEMPERATURES)} (Eq. 14), or a number",
+        LEARNING,
+        words=TEMPERATURES,
     )
 
     demonstrations: int = _option(0, "episodes of each task", IMITATION, least=0)
@@ -249,7 +260,21 @@ def _check(option: dataclasses.Field[Any], kind: Any, value: Any) -> None:
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"`{option.name}` must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+    if (words := option.metadata.get("words")) and not _is_number_or(words, value):
+        told = ", ".join(f"{word}NUMBER" if word.endswith("_") else word for word in words)
+        raise ValueError(f"`{option.name}` must be a number or one of {told}, got {value!r}.")
     most = option.metadata.get("most", math.inf)
     if least is not None and value is not None and not (least <= value <= most and value < math.inf):
         rule = f"in {least}..{most}" if most < math.inf else f"at least {least} and finite"
         raise ValueError(f"`{option.name}` must be {rule}, got {value!r}.")
+
+
+def _is_number_or(words: tuple[str, ...], text: str) -> bool:
+    if text in words and not text.endswith("_"):
+        return True
+    for word in words:
+        text = text.removeprefix(word) if word.endswith("_") else text
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

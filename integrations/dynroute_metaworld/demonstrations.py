@@ -33,6 +33,14 @@ class Demonstrations:
         next_observations: What followed, also after the last step. [..., 39]
         solved: Whether the task was solved at any step. [tasks, episodes]
         fingerprint: The SHA-256 of the settings and all arrays.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     demonstrations = collect("reach", episodes=2, horizon=30, folder=folder)
+        >>> parts = demonstrations.split(held_out=1)
+        >>> [part.rewards.shape for part in parts], isinstance(parts[0], Demonstrations)
+        ([(1, 1, 30), (1, 1, 30)], True)
     """
 
     tasks: tuple[str, ...]
@@ -54,7 +62,7 @@ class Demonstrations:
         episodes = self.solved.shape[1]
         if not 0 <= held_out < episodes:
             why = f"to leave some of the {episodes} episodes of a task to learn from"
-            raise ValueError(f"`held_out` must be in 0..{episodes - 1}, {why}, got {held_out}.")
+            raise ValueError(f"`held_out` must be at least 0 and less than {episodes}, {why}, got {held_out}.")
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         parts = (slice(episodes - held_out), slice(episodes - held_out, None))
         first, last = ({name: array[:, part] for name, array in arrays.items()} for part in parts)
@@ -79,6 +87,6 @@ class Demonstrations:
     @classmethod
     def load(cls, folder: Path) -> "Demonstrations":
         """Reads what :meth:`save` wrote; a file that is damaged is refused by name."""
-        check_folder(folder)
+        check_folder(folder, f"remove {folder}, and collect them again")
         arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
         return cls.of(json.loads((folder / SETTINGS).read_text()), arrays)

@@ -11,7 +11,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from dynroute_sb3.checkpoint import checkpoint_steps
 
 from .configuration import Configuration
 from .metrics import forget_after, read_metrics
+from .result import EvaluationResult
 
 __all__ = ["MOVABLE", "Run", "RunError", "typed", "versions"]
 
@@ -32,7 +34,16 @@ MOVABLE = ("steps", "workers", "restart", "device", "checkpoint_every", "final_e
 
 
 class RunError(RuntimeError):
-    """A run cannot be started or cannot go on."""
+    """A run cannot be started or cannot go on.
+
+    Example:
+        >>> import tempfile
+        >>> run = Run.create(tempfile.mkdtemp(), Configuration(seed=1))
+        >>> run.agree({"seed": 2})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        dynroute_metaworld.run.RunError: ... holds a run with seed=1, got 2; leave it out to go on, or ...
+    """
 
 
 class Run:
@@ -40,22 +51,30 @@ class Run:
 
     ==================  ====================================================================================
     ``config.json``     the :class:`Configuration`, complete
-    ``sessions.jsonl``  a line for each time it was started: command, commit, versions, machine
+    ``sessions.jsonl``  a line for each time it was started: command, commit, versions, machine, minutes
     ``metrics.jsonl``   what was logged, see :func:`~dynroute_metaworld.read_metrics`
     ``tensorboard/``    the same for TensorBoard
     ``evaluations/``    an :class:`EvaluationResult` for each evaluation, by steps, and ``final.json``
     ``checkpoints/``    the last two checkpoints
+    ``cloning/``        how far cloning came, if there was any
     ==================  ====================================================================================
 
     Args:
         folder: The directory.
         configuration: The configuration.
+
+    Example:
+        >>> import tempfile
+        >>> run = Run.create(tempfile.mkdtemp(), Configuration(method="sm", benchmark="reach"))
+        >>> Run.open(run.folder).configuration.tasks
+        ('reach',)
     """
 
     def __init__(self, folder: Path, configuration: Configuration) -> None:
         self.folder, self.configuration = folder, configuration
         self.metrics, self.tensorboard = folder / "metrics.jsonl", folder / "tensorboard"
         self.evaluations, self.checkpoints = folder / "evaluations", folder / "checkpoints"
+        self._began: float | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
@@ -136,11 +155,34 @@ class Run:
         if not (self.folder / "sessions.jsonl").exists():
             (self.folder / "config.json").unlink(missing_ok=True)
 
-    def last_session(self) -> dict[str, Any] | None:
-        """What was noted when the run was started last."""
-        path = self.folder / "sessions.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return dict(json.loads(lines[-1])) if lines else None
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """What was noted each time the run was started; lines that are damaged are left out."""
+        path, sessions = self.folder / "sessions.jsonl", []
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError, TypeError):
+                sessions.append(dict(json.loads(line)))
+        return sessions
+
+    @property
+    def minutes(self) -> float | None:
+        """How long it took, all times together; None where it was killed, or goes on now, so that it is not known."""
+        sessions = self.sessions
+        known = [session["minutes"] for session in sessions if "minutes" in session]
+        return float(sum(known)) if known and len(known) == len(sessions) else None
+
+    def is_at_end(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint has all steps of the configuration."""
+        return checkpoint_steps(checkpoint) == (self.configuration.steps or 0) * len(self.configuration.tasks)
+
+    def finished(self) -> EvaluationResult | None:
+        """The evaluation at the end, if there is one and it is what the configuration asks for."""
+        if not self._final.exists():
+            return None
+        result, wanted = EvaluationResult.load(self._final), self.configuration
+        episodes = 1 if wanted.goals == "fixed" else wanted.final_episodes
+        same = Run.open(self.folder).configuration.steps == wanted.steps and result.episodes == episodes
+        return result if same else None
 
     def start_session(self) -> None:
         """Notes where and how the run is started, and forgets what it did after its last checkpoint.
@@ -153,8 +195,8 @@ class Run:
             "commit": _commit(),
             "versions": versions(),
             "machine": {
-                "system": platform.platform(),
-                "processor": platform.machine(),
+                "system": platform.system(),
+                "processor": _processor(),
                 "cores": os.cpu_count(),
                 "threads": torch.get_num_threads(),
                 "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -171,8 +213,20 @@ class Run:
         if steps < (self.configuration.steps or 0) * len(self.configuration.tasks):
             self._final.unlink(missing_ok=True)  # it is of fewer steps
         self._write_configuration()
-        with (self.folder / "sessions.jsonl").open("a") as file:
-            file.write(json.dumps(session) + "\n")
+        self._write_sessions([*self.sessions, session])
+        self._began = time.monotonic()
+
+    def end_session(self) -> None:
+        """Notes how long it was, if one was started; one that is killed is not ended."""
+        if self._began is not None:
+            *before, session = self.sessions
+            self._write_sessions([*before, {**session, "minutes": (time.monotonic() - self._began) / 60}])
+            self._began = None
+
+    def _write_sessions(self, sessions: Sequence[Mapping[str, Any]]) -> None:
+        part = self.folder / "sessions.jsonl.part"
+        part.write_text("".join(f"{json.dumps(session)}\n" for session in sessions))
+        part.replace(self.folder / "sessions.jsonl")
 
     @property
     def _final(self) -> Path:
@@ -193,7 +247,19 @@ def versions() -> dict[str, str]:
 
 def typed() -> str:
     """The command that runs, without where its program is."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    # So it stands there after `python -m dynroute.command`.
+    name = "dynroute" if program.parts[-2:] == ("dynroute", "command.py") else program.name
+    return shlex.join([name, *sys.argv[1:]])
+
+
+def _processor() -> str:
+    """The model of the processor, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:
@@ -204,7 +270,9 @@ def _commit() -> str | None:
         if tracked.returncode:
             return None
         commit = subprocess.run([*where, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        changed = subprocess.run([*where, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run(
+            [*where, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + (" with changes" if changed.stdout.strip() else "")

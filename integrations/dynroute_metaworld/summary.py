@@ -11,6 +11,7 @@ from dynroute_sb3 import DamagedError
 
 from .intervals import bootstrap_interval, iqm
 from .result import EvaluationResult
+from .run import Run
 
 __all__ = ["FORMAT", "ROW", "read_sweep", "summarize", "summary_table"]
 
@@ -30,7 +31,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         noted = dict(json.loads(path.read_text()))
         if noted["format"] != FORMAT:
             raise ValueError(f"its format is {noted['format']!r} and not {FORMAT!r}")
-        return {"token": str(noted["token"]), "command": str(noted["command"]), "runs": dict(noted["runs"])}
+        return {"token": str(noted["token"]), "runs": dict(noted["runs"])}
     except (ValueError, LookupError, TypeError) as error:
         raise DamagedError(f"{path} does not tell of a sweep: {error!r}.") from error
 
@@ -40,7 +41,7 @@ def summarize(folder: str | Path) -> dict[str, Any]:
 
     A row takes the finished runs of a benchmark, a method and a variant together. Its intervals are those of
     :func:`~dynroute_metaworld.bootstrap_interval` at 95 %, over seeds, and None with one seed, which does not tell how
-    much seeds differ. The minutes are those of runs that were done in one go; it is not known how long others took.
+    much seeds differ. The minutes are those of all times a run was started; they are not known of one that was killed.
 
     Args:
         folder: The folder of the sweep.
@@ -50,11 +51,10 @@ def summarize(folder: str | Path) -> dict[str, Any]:
     runs = {}
     sweep = read_sweep(folder)
     for name, noted in sweep["runs"].items():
-        runs[name] = {**noted, **_figures(folder / name, noted)}
+        runs[name] = {**noted, **_figures(folder / name)}
         rows[tuple(noted[axis] for axis in ROW)].append(runs[name])
     summary = {
         "format": "dynroute sweep summary 1",
-        "command": sweep["command"],
         "rows": [{**dict(zip(ROW, key, strict=True)), **_row(group)} for key, group in rows.items()],
         "runs": runs,
     }
@@ -64,19 +64,19 @@ def summarize(folder: str | Path) -> dict[str, Any]:
     return summary
 
 
-def _figures(folder: Path, noted: dict[str, Any]) -> dict[str, Any]:
+def _figures(folder: Path) -> dict[str, Any]:
     """What is known of a run; its success is None until it is finished."""
-    lines = (folder / "sessions.jsonl").read_text().splitlines() if (folder / "sessions.jsonl").exists() else []
-    sessions = [json.loads(line) for line in lines]
-    known: dict[str, Any] = {"sessions": sessions, "success": None, "modules_used": None, "minutes": None}
-    if (folder / "evaluations" / "final.json").exists():
-        result = EvaluationResult.load(folder / "evaluations" / "final.json")
+    known: dict[str, Any] = {"sessions": [], "success": None, "modules_used": None, "minutes": None}
+    if not (folder / "config.json").exists():
+        return known
+    run = Run.open(folder)
+    known |= {"sessions": run.sessions, "minutes": run.minutes}
+    if (run.evaluations / "final.json").exists():
+        result = EvaluationResult.load(run.evaluations / "final.json")
         known["success"] = dict(zip(result.tasks, result.success_rates.tolist(), strict=True))
         known["episodes"] = result.episodes
         if result.modules_used is not None:
             known["modules_used"] = dict(zip(result.tasks, result.modules_used.mean(axis=1).tolist(), strict=True))
-        if len(sessions) == 1:
-            known["minutes"] = noted.get("minutes")
     return known
 
 

@@ -22,8 +22,7 @@ from .configuration import Configuration, kinds_of
 from .environment import STATE_FEATURES
 from .methods import ACTIONS
 from .presets import IMITATION_ALONE, preset
-from .result import EvaluationResult
-from .run import Run, RunError, typed
+from .run import Run, RunError
 from .summary import FORMAT, ROW, read_sweep
 from .training import check_start
 
@@ -90,7 +89,7 @@ def sweep(
         token = _note(folder, {})
         runs = {name: _open(folder / name, configuration, free) for name, configuration in configurations.items()}
         _check_rows(folder, {name: run.configuration for name, run in runs.items()}, noted)
-        left = {name: run for name, run in runs.items() if not _is_finished(run)}
+        left = {name: run for name, run in runs.items() if run.finished() is None}
         if len(left) < len(runs):
             tell(f"{len(runs) - len(left)} of {len(runs)} runs are finished already")
         if not left:
@@ -100,11 +99,7 @@ def sweep(
             check_room(cores_per_run, gpus_per_run, tell)
             check_nodes(folder, token)
             _note(folder, noted)
-
-            def finished(name: str, minutes: float) -> None:
-                _note(folder, {name: {"minutes": minutes}})
-
-            return run_all(left, token, resources, tell, finished)
+            return run_all(left, token, resources, tell)
 
 
 def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -208,9 +203,8 @@ def _note(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> str:
     """Notes what is known of runs, and returns the token of the sweep."""
     path, part = folder / "sweep.json", folder / "sweep.json.part"
     noted: dict[str, Any] = read_sweep(folder) if path.exists() else {"token": secrets.token_hex(8), "runs": {}}
-    for name, told in runs.items():
-        noted["runs"][name] = {**noted["runs"].get(name, {}), **told}
-    part.write_text(json.dumps({**noted, "format": FORMAT, "command": typed()}, indent=1) + "\n")
+    noted["runs"].update(runs)
+    part.write_text(json.dumps({**noted, "format": FORMAT}, indent=1) + "\n")
     part.replace(path)
     return str(noted["token"])
 
@@ -265,12 +259,3 @@ def _open(folder: Path, configuration: Configuration, free: Collection[str]) -> 
         error.add_note("A sweep goes elsewhere by --folder.")
         raise
     return run
-
-
-def _is_finished(run: Run) -> bool:
-    """Whether there is an evaluation at the end, and it is what is asked for."""
-    if not (run.evaluations / "final.json").exists():
-        return False
-    result, wanted = EvaluationResult.load(run.evaluations / "final.json"), run.configuration
-    episodes = 1 if wanted.goals == "fixed" else wanted.final_episodes
-    return Run.open(run.folder).configuration.steps == wanted.steps and result.episodes == episodes

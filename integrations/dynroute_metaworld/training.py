@@ -52,6 +52,8 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
         if rebuild and not starts:
             why = "no demonstrations" if checkpoint is None else "used its demonstrations already"
             raise ValueError(f"`rebuild` must be left out: {run.folder} has {why}.")
+        if checkpoint is not None and run.is_at_end(checkpoint) and (result := run.finished()) is not None:
+            return result
         ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(configuration.threads or threads)
         env = environments(configuration)
@@ -59,6 +61,7 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
         model = make_model(configuration, env) if checkpoint is None else _load(configuration, checkpoint, env)
         changes = _changes(run)
         run.start_session()  # only now is it known that everything fits
+        ending.callback(run.end_session)
         if starts:
             model = _load(configuration, start_from_demonstrations(run, model, rebuild=rebuild), env)
         elif checkpoint is None and configuration.warm_start is not None:
@@ -75,11 +78,9 @@ def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTask
 
 def _changes(run: Run) -> str | None:
     """What differs from the last session that may change results in their last bits."""
-    before = run.last_session()
-    if before is None:
-        return None
-    now = versions()
-    changed = [f"{name} {old} -> {now.get(name)}" for name, old in before["versions"].items() if now.get(name) != old]
+    sessions, now = run.sessions, versions()
+    before = sessions[-1]["versions"] if sessions else {}
+    changed = [f"{name} {old} -> {now.get(name)}" for name, old in before.items() if now.get(name) != old]
     return ", ".join(changed) or None
 
 
@@ -147,7 +148,7 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
     if start is not None:
         check_start(configuration, start)
     tau = configuration.route_temperature
-    temperature: float | str = tau if tau in TEMPERATURES else _number("route_temperature", tau)
+    temperature: float | str = tau if tau in TEMPERATURES else float(tau)
     ent_coef, aim = configuration.ent_coef, configuration.target_entropy
     buffer: dict[str, Any] = {"handle_timeout_termination": configuration.bootstrap_timeouts}
     keeps = bool(configuration.demonstrations and configuration.demonstration_share)
@@ -169,10 +170,10 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
         batch_size=configuration.batch_size * len(configuration.tasks),
         buffer_size=configuration.buffer_size,
         gamma=configuration.gamma,
-        target_entropy=aim if aim == "auto" else _number("target_entropy", aim),
+        target_entropy=aim if aim == "auto" else float(aim),
         target_update_interval=configuration.target_update_every,
         tau=configuration.tau,
-        ent_coef=ent_coef if ent_coef.startswith("auto") else _number("ent_coef", ent_coef),
+        ent_coef=ent_coef if ent_coef.startswith("auto") else float(ent_coef),
         ent_coef_lr=configuration.ent_coef_lr,
         max_ent_coef=configuration.max_ent_coef,
         task_weights=configuration.task_weights or "none",
@@ -194,13 +195,6 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
     if start is not None:
         _take_actor(model, start)
     return model
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"`{name}` must be a number or one of its words (see --help), got {text!r}.") from error
 
 
 def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:

@@ -19,7 +19,15 @@ CHUNK = 1 << 24
 
 
 class DamagedError(ValueError):
-    """A stored file is missing, cut short or altered."""
+    """A stored file is missing, cut short or altered.
+
+    Example:
+        >>> import tempfile
+        >>> MultiTaskSAC.load_checkpoint(tempfile.mkdtemp())  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        dynroute_sb3.storage.DamagedError: ... is missing or damaged; take another checkpoint.
+    """
 
 
 @contextlib.contextmanager
@@ -71,23 +79,28 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def check_folder(folder: Path) -> None:
-    """Raises a :class:`DamagedError` that names the file, unless a folder is as :func:`writing_folder` left it."""
+def check_folder(folder: Path, advice: str = "take another checkpoint") -> None:
+    """Raises a :class:`DamagedError` that names the file, unless a folder is as :func:`writing_folder` left it.
+
+    Args:
+        folder: The folder.
+        advice: What to do about it, which the error tells.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} must be a folder that was stored before, there is none.")
     try:
         files = json.loads((folder / MANIFEST).read_text())
         expected = {str(name): (int(size), str(digest)) for name, (size, digest) in files.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{folder / MANIFEST} is missing or damaged; take another checkpoint.") from error
+        raise DamagedError(f"{folder / MANIFEST} is missing or damaged; {advice}.") from error
     for name, (size, digest) in expected.items():
         path = folder / name
         if not path.is_file():
-            raise DamagedError(f"{path} is missing; take another checkpoint.")
+            raise DamagedError(f"{path} is missing; {advice}.")
         if path.stat().st_size != size:
-            raise DamagedError(f"{path} must have {size} bytes, got {path.stat().st_size}; take another checkpoint.")
+            raise DamagedError(f"{path} must have {size} bytes, got {path.stat().st_size}; {advice}.")
         if _digest(path)[1] != digest:
-            raise DamagedError(f"{path} was altered: its SHA-256 is not the stored one; take another checkpoint.")
+            raise DamagedError(f"{path} was altered: its SHA-256 is not the stored one; {advice}.")
 
 
 def write_rows(path: Path, array: NDArray[Any], counts: NDArray[np.int64]) -> None:
