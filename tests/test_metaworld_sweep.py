@@ -25,7 +25,7 @@ from dynroute_metaworld.cli import main
 from dynroute_metaworld.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
 from dynroute_metaworld.presets import IMITATION_ALONE, preset
 from dynroute_metaworld.summary import read_sweep, summarize, summary_table
-from dynroute_metaworld.sweeps import _combine, _held, _note, read_variants, sweep
+from dynroute_metaworld.sweeps import _check_rows, _combine, _held, _note, read_variants, sweep
 from dynroute_sb3 import DamagedError
 
 SMALL = ["--methods", "mt-sac", "--benchmarks", "reach", "--horizon", "20", "--final-episodes", "2"]
@@ -415,6 +415,25 @@ def test_rows_hold_runs_of_the_same_settings(tmp_path: Path) -> None:
             sweep(tmp_path, ["sm"], ["reach"], [1], settings=settings, options={**options, "gamma": 0.5})
     with pytest.raises(ValueError, match=r"`vary` must name other options, got \['method', 'seed'\], which have"):
         sweep(tmp_path, ["sm"], ["reach"], [2], vary={"seed": [1], "method": ["sm"]})
+
+
+def test_rows_start_from_runs_of_the_same_settings(tmp_path: Path) -> None:
+    base = {"benchmark": "reach", "method": "sm"}
+    for name, seed, demonstrations in (("few-1", 1, 5), ("few-2", 2, 5), ("many-2", 2, 20)):
+        Run.create(tmp_path / name, preset("quick", {**base, "seed": seed, "demonstrations": demonstrations}))
+    values = {"benchmark": ["reach"], "method": ["sm"], "seed": [1]}
+    first, noted = _combine("quick", {"warm_start": str(tmp_path / "few-1")}, values)
+    folder = tmp_path / "sweep"
+    Run.create(folder / "reach-sm-seed1", first["reach-sm-seed1"])
+    _note(folder, noted)
+    told = {"reach-sm-seed2": {**noted["reach-sm-seed1"], "seed": 2}}
+    second, wrong = (
+        preset("quick", {**base, "seed": 2, "warm_start": str(tmp_path / name)}).resolve()
+        for name in ("few-2", "many-2")
+    )
+    _check_rows(folder, {"reach-sm-seed2": second}, told)
+    with pytest.raises(RunError, match=r"with warm_start='.*few-1', got '.*many-2': seeds of other settings do not"):
+        _check_rows(folder, {"reach-sm-seed2": wrong}, told)
 
 
 def write_result(folder: Path, rates: list[list[bool]], modules: float | None, minutes: float = 2.0) -> None:

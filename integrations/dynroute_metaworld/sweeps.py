@@ -25,6 +25,7 @@ from .presets import IMITATION_ALONE, preset
 from .run import Run, RunError
 from .summary import FORMAT, ROW, read_sweep
 from .training import check_start
+from .views.comparison import origin
 
 __all__ = ["ASIDE", "AXES", "read_variants", "sweep"]
 
@@ -32,7 +33,7 @@ AXES = ("benchmark", "method", "seed")
 """The options of a run that every sweep has values of."""
 
 ASIDE = ("seed", "warm_start", "threads", "workers", "restart", "device", "checkpoint_every", "memory_map")
-"""In what runs may differ that a summary takes together."""
+"""In what runs may differ that a summary takes together; the runs they start from may do so in their seeds alone."""
 
 
 def sweep(
@@ -235,12 +236,15 @@ def _check_rows(
         mine = rows.get(tuple(told[axis] for axis in ROW))
         if mine is None or name in configurations or not (folder / name / "config.json").exists():
             continue
-        theirs = dataclasses.asdict(Run.open(folder / name).configuration)
+        other = Run.open(folder / name).configuration
+        theirs = dataclasses.asdict(other)
         differ = [
             f"{option}={theirs[option]!r}, got {value!r}"
             for option, value in dataclasses.asdict(mine).items()
             if option not in ASIDE and theirs[option] != value
         ]
+        if origin(other) != origin(mine):
+            differ.append(f"warm_start={other.warm_start!r}, got {mine.warm_start!r}")
         if differ:
             raise RunError(
                 f"{folder} holds {name} with {'; '.join(differ)}: seeds of other settings do not belong in one row of "
