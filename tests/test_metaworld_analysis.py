@@ -1,8 +1,10 @@
 """Looking at runs: thinned curves, groups of seeds, the routes of a policy, and the files of an analysis."""
 
 import csv
+import dataclasses
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,21 +15,23 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dynroute import inspect
 from dynroute_metaworld import Configuration, EvaluationResult, Run, iqm, load_model, make_envs, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.intervals import bootstrap_interval
+from dynroute_metaworld.views import analysis as analyses
 from dynroute_metaworld.views import scene as scenes
-from dynroute_metaworld.views.analysis import analyze, embed, look
-from dynroute_metaworld.views.comparison import group_runs
+from dynroute_metaworld.views.analysis import OF_A_RUN, OF_ALL, analyze, look
+from dynroute_metaworld.views.comparison import group_runs, origin
 from dynroute_metaworld.views.curves import draw_curves
 from dynroute_metaworld.views.evidence import gather, gather_all
-from dynroute_metaworld.views.film import render
+from dynroute_metaworld.views.film import GRAPH, LINE, _beside, render
 from dynroute_metaworld.views.raster import rasterize
 from dynroute_metaworld.views.scene import OpenGLError, find_opengl
 from dynroute_metaworld.views.series import read_curves, thin
-from dynroute_metaworld.views.watching import THRESHOLD, Routes, watch
+from dynroute_metaworld.views.watching import THRESHOLD, Routes, embed, watch
 
 SMALL: dict[str, Any] = {
     "benchmark": "drawer-close,reach",
@@ -113,7 +117,6 @@ def test_a_long_file_is_thinned_while_it_is_read(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"step": 200001, "a": 99.0, "b": null}\n')
     metrics = read_curves(path, ["a", "b"], limit=2000)
-    assert metrics.lines == 200_001
     assert set(metrics.curves) == {"a", "b"}
     assert metrics.notes == ("b was not finite once; those points are left out.",)
     curve = metrics.curves["a"]
@@ -141,6 +144,26 @@ def test_damaged_lines_are_named_and_left_out(tmp_path: Path) -> None:
 
 
 # What the files of runs tell
+
+
+def test_evidence_of_imitation(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs["d2r-1"], tmp_path / "run")
+    for number, errors in enumerate(([0.5, 0.4], [0.3])):
+        lines = [{"step": 100 * (i + 1), "cloning_error/reach": error} for i, error in enumerate(errors)]
+        (folder / "cloning" / f"round_{number}").mkdir(parents=True)
+        path = folder / "cloning" / f"round_{number}" / "errors.jsonl"
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    curve = gather(folder).curves("cloning_error")["reach"]
+    assert (curve.steps.tolist(), curve.values.tolist()) == (
+        [100, 200, 300],
+        [0.5, 0.4, 0.3],
+    )  # rounds follow each other
+
+    (folder / "metrics.jsonl").write_text("")
+    alone = dataclasses.replace(Run.open(folder).configuration, steps=0)
+    (folder / "config.json").unlink()
+    alone.write(folder / "config.json")
+    assert not any("nothing was logged" in note for note in gather(folder).notes)  # SAC had no step to log
 
 
 def test_evidence_of_a_run(runs: dict[str, Path]) -> None:
@@ -229,7 +252,7 @@ def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
     assert len({one.name for one in found}) == 3
     assert found[2].name.endswith("again")
     groups, notes = group_runs(found)
-    assert [group.name for group in groups] == ["d2r (gate=None)", "d2r (gate=soft)"]
+    assert [group.name for group in groups] == ["d2r (gate=none)", "d2r (gate=soft)"]
     elsewhere = shutil.copytree(runs["d2r-1"], tmp_path / "elsewhere")
     text = (
         (elsewhere / "config.json")
@@ -238,10 +261,102 @@ def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
         .replace('"gamma": 0.99', '"gamma": 0')
     )
     (elsewhere / "config.json").write_text(text)
+    several, _ = group_runs(gather_all([runs["d2r-1"], runs["d2r-2"], elsewhere]))
+    assert [group.name for group in several] == ["d2r on 2 tasks", "d2r on 2 tasks #2"]
     alone, _ = group_runs(gather_all([runs["d2r-1"], elsewhere]))
-    assert [group.name for group in alone] == ["d2r on 2 tasks", "d2r on 2 tasks #2"]
+    assert [group.name for group in alone] == ["d2r-1", "elsewhere"]
     assert any("seed 1 comes more than once, and intervals take each for another seed" in note for note in notes)
     assert any("not evaluated yet and left out of its success: " in note for note in notes)
+
+
+def untrained(path: Path, **options: Any) -> Path:
+    """The directory of a run that has not started yet."""
+    Run.create(path, Configuration(**{**SMALL, **options}).resolve())
+    return path
+
+
+def names_of(*folders: Path) -> list[str]:
+    return [group.name for group in group_runs(gather_all(folders))[0]]
+
+
+def test_single_runs_are_called_by_their_directories(tmp_path: Path) -> None:
+    imitation = untrained(tmp_path / "imitation", steps=0, demonstrations=4, cloning_steps=9, learning_rate=1e-4)
+    sac = untrained(tmp_path / "sac", warm_start=str(imitation), update_every=4, batch_size=8)
+    plain = untrained(tmp_path / "plain", **PLAIN)
+    assert names_of(imitation) == ["d2r"]
+    assert names_of(imitation, sac) == ["imitation", "sac"]
+    assert names_of(imitation, sac, plain) == ["imitation", "sac", "mt-sac"]
+    like_another = untrained(tmp_path / "mt-sac", gate="soft")
+    assert names_of(like_another, sac, plain) == ["d2r in mt-sac", "sac", "mt-sac"]
+
+
+def test_several_seeds_are_called_by_few_settings(tmp_path: Path) -> None:
+    options = [{"gate": gate, "protect": protect} for gate in ("hard", "soft") for protect in ("rsg", "none")]
+    runs = [untrained(tmp_path / f"{i}", **chosen) for i, chosen in enumerate(options)]
+    again = untrained(tmp_path / "again", **options[0], seed=2)
+    told = [f"d2r (gate={chosen['gate']}, protect={chosen['protect']})" for chosen in options]
+    assert names_of(*runs, again) == told
+    assert names_of(runs[0], again, runs[1]) == ["d2r (protect=rsg)", "d2r (protect=none)"]
+    other = untrained(tmp_path / "other", gate="hard", protect="rsg", network={"trunk_sizes": [4], "router_sizes": [8]})
+    assert names_of(runs[0], again, other) == ["d2r (trunk_sizes=[8, 8])", "d2r (trunk_sizes=[4])"]
+    cloned = untrained(tmp_path / "cloned", steps=0, demonstrations=4, cloning_steps=9, learning_rate=1e-4)
+    assert names_of(runs[0], again, cloned) == ["d2r (steps=60)", "d2r (steps=0)"]
+    started = untrained(tmp_path / "started", **options[0], warm_start=str(tmp_path / "cloned-seed1"))
+    assert names_of(runs[0], again, started) == ["d2r (warm_start=none)", "d2r (warm_start=cloned)"]
+
+
+def test_names_of_groups_are_unique(tmp_path: Path) -> None:
+    """Also where what differs cannot be told by three settings, or by any."""
+    mixed = [{"gamma": 0.5}, {"tau": 0.5}, {"reward_scale": 0.5}, {"max_grad_norm": 0.5}, {"learning_rate": 0.5}]
+    runs = [untrained(tmp_path / f"{i}", **chosen) for i, chosen in enumerate([{}, {"seed": 2}, *mixed])]
+    names = names_of(*runs)
+    assert len(set(names)) == len(names) == 6
+    assert all(name.count("=") <= 3 for name in names)
+    starts = []
+    for i, gamma in enumerate((0.1, 0.2, 0.3)):
+        start = untrained(tmp_path / f"from-{i}" / "start", gamma=gamma)
+        starts.append(untrained(tmp_path / f"next-{i}", warm_start=str(start)))
+    again = untrained(tmp_path / "again", seed=2, warm_start=str(tmp_path / "from-0" / "start"))
+    assert names_of(*starts, again) == ["d2r", "d2r #2", "d2r #3"]
+
+
+def test_runs_that_started_elsewhere_are_no_group(tmp_path: Path) -> None:
+    starts = [untrained(tmp_path / f"start-seed{seed}", seed=seed) for seed in (1, 2)]
+    longer = untrained(tmp_path / "longer", seed=3, cloning_steps=9, demonstrations=4)
+    runs = [untrained(tmp_path / f"{seed}", seed=seed, warm_start=str(start)) for seed, start in enumerate(starts, 1)]
+    runs.append(untrained(tmp_path / "3", seed=3, warm_start=str(longer)))
+    runs.append(untrained(tmp_path / "4", seed=4))
+    groups, _ = group_runs(gather_all(runs))
+    assert [group.seeds for group in groups] == [[1, 2], [3], [4]]
+
+
+def test_the_origin_of_a_run(tmp_path: Path) -> None:
+    def of(seed: int, start: Path | str | None) -> object:
+        found = origin(Configuration(seed=seed, warm_start=None if start is None else str(start)))
+        assert hash(found) == hash(found)
+        return found
+
+    assert of(1, None) is None
+    first, second = (untrained(tmp_path / f"seed{n}", seed=n, device="auto") for n in (1, 2))
+    other = untrained(tmp_path / "other", gamma=0.5)
+    assert of(1, first) == of(2, second) == of(3, first)
+    assert of(1, first) != of(1, other)
+    # Where those started in turn counts as well.
+    next_first, next_second, next_other = (
+        untrained(tmp_path / f"next-{i}", seed=i, warm_start=str(start))
+        for i, start in enumerate((first, second, other), 1)
+    )
+    assert of(1, next_first) == of(2, next_second) != of(3, next_other)
+    assert of(1, next_first) != of(1, first)
+    # Of what is gone the path counts, but for the seed.
+    assert of(1, "gone/a-seed1") == of(2, "gone/a-seed2") != of(2, "gone/b-seed2")
+    assert of(1, "gone/a-seed1") != of(1, "gone/a-seed12")
+    assert of(1, "gone/a-seed1") not in (None, of(1, first))
+    (other / "config.json").write_text("{")
+    assert of(1, other) == str(other)
+    # A run that was given the name of the one that it started from.
+    circle = untrained(tmp_path / "circle", warm_start=str(tmp_path / "circle"))
+    assert of(1, circle) not in (None, of(1, first))
 
 
 # Routes
@@ -353,6 +468,7 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     assert "The method mt-sac has no learned routes: nothing of them is shown." in printed.err
     folder = tmp_path / "out"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {Path(name).name for name in names} <= {*OF_ALL, *OF_A_RUN}  # what another analysis may remove
     assert {"curves.csv", "curves_by_method.csv", "success.csv", "summary.json", "notes.txt", "curves.png"} < names
     assert {f"d2r-1/{name}" for name in ("routes.npz", "routes.svg", "moments.svg", "similarity.png")} < names
     assert {f"d2r-1/{name}.png" for name in ("learning", "balance", "modules", "sparsity")} < names
@@ -384,7 +500,7 @@ def test_an_analysis_without_what_draws(
     told = (folder / "analysis" / "notes.txt").read_text()
     assert "There are no frames: frames need OpenGL that works without a display, but neither MUJOCO_GL=egl nor" in told
     assert "There are no figures but those of routes, the data is complete" in told
-    assert told.splitlines() == said[1:]
+    assert told.splitlines() == said[-len(told.splitlines()) :]
     assert not list((folder / "analysis").glob("*.png"))
     assert (folder / "analysis" / "routes.npz").exists()
     assert "<image" not in (folder / "analysis" / "moments.svg").read_text()
@@ -399,7 +515,109 @@ def test_a_checkpoint_of_which_nothing_can_be_made(runs: dict[str, Path], tmp_pa
     assert any(note.startswith("There are neither routes nor frames: ") for note in analysis.notes)
 
 
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dynroute_metaworld.views.figures", None)
+    monkeypatch.delattr("dynroute_metaworld.views.figures", raising=False)
+
+
+def test_nothing_of_an_analysis_of_before_stays(
+    runs: dict[str, Path], tmp_path: Path, blind: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files(folder: Path) -> set[str]:
+        return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+    def again(*folders: Path, to: Path) -> set[str]:
+        return files(analyze(folders, to, episodes=1, device="cpu", tell=lambda _: None))
+
+    run, out = shutil.copytree(runs["d2r-1"], tmp_path / "run"), tmp_path / "out"
+    of_routes = {"routes.npz", "routes.svg", "moments.svg", "similarity.png", "sparsity.png"}
+    assert {f"{name}/{file}" for name in ("run", "d2r-2") for file in of_routes} < again(run, runs["d2r-2"], to=out)
+    (out / "own.png").touch()
+    (out / "d2r-2" / "own.csv").touch()
+    assert of_routes < (now := again(run, to=out))
+    assert {name for name in now if "/" in name} == {"d2r-2/own.csv"}
+    assert not (out / "run").exists()
+    (out / "paths.csv").touch()  # as if routes had differed
+    shutil.rmtree(run / "checkpoints")
+    now = again(run, to=out)
+    assert not {*of_routes, "paths.csv"} & now
+    assert {"own.png", "learning.png", "curves.png"} < now
+    without_figures(monkeypatch)
+    assert {name for name in again(run, to=out) if name.endswith(".png")} == {"own.png"}
+
+    # What has such a name where there was no analysis is of others.
+    for number, told in enumerate(
+        (None, "{", "[1]", '{"runs": {"run": 1}}', '{"methods": [], "notes": [], "runs": 1}')
+    ):
+        other = tmp_path / f"other-{number}"
+        other.mkdir()
+        (other / "routes.svg").write_text("mine")
+        if told is not None:
+            (other / "summary.json").write_text(told)
+        assert "routes.svg" in again(run, to=other)
+
+
+def test_where_an_analysis_cannot_be_is_said_at_once(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(analyses, "look", None)  # nothing is done before
+    file = tmp_path / "file"
+    file.touch()
+    for path in (file, file / "inside"):
+        with pytest.raises(NotADirectoryError, match=r"`output` must be a directory, got .*, where file is a file"):
+            analyze([runs["d2r-1"]], path)
+    assert main(["analyze", str(runs["d2r-1"]), "--output", str(file)]) == 1
+    assert "`output` must be a directory" in capsys.readouterr().err
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "analysis").touch()
+    with pytest.raises(NotADirectoryError, match="`output` must be a directory"):
+        analyze([run])
+
+
+def test_the_first_policy_of_a_group_that_can_act(runs: dict[str, Path], tmp_path: Path) -> None:
+    first = shutil.copytree(runs["d2r-1"], tmp_path / "first")
+    shutil.rmtree(first / "checkpoints")
+    folders = [first, runs["d2r-2"], runs["mt-sac"]]
+    chosen: dict[str, Any] = {"episodes": 1, "frames": False, "device": "cpu", "tell": lambda _: None}
+    note = "d2r-2: its routes stand for those of first, whose policy cannot act."
+    analysis = look(folders, every=False, **chosen)
+    assert list(analysis.routes) == ["d2r-2", "mt-sac"]
+    assert note in analysis.notes
+    damaged = shutil.copytree(runs["d2r-1"], tmp_path / "damaged" / "first")
+    (next((damaged / "checkpoints").iterdir()) / "model.safetensors").write_bytes(b"")
+    analysis = look([damaged, *folders[1:]], every=False, **chosen)
+    assert list(analysis.routes) == ["d2r-2", "mt-sac"]
+    assert note in analysis.notes
+    assert any(told.startswith("first: There are neither routes nor frames: ") for told in analysis.notes)
+    analysis = look([runs["d2r-1"], runs["d2r-2"]], every=False, **chosen)
+    assert list(analysis.routes) == ["d2r-1"]
+    assert not any("stand for" in told for told in analysis.notes)
+    assert list(look(folders, **chosen).routes) == ["d2r-2", "mt-sac"]
+
+
+def test_how_far_a_policy_has_come_is_said(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    chosen: dict[str, Any] = {"episodes": 1, "frames": False, "device": "cpu", "tell": said.append}
+    monkeypatch.setattr(analyses, "OFTEN", 0.0)
+    look([runs["d2r-1"]], **chosen)
+    assert said[:2] == ["d2r-1: its policy acts in 2 tasks ...", "d2r-1: 5% of its steps are done ..."]
+    assert len(said) == 20
+    said.clear()
+    monkeypatch.setattr(analyses, "OFTEN", 1e9)
+    look([runs["d2r-1"]], **chosen)
+    assert len(said) == 1
+
+
 # Films
+
+
+def there_is(tool: str, found: bool) -> bool:
+    """Whether a tool that tests use is there; where DYNROUTE_REQUIRE_TOOLS is set, as in `.ci/run`, it must be."""
+    assert found or not os.environ.get("DYNROUTE_REQUIRE_TOOLS"), (
+        f"DYNROUTE_REQUIRE_TOOLS is set, and {tool} is missing"
+    )
+    return found
 
 
 def draws() -> bool:
@@ -407,14 +625,25 @@ def draws() -> bool:
     try:
         find_opengl()
     except OpenGLError:
-        return False
+        return there_is("OpenGL", False)
     return True
 
 
-def test_a_film(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from PIL import Image
+def test_a_missing_tool_fails_where_it_is_required(blind: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DYNROUTE_REQUIRE_TOOLS", raising=False)
+    assert not draws()
+    monkeypatch.setenv("DYNROUTE_REQUIRE_TOOLS", "1")
+    assert there_is("a browser", True)
+    with pytest.raises(AssertionError, match="DYNROUTE_REQUIRE_TOOLS is set, and OpenGL is missing"):
+        draws()
 
-    for name, width in (("d2r-1", 64 + 560), ("mt-sac", 64)):
+
+def test_a_film(runs: dict[str, Path], routes: Routes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert routes.topology is not None
+    assert routes.route is not None
+    graph = rasterize(routes.topology, routes.route.sample(0), GRAPH).height
+    assert graph > 64
+    for name, width, height in (("d2r-1", 64 + GRAPH, graph + graph % 2), ("mt-sac", 64, 64)):
         path = tmp_path / f"{name}.gif"
         command = ["render", str(runs[name]), "--task", "reach-v3", "--output", str(path), "--size", "64"]
         status = main([*command, "--device", "cpu"])
@@ -425,14 +654,26 @@ def test_a_film(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFix
         assert status == 0
         assert capsys.readouterr().out == f"{path}\n"
         with Image.open(path) as film:
-            assert film.size == (width, 64 + 28)
+            assert film.size == (width, height + LINE)
             assert film.n_frames == 11  # type: ignore[attr-defined]
             first = np.asarray(film.convert("RGB"), dtype=int)
             film.seek(10)
             last = np.asarray(film.convert("RGB"), dtype=int)
-        assert first[:64, :64].std() > 10  # the scene
+        top = (height - 64) // 2
+        assert first[top : top + 64, :64].std() > 10  # the scene
         assert np.abs(first - last).max() > 50
     assert not list(tmp_path.glob(".part*"))
+
+
+def test_a_graph_that_is_taller_than_the_scene_is_whole() -> None:
+    scene, graph = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (200, 301), "green")
+    picture = np.asarray(_beside(scene, graph), dtype=int)
+    assert picture.shape == (302 + LINE, 64 + GRAPH, 3)
+    assert (picture == (0, 128, 0)).all(axis=-1).sum() == 200 * 301
+    assert (picture == (255, 0, 0)).all(axis=-1).sum() == 64 * 64
+    low = _beside(scene, Image.new("RGB", (200, 20), "green"))
+    assert low.size == (64 + GRAPH, 64 + LINE)
+    assert _beside(scene, None).size == (64, 64 + LINE)
 
 
 def test_cameras_of_several_tasks_do_not_mix(runs: dict[str, Path]) -> None:

@@ -1,5 +1,6 @@
 """The page about runs: its data, its text, and how it behaves in a browser."""
 
+import dataclasses
 import html
 import json
 import re
@@ -16,9 +17,11 @@ from dynroute_metaworld import Configuration, EvaluationResult, Run, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.views import page as page_module
 from dynroute_metaworld.views import scene as scenes
+from dynroute_metaworld.views.analysis import look
+from dynroute_metaworld.views.explorer import entries_of
 from dynroute_metaworld.views.page import report
 from dynroute_metaworld.views.tables import details, number, span, table
-from test_metaworld_analysis import PLAIN, SMALL, write_metrics
+from test_metaworld_analysis import PLAIN, SMALL, there_is, write_metrics
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VOID = {"meta", "link", "input", "img", "br", "hr"}
@@ -70,7 +73,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         assert train(Run.create(folder / name, Configuration(**options).resolve())) is not None
     evil = shutil.copytree(folder / "d2r", folder / "<b id='x'>&")
     configuration = json.loads((evil / "config.json").read_text())
-    (evil / "config.json").write_text(json.dumps({**configuration, "seed": 2, "warm_start": EVIL}))
+    (evil / "config.json").write_text(json.dumps({**configuration, "seed": 2, "memory_map": EVIL}))
     session = json.loads((evil / "sessions.jsonl").read_text())
     (evil / "sessions.jsonl").write_text(json.dumps({**session, "command": EVIL}) + "\n")
     return [folder / "d2r", evil, folder / "mt-sac"]
@@ -218,9 +221,40 @@ def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
     assert all(moment["frame"] is None and moment["route"] for entry in entries for moment in entry["moments"])
     check_form(path.read_text())
     assert main(["report", str(runs[0]), "--output", str(tmp_path / "no" / "page.html")]) == 1
-    assert "`--output` must be in a directory that is there" in capsys.readouterr().err
+    assert "`output` must be in a directory that is there" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 1
     assert "is no directory of a run" in capsys.readouterr().err
+
+
+def test_where_a_page_cannot_be_is_said_at_once(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "look", None)  # nothing is done before
+    with pytest.raises(FileNotFoundError, match="`output` must be in a directory that is there, got "):
+        report(runs, tmp_path / "no" / "page.html")
+    with pytest.raises(IsADirectoryError, match=r"`output` must be a file, got the directory .*report\.html is one"):
+        report(runs, tmp_path)
+
+
+def test_frames_that_are_left_out(runs: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    analysis = look(runs[:1], episodes=1, moments=2, frames=False, device="cpu", tell=lambda _: None)
+    routes = analysis.routes["d2r"]
+    pictured = [dataclasses.replace(moment, frame=np.zeros((8, 8, 3), np.uint8)) for moment in routes.moments]
+    analysis.routes["d2r"] = dataclasses.replace(routes, moments=tuple(pictured))
+    notes, sentence = list(analysis.notes), "Some frames are left out, lest the page become too large."
+    assert entries_of(analysis)[2] == []
+    monkeypatch.setattr("dynroute_metaworld.views.explorer.ROOM", 1)
+    _, entries, left_out = entries_of(analysis)
+    assert left_out == [sentence]
+    assert [bool(moment["frame"]) for entry in entries for moment in entry["moments"]] == [True, False, False, False]
+    text, told = page_module.page(analysis)
+    assert sentence in told
+    assert sentence in "".join(Page(text).text)
+    assert analysis.notes == notes  # asking changes nothing
+    said: list[str] = []
+    monkeypatch.setattr(page_module, "look", lambda *_, **__: analysis)
+    report(runs[:1], tmp_path / "page.html", tell=said.append)
+    assert said.count(sentence) == 1
 
 
 def test_pieces_of_a_page() -> None:
@@ -273,6 +307,7 @@ pick("line", 1); pick("step", 0); found.one = curve();
 found.wide = document.documentElement.scrollWidth - innerWidth;
 found.size = innerWidth;
 found.title = document.title;
+found.ground = getComputedStyle(document.body).backgroundColor;
 parent.postMessage(JSON.stringify(found), "*");
 </script>
 """
@@ -307,11 +342,17 @@ def reached(graph: dict[str, Any], weights: list[float]) -> list[int]:
     return sorted(used)
 
 
+def find_browser() -> str | None:
+    """The browser of this machine, if there is one."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    return browser if there_is("a browser", browser is not None) else None
+
+
 def test_the_page_in_a_browser(page: Path, tmp_path: Path) -> None:
     """In a browser, if there is one; else its script alone in node; else what its text tells. It says which it was."""
     text = page.read_text()
     data = data_of(text)
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    browser = find_browser()
     if browser is None:
         print("no browser here: the page was checked by", "node" if check_in_node(data) else "its text alone")
         check_form(text)
@@ -319,7 +360,7 @@ def test_the_page_in_a_browser(page: Path, tmp_path: Path) -> None:
     print(f"the page was checked in {browser}")
     view = next(i for i, view in enumerate(data["views"]) if view["group"] == "d2r")
     copy = text.replace("</body>", INTERACTION.replace("VIEW", str(view)) + "</body>")
-    for width, color in ((1280, "1"), (390, "0")):
+    for width, color, ground in ((1280, "1", "rgb(255, 255, 255)"), (390, "0", "rgb(13, 17, 23)")):
         folder = tmp_path / str(width)
         folder.mkdir()
         found, console = browse(browser, copy, folder, width, color)
@@ -328,7 +369,13 @@ def test_the_page_in_a_browser(page: Path, tmp_path: Path) -> None:
         assert found["size"] == width
         assert found["wide"] <= 0  # the page itself does not scroll sideways
         assert found["title"] == "Report on 3 runs"
+        assert found["ground"] == ground
+        check_explorer(found, data)
+        check_curves(found, data["views"][view]["lines"])
 
+
+def check_explorer(found: dict[str, Any], data: dict[str, Any]) -> None:
+    """What must be seen of routes and frames."""
     graph, entry = data["graphs"][0], data["entries"][0]
     for name, moment in (("first", entry["moments"][0]), ("last", entry["moments"][-1])):
         weights = [0.0] * len(graph["edges"])
@@ -340,16 +387,17 @@ def test_the_page_in_a_browser(page: Path, tmp_path: Path) -> None:
         assert found[name]["said"].startswith(said)
         assert found[name]["frame"] == moment["frame"]
         assert found[name]["framed"]
-    assert (
-        found["second"]["frame"] == data["entries"][1]["moments"][0]["frame"]
-    )  # another task starts at its first step
+    second = data["entries"][1]["moments"][0]
+    assert found["second"]["frame"] == second["frame"]  # another task starts at its first step
     assert found["plain"]["framed"]
     assert not found["plain"]["graph"]
 
+
+def check_curves(found: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    """What must be seen of curves."""
     assert (found["methods"]["lines"], found["methods"]["bands"]) == (2, 1)
     assert (found["tasks"]["lines"], found["tasks"]["bands"], found["tasks"]["strong"]) == (2, 0, 0)
     assert (found["one"]["strong"], found["one"]["faint"]) == (1, 1)
-    lines = data["views"][view]["lines"]
     for line, told, at_start in zip(lines, found["tasks"]["legend"], found["one"]["legend"], strict=True):
         assert told.startswith(f"{line['label']} ")
         assert float(told.split()[-1]) == pytest.approx(line["y"][-1], abs=5e-3)
@@ -357,11 +405,24 @@ def test_the_page_in_a_browser(page: Path, tmp_path: Path) -> None:
     assert found["one"]["said"].startswith(f"At 30 steps of each task: {lines[1]['label']} ")
 
 
+def test_tools_that_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("DYNROUTE_REQUIRE_TOOLS", raising=False)
+    assert find_browser() is None
+    assert not check_in_node({})
+    monkeypatch.setenv("DYNROUTE_REQUIRE_TOOLS", "1")
+    with pytest.raises(AssertionError, match="DYNROUTE_REQUIRE_TOOLS is set, and a browser is missing"):
+        find_browser()
+    with pytest.raises(AssertionError, match="DYNROUTE_REQUIRE_TOOLS is set, and node is missing"):
+        check_in_node({})
+
+
 def check_in_node(data: dict[str, Any]) -> bool:
     """Compares the pure functions of the page's script with Python; False without node."""
     node = shutil.which("node")
-    if node is None:
+    if not there_is("node", node is not None):
         return False
+    assert node is not None
     generator = np.random.default_rng(0)
     graph = {"nodes": 5, "edges": [[j, i] for i in range(1, 5) for j in range(i)]}
     weights = (generator.random((50, 10)) * (generator.random((50, 10)) < 0.4)).tolist()

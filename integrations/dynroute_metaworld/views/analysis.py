@@ -1,15 +1,15 @@
 """Data and figures of runs: how they learned, what they solve, and what their routes share."""
 
+import contextlib
 import csv
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dynroute.arguments import check_count
 from dynroute_sb3 import DamagedError, latest_checkpoint
@@ -20,12 +20,19 @@ from .drawings import draw_moments, draw_routes
 from .evidence import BY_TASK, Evidence, gather_all
 from .scene import OpenGLError, find_opengl
 from .series import LIMIT
-from .watching import Routes, watch
+from .watching import Routes, embed, watch
 
-__all__ = ["Analysis", "analyze", "embed", "look", "watch_run"]
+__all__ = ["Analysis", "analyze", "look", "own_place", "watch_run"]
 
-EMBEDDED = 1000
-"""At most about how many routes t-SNE places."""
+OFTEN = 10.0
+"""Seconds from one sentence to the next that tells how far a policy has come."""
+
+OF_ALL = ("curves.csv", "curves_by_method.csv", "success.csv", "notes.txt", "curves.png", "success.png", "summary.json")
+OF_A_RUN = (
+    *("routes.npz", "routes.svg", "moments.svg", "paths.csv", "learning.png", "balance.png", "modules.png"),
+    *("similarity.png", "sparsity.png", "paths.png"),
+)
+"""The files of an analysis."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +76,7 @@ def look(
         frames: Whether to take a picture of the scene at each of them, where OpenGL works.
         limit: The largest number of points of a curve.
         device: Where the networks are.
-        every: Whether the policy of every run acts, or that of the first run of each group.
+        every: Whether the policy of every run acts, or that of the first run of each group that has a checkpoint.
         tell: Called with a sentence for each thing that takes long.
     """
     if not folders:
@@ -79,8 +86,7 @@ def look(
     groups, apart = group_runs(runs)
     several = len(runs) > 1
     notes = [f"{one.name}: {note}" if several else note for one in runs for note in one.notes] + apart
-    wanted = runs if every else [group.runs[0] for group in groups]
-    able = [one for one in wanted if latest_checkpoint(one.run.checkpoints) is not None]
+    able = [one for one in runs if latest_checkpoint(one.run.checkpoints) is not None]
     try:
         if frames and able:
             find_opengl()
@@ -88,17 +94,42 @@ def look(
         frames = False
         notes.append(f"There are no frames: {error}")
     routes = {}
-    for one in able:
-        tell(f"{one.name}: its policy acts in {len(one.tasks)} tasks ...")
-        found, missing = watch_run(one, episodes=episodes, moments=moments, frames=frames, device=device)
-        notes += [f"{one.name}: {missing}" if several else missing] if missing else []
-        if found is not None:
+    for wanted in [(one,) for one in runs] if every else [group.runs for group in groups]:
+        for one in (one for one in wanted if one in able):
+            tell(f"{one.name}: its policy acts in {len(one.tasks)} tasks ...")
+            chosen: dict[str, Any] = {"episodes": episodes, "moments": moments, "frames": frames, "device": device}
+            found, missing = watch_run(one, **chosen, progress=_now_and_then(tell, one.name))
+            notes += [f"{one.name}: {missing}" if several else missing] if missing else []
+            if found is None:
+                continue
             routes[one.name] = found
+            if one is not wanted[0]:
+                notes.append(f"{one.name}: its routes stand for those of {wanted[0].name}, whose policy cannot act.")
+            break
     return Analysis(runs, groups, routes, notes)
 
 
+def _now_and_then(tell: Callable[[str], object], name: str) -> Callable[[int, int], None]:
+    """What tells how far the policy of a run has come, not more often than one likes to read it."""
+    before = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal before
+        if done < total and time.monotonic() - before >= OFTEN:
+            before = time.monotonic()
+            tell(f"{name}: {done / total:.0%} of its steps are done ...")
+
+    return progress
+
+
 def watch_run(
-    one: Evidence, *, episodes: int = 2, moments: int = 12, frames: bool = False, device: str = "auto"
+    one: Evidence,
+    *,
+    episodes: int = 2,
+    moments: int = 12,
+    frames: bool = False,
+    device: str = "auto",
+    progress: Callable[[int, int], object] | None = None,
 ) -> tuple[Routes | None, str | None]:
     """What the policy of a run's last checkpoint does, see :func:`~dynroute_metaworld.views.watching.watch`.
 
@@ -114,7 +145,7 @@ def watch_run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a batch of a few tasks is too small for more
     try:
-        found = watch(one.run, model, episodes=episodes, moments=moments, frames=frames)
+        found = watch(one.run, model, episodes=episodes, moments=moments, frames=frames, progress=progress)
     finally:
         torch.set_num_threads(threads)
     if found.route is None:
@@ -133,7 +164,8 @@ def analyze(
     """Writes data and figures of one run, or of several side by side.
 
     Curves, success and modules used are CSV files, routes are npz files, and pictures of routes are SVG files. Other
-    figures are PNG files and need matplotlib, t-SNE needs scikit-learn; what is left out is told in ``notes.txt``.
+    figures are PNG files and need matplotlib, t-SNE needs scikit-learn; what is left out is told in ``notes.txt``. The
+    files of an analysis that is there already are replaced; other files stay.
 
     Args:
         folders: The directories of the runs.
@@ -145,10 +177,14 @@ def analyze(
     Returns:
         The directory.
     """
+    folder = own_place(folders, "analysis") if output is None else Path(output)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        why = f"where {there.name} is a file; name another place"
+        raise NotADirectoryError(f"`output` must be a directory, got {folder}, {why}.")
     analysis = look(folders, episodes=episodes, device=device, tell=tell)
-    alone = analysis.runs[0].run.folder / "analysis" if len(analysis.runs) == 1 else Path("analysis")
-    folder = alone if output is None else Path(output)
     folder.mkdir(parents=True, exist_ok=True)
+    _clear(folder, [one.name for one in analysis.runs])
     write_tables(analysis, folder)
     notes = list(analysis.notes)
     try:
@@ -157,7 +193,7 @@ def analyze(
         figures = None  # type: ignore[assignment]
         notes.append(f"There are no figures but those of routes, the data is complete: {error}")
     for one in analysis.runs:
-        where = folder if len(analysis.runs) == 1 else folder / one.name.replace("/", "-")
+        where = folder if len(analysis.runs) == 1 else folder / _inside(one.name)
         where.mkdir(exist_ok=True)
         routes = analysis.routes.get(one.name)
         points = None
@@ -180,6 +216,40 @@ def analyze(
     for note in notes:
         tell(note)
     return folder
+
+
+def own_place(folders: Sequence[str | Path], name: str) -> Path:
+    """Where something is written unless told otherwise: in the run, or here if there are several.
+
+    Args:
+        folders: The directories of the runs.
+        name: The name of the file or of the directory.
+    """
+    different = {Path(folder).resolve() for folder in folders}
+    return different.pop() / name if len(different) == 1 else Path(name)
+
+
+def _inside(name: str) -> str:
+    """The folder of a run inside of that of an analysis."""
+    return name.replace("/", "-")
+
+
+def _clear(folder: Path, names: Sequence[str]) -> None:
+    """Removes the files of an analysis of before, lest one stand for what is missing now; those of others stay."""
+    try:
+        former = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        known = {_inside(name) for name in (*names, *former.get("runs", ()))}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return
+    if not {"methods", "notes"} <= set(former):
+        return  # what has these names is of others
+    for inner in (path for path in folder.iterdir() if path.is_dir() and path.name in known):
+        for name in OF_A_RUN:
+            (inner / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others have files there, or it is a link
+            inner.rmdir()
+    for name in (*OF_A_RUN, *OF_ALL):  # the one that told of it goes last
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_tables(analysis: Analysis, folder: Path) -> None:
@@ -211,34 +281,9 @@ def write_tables(analysis: Analysis, folder: Path) -> None:
     for row in rows:
         row["low"], row["high"] = row.pop("interval") or (None, None)
     _csv(folder / "success.csv", names, ([row[name] for name in names] for row in rows))
-    summary = {"methods": [group.row() for group in analysis.groups], "notes": analysis.notes}
+    runs, methods = [one.name for one in analysis.runs], [group.row() for group in analysis.groups]
+    summary = {"runs": runs, "methods": methods, "notes": analysis.notes}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def embed(routes: Routes) -> tuple[NDArray[np.float64] | None, str | None]:
-    """Places routes on a plane by t-SNE, those that are alike near each other.
-
-    Returns:
-        A row for each task and route that it took: the number of the task, the two coordinates, and how many samples
-        there are; and in a sentence why there are none.
-    """
-    features = routes.features()
-    kept = torch.arange(0, len(features), -(-len(features) // EMBEDDED))
-    # Equal routes have one place: t-SNE would spread them in rings that mean nothing, and take longer.
-    different, which = torch.unique(features[kept], dim=0, return_inverse=True)
-    if len(different) < 3:
-        return None, "There is no t-SNE: fewer than three different routes were taken."
-    try:
-        from sklearn.manifold import TSNE
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return None, "There is no t-SNE, which needs scikit-learn; type: pip install 'dynroute[report]'"
-    with threadpool_limits(1):  # threads wait for each other longer than they compute
-        start = {"init": "random", "random_state": 0, "perplexity": min(30.0, (len(different) - 1) / 3)}
-        places = TSNE(**start).fit_transform(different.double().numpy())
-    pairs, counts = torch.unique(torch.stack([routes.task[kept], which]), dim=1, return_counts=True)
-    columns = [pairs[0].numpy(), *places[pairs[1].numpy()].T, counts.numpy()]
-    return np.stack(columns, axis=1).astype(np.float64), None
 
 
 def _csv(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -1,25 +1,36 @@
 """Runs that differ in their seeds alone, taken together: curves and figures with intervals."""
 
 import dataclasses
+import itertools
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..configuration import Configuration
 from ..intervals import bootstrap_interval, iqm
+from ..run import Run
 from .evidence import Evidence
 
-__all__ = ["Band", "Group", "group_runs"]
+__all__ = ["Band", "Group", "group_runs", "origin"]
 
 APART = (
     *("seed", "device", "workers", "threads", "restart", "compile", "memory_map", "checkpoint_every", "log_every"),
     *("evaluate_every", "evaluation_episodes", "final_episodes", "window", "warm_start"),
 )
-"""What may differ between runs of one group: it changes what is drawn, stored or told, and not what is asked."""
+"""What may differ between runs of one group: it changes what is drawn, stored or told, and not what is asked.
+
+Where they started from has a path of its own for each seed, so that :func:`origin` tells what it has in common."""
 
 POINTS, RESAMPLES = 50, 500
+
+TOLD = 3
+"""The largest number of settings in the name of a group."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,14 +174,10 @@ def group_runs(runs: Sequence[Evidence]) -> tuple[list[Group], list[str]]:
     Returns:
         The groups, and in sentences what their intervals do not tell.
     """
-    found: dict[str, list[Evidence]] = {}
+    found: dict[object, list[Evidence]] = {}
     for one in runs:
-        asked = {
-            name: value
-            for name, value in dataclasses.asdict(one.run.configuration).items()
-            if name not in APART and value is not None
-        }
-        found.setdefault(repr(sorted(asked.items())), []).append(one)
+        configuration = one.run.configuration
+        found.setdefault((_asked(configuration), origin(configuration)), []).append(one)
     groups = [sorted(same, key=lambda one: one.run.configuration.seed) for same in found.values()]
     named = [Group(name, tuple(same)) for name, same in zip(_names(groups), groups, strict=True)]
     notes = []
@@ -187,19 +194,99 @@ def group_runs(runs: Sequence[Evidence]) -> tuple[list[Group], list[str]]:
     return named, notes
 
 
+def origin(configuration: Configuration) -> object:
+    """What a run started from, as a value that is equal for runs that differ in their seeds alone.
+
+    It holds what the configuration of the run that it started from asks, and where that one started in turn. Where the
+    directory of that run is not there any more it holds its path, in which the run's own seed, as in ``seed1``, does
+    not count.
+
+    Args:
+        configuration: The configuration of the run.
+
+    Returns:
+        A value that can be compared and hashed; None for a run that started from no other one.
+
+    Example:
+        >>> from dynroute_metaworld.views.comparison import origin
+        >>> first, second = (Configuration(seed=n, warm_start=f"runs/imitation-seed{n}") for n in (1, 2))
+        >>> origin(first) == origin(second), origin(Configuration()) is None
+        (True, True)
+    """
+    return _origin(configuration, frozenset())
+
+
+def _origin(configuration: Configuration, passed: frozenset[Path]) -> object:
+    if configuration.warm_start is None:
+        return None
+    folder = Path(configuration.warm_start)
+    try:
+        start, place = Run.open(folder).configuration, folder.resolve()
+    except (OSError, ValueError):  # it is gone, or damaged
+        return _without_seed(str(folder), configuration.seed)
+    if place in passed:  # directories that were renamed may lead in a circle
+        return _without_seed(str(folder), configuration.seed)
+    return _asked(start), _origin(start, passed | {place})
+
+
+def _asked(configuration: Configuration) -> str:
+    """What runs of one group have in common, but for where they started."""
+    told = dataclasses.asdict(configuration).items()
+    return json.dumps({name: value for name, value in told if name not in APART and value is not None}, sort_keys=True)
+
+
+def _without_seed(text: str, seed: int) -> str:
+    return re.sub(rf"seed{seed}(?!\d)", "seed", text)
+
+
 def _names(groups: Sequence[Sequence[Evidence]]) -> list[str]:
-    """The methods; those that come twice also say on what, or where their configurations differ."""
-    settings = [dataclasses.asdict(group[0].run.configuration) for group in groups]
+    """The methods. Those that come twice are called by their directories, or with several seeds by their settings."""
+    configurations = [group[0].run.configuration for group in groups]
+    methods = [configuration.method for configuration in configurations]
+    alone = all(len(group) == 1 for group in groups)
     names: list[str] = []
-    for mine in settings:
-        alike = [other for other in settings if other["method"] == mine["method"]]
-        near = [other for other in alike if other["benchmark"] == mine["benchmark"]]
-        differ = [key for key in mine if key not in APART and any(other[key] != mine[key] for other in near)]
-        told = [f"{key}={mine[key]}" for key in differ[:3]] + ["..."] * (len(differ) > 3)
-        name = str(mine["method"])
-        if len(near) < len(alike):
-            tasks = mine["benchmark"].count(",") + 1
-            name += f" on {mine['benchmark'] if tasks == 1 else f'{tasks} tasks'}"
-        name += f" ({', '.join(told)})" if told else ""
-        names.append(f"{name} #{names.count(name) + 1}" if name in names else name)
+    for (one, *_), mine in zip(groups, configurations, strict=True):
+        name = mine.method
+        alike = [other for other in configurations if other.method == mine.method]
+        if len(alike) > 1 and alone:
+            name = f"{mine.method} in {one.name}" if one.name in {*methods} - {mine.method} else one.name
+        elif len(alike) > 1:
+            name += _differences(mine, alike)
+        if name in names:
+            name = next(other for k in itertools.count(2) if (other := f"{name} #{k}") not in names)
+        names.append(name)
     return names
+
+
+def _differences(mine: Configuration, alike: Sequence[Configuration]) -> str:
+    """What tells a configuration from others of its method: the benchmark, and as few settings as do."""
+    near = [other for other in alike if other.benchmark == mine.benchmark]
+    count = mine.benchmark.count(",") + 1
+    where = f" on {mine.benchmark if count == 1 else f'{count} tasks'}" if len(near) < len(alike) else ""
+    settings = [_settings(other) for other in near]
+    known = dict.fromkeys(name for told in settings for name in told)
+    # A network has keywords that others lack.
+    values = {name: [told.get(name, "none") for told in settings] for name in known}
+    differ = [name for name in values if len(set(values[name])) > 1]
+    chosen = next(
+        (
+            names
+            for count in range(1, TOLD + 1)
+            for names in itertools.combinations(differ, count)
+            if len(set(zip(*(values[name] for name in names), strict=True))) == len(near)
+        ),
+        differ[:TOLD],
+    )
+    told = ", ".join(f"{name}={values[name][near.index(mine)]}" for name in chosen)
+    return f"{where} ({told})" if told else where
+
+
+def _settings(configuration: Configuration) -> dict[str, str]:
+    """What is asked, in words that are short enough for a name."""
+    asked = {**dataclasses.asdict(configuration), **configuration.network_kwargs}
+    told = {name: value for name, value in asked.items() if name not in (*APART, "network")}
+    if configuration.warm_start is not None:
+        name = _without_seed(Path(configuration.warm_start).name, configuration.seed)
+        told["warm_start"] = re.sub(r"[-_]?seed$", "", name)
+    words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
+    return {name: "none" if word == "null" else word for name, word in words.items()}

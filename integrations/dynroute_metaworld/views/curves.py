@@ -8,7 +8,7 @@ from .evidence import gather
 __all__ = ["draw_curves"]
 
 
-def draw_curves(run: Run, path: Path | None = None) -> Path | None:
+def draw_curves(run: Run) -> Path | None:
     """Draws success, returns and modules used over steps, a line for each task, to ``curves.png`` in the run.
 
     It needs matplotlib, the extra `report`, and no display; without matplotlib nothing is drawn, and None returned.
@@ -20,6 +20,6 @@ def draw_curves(run: Run, path: Path | None = None) -> Path | None:
     figure = learning(gather(run.folder))
     if figure is None:
         return None
-    path = path or run.folder / "curves.png"
+    path = run.folder / "curves.png"
     figure.savefig(path, dpi=110)
     return path

@@ -10,11 +10,12 @@ import numpy as np
 
 from dynroute_sb3 import DamagedError, latest_checkpoint
 
+from ..cloning import ERRORS
 from ..result import EvaluationResult
 from ..run import Run
 from .series import LIMIT, Curve, Metrics, read_curves
 
-__all__ = ["BY_TASK", "Evidence", "gather", "gather_all"]
+__all__ = ["BY_TASK", "Evidence", "gather", "gather_all", "unit_of"]
 
 BY_TASK = {
     "evaluation": "success in evaluations, along the best routes",
@@ -25,10 +26,20 @@ BY_TASK = {
     "route_temperature": "route temperature τ",
     "ent_coef": "coefficient of entropy",
     "critic_loss": "loss of the critics",
+    "cloning_error": "error of cloning on held-out episodes",
 }
 """The metrics that are looked at, with titles. Each has a curve for each task, such as ``success/reach``."""
 
-ELAPSED = "time/time_elapsed"
+
+def unit_of(metric: str) -> str:
+    """What the curves of a metric go over.
+
+    Example:
+        >>> from dynroute_metaworld.views.evidence import unit_of
+        >>> unit_of("success"), unit_of("cloning_error")
+        ('steps of each task', 'updates of cloning')
+    """
+    return "updates of cloning" if metric == "cloning_error" else "steps of each task"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +69,8 @@ class Evidence:
 
     @property
     def minutes(self) -> float | None:
-        """How long it took, if it was done in one go and its metrics tell."""
-        elapsed = self.metrics.curves.get(ELAPSED)
-        return None if elapsed is None or len(self.sessions) != 1 else float(elapsed.values[-1]) / 60
+        """How long it took; None where it was killed, or goes on now."""
+        return self.run.minutes
 
     def curves(self, metric: str) -> dict[str, Curve]:
         """The curves of a metric of :data:`BY_TASK`, by task; tasks without one are left out."""
@@ -80,14 +90,13 @@ def gather(folder: str | Path, *, name: str | None = None, limit: int = LIMIT) -
     tasks = run.configuration.tasks
     notes: list[str] = []
     names = [f"{metric}/{task}" for metric in BY_TASK if not metric.startswith("evaluation") for task in tasks]
-    metrics = read_curves(run.metrics, [*names, ELAPSED], limit)
-    notes += metrics.notes
+    metrics = read_curves(run.metrics, names, limit)
+    if run.configuration.steps:  # imitation alone logs nothing else
+        notes += metrics.notes
     evaluations = _evaluations(run, notes)
-    curves = {
-        metric: curve if metric == ELAPSED else Curve(curve.steps / len(tasks), curve.values)
-        for metric, curve in metrics.curves.items()
-    }
+    curves = {metric: Curve(curve.steps / len(tasks), curve.values) for metric, curve in metrics.curves.items()}
     curves |= _evaluation_curves(run, evaluations)
+    curves |= _cloning_curves(run, limit)
     result = _newest(run, evaluations, notes)
     if result is not None and (
         never := [task for task, rate in zip(tasks, result.success_rates, strict=True) if not rate]
@@ -99,7 +108,7 @@ def gather(folder: str | Path, *, name: str | None = None, limit: int = LIMIT) -
     return Evidence(
         run,
         name or run.folder.resolve().name,
-        Metrics(curves, metrics.lines, metrics.notes),
+        Metrics(curves, metrics.notes),
         result,
         _sessions(run, notes),
         tuple(notes),
@@ -149,6 +158,21 @@ def _evaluation_curves(run: Run, evaluations: dict[int, EvaluationResult]) -> di
         for metric, values in (("evaluation", rates), ("evaluation_return", returns))
         for i, task in enumerate(tasks)
     }
+
+
+def _cloning_curves(run: Run, limit: int) -> dict[str, Curve]:
+    """The errors of cloning; a round of DAgger goes on where the one before ended."""
+    names = [f"cloning_error/{task}" for task in run.configuration.tasks]
+    rounds = sorted(run.folder.glob("cloning/round_*"), key=lambda path: int(path.name.removeprefix("round_")))
+    curves: dict[str, Curve] = {}
+    for folder in rounds:
+        for name, curve in read_curves(folder / ERRORS, names, limit).curves.items():
+            before = curves.get(name, Curve(np.zeros(0), np.zeros(0)))
+            start = before.steps[-1] if len(before.steps) else 0.0
+            curves[name] = Curve(
+                np.concatenate([before.steps, start + curve.steps]), np.concatenate([before.values, curve.values])
+            )
+    return curves
 
 
 def _newest(run: Run, evaluations: dict[int, EvaluationResult], notes: list[str]) -> EvaluationResult | None:

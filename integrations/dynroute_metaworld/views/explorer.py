@@ -9,7 +9,7 @@ from dynroute.inspect import draw
 
 from .analysis import Analysis
 from .drawings import data_uri, draw_routes
-from .evidence import BY_TASK
+from .evidence import BY_TASK, unit_of
 from .tables import box, details
 from .watching import Routes
 
@@ -43,7 +43,7 @@ def views_of(analysis: Analysis) -> list[dict[str, Any]]:
 
 def _view(group: str, metric: str, about: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
     limits = {"range": [0, 1]} if metric in ("success", "evaluation") else {}
-    return {"group": group, "title": about, "lines": lines, **limits}
+    return {"group": group, "title": about, "unit": unit_of(metric), "lines": lines, **limits}
 
 
 def _round(values: Any) -> list[float]:
@@ -77,11 +77,11 @@ def curve_controls(views: list[dict[str, Any]]) -> str:
     )
 
 
-def entries_of(analysis: Analysis) -> tuple[list[Topology], list[dict[str, Any]]]:
-    """The graphs, and for each task of each policy the moments of an episode."""
+def entries_of(analysis: Analysis) -> tuple[list[Topology], list[dict[str, Any]], list[str]]:
+    """The graphs, for each task of each policy the moments of an episode, and in sentences what is left out."""
     graphs: list[Topology] = []
     entries: list[dict[str, Any]] = []
-    room = ROOM
+    room, left_out = ROOM, False
     for name, routes in analysis.routes.items():
         graph = None
         if routes.topology is not None:
@@ -95,6 +95,7 @@ def entries_of(analysis: Analysis) -> tuple[list[Topology], list[dict[str, Any]]
                 if moment.frame is not None and room > 0:
                     frame = data_uri(moment.frame)
                     room -= len(frame)
+                left_out |= moment.frame is not None and frame is None
                 if frame is not None or moment.route is not None:
                     moments.append({"step": moment.step, "route": _sparse(routes, moment.route), "frame": frame})
             if not moments:
@@ -110,9 +111,7 @@ def entries_of(analysis: Analysis) -> tuple[list[Topology], list[dict[str, Any]]
                     "moments": moments,
                 }
             )
-    if room <= 0:
-        analysis.notes.append("Some frames are left out, lest the page become too large.")
-    return graphs, entries
+    return graphs, entries, ["Some frames are left out, lest the page become too large."] if left_out else []
 
 
 def _sparse(routes: Routes, route: Route | None) -> list[float] | None:

@@ -13,12 +13,11 @@ except ImportError as error:
     raise ImportError("figures need matplotlib; type: pip install 'dynroute[report]'") from error
 
 from .comparison import Group
-from .evidence import BY_TASK, Evidence
+from .evidence import BY_TASK, Evidence, unit_of
 from .watching import THRESHOLD, Routes
 
 __all__ = ["learning", "write_groups", "write_run"]
 
-STEPS = "steps of each task"
 BALANCE = {"route_temperature": BY_TASK["route_temperature"], "success": BY_TASK["success"]}
 
 
@@ -29,7 +28,7 @@ def write_run(folder: Path, one: Evidence, routes: Routes | None, points: NDArra
         folder: Where they are written.
         one: What the files of the run tell.
         routes: What its policy does.
-        points: The routes on a plane, as :func:`~dynroute_metaworld.views.analysis.embed` places them.
+        points: The routes on a plane, as :func:`~dynroute_metaworld.views.watching.embed` places them.
     """
     figures = {
         "learning": learning(one),
@@ -55,16 +54,21 @@ def write_groups(folder: Path, groups: Sequence[Group]) -> list[Path]:
 def _save(folder: Path, figures: dict[str, Figure | None]) -> list[Path]:
     written = []
     for name, figure in figures.items():
-        (path := folder / f"{name}.png").unlink(missing_ok=True)  # lest one of before stands for what is missing now
         if figure is not None:
-            figure.savefig(path, dpi=110)
+            figure.savefig(path := folder / f"{name}.png", dpi=110)
             written.append(path)
     return written
 
 
-def _panels(count: int, height: float = 2.4) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(9, height * count), layout="constrained")
-    return figure, figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+def _panels(metrics: Sequence[str], height: float = 2.4) -> tuple[Figure, Any]:
+    """A panel for each metric; those over the same are aligned, and the last of them tells what that is."""
+    figure = Figure(figsize=(9, height * len(metrics)), layout="constrained")
+    units = [unit_of(metric) for metric in metrics]
+    axes = figure.subplots(len(metrics), 1, sharex=len({*units}) == 1, squeeze=False)[:, 0]
+    for axis, unit, below in zip(axes, units, [*units[1:], None], strict=True):
+        if unit != below:
+            axis.set_xlabel(unit)
+    return figure, axes
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -81,7 +85,7 @@ def learning(one: Evidence, metrics: dict[str, str] = BY_TASK) -> Figure | None:
     found = {metric: curves for metric in metrics if (curves := one.curves(metric))}
     if not found:
         return None
-    figure, axes = _panels(len(found))
+    figure, axes = _panels(list(found))
     for axis, (metric, curves) in zip(axes, found.items(), strict=True):
         for task, curve in curves.items():
             marker = "." if len(curve.steps) < 2 else ""
@@ -89,7 +93,6 @@ def learning(one: Evidence, metrics: dict[str, str] = BY_TASK) -> Figure | None:
         axis.set_title(metrics[metric], loc="left", fontsize="medium")
         axis.grid(alpha=0.3)
     _legend(axes[0], len(one.tasks))
-    axes[-1].set_xlabel(STEPS)
     return figure
 
 
@@ -109,7 +112,8 @@ def _modules(one: Evidence, routes: Routes | None) -> Figure | None:
     if used is None or success is None:
         return None
     order = np.argsort(success, kind="stable")
-    figure, (axis,) = _panels(1, height=3.6)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axis = figure.subplots()
     axis.bar(range(len(order)), used[order], color="#146e3c")
     for place, task in enumerate(order):
         axis.annotate(f"{success[task]:.2f}", (place, used[task]), ha="center", va="bottom", fontsize="x-small")
@@ -186,7 +190,7 @@ def _bands(groups: Sequence[Group]) -> Figure | None:
     found = {metric: lines for metric, lines in bands.items() if lines}
     if not found:
         return None
-    figure, axes = _panels(len(found))
+    figure, axes = _panels(list(found))
     for axis, (metric, lines) in zip(axes, found.items(), strict=True):
         for number, band in lines:
             marker = "." if len(band.steps) < 2 else ""
@@ -195,7 +199,6 @@ def _bands(groups: Sequence[Group]) -> Figure | None:
         axis.set_title(f"{BY_TASK[metric]}: IQM over tasks and seeds", loc="left", fontsize="medium")
         axis.grid(alpha=0.3)
     _legend(axes[0], len(groups))
-    axes[-1].set_xlabel(STEPS)
     return figure
 
 

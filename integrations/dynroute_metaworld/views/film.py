@@ -108,14 +108,24 @@ def _pictures(run: Run, row: int, episodes: int, seed: int | None, size: int, de
                 scene = Image.fromarray(stage.frame(0, size))
                 words = [stage.tasks[0], f"step {step.number} of {stage.horizon}"]
                 words += [f"episode {episode} of {episodes}"] if episodes > 1 else []
-                routed = topology is not None and step.route is not None
-                canvas = Image.new("RGB", (size + GRAPH * routed, size + LINE), "white")
-                canvas.paste(scene)
+                graph = None
                 if topology is not None and step.route is not None and step.modules_used is not None:
                     graph = rasterize(topology, step.route.sample(0), GRAPH)
-                    canvas.paste(graph, (size + (GRAPH - graph.width) // 2, max(0, (size - graph.height) // 2)))
                     words.append(f"{step.modules_used[0]} of {topology.num_nodes} nodes run")
                 if stage.first_success[0] > 0:
                     words.append(f"solved at step {stage.first_success[0]}")
-                ImageDraw.Draw(canvas).text((8, size + 5), ", ".join(words), fill="#1f2328", font=font)
-                yield canvas
+                picture = _beside(scene, graph)
+                place = (8, picture.height - LINE + 5)
+                ImageDraw.Draw(picture).text(place, ", ".join(words), fill="#1f2328", font=font)
+                yield picture
+
+
+def _beside(scene: Image.Image, graph: Image.Image | None) -> Image.Image:
+    """A scene with its graph beside it, whichever is taller, and room for a line of words below."""
+    height = scene.height if graph is None else max(scene.height, graph.height)
+    height += height % 2  # an MP4 has an even number of pixels
+    picture = Image.new("RGB", (scene.width + GRAPH * (graph is not None), height + LINE), "white")
+    picture.paste(scene, (0, (height - scene.height) // 2))
+    if graph is not None:
+        picture.paste(graph, (scene.width + (GRAPH - graph.width) // 2, (height - graph.height) // 2))
+    return picture

@@ -71,6 +71,7 @@ function startCurves(views) {
 
   function lines() { return views[Number(view.value)].lines; }
   function range() { return views[Number(view.value)].range; }
+  function unit() { return views[Number(view.value)].unit; }
 
   function fill() {
     line.replaceChildren(new Option("all", ""), ...lines().map((one, i) => new Option(one.label, i)));
@@ -92,7 +93,7 @@ function startCurves(views) {
     for (const value of ticks(box.x0, box.x1, width < 500 ? 3 : 6)) {
       svg.append(element("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle" }, told(value)));
     }
-    svg.append(element("text", { x: width - right, y: height - 5, "text-anchor": "end" }, "steps of each task"));
+    svg.append(element("text", { x: width - right, y: height - 5, "text-anchor": "end" }, unit()));
     shown.forEach((one, i) => {
       const points = one.x.map((value, k) => `${x(value).toFixed(1)} ${y(one.y[k]).toFixed(1)}`);
       const emphasis = chosen === "" ? "" : chosen === String(i) ? " strong" : " faint";
@@ -117,9 +118,9 @@ function startCurves(views) {
       return item;
     }));
     const one = chosen === "" ? null : shown[Number(chosen)];
-    output.textContent = `At ${told(Math.round(now))} steps of each task` +
+    output.textContent = `At ${told(Math.round(now))} ${unit()}` +
       (one && one.x[0] <= now ? `: ${one.label} ${told(one.y[at(one.x, now)])}.` : "; the values stand in the list below.");
-    step.setAttribute("aria-valuetext", `${told(Math.round(now))} steps`);
+    step.setAttribute("aria-valuetext", `${told(Math.round(now))} ${unit()}`);
   }
 
   view.addEventListener("change", fill);

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .analysis import Analysis, look
+from .analysis import Analysis, look, own_place
 from .comparison import Group
 from .evidence import Evidence
 from .explorer import curve_controls, entries_of, graph_of, route_controls, views_of
@@ -31,7 +31,7 @@ def report(
 ) -> Path:
     """Writes a page about one run, or about several side by side, which needs no network.
 
-    The routes are those of the policy of each method's first run.
+    The routes are those of the policy of each method's first run that has a checkpoint.
 
     Args:
         folders: The directories of the runs.
@@ -45,34 +45,37 @@ def report(
         The file.
     """
     if output is not None and not Path(output).parent.is_dir():
-        raise FileNotFoundError(f"`--output` must be in a directory that is there, got {output}.")
+        raise FileNotFoundError(f"`output` must be in a directory that is there, got {output}.")
+    path = own_place(folders, "report.html") if output is None else Path(output)
+    if path.is_dir():
+        raise IsADirectoryError(f"`output` must be a file, got the directory {path}; {path / 'report.html'} is one.")
     analysis = look(folders, episodes=episodes, frames=frames, limit=POINTS, device=device, every=False, tell=tell)
-    alone = analysis.runs[0].run.folder if len(analysis.runs) == 1 else Path()
-    path = alone / "report.html" if output is None else Path(output)
+    text, notes = page(analysis)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(page(analysis), encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
-    for note in analysis.notes:
+    for note in notes:
         tell(note)
     return path
 
 
-def page(analysis: Analysis) -> str:
-    """The text of the page."""
+def page(analysis: Analysis) -> tuple[str, list[str]]:
+    """The text of the page, and in sentences what it lacks."""
     runs, groups = analysis.runs, analysis.groups
     title = f"Report on {runs[0].name}" if len(runs) == 1 else f"Report on {len(runs)} runs"
-    views, (graphs, entries) = views_of(analysis), entries_of(analysis)
+    views, (graphs, entries, left_out) = views_of(analysis), entries_of(analysis)
     data = json.dumps(
         {"views": views, "graphs": [graph_of(one) for one in graphs], "entries": entries}, allow_nan=False
     )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(analysis.notes))
+    notes = list(dict.fromkeys([*analysis.notes, *left_out]))
+    missing = "".join(f"<li>{escape(note)}</li>" for note in notes)
     own = files(__package__)
     parts = {
         "title": escape(title),
         "lede": escape(_lede(analysis)),
         "style": own.joinpath("page.css").read_text(encoding="utf-8"),
         "missing": f'<section aria-labelledby="missing-head" class="notes"><h2 id="missing-head">What is missing</h2>'
-        f"<ul>{notes}</ul></section>"
+        f"<ul>{missing}</ul></section>"
         if notes
         else "",
         "summary": _summary(analysis),
@@ -85,7 +88,8 @@ def page(analysis: Analysis) -> str:
     }
     # What was put in is not looked through again: a task may be called {{data}}.
     pieces = own.joinpath("page.html").read_text(encoding="utf-8").split("{{")
-    return pieces[0] + "".join(parts[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
+    filled = (parts[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
+    return pieces[0] + "".join(filled), notes
 
 
 def _lede(analysis: Analysis) -> str:

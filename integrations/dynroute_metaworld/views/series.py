@@ -37,12 +37,10 @@ class Metrics:
 
     Attributes:
         curves: By the names of the metrics.
-        lines: The number of whole lines.
         notes: What is wrong with the file, in sentences.
     """
 
     curves: dict[str, Curve] = field(default_factory=dict)
-    lines: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -88,7 +86,7 @@ def read_curves(path: Path, names: Iterable[str], limit: int = LIMIT) -> Metrics
         if curve.gaps
     ]
     curves = {name: curve.curve() for name, curve in growing.items() if len(curve.steps)}
-    return Metrics(curves, lines, tuple(notes))
+    return Metrics(curves, tuple(notes))
 
 
 class _Growing:

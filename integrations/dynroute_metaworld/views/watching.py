@@ -18,11 +18,13 @@ from dynroute_sb3 import MultiTaskSAC
 from ..run import Run
 from .stage import Stage
 
-__all__ = ["THRESHOLD", "TOGETHER", "Moment", "Routes", "watch"]
+__all__ = ["THRESHOLD", "TOGETHER", "Moment", "Routes", "embed", "watch"]
 
 THRESHOLD = 0.01
 """A source that weighs more counts as read (D2R, Fig. 10)."""
 
+EMBEDDED = 1000
+"""At most about how many routes t-SNE places."""
 
 TOGETHER = 10
 """How many tasks act at a time; each holds some 100 MB while frames are taken."""
@@ -175,3 +177,29 @@ def watch(
 def _spread(horizon: int, count: int) -> set[int]:
     """So many steps of an episode, evenly spread, the first and the last among them."""
     return set(np.linspace(1, horizon, min(count, horizon)).round().astype(int).tolist())
+
+
+def embed(routes: Routes) -> tuple[NDArray[np.float64] | None, str | None]:
+    """Places routes on a plane by t-SNE, those that are alike near each other.
+
+    Returns:
+        A row for each task and route that it took: the number of the task, the two coordinates, and how many samples
+        there are; and in a sentence why there are none.
+    """
+    features = routes.features()
+    kept = torch.arange(0, len(features), -(-len(features) // EMBEDDED))
+    # Equal routes have one place: t-SNE would spread them in rings that mean nothing, and take longer.
+    different, which = torch.unique(features[kept], dim=0, return_inverse=True)
+    if len(different) < 3:
+        return None, "There is no t-SNE: fewer than three different routes were taken."
+    try:
+        from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return None, "There is no t-SNE, which needs scikit-learn; type: pip install 'dynroute[report]'"
+    with threadpool_limits(1):  # threads wait for each other longer than they compute
+        start = {"init": "random", "random_state": 0, "perplexity": min(30.0, (len(different) - 1) / 3)}
+        places = TSNE(**start).fit_transform(different.double().numpy())
+    pairs, counts = torch.unique(torch.stack([routes.task[kept], which]), dim=1, return_counts=True)
+    columns = [pairs[0].numpy(), *places[pairs[1].numpy()].T, counts.numpy()]
+    return np.stack(columns, axis=1).astype(np.float64), None

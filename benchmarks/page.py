@@ -1,0 +1,154 @@
+"""How long the page about a run with a million logged points takes to be written, and to open in a browser.
+
+    python -m benchmarks.page --lines 16667
+
+The run is one of a few steps in MT10 whose metrics are replaced by as many lines as are asked for, each with a value of
+every metric for every task. The page holds its curves and its routes, and no frames. Time in the browser counts from
+navigation, on the clock of the page: until the first curve is drawn and laid out, and until the end of loading.
+"""
+
+import argparse
+import html
+import json
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+# What a process imports counts in its memory, so that this one imports nothing large for those that it starts.
+
+METRICS = ("success", "return", "modules_used", "route_temperature", "ent_coef", "critic_loss")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+CLOCK = """
+<script>
+{
+  const lines = [...document.querySelectorAll("#chart path.line")].filter((one) => one.getBBox().width > 0).length;
+  const found = { lines, drawn: performance.now() };
+  addEventListener("load", () => {
+    found.load = performance.now();
+    document.body.dataset.found = JSON.stringify(found);
+  });
+}
+</script>
+"""
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def build(folder: Path, lines: int) -> int:
+    """Makes the run, and returns how many points were logged."""
+    import numpy as np
+
+    from dynroute_metaworld import Configuration, Run, train
+
+    sizes = {"trunk_sizes": [8, 8], "router_sizes": [8]}
+    schedule: dict[str, Any] = {"steps": 40, "horizon": 20, "learning_starts": 20, "final_episodes": 2}
+    configuration = Configuration(
+        goals="fixed", batch_size=4, num_modules=6, width=8, network=sizes, device="cpu", **schedule
+    )
+    run = Run.create(folder, configuration)
+    train(run)
+    tasks = configuration.tasks
+    values = np.random.default_rng(0).random((lines, len(METRICS), len(tasks))).round(4)
+    with run.metrics.open("w") as file:
+        for number, row in enumerate(values.tolist(), start=1):
+            told = {f"{metric}/{task}": row[i][j] for i, metric in enumerate(METRICS) for j, task in enumerate(tasks)}
+            file.write(json.dumps({"step": 1000 * len(tasks) * number, **told}) + "\n")
+    return values.size
+
+
+def peak() -> float:
+    """The most MB that this process has used."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def read(folder: Path) -> dict[str, float]:
+    """Reads the files of the run alone, and returns what it took."""
+    from dynroute_metaworld.views.evidence import gather
+    from dynroute_metaworld.views.page import POINTS
+
+    before, start, used = peak(), time.perf_counter(), time.process_time()
+    gather(folder, limit=POINTS)
+    took = {"seconds": time.perf_counter() - start, "seconds of CPU": time.process_time() - used}
+    return {**took, "peak MB": peak(), "peak MB before": before}
+
+
+def write(folder: Path, page: Path) -> dict[str, float]:
+    """Writes the page, for which the policy acts as well, and returns what it took."""
+    from dynroute_metaworld.views import report
+
+    start, used = time.perf_counter(), time.process_time()
+    report([folder], page, frames=False, device="cpu", tell=lambda sentence: None)
+    took = {"seconds": time.perf_counter() - start, "seconds of CPU": time.process_time() - used}
+    return {**took, "peak MB": peak(), "page MB": page.stat().st_size / 1e6}
+
+
+def browse(browser: str, page: Path) -> dict[str, float]:
+    """Opens a copy of the page that looks at its clock, in a browser that has not seen it before."""
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "copy.html"
+        copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{CLOCK}</body>"), encoding="utf-8")
+        command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={name}/profile"]
+        command += ["--window-size=1400,1000", "--dump-dom", f"file://{copy}"]
+        dumped = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    (told,) = re.findall(r'data-found="(.*?)"', dumped)
+    found: dict[str, float] = json.loads(html.unescape(told))
+    assert found["lines"] > 0, "no curve was drawn"
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=16_667, help="lines of metrics, 60 points each")
+    parser.add_argument("--times", type=int, default=5, help="how often the page is opened")
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results", help="where the result goes")
+    arguments = parser.parse_args()
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        parser.error(f"a browser must be there to open the page, one of {', '.join(BROWSERS)}")
+    load = os.getloadavg()[0]  # what else used the cores
+
+    with tempfile.TemporaryDirectory() as name:
+        run, page = Path(name) / "run", Path(name) / "report.html"
+        points = alone(build, run, arguments.lines)
+        logged = (run / "metrics.jsonl").stat().st_size / 1e6
+        known, written = alone(read, run), alone(write, run, page)
+        opened = [browse(browser, page) for _ in range(arguments.times)]
+
+    times = {part: [round(one[part], 1) for one in opened] for part in ("drawn", "load")}
+    version = subprocess.run([browser, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    result = {
+        "points": points,
+        "metrics MB": logged,
+        "reading": known,
+        "report": written,
+        "browser": version,
+        "milliseconds": {part: {"median": statistics.median(each), "all": each} for part, each in times.items()},
+        "load at the start": load,
+        "cores": os.cpu_count(),
+    }
+    print(f"{points:,} points in {logged:.0f} MB of metrics, {written['page MB']:.2f} MB of a page")
+    for what, took in (("read", known), ("written, the policy at work included", written)):
+        seconds = f"{took['seconds']:6.1f} s ({took['seconds of CPU']:.1f} of CPU)"
+        print(f"{seconds} and {took['peak MB']:.0f} MB of memory until it is {what}")
+    for part, told in (("drawn", "the first curve is drawn"), ("load", "it is loaded")):
+        print(f"{statistics.median(times[part]):6.0f} ms until {told} (at most {max(times[part]):.0f})")
+    (arguments.folder / "page.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
