@@ -52,6 +52,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "gallery_page",
     "result_tables",
 ]
 exclude_patterns = ["_build"]

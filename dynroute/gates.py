@@ -17,6 +17,13 @@ class Gate(nn.Module, ABC):
     """Decides a route from logits; it has no parameters.
 
     A gate of your own overrides :meth:`choose`, and :meth:`weigh` if its weights are not those of Eq. 5.
+
+    Example:
+        >>> class Near(Gate):
+        ...     def choose(self, logits, allowed, **_):
+        ...         return logits >= logits.amax(dim=-1, keepdim=True) - 1
+        >>> Near()(torch.tensor([[2.0, 1.5, -3.0]])).path
+        tensor([[ True,  True, False]])
     """
 
     def forward(

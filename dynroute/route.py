@@ -15,6 +15,11 @@ class Route(NamedTuple):
 
     All three tensors have shape ``[*, T, S]``: a row for each node that reads other nodes, a column for each source of
     that node. Slots that a node does not have hold a logit of -inf, a path of False and a weight of exactly 0.
+
+    Example:
+        >>> route = Soft()(torch.zeros(7, 2, 2))
+        >>> Route(*(tensor[:3] for tensor in route)).weights.shape  # of the first three samples
+        torch.Size([3, 2, 2])
     """
 
     logits: Tensor

@@ -2,9 +2,12 @@
 
 import ast
 import importlib
+import inspect
 import pkgutil
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -75,6 +78,10 @@ INTEGRATION_RANK = {
     for name in layer
 }
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+# What a doctest types, and the error that it ends with.
+EXAMPLE = re.compile(r"^ *>>> .*(?:\n *\.\.\..*)*", re.MULTILINE)
+TRACEBACK = re.compile(r"^( *)Traceback \(most recent call last\):\n(?:\1 +.*\n)*\1([\w.]+)", re.MULTILINE)
 
 
 def imported(path: Path) -> set[str]:
@@ -161,3 +168,49 @@ def test_every_exported_name_exists_and_has_a_docstring() -> None:
         )
         for name in module.__all__:
             assert getattr(module, name).__doc__, f"{module.__name__}.{name} must have a docstring"
+
+
+def shown(text: str) -> set[str]:
+    """The names that the doctests of a text use, and the errors they end with; an import alone shows nothing."""
+    names = {error.split(".")[-1] for _, error in TRACEBACK.findall(text)}
+    for example in EXAMPLE.findall(text):
+        if "+SKIP" in example:
+            continue
+        for node in ast.walk(ast.parse(re.sub(r"^ *(>>>|\.\.\.) ?", "", example, flags=re.MULTILINE))):
+            if isinstance(node, ast.Name):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                names |= {node.attr} if node.value.id.startswith("dynroute") else set()
+    return names
+
+
+def test_an_example_of_a_text_shows_what_it_uses_or_raises() -> None:
+    text = """
+    >>> from dynroute import Topology, backend
+    >>> with dynroute.backend("skip"):
+    ...     net = Soft()
+    >>> net.record()  # doctest: +SKIP
+    >>> net.draw()
+    Traceback (most recent call last):
+        ...
+    dynroute_metaworld.run.RunError: a sentence about Hard
+    """
+    assert shown(text) & {"Topology", "backend", "Soft", "Hard", "record", "draw", "RunError"} == {
+        "backend",
+        "Soft",
+        "RunError",
+    }
+
+
+@pytest.mark.parametrize("package", [dynroute, dynroute_sb3, dynroute_metaworld], ids=lambda package: package.__name__)
+def test_every_public_function_and_class_is_shown_in_an_example(package: ModuleType) -> None:
+    pages = set().union(*(shown(page.read_text()) for page in (ROOT / "docs").rglob("*.rst")))
+    public = {name: getattr(package, name) for name in package.__all__}
+    for name, thing in public.items():
+        if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+            continue
+        members = vars(thing).values() if inspect.isclass(thing) else ()
+        own = [thing.__doc__, *(getattr(member, "__doc__", None) for member in members)]
+        assert name in pages.union(*(shown(text) for text in own if text)), (
+            f"{package.__name__}.{name} must be in a doctest of its docstring or of a page in docs"
+        )

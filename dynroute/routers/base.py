@@ -19,6 +19,14 @@ class Router(nn.Module, ABC):
 
     Args:
         topology: The graph whose edges are scored.
+
+    Example:
+        >>> class Even(Router):
+        ...     def score(self, context):
+        ...         return context.new_zeros(*context.shape[:-1], self.topology.num_edges)
+        >>> Even(Topology.dag(3))(torch.randn(5))
+        tensor([[0., -inf],
+                [0., 0.]])
     """
 
     def __init__(self, topology: Topology) -> None:

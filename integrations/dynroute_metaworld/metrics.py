@@ -61,6 +61,13 @@ def read_metrics(path: str | Path) -> list[dict[str, float | None]]:
 
     A last line that was cut short, when a process was killed or is still writing, is left out; a damaged line elsewhere
     is an error that names it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w") as file:
+        ...     print('{"step": 20, "return": 1.5}', file=file, flush=True)
+        ...     read_metrics(file.name)
+        [{'step': 20, 'return': 1.5}]
     """
     return [json.loads(line) for line in _whole_lines(Path(path))]
 

@@ -60,6 +60,13 @@ class EvaluationResult:
             and sweep-into keep theirs, and draw where things lie.
         modules_used: The number of modules that the route reached, a mean over steps; None for policies without routes
             and those of which they are not known.
+
+    Example:
+        >>> import tempfile
+        >>> path = f"{tempfile.mkdtemp()}/result.json"
+        >>> evaluate("scripted", "reach", horizon=100, episodes=2).save(path)
+        >>> EvaluationResult.load(path).success_rates
+        array([1.])
     """
 
     benchmark: str

@@ -24,7 +24,15 @@ __all__ = ["LAYOUT", "Group", "Remote", "Shared", "Specification", "WorkerError"
 
 
 class WorkerError(RuntimeError):
-    """A process that holds environments has died, or an environment has raised an error."""
+    """A process that holds environments has died, or an environment has raised an error.
+
+    Example:
+        >>> env = make_envs("reach")
+        >>> env.set_state({**env.get_state(), "states": [{"task": "reach"}]})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        dynroute_metaworld.workers.WorkerError: task 'reach' failed in set_state after 0 steps of its episode: ...
+    """
 
 
 @dataclass(frozen=True)

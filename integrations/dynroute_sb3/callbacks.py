@@ -24,6 +24,14 @@ class CheckpointDirectory(BaseCallback):
         folder: Where they are written.
         keep: How many of them stay.
         verbose: Whether each is told.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> model = MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks()), learning_starts=8)
+        >>> model = model.learn(40, callback=CheckpointDirectory(20, folder))
+        >>> latest_checkpoint(folder).name
+        'step_40'
     """
 
     model: MultiTaskSAC

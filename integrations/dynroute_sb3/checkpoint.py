@@ -154,7 +154,13 @@ def load_checkpoint(
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint that CheckpointDirectory wrote to a folder; None without any."""
+    """The newest checkpoint that CheckpointDirectory wrote to a folder; None without any.
+
+    Example:
+        >>> import tempfile
+        >>> latest_checkpoint(tempfile.mkdtemp()) is None
+        True
+    """
     return next(reversed(checkpoints(Path(folder))), None)
 
 

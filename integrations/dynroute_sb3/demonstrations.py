@@ -39,6 +39,13 @@ class DemonstrationBuffer(RouteReplayBuffer):
     Attributes:
         shown: The demonstrations.
         wanted: What the demonstrator wanted to do there, without the noise of what it did. [tasks, demonstrations, 4]
+
+    Example:
+        >>> env = DummyVecEnv(point_tasks())
+        >>> spaces = env.observation_space, env.action_space
+        >>> buffer = DemonstrationBuffer(100, *spaces, n_envs=4, num_tasks=4, demonstrations=5)
+        >>> buffer.capacity, buffer.shown.capacity  # of each task
+        (25, 5)
     """
 
     def __init__(

@@ -31,6 +31,14 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
         network_kwargs: Keywords of the network.
         log_std_init: The initial logarithm of the standard deviation of the actions.
         kwargs: The other keywords of SB3's ActorCriticPolicy.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> sizes = {"num_tasks": 4, "network_kwargs": {"num_modules": 4, "width": 16}}
+        >>> env = DummyVecEnv(point_tasks())
+        >>> model = PPO(MultiTaskActorCriticPolicy, env, n_steps=16, policy_kwargs=sizes, device="cpu")
+        >>> model.learn(64).predict(env.reset(), deterministic=True)[0].shape
+        (4, 2)
     """
 
     def __init__(

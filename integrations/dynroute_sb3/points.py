@@ -24,6 +24,13 @@ class PointTask(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     Args:
         goal: Where the point should go.
         horizon: The number of steps of an episode.
+
+    Example:
+        >>> env = PointTask(goal=(0.7, 0.0))
+        >>> state, _ = env.reset(seed=0)
+        >>> state, reward, terminated, truncated, info = env.step(env.action_space.high)
+        >>> state.shape, truncated, info
+        ((4,), False, {'is_success': False})
     """
 
     def __init__(self, goal: tuple[float, float], horizon: int = 20) -> None:

@@ -69,6 +69,11 @@ class MultiTaskPolicy(SACPolicy):
         use_sde: Not supported.
         optimizer_class: The optimizer.
         optimizer_kwargs: Keywords of the optimizer; the fused form of Adam is used if None.
+
+    Example:
+        >>> model = MultiTaskSAC(MultiTaskPolicy, DummyVecEnv(point_tasks()), policy_kwargs={"network": "hard"})
+        >>> model.actor.net.describe()
+        'HardRouting: 566,580 parameters, 17 nodes, 52 routed edges, Hard()'
     """
 
     default_network: NetworkLike = "mt-sac"

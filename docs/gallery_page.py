@@ -1,0 +1,73 @@
+"""A directive that makes the gallery from the programs in examples/, as many as there are."""
+
+import ast
+import contextlib
+import importlib.util
+import io
+import re
+import tempfile
+from pathlib import Path
+
+import torch
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective as Directive
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+STEPS = 30
+"""How long a program trains for its picture: the page is built often."""
+
+
+def pictures(name: str) -> str:
+    """The SVG files that an example writes to its `folder`, side by side."""
+    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    program = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(program)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are small
+    silence = io.StringIO()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+                program.main(steps=STEPS, folder=folder)
+            drawn = [path.read_text() for path in sorted(Path(folder).glob("*.svg"))]
+    finally:
+        torch.set_num_threads(threads)
+    frame = '<div style="display: inline-block; margin: 1em; max-width: 100%; overflow-x: auto">{}</div>'
+    return "".join(map(frame.format, drawn))
+
+
+class Gallery(Directive):
+    """Shows each program: its name, the first sentence of its docstring, what it draws, and its text."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = []
+        for path in sorted(EXAMPLES.glob("*.py")):
+            self.env.note_dependency(str(path))
+            lines += self._section(path)
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+    def _section(self, path: Path) -> list[str]:
+        tree = ast.parse(path.read_text())
+        sentence = re.match(r".*?[.?!](?=\s|$)", ast.get_docstring(tree) or "", re.DOTALL)
+        assert sentence is not None, f"the docstring of {path} must begin with a sentence"
+        title = path.stem.replace("_", " ").capitalize()
+        lines = [title, "-" * len(title), "", sentence[0], ""]
+        if self.env.app.builder.format == "html" and _draws(tree):
+            lines += [f".. picture:: What it draws after {STEPS} steps of training.", ""]
+            lines += ["   from gallery_page import pictures", "", f"   picture = pictures({path.stem!r})", ""]
+        return [*lines, f".. literalinclude:: ../examples/{path.name}", ""]
+
+
+def _draws(tree: ast.Module) -> bool:
+    """Whether a program writes to a folder that its `main` is told."""
+    mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    return any(argument.arg == "folder" for main in mains for argument in main.args.args)
+
+
+def setup(app: Sphinx) -> None:
+    """Registers the directive with Sphinx."""
+    app.add_directive("gallery", Gallery)
