@@ -86,36 +86,32 @@ class SweepTasks(Sweep):
         return f"{row['success'][task]:.2f}" + (f" / {used[task]:.1f}" if used else "")
 
 
-class SweepGain(Directive):
-    """Shows how the success of each task changed from one sweep to another, of the same networks and seeds."""
+class Gain(Directive):
+    """Shows what `benchmarks.gain` stored: how the success of each task changed; the argument is the file's stem."""
 
-    required_arguments = 2
+    required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        before, after = (self._read(stem) for stem in self.arguments)
-        pairs = [(name, run, after[name]) for name, run in before.items() if name in after]
-        methods = list(dict.fromkeys(run["method"] for _, run, _ in pairs))
-        lines = [["task", *(f"{method}: {what}" for method in methods for what in ("mean", "of each seed"))]]
-        for task in [*pairs[0][1]["success"], "mean"]:
-            cells = [task]
-            for method in methods:
-                rates = [(_rate(old, task), _rate(new, task)) for _, old, new in pairs if old["method"] == method]
-                mean = [sum(column) / len(rates) for column in zip(*rates, strict=True)]
-                cells += [f"{mean[0]:.2f} → {mean[1]:.2f}", ", ".join(f"{new - old:+.2f}" for old, new in rates)]
-            lines.append(cells)
-        return self.parse_text_to_nodes("\n".join(table(lines)))
-
-    def _read(self, stem: str) -> dict[str, dict[str, Any]]:
-        path = RESULTS / f"{stem}.json"
+        path = RESULTS / f"{self.arguments[0]}.json"
         self.env.note_dependency(str(path))
-        runs = json.loads(path.read_text())["runs"]
-        return {name: run for name, run in runs.items() if run["success"] is not None}
+        header = ["network", "task", "episodes", "before", "after", "of each seed", "lost", "gained", "p"]
+        rows = map(self._row, json.loads(path.read_text())["rows"])
+        return self.parse_text_to_nodes("\n".join(table([header, *rows])))
 
-
-def _rate(run: Mapping[str, Any], task: str) -> float:
-    """The success of a run in a task, or its mean."""
-    success = run["success"]
-    return float(sum(success.values()) / len(success) if task == "mean" else success[task])
+    @staticmethod
+    def _row(row: Mapping[str, Any]) -> list[str]:
+        before, after = row["before"], row["after"]
+        return [
+            row["method"],
+            row["task"],
+            str(row["episodes"]),
+            f"{sum(before) / len(before):.3f}",
+            f"{sum(after) / len(after):.3f}",
+            ", ".join(f"{new - old:+.2f}" for old, new in zip(before, after, strict=True)),
+            str(row["lost"]),
+            str(row["gained"]),
+            f"{row['p']:.3f}",
+        ]
 
 
 def span(interval: Sequence[float] | None) -> str:
@@ -145,4 +141,4 @@ def setup(app: Sphinx) -> None:
     """Registers the above with Sphinx, which calls this function."""
     app.add_directive("sweep", Sweep)
     app.add_directive("sweep-tasks", SweepTasks)
-    app.add_directive("sweep-gain", SweepGain)
+    app.add_directive("gain", Gain)
