@@ -11,6 +11,8 @@ from sphinx.util.docutils import SphinxDirective as Directive
 
 RESULTS = Path(__file__).parent / "results"
 
+PAGE = Path(__file__).parent.parent / "benchmarks" / "results" / "page.json"
+
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table, the first row as its header."""
@@ -114,6 +116,22 @@ class Gain(Directive):
         ]
 
 
+class PageSpeed(Directive):
+    """Tells the stored results of `benchmarks.page`: how long a page about many points takes."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_dependency(str(PAGE))
+        stored = json.loads(PAGE.read_text())
+        report, opened = stored["report"], stored["milliseconds"]
+        text = f"""
+A run with {stored["points"]:,} logged points makes a page of {report["page MB"]:.1f} MB in {report["seconds"]:.0f}
+seconds and {report["peak MB"]:,.0f} MB of memory, the policy at work included, and it opens in {opened["load"]["median"]:.0f}
+milliseconds, at most {max(opened["load"]["all"]):.0f} in {len(opened["load"]["all"])} times ({stored["browser"]},
+{stored["cores"]} cores; ``python -m benchmarks.page``).
+"""
+        return self.parse_text_to_nodes(" ".join(text.split()))
+
+
 def span(interval: Sequence[float] | None) -> str:
     """An interval, which one seed does not have."""
     return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "one seed"
@@ -142,3 +160,4 @@ def setup(app: Sphinx) -> None:
     app.add_directive("sweep", Sweep)
     app.add_directive("sweep-tasks", SweepTasks)
     app.add_directive("gain", Gain)
+    app.add_directive("page-speed", PageSpeed)
