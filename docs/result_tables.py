@@ -125,8 +125,8 @@ class PageSpeed(Directive):
         report, opened = stored["report"], stored["milliseconds"]
         text = f"""
 A run with {stored["points"]:,} logged points makes a page of {report["page MB"]:.1f} MB in {report["seconds"]:.0f}
-seconds and {report["peak MB"]:,.0f} MB of memory, the policy at work included, and it opens in {opened["load"]["median"]:.0f}
-milliseconds, at most {max(opened["load"]["all"]):.0f} in {len(opened["load"]["all"])} times ({stored["browser"]},
+seconds and {report["peak MB"]:,.0f} MB of memory, the policy at work included, and it opens in
+{opened["load"]["median"]:.0f} milliseconds, at most {max(opened["load"]["all"]):.0f} in {len(opened["load"]["all"])} times ({stored["browser"]},
 {stored["cores"]} cores; ``python -m benchmarks.page``).
 """
         return self.parse_text_to_nodes(" ".join(text.split()))
