@@ -470,6 +470,7 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {Path(name).name for name in names} <= {*OF_ALL, *OF_A_RUN}  # what another analysis may remove
     assert {"curves.csv", "curves_by_method.csv", "success.csv", "summary.json", "notes.txt", "curves.png"} < names
+    assert {"success.png", "modules_by_method.png"} < names
     assert {f"d2r-1/{name}" for name in ("routes.npz", "routes.svg", "moments.svg", "similarity.png")} < names
     assert {f"d2r-1/{name}.png" for name in ("learning", "balance", "modules", "sparsity")} < names
     assert {"mt-sac/routes.npz", "mt-sac/learning.png"} < names

@@ -27,7 +27,10 @@ __all__ = ["Analysis", "analyze", "look", "own_place", "watch_run"]
 OFTEN = 10.0
 """Seconds from one sentence to the next that tells how far a policy has come."""
 
-OF_ALL = ("curves.csv", "curves_by_method.csv", "success.csv", "notes.txt", "curves.png", "success.png", "summary.json")
+OF_ALL = (
+    *("curves.csv", "curves_by_method.csv", "success.csv", "notes.txt"),
+    *("curves.png", "success.png", "modules_by_method.png", "summary.json"),
+)
 OF_A_RUN = (
     *("routes.npz", "routes.svg", "moments.svg", "paths.csv", "learning.png", "balance.png", "modules.png"),
     *("similarity.png", "sparsity.png", "paths.png"),
@@ -278,8 +281,10 @@ def write_tables(analysis: Analysis, folder: Path) -> None:
     )
     rows = [{"method": group.name, **row} for group in analysis.groups for row in group.task_rows()]
     names = ["method", "task", "episodes", "success", "low", "high", "return", "first_success", "modules_used"]
+    names += ["modules_low", "modules_high"]
     for row in rows:
         row["low"], row["high"] = row.pop("interval") or (None, None)
+        row["modules_low"], row["modules_high"] = row.pop("modules_interval") or (None, None)
     _csv(folder / "success.csv", names, ([row[name] for name in names] for row in rows))
     runs, methods = [one.name for one in analysis.runs], [group.row() for group in analysis.groups]
     summary = {"runs": runs, "methods": methods, "notes": analysis.notes}

@@ -79,17 +79,22 @@ class Group:
         return np.array(rates).reshape(len(rates), len(self.tasks))
 
     @property
-    def modules_used(self) -> NDArray[np.float64] | None:
-        """The mean number of modules that evaluations used for each task; None where it is not known."""
+    def modules_of_runs(self) -> NDArray[np.float64]:
+        """The mean number of modules that evaluations used, with shape ``[runs, tasks]``, of the runs that know it."""
         used = [one.result.modules_used for one in self.runs if one.result is not None]
         known = [part.mean(axis=1) for part in used if part is not None]
-        return np.mean(known, axis=0) if known else None
+        return np.array(known).reshape(len(known), len(self.tasks))
+
+    @property
+    def modules_used(self) -> NDArray[np.float64] | None:
+        """Their mean over runs; None where it is not known."""
+        used = self.modules_of_runs
+        return used.mean(axis=0) if len(used) else None
 
     def row(self) -> dict[str, Any]:
         """The figures of the group as plain data; None where nothing is known, and for intervals of one seed."""
         scores, used = self.scores, self.modules_used
         minutes = [one.minutes for one in self.runs if one.minutes is not None]
-        several = len(scores) > 1
         return {
             "method": self.name,
             "benchmark": self.runs[0].run.configuration.benchmark,
@@ -98,7 +103,7 @@ class Group:
             "evaluated": len(scores),
             "mean": float(scores.mean()) if len(scores) else None,
             "iqm": iqm(scores) if len(scores) else None,
-            "iqm_interval": list(bootstrap_interval(scores)) if several else None,
+            "iqm_interval": list(bootstrap_interval(scores)) if len(scores) > 1 else None,
             "modules_used": None if used is None else float(used.mean()),
             "minutes": float(np.mean(minutes)) if minutes else None,
         }
@@ -108,14 +113,11 @@ class Group:
         results = [one.result for one in self.runs if one.result is not None]
         if not results:
             return []
-        scores, used, rows = self.scores, self.modules_used, []
-        ends = np.array(results[0].intervals())
+        scores, modules, rows = self.scores, self.modules_of_runs, []
         for i, task in enumerate(self.tasks):
-            interval: list[float] | None = ends[:, i].tolist()
-            if len(results) > 1:
-                interval = list(bootstrap_interval(scores[:, [i]], np.mean))
-            elif results[0].goals == "fixed":
-                interval = None  # all episodes with a fixed goal are one and the same
+            interval = _over_seeds(scores[:, i])
+            if interval is None and results[0].goals != "fixed":  # where all episodes are one and the same
+                interval = np.array(results[0].intervals())[:, i].tolist()
             first = np.concatenate([result.first_success[i] for result in results])
             rows.append(
                 {
@@ -125,7 +127,8 @@ class Group:
                     "interval": interval,
                     "return": float(np.mean([result.returns[i].mean() for result in results])),
                     "first_success": float(first[first > 0].mean()) if (first > 0).any() else None,
-                    "modules_used": None if used is None else float(used[i]),
+                    "modules_used": float(modules[:, i].mean()) if len(modules) else None,
+                    "modules_interval": _over_seeds(modules[:, i]),
                 }
             )
         return rows
@@ -155,6 +158,11 @@ class Group:
         if len(self.runs) > 1:
             limits = np.array([bootstrap_interval(table[..., k], resamples=RESAMPLES) for k in whole]).T
         return Band(steps[..., whole].mean(axis=(0, 1)), center, *limits)
+
+
+def _over_seeds(values: NDArray[np.float64]) -> list[float] | None:
+    """The interval of a mean over seeds; one seed has none."""
+    return list(bootstrap_interval(values[:, None], np.mean)) if len(values) > 1 else None
 
 
 def _means(curve: Any, edges: NDArray[np.float64], of: int = 1) -> NDArray[np.float64]:

@@ -42,13 +42,18 @@ def write_run(folder: Path, one: Evidence, routes: Routes | None, points: NDArra
 
 
 def write_groups(folder: Path, groups: Sequence[Group]) -> list[Path]:
-    """Writes the figures that compare methods: curves and success of each task.
+    """Writes the figures that compare methods: curves, and the success and the modules used of each task.
 
     Args:
         folder: Where they are written.
         groups: The runs, those that differ in their seeds alone taken together.
     """
-    return _save(folder, {"curves": _bands(groups), "success": _success(groups)})
+    figures = {
+        "curves": _bands(groups),
+        "success": _by_task(groups, "success", "interval", "success of each task"),
+        "modules_by_method": _by_task(groups, "modules_used", "modules_interval", "nodes used by each task"),
+    }
+    return _save(folder, figures)
 
 
 def _save(folder: Path, figures: dict[str, Figure | None]) -> list[Path]:
@@ -185,7 +190,7 @@ def _bands(groups: Sequence[Group]) -> Figure | None:
     """A panel for each metric, a line for each method, with its interval over seeds."""
     bands = {
         metric: [(number, band) for number, group in enumerate(groups) if (band := group.band(metric)) is not None]
-        for metric in ("evaluation", "success", "evaluation_return", "return")
+        for metric in BY_TASK
     }
     found = {metric: lines for metric, lines in bands.items() if lines}
     if not found:
@@ -202,25 +207,28 @@ def _bands(groups: Sequence[Group]) -> Figure | None:
     return figure
 
 
-def _success(groups: Sequence[Group]) -> Figure | None:
-    """Bars for the success of each task, side by side for methods."""
-    rows = [(number, group.task_rows()) for number, group in enumerate(groups)]
-    known = [(number, mine) for number, mine in rows if mine]
+def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> Figure | None:
+    """Bars for a figure of each task, side by side for methods, the hardest task first."""
+    rows = [[row for row in group.task_rows() if row[value] is not None] for group in groups]
+    known = [(number, mine) for number, mine in enumerate(rows) if mine]
     if not known:
         return None
-    tasks = list(dict.fromkeys(row["task"] for _, mine in known for row in mine))
+    success: dict[str, list[float]] = {}
+    for _, mine in known:
+        for row in mine:
+            success.setdefault(row["task"], []).append(row["success"])
+    tasks = sorted(success, key=lambda task: float(np.mean(success[task])))
     figure = Figure(figsize=(max(9, 0.3 * len(tasks) * len(known)), 4), layout="constrained")
     axis: Any = figure.subplots()
     width = 0.8 / len(known)
     for place, (number, mine) in enumerate(known):
         x = np.array([tasks.index(row["task"]) for row in mine]) + (place - (len(known) - 1) / 2) * width
-        y = np.array([row["success"] for row in mine])
-        ends = np.array([row["interval"] or (row["success"], row["success"]) for row in mine])
+        y = np.array([row[value] for row in mine])
+        ends = np.array([row[interval] or (row[value], row[value]) for row in mine])
         errors = np.abs(ends - y[:, None]).T
         label = f"{groups[number].name}, {len(groups[number].scores)} seeds"
         axis.bar(x, y, width, yerr=errors, color=f"C{number % 10}", label=label, capsize=2, error_kw={"linewidth": 0.8})
     axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize="small")
-    axis.set_ylim(0, 1.02)
-    axis.set_title("success of each task, with 95 % intervals", loc="left")
+    axis.set_title(f"{title}, with 95 % intervals; the hardest task first", loc="left")
     axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
