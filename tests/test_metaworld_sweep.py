@@ -172,7 +172,7 @@ def test_ctrl_c_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) -> None:
     process = start(*command, "--steps", str(steps + 10))
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 1
-    assert f"[1/2] failed {run.name.replace('sampled', 'replayed')}: `actor_paths` must be" in printed
+    assert f"[1/2] failed {run.name.replace('sampled', 'replayed')}: `actor_paths` and `critic_paths` can be" in printed
     assert f"finished {run.name} with" in printed
     assert "0 of 1" in printed
     assert (run / "checkpoints" / f"step_{steps + 10}").exists()
