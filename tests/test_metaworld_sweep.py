@@ -231,7 +231,7 @@ def test_a_run_that_always_dies(member: Cluster, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("dynroute_metaworld.cluster._work", die)
     run, lines = Run(tmp_path / "run", Configuration(benchmark="reach")), list[str]()
-    failures = run_all({"run": run}, "token", {"num_cpus": 1}, lines.append, print)
+    failures = run_all({"run": run}, "token", {"num_cpus": 1}, lines.append)
     assert "its process died 4 times at the same place" in failures["run"]
     assert [line.split()[1] for line in lines if " retried " in line] == ["retried"] * 3
     assert lines[-1].startswith("[1/1] failed run: its process died 4 times")
