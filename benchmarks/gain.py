@@ -26,8 +26,10 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
         same = np.abs(old.goal_positions[:, :shared] - new.goal_positions[:, :shared]).max() < 1e-6
         assert (old.tasks, old.horizon, old.seed) == (new.tasks, new.horizon, new.seed), name
         assert same, f"{name} was tested with other goals"
-        method, seed = Run.open(after / name).configuration.method, Run.open(after / name).configuration.seed
-        solved[method].append((seed, old.tasks, old.success[:, :shared], new.success[:, :shared]))
+        configuration = Run.open(after / name).configuration
+        solved[configuration.method].append(
+            (configuration.seed, old.tasks, old.success[:, :shared], new.success[:, :shared])
+        )
     rows = [row for method, runs in solved.items() for row in _rows(method, sorted(runs, key=lambda run: run[0]))]
     return {"format": "dynroute gain 1", "rows": rows}
 

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -36,6 +37,11 @@ def pictures(name: str) -> str:
             drawn = [path.read_text() for path in sorted(Path(folder).glob("*.svg"))]
     finally:
         torch.set_num_threads(threads)
+    return side_by_side(drawn)
+
+
+def side_by_side(drawn: Iterable[str]) -> str:
+    """SVG pictures in a row, or below each other where there is no room."""
     frame = '<div style="display: inline-block; margin: 1em; max-width: 100%; overflow-x: auto">{}</div>'
     return "".join(map(frame.format, drawn))
 

@@ -155,14 +155,20 @@ class Run:
         if not (self.folder / "sessions.jsonl").exists():
             (self.folder / "config.json").unlink(missing_ok=True)
 
+    def read_sessions(self) -> tuple[list[dict[str, Any]], list[int]]:
+        """What was noted each time the run was started, and the numbers of lines that are damaged and left out."""
+        path, sessions, damaged = self.folder / "sessions.jsonl", [], []
+        for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+            try:
+                sessions.append(dict(json.loads(line)))
+            except (ValueError, TypeError):
+                damaged.append(number)
+        return sessions, damaged
+
     @property
     def sessions(self) -> list[dict[str, Any]]:
-        """What was noted each time the run was started; lines that are damaged are left out."""
-        path, sessions = self.folder / "sessions.jsonl", []
-        for line in path.read_bytes().splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError, TypeError):
-                sessions.append(dict(json.loads(line)))
-        return sessions
+        """What was noted each time the run was started, as far as it is whole."""
+        return self.read_sessions()[0]
 
     @property
     def minutes(self) -> float | None:

@@ -116,7 +116,7 @@ class Group:
         scores, modules, rows = self.scores, self.modules_of_runs, []
         for i, task in enumerate(self.tasks):
             interval = _over_seeds(scores[:, i])
-            if interval is None and results[0].goals != "fixed":  # where all episodes are one and the same
+            if interval is None and results[0].goals != "fixed":  # all episodes with a fixed goal are the same
                 interval = np.array(results[0].intervals())[:, i].tolist()
             first = np.concatenate([result.first_success[i] for result in results])
             rows.append(

@@ -1,6 +1,5 @@
 """What the files of a run tell, and in plain sentences what they do not."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,12 +191,8 @@ def _newest(run: Run, evaluations: dict[int, EvaluationResult], notes: list[str]
 
 
 def _sessions(run: Run, notes: list[str]) -> tuple[dict[str, Any], ...]:
-    path, sessions = run.folder / "sessions.jsonl", []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
-        try:
-            sessions.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            notes.append(f"{path.name} is damaged in line {number}, which is left out.")
+    sessions, damaged = run.read_sessions()
+    notes += [f"sessions.jsonl is damaged in line {number}, which is left out." for number in damaged]
     if not sessions:
-        notes.append(f"There is no {path.name}: it is not known where the run was trained.")
+        notes.append("There is no sessions.jsonl: it is not known where the run was trained.")
     return tuple(sessions)

@@ -229,6 +229,7 @@ def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> 
         label = f"{groups[number].name}, {len(groups[number].scores)} seeds"
         axis.bar(x, y, width, yerr=errors, color=f"C{number % 10}", label=label, capsize=2, error_kw={"linewidth": 0.8})
     axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize="small")
+    axis.set_ylim(0, 1.02 if value == "success" else None)
     axis.set_title(f"{title}, with 95 % intervals; the hardest task first", loc="left")
     axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
