@@ -22,15 +22,19 @@ from dynroute_metaworld import Configuration, EvaluationResult, Run, iqm, load_m
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.intervals import bootstrap_interval
 from dynroute_metaworld.views import analysis as analyses
+from dynroute_metaworld.views import export
 from dynroute_metaworld.views import scene as scenes
-from dynroute_metaworld.views.analysis import OF_A_RUN, OF_ALL, analyze, look
+from dynroute_metaworld.views.analysis import look
 from dynroute_metaworld.views.comparison import group_runs, origin
 from dynroute_metaworld.views.curves import draw_curves
 from dynroute_metaworld.views.evidence import gather, gather_all
+from dynroute_metaworld.views.export import OF_A_RUN, OF_ALL, analyze
 from dynroute_metaworld.views.film import GRAPH, LINE, _beside, render
+from dynroute_metaworld.views.group_figures import write_groups
 from dynroute_metaworld.views.raster import rasterize
 from dynroute_metaworld.views.scene import OpenGLError, find_opengl
 from dynroute_metaworld.views.series import read_curves, thin
+from dynroute_metaworld.views.sharing import Sharing
 from dynroute_metaworld.views.watching import THRESHOLD, Routes, embed, watch
 
 SMALL: dict[str, Any] = {
@@ -457,6 +461,83 @@ def test_what_cannot_be_asked_of_routes(runs: dict[str, Path]) -> None:
         look([runs["mt-sac"]], episodes=0)
 
 
+def with_routes(routes: Routes, paths: torch.Tensor) -> Routes:
+    """The same with other paths, whose weights are spread evenly."""
+    assert routes.route is not None
+    weights = paths.float() / paths.sum(dim=-1, keepdim=True).clamp(min=1)
+    return Routes(**{**vars(routes), "route": routes.route._replace(path=paths, weights=weights)})
+
+
+def test_what_seeds_agree_on(runs: dict[str, Path], routes: Routes) -> None:
+    assert routes.route is not None
+    assert routes.topology is not None
+    allowed = routes.topology.allowed
+    (group,), _ = group_runs(gather_all([runs["d2r-1"], runs["d2r-2"]]))
+    everything = with_routes(routes, allowed.expand_as(routes.route.path))
+    first = allowed & (allowed.cumsum(dim=-1) == 1)  # each node reads its first source alone
+    apart = torch.where((routes.task == 0)[:, None, None], first, allowed)  # the tasks differ
+    sharing = Sharing.of(group, {"d2r-1": everything, "d2r-2": with_routes(routes, apart), "other": routes})
+    assert sharing is not None
+    assert list(sharing.routes) == ["d2r-1", "d2r-2"]
+    assert sharing.similarity.shape == (2, 2, 2)
+    alike, unlike = sharing.similarity[:, 0, 1]
+    assert alike == pytest.approx(1)
+    assert 0 < unlike < 1
+    rows = sharing.similarity_rows()
+    assert [(row["task"], row["other"]) for row in rows] == [
+        ("", ""),
+        ("drawer-close", ""),
+        ("reach", ""),
+        ("drawer-close", "reach"),
+    ]
+    for row in rows:  # of two seeds and one pair of tasks, in the middle of both
+        assert row["iqm"] == pytest.approx((alike + unlike) / 2)
+        assert unlike - 1e-9 <= row["low"] < row["high"] <= alike + 1e-9
+    counts = [len(routes.topology.parents[node]) for node in routes.topology.destinations]
+    share = float((routes.task == 0).double().mean())
+    assert sharing.sources == pytest.approx(np.array([counts, [share + (1 - share) * count for count in counts]]))
+    assert [(row["node"], row["may_read"]) for row in sharing.sparsity_rows()] == [
+        (node, count) for node, count in zip(routes.topology.destinations, counts, strict=True)
+    ]
+    nothing = share * (1 - len(counts) / sum(counts))
+    assert sharing.unread == pytest.approx(np.array([[0], [nothing]]))
+    row = sharing.row()
+    assert row["seeds_with_routes"] == 2
+    assert row["edges_unread"] == pytest.approx(nothing / 2)
+    assert row["similarity"] == pytest.approx((alike + unlike) / 2)
+    assert row["similarity_interval"] == [rows[0]["low"], rows[0]["high"]]
+
+    alone = Sharing.of(group, {"d2r-2": everything})
+    assert alone is not None
+    assert alone.row()["similarity_interval"] is None
+    assert alone.similarity_rows()[0] == {"task": "", "other": "", "iqm": pytest.approx(1), "low": None, "high": None}
+    assert Sharing.of(group, {"other": routes}) is None
+
+
+def test_what_seeds_share_is_drawn(runs: dict[str, Path], routes: Routes, tmp_path: Path) -> None:
+    (group,), _ = group_runs(gather_all([runs["d2r-1"], runs["d2r-2"]]))
+    sharing = Sharing.of(group, {"d2r-1": routes, "d2r-2": routes})
+    assert sharing is not None
+    points = np.array([[0.0, 1.0, 2.0, 5.0], [1.0, 0.0, 1.0, 3.0]])
+    written = write_groups(tmp_path, [group], [sharing], {"d2r-2": points})  # the other seed has no places
+    names = {path.name for path in written}
+    assert {"similarity_by_method.png", "sparsity_by_method.png", "paths_by_method.png"} < names
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
+    names -= {path.name for path in write_groups(tmp_path, [group], [], {})}
+    assert names == {"similarity_by_method.png", "sparsity_by_method.png", "paths_by_method.png"}
+
+
+def test_one_task_is_like_no_other(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Configuration(**{**SMALL, "benchmark": "reach"}).resolve())
+    assert train(run) is not None
+    folder = analyze([run.folder], episodes=1, device="cpu", tell=lambda _: None)
+    assert not (folder / "similarity_by_method.csv").exists()
+    assert [row["node"] for row in rows(folder / "sparsity_by_method.csv")] == ["1", "2", "3", "4"]
+    (method,) = json.loads((folder / "summary.json").read_text())["methods"]
+    assert method["similarity"] is None
+    assert 0 <= method["edges_unread"] <= 1
+
+
 # Files
 
 
@@ -470,7 +551,7 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {Path(name).name for name in names} <= {*OF_ALL, *OF_A_RUN}  # what another analysis may remove
     assert {"curves.csv", "curves_by_method.csv", "success.csv", "summary.json", "notes.txt", "curves.png"} < names
-    assert {"success.png", "modules_by_method.png"} < names
+    assert {"success.png", "modules_by_method.png", "similarity_by_method.png", "sparsity_by_method.png"} < names
     assert {f"d2r-1/{name}" for name in ("routes.npz", "routes.svg", "moments.svg", "similarity.png")} < names
     assert {f"d2r-1/{name}.png" for name in ("learning", "balance", "modules", "sparsity")} < names
     assert {"mt-sac/routes.npz", "mt-sac/learning.png"} < names
@@ -485,6 +566,13 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     assert {row["method"] for row in rows(folder / "curves_by_method.csv")} == {"d2r", "mt-sac"}
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["method"] for row in summary["methods"]] == ["d2r", "mt-sac"]
+    shared = [row for row in rows(folder / "similarity_by_method.csv") if row["other"]]
+    assert [(row["method"], row["task"], row["other"]) for row in shared] == [("d2r", "drawer-close", "reach")]
+    stored = np.load(folder / "d2r-1" / "routes.npz")["similarity"]
+    assert float(shared[0]["iqm"]) == pytest.approx(float(stored[0, 1]))
+    assert (shared[0]["low"], shared[0]["high"]) == ("", "")  # one seed has no interval
+    assert "similarity" in summary["methods"][0]
+    assert "similarity" not in summary["methods"][1]  # it has no routes
     for picture in ("routes.svg", "moments.svg"):
         ElementTree.parse(folder / "d2r-1" / picture)
 
@@ -493,9 +581,9 @@ def test_an_analysis_without_what_draws(
     runs: dict[str, Path], tmp_path: Path, blind: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(runs["d2r-1"], tmp_path / "run")
-    for name in ("dynroute_metaworld.views.figures", "matplotlib.figure", "sklearn.manifold"):
+    without_figures(monkeypatch)
+    for name in ("matplotlib.figure", "sklearn.manifold"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delattr("dynroute_metaworld.views.figures", raising=False)
     said: list[str] = []
     assert analyze([folder], episodes=1, device="cpu", tell=said.append) == folder / "analysis"
     told = (folder / "analysis" / "notes.txt").read_text()
@@ -561,7 +649,7 @@ def test_nothing_of_an_analysis_of_before_stays(
 def test_where_an_analysis_cannot_be_is_said_at_once(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(analyses, "look", None)  # nothing is done before
+    monkeypatch.setattr(export, "look", None)  # nothing is done before
     file = tmp_path / "file"
     file.touch()
     for path in (file, file / "inside"):

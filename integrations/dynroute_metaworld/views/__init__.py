@@ -1,6 +1,6 @@
 """What there is to look at: data, figures and pages of runs, and films of their policies."""
 
-from .analysis import analyze
+from .export import analyze
 from .film import render
 from .page import report
 

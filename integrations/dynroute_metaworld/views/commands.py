@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .analysis import analyze
+from .export import analyze
 from .film import render
 from .page import report
 
