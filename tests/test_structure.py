@@ -1,6 +1,7 @@
 """The structure of the code: imports point down, files are small, names are exported once."""
 
 import ast
+import builtins
 import importlib
 import inspect
 import pkgutil
@@ -215,3 +216,40 @@ def test_every_public_function_and_class_is_shown_in_an_example(package: ModuleT
         assert name in pages.union(*(shown(text) for text in own if text)), (
             f"{package.__name__}.{name} must be in a doctest of its docstring or of a page in docs"
         )
+
+
+def unknown_names(page: str) -> set[str]:
+    """Names that the examples of a page use and neither import nor define, which a reader who types them lacks."""
+    lines = [line[4:] for line in page.splitlines() if re.match(r"(>>>|\.\.\.)( |$)", line)]
+    nodes = list(ast.walk(ast.parse("\n".join(lines))))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    known = {node.id for node in names if not isinstance(node.ctx, ast.Load)} | set(dir(builtins))
+    for node in nodes:
+        match node:
+            case ast.Import(names=several) | ast.ImportFrom(names=several):
+                known |= {(one.asname or one.name).partition(".")[0] for one in several}
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                known.add(name)
+            case ast.arg(arg=name):
+                known.add(name)
+    return {node.id for node in names} - known
+
+
+def test_unknown_names_are_found() -> None:
+    page = """
+>>> import a.b
+>>> from c import d as e
+>>> def f(x, *y):
+...     z = x
+...
+...     return [g for g in y] + z
+>>> a, e, f(h), print(z), d
+"""
+    assert unknown_names(page) == {"h", "d"}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.rst"))], ids=lambda page: page.name
+)
+def test_the_examples_of_a_page_import_what_they_use(page: Path) -> None:
+    assert not unknown_names(page.read_text()), f"{page.name} uses names in examples that it does not import"
