@@ -1,6 +1,7 @@
 """What is asked of arguments that several functions take, each rule and its sentence once."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from .checks import refuse_where
 
 __all__ = [
+    "check_choice",
     "check_count",
     "check_logits",
     "check_mask",
@@ -16,6 +18,14 @@ __all__ = [
     "expand_allowed",
     "temperature_like",
 ]
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raises an error unless a value is one of some words, which names the one that was likely meant."""
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
 
 
 def check_count(name: str, count: int, *, at_least: int) -> None:

@@ -27,7 +27,7 @@ def draw(topology: Topology, route: Route | Tensor, *, used: Tensor | None = Non
         route: The route of one sample, or weights with shape ``[T, S]`` such as a mean over samples.
         used: How often each node runs, with shape ``[num_nodes]`` and values from 0 to 1: the rarer, the paler. By
             default every node that the route can reach backwards from the output counts as used always.
-        title: Names the picture for those who hear it and those who hover over it.
+        title: Stands above the picture, and names it for those who hear it.
 
     Returns:
         The text of the SVG picture.
@@ -58,7 +58,7 @@ def draw_grid(
         weights: The weights of each picture, with shape ``[N, T, S]``.
         used: How often each node runs, with shape ``[N, num_nodes]``, as in :func:`draw`.
         titles: The name of each picture.
-        title: The name of the whole.
+        title: Stands above all of them.
         columns: How many pictures stand side by side.
 
     Returns:
@@ -84,11 +84,12 @@ def draw_grid(
         )
     pictures = [_picture(topology, w, None if used is None else used[i], titles[i]) for i, w in enumerate(weights)]
     width, height = max(picture[2] for picture in pictures), pictures[0][3]  # of one graph and of one height
-    columns, lines = min(columns, len(pictures)), []
+    columns, lines = min(columns, len(pictures)), [_heading(title)]
     for i, (name, picture, _, _) in enumerate(pictures):
-        place = f"{i % columns * width:.0f} {i // columns * height:.0f}"
+        place = f"{i % columns * width:.0f} {_MARGIN + i // columns * height:.0f}"
         lines += [f'<g role="img" transform="translate({place})">', f"<title>{escape(name)}</title>", *picture, "</g>"]
-    return _svg(title, lines, columns * width, -(-len(pictures) // columns) * height, role="group")
+    whole = _MARGIN + -(-len(pictures) // columns) * height
+    return _svg(title, lines, max(columns * width, _room(title)), whole, role="group")
 
 
 def _picture(
@@ -116,7 +117,7 @@ def _picture(
     every = [(j, node) for node in topology.destinations for j in topology.parents[node]]
     above = max(_bend(column, edge) for edge in every) / 2
     name = title or f"Route through {sum(share > 0 for share in shares)} of {topology.num_nodes} nodes"
-    width = max(2 * _MARGIN + max(x for x, _ in places), 2 * (_MARGIN - _RADIUS) + _LETTER * len(name))
+    width = max(2 * _MARGIN + max(x for x, _ in places), _room(name))
     height = 2 * _MARGIN + _LINE + above + max(y for _, y in places)
 
     # The edges not chosen lie below the others, and the heaviest on top.
@@ -139,12 +140,21 @@ def _picture(
         )
 
     inside = [
-        f'<text x="{_MARGIN - _RADIUS}" y="{_MARGIN * 0.75}" fill="#3d444d">{escape(name)}</text>',
+        _heading(name),
         f'<g transform="translate({_MARGIN} {_MARGIN + _LINE + above:.1f})">',
         *lines,
         "</g>",
     ]
     return name, inside, width, height
+
+
+def _heading(name: str) -> str:
+    return f'<text x="{_MARGIN - _RADIUS}" y="{_MARGIN * 0.75}" fill="#3d444d">{escape(name)}</text>'
+
+
+def _room(name: str) -> float:
+    """The width that a heading needs."""
+    return 2 * (_MARGIN - _RADIUS) + _LETTER * len(name)
 
 
 def _check_used(used: Tensor, topology: Topology) -> None:

@@ -208,6 +208,11 @@ def similarity(figures: Tensor) -> Tensor:
         tensor([[1.0000, 0.5000],
                 [0.5000, 1.0000]])
     """
+    if not isinstance(figures, Tensor):
+        raise TypeError(
+            f"`figures` must be a tensor, a row for each task, got {type(figures).__name__}; for routes it is "
+            "summarize(...).edges."
+        )
     if figures.dim() < 2:
         raise ValueError(f"`figures` must have shape (N, ...), a row for each task, got {tuple(figures.shape)}.")
     refuse_where(

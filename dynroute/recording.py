@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_task
-from .checks import under_transform
+from .checks import refuse_where, under_transform
 from .drawing import draw, draw_grid
 from .inspect import Summary, summarize
 from .levels import RoutedGraph
@@ -78,7 +78,7 @@ class Record:
         """Draws the mean route of each task, or of all samples if they are not labelled, as one SVG picture.
 
         Args:
-            title: The name of the picture.
+            title: Stands above the picture.
             columns: How many tasks stand side by side.
         """
         summary = self.summary()
@@ -139,6 +139,14 @@ class Recording(Mapping[str, Record]):
             names: What the tasks are called, by id.
         """
         check_task(task)
+        if names is not None:
+            refuse_where(
+                task,
+                lambda task: task >= len(names),
+                lambda index: (
+                    f"`names` must name every task by its id, got {len(names)} names and the id {task[index].item()}."
+                ),
+            )
         self._labels += (task.detach(),)
         self._task_names = self._task_names if names is None else tuple(map(str, names))
 

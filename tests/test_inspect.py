@@ -167,6 +167,8 @@ def test_similarity_refuses_what_is_no_figure() -> None:
         inspect.similarity(torch.ones(3))
     with pytest.raises(ValueError, match=r"`figures` must not be negative, got -2 at \(0, 1\); are these logits"):
         inspect.similarity(torch.tensor([[1.0, -2.0]]))
+    with pytest.raises(TypeError, match=r"`figures` must be a tensor, a row for each task, got Route; for"):
+        inspect.similarity(random_route(Topology.dag(3), 2))  # type: ignore[arg-type]
 
 
 def test_by_task_refuses_what_names_no_tasks() -> None:
@@ -216,11 +218,12 @@ def test_pictures_side_by_side() -> None:
     assert [panel.findtext(f"{SVG}title") for panel in panels] == titles
     assert root.findtext(f"{SVG}title") == "all"
     assert [panel.get("transform") for panel in panels][:3:2] == [
-        "translate(0 0)",
-        f"translate(0 {alone.get('height')})",
+        "translate(0 28)",
+        f"translate(0 {28 + int(alone.get('height', ''))})",
     ]
+    assert root.findtext(f"{SVG}text") == "all"  # it can be seen, not heard alone
     assert int(root.get("width", "")) == 2 * int(alone.get("width", ""))
-    assert int(root.get("height", "")) == 3 * int(alone.get("height", ""))
+    assert int(root.get("height", "")) == 28 + 3 * int(alone.get("height", ""))
     for panel in panels:
         assert len(panel.findall(f".//{SVG}circle")) == topology.num_nodes
         assert len(panel.findall(f".//{SVG}path")) == topology.num_edges
@@ -250,3 +253,5 @@ def test_a_long_title_widens_the_picture() -> None:
     assert int(wide.get("width", "")) > 6 * len(title)
     both = ElementTree.fromstring(draw_grid(topology, route.weights, titles=["a", title], title="all"))
     assert int(both.get("width", "")) == 2 * int(wide.get("width", ""))
+    over = ElementTree.fromstring(draw_grid(topology, route.weights, titles=["a", "b"], title=2 * title))
+    assert int(over.get("width", "")) > 12 * len(title)

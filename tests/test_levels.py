@@ -363,6 +363,12 @@ def test_bad_inputs_are_refused() -> None:
         net(torch.zeros(7, 3), torch.zeros(7, 5))
     with pytest.raises(ValueError, match=r"`context` must have the batch shape of `x`, got context \(6, 3\) and x"):
         net(torch.zeros(7, 3), torch.zeros(6, 3))
+    with pytest.raises(ValueError, match=r"`x` must have 3 features, which node 0 reads, got shape \(7, 4\)\."):
+        net(torch.zeros(7, 4), torch.zeros(7, 3))
+    with pytest.raises(ValueError, match=r"`x` must have 3 features, which node 0 reads, got shape \(\)\."):
+        net(torch.tensor(0.0), torch.zeros(3))
+    with pytest.raises(TypeError, match=r"`x` must be a tensor, got list; torch\.as_tensor makes one"):
+        net([0.0, 0.0, 0.0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`temperature` must be a number or have the batch shape \(7,\), got \(2,\)"):
         net(torch.zeros(7, 3), temperature=torch.ones(2))
     with pytest.raises(ValueError, match=r"`temperature` must be positive, got -1\.0"):
@@ -381,7 +387,7 @@ def test_bad_tasks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`task` must be in 0\.\.4, got 5 at index \(6,\)"):
         net(x, torch.arange(7).clamp(max=5).roll(-6) * 0 + torch.tensor([0, 0, 0, 0, 0, 0, 5]))
     with pytest.raises(ValueError, match=r"an integer context holds task ids; convert a one-hot with `\.float\(\)`"):
-        net(torch.zeros(5, 5), torch.eye(5, dtype=torch.long))
+        net(torch.zeros(5, 3), torch.eye(5, dtype=torch.long))
     with pytest.raises(ValueError, match=r"an integer context holds task ids; convert a one-hot with `\.float\(\)`"):
         net(x, nn.functional.one_hot(torch.zeros(7, dtype=torch.long), 5))
     with pytest.raises(ValueError, match=r"row .* has none; was an empty record replayed, or the path of another task"):

@@ -208,6 +208,8 @@ def test_labels_and_their_errors() -> None:
     assert routes["first.1"].summary().samples.tolist() == [3, 0, 3]
     with pytest.raises(TypeError, match=r"`task` must hold integer task ids, got torch\.float32; use `one_hot"):
         routes.label(torch.eye(6))
+    with pytest.raises(ValueError, match=r"`names` must name every task by its id, got 2 names and the id 2\."):
+        routes.label(torch.tensor([0, 2]), names=["push", "pull"])
     routes.label(torch.zeros(2, dtype=torch.long))
     with pytest.raises(
         ValueError, match=r"`task` must label every sample .* shape \(6,\), got \(8,\); label each pass"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from ..arguments import check_choice
 from ..checks import under_transform
 from ..topology import Topology
 from .dense import run_dense, runs_dense
@@ -59,9 +60,7 @@ def backend(name: str) -> Iterator[None]:
 
 def check_backend(name: str) -> str:
     """Returns the name of a backend, or raises an error that lists them."""
-    if name not in BACKENDS:
-        names = ", ".join(repr(known) for known in BACKENDS)
-        raise ValueError(f"`backend` must be one of {names}, got {name!r}.")
+    check_choice("backend", name, BACKENDS)
     return name
 
 

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_choice
 from ..banks import are_adjacent, keep_adjacent
 from ..execution import check_backend, layers_of, run_graph
 from ..functional import suitable_masked
@@ -97,8 +98,7 @@ class RoutedGraph(nn.Module):
 
     @protect.setter
     def protect(self, mode: str) -> None:
-        if mode not in PROTECT_MODES:
-            raise ValueError(f"`protect` must be one of {', '.join(map(repr, PROTECT_MODES))}, got {mode!r}.")
+        check_choice("protect", mode, PROTECT_MODES)
         self._protect = mode
 
     @property
@@ -158,6 +158,7 @@ class RoutedGraph(nn.Module):
         Returns:
             The output of the last node, or the output and the :class:`Route`.
         """
+        self._check_input(x)
         context = x if context is None else context
         route = self.route(
             context,
@@ -216,6 +217,17 @@ class RoutedGraph(nn.Module):
         sources = self.topology.on(route.logits.device).allowed.sum(dim=-1, keepdim=True)
         return suitable_masked(route.logits, sources)
 
+    def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"`x` must be a tensor, got {type(x).__name__}; torch.as_tensor makes one.")
+        for node, parents in enumerate(self.topology.parents):
+            first = None if parents else _first_layer(self.nodes[node])
+            # A lazy layer has no width yet, and what torch makes of a scalar is told by torch.
+            if isinstance(first, nn.Linear) and first.in_features not in (0, *x.shape[-1:]):
+                raise ValueError(
+                    f"`x` must have {first.in_features} features, which node {node} reads, got shape {tuple(x.shape)}."
+                )
+
     def _check_logits(self, logits: Tensor) -> None:
         if logits.shape[-2:] != self.topology.path_shape:
             shape = ", ".join(str(size) for size in self.topology.path_shape)
@@ -240,3 +252,10 @@ class RoutedGraph(nn.Module):
                 f"and x {tuple(x.shape)}; "
                 + (hint if not context.is_floating_point() else "pass one context per sample.")
             )
+
+
+def _first_layer(module: nn.Module) -> nn.Module:
+    """What reads the input of a module."""
+    while isinstance(module, nn.Sequential) and len(module):
+        module = module[0]
+    return module

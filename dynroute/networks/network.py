@@ -157,6 +157,8 @@ def gate_named(gate: Gate | str) -> Gate:
     if isinstance(gate, Gate):
         return gate
     kind, _, k = gate.partition("-") if isinstance(gate, str) else ("", "", "")
+    if kind in ("top", "sample") and k == "1":
+        raise ValueError(f'`gate` must read at least 2 sources to learn from their weights, got {gate!r}; try "hard".')
     if kind in ("top", "sample") and k.isdecimal():
         return TopK(int(k)) if kind == "top" else SampleK(int(k))
     if gate in ("soft", "hard"):

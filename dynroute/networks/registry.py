@@ -1,12 +1,13 @@
 """The networks by name, at their published sizes."""
 
-import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from ..arguments import check_choice
 from .care import CARE
 from .depth import DynamicDepthRouting
 from .hard import HardRouting
@@ -86,9 +87,9 @@ def build(
     """
     if not isinstance(name, str):
         return name(state_features, num_tasks, out_features, **sizes)
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"`name` must be one of {', '.join(map(repr, PRESETS))}, got {name!r}{hint}")
+    check_choice("name", name, PRESETS)
     preset = PRESETS[name]
+    known = list(inspect.signature(preset.network).parameters)[3:]
+    for keyword in sizes:
+        check_choice(f"sizes` of `{name}", keyword, known)
     return preset.network(state_features, num_tasks, out_features, **{**preset.sizes, **sizes})
