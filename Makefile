@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help test demo bench lint types docs format clean
+.PHONY: help install test demo bench lint types docs format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -14,6 +14,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+install: $(READY) ## Make an environment with everything in .venv; source .venv/bin/activate enters it
+	@echo "dynroute is installed; type: source $(VENV)/bin/activate"
 
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest -n auto
