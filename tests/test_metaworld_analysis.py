@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dynroute import inspect
@@ -25,6 +26,7 @@ from dynroute_metaworld.views import analysis as analyses
 from dynroute_metaworld.views import export
 from dynroute_metaworld.views import scene as scenes
 from dynroute_metaworld.views.analysis import look
+from dynroute_metaworld.views.canvas import scale, style
 from dynroute_metaworld.views.comparison import group_runs, origin
 from dynroute_metaworld.views.curves import draw_curves
 from dynroute_metaworld.views.evidence import gather, gather_all
@@ -527,6 +529,21 @@ def test_what_seeds_share_is_drawn(runs: dict[str, Path], routes: Routes, tmp_pa
     assert names == {"similarity_by_method.png", "sparsity_by_method.png", "paths_by_method.png"}
 
 
+def test_noise_does_not_look_like_a_change() -> None:
+    axes = Figure().subplots(1, 3)
+    for axis, values in zip(axes, ([0.0, 0.0], [0.5, 0.50001], [5.0, 9.0]), strict=True):
+        axis.plot([0, 1], values)
+    for axis, metric in zip(axes, ("success", "route_temperature", "modules_used"), strict=True):
+        scale(axis, metric)
+    assert axes[0].get_ylim() == (-0.02, 1.02)
+    low, high = axes[1].get_ylim()
+    assert low < 0.496 < 0.504 < high
+    low, high = axes[2].get_ylim()
+    assert 4 < low < 5
+    assert 9 < high < 10
+    assert style(1)["linestyle"] != style(0)["linestyle"]
+
+
 def test_one_task_is_like_no_other(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", Configuration(**{**SMALL, "benchmark": "reach"}).resolve())
     assert train(run) is not None
@@ -794,7 +811,7 @@ def test_cameras_of_several_tasks_do_not_mix(runs: dict[str, Path]) -> None:
 
 def test_films_that_are_refused(runs: dict[str, Path], tmp_path: Path, blind: None) -> None:
     folder = runs["d2r-1"]
-    with pytest.raises(ValueError, match="`task` must be one of the tasks of the run, drawer-close, reach, got 'push'"):
+    with pytest.raises(ValueError, match="`task` must be one of 'drawer-close', 'reach', got 'push'"):
         render(folder, "push")
     with pytest.raises(ValueError, match="`episodes` must be at least 1, got 0"):
         render(folder, "reach", episodes=0)

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dynroute.networks import available
 from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, RunError, read_metrics
+from dynroute_metaworld import cli as commands
 from dynroute_metaworld.arguments import add_options, given_options
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.methods import PUBLISHED, count_parameters, methods_table
@@ -70,12 +71,18 @@ def test_a_run_from_the_command_line(
     missing = told(capsys, "evaluate", str(folder), "--output", "nowhere/result.json")
     assert "`--output` must be in a directory that is there, got nowhere" in missing
 
+    assert "`episodes` must be at least 1, got 0" in told(capsys, "evaluate", str(folder), "--episodes", "0")
     assert main(["evaluate", str(folder), "--episodes", "2", "--device", "cpu", "--output", "result.json"]) == 0
+    printed = capsys.readouterr()
+    assert "so that all episodes of a task are equal: one is run, not 2" in printed.err
+    assert ", 1 episode a task, " in printed.out
     result = EvaluationResult.load("result.json")
     # The goal and the horizon are those of the run, and episodes with a fixed goal are all equal.
     assert (result.episodes, result.goals, result.horizon, result.seed) == (1, "fixed", 5, 1)
     assert main(["evaluate", str(folder), "--episodes", "1", "--goals", "random", "--horizon", "4"]) == 0
-    assert "reach, random goals, horizon 4" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "reach, random goals, horizon 4" in printed.out
+    assert "one is run" not in printed.err
 
 
 def test_scripted_policies_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,11 +92,33 @@ def test_scripted_policies_from_the_command_line(capsys: pytest.CaptureFixture[s
 
 def test_what_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{tmp_path} is no directory of a run: it has no config.json" in told(capsys, "evaluate", str(tmp_path))
+    (tmp_path / "file").touch()
+    assert "file is no directory of a run: it is a file" in told(capsys, "evaluate", str(tmp_path / "file"))
+    error = told(capsys, "evaluate", str(tmp_path / "rum"), "--benchmark", "MT10")
+    assert "rum is no directory of a run: there is nothing of that name" in error
     run = Run.create(tmp_path / "run", Configuration().resolve())
+    assert "no config.json; inside of it are those of run." in told(capsys, "evaluate", str(tmp_path))
     assert "has no checkpoint yet" in told(capsys, "evaluate", str(run.folder))
     assert "a run is evaluated on its own tasks" in told(capsys, "evaluate", str(run.folder), "--benchmark", "MT50")
     (run.folder / "config.json").write_text("{")
     assert "config.json is no configuration of a run" in told(capsys, "evaluate", str(run.folder))
+
+
+def test_a_run_that_is_not_there_is_told_before_another_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "train", lambda run, rebuild: None)
+    assert main(["train", "--run", str(tmp_path / "rum"), "--resume"]) == 130
+    told = f"no run is in {tmp_path / 'rum'} to go on with: a new one starts, MT10, 1,500,000 steps of each task"
+    assert told in capsys.readouterr().err
+    assert main(["train", "--run", str(tmp_path / "rum"), "--resume"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_network_that_cannot_be_built_leaves_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = told(capsys, "train", "--run", str(tmp_path / "run"), "--gate", "top-1")
+    assert "`gate` must read at least 2 sources to learn from their weights, got 'top-1'; try \"hard\"" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +161,9 @@ def test_help_tells_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_flags_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unrecognized arguments: --metod; did you mean --method?" in refused(capsys, "train", "--metod")
+    error = refused(capsys, "evaluate", "runs/first", "--task", "reach")  # --tau is of another command
+    assert error.startswith("usage: dynroute evaluate")
+    assert "unrecognized arguments: --task reach\n" in error
     assert "'x' must be a number of type int" in refused(capsys, "train", "--seed", "x")
     assert "'width' must be name=value, for instance num_modules=8" in refused(capsys, "train", "--network", "width")
     assert "arguments are required: COMMAND" in refused(capsys)
@@ -279,7 +311,7 @@ def test_the_display(capsys: pytest.CaptureFixture[str]) -> None:
     with Display(100, ["reach", "push"]) as display:  # no terminal
         display.advance(50)
         display.show(50, {"reach": 0.5, "push": None})
-    assert "50 of 100 steps, success 50% (reach 50%)" in capsys.readouterr().out
+    assert "50 of 100 steps of all tasks, success 50% (reach 50%)" in capsys.readouterr().out
     console = Console(force_terminal=True, width=100)
     with Display(100, ["reach", "push"], console) as display:
         display.advance(50, "evaluating")

@@ -201,7 +201,7 @@ def test_a_run_of_which_much_is_missing(runs: list[Path], tmp_path: Path, monkey
     scenes._works.cache_clear()
     shown = "".join(check_form(path.read_text()).text)
     assert "There are no frames: frames need OpenGL" in shown
-    assert "There are neither routes nor frames to show; the reasons stand under What is missing." in shown
+    assert "There are neither routes nor frames to show; the reasons stand under Notes." in shown
 
 
 def test_a_page_about_a_long_run_stays_small(runs: list[Path], tmp_path: Path) -> None:
@@ -439,9 +439,10 @@ def check_in_node(data: dict[str, Any]) -> bool:
     console.log(JSON.stringify({{
       reached: given.weights.map((row) => reached(given.graph.nodes, given.graph.edges, row)),
       at: [at([10, 20, 30], 5), at([10, 20, 30], 20), at([10, 20, 30], 29), at([10, 20, 30], 99)],
-      ticks: [ticks(0, 1, 5), ticks(0, 12000, 6), ticks(-3, 7, 5)],
+      ticks: [ticks(0, 1, 5), ticks(0, 12000, 6), ticks(-3, 7, 5), ticks(0, 2, 6, 1)],
       told: [told(null), told(0), told(0.12345), told(12345.6), told(3), told(0.00001)],
-      extent: [extent([{{ x: [1], y: [2] }}]), extent([{{ x: [1, 4], y: [0.5, 0.5] }}], [0, 1])],
+      extent: [3000, 0].map((x) => extent([{{ x: [x], y: [2] }}])),
+      shares: extent([{{ x: [1, 4], y: [0.5, 0.5] }}], [0, 1]),
     }}));
     """
     sent = json.dumps({"graph": graph, "weights": weights})
@@ -450,9 +451,13 @@ def check_in_node(data: dict[str, Any]) -> bool:
     for row, used in zip(weights, found["reached"], strict=True):
         assert [i for i, runs in enumerate(used) if runs] == reached(graph, row)
     assert found["at"] == [0, 1, 1, 2]
-    assert found["ticks"] == [[0, 0.2, 0.4, 0.6, 0.8, 1], list(range(0, 12001, 2000)), [-2, 0, 2, 4, 6]]
+    assert found["ticks"] == [[0, 0.2, 0.4, 0.6, 0.8, 1], list(range(0, 12001, 2000)), [-2, 0, 2, 4, 6], [0, 1, 2]]
     assert found["told"] == ["-", "0", "0.123", "12,346", "3", "1.0e-5"]
-    assert found["extent"] == [{"x0": 0, "x1": 2, "y0": 1.5, "y1": 2.5}, {"x0": 1, "x1": 4, "y0": 0, "y1": 1}]
+    assert found["extent"] == [  # the cursor stops at the last point
+        {"x0": 0, "x1": 3000, "y0": 1.5, "y1": 2.5, "last": 3000},
+        {"x0": 0, "x1": 1, "y0": 1.5, "y1": 2.5, "last": 0},
+    ]
+    assert found["shares"] == {"x0": 1, "x1": 4, "y0": 0, "y1": 1, "last": 4}
     return True
 
 

@@ -47,7 +47,9 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         status = options.command(options)
     except KeyboardInterrupt:
@@ -65,20 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that names the flag that was likely meant."""
+    """A parser that knows which command was given, and names what was likely meant."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.set_defaults(parser=self)  # that of a command is set after that of all
 
     def error(self, message: str) -> NoReturn:
         wrong = [word for word in message.split() if word.startswith("--")]
         if "unrecognized" in message and wrong:
-            known = {flag for action in self._flags() for flag in action} - {wrong[0]}  # another command may have it
-            near = difflib.get_close_matches(wrong[0], sorted(known), n=1)
-            message += f"; did you mean {near[0]}?" if near else ""
+            known = [flag.removeprefix("--") for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(wrong[0].removeprefix("--"), known, n=1)
+            message += f"; did you mean --{near[0]}?" if near else ""
         super().error(message)
-
-    def _flags(self) -> list[Sequence[str]]:
-        inner = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
-        parsers = [self, *(parser for action in inner for parser in action.choices.values())]
-        return [action.option_strings for parser in parsers for action in parser._actions]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluating = commands.add_parser("evaluate", help="evaluate a run, or Meta-World's scripted policies", **kind)
     evaluating.add_argument("run", help='the directory of a run, or "scripted"')
     evaluating.add_argument("--benchmark", help="for scripted policies (MT10)")
-    evaluating.add_argument("--episodes", type=int, default=100, help="episodes of each task (100)")
+    evaluating.add_argument("--episodes", type=int, help="episodes of each task (100)")
     evaluating.add_argument("--goals", help=f"{'|'.join(GOALS)} (those of the run)")
     evaluating.add_argument("--horizon", type=int, help="steps of an episode (those of the run)")
     evaluating.add_argument("--seed", type=int, help="decides the goals (ones that training did not draw)")
@@ -185,7 +186,11 @@ def _train(options: argparse.Namespace) -> int:
     name = "-".join(wanted.tasks) if "," in wanted.benchmark else wanted.benchmark
     how = f"{wanted.method}-imitation" if options.usual else wanted.method
     folder = options.run or Path("runs") / f"{name}-{wanted.goals}-{how}-seed{wanted.seed}"
-    if options.resume and (folder / "config.json").exists():
+    there = (folder / "config.json").exists()
+    if options.resume and not there:
+        told = f"{wanted.benchmark}, {wanted.steps:,} steps of each task"
+        print(f"dynroute: no run is in {folder} to go on with: a new one starts, {told}", file=sys.stderr)
+    if options.resume and there:
         run = Run.open(folder)
         if options.usual and not run.configuration.cloning_steps:
             raise RunError(f"{folder} holds a run without imitation; `dynroute train` goes on with it.")
@@ -233,19 +238,22 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"`--output` must be in a directory that is there, got {options.output}.")
     names = ("goals", "horizon", "seed", "success", "workers")
     chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    total = 100 if options.episodes is None else options.episodes
     result: EvaluationResult
     if options.run == "scripted":
         benchmark = options.benchmark or "MT10"
-        total = options.episodes
         with _watched("scripted policies") as watch:
             result = evaluate("scripted", split_benchmark(benchmark), episodes=total, progress=watch, **chosen)
     else:
+        run = Run.open(options.run)
         if options.benchmark is not None:
             raise ValueError("`--benchmark` is for scripted policies: a run is evaluated on its own tasks.")
-        run = Run.open(options.run)
         model = load_model(run, options.device)
         with _watched(str(run.folder)) as watch:
-            result = evaluate_run(run, model, options.episodes, progress=watch, **chosen)
+            result = evaluate_run(run, model, total, progress=watch, **chosen)
+    if options.episodes is not None and result.episodes < total:
+        why = "goals are fixed and actions deterministic, so that all episodes of a task are equal"
+        print(f"dynroute: {why}: one is run, not {total}", file=sys.stderr)
     print(result)
     if options.output is not None:
         result.save(options.output)

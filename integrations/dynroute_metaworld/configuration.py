@@ -1,7 +1,6 @@
 """What a run is: every hyper-parameter and every ablation, with the settings of the D2R paper as defaults."""
 
 import dataclasses
-import difflib
 import inspect
 import json
 import math
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from dynroute.arguments import check_choice
 from dynroute.networks import PRESETS as NETWORKS
 from dynroute_sb3 import DamagedError
 from dynroute_sb3.losses import TASK_WEIGHTS, TEMPERATURES
@@ -256,10 +256,8 @@ def _check(option: dataclasses.Field[Any], kind: Any, value: Any) -> None:
         names = " or ".join("none" if one is types.NoneType else one.__name__ for one in kinds)
         raise ValueError(f"`{option.name}` must be of type {names}, got {value!r}.")
     choices, least = option.metadata["choices"], option.metadata.get("least")
-    if choices and value is not None and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"`{option.name}` must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+    if choices and value is not None:
+        check_choice(option.name, value, choices)
     if (words := option.metadata.get("words")) and not _is_number_or(words, value):
         told = ", ".join(f"{word}NUMBER" if word.endswith("_") else word for word in words)
         raise ValueError(f"`{option.name}` must be a number or one of {told}, got {value!r}.")

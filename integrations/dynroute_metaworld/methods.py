@@ -2,9 +2,10 @@
 
 from dynroute.networks import PRESETS, build
 
+from .configuration import Configuration
 from .environment import STATE_FEATURES
 
-__all__ = ["count_parameters", "methods_table"]
+__all__ = ["check_network", "count_parameters", "methods_table"]
 
 ACTIONS = 4
 PUBLISHED = {
@@ -16,6 +17,12 @@ PUBLISHED = {
     "d2r": (1.37, 1.40),
 }
 """Millions of parameters in D2R's table 8, for 10 and 50 tasks."""
+
+
+def check_network(configuration: Configuration) -> None:
+    """Raises an error if the network of a configuration cannot be built, without building it."""
+    shape = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
+    build(configuration.method, *shape, device="meta", **configuration.network_kwargs)
 
 
 def count_parameters(method: str, num_tasks: int) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dynroute.arguments import check_choice
+
 from .configuration import Configuration
 
 __all__ = ["AFTER_IMITATION", "IMITATION_ALONE", "PRESETS", "QUICK_SIZES", "preset"]
@@ -91,8 +93,7 @@ def preset(name: str, options: Mapping[str, Any]) -> Configuration:
         >>> preset("quick", {"method": "d2r", "steps": 500}).batch_size
         32
     """
-    if name not in PRESETS:
-        raise ValueError(f"`preset` must be one of {', '.join(map(repr, PRESETS))}, got {name!r}.")
+    check_choice("preset", name, PRESETS)
     method = options.get("method", "d2r")
     # What is asked for by name goes before the sizes of the preset, and both before the defaults.
     sizes = {key: value for key, value in QUICK_SIZES.get(method, {}).items() if options.get(key) is None}

@@ -50,7 +50,9 @@ class Display:
             known = [value for value in successes.values() if value is not None]
             mean = f"{sum(known) / len(known):.0%}" if known else "-"
             told = ", ".join(f"{name} {value:.0%}" for name, value in successes.items() if value)
-            self.tell(f"{steps:>9,} of {self.total:,} steps, success {mean}" + (f" ({told})" if told else ""))
+            self.tell(
+                f"{steps:>9,} of {self.total:,} steps of all tasks, success {mean}" + (f" ({told})" if told else "")
+            )
 
     def tell(self, line: str) -> None:
         """Prints a line above the bar."""

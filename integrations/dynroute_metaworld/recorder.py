@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
+from dynroute.arguments import check_count
 from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC
 
 from .evaluation import evaluate, unseen
@@ -125,6 +126,7 @@ class Recorder(BaseCallback):
 
 def evaluate_run(run: Run, model: MultiTaskSAC, episodes: int, **options: object) -> EvaluationResult:
     """Evaluates a model on the problem it was trained on: fixed goals are the same, random ones are others."""
+    check_count("episodes", episodes, at_least=1)
     configuration = run.configuration
     if options.get("goals", configuration.goals) == "fixed":
         episodes = 1  # all of them would be equal

@@ -159,9 +159,10 @@ class EvaluationResult:
     def _settings(self) -> str:
         """How it was evaluated, in a line."""
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        episodes = f"{self.episodes} episode{'s' * (self.episodes > 1)} a task"
         return (
             f"{self.benchmark}, {self.goals} goals, horizon {self.horizon}, success {WHEN[self.criterion]}, "
-            f"{self.episodes} episodes a task, seed {self.seed}, reward {self.reward_version} ({versions})"
+            f"{episodes}, seed {self.seed}, reward {self.reward_version} ({versions})"
         )
 
     def _cells(self, rows: int | slice) -> list[str]:

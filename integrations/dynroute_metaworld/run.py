@@ -24,6 +24,7 @@ from dynroute_sb3 import latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
 
 from .configuration import Configuration
+from .methods import check_network
 from .metrics import forget_after, read_metrics
 from .result import EvaluationResult
 
@@ -81,7 +82,7 @@ class Run:
         """A run that is there."""
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} is no directory of a run: it has no config.json.")
+            raise FileNotFoundError(f"{folder} is no directory of a run: {_lack(folder)}.")
         return cls(folder, Configuration.read(folder / "config.json"))
 
     @classmethod
@@ -92,8 +93,10 @@ class Run:
             raise FileExistsError(f"{folder} holds a run already; --resume goes on with it, --run names another one.")
         if folder.exists() and any(path.name not in ("lock", "config.json.part") for path in folder.iterdir()):
             raise FileExistsError(f"{folder} holds other files; --run names another directory.")
+        configuration = configuration.resolve()
+        check_network(configuration)
         folder.mkdir(parents=True, exist_ok=True)
-        run = cls(folder, configuration.resolve())
+        run = cls(folder, configuration)
         run._write_configuration()
         return run
 
@@ -282,3 +285,12 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
+
+
+def _lack(folder: Path) -> str:
+    """Why a path is no directory of a run, and which ones are inside of it."""
+    if not folder.is_dir():
+        return "it is a file" if folder.exists() else "there is nothing of that name"
+    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    few = ", ".join(inside[:5]) + ", ..." * (len(inside) > 5)
+    return "it has no config.json" + (f"; inside of it are those of {few}" if inside else "")

@@ -15,12 +15,9 @@ from typing import Any
 
 import filelock
 
-from dynroute.networks import build
-
 from .cluster import check_nodes, check_room, joined, run_all
 from .configuration import Configuration, kinds_of
-from .environment import STATE_FEATURES
-from .methods import ACTIONS
+from .methods import check_network
 from .presets import IMITATION_ALONE, preset
 from .run import Run, RunError
 from .summary import FORMAT, ROW, read_sweep
@@ -159,8 +156,7 @@ def _combine(
     for chosen in itertools.product(*values.values()):
         mine = dict(zip(values, chosen, strict=True))
         configuration = _started(preset(settings, {**options, **mine}).resolve())
-        shape = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
-        build(configuration.method, *shape, device="meta", **configuration.network_kwargs)  # a typo costs nothing
+        check_network(configuration)  # a typo costs nothing
         variant = ",".join(f"{name}={value}" for name, value in mine.items() if name not in AXES)
         parts = (configuration.benchmark, configuration.method, variant, f"seed{configuration.seed}")
         name = re.sub(r"[^\w.,=+-]", "_", "-".join(part for part in parts if part))

@@ -85,7 +85,7 @@ def look(
     routes = {}
     for wanted in [(one,) for one in runs] if every else [group.runs for group in groups]:
         for one in (one for one in wanted if one in able):
-            tell(f"{one.name}: its policy acts in {len(one.tasks)} tasks ...")
+            tell(f"{one.name}: its policy acts in {len(one.tasks)} task{'s' * (len(one.tasks) > 1)} ...")
             chosen: dict[str, Any] = {"episodes": episodes, "moments": moments, "frames": frames, "device": device}
             found, missing = watch_run(one, **chosen, progress=_now_and_then(tell, one.name))
             notes += [f"{one.name}: {missing}" if several else missing] if missing else []

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure  # unlike pyplot, it needs no display
 from numpy.typing import NDArray
 
-from .evidence import unit_of
+from .evidence import SHARES, unit_of
 
-__all__ = ["INK", "heat_map", "legend", "metric_panels", "save", "scatter", "style"]
+__all__ = ["INK", "heat_map", "legend", "metric_panels", "save", "scale", "scatter", "style"]
 
 INK = "#146e3c"
 """The colour of what is not told apart by colours."""
@@ -39,7 +39,21 @@ def metric_panels(metrics: Sequence[str], height: float = 2.4) -> tuple[Figure, 
 
 def style(number: int) -> dict[str, Any]:
     """The colour and the stroke of the line of a number."""
-    return {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number // 10 % 4]}
+    strokes = ("-", "--", ":", "-.")  # equal curves do not hide each other
+    return {"color": f"C{number % 10}", "linestyle": strokes[(number + number // 10) % 4]}
+
+
+def scale(axis: Any, metric: str) -> None:
+    """Gives shares the whole scale, and others one on which noise does not look like a change."""
+    axis.grid(alpha=0.3)
+    if metric in SHARES:
+        axis.set_ylim(-0.02, 1.02)
+        return
+    axis.ticklabel_format(axis="y", useOffset=False)
+    low, high = axis.get_ylim()
+    room = 0.02 * max(abs(low), abs(high), 1e-6)
+    if high - low < room:
+        axis.set_ylim((low + high - room) / 2, (low + high + room) / 2)
 
 
 def legend(axis: Any, count: int) -> Any:

@@ -14,20 +14,23 @@ from ..result import EvaluationResult
 from ..run import Run
 from .series import LIMIT, Curve, Metrics, read_curves
 
-__all__ = ["BY_TASK", "Evidence", "gather", "gather_all", "unit_of"]
+__all__ = ["BY_TASK", "SHARES", "Evidence", "gather", "gather_all", "unit_of"]
 
 BY_TASK = {
     "evaluation": "success in evaluations, along the best routes",
     "success": "success of the newest episodes, along sampled routes",
     "evaluation_return": "return in evaluations",
     "return": "return of the newest episodes",
-    "modules_used": "modules used",
+    "modules_used": "modules used, the output among them",
     "route_temperature": "route temperature τ",
     "ent_coef": "coefficient of entropy",
     "critic_loss": "loss of the critics",
     "cloning_error": "error of cloning on held-out episodes",
 }
 """The metrics that are looked at, with titles. Each has a curve for each task, such as ``success/reach``."""
+
+SHARES = ("evaluation", "success")
+"""Those of them that are shares of 1."""
 
 
 def unit_of(metric: str) -> str:

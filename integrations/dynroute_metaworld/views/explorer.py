@@ -9,7 +9,7 @@ from dynroute.inspect import draw
 
 from .analysis import Analysis
 from .drawings import data_uri, draw_routes
-from .evidence import BY_TASK, unit_of
+from .evidence import BY_TASK, SHARES, unit_of
 from .tables import box, details
 from .watching import Routes
 
@@ -42,7 +42,7 @@ def views_of(analysis: Analysis) -> list[dict[str, Any]]:
 
 
 def _view(group: str, metric: str, about: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    limits = {"range": [0, 1]} if metric in ("success", "evaluation") else {}
+    limits = {"range": [0, 1]} if metric in SHARES else {}
     return {"group": group, "title": about, "unit": unit_of(metric), "lines": lines, **limits}
 
 
@@ -137,7 +137,7 @@ def route_controls(analysis: Analysis, graphs: list[Topology], entries: list[dic
         if routes.route is not None
     )
     if not entries:
-        return f"<p>There are neither routes nor frames to show; the reasons stand under What is missing.</p>{means}"
+        return f"<p>There are neither routes nor frames to show; the reasons stand under Notes.</p>{means}"
     templates = "".join(
         f'<template id="graph-{i}">{draw(one, one.allowed.float(), title="Route at this step")}</template>'
         for i, one in enumerate(graphs)

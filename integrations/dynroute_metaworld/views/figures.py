@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .canvas import INK, heat_map, legend, metric_panels, save, scatter, style
+from .canvas import INK, heat_map, legend, metric_panels, save, scale, scatter, style
 from .evidence import BY_TASK, Evidence
 from .watching import THRESHOLD, Routes
 
@@ -53,7 +53,7 @@ def learning(one: Evidence, metrics: dict[str, str] = BY_TASK) -> Figure | None:
             marker = "." if len(curve.steps) < 2 else ""
             axis.plot(curve.steps, curve.values, label=task, marker=marker, **style(one.tasks.index(task)))
         axis.set_title(metrics[metric], loc="left", fontsize="medium")
-        axis.grid(alpha=0.3)
+        scale(axis, metric)
     legend(axes[0], len(one.tasks))
     return figure
 
@@ -76,7 +76,8 @@ def _modules(one: Evidence, routes: Routes | None) -> Figure | None:
         axis.annotate(f"{success[task]:.2f}", (place, used[task]), ha="center", va="bottom", fontsize="x-small")
     axis.margins(y=0.12)
     axis.set_xticks(range(len(order)), [one.tasks[task] for task in order], rotation=60, ha="right", fontsize="small")
-    axis.set_title(f"nodes used, the output among them; tasks by success, written above ({source})", loc="left")
+    axis.set_ylabel("modules used")
+    axis.set_title(f"modules used, the output among them; success above, the hardest task first ({source})", loc="left")
     return figure
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dynroute.arguments import check_count
+from dynroute.arguments import check_choice, check_count
 
 from ..run import Run
 from ..training import load_model
@@ -59,8 +59,7 @@ def render(
     """
     run = Run.open(folder)
     tasks, name = run.configuration.tasks, task.removesuffix("-v3")
-    if name not in tasks:
-        raise ValueError(f"`task` must be one of the tasks of the run, {', '.join(tasks)}, got {task!r}.")
+    check_choice("task", name, tasks)
     check_count("episodes", episodes, at_least=1)
     if not 64 <= size <= 1024 or size % 2:
         raise ValueError(f"`size` must be an even number of pixels in 64..1024, got {size}.")

@@ -8,13 +8,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .canvas import heat_map, legend, metric_panels, save, scatter, style
+from .canvas import heat_map, legend, metric_panels, save, scale, scatter, style
 from .comparison import Group
 from .evidence import BY_TASK
 from .sharing import Sharing
 from .watching import THRESHOLD
 
 __all__ = ["write_groups"]
+
+LABELLED = 24
+"""At most so many bars have their figures written above."""
 
 
 def write_groups(
@@ -32,7 +35,7 @@ def write_groups(
     figures = {
         "curves": _bands(groups),
         "success": _by_task(groups, "success", "interval", "success of each task"),
-        "modules_by_method": _by_task(groups, "modules_used", "modules_interval", "nodes used by each task"),
+        "modules_by_method": _by_task(groups, "modules_used", "modules_interval", "modules used by each task"),
         "similarity_by_method": _similarity(sharings),
         "sparsity_by_method": _sparsity(sharings),
         "paths_by_method": _paths(sharings, points),
@@ -56,7 +59,7 @@ def _bands(groups: Sequence[Group]) -> Figure | None:
             axis.plot(band.steps, band.center, label=groups[number].name, marker=marker, **style(number))
             axis.fill_between(band.steps, band.low, band.high, color=f"C{number % 10}", alpha=0.2, linewidth=0)
         axis.set_title(f"{BY_TASK[metric]}: IQM over tasks and seeds", loc="left", fontsize="medium")
-        axis.grid(alpha=0.3)
+        scale(axis, metric)
     legend(axes[0], len(groups))
     return figure
 
@@ -74,17 +77,23 @@ def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> 
     tasks = sorted(success, key=lambda task: float(np.mean(success[task])))
     figure = Figure(figsize=(max(9, 0.3 * len(tasks) * len(known)), 4), layout="constrained")
     axis: Any = figure.subplots()
-    width = 0.8 / len(known)
+    width, sure = 0.8 / len(known), False
     for place, (number, mine) in enumerate(known):
         x = np.array([tasks.index(row["task"]) for row in mine]) + (place - (len(known) - 1) / 2) * width
         y = np.array([row[value] for row in mine])
-        ends = np.array([row[interval] or (row[value], row[value]) for row in mine])
-        errors = np.abs(ends - y[:, None]).T
-        label = f"{groups[number].name}, {len(groups[number].scores)} seeds"
-        axis.bar(x, y, width, yerr=errors, color=f"C{number % 10}", label=label, capsize=2, error_kw={"linewidth": 0.8})
+        label = f"{groups[number].name}, {_counted(len(groups[number].scores))}"
+        axis.bar(x, y, width, color=f"C{number % 10}", label=label)
+        with_interval = [i for i, row in enumerate(mine) if row[interval] is not None]
+        if with_interval:
+            sure, xs, ys = True, x[with_interval], y[with_interval]
+            sides = np.abs(np.array([mine[i][interval] for i in with_interval]) - ys[:, None]).T
+            axis.errorbar(xs, ys, yerr=sides, fmt="none", ecolor="black", capsize=2, elinewidth=0.8)
+        if len(tasks) * len(known) <= LABELLED:
+            for place_x, place_y in zip(x, y, strict=True):
+                axis.annotate(f"{place_y:.3g}", (place_x, place_y), ha="left", va="bottom", fontsize="x-small")
     axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize="small")
     axis.set_ylim(0, 1.02 if value == "success" else None)
-    axis.set_title(f"{title}, with 95 % intervals; the hardest task first", loc="left")
+    axis.set_title(f"{title}{', with 95 % intervals' * sure}; the hardest task first", loc="left")
     axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -152,8 +161,11 @@ def _paths(sharings: Sequence[Sharing], points: Mapping[str, NDArray[np.float64]
 
 
 def _named(one: Sharing) -> str:
-    count = len(one.routes)
-    return f"{one.group.name}, {count} seed{'s' if count > 1 else ''}"
+    return f"{one.group.name}, {_counted(len(one.routes))}"
+
+
+def _counted(seeds: int) -> str:
+    return f"{seeds} seed{'s' * (seeds > 1)}"
 
 
 def _told(name: str, center: float, interval: Sequence[float] | None, scale: float = 1, digits: int = 2) -> str:

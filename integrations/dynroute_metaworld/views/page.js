@@ -10,8 +10,8 @@ function told(value) {
 }
 
 // About `count` round numbers from low to high.
-function ticks(low, high, count) {
-  const rough = (high - low) / count || 1, power = Math.pow(10, Math.floor(Math.log10(rough)));
+function ticks(low, high, count, least) {
+  const rough = Math.max((high - low) / count || 1, least || 0), power = Math.pow(10, Math.floor(Math.log10(rough)));
   const step = power * [1, 2, 5, 10].find((times) => times * power >= rough * 0.999);
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(Number((k * step).toPrecision(12)));
@@ -45,7 +45,8 @@ function extent(lines, range) {
       for (const y of row) { box.y0 = Math.min(box.y0, y); box.y1 = Math.max(box.y1, y); }
     }
   }
-  if (box.x0 === box.x1) { box.x0 -= 1; box.x1 += 1; }
+  box.last = box.x1;
+  if (box.x0 === box.x1) { box.x0 = Math.min(0, box.x0); box.x1 = Math.max(box.x1, box.x0 + 1); }
   if (box.y0 === box.y1) { box.y0 -= 0.5; box.y1 += 0.5; }
   return box;
 }
@@ -90,7 +91,7 @@ function startCurves(views) {
       svg.append(element("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
       svg.append(element("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, told(value)));
     }
-    for (const value of ticks(box.x0, box.x1, width < 500 ? 3 : 6)) {
+    for (const value of ticks(box.x0, box.x1, width < 500 ? 3 : 6, 1)) {
       svg.append(element("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle" }, told(value)));
     }
     svg.append(element("text", { x: width - right, y: height - 5, "text-anchor": "end" }, unit()));
@@ -105,7 +106,7 @@ function startCurves(views) {
       svg.append(element("path", { class: `line${emphasis}`, d: `M${points.join("L")}`, ...style(i) }));
       if (points.length === 1) svg.append(element("circle", { cx: x(one.x[0]), cy: y(one.y[0]), r: 4, fill: `var(--c${i % 8})` }));
     });
-    const now = box.x0 + (box.x1 - box.x0) * step.value / step.max;
+    const now = Math.min(box.last, box.x0 + (box.x1 - box.x0) * step.value / step.max);
     svg.append(element("line", { class: "cursor", x1: x(now), x2: x(now), y1: top, y2: height - bottom }));
     chart.replaceChildren(svg);
     legend.replaceChildren(...shown.map((one, i) => {

@@ -74,7 +74,7 @@ def page(analysis: Analysis) -> tuple[str, list[str]]:
         "title": escape(title),
         "lede": escape(_lede(analysis)),
         "style": own.joinpath("page.css").read_text(encoding="utf-8"),
-        "missing": f'<section aria-labelledby="missing-head" class="notes"><h2 id="missing-head">What is missing</h2>'
+        "missing": f'<section aria-labelledby="missing-head" class="notes"><h2 id="missing-head">Notes</h2>'
         f"<ul>{missing}</ul></section>"
         if notes
         else "",
