@@ -78,6 +78,7 @@ class RoutedGraph(nn.Module):
         self.router = router
         self.protect = protect
         self.backend = backend
+        self._inputs = tuple(node for node, parents in enumerate(topology.parents) if not parents)
         self._layers = layers_of(topology)
         self._banks = [layer for layer in self._layers or () if are_adjacent(list(self.nodes)[slice(*layer.nodes)])]
         self._shortcuts = tuple(shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes))
@@ -220,8 +221,8 @@ class RoutedGraph(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"`x` must be a tensor, got {type(x).__name__}; torch.as_tensor makes one.")
-        for node, parents in enumerate(self.topology.parents):
-            first = None if parents else _first_layer(self.nodes[node])
+        for node in self._inputs:
+            first = _first_layer(self.nodes[node])
             # A lazy layer has no width yet, and what torch makes of a scalar is told by torch.
             if isinstance(first, nn.Linear) and first.in_features not in (0, *x.shape[-1:]):
                 raise ValueError(
