@@ -241,7 +241,7 @@ class ScriptedSuccess(Directive):
         rows.append(["tasks at .9 or more", *(str(stored["tasks at .9 or more"][horizon]) for horizon in horizons)])
         lines = table(rows)
         versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
-        lines += ["", f"{stored['episodes']} episodes a task, seed {stored['seed']}; {versions}."]
+        lines += ["", f"{stored['episodes']} episodes of each task, seed {stored['seed']}; {versions}."]
         return self.parse_text_to_nodes("\n".join(lines))
 
 

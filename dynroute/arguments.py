@@ -20,10 +20,10 @@ __all__ = [
 ]
 
 
-def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+def check_choice(name: str, value: object, choices: Collection[str | None]) -> None:
     """Raises an error unless a value is one of some words, which names the one that was likely meant."""
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
+        near = difflib.get_close_matches(str(value), filter(None, choices), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
 

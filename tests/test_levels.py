@@ -357,6 +357,26 @@ def test_empty_levels_are_refused() -> None:
         LayerRouting.mlp(3, 4, 3, 2)
 
 
+def test_modules_that_take_other_widths_are_left_to_themselves() -> None:
+    class Half(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x[..., ::2])
+
+    class Twice(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x[..., ::2])  # type: ignore[no-any-return]
+
+    hooked = nn.Linear(3, 4)
+    hooked.register_forward_pre_hook(lambda module, arguments: (arguments[0][..., ::2],))
+    inside = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    inside.register_forward_pre_hook(lambda module, arguments: (arguments[0][..., ::2],))
+    for first in (Half(3, 4), Twice(nn.Linear(3, 4)), hooked, inside, nn.LazyLinear(4)):
+        net = ModuleRouting([first, nn.Linear(4, 4), nn.Linear(4, 2)], Soft(), LinearRouter(6, Topology.dag(3)))
+        for setting in ("reference", "auto"):
+            net.backend = setting
+            assert net(torch.randn(7, 6)).shape == (7, 2)
+
+
 def test_bad_inputs_are_refused() -> None:
     net = build()
     with pytest.raises(ValueError, match=r"`context` must have shape \(\*, 3\) for this router, got \(7, 5\)"):

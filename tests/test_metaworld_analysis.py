@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -21,9 +22,9 @@ from PIL import Image
 from dynroute import inspect
 from dynroute_metaworld import Configuration, EvaluationResult, Run, iqm, load_model, make_envs, train
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.intervals import bootstrap_interval
+from dynroute_metaworld.intervals import bootstrap_interval, whole_run_interval
 from dynroute_metaworld.views import analysis as analyses
-from dynroute_metaworld.views import export
+from dynroute_metaworld.views import export, group_figures
 from dynroute_metaworld.views import scene as scenes
 from dynroute_metaworld.views.analysis import look
 from dynroute_metaworld.views.canvas import scale, style
@@ -516,7 +517,23 @@ def test_what_seeds_agree_on(runs: dict[str, Path], routes: Routes) -> None:
     assert Sharing.of(group, {"other": routes}) is None
 
 
-def test_what_seeds_share_is_drawn(runs: dict[str, Path], routes: Routes, tmp_path: Path) -> None:
+def test_pairs_of_tasks_are_not_taken_for_independent() -> None:
+    seeds = np.array([0.3, 0.4, 0.5, 0.6, 0.7])
+    similar = seeds[:, None] + np.random.default_rng(0).normal(0, 0.01, (5, 45))
+    low, high = whole_run_interval(similar)
+    alone = whole_run_interval(seeds[:, None])
+    assert (low, high) == pytest.approx(alone, abs=0.03)
+    assert high - low > 3 * np.subtract(*bootstrap_interval(similar)[::-1])
+    exact = [iqm(similar[list(drawn)]) for drawn in itertools.product(range(5), repeat=5)]  # all resamples
+    assert (low, high) == pytest.approx(np.quantile(exact, [0.025, 0.975]), abs=0.05)
+    for wrong in ([[0.5, 0.5]], [[], []], [0.5, 0.5], [[0.5], [np.nan]]):
+        with pytest.raises(ValueError, match=r"`figures` must be finite, with shape \[runs, figures\] and two runs"):
+            whole_run_interval(wrong)
+
+
+def test_what_seeds_share_is_drawn(
+    runs: dict[str, Path], routes: Routes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (group,), _ = group_runs(gather_all([runs["d2r-1"], runs["d2r-2"]]))
     sharing = Sharing.of(group, {"d2r-1": routes, "d2r-2": routes})
     assert sharing is not None
@@ -527,6 +544,18 @@ def test_what_seeds_share_is_drawn(runs: dict[str, Path], routes: Routes, tmp_pa
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
     names -= {path.name for path in write_groups(tmp_path, [group], [], {})}
     assert names == {"similarity_by_method.png", "sparsity_by_method.png", "paths_by_method.png"}
+
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr(group_figures, "save", lambda folder, figures: drawn.update(figures))
+    write_groups(tmp_path, [group], [sharing, sharing], {"d2r-1": points, "d2r-2": points})
+    whole = sharing.row()["similarity"]
+    titles = [axis.get_title(loc="left") for axis in drawn["similarity_by_method"].axes]
+    assert [title for title in titles if title] == 2 * [f"d2r, 2 seeds\nIQM {whole:.2f} [{whole:.2f}, {whole:.2f}]"]
+    (axis,) = drawn["sparsity_by_method"].axes
+    read = [row["iqm"] for row in sharing.sparsity_rows()]
+    assert axis.containers[0].lines[0].get_ydata().tolist() == read
+    titles = [axis.get_title(loc="left") for axis in drawn["paths_by_method"].axes]
+    assert titles == 2 * ["d2r, seed 1", "d2r, seed 2"]
 
 
 def test_noise_does_not_look_like_a_change() -> None:

@@ -97,7 +97,7 @@ def test_what_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[
     error = told(capsys, "evaluate", str(tmp_path / "rum"), "--benchmark", "MT10")
     assert "rum is no directory of a run: there is nothing of that name" in error
     run = Run.create(tmp_path / "run", Configuration().resolve())
-    assert "no config.json; inside of it are those of run." in told(capsys, "evaluate", str(tmp_path))
+    assert "no config.json; the runs inside of it are run." in told(capsys, "evaluate", str(tmp_path))
     assert "has no checkpoint yet" in told(capsys, "evaluate", str(run.folder))
     assert "a run is evaluated on its own tasks" in told(capsys, "evaluate", str(run.folder), "--benchmark", "MT50")
     (run.folder / "config.json").write_text("{")

@@ -533,7 +533,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "reward": (PAIR, {"reward_version": "v3"}, r"`reward_version` must be 'v1' or 'v2', got 'v3'"),
     "scale": (PAIR, {"reward_scale": 0.0}, r"`reward_scale` must be positive, got 0.0"),
     "nan": (PAIR, {"reward_scale": float("nan")}, r"`reward_scale` must be positive, got nan"),
-    "render_mode": (PAIR, {"render_mode": "human"}, r"`render_mode` must be 'rgb_array' or None, got 'human'"),
+    "render_mode": (PAIR, {"render_mode": "human"}, r"`render_mode` must be one of None, 'rgb_array', got 'human'\."),
 }
 
 

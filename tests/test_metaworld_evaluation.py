@@ -325,7 +325,7 @@ def test_a_file_that_is_not_there_is_told() -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "success": ({"success": "first"}, ValueError, r"`success` must be 'any' or 'last', got 'first'"),
+    "success": ({"success": "first"}, ValueError, r"`success` must be one of 'any', 'last', got 'first'"),
     "episodes": ({"episodes": 0}, ValueError, r"`episodes` must be at least 1, got 0"),
     "half episodes": ({"episodes": 2.5}, TypeError, r"`episodes` must be an integer, got 2\.5"),
     "name": (

@@ -249,7 +249,7 @@ def test_unknown_names_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.rst"))], ids=lambda page: page.name
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.rst"))], ids=lambda page: page.name
 )
 def test_the_examples_of_a_page_import_what_they_use(page: Path) -> None:
     assert not unknown_names(page.read_text()), f"{page.name} uses names in examples that it does not import"

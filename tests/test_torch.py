@@ -120,6 +120,15 @@ def test_compile_to_machine_code() -> None:
         torch.testing.assert_close(traced, eager)
 
 
+def test_compile_with_shapes_that_may_change() -> None:
+    torch.compiler.reset()
+    net = LEVELS["module"](TopK(2))
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (2, 7):
+        x = torch.randn(batch, 5)
+        torch.testing.assert_close(compiled(x), net(x))
+
+
 def test_compile_output_level_and_replay() -> None:
     torch.compiler.reset()
     net = OutputRouting.mlp(5, 8, 5, 3)

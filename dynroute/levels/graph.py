@@ -222,11 +222,10 @@ class RoutedGraph(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(f"`x` must be a tensor, got {type(x).__name__}; torch.as_tensor makes one.")
         for node in self._inputs:
-            first = _first_layer(self.nodes[node])
-            # A lazy layer has no width yet, and what torch makes of a scalar is told by torch.
-            if isinstance(first, nn.Linear) and first.in_features not in (0, *x.shape[-1:]):
+            width = _width(self.nodes[node])
+            if width is not None and (x.dim() == 0 or x.shape[-1] != width):
                 raise ValueError(
-                    f"`x` must have {first.in_features} features, which node {node} reads, got shape {tuple(x.shape)}."
+                    f"`x` must have {width} features, which node {node} reads, got shape {tuple(x.shape)}."
                 )
 
     def _check_logits(self, logits: Tensor) -> None:
@@ -255,8 +254,8 @@ class RoutedGraph(nn.Module):
             )
 
 
-def _first_layer(module: nn.Module) -> nn.Module:
-    """What reads the input of a module."""
-    while isinstance(module, nn.Sequential) and len(module):
+def _width(module: nn.Module) -> int | None:
+    """How many features a module reads; None where that is not known, as with a forward or a hook of its own."""
+    while type(module) is nn.Sequential and len(module) and not module._forward_pre_hooks:
         module = module[0]
-    return module
+    return module.in_features if type(module) is nn.Linear and not module._forward_pre_hooks else None

@@ -20,7 +20,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count, check_sizes
+from ..arguments import check_choice, check_count, check_sizes
 from ..banks import LinearBank
 from ..gates import Gate
 from ..levels import LayerRouting, ModuleRouting, RoutedGraph
@@ -96,8 +96,7 @@ class DynamicDepthRouting(Network):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
-        if level not in LEVELS:
-            raise ValueError(f"`level` must be one of {', '.join(map(repr, LEVELS))}, got {level!r}.")
+        check_choice("level", level, LEVELS)
         check_sizes("trunk_sizes", trunk_sizes)
         for name, option, owner in (
             ("num_modules", num_modules, "module"),

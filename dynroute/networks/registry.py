@@ -91,5 +91,5 @@ def build(
     preset = PRESETS[name]
     known = list(inspect.signature(preset.network).parameters)[3:]
     for keyword in sizes:
-        check_choice(f"sizes` of `{name}", keyword, known)
+        check_choice("sizes", keyword, known)
     return preset.network(state_features, num_tasks, out_features, **{**preset.sizes, **sizes})

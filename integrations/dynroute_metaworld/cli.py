@@ -76,8 +76,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         wrong = [word for word in message.split() if word.startswith("--")]
         if "unrecognized" in message and wrong:
-            known = [flag.removeprefix("--") for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(wrong[0].removeprefix("--"), known, n=1)
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            near = difflib.get_close_matches(wrong[0][2:], [flag[2:] for flag in flags], n=1)
             message += f"; did you mean --{near[0]}?" if near else ""
         super().error(message)
 
@@ -188,7 +188,8 @@ def _train(options: argparse.Namespace) -> int:
     folder = options.run or Path("runs") / f"{name}-{wanted.goals}-{how}-seed{wanted.seed}"
     there = (folder / "config.json").exists()
     if options.resume and not there:
-        told = f"{wanted.benchmark}, {wanted.steps:,} steps of each task"
+        cloning = f"{wanted.cloning_steps:,} updates of cloning"
+        told = f"{wanted.benchmark}, {f'{wanted.steps:,} steps of each task' if wanted.steps else cloning}"
         print(f"dynroute: no run is in {folder} to go on with: a new one starts, {told}", file=sys.stderr)
     if options.resume and there:
         run = Run.open(folder)

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from torch import nn
 
 import dynroute
-from dynroute.arguments import check_count
+from dynroute.arguments import check_choice, check_count
 from dynroute_sb3 import MultiTaskPolicy
 from dynroute_sb3.randomness import random_state, set_random_state
 
@@ -80,8 +80,7 @@ def evaluate(
         array([1., 1.])
     """
     names = task_names(benchmark)
-    if success not in ("any", "last"):
-        raise ValueError(f"`success` must be 'any' or 'last', got {success!r}.")
+    check_choice("success", success, ("any", "last"))
     check_count("episodes", episodes, at_least=1)
     if policy == "scripted":
         policy = ScriptedPolicy(benchmark)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["bootstrap_interval", "iqm", "wilson_interval"]
+__all__ = ["bootstrap_interval", "iqm", "whole_run_interval", "wilson_interval"]
 
 
 def wilson_interval(
@@ -115,6 +115,39 @@ def bootstrap_interval(
     tasks = np.arange(table.shape[1])
     drawn = [float(statistic(table[rng.integers(len(table), size=table.shape), tasks])) for _ in range(resamples)]
     low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def whole_run_interval(
+    figures: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile interval of the IQM by a bootstrap that draws whole runs.
+
+    It is for figures that vary together in a run, such as those of pairs of tasks, which :func:`bootstrap_interval`
+    would take for independent.
+
+    Args:
+        figures: The figures of each run, with shape ``[runs, figures]``.
+        confidence: How often the interval shall hold the IQM.
+        resamples: The number of resamples.
+        seed: What the resamples depend on.
+
+    Returns:
+        The lower and the upper end.
+
+    Example:
+        >>> from dynroute_metaworld.intervals import whole_run_interval
+        >>> whole_run_interval([[0.3, 0.3], [0.5, 0.5]])
+        (0.3, 0.5)
+    """
+    table = np.asarray(figures, dtype=np.float64)
+    if table.ndim != 2 or len(table) < 2 or not table.shape[1] or not np.isfinite(table).all():
+        raise ValueError(f"`figures` must be finite, with shape [runs, figures] and two runs, got shape {table.shape}.")
+    tail = (1 - _checked(confidence)) / 2
+    draws = np.random.default_rng(seed).integers(len(table), size=(resamples, len(table)))
+    pooled = np.sort(table[draws].reshape(resamples, -1), axis=1)
+    cut = pooled.shape[1] // 4
+    low, high = np.quantile(pooled[:, cut : pooled.shape[1] - cut].mean(axis=1), [tail, 1 - tail])
     return float(low), float(high)
 
 

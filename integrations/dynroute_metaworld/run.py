@@ -293,4 +293,4 @@ def _lack(folder: Path) -> str:
         return "it is a file" if folder.exists() else "there is nothing of that name"
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
     few = ", ".join(inside[:5]) + ", ..." * (len(inside) > 5)
-    return "it has no config.json" + (f"; inside of it are those of {few}" if inside else "")
+    return "it has no config.json" + (f"; the runs inside of it are {few}" if inside else "")

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
+from dynroute.arguments import check_choice
+
 from .environment import GOALS, MAX_HORIZON, STATE_FEATURES
 from .tasks import goals_of, task_names
 from .workers import Group, Remote, Shared, Specification, WorkerError, deal, processes
@@ -50,8 +52,7 @@ def make_envs(
         (2, 41)
     """
     names = task_names(benchmark)
-    if goals not in GOALS:
-        raise ValueError(f"`goals` must be one of {', '.join(map(repr, GOALS))}, got {goals!r}.")
+    check_choice("goals", goals, GOALS)
     _check_integer("horizon", horizon, 1, MAX_HORIZON, "where Meta-World ends an episode")
     _check_integer("workers", workers, 0, len(names), "the number of environments")
     _check_integer("seed", seed, 0, 2**32 - 1, "the seeds of numpy")
@@ -59,8 +60,7 @@ def make_envs(
         raise ValueError(f"`reward_version` must be 'v1' or 'v2', got {reward_version!r}; v3 is that of the tasks.")
     if not 0 < reward_scale < np.inf:
         raise ValueError(f"`reward_scale` must be positive, got {reward_scale!r}.")
-    if render_mode not in (None, "rgb_array"):
-        raise ValueError(f"`render_mode` must be 'rgb_array' or None, got {render_mode!r}.")
+    check_choice("render_mode", render_mode, (None, "rgb_array"))
     drawn = goals_of(benchmark, int(seed))
     specifications = [Specification(name, drawn[name], goals, horizon, reward_version, render_mode) for name in names]
     return MetaWorldVecEnv(specifications, seed=seed, workers=workers, reward_scale=reward_scale, restart=restart)

@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from dynroute import SampleK, TopK
+from dynroute.arguments import check_choice
 
 from .demonstrations import DemonstrationBuffer
 from .losses import TASK_WEIGHTS, TEMPERATURES
@@ -65,8 +66,7 @@ def check_options(model: "MultiTaskSAC") -> None:
         ("actor_paths", model.actor_paths, (*PATHS, None)),
         ("critic_paths", model.critic_paths, PATHS),
     ):
-        if option not in known:
-            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {option!r}.")
+        check_choice(name, option, known)
     tau = model.route_temperature
     if not (tau in TEMPERATURES if isinstance(tau, str) else isinstance(tau, (int, float)) and 0 < tau < math.inf):
         raise ValueError(

@@ -9,7 +9,7 @@ function told(value) {
     ? String(Number(value.toPrecision(3))) : value.toExponential(1);
 }
 
-// About `count` round numbers from low to high.
+// About `count` round numbers from low to high, at least `least` apart.
 function ticks(low, high, count, least) {
   const rough = Math.max((high - low) / count || 1, least || 0), power = Math.pow(10, Math.floor(Math.log10(rough)));
   const step = power * [1, 2, 5, 10].find((times) => times * power >= rough * 0.999);
@@ -36,7 +36,7 @@ function reached(nodes, edges, weights) {
   return used;
 }
 
-// The extent of some lines, with room where it has none; rates have theirs from the start.
+// The extent of some lines, with room where it has none, lest noise look like a change; rates have theirs from the start.
 function extent(lines, range) {
   const [y0, y1] = range || [Infinity, -Infinity], box = { x0: Infinity, x1: -Infinity, y0, y1 };
   for (const line of lines) {
@@ -47,7 +47,8 @@ function extent(lines, range) {
   }
   box.last = box.x1;
   if (box.x0 === box.x1) { box.x0 = Math.min(0, box.x0); box.x1 = Math.max(box.x1, box.x0 + 1); }
-  if (box.y0 === box.y1) { box.y0 -= 0.5; box.y1 += 0.5; }
+  const lack = box.y0 === box.y1 ? 1 : 0.02 * Math.max(Math.abs(box.y0), Math.abs(box.y1)) - (box.y1 - box.y0);
+  if (lack > 0) { box.y0 -= lack / 2; box.y1 += lack / 2; }
   return box;
 }
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dynroute import Topology
 
-from ..intervals import bootstrap_interval, iqm
+from ..intervals import iqm, whole_run_interval
 from .comparison import Group
 from .watching import THRESHOLD, Routes
 
@@ -108,5 +108,5 @@ class Sharing:
 
 def _over_seeds(table: NDArray[np.float64]) -> dict[str, float | None]:
     """The IQM of figures with shape ``[runs, columns]``, and its interval; one run has none."""
-    low, high = bootstrap_interval(table, resamples=RESAMPLES) if len(table) > 1 else (None, None)
+    low, high = whole_run_interval(table, resamples=RESAMPLES) if len(table) > 1 else (None, None)
     return {"iqm": iqm(table), "low": low, "high": high}
