@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective as Directive
 
@@ -21,9 +22,13 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 class Sweep(Directive):
-    """Shows the summary of a sweep: a row for each network, and how it was made; the argument is the file's stem."""
+    """Shows the summary of a sweep: a row for each network, and how it was made; the argument is the file's stem.
+
+    With ``:minutes:`` it tells how long each run took, which means something where they had the machine to themselves.
+    """
 
     required_arguments = 1
+    option_spec: ClassVar[dict[str, Any]] = {"minutes": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         path = RESULTS / f"{self.arguments[0]}.json"
@@ -31,6 +36,9 @@ class Sweep(Directive):
         stored = json.loads(path.read_text())
         rows = [row for row in stored["rows"] if row["seeds"]]
         lines = [*table(self.cells(rows)), "", *self.provenance(stored, rows)]
+        if "minutes" in self.options:
+            minutes = ", ".join(f"{run['minutes']:.1f}" for run in stored["runs"].values())
+            lines += ["", f"Minutes of the runs: {minutes}."]
         return self.parse_text_to_nodes("\n".join(lines))
 
     def cells(self, rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -60,13 +68,14 @@ class Sweep(Directive):
         episodes = sorted({run["episodes"] for run in runs})
         machines = sorted({machine(session["machine"]) for session in sessions})
         versions = {f"{name} {number}" for session in sessions for name, number in session["versions"].items()}
+        length = " or ".join(map(str, episodes)) + " episode" + "s" * (episodes != [1])
         lines = [".. code-block:: console", "", *(f"   $ {command}" for command in commands), ""]
         if missing := {label(row): row["missing"] for row in stored["rows"] if row["missing"]}:
             told = ", ".join(f"{name} ({', '.join(map(str, seeds))})" for name, seeds in missing.items())
             lines += [f"Not run yet, seeds in brackets: {told}.", ""]
         return [
             *lines,
-            f"{len(runs)} runs, {' or '.join(map(str, episodes))} episodes of each task at the end of each, "
+            f"{len(runs)} runs, {length} of each task at the end of each, "
             f"commit {', '.join(commits)}, {'; '.join(machines)}; {', '.join(sorted(versions))}.",
         ]
 
