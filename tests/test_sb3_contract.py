@@ -822,7 +822,7 @@ class Says(gym.Wrapper):
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "task_weights": (
         {"task_weights": "alpha"},
-        r"`task_weights` must be one of 'none', 'alpha-sum', .*, got 'alpha'\.",
+        r"`task_weights` must be one of 'none', 'alpha-sum', .*, got 'alpha'; did you mean 'alpha-sum'",
     ),
     "actor_paths": (
         {"actor_paths": "best"},
