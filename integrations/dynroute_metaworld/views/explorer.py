@@ -145,7 +145,7 @@ def route_controls(analysis: Analysis, graphs: list[Topology], entries: list[dic
     choices = _choices([(entry["run"], entry["task"]) for entry in entries])
     return (
         "<p>What the policy of the last checkpoint does in an episode: nodes that run are filled, edges are the "
-        "darker the more they weigh, and what nothing reads is hollow.</p>"
+        "darker the more they weigh, and what nothing reads is hollow, its edges dashed.</p>"
         f'{templates}<div class="controls"><label for="task">Task<select id="task">{choices}</select></label></div>'
         '<figure><div class="moment"><img id="frame" alt="" width="240" height="240" hidden>'
         '<div class="graph" id="graph" role="region" aria-label="Route graph" tabindex="0"></div></div>'
