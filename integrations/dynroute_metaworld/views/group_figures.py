@@ -17,7 +17,7 @@ from .watching import THRESHOLD
 __all__ = ["write_groups"]
 
 LABELLED = 24
-"""At most so many bars have their figures written above."""
+"""At most so many bars without intervals have their figures written above."""
 
 
 def write_groups(
@@ -88,9 +88,9 @@ def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> 
             sure, xs, ys = True, x[with_interval], y[with_interval]
             sides = np.abs(np.array([mine[i][interval] for i in with_interval]) - ys[:, None]).T
             axis.errorbar(xs, ys, yerr=sides, fmt="none", ecolor="black", capsize=2, elinewidth=0.8)
-        if len(tasks) * len(known) <= LABELLED:
-            for place_x, place_y in zip(x, y, strict=True):
-                axis.annotate(f"{place_y:.3g}", (place_x, place_y), ha="left", va="bottom", fontsize="x-small")
+        elif len(tasks) * len(known) <= LABELLED:  # a bar of zero cannot be seen
+            for bar_x, bar_y in zip(x, y, strict=True):
+                axis.annotate(f"{bar_y:.3g}", (bar_x, bar_y), ha="center", va="bottom", fontsize="x-small")
     axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize="small")
     axis.set_ylim(0, 1.02 if value == "success" else None)
     axis.set_title(f"{title}{', with 95 % intervals' * sure}; the hardest task first", loc="left")
