@@ -177,8 +177,10 @@ def test_surroundings_that_rule_out_the_fast_backends_are_said() -> None:
         uneven_layer(x.to("meta"))
     with pytest.raises(ValueError, match=r"the input \(7, 5\) has more than one feature dimension"):
         ModuleRouting.mlp(5, 16, 8, 3, backend="fused")(torch.randn(7, 5), torch.randn(5))
+    modules = [nn.Sequential(nn.ReLU(), nn.Linear(5, 5)), nn.Linear(5, 5), nn.Linear(5, 3)]
+    activated = ModuleRouting(modules, Soft(), LinearRouter(5, Topology.dag(3)), backend="fused")
     with pytest.raises(ValueError, match="module 0 reads 5 features and the input has 6"):
-        ModuleRouting.mlp(5, 16, 8, 3, 5, backend="fused")(torch.randn(7, 6), torch.randn(7, 5))
+        activated(torch.randn(7, 6), torch.randn(7, 5))
 
 
 def test_backward_twice_gives_the_same() -> None:
