@@ -526,8 +526,13 @@ def test_pairs_of_tasks_are_not_taken_for_independent() -> None:
     assert high - low > 3 * np.subtract(*bootstrap_interval(similar)[::-1])
     exact = [iqm(similar[list(drawn)]) for drawn in itertools.product(range(5), repeat=5)]  # all resamples
     assert (low, high) == pytest.approx(np.quantile(exact, [0.025, 0.975]), abs=0.05)
-    for wrong in ([[0.5, 0.5]], [[], []], [0.5, 0.5], [[0.5], [np.nan]]):
-        with pytest.raises(ValueError, match=r"`figures` must be finite, with shape \[runs, figures\] and two runs"):
+    for wrong, told in (
+        ([[0.5, 0.5]], "must be those of at least two runs, got 1"),
+        ([[], []], r"must have shape \[runs, tasks\], got shape \(2, 0\)"),
+        ([0.5, 0.5], r"must have shape \[runs, tasks\], got shape \(2,\)"),
+        ([[0.5], [np.nan]], "must be finite, those of run 1 are not"),
+    ):
+        with pytest.raises(ValueError, match=f"`figures` {told}"):
             whole_run_interval(wrong)
 
 

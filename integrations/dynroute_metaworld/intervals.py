@@ -96,18 +96,7 @@ def bootstrap_interval(
         >>> low < iqm([[0.9, 0.4], [1.0, 0.6], [0.8, 0.5]]) < high
         True
     """
-    table = np.asarray(scores, dtype=np.float64)
-    if table.ndim != 2 or not table.shape[1]:
-        raise ValueError(f"`scores` must have shape [runs, tasks], got shape {table.shape}.")
-    if len(table) < 2:
-        raise ValueError(
-            f"`scores` must be those of at least two runs, got {len(table)}: one run does not tell how much seeds "
-            "differ. For the episodes of one run there is wilson_interval."
-        )
-    if not np.isfinite(table).all():
-        raise ValueError(
-            f"`scores` must be finite, those of run {int((~np.isfinite(table)).any(axis=1).argmax())} are not."
-        )
+    table = _by_run("scores", scores)
     if resamples < 1:
         raise ValueError(f"`resamples` must be at least 1, got {resamples}.")
     tail = (1 - _checked(confidence)) / 2
@@ -140,15 +129,30 @@ def whole_run_interval(
         >>> whole_run_interval([[0.3, 0.3], [0.5, 0.5]])
         (0.3, 0.5)
     """
-    table = np.asarray(figures, dtype=np.float64)
-    if table.ndim != 2 or len(table) < 2 or not table.shape[1] or not np.isfinite(table).all():
-        raise ValueError(f"`figures` must be finite, with shape [runs, figures] and two runs, got shape {table.shape}.")
+    table = _by_run("figures", figures)
     tail = (1 - _checked(confidence)) / 2
     draws = np.random.default_rng(seed).integers(len(table), size=(resamples, len(table)))
     pooled = np.sort(table[draws].reshape(resamples, -1), axis=1)
     cut = pooled.shape[1] // 4
     low, high = np.quantile(pooled[:, cut : pooled.shape[1] - cut].mean(axis=1), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _by_run(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Figures of several runs as an array, or an error that says why they cannot tell how much runs differ."""
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or not table.shape[1]:
+        raise ValueError(f"`{name}` must have shape [runs, tasks], got shape {table.shape}.")
+    if len(table) < 2:
+        raise ValueError(
+            f"`{name}` must be those of at least two runs, got {len(table)}: one run does not tell how much seeds "
+            "differ. For the episodes of one run there is wilson_interval."
+        )
+    if not np.isfinite(table).all():
+        raise ValueError(
+            f"`{name}` must be finite, those of run {int((~np.isfinite(table)).any(axis=1).argmax())} are not."
+        )
+    return table
 
 
 def _checked(confidence: float) -> float:
