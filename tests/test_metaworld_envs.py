@@ -135,6 +135,30 @@ def test_every_number_is_that_of_meta_world(task: str, version: str) -> None:
     ours.close()
 
 
+@pytest.mark.parametrize("task", ["reach", "lever-pull", "peg-insert-side"])
+def test_episodes_start_as_those_of_meta_world_do(task: str) -> None:
+    ours = TaskEnvironment(task, goals_of((task,), 0)[task], goals="random", horizon=500, reward_version="v2")
+    theirs = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+    theirs.set_task(ours.tasks[0])
+    theirs._freeze_rand_vec, theirs.seeded_rand_vec = False, True
+    ours.seed(5)
+    theirs.seed(5)
+    drawn = []
+    for _ in range(3):
+        expected, _ = theirs.reset()
+        assert np.array_equal(ours.reset(), expected.astype(np.float32))
+        assert np.array_equal(ours.env._last_rand_vec, theirs._last_rand_vec)
+        drawn.append(tuple(theirs._last_rand_vec))
+        for _ in range(3):
+            expected, reward, *_ = theirs.step(np.ones(4, np.float32))
+            observation, ours_reward, *_ = ours.step(np.ones(4, np.float32))
+            assert np.array_equal(observation, expected.astype(np.float32))
+            assert ours_reward == reward
+    assert len(set(drawn)) == 3
+    theirs.close()
+    ours.close()
+
+
 def starts(env: MetaWorldVecEnv, resets: int) -> np.ndarray:
     """What tells the goals apart: where things are when an episode starts."""
     return np.stack([env.reset()[:, :39] for _ in range(resets)])
@@ -180,6 +204,14 @@ def test_tasks_of_a_list_do_not_share_goals_and_a_task_alone_is_mt1() -> None:
     assert [task.data for task in drawn["reach"]] == [task.data for task in alone]
     vectors = [{task.data[-40:] for task in tasks} for tasks in drawn.values()]
     assert not vectors[0] & vectors[1]
+
+
+def test_the_goals_of_a_benchmark_are_those_of_meta_world() -> None:
+    expected = metaworld.MT10(seed=11)
+    drawn = goals_of("MT10", 11)
+    assert [task for tasks in drawn.values() for task in tasks] == expected.train_tasks
+    for task in ("lever-pull", "hand-insert"):
+        assert list(goals_of(task, 2**32 - 1)[task]) == metaworld.MT1(f"{task}-v3", seed=2**32 - 1).train_tasks
 
 
 def test_nothing_of_meta_world_is_changed() -> None:

@@ -52,7 +52,8 @@ INTEGRATION_LAYERS = {
         ["callbacks", "overlap"],
     ],
     "dynroute_metaworld": [
-        ["environment", "interrupts", "intervals", "metrics", "progress", "tasks"],
+        ["environment", "interrupts", "intervals", "metrics", "progress"],
+        ["tasks"],
         ["configuration", "demonstrations", "result", "workers"],
         ["methods", "presets", "run", "scripted", "vec_env"],
         ["collection", "evaluation"],

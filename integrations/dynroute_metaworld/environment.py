@@ -8,11 +8,12 @@ from typing import Any
 
 import mujoco
 import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.types import Task
 from numpy.typing import NDArray
 
-__all__ = ["GOALS", "MAX_HORIZON", "STATE_FEATURES", "Lean", "TaskEnvironment"]
+__all__ = ["GOALS", "MAX_HORIZON", "STATE_FEATURES", "Lean", "TaskEnvironment", "lean"]
 
 GOALS = ("fixed", "random", "benchmark")
 """Where goals come from. They are the first of the benchmark's; new ones, drawn for each episode; or its 50 in turn."""
@@ -36,6 +37,25 @@ class Lean:
     """
 
     data: Any
+    still = False
+    """Whether an episode starts without the time that Meta-World gives the hand to come to its place."""
+
+    def reset(self: Any, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Starts an episode; Meta-World does that twice and forgets the first time, of which the draw alone counts."""
+        still, self.still = self.still, True
+        self.curr_path_length = 0
+        self.reset_model()
+        self.still = still
+        observation, info = MujocoEnv.reset(self)
+        self._prev_obs = observation[:18].copy()
+        observation[18:36] = self._prev_obs
+        return observation.astype(np.float64), info
+
+    def _reset_hand(self: Any, steps: int = 50) -> None:
+        if self.still:
+            self.init_tcp = self.tcp_center
+        else:
+            super()._reset_hand(steps)  # type: ignore[misc]
 
     def set_xyz_action(self: Any, action: NDArray[Any]) -> None:
         """Moves what the hand follows."""
@@ -74,7 +94,7 @@ class Lean:
 
 
 @functools.cache
-def _lean(name: str) -> Any:
+def lean(name: str) -> Any:
     """The class of a task with :class:`Lean` mixed in; that of Meta-World stays as it is."""
     kind = ALL_V3_ENVIRONMENTS[f"{name}-v3"]
     return type(kind.__name__, (Lean, kind), {})
@@ -103,7 +123,7 @@ class TaskEnvironment:
         render_mode: str | None = None,
     ) -> None:
         self.name, self.tasks, self.goals, self.horizon = name, tasks, goals, horizon
-        self.env = _lean(name)(reward_function_version=reward_version, render_mode=render_mode, camera_name=CAMERA)
+        self.env = lean(name)(reward_function_version=reward_version, render_mode=render_mode, camera_name=CAMERA)
         self.env.set_task(tasks[0])
         self.seed(0)
         self.observation = np.zeros(STATE_FEATURES, dtype=np.float32)

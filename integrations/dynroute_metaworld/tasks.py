@@ -5,8 +5,11 @@ import functools
 from collections.abc import Sequence
 
 import metaworld
+import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 from metaworld.types import Task
+
+from .environment import lean
 
 __all__ = ["BENCHMARKS", "goals_of", "split_benchmark", "task_names"]
 
@@ -65,20 +68,29 @@ def goals_of(benchmark: str | Sequence[str], seed: int) -> dict[str, tuple[Task,
     """The 50 goals of each task that Meta-World draws for a benchmark from a seed.
 
     MT10, MT25 and MT50 are drawn as a whole: the goals are those of ``metaworld.MT10(seed)``. A task alone has those of
-    ``metaworld.MT1(task, seed)``; in a list the next task has the next seed, lest tasks have the same goals. It takes
-    about half a second for a task, once in a process.
+    ``metaworld.MT1(task, seed)``; in a list the next task has the next seed, lest tasks have the same goals. They are
+    drawn once in a process, without the simulation that Meta-World runs for each of them.
     """
     if isinstance(benchmark, str) and benchmark.upper() in BENCHMARKS:
-        return dict(_drawn(benchmark.upper(), seed))
+        return dict(_drawn(BENCHMARKS[benchmark.upper()], seed))
     names = task_names(benchmark)
-    return {name: _drawn(f"{name}-v3", (seed + i) % 2**32)[name] for i, name in enumerate(names)}
+    return {name: _drawn((name,), (seed + i) % 2**32)[name] for i, name in enumerate(names)}
 
 
 @functools.lru_cache(maxsize=64)
-def _drawn(name: str, seed: int) -> dict[str, tuple[Task, ...]]:
-    """The goals of one benchmark object: of MT10, MT25, MT50, or of the MT1 of a task."""
-    whole = getattr(metaworld, name)(seed=seed) if name in BENCHMARKS else metaworld.MT1(name, seed=seed)  # type: ignore[no-untyped-call]
-    goals: dict[str, list[Task]] = {}
-    for task in whole.train_tasks:
-        goals.setdefault(task.env_name.removesuffix("-v3"), []).append(task)
-    return {name: tuple(tasks) for name, tasks in goals.items()}
+def _drawn(names: tuple[str, ...], seed: int) -> dict[str, tuple[Task, ...]]:
+    """The goals of one benchmark object of Meta-World: the tasks share one stream of random numbers."""
+    generator, goals = np.random.RandomState(seed), {}
+    for name in names:
+        env, vectors = lean(name)(), []
+        env.still, env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = True, False, True, True
+        env.np_random = generator
+        env._set_task_inner()
+        for _ in range(2 * metaworld._N_GOALS):
+            env.reset_model()
+            vectors.append(env._last_rand_vec)
+        env.close()
+        # Meta-World starts every episode twice, so that every other draw counts.
+        drawn = [{"rand_vec": vector, "env_cls": ALL_V3_ENVIRONMENTS[f"{name}-v3"]} for vector in vectors[1::2]]
+        goals[name] = tuple(metaworld._encode_task(f"{name}-v3", one | metaworld._MT_OVERRIDE) for one in drawn)
+    return goals
