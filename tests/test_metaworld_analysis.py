@@ -27,7 +27,7 @@ from dynroute_metaworld.views import analysis as analyses
 from dynroute_metaworld.views import export, group_figures
 from dynroute_metaworld.views import scene as scenes
 from dynroute_metaworld.views.analysis import look
-from dynroute_metaworld.views.canvas import scale, style
+from dynroute_metaworld.views.canvas import BESIDE, legend, metric_panels, scale, style
 from dynroute_metaworld.views.comparison import group_runs, origin
 from dynroute_metaworld.views.curves import draw_curves
 from dynroute_metaworld.views.evidence import gather, gather_all
@@ -576,6 +576,23 @@ def test_noise_does_not_look_like_a_change() -> None:
     assert 4 < low < 5
     assert 9 < high < 10
     assert style(1)["linestyle"] != style(0)["linestyle"]
+
+
+def test_all_lines_are_named_inside_the_figure() -> None:
+    for count in (3, BESIDE, BESIDE + 1, 50):
+        figure, axes = metric_panels(["success", "return"])
+        for number in range(count):
+            axes[number % 2].plot([0, 1], [0, number], label=f"a-task-of-a-long-name-{number}", **style(number))
+        drawn = legend(figure, axes)
+        figure.draw_without_rendering()
+        assert {text.get_text() for text in drawn.get_texts()} == {f"a-task-of-a-long-name-{i}" for i in range(count)}
+        place = drawn.get_window_extent()
+        assert min(place.x0, place.y0) >= 0
+        assert place.x1 <= figure.bbox.x1
+        assert place.y1 <= figure.bbox.y1
+        assert not any(place.overlaps(axis.get_window_extent()) for axis in axes)
+        assert min(axis.get_window_extent().height for axis in axes) > 100
+    assert len({str(style(number)) for number in range(50)}) == 50
 
 
 def test_one_task_is_like_no_other(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What figures are made of, by matplotlib, which the extra `report` brings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,12 @@ __all__ = ["INK", "heat_map", "legend", "metric_panels", "save", "scale", "scatt
 
 INK = "#146e3c"
 """The colour of what is not told apart by colours."""
+
+BESIDE = 12
+"""The largest number of names beside a panel."""
+
+COLUMNS = 4
+"""In how many columns names are below it."""
 
 
 def save(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
@@ -39,8 +45,8 @@ def metric_panels(metrics: Sequence[str], height: float = 2.4) -> tuple[Figure, 
 
 def style(number: int) -> dict[str, Any]:
     """The colour and the stroke of the line of a number."""
-    strokes = ("-", "--", ":", "-.")  # equal curves do not hide each other
-    return {"color": f"C{number % 10}", "linestyle": strokes[(number + number // 10) % 4]}
+    strokes = ("-", "--", ":", "-.", (0, (7, 2, 1, 2, 1, 2)))  # equal curves do not hide each other
+    return {"color": f"C{number % 10}", "linestyle": strokes[(number + number // 10) % 5]}
 
 
 def scale(axis: Any, metric: str) -> None:
@@ -56,9 +62,16 @@ def scale(axis: Any, metric: str) -> None:
         axis.set_ylim((low + high - room) / 2, (low + high + room) / 2)
 
 
-def legend(axis: Any, count: int) -> Any:
-    """Names so many lines, beside the panel."""
-    return axis.legend(fontsize="small", ncols=1 if count <= 10 else 3, loc="upper left", bbox_to_anchor=(1, 1))
+def legend(figure: Figure, axes: Iterable[Any]) -> Any:
+    """Names what panels show, beside them all; where that is much, below them, and the figure grows by it."""
+    named: dict[str, Any] = {}
+    for axis in axes:
+        named = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)) | named
+    if len(named) <= BESIDE:
+        return figure.legend(named.values(), named, fontsize="small", loc="outside right upper")
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.2 * -(-len(named) // COLUMNS))
+    return figure.legend(named.values(), named, fontsize="small", loc="outside lower left", ncols=COLUMNS)
 
 
 def heat_map(axis: Any, shared: NDArray[np.float64], tasks: Sequence[str]) -> Any:
@@ -75,19 +88,22 @@ def heat_map(axis: Any, shared: NDArray[np.float64], tasks: Sequence[str]) -> An
     return image
 
 
-def scatter(axis: Any, tasks: Sequence[str], points: NDArray[np.float64], size: float = 400.0) -> None:
+def scatter(
+    axis: Any, tasks: Sequence[str], points: NDArray[np.float64], among: Sequence[str], size: float = 400.0
+) -> None:
     """Draws routes on a plane, a colour and a sign for each task, the larger the more often it was taken.
 
     Args:
         axis: Where it is drawn.
         tasks: The tasks.
         points: The routes, as :func:`~dynroute_metaworld.views.watching.embed` places them.
+        among: All tasks of the figure, among which colours and signs are shared out.
         size: That of a route that a task always takes.
     """
     numbers = points[:, 0].astype(int)
     sizes = 12 + size * points[:, 3] / np.bincount(numbers, points[:, 3])[numbers]
     for i, task in enumerate(tasks):
-        mine = numbers == i
-        look = {"color": f"C{i % 10}", "marker": "osv^D"[i // 10 % 5], "edgecolors": "white", "linewidths": 0.5}
+        mine, place = numbers == i, among.index(task)
+        look = {"color": f"C{place % 10}", "marker": "osv^D"[place // 10 % 5], "edgecolors": "white", "linewidths": 0.5}
         axis.scatter(points[mine, 1], points[mine, 2], s=sizes[mine], label=task, alpha=0.7, **look)
     axis.set(xticks=[], yticks=[])

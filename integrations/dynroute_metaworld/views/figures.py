@@ -54,7 +54,7 @@ def learning(one: Evidence, metrics: dict[str, str] = BY_TASK) -> Figure | None:
             axis.plot(curve.steps, curve.values, label=task, marker=marker, **style(one.tasks.index(task)))
         axis.set_title(metrics[metric], loc="left", fontsize="medium")
         scale(axis, metric)
-    legend(axes[0], len(one.tasks))
+    legend(figure, axes)
     return figure
 
 
@@ -85,9 +85,9 @@ def _paths(tasks: Sequence[str], points: NDArray[np.float64]) -> Figure:
     """Routes on a plane."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     axis: Any = figure.subplots()
-    scatter(axis, tasks, points)
+    scatter(axis, tasks, points, tasks)
     axis.set_title("t-SNE of routes; the size is how often a task took it", loc="left")
-    for handle in axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1)).legend_handles:
+    for handle in legend(figure, [axis]).legend_handles:
         handle.set_sizes([30])
     return figure
 

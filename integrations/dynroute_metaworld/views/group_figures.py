@@ -60,7 +60,7 @@ def _bands(groups: Sequence[Group]) -> Figure | None:
             axis.fill_between(band.steps, band.low, band.high, color=f"C{number % 10}", alpha=0.2, linewidth=0)
         axis.set_title(f"{BY_TASK[metric]}: IQM over tasks and seeds", loc="left", fontsize="medium")
         scale(axis, metric)
-    legend(axes[0], len(groups))
+    legend(figure, axes)
     return figure
 
 
@@ -94,7 +94,7 @@ def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> 
     axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize="small")
     axis.set_ylim(0, 1.02 if value == "success" else None)
     axis.set_title(f"{title}{', with 95 % intervals' * sure}; the hardest task first", loc="left")
-    axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    legend(figure, [axis])
     return figure
 
 
@@ -145,17 +145,18 @@ def _paths(sharings: Sequence[Sharing], points: Mapping[str, NDArray[np.float64]
     if not known:
         return None
     columns = max(len(names) for _, names in known)
+    tasks = list(dict.fromkeys(task for one, _ in known for task in one.group.tasks))
     figure = Figure(figsize=(3 * columns + 2.5, 3 * len(known)), layout="constrained")
     axes = figure.subplots(len(known), columns, squeeze=False)
     for line, (one, names) in zip(axes, known, strict=True):
         seeds = {run.name: run.run.configuration.seed for run in one.group.runs}
         for axis, name in zip(line, names, strict=False):
-            scatter(axis, one.group.tasks, points[name], size=150.0)
+            scatter(axis, one.group.tasks, points[name], tasks, size=150.0)
             axis.set_title(f"{one.group.name}, seed {seeds[name]}", loc="left", fontsize="small")
         for axis in line[len(names) :]:
             axis.set_axis_off()
-        for handle in legend(line[len(names) - 1], len(one.group.tasks)).legend_handles:
-            handle.set_sizes([30])
+    for handle in legend(figure, axes.flat).legend_handles:
+        handle.set_sizes([30])
     figure.suptitle("t-SNE of routes; the size is how often a task took it")
     return figure
 
