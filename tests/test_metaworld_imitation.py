@@ -1,12 +1,15 @@
 """Imitation: an actor clones scripted policies, is interrupted, and is the start of SAC."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from dynroute import Route, losses
 from dynroute_metaworld import Configuration, Run, RunError, ScriptedPolicy, load_model, read_metrics, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.cloning import Cloning, _one_cycle
@@ -396,11 +399,42 @@ def test_cloning_stops_when_nothing_is_gained(tmp_path: Path) -> None:
     assert run.update == 200
 
 
-def test_balance_changes_what_is_learned(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("cloning_balance", losses.load_balance),
+        ("cloning_importance", losses.importance),
+        ("cloning_z_loss", losses.router_z_loss),
+        ("cloning_entropy", lambda route: -losses.route_entropy(route)),
+    ],
+)
+def test_losses_of_routes_are_learned(option: str, expected: Callable[[Route], Tensor], tmp_path: Path) -> None:
     data = demonstrations()
-    losses = [cloning(tmp_path / str(i), data, cloning_balance=weight) for i, weight in enumerate((0.0, 1.0))]
-    plain, balanced = (one._loss(*one._batch()).item() for one in losses)
-    assert balanced > plain + 0.5  # the loss of balance is at least 1
+    plain, weighted = (cloning(tmp_path / str(weight), data, method="d2r", **{option: weight}) for weight in (0.0, 0.5))
+    batch = plain._batch()
+    weighted.generator.set_state(plain.generator.get_state())
+    *_, route = plain.actor.distribution(batch[0], sample=True, generator=plain.generator)
+    plain.generator.set_state(weighted.generator.get_state())
+    before, after = plain._loss(*batch), weighted._loss(*batch)
+    assert (after - before).item() == pytest.approx(0.5 * expected(route).item(), rel=1e-4)
+    before.backward()
+    after.backward()
+    (0.5 * expected(route)).backward()  # on top of what `before` left in `plain`
+    pairs = list(zip(plain.actor.parameters(), weighted.actor.parameters(), strict=True))
+    router = list(plain.actor.net.graph.router.parameters())
+    assert all(parameter.grad.abs().max() > 0 for parameter in router)
+    for one, two in pairs:
+        assert (one.grad is None) == (two.grad is None)
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_losses_of_routes_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = "`cloning_entropy` must be 0 for the method mt-sac, which has no learned routes, got 0.1."
+    command = ["imitate", "--method", "mt-sac", "--benchmark", "reach", "--cloning-entropy", "0.1"]
+    assert main([*command, "--run", str(tmp_path / "run")]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrong_options() -> None:

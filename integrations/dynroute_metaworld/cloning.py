@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynroute.losses import load_balance
 from dynroute_sb3 import MultiTaskSAC
 from dynroute_sb3.storage import check_folder, remove_leftovers, writing_folder
 from dynroute_sb3.tree import read_tree, write_tree
 
-from .configuration import Configuration
+from .configuration import ROUTE_LOSSES, Configuration
 from .demonstrations import Demonstrations
 from .metrics import MetricsFile, forget_after
 from .progress import Display
@@ -37,9 +36,10 @@ class Cloning:
 
     .. math:: L = \lVert \tanh \mu(s, \mathcal T) - a \rVert^2 + c \, (\log \sigma - \log \bar\sigma)^2
 
-    Routes are sampled as in training, and the second term sets how much a policy explores that goes on with SAC. The
-    networks with the smallest error on held-out episodes are kept, along the best routes. It can be interrupted: what
-    it depends on is written every :data:`CHECK_EVERY` updates.
+    Routes are sampled as in training, and the second term sets how much a policy explores that goes on with SAC; those
+    of :data:`~dynroute_metaworld.configuration.ROUTE_LOSSES` with a weight are added. The networks with the smallest
+    error on held-out episodes are kept, along the best routes. It can be interrupted: what it depends on is written
+    every :data:`CHECK_EVERY` updates.
 
     Args:
         model: The model whose actor learns.
@@ -122,8 +122,9 @@ class Cloning:
         mean, log_std, route = self.actor.distribution(observations, sample=sample, generator=self.generator)
         loss = (torch.tanh(mean) - actions).square().mean()
         loss = loss + 0.01 * (log_std - math.log(self.configuration.cloning_std)).square().mean()
-        if route is not None and self.configuration.cloning_balance:
-            loss = loss + self.configuration.cloning_balance * load_balance(route)
+        if route is not None:
+            for name, weight in self.configuration.route_losses.items():
+                loss = loss + weight * ROUTE_LOSSES[name](route)
         return loss
 
     @torch.no_grad()

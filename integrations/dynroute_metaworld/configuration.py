@@ -6,11 +6,16 @@ import json
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from torch import Tensor
+
+from dynroute import Route
 from dynroute.arguments import check_choice
+from dynroute.losses import importance, load_balance, route_entropy, router_z_loss
 from dynroute.networks import PRESETS as NETWORKS
 from dynroute_sb3 import DamagedError
 from dynroute_sb3.losses import TASK_WEIGHTS, TEMPERATURES
@@ -19,7 +24,15 @@ from dynroute_sb3.options import PATHS
 from .environment import GOALS, MAX_HORIZON
 from .tasks import split_benchmark, task_names
 
-__all__ = ["Configuration", "kinds_of"]
+__all__ = ["ROUTE_LOSSES", "Configuration", "kinds_of"]
+
+ROUTE_LOSSES: dict[str, Callable[[Route], Tensor]] = {
+    "cloning_balance": load_balance,
+    "cloning_importance": importance,
+    "cloning_z_loss": router_z_loss,
+    "cloning_entropy": lambda route: -route_entropy(route),
+}
+"""The losses of routes that may be added to that of cloning, by the option that is their weight."""
 
 
 def _option(
@@ -126,7 +139,10 @@ class Configuration:
     cloning_batch_size: int = _option(64, "samples of each task in an update", IMITATION, least=1)
     cloning_rate: float = _option(1e-3, "the highest learning rate; it rises and falls", IMITATION, least=0)
     cloning_sample: bool = _option(True, "sample routes, as SAC does", IMITATION)
-    cloning_balance: float = _option(0.0, "weight of the loss that balances modules", IMITATION, least=0)
+    cloning_balance: float = _option(0.0, "weight of the loss by which sources are used alike", IMITATION, least=0)
+    cloning_importance: float = _option(0.0, "weight of the loss by which they weigh alike", IMITATION, least=0)
+    cloning_z_loss: float = _option(0.0, "weight of the loss that keeps logits of routers small", IMITATION, least=0)
+    cloning_entropy: float = _option(0.0, "weight of the entropy of routers, which is sought", IMITATION, least=0)
     cloning_std: float = _option(0.2, "how much the policy explores afterwards, before tanh", IMITATION, least=0)
     patience: int = _option(10, "hundreds of updates without a gain before cloning stops", IMITATION, least=1)
     dagger_rounds: int = _option(
@@ -198,6 +214,11 @@ class Configuration:
         if not all(0 <= level < math.inf for level in levels):
             raise ValueError(f"`noise` must be numbers of at least 0 with commas between them, got {self.noise!r}.")
         return levels
+
+    @property
+    def route_losses(self) -> dict[str, float]:
+        """The weights of those of :data:`ROUTE_LOSSES` that have one."""
+        return {name: weight for name in ROUTE_LOSSES if (weight := getattr(self, name))}
 
     @property
     def network_kwargs(self) -> dict[str, Any]:

@@ -20,9 +20,14 @@ PUBLISHED = {
 
 
 def check_network(configuration: Configuration) -> None:
-    """Raises an error if the network of a configuration cannot be built, without building it."""
+    """Raises an error if the network of a configuration cannot be built, or not do what is asked of it."""
     shape = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
-    build(configuration.method, *shape, device="meta", **configuration.network_kwargs)
+    network = build(configuration.method, *shape, device="meta", **configuration.network_kwargs)
+    if network.topology is None and (asked := configuration.route_losses):
+        name, weight = next(iter(asked.items()))
+        raise ValueError(
+            f"`{name}` must be 0 for the method {configuration.method}, which has no learned routes, got {weight:g}."
+        )
 
 
 def count_parameters(method: str, num_tasks: int) -> tuple[int, int]:
