@@ -27,7 +27,7 @@ from dynroute_metaworld.views import analysis as analyses
 from dynroute_metaworld.views import export, group_figures
 from dynroute_metaworld.views import scene as scenes
 from dynroute_metaworld.views.analysis import look
-from dynroute_metaworld.views.canvas import BESIDE, legend, metric_panels, scale, style
+from dynroute_metaworld.views.canvas import legend, metric_panels, scale, style
 from dynroute_metaworld.views.comparison import group_runs, origin
 from dynroute_metaworld.views.curves import draw_curves
 from dynroute_metaworld.views.evidence import gather, gather_all
@@ -579,13 +579,16 @@ def test_noise_does_not_look_like_a_change() -> None:
 
 
 def test_all_lines_are_named_inside_the_figure() -> None:
-    for count in (3, BESIDE, BESIDE + 1, 50):
+    for count, width in ((3, 9.0), (12, 9.0), (13, 9.0), (50, 9.0), (50, 5.5)):
         figure, axes = metric_panels(["success", "return"])
+        figure.set_figwidth(width)
         for number in range(count):
             axes[number % 2].plot([0, 1], [0, number], label=f"a-task-of-a-long-name-{number}", **style(number))
         drawn = legend(figure, axes)
         figure.draw_without_rendering()
-        assert {text.get_text() for text in drawn.get_texts()} == {f"a-task-of-a-long-name-{i}" for i in range(count)}
+        names = [text.get_text() for text in drawn.get_texts()]
+        assert sorted(names) == sorted(f"a-task-of-a-long-name-{i}" for i in range(count))
+        assert names[:2] == ["a-task-of-a-long-name-0", "a-task-of-a-long-name-2"]  # those of the first panel first
         place = drawn.get_window_extent()
         assert min(place.x0, place.y0) >= 0
         assert place.x1 <= figure.bbox.x1

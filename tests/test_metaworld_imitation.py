@@ -429,12 +429,31 @@ def test_losses_of_routes_are_learned(option: str, expected: Callable[[Route], T
             torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_losses_of_routes_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = "`cloning_entropy` must be 0 for the method mt-sac, which has no learned routes, got 0.1."
-    command = ["imitate", "--method", "mt-sac", "--benchmark", "reach", "--cloning-entropy", "0.1"]
-    assert main([*command, "--run", str(tmp_path / "run")]) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+WITHOUT_EFFECT = {
+    "imitate --method mt-sac --cloning-entropy 0.1": (
+        "`cloning_entropy` must be 0 for the method mt-sac, which has no learned routes, got 0.1."
+    ),
+    "imitate --method sm --cloning-balance 1": (
+        "`cloning_balance` must be 0 with the gate soft, which uses all sources alike, got 1; what they weigh is "
+        "balanced by --cloning-importance."
+    ),
+    "train --method d2r --cloning-z-loss 0.01": (
+        "`cloning_z_loss` must be 0 where nothing is cloned, as `dynroute imitate` does, got 0.01."
+    ),
+    "sweep --imitate --methods d2r paco --cloning-importance 1": (
+        "`cloning_importance` must be 0 for the method paco, which has no learned routes, got 1."
+    ),
+}
+
+
+@pytest.mark.parametrize("command", WITHOUT_EFFECT)
+def test_losses_of_routes_that_would_teach_nothing(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 1
+    assert WITHOUT_EFFECT[command] in capsys.readouterr().err
+    assert not list(tmp_path.rglob("config.json"))
 
 
 def test_wrong_options() -> None:

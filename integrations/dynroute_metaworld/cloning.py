@@ -36,10 +36,10 @@ class Cloning:
 
     .. math:: L = \lVert \tanh \mu(s, \mathcal T) - a \rVert^2 + c \, (\log \sigma - \log \bar\sigma)^2
 
-    Routes are sampled as in training, and the second term sets how much a policy explores that goes on with SAC; those
-    of :data:`~dynroute_metaworld.configuration.ROUTE_LOSSES` with a weight are added. The networks with the smallest
-    error on held-out episodes are kept, along the best routes. It can be interrupted: what it depends on is written
-    every :data:`CHECK_EVERY` updates.
+    Routes are sampled as in training, and the second term sets how much a policy explores that goes on with SAC. The
+    configuration may add losses of routes, :data:`~dynroute_metaworld.configuration.ROUTE_LOSSES`. The networks with
+    the smallest error on held-out episodes are kept, along the best routes. It can be interrupted: what it depends on
+    is written every :data:`CHECK_EVERY` updates.
 
     Args:
         model: The model whose actor learns.

@@ -139,10 +139,10 @@ class Configuration:
     cloning_batch_size: int = _option(64, "samples of each task in an update", IMITATION, least=1)
     cloning_rate: float = _option(1e-3, "the highest learning rate; it rises and falls", IMITATION, least=0)
     cloning_sample: bool = _option(True, "sample routes, as SAC does", IMITATION)
-    cloning_balance: float = _option(0.0, "weight of the loss by which sources are used alike", IMITATION, least=0)
-    cloning_importance: float = _option(0.0, "weight of the loss by which they weigh alike", IMITATION, least=0)
+    cloning_balance: float = _option(0.0, "weight of the loss by which sources come equally often", IMITATION, least=0)
+    cloning_importance: float = _option(0.0, "weight of the loss by which sources get equal weight", IMITATION, least=0)
     cloning_z_loss: float = _option(0.0, "weight of the loss that keeps logits of routers small", IMITATION, least=0)
-    cloning_entropy: float = _option(0.0, "weight of the entropy of routers, which is sought", IMITATION, least=0)
+    cloning_entropy: float = _option(0.0, "weight of the entropy of routers, which is subtracted", IMITATION, least=0)
     cloning_std: float = _option(0.2, "how much the policy explores afterwards, before tanh", IMITATION, least=0)
     patience: int = _option(10, "hundreds of updates without a gain before cloning stops", IMITATION, least=1)
     dagger_rounds: int = _option(

@@ -38,14 +38,16 @@ class Lean:
 
     data: Any
     still = False
-    """Whether an episode starts without the time that Meta-World gives the hand to come to its place."""
+    """Whether an episode starts without the time in which the hand comes to its place."""
 
     def reset(self: Any, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """Starts an episode; Meta-World does that twice and forgets the first time, of which the draw alone counts."""
-        still, self.still = self.still, True
+        """Starts an episode: Meta-World does that twice, and of the first time keeps what is drawn and placed alone."""
         self.curr_path_length = 0
-        self.reset_model()
-        self.still = still
+        self.still = True
+        try:
+            self.reset_model()
+        finally:
+            self.still = False
         observation, info = MujocoEnv.reset(self)
         self._prev_obs = observation[:18].copy()
         observation[18:36] = self._prev_obs
@@ -221,8 +223,8 @@ class TaskEnvironment:
 
 
 def _is_kept(name: str, value: Any) -> bool:
-    """Whether an attribute of an environment belongs to its state; how it is drawn does not."""
-    return name != "render_mode" and _is_plain(value)
+    """Whether an attribute of an environment belongs to its state; how it is drawn does not, nor how it is started."""
+    return name not in ("render_mode", "still") and _is_plain(value)
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """The table of methods: what each is, and how many parameters it has."""
 
+from dynroute import Soft
 from dynroute.networks import PRESETS, build
 
 from .configuration import Configuration
@@ -20,14 +21,23 @@ PUBLISHED = {
 
 
 def check_network(configuration: Configuration) -> None:
-    """Raises an error if the network of a configuration cannot be built, or not do what is asked of it."""
+    """Raises an error if the network of a configuration cannot be built, or cannot learn what is asked of it."""
     shape = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
     network = build(configuration.method, *shape, device="meta", **configuration.network_kwargs)
-    if network.topology is None and (asked := configuration.route_losses):
-        name, weight = next(iter(asked.items()))
-        raise ValueError(
-            f"`{name}` must be 0 for the method {configuration.method}, which has no learned routes, got {weight:g}."
-        )
+    routed = getattr(network, "routed", None)
+    for name, weight in configuration.route_losses.items():
+        told = f"`{name}` must be 0"
+        if not configuration.cloning_steps:
+            raise ValueError(f"{told} where nothing is cloned, as `dynroute imitate` does, got {weight:g}.")
+        if routed is None:
+            raise ValueError(
+                f"{told} for the method {configuration.method}, which has no learned routes, got {weight:g}."
+            )
+        if name == "cloning_balance" and isinstance(routed.gate, Soft):
+            raise ValueError(
+                f"{told} with the gate soft, which uses all sources alike, got {weight:g}; what they weigh is "
+                "balanced by --cloning-importance."
+            )
 
 
 def count_parameters(method: str, num_tasks: int) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The tasks of Meta-World by name, and the goals that benchmark objects draw for them."""
 
+import contextlib
 import difflib
 import functools
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def goals_of(benchmark: str | Sequence[str], seed: int) -> dict[str, tuple[Task,
 
     MT10, MT25 and MT50 are drawn as a whole: the goals are those of ``metaworld.MT10(seed)``. A task alone has those of
     ``metaworld.MT1(task, seed)``; in a list the next task has the next seed, lest tasks have the same goals. They are
-    drawn once in a process, without the simulation that Meta-World runs for each of them.
+    drawn once in a process, without the time that Meta-World gives the hand to come to its place before each of them.
     """
     if isinstance(benchmark, str) and benchmark.upper() in BENCHMARKS:
         return dict(_drawn(BENCHMARKS[benchmark.upper()], seed))
@@ -82,14 +83,14 @@ def _drawn(names: tuple[str, ...], seed: int) -> dict[str, tuple[Task, ...]]:
     """The goals of one benchmark object of Meta-World: the tasks share one stream of random numbers."""
     generator, goals = np.random.RandomState(seed), {}
     for name in names:
-        env, vectors = lean(name)(), []
-        env.still, env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = True, False, True, True
-        env.np_random = generator
-        env._set_task_inner()
-        for _ in range(2 * metaworld._N_GOALS):
-            env.reset_model()
-            vectors.append(env._last_rand_vec)
-        env.close()
+        vectors = []
+        with contextlib.closing(lean(name)()) as env:
+            env.still, env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = True, False, True, True
+            env.np_random = generator
+            env._set_task_inner()
+            for _ in range(2 * metaworld._N_GOALS):
+                env.reset_model()
+                vectors.append(env._last_rand_vec)
         # Meta-World starts every episode twice, so that every other draw counts.
         drawn = [{"rand_vec": vector, "env_cls": ALL_V3_ENVIRONMENTS[f"{name}-v3"]} for vector in vectors[1::2]]
         goals[name] = tuple(metaworld._encode_task(f"{name}-v3", one | metaworld._MT_OVERRIDE) for one in drawn)

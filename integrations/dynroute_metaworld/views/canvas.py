@@ -18,8 +18,8 @@ INK = "#146e3c"
 BESIDE = 12
 """The largest number of names beside a panel."""
 
-COLUMNS = 4
-"""In how many columns names are below it."""
+COLUMN = 2.1
+"""How wide a column of names below it is, in inches."""
 
 
 def save(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
@@ -66,12 +66,14 @@ def legend(figure: Figure, axes: Iterable[Any]) -> Any:
     """Names what panels show, beside them all; where that is much, below them, and the figure grows by it."""
     named: dict[str, Any] = {}
     for axis in axes:
-        named = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)) | named
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
     if len(named) <= BESIDE:
         return figure.legend(named.values(), named, fontsize="small", loc="outside right upper")
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + 0.2 * -(-len(named) // COLUMNS))
-    return figure.legend(named.values(), named, fontsize="small", loc="outside lower left", ncols=COLUMNS)
+    columns = max(1, int(width / COLUMN))
+    figure.set_size_inches(width, height + 0.2 * -(-len(named) // columns))
+    return figure.legend(named.values(), named, fontsize="small", loc="outside lower left", ncols=columns)
 
 
 def heat_map(axis: Any, shared: NDArray[np.float64], tasks: Sequence[str]) -> Any:
