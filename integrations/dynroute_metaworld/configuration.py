@@ -217,7 +217,7 @@ class Configuration:
 
     @property
     def route_losses(self) -> dict[str, float]:
-        """The weights of those of :data:`ROUTE_LOSSES` that have one."""
+        """The weights of :data:`~dynroute_metaworld.configuration.ROUTE_LOSSES` that are not 0."""
         return {name: weight for name in ROUTE_LOSSES if (weight := getattr(self, name))}
 
     @property
