@@ -24,7 +24,7 @@ from dynroute_metaworld import cluster as module
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
 from dynroute_metaworld.presets import IMITATION_ALONE, preset
-from dynroute_metaworld.summary import read_sweep, summarize, summary_table
+from dynroute_metaworld.summary import read_sweep, summarize, summary_rows, summary_table
 from dynroute_metaworld.sweeps import _check_rows, _combine, _held, _note, read_variants, sweep
 from dynroute_sb3 import DamagedError
 
@@ -474,6 +474,7 @@ def test_the_summary(tmp_path: Path) -> None:
     write_result(tmp_path / "sm-1", [[True, True], [True, False]], None)
     summary = summarize(tmp_path)
     assert summary == json.loads((tmp_path / "summary.json").read_text())
+    assert summary["rows"] == summary_rows(summary["runs"].values())
     d2r, sm, care = summary["rows"]
     # reach 1 and 1/2, push 0 and 1/2: sorted 0 1/2 1/2 1, of which the middle half is 1/2 and 1/2.
     assert (d2r["seeds"], d2r["missing"]) == ([1, 2], [3])

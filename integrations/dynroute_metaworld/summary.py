@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from .intervals import bootstrap_interval, iqm
 from .result import EvaluationResult
 from .run import Run
 
-__all__ = ["FORMAT", "ROW", "read_sweep", "summarize", "summary_table"]
+__all__ = ["FORMAT", "ROW", "SUMMARY", "read_sweep", "summarize", "summary_rows", "summary_table"]
 
 FORMAT = "dynroute sweep 1"
 """The form of ``sweep.json``, which names the runs of a sweep."""
+
+SUMMARY = "dynroute sweep summary 1"
+"""The form of ``summary.json``."""
 
 ROW = ("benchmark", "method", "variant")
 """What runs have in common that a summary takes together; they differ in their seeds."""
@@ -47,21 +51,24 @@ def summarize(folder: str | Path) -> dict[str, Any]:
         folder: The folder of the sweep.
     """
     folder = Path(folder)
-    rows: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    runs = {}
-    sweep = read_sweep(folder)
-    for name, noted in sweep["runs"].items():
-        runs[name] = {**noted, **_figures(folder / name)}
-        rows[tuple(noted[axis] for axis in ROW)].append(runs[name])
-    summary = {
-        "format": "dynroute sweep summary 1",
-        "rows": [{**dict(zip(ROW, key, strict=True)), **_row(group)} for key, group in rows.items()],
-        "runs": runs,
-    }
+    runs = {name: {**noted, **_figures(folder / name)} for name, noted in read_sweep(folder)["runs"].items()}
+    summary = {"format": SUMMARY, "rows": summary_rows(runs.values()), "runs": runs}
     part = folder / ".summary.json.part"
     part.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     part.replace(folder / "summary.json")
     return summary
+
+
+def summary_rows(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a summary.
+
+    Args:
+        runs: What :func:`summarize` tells of each run.
+    """
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        groups[tuple(run[axis] for axis in ROW)].append(run)
+    return [{**dict(zip(ROW, key, strict=True)), **_row(group)} for key, group in groups.items()]
 
 
 def _figures(folder: Path) -> dict[str, Any]:
