@@ -19,12 +19,13 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
+from benchmarks.join import join
 from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, train
 from dynroute_metaworld import cluster as module
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
 from dynroute_metaworld.presets import IMITATION_ALONE, preset
-from dynroute_metaworld.summary import read_sweep, summarize, summary_rows, summary_table
+from dynroute_metaworld.summary import SUMMARY, read_sweep, summarize, summary_rows, summary_table
 from dynroute_metaworld.sweeps import _check_rows, _combine, _held, _note, read_variants, sweep
 from dynroute_sb3 import DamagedError
 
@@ -507,3 +508,37 @@ def test_the_summary(tmp_path: Path) -> None:
     again = summarize(tmp_path)
     assert again["rows"][1]["minutes"] is None
     assert len(again["runs"]["sm-1"]["sessions"]) == 2
+
+
+def _part(seed: int, command: str, **changes: Any) -> dict[str, Any]:
+    """A summary of one run, which ended the better the larger its seed is."""
+    session = {"command": command, "versions": {"torch": "2"}, "machine": {"threads": 1}, "minutes": 1.0}
+    run = {"benchmark": "reach", "method": "sm", "variant": "", "seed": seed, "sessions": [session], "minutes": 1.0}
+    run |= {"success": {"reach": seed / 10}, "modules_used": None, "episodes": 20, **changes}
+    return {"format": SUMMARY, "rows": [], "runs": {f"reach-sm-seed{seed}": run}}
+
+
+def test_parts_of_a_sweep_are_joined() -> None:
+    one, two = (_part(seed, f"dynroute sweep --methods sm --seeds {seed} --horizon 9") for seed in (1, 2))
+    missing = _part(2, "dynroute sweep", success=None)
+    for order in ([one, two], [two, one], [one, missing, two], [two, missing, one, one]):
+        joined = join(order)
+        (row,) = joined["rows"]
+        assert (row["seeds"], row["missing"], row["mean"]) == ([1, 2], [], pytest.approx(0.15))
+        assert joined["runs"] == {**one["runs"], **two["runs"]}
+    assert join([one, missing])["rows"][0]["missing"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (_part(1, "dynroute sweep --horizon 9", success={"reach": 0.5}), "reach-sm-seed1 ended differently in two"),
+        (_part(2, "dynroute sweep --horizon 8"), "reach-sm-seed2 and reach-sm-seed1 differ in their flags"),
+        (_part(2, "dynroute sweep --horizon 9", episodes=10), "differ in their episodes"),
+        (_part(2, "dynroute sweep --horizon 9", success={"push": 1.0}), "differ in their tasks"),
+        ({"format": "another", "runs": {}}, "a part has the format 'another'"),
+    ],
+)
+def test_parts_that_differ_are_not_joined(part: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        join([_part(1, "dynroute sweep --horizon 9"), part])
