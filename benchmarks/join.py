@@ -7,14 +7,13 @@ that is finished in another part; one that is finished in two must have ended al
 
 import argparse
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dynroute_metaworld.summary import SUMMARY, summary_rows, summary_table
 
-FREE = ("--methods", "--seeds", "--vary", "--folder", "--address")
+FREE = ("methods", "seeds", "vary", "folder", "address")
 """The flags of `dynroute sweep` in which parts may differ; variants have rows of their own."""
 
 
@@ -46,13 +45,13 @@ def _ending(run: dict[str, Any]) -> list[Any]:
 def _how(run: dict[str, Any]) -> dict[str, Any]:
     """How a run was done, as far as its summary tells."""
     session = run["sessions"][0]
-    flags = [flag.split() for flag in f" {shlex.join(shlex.split(session['command']))}".split(" --")]
+    flags = [flag.split() for flag in session["command"].split(" --")]
     return {
         "tasks": list(run["success"]),
         "episodes": run["episodes"],
         "versions": session["versions"],
         "threads": session["machine"]["threads"],
-        "flags": sorted(flag for flag in flags if f"--{flag[0]}" not in FREE),
+        "flags": sorted(flag for flag in flags if flag[0] not in FREE),
     }
 
 
