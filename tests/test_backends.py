@@ -21,7 +21,7 @@ from dynroute import (
     TopK,
     Topology,
 )
-from dynroute.execution import selection
+from dynroute.execution import backends
 
 LEVELS: dict[str, Callable[[], RoutedGraph]] = {
     "module": lambda: ModuleRouting.mlp(5, 16, 8, 3, gate=SampleK(2)),
@@ -64,14 +64,14 @@ def test_float32_values_and_gradients_agree(level: str, batch: int) -> None:
 def ran(monkeypatch: pytest.MonkeyPatch, net: RoutedGraph, x: Tensor) -> list[str]:
     """The backends that one call of the network uses."""
     names: list[str] = []
-    for name in ("dense", "fused", "reference", "skip"):
-        run = getattr(selection, f"run_{name}")
+    for name in ("dense", "fused", "reference", "sparse"):
+        run = getattr(backends, f"run_{name}")
 
         def spy(*args: object, run: Callable[..., Tensor] = run, name: str = name, **keywords: object) -> Tensor:
             names.append(name)
             return run(*args, **keywords)
 
-        monkeypatch.setattr(selection, f"run_{name}", spy)
+        monkeypatch.setattr(backends, f"run_{name}", spy)
     net(x)
     return names
 
@@ -80,13 +80,13 @@ def ran(monkeypatch: pytest.MonkeyPatch, net: RoutedGraph, x: Tensor) -> list[st
     ("level", "batch", "grad", "expected"),
     [
         ("module", 300, True, "fused"),
-        ("module", 300, False, "skip"),
-        ("module", 1, False, "skip"),
+        ("module", 300, False, "sparse"),
+        ("module", 1, False, "sparse"),
         ("module", 1, True, "reference"),
         ("model", 200, True, "reference"),
         ("model", 300, True, "fused"),
         ("model", 200, False, "reference"),
-        ("model", 300, False, "skip"),
+        ("model", 300, False, "sparse"),
     ],
 )
 def test_auto_takes_what_fits(
@@ -139,7 +139,7 @@ def uneven() -> RoutedGraph:
         (patched, r"module 2 is no plain nn\.Linear"),
         (normed, r"module 2 is no plain nn\.Linear with a known activation"),
         (uneven, "module 2 maps 7 -> 6, not 7 -> 7"),
-        (lambda: LEVELS["module"]().bfloat16(), "module 0 is torch.bfloat16 and the input torch.bfloat16, not both"),
+        (lambda: LEVELS["module"]().half(), "module 0 is torch.float16 and the input torch.float16, which one product"),
     ],
 )
 def test_what_cannot_be_fused_is_said_and_runs_under_auto(
@@ -149,7 +149,7 @@ def test_what_cannot_be_fused_is_said_and_runs_under_auto(
     x = torch.randn(300, 5, dtype=next(net.parameters()).dtype)
     with pytest.raises(ValueError, match=rf'"fused" cannot: {reason}.*; "auto" can'), dynroute.backend("fused"):
         net(x)
-    assert ran(monkeypatch, net, x) == ["reference"]
+    assert ran(monkeypatch, net, x) == ["sparse"]
 
 
 def test_surroundings_that_rule_out_the_fast_backends_are_said() -> None:
@@ -159,7 +159,7 @@ def test_surroundings_that_rule_out_the_fast_backends_are_said() -> None:
     with pytest.raises(ValueError, match=r'"skip" cannot: gradients are being recorded; run it inside `torch\.no_grad'):
         net(x)
     net.backend = "fused"
-    with pytest.raises(ValueError, match="does not run under autocast"), torch.autocast("cpu", dtype=torch.bfloat16):
+    with pytest.raises(ValueError, match="which one product cannot"), torch.autocast("cpu", dtype=torch.float16):
         net(x)
     with pytest.raises(ValueError, match="which a transform such as vmap hides"):
         torch.func.vmap(lambda x: net(x, sample=False))(x)

@@ -25,7 +25,7 @@ from dynroute import (
     TopK,
     Topology,
 )
-from dynroute.execution import selection, skip
+from dynroute.execution import backends, sparse
 from dynroute.functional import gumbel_noise, route_temperature, samplek_path
 
 GATES: dict[str, Gate] = {"soft": Soft(), "hard": Hard(), "topk": TopK(2), "samplek": SampleK(2)}
@@ -174,7 +174,7 @@ def test_the_fused_backend_matches_the_equations(
 @pytest.fixture
 def hidden_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """As under compilation and on other devices, where no value may be read: fused is the dense form."""
-    monkeypatch.setattr(selection, "_hidden_values", lambda x: "its values are hidden")
+    monkeypatch.setattr(backends, "_hidden_values", lambda x: "its values are hidden")
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (0,)], ids=str)
@@ -189,7 +189,7 @@ def test_the_dense_form_matches_the_equations(
         assert_parity(MAKERS[level](GATES[gate], protect, shortcut), gate, shape, replay=replay)
 
 
-@pytest.mark.parametrize("rows_from", [2, skip.ROWS_FROM], ids=["sorted", "few"])
+@pytest.mark.parametrize("rows_from", [2, sparse.ROWS_FROM], ids=["sorted", "few"])
 @pytest.mark.parametrize("shape", [*SHAPES, (0,)], ids=str)
 @pytest.mark.parametrize("replay", [False, True], ids=["live", "replayed"])
 @pytest.mark.parametrize("gate", GATES)
@@ -203,7 +203,7 @@ def test_the_skip_backend_matches_the_equations(
     rows_from: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(skip, "ROWS_FROM", rows_from)
+    monkeypatch.setattr(sparse, "ROWS_FROM", rows_from)
     with dynroute.backend("skip"), torch.no_grad():
         assert_parity(MAKERS[level](GATES[gate], "none", shortcut), gate, shape, replay=replay)
 
@@ -262,8 +262,8 @@ def random_net(
     shortcut=st.booleans(),
     batch=st.sampled_from([*SHAPES, (0,)]),
     replay=st.booleans(),
-    rows_from=st.sampled_from([2, skip.ROWS_FROM]),
-    backend=st.sampled_from(["reference", "fused", "skip"]),
+    rows_from=st.sampled_from([2, sparse.ROWS_FROM]),
+    backend=st.sampled_from(["reference", "fused", "skip", "sparse"]),
     behind=st.sampled_from([nn.Identity, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh]),
     before=st.sampled_from([nn.Identity, nn.ReLU, nn.SiLU]),
 )
@@ -285,7 +285,7 @@ def test_any_graph_matches_the_equations(
         dynroute.backend(backend),
         torch.set_grad_enabled(backend != "skip"),
     ):
-        patch.setattr(skip, "ROWS_FROM", rows_from)
+        patch.setattr(sparse, "ROWS_FROM", rows_from)
         if backend == "skip":
             net.eval()
         assert_parity(net, gate, batch, replay=replay, sample=True)
@@ -325,7 +325,7 @@ def test_any_graph_of_layers_matches_the_equations_in_dense_form(
 ) -> None:
     net = random_net(parents, gate, protect, shortcut, [bias], [before, behind])
     with pytest.MonkeyPatch.context() as patch, dynroute.backend("fused"):
-        patch.setattr(selection, "_hidden_values", lambda x: "its values are hidden")
+        patch.setattr(backends, "_hidden_values", lambda x: "its values are hidden")
         assert_parity(net, gate, batch, replay=False, sample=True)
 
 
@@ -351,7 +351,7 @@ def test_the_dense_form_of_inner_layers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if hidden:
-        monkeypatch.setattr(selection, "_hidden_values", lambda x: "its values are hidden")
+        monkeypatch.setattr(backends, "_hidden_values", lambda x: "its values are hidden")
     net = random_net([list(row) for row in parents], "soft", protect, shortcut, [True], [before, nn.Tanh])
     with dynroute.backend("fused"):
         assert_parity(net, "soft", (7,), replay=False)

@@ -1,6 +1,6 @@
 """The ways to execute a routed graph. A backend never changes what is computed, only how."""
 
-from .layers import layers_of
-from .selection import BACKENDS, backend, check_backend, run_graph
+from .backends import BACKENDS, backend, check_backend, run_graph
+from .plan import Pass, Plan
 
-__all__ = ["BACKENDS", "backend", "check_backend", "layers_of", "run_graph"]
+__all__ = ["BACKENDS", "Pass", "Plan", "backend", "check_backend", "run_graph"]

@@ -12,48 +12,28 @@ none   the plain mix (Eq. 3)             the plain mix
 ====== ================================= =============================
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..functional import rsg
-from ..topology import Topology
+from .plan import Pass
 
-__all__ = ["check_shortcut", "run_reference"]
+__all__ = ["check_shortcut", "check_sources", "run_reference"]
 
 
-def run_reference(
-    nodes: Sequence[Callable[[Tensor], Tensor]],
-    topology: Topology,
-    x: Tensor,
-    weights: Tensor,
-    suitable: Tensor | None,
-    *,
-    shortcuts: Sequence[bool],
-    protect: str,
-) -> Tensor:
-    """Runs a routed graph.
-
-    Args:
-        nodes: One module for each node.
-        topology: The edges of the graph.
-        x: The input of the nodes without sources, with shape ``[*, ...]``.
-        weights: The weights of a route, with shape ``[*, T, S]``.
-        suitable: Which sources keep their gradient (Eq. 10), with the same shape; all of them if None.
-        shortcuts: Whether each node adds its input to its output.
-        protect: How the gradient of an unsuitable source is stopped: "rsg", "input", "sg" or "none".
-
-    Returns:
-        The output of the last node.
-    """
+def run_reference(call: Pass) -> Tensor:
+    """Runs a routed graph and returns the output of its last node."""
+    topology, weights, suitable, protect = call.plan.topology, call.weights, call.suitable, call.protect
+    shortcuts = call.plan.shortcuts
     outputs: list[Tensor] = []  # m^j
     stopped: list[Tensor] = []  # rsg[m^j], or sg[m^j] where there is no shortcut to carry a gradient
 
-    for node, module in enumerate(nodes):
+    for node, module in enumerate(call.nodes):
         parents = topology.parents[node]
         if not parents:
-            outputs.append(module(x))
+            outputs.append(module(call.x))
             if suitable is not None:
                 stopped.append(outputs[-1].detach())
             continue
@@ -87,15 +67,20 @@ def check_shortcut(node: int, carried: Tensor, output: Tensor) -> None:
         )
 
 
-def _stack(outputs: list[Tensor], parents: Sequence[int], node: int, *, batch_dims: int) -> Tensor:
-    """The outputs that a node may read, stacked behind the batch dimensions."""
-    sources = [outputs[j] for j in parents]
+def check_sources(sources: Sequence[Tensor], parents: Sequence[int], node: int) -> None:
+    """Raises an error unless the modules that a node may read gave equal shapes."""
     for j, source in zip(parents, sources, strict=True):
         if source.shape != sources[0].shape:
             raise ValueError(
                 f"`modules` that feed one node must give equal shapes: node {node} reads {tuple(sources[0].shape)} "
                 f"from module {parents[0]} and {tuple(source.shape)} from module {j}; make their widths equal."
             )
+
+
+def _stack(outputs: list[Tensor], parents: Sequence[int], node: int, *, batch_dims: int) -> Tensor:
+    """The outputs that a node may read, stacked behind the batch dimensions."""
+    sources = [outputs[j] for j in parents]
+    check_sources(sources, parents, node)
     return torch.stack(sources, dim=batch_dims)
 
 

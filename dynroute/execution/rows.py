@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..topology import Topology
+from .plan import Pass, Span
 
 __all__ = ["Bags", "Rows", "rows_of"]
 
@@ -39,6 +40,18 @@ class Bags:
         edges = slice(self.first_edge[node], self.first_edge[node + 1])
         offsets = self.offsets[self.first_row[node] : self.first_row[node + 1]]
         return F.embedding_bag(self.members[edges], values, offsets, mode="sum", per_sample_weights=weights[edges])
+
+    def of(self, nodes: Span) -> tuple[slice, Tensor]:
+        """The edges of the bags of neighbouring nodes, and the first edge of each bag, counted from the first."""
+        first = self.first_edge[nodes[0]]
+        shifts = [self.first_edge[node] - first for node in range(*nodes)]
+        counts = [self.first_row[node + 1] - self.first_row[node] for node in range(*nodes)]
+        offsets = self.offsets[self.first_row[nodes[0]] : self.first_row[nodes[1]]]
+        if any(shifts):
+            device = offsets.device
+            shift = torch.tensor(shifts, device=device).repeat_interleave(torch.tensor(counts, device=device))
+            offsets = offsets + shift
+        return slice(first, self.first_edge[nodes[1]]), offsets
 
 
 class Rows:
@@ -86,6 +99,10 @@ class Rows:
             return None
         return self._samples[self.first[node] : self.first[node + 1]]
 
+    def samples_of(self, nodes: Span) -> Tensor:
+        """The samples of the rows of neighbouring nodes."""
+        return self._samples[self.first[nodes[0]] : self.first[nodes[1]]]
+
     @cached_property
     def by_source(self) -> tuple[Bags, Tensor]:
         """For each row, the rows that read it; and the order that sorts the edges so."""
@@ -99,8 +116,9 @@ class Rows:
         return Bags(self.readers[order], starts - shift, bounds, self.first), order
 
 
-def rows_of(topology: Topology, path: Tensor) -> Rows:
-    """The rows of a batch of paths; those of paths that take every edge are kept, since only the batch size tells."""
+def rows_of(call: Pass) -> Rows:
+    """The rows of a pass; those of paths that take every edge are kept, since only the batch size tells."""
+    topology, path = call.plan.topology, call.read()
     if path.shape[0] and int(path.count_nonzero()) == path.shape[0] * topology.num_edges:
         return _full_rows(topology, path.shape[0])
     return Rows(topology, path)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..arguments import check_choice
 from ..banks import are_adjacent, keep_adjacent
-from ..execution import check_backend, layers_of, run_graph
+from ..execution import Pass, Plan, check_backend, run_graph
 from ..functional import suitable_masked
 from ..gates import Gate
 from ..route import Route, report
@@ -79,13 +79,12 @@ class RoutedGraph(nn.Module):
         self.protect = protect
         self.backend = backend
         self._inputs = tuple(node for node, parents in enumerate(topology.parents) if not parents)
-        self._layers = layers_of(topology)
-        self._banks = [layer for layer in self._layers or () if are_adjacent(list(self.nodes)[slice(*layer.nodes)])]
-        self._shortcuts = tuple(shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes))
+        self._plan = Plan(topology, [shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes)])
+        self._banks = [span for span in self._plan.groups if are_adjacent(list(self.nodes)[slice(*span)])]
 
     @property
     def backend(self) -> str:
-        """How the graph is executed, a name of :data:`~dynroute.execution.selection.BACKENDS`."""
+        """How the graph is executed, a name of :data:`~dynroute.execution.backends.BACKENDS`."""
         return self._backend
 
     @backend.setter
@@ -105,7 +104,7 @@ class RoutedGraph(nn.Module):
     @property
     def shortcut(self) -> bool:
         """Whether the nodes that read others, the last one excepted, add their input to their output."""
-        return any(self._shortcuts)
+        return any(self._plan.shortcuts)
 
     def route(
         self,
@@ -173,17 +172,8 @@ class RoutedGraph(nn.Module):
         report(self, route)
 
         protected = self.training and self.protect != "none"
-        output = run_graph(
-            list(self.nodes),
-            self.topology,
-            self._layers,
-            x,
-            route.weights,
-            self._suitable(route) if protected else None,
-            shortcuts=self._shortcuts,
-            protect=self.protect,
-            setting=self.backend,
-        )
+        suitable = self._suitable(route) if protected else None
+        output = run_graph(Pass(self._plan, list(self.nodes), x, route.weights, suitable, self.protect), self.backend)
         return (output, route) if return_route else output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -199,8 +189,8 @@ class RoutedGraph(nn.Module):
             keep_adjacent(modules)
 
     def _bank_members(self) -> list[list[nn.Module]]:
-        """The modules of each layer whose parameters lay side by side when the graph was made."""
-        return [list(self.nodes)[slice(*layer.nodes)] for layer in self._banks]
+        """The modules of each group whose parameters lay side by side when the graph was made."""
+        return [list(self.nodes)[slice(*span)] for span in self._banks]
 
     def extra_repr(self) -> str:
         return f"{self.topology}, shortcut={self.shortcut}, protect={self.protect!r}, backend={self.backend!r}"

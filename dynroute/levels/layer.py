@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
+from ..arguments import check_counts, check_flag, check_modules, check_sizes, shown
 from ..banks import LinearBank
 from ..gates import Gate, Soft
 from ..routers import CascadeRouter
@@ -48,17 +49,22 @@ class LayerRouting(RoutedGraph):
         protect: str = "none",
         backend: str = "auto",
     ) -> None:
+        if not isinstance(layers, Iterable) or hasattr(layers, "shape"):
+            raise TypeError(f"`layers` must list layers, each a list of modules, got {shown(layers)}.")
         layers = list(layers)
         for i, layer in enumerate(layers):
             if not isinstance(layer, Iterable):
                 raise TypeError(
                     f"`layers[{i}]` must list the modules of a layer, got {type(layer).__name__}; wrap it: [...]."
                 )
-        stack = [list(layer) for layer in layers]
+        stack = [check_modules(f"layers[{i}]", layer) for i, layer in enumerate(layers)]
         if not stack or not all(stack):
             raise ValueError(
                 f"`layers` must hold at least one layer of at least one module, got sizes {[len(s) for s in stack]}."
             )
+        if head is not None and not isinstance(head, nn.Module):
+            raise TypeError(f"`head` must be a module or None, got {shown(head)}; for instance nn.Linear(8, 2).")
+        check_flag("shortcut", shortcut)
         super().__init__(
             [module for layer in stack for module in layer] + [nn.Identity() if head is None else head],
             Topology.layered([len(layer) for layer in stack]),
@@ -109,13 +115,16 @@ class LayerRouting(RoutedGraph):
             >>> net(torch.zeros(7, 39), torch.zeros(7, 10)).shape
             torch.Size([7, 4])
         """
+        context_features = in_features if context_features is None else context_features
+        check_counts(in_features=in_features, width=width, out_features=out_features)
+        check_sizes("layer_sizes", layer_sizes)
         topology = Topology.layered(layer_sizes)
         layers = [
             LinearBank(size, width if depth else in_features, width, activation, device=device, dtype=dtype)
             for depth, size in enumerate(layer_sizes)
         ]
         router = CascadeRouter(
-            in_features if context_features is None else context_features,
+            context_features,
             topology,
             router_sizes,
             device=device,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
-from ..arguments import check_count
+from ..arguments import check_count, check_counts, check_modules
 from ..gates import Gate, Soft
 from ..routers import MLPRouter
 from ..topology import Topology
@@ -43,7 +43,7 @@ class ModelRouting(RoutedGraph):
         protect: str = "none",
         backend: str = "auto",
     ) -> None:
-        models = list(models)
+        models = check_modules("models", models)
         if not models:
             raise ValueError("`models` must hold at least one network, got none.")
         super().__init__(
@@ -90,7 +90,8 @@ class ModelRouting(RoutedGraph):
             >>> net(torch.zeros(7, 39), torch.zeros(7, 10)).shape
             torch.Size([7, 4])
         """
-        check_count("num_models", num_models, at_least=1)
+        context_features = in_features if context_features is None else context_features
+        check_counts(in_features=in_features, width=width, num_models=num_models, out_features=out_features)
         check_count("depth", depth, at_least=0)
         models = [
             perceptron(
@@ -99,7 +100,7 @@ class ModelRouting(RoutedGraph):
             for _ in range(num_models)
         ]
         router = MLPRouter(
-            in_features if context_features is None else context_features,
+            context_features,
             Topology.parallel(num_models),
             router_sizes,
             device=device,

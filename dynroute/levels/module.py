@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ..arguments import check_count
+from ..arguments import check_counts, check_flag, check_modules
 from ..gates import Gate, SampleK
 from ..routers import MLPRouter
 from ..topology import Topology
@@ -50,7 +50,8 @@ class ModuleRouting(RoutedGraph):
         protect: str = "rsg",
         backend: str = "auto",
     ) -> None:
-        modules = list(modules)
+        modules = check_modules("modules", modules)
+        check_flag("shortcut", shortcut)
         if len(modules) < 2:
             raise ValueError(
                 f"`modules` must hold at least 2 modules, a first and an output, got {len(modules)}; "
@@ -106,14 +107,15 @@ class ModuleRouting(RoutedGraph):
             >>> net(torch.zeros(7, 39), torch.zeros(7, 10)).shape
             torch.Size([7, 4])
         """
-        check_count("num_modules", num_modules, at_least=1)
+        context_features = in_features if context_features is None else context_features
+        check_counts(in_features=in_features, width=width, num_modules=num_modules, out_features=out_features)
         widths = [in_features, *[width] * num_modules]
         modules: list[nn.Module] = [
             perceptron(pair, activation, device=device, dtype=dtype) for pair in pairwise(widths)
         ]
         modules.append(nn.Linear(width, out_features, device=device, dtype=dtype))
         router = MLPRouter(
-            in_features if context_features is None else context_features,
+            context_features,
             Topology.dag(len(modules)),
             router_sizes,
             device=device,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count
+from ..arguments import check_count, check_counts, check_modules, check_tensor
 from ..gates import Hard
 from ..route import Route
 from ..routers import TaskRouter
@@ -29,7 +29,7 @@ class OutputRouting(RoutedGraph):
     """
 
     def __init__(self, heads: Iterable[nn.Module], *, backend: str = "auto") -> None:
-        heads = list(heads)
+        heads = check_modules("heads", heads)
         if not heads:
             raise ValueError("`heads` must hold at least one module, got none; give one for each task.")
         router = TaskRouter(len(heads))
@@ -67,7 +67,7 @@ class OutputRouting(RoutedGraph):
             >>> net(torch.zeros(7, 400), torch.zeros(7, dtype=torch.long)).shape
             torch.Size([7, 4])
         """
-        check_count("num_tasks", num_tasks, at_least=1)
+        check_counts(in_features=in_features, width=width, num_tasks=num_tasks, out_features=out_features)
         check_count("depth", depth, at_least=0)
         return cls(
             [
@@ -107,4 +107,5 @@ class OutputRouting(RoutedGraph):
         Returns:
             The output of the heads, or the output and the :class:`~dynroute.Route`.
         """
+        check_tensor("task", task)
         return super().forward(x, task, path=path, return_route=return_route)

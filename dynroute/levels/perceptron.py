@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from ..arguments import check_dtype, make_activation
+
 __all__ = ["perceptron"]
 
 
@@ -18,9 +20,10 @@ def perceptron(
     dtype: torch.dtype | None = None,
 ) -> nn.Sequential:
     """Linear layers of these sizes, each followed by the activation, and a linear output if it is given a width."""
+    check_dtype(dtype)
     layers: list[nn.Module] = []
     for width, following in pairwise(sizes):
-        layers += [nn.Linear(width, following, device=device, dtype=dtype), activation()]
+        layers += [nn.Linear(width, following, device=device, dtype=dtype), make_activation(activation)]
     if out_features is not None:
         layers.append(nn.Linear(sizes[-1], out_features, device=device, dtype=dtype))
     return nn.Sequential(*layers)

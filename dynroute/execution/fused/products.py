@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .layers import Span
+from ..plan import Span
 
 __all__ = ["Scratch", "Vectors", "entered_gradient", "parameter_gradients", "products"]
 

@@ -7,57 +7,38 @@ send falls into two sums: the *live* one, which reaches :math:`m_j`, and the *st
 unsuitable, which by Eq. 12 reaches :math:`u_j` alone. The second sum is all that `protect` costs.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..topology import Topology
-from .differentiable import differentiable_gradients
-from .linear import IDENTITY, LinearNode
-from .rows import Rows, rows_of
+from ...routers import full_precision
+from ..plan import Pass, Plan
+from ..rows import Rows, rows_of
+from .double_backward import differentiable_gradients, wants_more
+from .linear import IDENTITY, LinearNode, entering
 
 __all__ = ["run_fused"]
 
 
-def run_fused(
-    nodes: Sequence[nn.Module],
-    linear: list[LinearNode],
-    topology: Topology,
-    x: Tensor,
-    weights: Tensor,
-    suitable: Tensor | None,
-    *,
-    shortcuts: Sequence[bool],
-    protect: str,
-) -> Tensor:
-    """Runs a routed graph; the arguments are those of `run_reference`, and the nodes read as linear ones."""
-    batch = weights.shape[:-2]
-    rows = rows_of(topology, weights.detach().reshape(-1, *topology.path_shape) != 0)
-    program = _Program(linear, topology, tuple(shortcuts), protect if suitable is not None else "none", rows)
-    parameters = [tensor for node in linear for tensor in (node.linear.weight, node.linear.bias)]
-    mixed: Tensor = _FusedGraph.apply(  # type: ignore[no-untyped-call]
-        program,
-        x.reshape(-1, x.shape[-1]),
-        weights.reshape(-1, *topology.path_shape),
-        suitable.reshape(-1, *topology.path_shape) if suitable is not None else None,
-        *parameters,
-    )
-    output: Tensor = nodes[-1](mixed.reshape(*batch, mixed.shape[-1]))
-    return output
+def run_fused(call: Pass, linear: list[LinearNode]) -> Tensor:
+    """Runs a routed graph whose nodes, the last one left out, were read as linear ones."""
+    flat = call.flat()
+    program = _Program(call.plan, linear, call.protect if call.suitable is not None else "none", rows_of(call))
+    x, parameters = entering(flat, linear)
+    with full_precision(x):  # every product has its type by now
+        mixed: Tensor = _FusedGraph.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
+    return call.nodes[-1](mixed.reshape(*call.batch, mixed.shape[-1]))
 
 
 class _Program:
     """What the function needs beside tensors."""
 
-    def __init__(
-        self, linear: list[LinearNode], topology: Topology, shortcuts: tuple[bool, ...], protect: str, rows: Rows
-    ) -> None:
+    def __init__(self, plan: Plan, linear: list[LinearNode], protect: str, rows: Rows) -> None:
+        self.plan = plan
         self.linear = linear
-        self.topology = topology
-        self.roots = [not parents for parents in topology.parents]
-        self.shortcuts = shortcuts
+        self.roots = [not parents for parents in plan.topology.parents]
+        self.shortcuts = plan.shortcuts
         self.protect = protect
         self.rows = rows
 
@@ -103,18 +84,17 @@ class _FusedGraph(torch.autograd.Function):
         rows, last = program.rows, len(program.linear)
         x, weights, suitable, edge_weights, outputs, *rest = ctx.saved_tensors
         kept, parameters = rest[:last], rest[last:]
-        if torch.is_grad_enabled():  # a second derivative is wanted, which the reference has
+        if wants_more(gradients[0]):
             return differentiable_gradients(
+                program.plan,
                 program.linear,
-                program.topology,
+                program.protect,
                 ctx.needs_input_grad,
                 gradients[0],
                 x,
                 weights,
                 suitable,
                 parameters,
-                shortcuts=program.shortcuts,
-                protect=program.protect,
             )
 
         readers, order = rows.by_source

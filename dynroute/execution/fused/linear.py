@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..topology import Topology
+from ..plan import Pass
 
-__all__ = ["ACTIVATIONS", "IDENTITY", "Activation", "LinearNode", "linear_node", "linear_nodes"]
+__all__ = ["ACTIVATIONS", "IDENTITY", "Activation", "LinearNode", "entering", "linear_node", "linear_nodes"]
 
 
 @dataclass(frozen=True)
@@ -82,26 +82,67 @@ class LinearNode:
         return self.behind.forward(nn.functional.linear(entered, parameters["weight"], parameters["bias"]))  # type: ignore[arg-type]
 
 
-def linear_nodes(nodes: Sequence[nn.Module], topology: Topology) -> list[LinearNode] | str:
-    """Reads the nodes of a graph, the output node left out, as equal linear modules.
+def linear_nodes(call: Pass) -> list[LinearNode] | str:
+    """Reads the nodes of a pass, the output node left out, as equal linear modules.
 
     Returns:
-        The nodes, or a sentence that says why they are not equal linear modules.
+        The nodes, or a sentence that says why they are not equal linear modules or do not fit the input.
     """
     found: list[LinearNode] = []
-    for i, module in enumerate(nodes[:-1]):
-        node = linear_node(module)
+    for i, module in enumerate(call.nodes[:-1]):
+        node = linear_node(module) if isinstance(module, nn.Module) else None
         if node is None:
             known = ", ".join(activation.__name__ for activation in ACTIVATIONS)
-            return f"module {i} is no plain nn.Linear with a known activation ({known}), or has hooks"
+            return (
+                f"module {i} is no plain nn.Linear with a known activation ({known}), "
+                "or has hooks or a weight that is no plain parameter"
+            )
         found.append(node)
 
-    width = found[0].linear.out_features
+    x, parents, width = call.x, call.plan.topology.parents, found[0].linear.out_features
+    if type(x) not in (Tensor, nn.Parameter):
+        return f"the input is a {type(x).__name__}, no plain tensor"
+    if x.dim() != len(call.batch) + 1:
+        return f"the input {tuple(x.shape)} has more than one feature dimension behind the batch of the context"
+    computed = _computed(x)
     for i, node in enumerate(found):
-        inside = node.linear.in_features == width or not topology.parents[i]
+        inside, weight = node.linear.in_features == width or not parents[i], node.linear.weight
         if node.linear.out_features != width or not inside:
             return f"module {i} maps {node.linear.in_features} -> {node.linear.out_features}, not {width} -> {width}"
+        if not parents[i] and node.linear.in_features != x.shape[-1]:
+            return f"module {i} reads {node.linear.in_features} features and the input has {x.shape[-1]}"
+        if computed is None or not _fits(weight, computed) or not _fits(node.linear.bias, computed):
+            return f"module {i} is {weight.dtype} and the input {x.dtype}, which one product cannot take"
     return found
+
+
+def entering(call: Pass, linear: Sequence[LinearNode]) -> tuple[Tensor, list[Tensor | None]]:
+    """The input and the parameters of each node in the type of the products."""
+    dtype = _computed(call.x)
+    parameters: list[Tensor | None] = []
+    for node in linear:
+        for tensor in (node.linear.weight, node.linear._parameters["bias"]):
+            parameters.append(None if tensor is None else tensor.to(dtype))
+    return call.x.to(dtype), parameters
+
+
+def _computed(x: Tensor) -> torch.dtype | None:
+    """The type of products; None where this form has none."""
+    if _is_autocast(x.device.type) and x.dtype in (torch.float32, torch.bfloat16):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return dtype if dtype is torch.bfloat16 or x.device.type != "cpu" else None
+    return x.dtype if x.dtype in (torch.float32, torch.float64, torch.bfloat16) else None
+
+
+def _fits(parameter: Tensor | None, computed: torch.dtype) -> bool:
+    """Whether a parameter has the type of the products, or is cast to it as autocast does."""
+    if parameter is None or parameter.dtype == computed:
+        return True
+    return _is_autocast(parameter.device.type) and parameter.dtype in (torch.float32, torch.bfloat16)
+
+
+def _is_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def linear_node(module: nn.Module) -> LinearNode | None:
@@ -117,7 +158,7 @@ def linear_node(module: nn.Module) -> LinearNode | None:
     for layer in layers:
         if layer is None or _is_hooked(layer):
             return None
-        if type(layer) is nn.Linear and linear is None:
+        if type(layer) is nn.Linear and linear is None and _is_plain(layer):
             linear = layer
             continue
         activation, side = ACTIVATIONS.get(type(layer)), linear is not None
@@ -127,6 +168,17 @@ def linear_node(module: nn.Module) -> LinearNode | None:
             return None
         sides[side] = activation
     return None if linear is None else LinearNode(linear, *sides)
+
+
+def _is_plain(linear: nn.Linear) -> bool:
+    """Whether weight and bias are parameters, and torch's own kind of tensor."""
+    parameters = linear._parameters
+    return (
+        "weight" in parameters
+        and "bias" in parameters
+        and type(parameters["weight"]) in (nn.Parameter, Tensor)
+        and type(parameters["bias"]) in (nn.Parameter, Tensor, type(None))
+    )
 
 
 def _is_hooked(module: nn.Module) -> bool:

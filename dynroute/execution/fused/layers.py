@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..banks import stacked
-from ..topology import Topology
-from .differentiable import differentiable_gradients
-from .layers import Layer, blocks_of, reads_whole_layers
-from .linear import IDENTITY, LinearNode
+from ...banks import stacked
+from ...routers import full_precision
+from ..plan import Layer, Pass, Plan
+from .double_backward import differentiable_gradients, wants_more
+from .linear import IDENTITY, LinearNode, entering
 from .products import Scratch, Vectors, entered_gradient, parameter_gradients, products
 
 __all__ = ["run_dense", "runs_dense"]
@@ -33,47 +33,25 @@ def runs_dense(linear: Sequence[LinearNode], layers: Sequence[Layer] | None) -> 
 class _Program:
     """What the function needs beside tensors."""
 
-    def __init__(
-        self,
-        linear: Sequence[LinearNode],
-        topology: Topology,
-        layers: Sequence[Layer],
-        shortcuts: tuple[bool, ...],
-        protect: str,
-    ) -> None:
+    def __init__(self, plan: Plan, linear: Sequence[LinearNode], protect: str) -> None:
+        assert plan.layers is not None
+        self.plan = plan
         self.linear = linear
-        self.topology = topology
-        self.layers = layers
-        self.shortcuts = shortcuts
+        self.layers = plan.layers
+        self.shortcuts = plan.shortcuts
         self.protect = protect
-        self.blocks = blocks_of(layers)
-        self.reuse = reads_whole_layers(layers) and not torch.compiler.is_compiling()
+        self.blocks = plan.blocks
+        self.reuse = plan.reads_whole_layers and not torch.compiler.is_compiling()
 
 
-def run_dense(
-    nodes: Sequence[nn.Module],
-    linear: Sequence[LinearNode],
-    topology: Topology,
-    layers: Sequence[Layer],
-    x: Tensor,
-    weights: Tensor,
-    suitable: Tensor | None,
-    *,
-    shortcuts: Sequence[bool],
-    protect: str,
-) -> Tensor:
-    """Runs a routed graph; the arguments are those of `run_reference`, its nodes read as linear ones and its layers."""
-    batch = weights.shape[:-2]
-    program = _Program(linear, topology, layers, tuple(shortcuts), protect if suitable is not None else "none")
-    mixed: Tensor = _DenseGraph.apply(  # type: ignore[no-untyped-call]
-        program,
-        x.reshape(-1, x.shape[-1]),
-        weights.reshape(-1, *topology.path_shape),
-        suitable.reshape(-1, *topology.path_shape) if suitable is not None else None,
-        *[tensor for node in linear for tensor in (node.linear.weight, node.linear.bias)],
-    )
-    output: Tensor = nodes[-1](mixed.squeeze(1).reshape(*batch, mixed.shape[-1]))
-    return output
+def run_dense(call: Pass, linear: Sequence[LinearNode]) -> Tensor:
+    """Runs a routed graph in layers, whose nodes, the last one left out, were read as linear ones."""
+    flat = call.flat()
+    program = _Program(call.plan, linear, call.protect if call.suitable is not None else "none")
+    x, parameters = entering(flat, linear)
+    with full_precision(x):  # every product has its type by now
+        mixed: Tensor = _DenseGraph.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
+    return call.nodes[-1](mixed.squeeze(1).reshape(*call.batch, mixed.shape[-1]))
 
 
 class _DenseGraph(torch.autograd.Function):
@@ -109,18 +87,17 @@ class _DenseGraph(torch.autograd.Function):
         count = len(program.blocks)
         outputs = Vectors(program.blocks, rest[:count])
         kept, parameters = rest[count : count + len(program.layers) - 1], rest[count + len(program.layers) - 1 :]
-        if torch.is_grad_enabled():  # a second derivative is wanted, which the reference has
+        if wants_more(gradients[0]):
             return differentiable_gradients(
+                program.plan,
                 program.linear,
-                program.topology,
+                program.protect,
                 ctx.needs_input_grad,
                 gradients[0].squeeze(1),
                 x,
                 weights,
                 suitable,
                 parameters,
-                shortcuts=program.shortcuts,
-                protect=program.protect,
             )
 
         shares = weights.to(x.dtype)

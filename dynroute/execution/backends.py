@@ -1,0 +1,192 @@
+"""Which backend runs: the setting of a module, that of a surrounding context, or what fits best."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from ..arguments import check_choice
+from ..checks import under_transform
+from .fused import ACTIVATIONS, LinearNode, linear_node, linear_nodes, run_dense, run_fused, runs_dense
+from .plan import Pass
+from .reference import run_reference
+from .sparse import run_sparse
+
+__all__ = ["BACKENDS", "backend", "check_backend", "run_graph"]
+
+BACKENDS = ("auto", "fused", "reference", "skip", "sparse")
+"""The names of the backends."""
+
+FAST_FROM = 256
+"""`auto` leaves the reference where the batch times the square of the number of destinations reaches this.
+
+Sorting rows costs the same for any graph, and saves what grows with the batch, the nodes and the edges between them.
+Measured on two cores: sixteen destinations pay for a single sample, three from 30, one from a few hundred.
+"""
+
+
+class _Context(threading.local):
+    """The backend of the surrounding context, one for each thread."""
+
+    name: str | None = None
+
+
+_context = _Context()
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Runs every routed graph inside the context with one backend, whatever their own settings say.
+
+    Args:
+        name: "reference", "sparse", "fused", "skip" (the sparse form, in inference alone), or "auto" for the
+            fastest that can run a graph.
+
+    Example:
+        >>> with dynroute.backend("reference"):
+        ...     pass
+    """
+    previous, _context.name = _context.name, check_backend(name)
+    try:
+        yield
+    finally:
+        _context.name = previous
+
+
+def check_backend(name: str) -> str:
+    """Returns the name of a backend, or raises an error that lists them."""
+    check_choice("backend", name, BACKENDS)
+    return name
+
+
+def run_graph(call: Pass, setting: str) -> Tensor:
+    """Runs a routed graph with the backend of the context, or else of the setting.
+
+    A backend that is asked for by name and cannot run the graph is an error; `auto` takes one that can.
+    """
+    kind, linear = _choose(_context.name or setting, call)
+    if kind == "dense":
+        return run_dense(call, linear)
+    if kind == "fused":
+        return run_fused(call, linear)
+    if kind == "sparse":
+        return run_sparse(call)
+    return run_reference(call)
+
+
+Choice = tuple[str, list[LinearNode]]
+"""What runs, and the nodes read as linear ones where it needs them."""
+
+
+def _choose(name: str, call: Pass) -> Choice:
+    """What runs for a name, or an error that says why a backend cannot that was asked for by its own."""
+    if name == "reference":
+        return "reference", []
+    hidden, obstacle = _hidden_values(call.x), _no_fast_backend(call.x)
+    if name == "auto":
+        return ("reference", []) if obstacle or hidden else _fitting(call)
+
+    found: Choice | str
+    if obstacle is not None:
+        found = obstacle
+    elif name == "fused":
+        found = _fusing(call, hidden)
+    elif name == "skip" and torch.is_grad_enabled():
+        found = 'gradients are being recorded; run it inside `torch.no_grad()`, or take "sparse"'
+    else:
+        found = hidden or _coupled(call) or ("sparse", [])
+    if isinstance(found, str):
+        raise ValueError(f'`backend` must be able to run the graph, "{name}" cannot: {found}; "auto" can.')
+    return found
+
+
+def _fitting(call: Pass) -> Choice:
+    """What `auto` takes for a pass."""
+    batch = call.batch.numel()
+    pays = batch * len(call.plan.topology.destinations) ** 2 >= FAST_FROM
+    inference = not torch.is_grad_enabled()
+    if not pays and not (inference and batch == 1):
+        return "reference", []
+    if not inference or _is_full(call):
+        fused = _fusing(call, None)
+        if not isinstance(fused, str) and not (inference and fused[0] == "fused"):
+            return fused
+    return ("reference", []) if _coupled(call) or _draws_noise(call) else ("sparse", [])
+
+
+def _fusing(call: Pass, hidden: str | None) -> Choice | str:
+    """How `fused` runs, or why it cannot."""
+    linear = linear_nodes(call)
+    if isinstance(linear, str):
+        return linear
+    if (hidden is not None or _is_full(call)) and runs_dense(linear, call.plan.layers):
+        return "dense", linear
+    if hidden is not None:
+        return f"{hidden}, and its nodes do not form layers of one kind"
+    return "fused", linear
+
+
+def _is_full(call: Pass) -> bool:
+    """Whether every node runs for every sample and reads the whole layer before it: then there is nothing to skip."""
+    edges = call.batch.numel() * call.plan.topology.num_edges
+    return call.plan.reads_whole_layers and int(call.read().count_nonzero()) == edges
+
+
+def _hidden_values(x: Tensor) -> str | None:
+    """Why values must not be read here, so that nothing may depend on the path; None if they may."""
+    if torch.compiler.is_compiling():
+        return "it reads the path, which is unknown while a graph is compiled or exported"
+    if x.device.type != "cpu":
+        return f"it runs on the CPU only, and the input is on {x.device}"
+    return None
+
+
+def _no_fast_backend(x: Tensor) -> str | None:
+    """Why only the reference can run here, whatever the modules; None if others can."""
+    if under_transform():
+        return "it reads the path, which a transform such as vmap hides"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "it has no forward-mode derivative"
+    if is_in_torch_dispatch_mode() and not torch.compiler.is_compiling():
+        return "it reads the path, which a traced or fake tensor hides"
+    return None
+
+
+def _coupled(call: Pass) -> str | None:
+    """Why a module may not be left out for some samples; None if it treats each sample on its own."""
+    if call.batch.numel() > 1:
+        for i, node in enumerate(call.nodes[:-1]):
+            if isinstance(node, nn.Module) and _sees_the_batch(node):
+                return f"module {i} computes statistics of the batch"
+    return None
+
+
+def _draws_noise(call: Pass) -> bool:
+    """Whether a module draws noise, which other rows would get than under the reference."""
+    return any(
+        isinstance(part, _DropoutNd) and part.training and part.p > 0
+        for node in call.nodes[:-1]
+        if isinstance(node, nn.Module) and node.training and linear_node(node) is None
+        for part in node.modules()
+    )
+
+
+def _sees_the_batch(module: nn.Module) -> bool:
+    """Whether a part of the module normalises or quantizes by the batch; asked at every call, hence no `modules()`."""
+    if type(module) in _SAMPLE_BY_SAMPLE:
+        return False
+    if type(module).__module__.startswith("torch.ao.nn.quantized.dynamic"):
+        return True  # one scale for all rows
+    tracks = vars(module).get("track_running_stats")
+    return (
+        tracks is False
+        or (tracks is True and module.training)
+        or any(_sees_the_batch(part) for part in module._modules.values() if part is not None)
+    )
+
+
+_SAMPLE_BY_SAMPLE = {nn.Linear, *ACTIVATIONS}

@@ -1,0 +1,73 @@
+"""Gradients that can be differentiated again, for the functions that write their own."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..plan import Pass, Plan
+from ..reference import run_reference
+from .linear import LinearNode
+
+__all__ = ["differentiable_gradients", "wants_more"]
+
+
+def wants_more(gradient: Tensor) -> bool:
+    """Whether a gradient written by hand does not do: a second derivative is wanted, or many gradients at once."""
+    if torch.compiler.is_compiling():
+        return torch.is_grad_enabled()
+    functorch = torch._C._functorch
+    batched = functorch.is_batchedtensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
+    return torch.is_grad_enabled() or batched
+
+
+def differentiable_gradients(
+    plan: Plan,
+    linear: Sequence[LinearNode],
+    protect: str,
+    wanted: Sequence[bool],
+    gradient: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    suitable: Tensor | None,
+    parameters: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the reference, for the inputs of the fused functions.
+
+    Args:
+        plan: The graph.
+        linear: The nodes but the last.
+        protect: How the gradient of an unsuitable source is stopped.
+        wanted: Which inputs need a gradient, the first of them being no tensor.
+        gradient: The gradient of what the last node mixes.
+        x: The input.
+        weights: The weights of the route.
+        suitable: Which sources keep their gradient.
+        parameters: Weight and bias of each node.
+    """
+    again = torch.is_grad_enabled()
+
+    def node(weight: Tensor, bias: Tensor | None, kind: LinearNode) -> Callable[[Tensor], Tensor]:
+        return lambda mixed: kind.behind.forward(nn.functional.linear(kind.before.forward(mixed.clone()), weight, bias))
+
+    with torch.enable_grad():
+        # Views of their own: one tensor may come in several places, carry hooks, or be made from another one of them,
+        # and the gradient of each place is that of this function alone.
+        places = [
+            None if tensor is None else tensor.view_as(tensor) for tensor in (None, x, weights, None, *parameters)
+        ]
+        x_place, weights_place, rest = places[1], places[2], places[4:]
+        assert x_place is not None
+        assert weights_place is not None
+        nodes: list[Callable[[Tensor], Tensor]] = []
+        for kind, weight, bias in zip(linear, rest[::2], rest[1::2], strict=True):
+            assert weight is not None
+            nodes.append(node(weight, bias, kind))
+        mixed = run_reference(Pass(plan, [*nodes, nn.Identity()], x_place, weights_place, suitable, protect))
+        needed = [place for place, want in zip(places, wanted, strict=True) if want and place is not None]
+        found = torch.autograd.grad(mixed, needed, gradient, create_graph=again, materialize_grads=True)
+
+    grads = iter(found)
+    return tuple(
+        next(grads) if want and place is not None else None for place, want in zip(places, wanted, strict=True)
+    )

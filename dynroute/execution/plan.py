@@ -1,0 +1,127 @@
+"""What a graph is for execution, made once, and one pass through it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..topology import Topology
+
+__all__ = ["Layer", "Pass", "Plan", "Span"]
+
+Span = tuple[int, int]
+"""The first of neighbouring nodes or rows, and the one behind the last."""
+
+
+class Layer(NamedTuple):
+    """Nodes that read the same nodes, their rows of a path, and their sources; no sources if they read the input."""
+
+    nodes: Span
+    rows: Span
+    sources: Span
+
+
+class Plan:
+    """What every pass through a graph shares.
+
+    Args:
+        topology: The edges of the graph.
+        shortcuts: Whether each node adds its input to its output.
+    """
+
+    def __init__(self, topology: Topology, shortcuts: Sequence[bool]) -> None:
+        self.topology = topology
+        self.shortcuts = tuple(shortcuts)
+        self.groups = _groups(topology)
+        """Neighbouring nodes that read the same nodes, the output node alone in the last group."""
+        self.layers = _layers(topology)
+        """The groups as layers; None if the sources of a node have gaps between them, or if nobody reads a node."""
+        self.blocks = _blocks(self.layers or ())
+        """The nodes but the last, cut where neither a layer nor the sources of one lie across."""
+        self.reads_whole_layers = self.layers is not None and all(
+            late.sources == early.nodes for early, late in pairwise(self.layers)
+        )
+        """Whether each layer reads just the layer before it, so that running every node copies nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass through a graph: everything that a backend needs."""
+
+    plan: Plan
+    """What is the same in every pass."""
+
+    nodes: Sequence[Callable[[Tensor], Tensor]]
+    """One module for each node."""
+
+    x: Tensor
+    """The input of the nodes without sources, with shape ``[*, ...]``."""
+
+    weights: Tensor
+    """The weights of a route, with shape ``[*, T, S]``."""
+
+    suitable: Tensor | None
+    """Which sources keep their gradient (Eq. 10), with the shape of the weights; all of them if None."""
+
+    protect: str
+    """How the gradient of an unsuitable source is stopped: "rsg", "input", "sg" or "none"."""
+
+    @property
+    def batch(self) -> torch.Size:
+        """The batch shape ``*``."""
+        return self.weights.shape[:-2]
+
+    def read(self) -> Tensor:
+        """Which slots are read, with shape ``[samples, T, S]``: not those of weight zero, and no padding."""
+        topology = self.plan.topology
+        chosen = self.weights.detach().reshape(-1, *topology.path_shape) != 0
+        return chosen & topology.on(chosen.device).allowed
+
+    def flat(self) -> "Pass":
+        """The same pass with one batch dimension."""
+        dims = len(self.batch)
+        if dims == 1:
+            return self
+
+        def flat(tensor: Tensor) -> Tensor:
+            return tensor.flatten(0, dims - 1) if dims else tensor.unsqueeze(0)
+
+        suitable = None if self.suitable is None else flat(self.suitable)
+        return Pass(self.plan, self.nodes, flat(self.x), flat(self.weights), suitable, self.protect)
+
+
+def _groups(topology: Topology) -> tuple[Span, ...]:
+    groups: list[Span] = []
+    for node, parents in enumerate(topology.parents):
+        joins = groups and parents == topology.parents[node - 1] and node < topology.num_nodes - 1
+        first = groups.pop()[0] if joins else node
+        groups.append((first, node + 1))
+    return tuple(groups)
+
+
+def _layers(topology: Topology) -> tuple[Layer, ...] | None:
+    if set(range(topology.num_nodes - 1)) - {j for parents in topology.parents for j in parents}:
+        return None
+    layers: list[Layer] = []
+    row = 0
+    for first, stop in _groups(topology):
+        parents = topology.parents[first]
+        sources = (parents[0], parents[-1] + 1) if parents else (0, 0)
+        if parents != tuple(range(*sources)):
+            return None
+        rows = stop - first if parents else 0
+        layers.append(Layer((first, stop), (row, row + rows), sources))
+        row += rows
+    return tuple(layers)
+
+
+def _blocks(layers: Sequence[Layer]) -> list[Span]:
+    if not layers:
+        return []
+    stop = layers[-1].nodes[0]
+    spans = [layer.nodes for layer in layers] + [layer.sources for layer in layers]
+    cuts = [cut for cut in range(1, stop) if not any(first < cut < last for first, last in spans)]
+    return list(pairwise([0, *cuts, stop]))

@@ -1,0 +1,313 @@
+"""Every node on the rows that need it: training and inference with modules of any kind.
+
+A module sees the samples whose output needs it, so that it must treat each of them on its own. Modules are called,
+and everything between them can be differentiated twice: hooks, parametrizations, autocast and second derivatives are
+torch's own. The equations are those of the reference, on rows (see `rows`) instead of whole batches.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..functional import rsg
+from ..topology import Topology
+from .fused.double_backward import wants_more
+from .fused.linear import linear_node
+from .plan import Pass
+from .reference import check_shortcut, check_sources, run_reference
+from .rows import Rows, rows_of
+
+__all__ = ["run_sparse"]
+
+ROWS_FROM = 64
+"""The smallest batch for which inference sorts rows by node; below, a node that is needed runs for all samples."""
+
+
+def run_sparse(call: Pass) -> Tensor:
+    """Runs a routed graph on the rows that its output needs."""
+    count, output = call.batch.numel(), None
+    if count and torch.is_grad_enabled():
+        output = _run_rows(call)
+    elif count == 1:
+        output = _run_one(call)
+    elif count:
+        output = _run_few(call) if count < ROWS_FROM else None
+        output = _run_rows(call) if output is None else output
+    return run_reference(call) if output is None else output
+
+
+def _run_rows(call: Pass) -> Tensor | None:
+    """The sparse form; None where no node that a row reads has run, so that its width is unknown."""
+    plan, topology = call.plan, call.plan.topology
+    flat, rows, state = call.flat(), rows_of(call), _Outputs(call)
+    edge_weights = flat.weights.reshape(-1).index_select(0, rows.slots)
+    stops = None if flat.suitable is None else ~flat.suitable.reshape(-1).index_select(0, rows.slots)
+
+    for group in plan.groups:
+        counts, parents = rows.counts[group[0] : group[1]], topology.parents[group[0]]
+        if not parents:
+            inputs = carried = _entered(flat.x, rows, group)
+        else:
+            sources = state.sources(parents, group[0])
+            if sources is None:
+                if any(counts):
+                    return None
+                continue
+            inputs, carried = _mixed(rows, group, sources, edge_weights, stops, separate=call.protect == "input")
+        for i, node in enumerate(range(*group)):
+            if not counts[i] and not torch.is_grad_enabled():
+                continue  # with gradients it is called on no rows, so that its parameters receive zeros
+            output: Tensor = call.nodes[node](inputs[i])
+            if node == topology.num_nodes - 1:
+                return output.reshape(*call.batch, *output.shape[1:])
+            if parents and plan.shortcuts[node]:
+                check_shortcut(node, carried[i], output)
+                output = carried[i] + output
+            state.add(node, output, carried[i] if parents and plan.shortcuts[node] else None)
+    raise AssertionError("the last node is the output")
+
+
+class _Outputs:
+    """What nodes gave, and the same with its gradient stopped where `protect` asks for it."""
+
+    def __init__(self, call: Pass) -> None:
+        self._stops = call.suitable is not None
+        self._plainly = call.protect == "sg"
+        self._plain: dict[int, Tensor] = {}
+        self._stopped: dict[int, Tensor] = {}
+        self._last: tuple[tuple[int, ...], _Sources] | None = None
+
+    def add(self, node: int, output: Tensor, carried: Tensor | None) -> None:
+        """Adds the output of a node, and what its shortcut carried."""
+        self._plain[node] = output
+        if self._stops:
+            stop = self._plainly or carried is None
+            self._stopped[node] = output.detach() if stop or carried is None else rsg(output, carried)
+
+    def sources(self, parents: tuple[int, ...], reader: int) -> "_Sources | None":
+        """The rows of the nodes that a node may read; None if none of them has run."""
+        if self._last is not None and self._last[0] == parents:
+            return self._last[1]
+        present = sorted(j for j in parents if j in self._plain)
+        if not present:
+            return None
+        check_sources([self._plain[j][:0] for j in present], present, reader)
+        found = _Sources(present, [self._plain[j] for j in present], [self._stopped[j] for j in present if self._stops])
+        self._last = parents, found
+        return found
+
+
+class _Sources:
+    """The rows of several nodes in one matrix, behind them the same rows with their gradient stopped."""
+
+    def __init__(self, nodes: list[int], plain: list[Tensor], stopped: list[Tensor]) -> None:
+        self.nodes = nodes
+        self.shape = plain[0].shape[1:]
+        self.count = sum(map(len, plain))
+        self.rows = torch.cat([output.reshape(len(output), self.shape.numel()) for output in (*plain, *stopped)])
+
+    def positions(self, rows: Rows, members: Tensor) -> Tensor:
+        """Where rows of the whole graph lie in this matrix."""
+        first, last = self.nodes[0], self.nodes[-1]
+        if rows.first[last + 1] - rows.first[first] == self.count:
+            return members - rows.first[first]
+        starts = torch.tensor([rows.first[j] for j in self.nodes], device=members.device)
+        sizes = torch.tensor([rows.counts[j] for j in self.nodes], device=members.device)
+        within = torch.searchsorted(starts + sizes, members, right=True)
+        return members - (starts - (sizes.cumsum(0) - sizes))[within]
+
+
+def _entered(x: Tensor, rows: Rows, group: tuple[int, int]) -> list[Tensor]:
+    """What the nodes of a group read of the input."""
+    nodes = range(*group)
+    if all(rows.counts[node] in (0, len(x)) for node in nodes):
+        return [x if rows.counts[node] else x[:0] for node in nodes]
+    samples = rows.samples_of(group)
+    offsets = torch.arange(len(samples), device=x.device)
+    read = bag(x.reshape(len(x), x.shape[1:].numel()), None, samples, offsets)
+    # Not split(): a module may overwrite its input, which a view of several would forbid.
+    return list(
+        torch.unsafe_split_with_sizes(read.reshape(len(samples), *x.shape[1:]), [rows.counts[node] for node in nodes])
+    )
+
+
+def _mixed(
+    rows: Rows,
+    group: tuple[int, int],
+    sources: _Sources,
+    edge_weights: Tensor,
+    stops: Tensor | None,
+    *,
+    separate: bool,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What the modules of a group read, and what their shortcuts add."""
+    edges, offsets = rows.mixes.of(group)
+    counts = [rows.counts[node] for node in range(*group)]
+    members, weights = sources.positions(rows, rows.mixes.members[edges]), edge_weights[edges]
+
+    def mix(read: Tensor) -> list[Tensor]:
+        mixed = bag(sources.rows, weights, read, offsets)
+        return list(torch.unsafe_split_with_sizes(mixed.reshape(len(mixed), *sources.shape), counts))
+
+    if stops is None:
+        plain = mix(members)
+        return plain, plain
+    protected = mix(members + stops[edges] * sources.count)
+    return protected, mix(members) if separate else protected
+
+
+def bag(values: Tensor, weights: Tensor | None, members: Tensor, offsets: Tensor) -> Tensor:
+    """Weighted sums of rows: one for each offset, of the members from there to the next offset."""
+    if weights is not None:
+        weights = weights.to(values.dtype)
+    result: Tensor = _Bag.apply(values, weights, members, offsets)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Bag(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weights: Tensor | None, members: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(values, weights, members, offsets)
+        if weights is None:
+            return values.index_select(0, members)
+        if values.dtype not in _BAGGED:
+            return _plain_bag(values, weights, members, _bag_of(offsets, len(members)), len(offsets))
+        return F.embedding_bag(members, values, offsets, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        values, weights, members, offsets = ctx.saved_tensors
+        (gradient,) = gradients
+        reader = _bag_of(offsets, len(members))
+        grad_values = grad_weights = None
+        if ctx.needs_input_grad[0]:
+            grad_values = _plain_bag(gradient, weights, reader, members, len(values))
+        if ctx.needs_input_grad[1] and (wants_more(gradient) or values.dtype not in _BAGGED):
+            grad_weights = (gradient.index_select(0, reader) * values.index_select(0, members)).sum(dim=-1)
+        elif ctx.needs_input_grad[1]:
+            grad_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                gradient.contiguous(), values, members, offsets, reader, 0
+            )
+        return grad_values, grad_weights, None, None
+
+
+_BAGGED = (torch.float32, torch.float64, torch.bfloat16)
+"""The types that torch has a fast kernel of weighted bags for."""
+
+
+def _bag_of(offsets: Tensor, edges: int) -> Tensor:
+    """The bag of each edge."""
+    bounds = torch.cat([offsets, offsets.new_tensor([edges])])
+    return torch.arange(len(offsets), device=offsets.device).repeat_interleave(bounds.diff())
+
+
+def _plain_bag(values: Tensor, weights: Tensor | None, members: Tensor, bags: Tensor, count: int) -> Tensor:
+    """Weighted sums of rows by operations that can be differentiated again."""
+    read = values.index_select(0, members)
+    read = read if weights is None else read * weights.unsqueeze(-1)
+    return read.new_zeros(count, values.shape[-1]).index_add(0, bags, read)
+
+
+def _run_one(call: Pass) -> Tensor | None:
+    """One sample: the nodes of its route and nothing else, the weights as plain numbers; None if one reads nothing."""
+    topology, nodes, shortcuts = call.plan.topology, call.nodes, call.plan.shortcuts
+    shares: list[list[float]] = call.weights.reshape(topology.path_shape).tolist()
+    outputs: dict[int, Tensor] = {}
+    needed = _needed(topology, call.read()[0])
+    if needed is None:
+        return None
+    for node, t, slots in needed:
+        if not topology.parents[node]:
+            outputs[node] = _lean(nodes[node])(call.x)
+            continue
+        first, *others = slots
+        parents, share = topology.parents[node], shares[t]
+        mixed = outputs[parents[first]] * share[first]
+        for s in others:
+            mixed = torch.add(mixed, outputs[parents[s]], alpha=share[s])
+        outputs[node] = _with_shortcut(node, nodes[node], mixed, shortcuts)
+    return outputs[topology.num_nodes - 1]
+
+
+def _run_few(call: Pass) -> Tensor | None:
+    """A few samples: every node that one of them needs, for all of them, since calls cost more than sums here.
+
+    None if that is not possible: a node that reads nothing, nodes of other shapes than vectors of one width, parents
+    with gaps between them, or a NaN or infinite output, which would spoil the sums of samples that do not read it.
+    """
+    topology, nodes, shortcuts, batch = call.plan.topology, call.nodes, call.plan.shortcuts, call.batch
+    last = topology.num_nodes - 1
+    flat = call.flat()
+    x, weights = flat.x, flat.weights
+    needed = _needed(topology, call.read().any(dim=0))
+    if needed is None:
+        return None
+    shares: tuple[Tensor, ...] = ()  # of each destination, with shape [batch, 1, S]
+    outputs: Tensor | None = None
+    for node, t, _ in needed:
+        parents = topology.parents[node]
+        mixed: Tensor | None = None
+        if parents:
+            first, stop = parents[0], parents[-1] + 1
+            if outputs is None or parents != tuple(range(first, stop)):
+                return None
+            if not shares:
+                shares = weights.to(outputs.dtype).unsqueeze(2).unbind(1)
+            # What has no weight is zero, also where nothing was computed yet.
+            share = shares[t] if (first, topology.path_shape[1]) == (0, last) else shares[t][..., : stop - first]
+            read = outputs if share is shares[t] else outputs[first:stop]
+            mixed = torch.bmm(share, read.transpose(0, 1)).squeeze(1)
+        output: Tensor = _lean(nodes[node])(x if mixed is None else mixed)
+        if node == last:
+            assert outputs is not None
+            finite = bool(outputs.sum().isfinite())
+            return output.reshape(*batch, *output.shape[1:]) if finite else None
+        if output.dim() != 2:
+            return None
+        if outputs is not None and (output.shape[-1] != outputs.shape[-1] or output.dtype != outputs.dtype):
+            return None
+        if outputs is None:
+            outputs = output.new_zeros(last, batch.numel(), output.shape[-1])
+        if mixed is not None and shortcuts[node]:
+            check_shortcut(node, mixed, output)
+            torch.add(output, mixed, out=outputs[node])
+        else:
+            outputs[node] = output
+    raise AssertionError("the last node is the output")
+
+
+def _with_shortcut(node: int, module: Callable[[Tensor], Tensor], mixed: Tensor, shortcuts: Sequence[bool]) -> Tensor:
+    output: Tensor = _lean(module)(mixed)
+    if not shortcuts[node]:
+        return output
+    check_shortcut(node, mixed, output)
+    return mixed + output
+
+
+def _lean(module: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The module, or something that computes the same at a lower cost for each call."""
+    return (linear_node(module) if isinstance(module, nn.Module) else None) or module
+
+
+def _needed(topology: Topology, path: Tensor) -> list[tuple[int, int, list[int]]] | None:
+    """The nodes that a path of shape ``[T, S]`` uses: their number, their row of the path and the slots they read.
+
+    None if one of them reads nothing, as where the weight of a replayed source is too small for its type.
+    """
+    chosen: list[list[bool]] = path.tolist()
+    found: list[tuple[int, int, list[int]]] = []
+    needed = {topology.num_nodes - 1}
+    t = len(topology.destinations)
+    for node in reversed(range(topology.num_nodes)):
+        parents = topology.parents[node]
+        t -= bool(parents)
+        if node in needed:
+            slots = [s for s, read in enumerate(chosen[t]) if read] if parents else []
+            if parents and not slots:
+                return None
+            needed.update(parents[s] for s in slots)
+            found.append((node, t, slots))
+    return found[::-1]
