@@ -1,54 +1,145 @@
-"""What is asked of arguments that several functions take, each rule and its sentence once."""
+"""Shared argument checks."""
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checks import refuse_where
 
 __all__ = [
     "check_choice",
     "check_count",
+    "check_counts",
+    "check_dtype",
+    "check_flag",
+    "check_generator",
+    "check_input",
     "check_logits",
     "check_mask",
+    "check_modules",
+    "check_noise",
     "check_sizes",
     "check_task",
+    "check_tensor",
     "expand_allowed",
+    "make_activation",
+    "shown",
     "temperature_like",
 ]
 
 
+def shown(value: object) -> str:
+    """A value as an error message shows it; a tensor by its type and shape, and what is long by its class."""
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} with shape {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 120 and "\n" not in text else f"an object of class {type(value).__name__}"
+
+
 def check_choice(name: str, value: object, choices: Collection[str | None]) -> None:
     """Raises an error unless a value is one of some words, which names the one that was likely meant."""
-    if value not in choices:
+    if not (value is None or isinstance(value, str)) or value not in choices:
         near = difflib.get_close_matches(str(value), filter(None, choices), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {shown(value)}{hint}")
 
 
 def check_count(name: str, count: int, *, at_least: int) -> None:
     """Raises an error unless a number of things is an integer and large enough."""
-    if isinstance(count, bool) or not hasattr(count, "__index__"):
-        raise TypeError(f"`{name}` must be an integer, got {count!r}.")
+    # Tensors and arrays have an `__index__` too, and a length.
+    if isinstance(count, bool) or not hasattr(type(count), "__index__") or hasattr(count, "__len__"):
+        raise TypeError(f"`{name}` must be an integer, got {shown(count)}.")
     if count < at_least:
         raise ValueError(f"`{name}` must be at least {at_least}, got {count}.")
 
 
+def check_counts(**counts: int) -> None:
+    """Raises an error unless several numbers of things are positive integers."""
+    for name, count in counts.items():
+        check_count(name, count, at_least=1)
+
+
 def check_sizes(name: str, sizes: Sequence[int], *, at_least: int = 1) -> None:
     """Raises an error unless sizes are a sequence of positive integers, at least so many of them."""
-    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
-        raise TypeError(f"`{name}` must list sizes, got {sizes!r}; for instance (400, 400).")
+    if not isinstance(sizes, Sequence) or isinstance(sizes, (str, bytes)):
+        raise TypeError(f"`{name}` must list sizes, got {shown(sizes)}; for instance (400, 400).")
     if len(sizes) < at_least:
         raise ValueError(f"`{name}` must list at least {at_least} sizes, got {list(sizes)}.")
     for i, size in enumerate(sizes):
         check_count(f"{name}[{i}]", size, at_least=1)
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raises an error unless a value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, got {shown(value)}.")
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raises an error unless a value is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(value).__name__}; torch.as_tensor makes one.")
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raises an error unless parameters can have a type; None is torch's default."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"`dtype` must be a floating type such as torch.float32, got {shown(dtype)}.")
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Raises an error unless a source of randomness is a generator or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"`generator` must be a torch.Generator or None, got {shown(generator)}; "
+            "for instance torch.Generator().manual_seed(0)."
+        )
+
+
+def check_input(name: str, x: Tensor, parameter: Tensor) -> None:
+    """Raises an error unless a tensor has the type of the parameters that multiply it; autocast converts both."""
+    check_tensor(name, x)
+    if x.dtype == parameter.dtype:
+        return
+    device = x.device.type
+    if not x.is_floating_point() or not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        raise TypeError(
+            f"`{name}` must have the type of the parameters {parameter.dtype}, got {x.dtype}; "
+            f"convert it with `.to({parameter.dtype})`."
+        )
+
+
+def check_modules(name: str, modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The modules as a list, or an error unless they are modules."""
+    if not isinstance(modules, Iterable) or hasattr(modules, "shape"):  # arrays without dimensions cannot be iterated
+        raise TypeError(f"`{name}` must list modules, got {shown(modules)}; for instance [nn.Linear(8, 8)].")
+    found = list(modules)
+    for i, module in enumerate(found):
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"`{name}[{i}]` must be a module, got {shown(module)}.")
+    return found
+
+
+def make_activation(activation: Callable[[], nn.Module]) -> nn.Module:
+    """Calls what makes an activation, or raises an error that tells what to pass."""
+    hint = "pass a class such as nn.ReLU, or a function without arguments that returns a module"
+    if isinstance(activation, nn.Module) or not callable(activation):
+        raise TypeError(f"`activation` must make a module, got {shown(activation)}; {hint}.")
+    try:
+        made = activation()
+    except TypeError as error:
+        raise TypeError(f"`activation` must make a module, but calling it failed: {error}; {hint}.") from error
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"`activation` must make a module, but it returned {shown(made)}; {hint}.")
+    return made
+
+
 def check_mask(name: str, mask: Tensor, logits: Tensor) -> None:
     """Raises an error unless a mask is boolean and shaped like the logits."""
     check_logits(logits)
+    check_tensor(name, mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"`{name}` must be a boolean tensor, got {mask.dtype}; compare it with 0 to make one.")
     if mask.shape != logits.shape:
@@ -60,6 +151,7 @@ def check_mask(name: str, mask: Tensor, logits: Tensor) -> None:
 
 def check_logits(logits: Tensor) -> None:
     """Raises an error unless logits are floating and have a dimension of sources."""
+    check_tensor("logits", logits)
     if not logits.is_floating_point():
         raise TypeError(f"`logits` must be a floating tensor, got {logits.dtype}; convert it with `.float()`.")
     if logits.dim() == 0:
@@ -71,6 +163,7 @@ def expand_allowed(allowed: Tensor | None, logits: Tensor) -> Tensor:
     check_logits(logits)
     if allowed is None:
         return torch.ones_like(logits, dtype=torch.bool)
+    check_tensor("allowed", allowed)
     if allowed.dtype != torch.bool:
         raise TypeError(f"`allowed` must be a boolean tensor, got {allowed.dtype}; compare it with 0 to make one.")
     if allowed.dim() > logits.dim() or allowed.shape != logits.shape[logits.dim() - allowed.dim() :]:
@@ -79,6 +172,16 @@ def expand_allowed(allowed: Tensor | None, logits: Tensor) -> Tensor:
             f"got {tuple(allowed.shape)}."
         )
     return allowed.expand(logits.shape)
+
+
+def check_noise(noise: Tensor, logits: Tensor) -> None:
+    """Raises an error unless noise is floating, shaped like the logits and not NaN."""
+    check_tensor("noise", noise)
+    if not noise.is_floating_point():
+        raise TypeError(f"`noise` must be a floating tensor, got {noise.dtype}; `gumbel_noise` draws it.")
+    if noise.shape != logits.shape:
+        raise ValueError(f"`noise` must have the shape of the logits {tuple(logits.shape)}, got {tuple(noise.shape)}.")
+    refuse_where(noise, torch.isnan, lambda index: f"`noise` must not be NaN, but it is at index {index}.")
 
 
 def temperature_like(temperature: float | Tensor, logits: Tensor) -> float | Tensor:
@@ -94,6 +197,8 @@ def temperature_like(temperature: float | Tensor, logits: Tensor) -> float | Ten
             f"`temperature` must be a number or have the batch shape of the logits {tuple(logits.shape)}, "
             f"got {tuple(temperature.shape)}; give one value per sample."
         )
+    if temperature.is_complex():
+        raise TypeError(f"`temperature` must be a number or a real tensor, got {temperature.dtype}.")
     refuse_where(
         temperature,
         lambda tau: ~(tau > 0),
@@ -104,5 +209,6 @@ def temperature_like(temperature: float | Tensor, logits: Tensor) -> float | Ten
 
 def check_task(task: Tensor) -> None:
     """Raises an error unless tasks are named by integers."""
-    if task.is_floating_point() or task.dtype == torch.bool:
+    check_tensor("task", task)
+    if task.is_floating_point() or task.is_complex() or task.dtype == torch.bool:
         raise TypeError(f"`task` must hold integer task ids, got {task.dtype}; use `one_hot.argmax(-1)`.")

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_count
+from .arguments import check_counts, check_dtype, check_flag, make_activation
 
 __all__ = ["LinearBank", "are_adjacent", "keep_adjacent", "lay_adjacent", "stacked"]
 
@@ -47,11 +47,15 @@ class LinearBank(nn.ModuleList):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_count("num_modules", num_modules, at_least=1)
+        check_counts(num_modules=num_modules, in_features=in_features, out_features=out_features)
+        check_flag("bias", bias)
+        check_dtype(dtype)
         linear = [
             nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype) for _ in range(num_modules)
         ]
-        super().__init__(linear if activation is None else [nn.Sequential(layer, activation()) for layer in linear])
+        super().__init__(
+            linear if activation is None else [nn.Sequential(layer, make_activation(activation)) for layer in linear]
+        )
         lay_adjacent([layer.weight for layer in linear])
         if bias:
             lay_adjacent([layer.bias for layer in linear])

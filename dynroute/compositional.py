@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .arguments import check_count
+from .arguments import check_counts, check_dtype, check_input
 
 __all__ = ["CompositionalLinear"]
 
@@ -42,8 +42,8 @@ class CompositionalLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, count in (("num_sets", num_sets), ("in_features", in_features), ("out_features", out_features)):
-            check_count(name, count, at_least=1)
+        check_counts(num_sets=num_sets, in_features=in_features, out_features=out_features)
+        check_dtype(dtype)
         self.num_sets = num_sets
         self.in_features = in_features
         self.out_features = out_features
@@ -69,6 +69,8 @@ class CompositionalLinear(nn.Module):
         Returns:
             The output, with the shape of the input but for its last dimension.
         """
+        check_input("x", x, self.weight)
+        check_input("composition", composition, self.weight)
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(f"`x` must have shape (*, {self.in_features}), got {tuple(x.shape)}.")
         batch = composition.shape[:-1]

@@ -14,7 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import check_count, check_mask, expand_allowed, temperature_like
+from .arguments import (
+    check_choice,
+    check_count,
+    check_generator,
+    check_mask,
+    check_noise,
+    check_tensor,
+    expand_allowed,
+    shown,
+    temperature_like,
+)
 from .checks import refuse_where, under_transform
 
 __all__ = [
@@ -123,8 +133,8 @@ def samplek_path(
         noise = gumbel_noise(logits.shape, generator=generator, device=logits.device)
     elif generator is not None:
         raise ValueError("`generator` and `noise` exclude each other: the noise was already drawn; drop one of them.")
-    elif noise.shape != logits.shape:
-        raise ValueError(f"`noise` must have the shape of the logits {tuple(logits.shape)}, got {tuple(noise.shape)}.")
+    else:
+        check_noise(noise, logits)
 
     if not logits.shape[-1]:
         return allowed.clone()
@@ -166,6 +176,12 @@ def gumbel_noise(
         >>> gumbel_noise((2, 3), generator=torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3])
     """
+    check_generator(generator)
+    if not isinstance(shape, Sequence) or isinstance(shape, (str, bytes)):
+        raise TypeError(f"`shape` must list sizes, got {shown(shape)}; for instance (7, 16, 16).")
+    for i, size in enumerate(shape):
+        check_count(f"shape[{i}]", size, at_least=0)
+
     # Not exponential_(), which takes five times as long on the CPU.
     if generator is None:  # named as None, it keeps torch.compile from sizes that change
         uniform = torch.rand(tuple(shape), dtype=torch.float32, device=device)
@@ -273,6 +289,8 @@ def rsg(output: Tensor, shortcut: Tensor) -> Tensor:
         >>> x.grad
         tensor([1., 1.])
     """
+    check_tensor("output", output)
+    check_tensor("shortcut", shortcut)
     if output.shape != shortcut.shape:
         raise ValueError(
             f"`output` and `shortcut` must have one shape, got {tuple(output.shape)} and {tuple(shortcut.shape)}; "
@@ -300,6 +318,7 @@ def route_temperature(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
         >>> route_temperature(torch.tensor([0.1, 0.3]))
         tensor([0.7500, 0.2500])
     """
+    _check_alpha(alpha)
     refuse_where(
         alpha,
         lambda alpha: ~(alpha > 0),
@@ -324,10 +343,16 @@ def task_weights(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
         >>> task_weights(torch.tensor([0.2, 0.2]), normalize="mean")
         tensor([1., 1.])
     """
+    _check_alpha(alpha)
     return _normalized(torch.softmax(-alpha, dim=-1), normalize)
 
 
+def _check_alpha(alpha: Tensor) -> None:
+    check_tensor("alpha", alpha)
+    if not alpha.is_floating_point():
+        raise TypeError(f"`alpha` must be a floating tensor, got {alpha.dtype}; convert it with `.float()`.")
+
+
 def _normalized(shares: Tensor, normalize: str) -> Tensor:
-    if normalize not in ("sum", "mean"):
-        raise ValueError(f'`normalize` must be "sum" or "mean", got {normalize!r}.')
+    check_choice("normalize", normalize, ("sum", "mean"))
     return shares if normalize == "sum" else shares * shares.shape[-1]

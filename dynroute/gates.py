@@ -1,11 +1,12 @@
 """Gates: from the scores of a router to the sources that are read and the weights that mix them."""
 
+import operator
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_count, check_logits, check_mask, expand_allowed, temperature_like
+from .arguments import check_count, check_flag, check_logits, check_mask, expand_allowed, temperature_like
 from .checks import refuse_where
 from .functional import mask_softmax, samplek_path, topk_path
 from .route import Route
@@ -58,6 +59,8 @@ class Gate(nn.Module, ABC):
         temperature_like(temperature, logits)  # a wrong one is an error also where nothing is sampled
         logits = logits.masked_fill(~allowed, -torch.inf)
         _check_values(logits)
+        if sample is not None:
+            check_flag("sample", sample)
 
         if path is None:
             path = self.choose(
@@ -185,13 +188,13 @@ class SampleK(Gate):
 
 
 def _check_mixing_k(gate: str, k: int) -> int:
-    if k == 1 and k is not True:
+    if isinstance(k, int) and not isinstance(k, bool) and k == 1:
         raise ValueError(
             f"`k` must be at least 2 for {gate}, got 1: a single weight renormalises to a constant 1 and gives the "
             "router no gradient; use Hard() for one source."
         )
     check_count("k", k, at_least=2)
-    return k
+    return operator.index(k)
 
 
 def _check_values(logits: Tensor) -> None:

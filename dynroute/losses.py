@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .functional import mask_softmax
-from .route import Route
+from .route import Route, check_route
 
 __all__ = ["importance", "load_balance", "route_entropy", "router_z_loss"]
 
@@ -24,6 +24,7 @@ def load_balance(route: Route) -> Tensor:
         >>> load_balance(TopK(2)(torch.zeros(8, 1, 4)))
         tensor(1.)
     """
+    check_route(route)
     allowed = _allowed(route)
 
     chosen = _batch_mean(route.path.to(route.weights.dtype))
@@ -42,6 +43,7 @@ def importance(route: Route) -> Tensor:
         >>> importance(Soft()(torch.zeros(8, 1, 4)))
         tensor(0.)
     """
+    check_route(route)
     exists = _batch_mean(_allowed(route).to(route.weights.dtype))
     number = exists.sum(dim=-1, keepdim=True).clamp(min=1.0)
 
@@ -59,6 +61,7 @@ def router_z_loss(route: Route) -> Tensor:
         >>> router_z_loss(Soft()(torch.zeros(8, 1, 1)))
         tensor(0.)
     """
+    check_route(route)
     return _batch_mean(route.logits.logsumexp(dim=-1).square(), feature_dims=1).mean()
 
 
@@ -73,6 +76,7 @@ def route_entropy(route: Route) -> Tensor:
         >>> route_entropy(Soft()(torch.zeros(8, 1, 4))).exp()
         tensor(4.)
     """
+    check_route(route)
     allowed = _allowed(route)
     log_probability = route.logits.log_softmax(dim=-1).masked_fill(~allowed, 0.0)
     return _batch_mean(-(log_probability.exp() * log_probability).sum(dim=-1), feature_dims=1).mean()

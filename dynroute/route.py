@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Route", "listeners", "report"]
+from .arguments import check_count, check_mask, check_tensor, shown
+
+__all__ = ["Route", "check_route", "listeners", "report"]
 
 
 class Route(NamedTuple):
@@ -41,7 +43,29 @@ class Route(NamedTuple):
             >>> Soft()(torch.zeros(7, 2, 2)).sample(3).path.shape
             torch.Size([2, 2])
         """
+        batch = self.path.shape[:-2]
+        if len(index) > len(batch):
+            raise ValueError(f"`index` must not be longer than the batch shape {tuple(batch)}, got {index}.")
+        for i, (place, size) in enumerate(zip(index, batch, strict=False)):
+            check_count(f"index[{i}]", place, at_least=-size)
+            if place >= size:
+                raise ValueError(f"`index[{i}]` must be less than {size}, the size of the batch, got {place}.")
         return Route(self.logits[index], self.path[index], self.weights[index])
+
+
+def check_route(route: Route) -> None:
+    """Raises an error unless a value is a route of three tensors with one shape."""
+    if not isinstance(route, Route):
+        raise TypeError(f"`route` must be a Route, got {shown(route)}; a gate makes one.")
+    check_mask("route.path", route.path, route.logits)
+    check_tensor("route.weights", route.weights)
+    if route.weights.shape != route.logits.shape or route.logits.dim() < 2:
+        raise ValueError(
+            f"`route` must hold tensors with one shape (*, T, S), got logits {tuple(route.logits.shape)} "
+            f"and weights {tuple(route.weights.shape)}."
+        )
+    if not route.weights.is_floating_point():
+        raise TypeError(f"`route.weights` must be a floating tensor, got {route.weights.dtype}.")
 
 
 Listener = Callable[[nn.Module, Route], None]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import check_count
+from .arguments import check_count, check_tensor, shown
 from .checks import refuse_where
 
 __all__ = ["Constants", "Topology"]
@@ -69,8 +69,8 @@ class Topology:
     @staticmethod
     def layered(sizes: Sequence[int]) -> "Topology":
         """Layer-level routing (Fig. 2c): nodes in layers read the layer before; the output node mixes the last one."""
-        if not isinstance(sizes, Sequence):
-            raise TypeError(f"`sizes` must list the size of each layer, got {sizes!r}; for instance [4, 4, 4].")
+        if not isinstance(sizes, Sequence) or isinstance(sizes, (str, bytes)):
+            raise TypeError(f"`sizes` must list the size of each layer, got {shown(sizes)}; for instance [4, 4, 4].")
         if not sizes:
             raise ValueError("`sizes` must name at least one layer, got none; for instance [4, 4, 4].")
         for i, size in enumerate(sizes):
@@ -159,6 +159,7 @@ class Topology:
         Returns:
             A boolean path with shape ``[*, T, S]``.
         """
+        check_tensor("bits", bits)
         if bits.dtype != torch.uint8:
             raise TypeError(f"`bits` must be a uint8 tensor, got {bits.dtype}.")
         if bits.shape[-1:] != (num_bytes := -(-self.num_edges // 8),):
@@ -188,12 +189,15 @@ class Topology:
             >>> Topology.dag(3).edges(torch.tensor([[True, False], [False, True]]))
             [(0, 1, 1.0), (1, 2, 1.0)]
         """
-        for name, tensor in (("path", path), ("weights", weights)):
-            if tensor is not None and tensor.shape != self.path_shape:
+        for name, tensor in (("path", path), ("weights", path if weights is None else weights)):
+            check_tensor(name, tensor)
+            if tensor.shape != self.path_shape:
                 raise ValueError(
                     f"`{name}` must have shape {self.path_shape}, that of one sample, got {tuple(tensor.shape)}; "
                     "index the batch first."
                 )
+        if weights is not None and weights.is_complex():
+            raise TypeError(f"`weights` must hold real numbers, got {weights.dtype}.")
         self.check_path(path)
         values = path if weights is None else weights.detach()
         return [
@@ -205,10 +209,17 @@ class Topology:
 
     def to_edges(self, values: Tensor) -> Tensor:
         """Leaves out the padding: ``[*, T, S]`` becomes ``[*, num_edges]``."""
+        check_tensor("values", values)
+        if values.shape[-2:] != self.path_shape:
+            shape = ", ".join(str(size) for size in self.path_shape)
+            raise ValueError(f"`values` must have shape (*, {shape}), got {tuple(values.shape)}.")
         return values.flatten(-2).index_select(-1, self.on(values.device).edge_index)
 
     def from_edges(self, values: Tensor, *, fill: float) -> Tensor:
         """Puts the padding in: ``[*, num_edges]`` becomes ``[*, T, S]`` with `fill` where no edge is."""
+        check_tensor("values", values)
+        if not isinstance(fill, (int, float)):
+            raise TypeError(f"`fill` must be a number, got {shown(fill)}.")
         if values.shape[-1:] != (self.num_edges,):
             raise ValueError(f"`values` must have shape (*, {self.num_edges}), got {tuple(values.shape)}.")
         slots = values.new_full((*values.shape[:-1], self.path_shape[0] * self.path_shape[1]), fill)
@@ -217,6 +228,7 @@ class Topology:
 
     def check_path(self, path: Tensor) -> None:
         """Raises an error unless `path` is a boolean path of this topology that uses no forbidden edge."""
+        check_tensor("path", path)
         if path.dtype != torch.bool:
             raise TypeError(f"`path` must be a boolean tensor, got {path.dtype}; compare it with 0 to make one.")
         if path.shape[-2:] != self.path_shape:
@@ -279,7 +291,8 @@ def _plain(parents: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(operator.index(j) for j in row) for row in parents)
     except TypeError as error:
         raise TypeError(
-            f"`parents` must list the nodes that each node may read, got {parents!r}; for instance [[], [0], [0, 1]]."
+            f"`parents` must list the nodes that each node may read, got {shown(parents)}; "
+            "for instance [[], [0], [0, 1]]."
         ) from error
 
 

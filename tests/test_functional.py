@@ -169,7 +169,7 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`alpha` must be positive, got 0 at \(1,\); did you pass log alpha"):
         route_temperature(torch.tensor([1.0, 0.0]))
     for rule in (route_temperature, task_weights):
-        with pytest.raises(ValueError, match='`normalize` must be "sum" or "mean", got \'max\''):
+        with pytest.raises(ValueError, match="`normalize` must be one of 'sum', 'mean', got 'max'"):
             rule(torch.ones(3), normalize="max")
     with pytest.raises(TypeError, match="`temperature` must be a number or a tensor, got list"):
         samplek_path(logits, 1, temperature=[1.0, 2.0])

@@ -337,7 +337,7 @@ def test_sizes_that_cannot_work_are_said(name: str) -> None:
     ("name", "sizes", "message"),
     [
         ("mh-sac", {"hidden_sizes": ()}, r"`hidden_sizes` must list at least 1 sizes, got \[\]"),
-        ("sm", {"equations": "release"}, '`equations` must be "released" or "paper", got \'release\''),
+        ("sm", {"equations": "release"}, "`equations` must be one of 'released', 'paper', got 'release'; did"),
         ("sm", {"equations": "paper", "gate": "top-2"}, "whose output is a plain sum, got TopK"),
         ("d2r", {"level": "modules"}, "`level` must be one of 'module', 'layer', 'model', got 'modules'"),
         ("d2r", {"layer_sizes": (2, 2)}, r'`layer_sizes` belongs to level="layer", got \(2, 2\) with level="module"'),
@@ -346,7 +346,7 @@ def test_sizes_that_cannot_work_are_said(name: str) -> None:
         ("d2r", {"gate": "top2"}, '`gate` must be a Gate or one of "soft", "hard", "top-2", .* got \'top2\''),
         ("d2r", {"gate": "top-1"}, "`gate` must read at least 2 sources .*, got 'top-1'; try \"hard\""),
         ("d2r", {"modules": 4}, "`sizes` must be one of .*, got 'modules'; did you mean 'num_modules'"),
-        ("care", {"attention": "none"}, '`attention` must be "gate" or "dot", got \'none\''),
+        ("care", {"attention": "none"}, "`attention` must be one of 'gate', 'dot', got 'none'"),
         ("care", {"attention": "dot", "context_sizes": (5, 3)}, 'must end alike for attention="dot", got 4 and 3'),
         ("care", {"metadata": torch.zeros(4, 9)}, r"`metadata` must have shape \(3, m\), .* got \(4, 9\)"),
         (
@@ -362,7 +362,7 @@ def test_wrong_options_are_said(name: str, sizes: dict[str, object], message: st
 
 
 def test_wrong_types_are_said() -> None:
-    with pytest.raises(TypeError, match=r"`metadata` must be a tensor, got list; use torch\.as_tensor"):
+    with pytest.raises(TypeError, match=r"`metadata` must be a tensor, got list; torch\.as_tensor makes one"):
         small("care", metadata=[[1.0]] * TASKS)
     with pytest.raises(TypeError, match="`composition` must be a parameter, that of another network, got Tensor"):
         small("paco", composition=torch.zeros(TASKS, 2))

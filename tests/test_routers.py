@@ -151,10 +151,10 @@ def test_a_context_of_the_wrong_width_is_refused(name: str) -> None:
 def test_bad_constructions_are_refused() -> None:
     with pytest.raises(TypeError, match=r"`topology` must be a Topology, got int; for instance Topology\.dag\(8\)"):
         LinearRouter(4, 8)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match='`cascade` must be "probabilities" or "logits", got \'both\''):
+    with pytest.raises(ValueError, match="`cascade` must be one of 'probabilities', 'logits', got 'both'"):
         CascadeRouter(4, LAYERED, cascade="both")
     for make in (MLPRouter, CascadeRouter):
-        with pytest.raises(TypeError, match="`hidden_sizes` must list the widths of the hidden layers, got 256"):
+        with pytest.raises(TypeError, match="`hidden_sizes` must list sizes, got 256"):
             make(4, LAYERED, 256)
     with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
         TableRouter(0, DAG)

@@ -19,7 +19,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count, check_sizes
+from ..arguments import check_choice, check_counts, check_dtype, check_flag, check_sizes, check_tensor
 from ..gates import Gate
 from ..levels import ModelRouting
 from ..levels.perceptron import perceptron
@@ -90,22 +90,23 @@ class CARE(Network):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
-        check_count("num_encoders", num_encoders, at_least=1)
-        check_count("embedding_features", embedding_features, at_least=1)
+        check_counts(num_encoders=num_encoders, embedding_features=embedding_features)
         check_sizes("encoder_sizes", encoder_sizes)
         check_sizes("context_sizes", context_sizes)
         check_sizes("gate_sizes", gate_sizes, at_least=0)
         check_sizes("hidden_sizes", hidden_sizes, at_least=0)
-        if attention not in ("gate", "dot"):
-            raise ValueError(f'`attention` must be "gate" or "dot", got {attention!r}.')
+        check_choice("attention", attention, ("gate", "dot"))
+        check_flag("task_in_trunk", task_in_trunk)
+        check_dtype(dtype)
         if attention == "dot" and encoder_sizes[-1] != context_sizes[-1]:
             raise ValueError(
                 f'`encoder_sizes` and `context_sizes` must end alike for attention="dot", '
                 f"got {encoder_sizes[-1]} and {context_sizes[-1]}."
             )
         if metadata is not None:
-            if not isinstance(metadata, Tensor):
-                raise TypeError(f"`metadata` must be a tensor, got {type(metadata).__name__}; use torch.as_tensor.")
+            check_tensor("metadata", metadata)
+            if metadata.is_complex():
+                raise TypeError(f"`metadata` must hold real numbers, got {metadata.dtype}.")
             if metadata.dim() != 2 or metadata.shape[0] != num_tasks or not metadata.shape[1]:
                 raise ValueError(
                     f"`metadata` must have shape ({num_tasks}, m), a row for each task, got {tuple(metadata.shape)}."

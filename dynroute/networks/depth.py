@@ -20,7 +20,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_choice, check_count, check_sizes
+from ..arguments import check_choice, check_count, check_flag, check_sizes, shown
 from ..banks import LinearBank
 from ..gates import Gate
 from ..levels import LayerRouting, ModuleRouting, RoutedGraph
@@ -105,7 +105,10 @@ class DynamicDepthRouting(Network):
             ("model_depth", model_depth, "model"),
         ):
             if option is not None and level != owner:
-                raise ValueError(f'`{name}` belongs to level="{owner}", got {option!r} with level="{level}".')
+                raise ValueError(f'`{name}` belongs to level="{owner}", got {shown(option)} with level="{level}".')
+        if shortcut is not None:
+            check_flag("shortcut", shortcut)
+        check_flag("state_free", state_free)
         if shortcut and level == "model":
             raise ValueError('`shortcut` must be False or None with level="model", whose networks have none, got True.')
         check_sizes("router_sizes", router_sizes, at_least=0)

@@ -6,7 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count, check_sizes
+from ..arguments import check_count, check_dtype, check_sizes
 from ..gates import Hard
 from ..levels import LayerRouting
 from ..levels.perceptron import perceptron
@@ -61,6 +61,7 @@ class HardRouting(Network):
         check_sizes("trunk_sizes", trunk_sizes)
         check_sizes("layer_sizes", layer_sizes)
         check_count("width", width, at_least=1)
+        check_dtype(dtype)
         head = nn.Sequential(nn.ReLU(), nn.Linear(width, out_features, device=device, dtype=dtype))
         set_output_range(head, output_init)
         self.trunk = perceptron(

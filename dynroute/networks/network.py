@@ -1,12 +1,13 @@
 """What the networks of the literature share: a state and a task go in, a vector comes out."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count
+from ..arguments import check_counts, check_input, check_tensor, shown
 from ..gates import Gate, Hard, SampleK, Soft, TopK
 from ..levels import RoutedGraph
 from ..route import Route
@@ -40,12 +41,7 @@ class Network(nn.Module, ABC):
 
     def __init__(self, state_features: int, num_tasks: int, out_features: int) -> None:
         super().__init__()
-        for name, count in (
-            ("state_features", state_features),
-            ("num_tasks", num_tasks),
-            ("out_features", out_features),
-        ):
-            check_count(name, count, at_least=1)
+        check_counts(state_features=state_features, num_tasks=num_tasks, out_features=out_features)
         self.state_features = state_features
         self.num_tasks = num_tasks
         self.out_features = out_features
@@ -126,6 +122,10 @@ class Network(nn.Module, ABC):
 
     def _one_hot(self, state: Tensor, task: Tensor) -> Tensor:
         _check_state(state, self.state_features, self.num_tasks)
+        parameter = next(self.parameters(), None)
+        # Parts that a user converted may take another type than the first of them.
+        if parameter is not None and all(state.dtype != part.dtype for part in self.parameters()):
+            check_input("state", state, parameter)
         one_hot = task_one_hot(task, self.num_tasks)
         if one_hot.shape[:-1] != state.shape[:-1]:
             raise ValueError(
@@ -137,6 +137,7 @@ class Network(nn.Module, ABC):
 
 
 def _check_state(state: Tensor, features: int, num_tasks: int) -> None:
+    check_tensor("state", state)
     if not state.is_floating_point():
         raise TypeError(f"`state` must be a floating tensor, got {state.dtype}; convert it with `.float()`.")
     if state.shape[-1:] == (features,):
@@ -161,9 +162,9 @@ def gate_named(gate: Gate | str) -> Gate:
         raise ValueError(f'`gate` must read at least 2 sources to learn from their weights, got {gate!r}; try "hard".')
     if kind in ("top", "sample") and k.isdecimal():
         return TopK(int(k)) if kind == "top" else SampleK(int(k))
-    if gate in ("soft", "hard"):
-        return Soft() if gate == "soft" else Hard()
-    raise ValueError(f'`gate` must be a Gate or one of "soft", "hard", "top-2", "sample-2", ..., got {gate!r}.')
+    if kind in ("soft", "hard") and gate == kind:
+        return Soft() if kind == "soft" else Hard()
+    raise ValueError(f'`gate` must be a Gate or one of "soft", "hard", "top-2", "sample-2", ..., got {shown(gate)}.')
 
 
 def run_routed(graph: RoutedGraph, x: Tensor, context: Tensor | None, routing: Routing) -> tuple[Tensor, Route]:
@@ -176,5 +177,9 @@ def set_output_range(layer: nn.Module, bound: float | None) -> None:
     """Draws the parameters of the last linear layer of a module from U(-bound, bound); does nothing if None."""
     if bound is None:
         return
+    if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+        raise TypeError(f"`output_init` must be a number or None, got {shown(bound)}.")
+    if not 0 <= bound < math.inf:
+        raise ValueError(f"`output_init` must be at least 0 and finite, got {bound}.")
     for parameter in [part for part in layer.modules() if isinstance(part, nn.Linear)][-1].parameters():
         nn.init.uniform_(parameter, -bound, bound)

@@ -7,7 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count, check_sizes
+from ..arguments import check_count, check_dtype, check_generator, check_sizes, check_tensor
 from ..checks import hides_values
 from ..compositional import CompositionalLinear
 from ..route import Route
@@ -59,6 +59,7 @@ class PaCo(Network):
         super().__init__(state_features, num_tasks, out_features)
         check_count("num_sets", num_sets, at_least=1)
         check_sizes("hidden_sizes", hidden_sizes, at_least=0)
+        check_dtype(dtype)
         if composition is not None and not isinstance(composition, nn.Parameter):
             raise TypeError(
                 f"`composition` must be a parameter, that of another network, got {type(composition).__name__}."
@@ -115,6 +116,8 @@ class PaCo(Network):
         Returns:
             The coefficients with shape ``[num_tasks, num_tasks]``, a row for each task; those of extreme tasks are 0.
         """
+        check_tensor("extreme", extreme)
+        check_generator(generator)
         if extreme.dtype != torch.bool or extreme.shape != (self.num_tasks,):
             raise ValueError(
                 f"`extreme` must be boolean with shape ({self.num_tasks},), a value for each task, "

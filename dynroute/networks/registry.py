@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..arguments import check_choice
+from ..arguments import check_choice, shown
 from .care import CARE
 from .depth import DynamicDepthRouting
 from .hard import HardRouting
@@ -86,6 +86,8 @@ def build(
         'DynamicDepthRouting (module level): 526,444 parameters, 9 nodes, 36 routed edges, SampleK(2), rsg'
     """
     if not isinstance(name, str):
+        if isinstance(name, nn.Module) or not callable(name):
+            raise TypeError(f"`name` must be a name of `available()` or make a network, got {shown(name)}.")
         return name(state_features, num_tasks, out_features, **sizes)
     check_choice("name", name, PRESETS)
     preset = PRESETS[name]

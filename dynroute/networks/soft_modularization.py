@@ -21,7 +21,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count, check_sizes
+from ..arguments import check_choice, check_count, check_sizes
 from ..banks import LinearBank
 from ..gates import Gate, Soft
 from ..levels import LayerRouting
@@ -82,8 +82,7 @@ class SoftModularization(Network):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
-        if equations not in ("released", "paper"):
-            raise ValueError(f'`equations` must be "released" or "paper", got {equations!r}.')
+        check_choice("equations", equations, ("released", "paper"))
         check_sizes("trunk_sizes", trunk_sizes)
         check_sizes("layer_sizes", layer_sizes, at_least=1 if equations == "released" else 2)
         check_sizes("router_sizes", router_sizes, at_least=0)

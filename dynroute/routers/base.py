@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_tensor
 from ..topology import Topology
 
 __all__ = ["Router", "full_precision"]
@@ -43,6 +44,7 @@ class Router(nn.Module, ABC):
         Args:
             context: What the router looks at, with shape ``[*, context_features]``.
         """
+        check_tensor("context", context)
         with full_precision(context):
             scores = self.score(context)
         return self.topology.from_edges(scores, fill=-torch.inf)

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_choice, check_count, check_dtype, check_flag, check_sizes
 from ..functional import mask_softmax
 from ..topology import Topology
 from .base import Router
@@ -57,10 +58,11 @@ class CascadeRouter(Router):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(topology)
-        if cascade not in ("probabilities", "logits"):
-            raise ValueError(f'`cascade` must be "probabilities" or "logits", got {cascade!r}.')
-        if not isinstance(hidden_sizes, Sequence):
-            raise TypeError(f"`hidden_sizes` must list the widths of the hidden layers, got {hidden_sizes!r}.")
+        check_count("context_features", context_features, at_least=1)
+        check_sizes("hidden_sizes", hidden_sizes, at_least=0)
+        check_choice("cascade", cascade, ("probabilities", "logits"))
+        check_flag("score_output", score_output)
+        check_dtype(dtype)
         self.cascade = cascade
         self.stages = _stages(topology)
 

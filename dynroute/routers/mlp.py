@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import check_count, check_dtype, check_sizes
 from ..topology import Topology
 from .base import Router
 
@@ -42,8 +43,9 @@ class MLPRouter(Router):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(topology)
-        if not isinstance(hidden_sizes, Sequence):
-            raise TypeError(f"`hidden_sizes` must list the widths of the hidden layers, got {hidden_sizes!r}.")
+        check_count("context_features", context_features, at_least=1)
+        check_sizes("hidden_sizes", hidden_sizes, at_least=0)
+        check_dtype(dtype)
         sizes = (context_features, *hidden_sizes, topology.num_edges)
         self.layers = nn.ModuleList(
             nn.Linear(width, following, device=device, dtype=dtype) for width, following in pairwise(sizes)
@@ -81,6 +83,8 @@ class LinearRouter(MLPRouter):
 def linear(x: Tensor, layer: nn.Module) -> Tensor:
     """Applies a linear layer in float32 or wider."""
     assert isinstance(layer, nn.Linear)
+    if x.is_complex():
+        raise TypeError(f"`context` must hold real numbers, got {x.dtype}.")
     if x.shape[-1:] != (layer.in_features,):
         raise ValueError(
             f"`context` must have shape (*, {layer.in_features}) for this router, got {tuple(x.shape)}; "

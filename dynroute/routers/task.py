@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count
+from ..arguments import check_count, check_dtype, check_tensor
 from ..checks import refuse_where
 from ..topology import Topology
 from .base import Router
@@ -38,6 +38,7 @@ class TableRouter(Router):
     ) -> None:
         super().__init__(topology)
         check_count("num_tasks", num_tasks, at_least=1)
+        check_dtype(dtype)
         self.num_tasks = num_tasks
         self.table = nn.Parameter(torch.randn(num_tasks, topology.num_edges, device=device, dtype=dtype))
 
@@ -75,6 +76,9 @@ class TaskRouter(Router):
 
 def task_one_hot(task: Tensor, num_tasks: int) -> Tensor:
     """The boolean one-hot of a task given as ids (integers) or as one-hot (floating or boolean)."""
+    check_tensor("task", task)
+    if task.is_complex():
+        raise TypeError(f"`task` must hold integer ids or a one-hot, got {task.dtype}.")
     ids = torch.arange(num_tasks, device=task.device)
     if task.is_floating_point() or task.dtype == torch.bool:
         if task.shape[-1:] != (num_tasks,):
