@@ -452,3 +452,12 @@ def test_noise_replays_a_draw() -> None:
     net = ModuleRouting.mlp(3, 4, 5, 2, 3)
     x, noise = torch.randn(7, 3), gumbel_noise((7, 5, 5))
     assert torch.equal(net(x, noise=noise), net(x, noise=noise))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.long, torch.bfloat16])
+def test_an_input_of_another_type_than_the_modules_is_named(dtype: torch.dtype) -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2)
+    with pytest.raises(
+        TypeError, match=rf"`x` must be torch.float32 like the parameters of node 0, got {dtype}; convert"
+    ):
+        net(torch.ones(3, 5, dtype=dtype), torch.randn(3, 5))

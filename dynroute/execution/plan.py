@@ -67,7 +67,7 @@ class Pass:
     """Which sources keep their gradient (Eq. 10), with the shape of the weights; all of them if None."""
 
     protect: str
-    """How the gradient of an unsuitable source is stopped: "rsg", "input", "sg" or "none"."""
+    """The way in which gradients of unsuitable sources are stopped, one of "rsg", "input", "sg" and "none"."""
 
     @property
     def batch(self) -> torch.Size:

@@ -217,6 +217,12 @@ class RoutedGraph(nn.Module):
                 raise ValueError(
                     f"`x` must have {width} features, which node {node} reads, got shape {tuple(x.shape)}."
                 )
+            dtype = _dtype(self.nodes[node], x)
+            if dtype is not None and dtype != x.dtype:
+                raise TypeError(
+                    f"`x` must be {dtype} like the parameters of node {node}, got {x.dtype}; "
+                    f"convert it with `x.to({dtype})`, or the network with `net.to(x.dtype)`."
+                )
 
     def _check_logits(self, logits: Tensor) -> None:
         if logits.shape[-2:] != self.topology.path_shape:
@@ -246,6 +252,20 @@ class RoutedGraph(nn.Module):
 
 def _width(module: nn.Module) -> int | None:
     """How many features a module reads; None where that is not known, as with a forward or a hook of its own."""
+    linear = _first_linear(module)
+    return None if linear is None else linear.in_features
+
+
+def _dtype(module: nn.Module, x: Tensor) -> torch.dtype | None:
+    """The type of input that a module takes; None where any will do, or where that is not known."""
+    linear = _first_linear(module)
+    autocast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+    if linear is None or (autocast and x.is_floating_point()) or "weight" not in linear._parameters:
+        return None
+    return linear.weight.dtype if type(linear.weight) in (Tensor, nn.Parameter) else None
+
+
+def _first_linear(module: nn.Module) -> nn.Linear | None:
     while type(module) is nn.Sequential and len(module) and not module._forward_pre_hooks:
         module = module[0]
-    return module.in_features if type(module) is nn.Linear and not module._forward_pre_hooks else None
+    return module if type(module) is nn.Linear and not module._forward_pre_hooks else None
