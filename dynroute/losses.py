@@ -6,8 +6,9 @@ Each averages over the samples and over the destinations, and reads the slots th
 import torch
 from torch import Tensor
 
+from .arguments import check_mask, check_tensor, shown
 from .functional import mask_softmax
-from .route import Route, check_route
+from .route import Route
 
 __all__ = ["importance", "load_balance", "route_entropy", "router_z_loss"]
 
@@ -24,7 +25,7 @@ def load_balance(route: Route) -> Tensor:
         >>> load_balance(TopK(2)(torch.zeros(8, 1, 4)))
         tensor(1.)
     """
-    check_route(route)
+    _check_route(route)
     allowed = _allowed(route)
 
     chosen = _batch_mean(route.path.to(route.weights.dtype))
@@ -43,7 +44,7 @@ def importance(route: Route) -> Tensor:
         >>> importance(Soft()(torch.zeros(8, 1, 4)))
         tensor(0.)
     """
-    check_route(route)
+    _check_route(route)
     exists = _batch_mean(_allowed(route).to(route.weights.dtype))
     number = exists.sum(dim=-1, keepdim=True).clamp(min=1.0)
 
@@ -61,7 +62,7 @@ def router_z_loss(route: Route) -> Tensor:
         >>> router_z_loss(Soft()(torch.zeros(8, 1, 1)))
         tensor(0.)
     """
-    check_route(route)
+    _check_route(route)
     return _batch_mean(route.logits.logsumexp(dim=-1).square(), feature_dims=1).mean()
 
 
@@ -76,7 +77,7 @@ def route_entropy(route: Route) -> Tensor:
         >>> route_entropy(Soft()(torch.zeros(8, 1, 4))).exp()
         tensor(4.)
     """
-    check_route(route)
+    _check_route(route)
     allowed = _allowed(route)
     log_probability = route.logits.log_softmax(dim=-1).masked_fill(~allowed, 0.0)
     return _batch_mean(-(log_probability.exp() * log_probability).sum(dim=-1), feature_dims=1).mean()
@@ -90,3 +91,18 @@ def _batch_mean(values: Tensor, *, feature_dims: int = 2) -> Tensor:
     """The mean over the batch dimensions; zeros for an empty batch."""
     rows = values.reshape(-1, *values.shape[values.dim() - feature_dims :])
     return rows.sum(dim=0) / max(rows.shape[0], 1)
+
+
+def _check_route(route: Route) -> None:
+    """Raises an error unless a value is a route of three tensors with one shape."""
+    if not isinstance(route, Route):
+        raise TypeError(f"`route` must be a Route, got {shown(route)}; a gate makes one.")
+    check_mask("route.path", route.path, route.logits)
+    check_tensor("route.weights", route.weights)
+    if route.weights.shape != route.logits.shape or route.logits.dim() < 2:
+        raise ValueError(
+            f"`route` must hold tensors with one shape (*, T, S), got logits {tuple(route.logits.shape)} "
+            f"and weights {tuple(route.weights.shape)}."
+        )
+    if not route.weights.is_floating_point():
+        raise TypeError(f"`route.weights` must be a floating tensor, got {route.weights.dtype}.")

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_count, check_mask, check_tensor, shown
+from .arguments import check_count
 
-__all__ = ["Route", "check_route", "listeners", "report"]
+__all__ = ["Route", "listeners", "report"]
 
 
 class Route(NamedTuple):
@@ -51,21 +51,6 @@ class Route(NamedTuple):
             if place >= size:
                 raise ValueError(f"`index[{i}]` must be less than {size}, the size of the batch, got {place}.")
         return Route(self.logits[index], self.path[index], self.weights[index])
-
-
-def check_route(route: Route) -> None:
-    """Raises an error unless a value is a route of three tensors with one shape."""
-    if not isinstance(route, Route):
-        raise TypeError(f"`route` must be a Route, got {shown(route)}; a gate makes one.")
-    check_mask("route.path", route.path, route.logits)
-    check_tensor("route.weights", route.weights)
-    if route.weights.shape != route.logits.shape or route.logits.dim() < 2:
-        raise ValueError(
-            f"`route` must hold tensors with one shape (*, T, S), got logits {tuple(route.logits.shape)} "
-            f"and weights {tuple(route.weights.shape)}."
-        )
-    if not route.weights.is_floating_point():
-        raise TypeError(f"`route.weights` must be a floating tensor, got {route.weights.dtype}.")
 
 
 Listener = Callable[[nn.Module, Route], None]
