@@ -313,6 +313,7 @@ PATH = torch.tensor([[True, False], [True, True]])
         (lambda: Topology.layered(3), "`sizes` must list the size of each layer, got 3; for instance"),
         (lambda: LinearRouter(5, DAG)([1.0]), "`context` must be a tensor, got list"),
         (lambda: LinearRouter(5, DAG)(torch.zeros(5) * 1j), "`context` must hold real numbers, got torch.complex64."),
+        (lambda: CascadeRouter(5, DAG)(torch.zeros(5) * 1j), "`context` must hold real numbers, got torch.complex64."),
         (lambda: TaskRouter(3)(torch.zeros(3) * 1j), "`task` must hold integer ids or a one-hot, got torch.complex64."),
         (lambda: MLPRouter("5", DAG), "`context_features` must be an integer, got '5'."),
         (lambda: MLPRouter(5, DAG, (0,)), "`hidden_sizes[0]` must be at least 1, got 0."),
@@ -342,6 +343,12 @@ def test_messages(call: Callable[[], object], message: str) -> None:
 def test_numbers_of_numpy_are_counts() -> None:
     assert repr(TopK(np.int64(2))) == "TopK(2)"  # type: ignore[arg-type]  # an integer of another library
     assert type(TopK(np.int64(2)).k) is int  # type: ignore[arg-type]  # the same
+
+
+def test_truth_values_are_a_context() -> None:
+    context = torch.tensor([True, False, True, True, False])
+    for router in (CascadeRouter(5, DAG), MLPRouter(5, DAG, (4,))):
+        assert torch.equal(router(context), router(context.float()))
 
 
 def test_autocast_takes_inputs_of_other_types() -> None:

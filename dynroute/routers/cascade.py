@@ -10,7 +10,7 @@ from ..arguments import check_choice, check_count, check_dtype, check_flag, chec
 from ..functional import mask_softmax
 from ..topology import Topology
 from .base import Router
-from .mlp import chain, linear
+from .mlp import chain, linear, real
 
 __all__ = ["CascadeRouter"]
 
@@ -78,7 +78,7 @@ class CascadeRouter(Router):
         self.down = nn.ModuleList(layer(sizes[-1], width) for width in edges)
 
     def score(self, context: Tensor) -> Tensor:
-        embedding = chain(context, self.embed)
+        embedding = chain(real(context), self.embed)
 
         logits = [linear(embedding.relu(), self.down[0])] if self.down else []
         for up, down, stage in zip(self.up, self.down[1:], self.stages, strict=False):

@@ -11,7 +11,7 @@ from ..arguments import check_count, check_dtype, check_sizes
 from ..topology import Topology
 from .base import Router
 
-__all__ = ["LinearRouter", "MLPRouter", "chain", "linear"]
+__all__ = ["LinearRouter", "MLPRouter", "chain", "linear", "real"]
 
 
 class MLPRouter(Router):
@@ -52,7 +52,7 @@ class MLPRouter(Router):
         )
 
     def score(self, context: Tensor) -> Tensor:
-        return chain(context, self.layers)
+        return chain(real(context), self.layers)
 
 
 class LinearRouter(MLPRouter):
@@ -80,11 +80,16 @@ class LinearRouter(MLPRouter):
         super().__init__(context_features, topology, (), device=device, dtype=dtype)
 
 
+def real(context: Tensor) -> Tensor:
+    """Returns a context of real numbers; truth values become 0 and 1, which have a ReLU."""
+    if context.is_complex():
+        raise TypeError(f"`context` must hold real numbers, got {context.dtype}.")
+    return context.float() if context.dtype == torch.bool else context
+
+
 def linear(x: Tensor, layer: nn.Module) -> Tensor:
     """Applies a linear layer in float32 or wider."""
     assert isinstance(layer, nn.Linear)
-    if x.is_complex():
-        raise TypeError(f"`context` must hold real numbers, got {x.dtype}.")
     if x.shape[-1:] != (layer.in_features,):
         raise ValueError(
             f"`context` must have shape (*, {layer.in_features}) for this router, got {tuple(x.shape)}; "
