@@ -122,7 +122,6 @@ def targets() -> Iterator[Target]:
         "RoutedGraph",
         RoutedGraph,
         {"modules": linear(4), "topology": dag, **routing},
-        frozenset({"modules", "shortcut"}),  # of its own file, with a change under way
     )
     yield Target("ModuleRouting", ModuleRouting, {"modules": linear(4), **routing})
     parallel = LinearRouter(5, Topology.parallel(2))
@@ -367,3 +366,11 @@ def test_a_network_with_a_converted_part_takes_the_type_of_that_part() -> None:
 class Narrow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.float()
+
+
+def test_a_context_that_is_no_tensor_is_named() -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2)
+    with pytest.raises(TypeError, match="`context` must be a tensor, got list"):
+        net(torch.randn(3, 5), [1.0, 2.0])
+    with pytest.raises(TypeError, match="`context` must be a tensor, got int"):
+        net.route(3)

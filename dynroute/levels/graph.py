@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_choice
+from ..arguments import check_choice, check_flag, check_modules, check_tensor
 from ..banks import are_adjacent, keep_adjacent
 from ..execution import Pass, Plan, check_backend, run_graph
 from ..functional import suitable_masked
@@ -59,7 +59,7 @@ class RoutedGraph(nn.Module):
         super().__init__()
         if not isinstance(topology, Topology):
             raise TypeError(f"`topology` must be a Topology, got {topology!r}; for instance Topology.dag(8).")
-        self.nodes = nn.ModuleList(modules)
+        self.nodes = nn.ModuleList(check_modules("modules", modules))
         if len(self.nodes) != topology.num_nodes:
             raise ValueError(
                 f"`modules` must hold one module for each of the {topology.num_nodes} nodes, got {len(self.nodes)}."
@@ -72,6 +72,8 @@ class RoutedGraph(nn.Module):
             raise ValueError(
                 f"`router` must be made for the graph's topology {topology}, got one for {router.topology}."
             )
+
+        check_flag("shortcut", shortcut)
 
         self.topology = topology
         self.gate = gate
@@ -197,6 +199,7 @@ class RoutedGraph(nn.Module):
 
     def _logits(self, context: Tensor) -> Tensor:
         """The router's logits, in float32 also under autocast, where the layer before hands over 16 bits."""
+        check_tensor("context", context)
         suspended = full_precision(context)
         if not isinstance(suspended, nullcontext) and context.is_floating_point():
             context = context.to(torch.promote_types(context.dtype, torch.float32))
@@ -209,8 +212,7 @@ class RoutedGraph(nn.Module):
         return suitable_masked(route.logits, sources)
 
     def _check_input(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"`x` must be a tensor, got {type(x).__name__}; torch.as_tensor makes one.")
+        check_tensor("x", x)
         for node in self._inputs:
             width = _width(self.nodes[node])
             if width is not None and (x.dim() == 0 or x.shape[-1] != width):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
-from ..arguments import check_counts, check_flag, check_modules, check_sizes, shown
+from ..arguments import check_counts, check_modules, check_sizes, shown
 from ..banks import LinearBank
 from ..gates import Gate, Soft
 from ..routers import CascadeRouter
@@ -64,7 +64,6 @@ class LayerRouting(RoutedGraph):
             )
         if head is not None and not isinstance(head, nn.Module):
             raise TypeError(f"`head` must be a module or None, got {shown(head)}; for instance nn.Linear(8, 2).")
-        check_flag("shortcut", shortcut)
         super().__init__(
             [module for layer in stack for module in layer] + [nn.Identity() if head is None else head],
             Topology.layered([len(layer) for layer in stack]),

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ..arguments import check_counts, check_flag, check_modules
+from ..arguments import check_counts, check_modules
 from ..gates import Gate, SampleK
 from ..routers import MLPRouter
 from ..topology import Topology
@@ -51,7 +51,6 @@ class ModuleRouting(RoutedGraph):
         backend: str = "auto",
     ) -> None:
         modules = check_modules("modules", modules)
-        check_flag("shortcut", shortcut)
         if len(modules) < 2:
             raise ValueError(
                 f"`modules` must hold at least 2 modules, a first and an output, got {len(modules)}; "

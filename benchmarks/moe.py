@@ -1,0 +1,100 @@
+"""Times a mixture of perceptron experts beside a loop over experts and dense layers; `python -m benchmarks.moe --help`."""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dynroute import LinearRouter, ModelRouting, TopK, Topology
+
+from .timing import Job, interleave, medians, ratios
+
+
+class Loop(nn.Module):
+    """What people write in ten lines: index the tokens of each expert, run it, add what it gives."""
+
+    def __init__(self, experts: list[nn.Module], features: int, k: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(experts)
+        self.gate = nn.Linear(features, len(experts))
+        self.k = k
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores, chosen = torch.topk(self.gate(x), self.k)
+        weights = scores.softmax(dim=-1)
+        output = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            token, slot = torch.where(chosen == i)
+            output.index_add_(0, token, expert(x[token]) * weights[token, slot, None])
+        return output
+
+
+def perceptron(features: int, hidden: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, features))
+
+
+def contenders(num_experts: int, k: int, features: int, hidden: int) -> dict[str, nn.Module]:
+    """The layer of this library, the loop, and dense layers of one expert's and of the active size."""
+    experts = [perceptron(features, hidden) for _ in range(num_experts)]
+    router = LinearRouter(features, Topology.parallel(num_experts))
+    return {
+        "loop": Loop(experts, features, k),
+        "dynroute": ModelRouting(experts, TopK(k), router),
+        "dense, active size": perceptron(features, k * hidden),
+        "one expert": perceptron(features, hidden),
+    }
+
+
+def job(net: nn.Module, x: Tensor, *, training: bool) -> Job:
+    """A training step, forward and backward, or inference."""
+
+    def step() -> None:
+        with torch.set_grad_enabled(training):
+            output = net(x)
+        if training:
+            output.square().sum().backward()
+
+    return step
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each row of the table")
+    parser.add_argument("--experts", type=int, nargs="+", default=[8, 16, 64])
+    parser.add_argument("--k", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/moe.json"))
+    options = parser.parse_args(arguments)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+
+    rows = []
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        for num_experts in options.experts:
+            for k in options.k:
+                nets = contenders(num_experts, k, 64, 256)
+                for training in (True, False):
+                    x = torch.randn(options.tokens, 64, requires_grad=training)
+                    times = interleave(
+                        {name: job(net, x, training=training) for name, net in nets.items()}, seconds=options.seconds
+                    )
+                    mode, ms, ratio = (
+                        "training step" if training else "inference",
+                        medians(times),
+                        ratios(times, "loop"),
+                    )
+                    cells = "  ".join(f"{name} {ms[name]:.2f} ({ratio[name]:.2f})" for name in times)
+                    print(f"{threads} threads  {num_experts:3} experts top-{k}  {mode:13}  {cells}", flush=True)
+                    rows.append(
+                        {"threads": threads, "experts": num_experts, "k": k, "mode": mode, "ms": ms, "to loop": ratio}
+                    )
+    about = {"torch": torch.__version__, "machine": platform.machine(), "tokens": options.tokens, "width": [64, 256]}
+    options.output.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
