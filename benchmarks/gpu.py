@@ -1,0 +1,123 @@
+"""Correctness and speed on one GPU within a few minutes: `python -m benchmarks.gpu`.
+
+It needs torch and this tree alone. Errors end their step alone, and the JSON file is written after each section, so
+that what was measured is not lost. `--device cpu --quick` tries the program itself, without a GPU.
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .gpu_sections import Row, Setup, Steps, actors, attempt, capture, correctness, d2r, moe
+
+SECTIONS: dict[str, Callable[[Setup], Steps]] = {
+    "correctness": correctness,
+    "d2r": d2r,
+    "moe": moe,
+    "actors": actors,
+    "capture": capture,
+}
+
+
+def run_section(name: str, setup: Setup, deadline: float) -> Row:
+    """Runs the steps of a section until the deadline."""
+    found: Row = {"rows": [], "skipped": []}
+    if time.monotonic() >= deadline:
+        return {**found, "skipped": ["all"]}
+    for title, step in (attempt(found, "setting up", SECTIONS[name], setup) or {}).items():
+        begin = time.monotonic()
+        if begin >= deadline:
+            found["skipped"].append(title)
+            continue
+        row: Row = {"step": title}
+        row |= attempt(row, "step", step) or {}
+        found["rows"].append(row | {"seconds": round(time.monotonic() - begin, 1)})
+        print(f"  {title}: " + ", ".join(f"{column} {cell}" for column, cell in cells(row).items()), flush=True)
+        setup.release()
+    return found
+
+
+def cells(row: Row) -> dict[str, str]:
+    """What the table says of each contender of a row: a deviation, or milliseconds (ratio to the base) and memory."""
+    found = dict.fromkeys(row.get("cannot", {}), "cannot")
+    found |= {name: f"{gap:.1e}" for name, gap in row.get("deviation", {}).items()}
+    for name, ms in row.get("ms", {}).items():
+        rate = row.get("updates a second", {}).get(name)
+        beside = f"{row['to base'].get(name, float('nan')):.2f}" if rate is None else f"{rate:.0f}/s"
+        found[name] = f"{ms:.3f} ({beside})" + (f" {row['MiB'][name]:.0f}M" if row["MiB"][name] else "")
+    return found | dict.fromkeys(row.get("failed", {}), "FAILED")
+
+
+def table(section: str, found: Row) -> str:
+    """The rows of a section in columns, and below them why something did not run."""
+    lines = [(row["step"], cells(row)) for row in found["rows"]]
+    columns = list(dict.fromkeys(name for _, line in lines for name in line))
+    widths = [max([len(name), *[len(line.get(name, "")) for _, line in lines]]) + 2 for name in columns]
+    margin = max([len(section), *[len(step) + 2 for step, _ in lines]])
+    text = [section.ljust(margin) + "".join(name.rjust(width) for name, width in zip(columns, widths, strict=True))]
+    for step, line in lines:
+        parts = [line.get(name, "").rjust(width) for name, width in zip(columns, widths, strict=True)]
+        text.append(f"  {step}".ljust(margin) + "".join(parts))
+    kinds = ("cannot", "failed")
+    parts = (found, *found["rows"])
+    notes = [f"{n} {kind}: {why}" for part in parts for kind in kinds for n, why in part.get(kind, {}).items()]
+    text += [f"  {note} ({notes.count(note)} times)" for note in dict.fromkeys(notes)]
+    return "\n".join([*text, *[f"  skipped at the time limit: {title}" for title in found["skipped"]], ""])
+
+
+def commit() -> str:
+    """The commit of this tree, and whether files differ from it."""
+    options: dict[str, Any] = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True}
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], **options).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs what the command line asks for, and returns 1 if something failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="small sizes and two rounds; times mean nothing then")
+    parser.add_argument("--minutes", type=float, default=7.0, help="no step begins after this time")
+    parser.add_argument("--seconds", type=float, default=5.0, help="about how long each comparison is timed")
+    parser.add_argument("--commit", help="the commit of this tree, where git cannot tell")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu-<card>.json")
+    options = parser.parse_args(arguments)
+    deadline = time.monotonic() + 60 * options.minutes
+    setup = Setup(torch.device(options.device), options.quick, options.seconds)
+    if setup.cuda and not torch.cuda.is_available():
+        parser.error("torch finds no GPU here; `--device cpu --quick` tries the program without one")
+    if not setup.cuda and not setup.quick:
+        parser.error("the sizes are those of a GPU: add `--quick` to run on another device")
+    if setup.cuda and setup.device.index is not None:
+        torch.cuda.set_device(setup.device)
+
+    torch.manual_seed(0)
+    card = torch.cuda.get_device_name() if setup.cuda else setup.device.type
+    slug = "".join(letter if letter.isalnum() else "-" for letter in card.lower())
+    output = options.output or Path(__file__).parent / "results" / f"gpu-{slug}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    about = {"card": card, "torch": torch.__version__, "cuda": torch.version.cuda, "quick": setup.quick}
+    about |= {"commit": options.commit or commit(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    sections: dict[str, Row] = {}
+    print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
+    for name in SECTIONS:
+        print(name, flush=True)
+        sections[name] = run_section(name, setup, deadline)
+        output.write_text(json.dumps({"about": about, "sections": sections}, indent=1) + "\n")
+    print("\n" + "\n".join(table(name, found) for name, found in sections.items()))
+    failed = sum(len(part.get("failed", {})) for found in sections.values() for part in (found, *found["rows"]))
+    print(f"{failed} failures; written to {output}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
