@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,8 @@ def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     process = start(*command)
     wait_until(process, lambda: in_the_middle(run))
     process.kill()
+    with suppress(ProcessLookupError):  # its worker too, which a fast machine would let finish before it is told
+        os.kill(int(re.findall(r", process (\d+)", attempts(run)[0])[0]), signal.SIGKILL)
     process.communicate(timeout=600)
     assert not (run / "evaluations" / "final.json").exists()
     process = start(*command)  # while what it started may not have ended yet
