@@ -25,7 +25,7 @@ from .arguments import (
     shown,
     temperature_like,
 )
-from .checks import refuse_where, under_transform
+from .checks import hides_values, refuse_where
 
 __all__ = [
     "gumbel_noise",
@@ -62,6 +62,11 @@ def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
     """
     check_mask("path", path, logits)
 
+    if logits.numel() and not hides_values(logits):
+        scores = torch.where(path, logits, -math.inf)
+        if bool((scores.detach().amax(dim=-1) > -math.inf).all()):
+            return _softmax(scores)
+
     # A row without a source becomes a row of zeros, whose softmax is finite, and so is its gradient.
     chosen = path & (logits > -math.inf)
     floor = torch.where(chosen.any(dim=-1, keepdim=True), -math.inf, 0.0).to(logits.dtype)
@@ -90,9 +95,14 @@ def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tenso
     check_count("k", k, at_least=1)
     allowed = expand_allowed(allowed, logits)
 
+    if not hides_values(logits):
+        path = _clear_best(torch.where(allowed, logits.detach(), -math.inf), k, allowed)
+        if path is not None:
+            return path
+
     # Finite scores keep an allowed source of probability 0 (logit -inf) ahead of the forbidden ones.
     scores = logits.detach().clamp(min=torch.finfo(logits.dtype).min)
-    return _best(_fill(scores, ~allowed, -math.inf), k) & allowed
+    return _best(scores.masked_fill(~allowed, -math.inf), k) & allowed
 
 
 def samplek_path(
@@ -140,20 +150,22 @@ def samplek_path(
         return allowed.clone()
 
     # In float64, measured from the best source: beside a score of a million, float32 would round the noise away.
-    scores = logits.detach().masked_fill(~allowed, -math.inf)
-    best = scores.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
-    never = scores == -math.inf
-    wide = scores.to(torch.float32 if logits.device.type == "mps" else torch.float64)
-    temperature = temperature_like(temperature, logits)
+    scores = torch.where(allowed, logits.detach(), -math.inf)
+    wide = scores.to(torch.float32 if logits.device.type == "mps" else torch.float64, copy=True)
     lowest = torch.finfo(wide.dtype).min
-    if _in_place():
-        wide.sub_(best).div_(temperature).add_(noise).clamp_(min=lowest / 2)
+    best = wide.amax(dim=-1, keepdim=True).clamp(min=lowest)
+    temperature = temperature_like(temperature, logits)
+    if hides_values(logits):
+        wide = (wide - best) / temperature + noise
     else:
-        wide = ((wide - best) / temperature + noise).clamp(min=lowest / 2)
+        wide.sub_(best).div_(temperature).add_(noise)
+        path = _clear_best(wide, k, allowed)
+        if path is not None:
+            return path
 
     # A logit of -inf stays the last resort at any temperature, and ahead of what is forbidden.
-    wide = _fill(wide, never, lowest)
-    return _best(_fill(wide, ~allowed, -math.inf), k) & allowed
+    wide = wide.clamp(min=lowest / 2).masked_fill(scores == -math.inf, lowest)
+    return _best(wide.masked_fill(~allowed, -math.inf), k) & allowed
 
 
 def gumbel_noise(
@@ -187,7 +199,7 @@ def gumbel_noise(
         uniform = torch.rand(tuple(shape), dtype=torch.float32, device=device)
     else:
         uniform = torch.rand(tuple(shape), dtype=torch.float32, device=device, generator=generator)
-    return -(-uniform.clamp(min=_SMALLEST_DRAW).log()).log()
+    return uniform.clamp_(min=_SMALLEST_DRAW).log_().neg_().log_().neg_()
 
 
 def suitable(logits: Tensor, *, allowed: Tensor | None = None) -> Tensor:
@@ -220,8 +232,32 @@ def suitable_masked(logits: Tensor, sources: Tensor | int) -> Tensor:
     return probabilities >= 1.0 / (sources + torch.ones_like(probabilities[..., :1]))
 
 
+def _clear_best(scores: Tensor, k: int, allowed: Tensor) -> Tensor | None:
+    """The k best of every row by comparing scores, a third of the cost; None if equal scores made them too many.
+
+    Scores are -inf where a source is not allowed. Only where values may be read.
+    """
+    if k > _FEW or not scores.numel():
+        return None
+    worst = scores.amax(dim=-1, keepdim=True)
+    for _ in range(min(k, scores.shape[-1]) - 1):
+        worst = torch.where(scores < worst, scores, -math.inf).amax(dim=-1, keepdim=True)
+    # Not >=: beside a NaN this takes too many rather than too few, which the count below would not tell from equals.
+    path = allowed & (scores < worst).logical_not_()
+    return path if int(path.count_nonzero()) == _num_chosen(allowed, k) else None
+
+
+def _num_chosen(allowed: Tensor, k: int) -> int:
+    """How many sources all rows together choose."""
+    times = 1
+    while allowed.dim() > 1 and allowed.stride(0) == 0:  # the same mask for every sample is counted once
+        times *= allowed.shape[0]
+        allowed = allowed[0]
+    return times * int(allowed.sum(dim=-1).clamp(max=k).sum())
+
+
 def _best(scores: Tensor, k: int) -> Tensor:
-    """The k best of every row, ties to the lowest index; the scores are overwritten."""
+    """The k best of every row, ties to the lowest index."""
     path = torch.zeros_like(scores, dtype=torch.bool)
     if k > _FEW:
         best = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :k]
@@ -230,17 +266,8 @@ def _best(scores: Tensor, k: int) -> Tensor:
     # One by one costs less than a sort while k is small; argmax takes the first of equals.
     for left in reversed(range(min(k, scores.shape[-1]))):
         path = path.scatter(-1, scores.argmax(dim=-1, keepdim=True), True)
-        scores = _fill(scores, path, -math.inf) if left else scores
+        scores = scores.masked_fill(path, -math.inf) if left else scores
     return path
-
-
-def _fill(scores: Tensor, where: Tensor, value: float) -> Tensor:
-    return scores.masked_fill_(where, value) if _in_place() else scores.masked_fill(where, value)
-
-
-def _in_place() -> bool:
-    """Whether scores may be overwritten: not under a transform, where a mask may have a dimension that they lack."""
-    return not torch.compiler.is_compiling() and not under_transform()
 
 
 def _softmax(scores: Tensor) -> Tensor:

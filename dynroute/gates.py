@@ -27,6 +27,9 @@ class Gate(nn.Module, ABC):
         tensor([[ True,  True, False]])
     """
 
+    takes_noise = False
+    """Whether :meth:`choose` adds Gumbel noise when it samples; a graph then draws it for the edges alone."""
+
     def forward(
         self,
         logits: Tensor,
@@ -57,7 +60,7 @@ class Gate(nn.Module, ABC):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         allowed = expand_allowed(allowed, logits)
         temperature_like(temperature, logits)  # a wrong one is an error also where nothing is sampled
-        logits = logits.masked_fill(~allowed, -torch.inf)
+        logits = torch.where(allowed, logits, -torch.inf)
         _check_values(logits)
         if sample is not None:
             check_flag("sample", sample)
@@ -163,6 +166,8 @@ class SampleK(Gate):
         >>> gate(torch.zeros(1, 3), sample=True, noise=torch.tensor([[0.0, 1.0, 2.0]])).path
         tensor([[False,  True,  True]])
     """
+
+    takes_noise = True
 
     def __init__(self, k: int) -> None:
         super().__init__()

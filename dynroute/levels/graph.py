@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..arguments import check_choice, check_flag, check_modules, check_tensor
 from ..banks import are_adjacent, keep_adjacent
 from ..execution import Pass, Plan, check_backend, run_graph
-from ..functional import suitable_masked
+from ..functional import gumbel_noise, suitable_masked
 from ..gates import Gate
 from ..route import Route, report
 from ..routers import Router, full_precision
@@ -122,12 +122,17 @@ class RoutedGraph(nn.Module):
         logits = self._logits(context)
         self._check_logits(logits)
         self._check_temperature(temperature, logits)
+        sample = self.training if sample is None else sample
+        if path is None and noise is None and sample and self.gate.takes_noise:
+            shape = (*logits.shape[:-2], self.topology.num_edges)
+            drawn = gumbel_noise(shape, generator=generator, device=logits.device)
+            noise, generator = self.topology.from_edges(drawn, fill=0.0), None
         route: Route = self.gate(
             logits,
             allowed=self.topology.on(logits.device).allowed,
             path=path,
             temperature=temperature,
-            sample=self.training if sample is None else sample,
+            sample=sample,
             generator=generator,
             noise=noise,
         )
