@@ -21,6 +21,7 @@ TOPOLOGIES = {
     "module": Topology.dag(5),
     "layer": Topology.layered([3, 3]),
     "model": Topology.parallel(3),
+    "experts": Topology.parallel(3),
     "gaps": Topology([[], [], [0], [0, 2], [1, 3]]),
 }
 Run = Callable[[RoutedGraph, Tensor, Tensor], Tensor]
@@ -192,7 +193,14 @@ def assert_equal(found: list[Tensor | None], expected: list[Tensor | None], tole
 def build(level: str, gate: dynroute.Gate, protect: str, shortcut: bool, dtype: torch.dtype, seed: int) -> RoutedGraph:
     torch.manual_seed(seed)
     topology = TOPOLOGIES[level]
-    nodes = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(topology.num_nodes - 1)]
+    if level == "experts":
+        nodes = [
+            nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH)),
+            nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU("tanh"), nn.Linear(WIDTH, WIDTH), nn.SiLU()),
+            nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 4, bias=False), nn.Linear(4, WIDTH)),
+        ]
+    else:
+        nodes = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(topology.num_nodes - 1)]
     router = LinearRouter(WIDTH, topology)
     net = RoutedGraph([*nodes, nn.Linear(WIDTH, WIDTH)], topology, gate, router, shortcut=shortcut, protect=protect)
     return net.to(dtype)

@@ -2,11 +2,13 @@
 
 import ast
 import builtins
+import graphlib
 import importlib
 import inspect
 import pkgutil
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -22,23 +24,6 @@ FILES = sorted(CORE.rglob("*.py"))
 INTEGRATIONS = ROOT / "integrations"
 INTEGRATION_FILES = sorted(INTEGRATIONS.rglob("*.py"))
 
-# Each layer may import the layers before it, and its own.
-LAYERS = [
-    ["checks"],
-    ["arguments"],
-    ["route", "functional"],
-    ["topology"],
-    ["banks", "compositional", "gates"],
-    ["routers"],
-    ["losses", "drawing"],
-    ["inspect"],
-    ["execution"],
-    ["levels"],
-    ["recording"],
-    ["networks"],
-    ["testing"],
-    ["command"],
-]
 INTEGRATION_LAYERS = {
     "dynroute_sb3": [
         ["environments", "gaussian", "losses", "normalizer", "observation", "parallel", "randomness", "storage"],
@@ -50,28 +35,6 @@ INTEGRATION_LAYERS = {
         ["sac"],
         ["callbacks", "overlap"],
     ],
-    "dynroute_metaworld": [
-        ["environment", "interrupts", "intervals", "metrics", "progress"],
-        ["tasks"],
-        ["configuration", "demonstrations", "result", "workers"],
-        ["methods", "presets", "run", "scripted", "vec_env"],
-        ["collection", "evaluation"],
-        ["cloning", "dagger"],
-        ["imitation", "recorder", "summary"],
-        ["training"],
-        ["views.raster", "views.scene", "views.series", "views.tables"],
-        ["views.evidence", "views.stage"],
-        ["views.comparison", "views.watching"],
-        ["views.canvas", "views.drawings", "views.sharing"],
-        ["views.analysis", "views.figures", "views.film", "views.group_figures"],
-        ["views.curves", "views.export"],
-        ["views.explorer"],
-        ["views.page"],
-        ["views", "views.commands"],
-        ["arguments", "bench", "cluster"],
-        ["sweeps"],
-        ["cli"],
-    ],
 }
 INTEGRATION_RANK = {
     (package, name): rank
@@ -79,40 +42,61 @@ INTEGRATION_RANK = {
     for rank, layer in enumerate(layers)
     for name in layer
 }
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # What a doctest types, and the error that it ends with.
 EXAMPLE = re.compile(r"^ *>>> .*(?:\n *\.\.\..*)*", re.MULTILINE)
 TRACEBACK = re.compile(r"^( *)Traceback \(most recent call last\):\n(?:\1 +.*\n)*\1([\w.]+)", re.MULTILINE)
 
 
-def imported(path: Path) -> set[str]:
-    """The absolute names of the modules that a file imports."""
-    package = ["dynroute", *path.relative_to(CORE).parent.parts]
-    names: set[str] = set()
+PACKAGES = [CORE, INTEGRATIONS / "dynroute_metaworld"]
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """The files of a package by the names they are imported by."""
+    paths = {".".join(path.relative_to(package.parent).with_suffix("").parts): path for path in package.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in paths.items()}
+
+
+def imported(name: str, path: Path, known: Collection[str]) -> set[str]:
+    """The modules that one imports, those for types alone and those inside functions too."""
+    around = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            names.add(".".join(part for part in (base, node.module) if part))
-    return names
+            inside = around[: len(around) - node.level + 1] if node.level else []
+            base = ".".join([*inside, *filter(None, [node.module])])
+            parts = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {part if part in known else base for part in parts}
+    return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CORE)))
-def test_imports_point_down(path: Path) -> None:
-    own = path.relative_to(CORE).parts[0].removesuffix(".py")
-    for name in imported(path):
-        top, _, rest = name.partition(".")
-        assert top in {"dynroute", "torch"} | sys.stdlib_module_names, f"{path} imports {name}"
-        layer = rest.split(".")[0]
-        if own != "__init__" and top == "dynroute" and layer:
-            assert RANK[layer] <= RANK[own], f"{path} of layer {own} imports {layer} above it"
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+@pytest.mark.parametrize("depth", [2, None], ids=["folders", "files"])
+def test_imports_have_no_circle(package: Path, depth: int | None) -> None:
+    known = modules(package)
+    arrows: dict[str, set[str]] = {}
+    for name, path in known.items():
+        own = ".".join(name.split(".")[:depth])
+        others = {".".join(other.split(".")[:depth]) for other in imported(name, path, known) & known.keys()}
+        arrows.setdefault(own, set()).update(others - {own})
+    try:
+        graphlib.TopologicalSorter(arrows).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
-def test_every_module_has_a_layer() -> None:
-    modules = {path.relative_to(CORE).parts[0].removesuffix(".py") for path in FILES} - {"__init__"}
-    assert modules == set(RANK)
+@pytest.mark.parametrize(
+    ("package", "foreign"),
+    [(CORE, {"dynroute_sb3"}), (INTEGRATIONS / "dynroute_sb3", {"dynroute_metaworld"})],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_package_knows_nothing_of_those_above_it(package: Path, foreign: set[str]) -> None:
+    tops = {other.split(".")[0] for name, path in modules(package).items() for other in imported(name, path, ())}
+    assert not tops & (foreign | {"dynroute_metaworld"})
+    if package == CORE:
+        assert tops <= {"dynroute", "torch"} | sys.stdlib_module_names
 
 
 def integration_module(path: Path) -> tuple[str, str]:
@@ -121,7 +105,9 @@ def integration_module(path: Path) -> tuple[str, str]:
     return package, ".".join(inside).removesuffix("__init__").removesuffix(".")
 
 
-@pytest.mark.parametrize("path", INTEGRATION_FILES, ids=lambda path: "/".join(path.parts[-2:]))
+@pytest.mark.parametrize(
+    "path", sorted((INTEGRATIONS / "dynroute_sb3").rglob("*.py")), ids=lambda path: "/".join(path.parts[-2:])
+)
 def test_imports_of_the_integrations_point_down(path: Path) -> None:
     package, own = integration_module(path)
     inside = path.relative_to(INTEGRATIONS / package).parent.parts
@@ -132,15 +118,6 @@ def test_imports_of_the_integrations_point_down(path: Path) -> None:
             assert INTEGRATION_RANK[package, other] <= INTEGRATION_RANK[package, own], (
                 f"{path} imports {other} above it"
             )
-        elif isinstance(node, ast.ImportFrom) and package == "dynroute_sb3":
-            assert not (node.module or "").startswith("dynroute_metaworld")
-
-
-def test_every_module_of_the_integrations_has_a_layer() -> None:
-    assert {integration_module(path) for path in INTEGRATION_FILES} == {
-        *INTEGRATION_RANK,
-        *((package, "") for package in INTEGRATION_LAYERS),
-    }
 
 
 @pytest.mark.parametrize("path", [*FILES, *INTEGRATION_FILES], ids=lambda path: f"{path.parent.name}/{path.stem}")

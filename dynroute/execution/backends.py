@@ -1,8 +1,9 @@
 """Which backend runs: the setting of a module, that of a surrounding context, or what fits best."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,16 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..arguments import check_choice
 from ..checks import under_transform
-from .fused import ACTIVATIONS, LinearNode, linear_node, linear_nodes, run_dense, run_fused, runs_dense
+from .fused import (
+    activation_of,
+    linear_node,
+    linear_nodes,
+    perceptrons,
+    run_dense,
+    run_experts,
+    run_fused,
+    runs_dense,
+)
 from .plan import Pass
 from .reference import run_reference
 from .sparse import run_sparse
@@ -68,29 +78,22 @@ def run_graph(call: Pass, setting: str) -> Tensor:
 
     A backend that is asked for by name and cannot run the graph is an error; `auto` takes one that can.
     """
-    kind, linear = _choose(_context.name or setting, call)
-    if kind == "dense":
-        return run_dense(call, linear)
-    if kind == "fused":
-        return run_fused(call, linear)
-    if kind == "sparse":
-        return run_sparse(call)
-    return run_reference(call)
+    return _choose(_context.name or setting, call)(call)
 
 
-Choice = tuple[str, list[LinearNode]]
-"""What runs, and the nodes read as linear ones where it needs them."""
+Form = Callable[[Pass], Tensor]
+"""What runs a pass."""
 
 
-def _choose(name: str, call: Pass) -> Choice:
+def _choose(name: str, call: Pass) -> Form:
     """What runs for a name, or an error that says why a backend cannot that was asked for by its own."""
     if name == "reference":
-        return "reference", []
+        return run_reference
     hidden, obstacle = _hidden_values(call.x), _no_fast_backend(call.x)
     if name == "auto":
-        return ("reference", []) if obstacle or hidden else _fitting(call)
+        return run_reference if obstacle or hidden else _fitting(call)
 
-    found: Choice | str
+    found: Form | str
     if obstacle is not None:
         found = obstacle
     elif name == "fused":
@@ -98,36 +101,39 @@ def _choose(name: str, call: Pass) -> Choice:
     elif name == "skip" and torch.is_grad_enabled():
         found = 'gradients are being recorded; run it inside `torch.no_grad()`, or take "sparse"'
     else:
-        found = hidden or _coupled(call) or ("sparse", [])
+        found = hidden or _coupled(call) or run_sparse
     if isinstance(found, str):
         raise ValueError(f'`backend` must be able to run the graph, "{name}" cannot: {found}; "auto" can.')
     return found
 
 
-def _fitting(call: Pass) -> Choice:
+def _fitting(call: Pass) -> Form:
     """What `auto` takes for a pass."""
-    batch = call.batch.numel()
-    pays = batch * len(call.plan.topology.destinations) ** 2 >= FAST_FROM
+    plan, batch = call.plan, call.batch.numel()
+    pays = batch * len(plan.topology.destinations) ** 2 >= FAST_FROM
     inference = not torch.is_grad_enabled()
     if not pays and not (inference and batch == 1):
-        return "reference", []
-    if not inference or _is_full(call):
-        fused = _fusing(call, None)
-        if not isinstance(fused, str) and not (inference and fused[0] == "fused"):
-            return fused
-    return ("reference", []) if _coupled(call) or _draws_noise(call) else ("sparse", [])
+        return run_reference
+    if not inference or (plan.is_mixture and batch > 1) or _is_full(call):
+        form = _fusing(call, None)
+        if not isinstance(form, str) and not (inference and form.func is run_fused):
+            return form
+    return run_reference if _coupled(call) or _draws_noise(call) else run_sparse
 
 
-def _fusing(call: Pass, hidden: str | None) -> Choice | str:
+def _fusing(call: Pass, hidden: str | None) -> partial[Tensor] | str:
     """How `fused` runs, or why it cannot."""
-    linear = linear_nodes(call)
-    if isinstance(linear, str):
-        return linear
-    if (hidden is not None or _is_full(call)) and runs_dense(linear, call.plan.layers):
-        return "dense", linear
+    plan, linear = call.plan, linear_nodes(call)
+    if (hidden is not None or _is_full(call)) and not isinstance(linear, str) and runs_dense(linear, plan.layers):
+        return partial(run_dense, linear=linear)
     if hidden is not None:
-        return f"{hidden}, and its nodes do not form layers of one kind"
-    return "fused", linear
+        return linear if isinstance(linear, str) else f"{hidden}, and its nodes do not form layers of one kind"
+    experts = perceptrons(call) if plan.is_mixture else "it is no mixture"
+    if not isinstance(experts, str):
+        return partial(run_experts, experts=experts)
+    if not isinstance(linear, str):
+        return partial(run_fused, linear=linear)
+    return experts if plan.is_mixture else linear
 
 
 def _is_full(call: Pass) -> bool:
@@ -177,7 +183,7 @@ def _draws_noise(call: Pass) -> bool:
 
 def _sees_the_batch(module: nn.Module) -> bool:
     """Whether a part of the module normalises or quantizes by the batch; asked at every call, hence no `modules()`."""
-    if type(module) in _SAMPLE_BY_SAMPLE:
+    if type(module) is nn.Linear or activation_of(module) is not None:
         return False
     if type(module).__module__.startswith("torch.ao.nn.quantized.dynamic"):
         return True  # one scale for all rows
@@ -187,6 +193,3 @@ def _sees_the_batch(module: nn.Module) -> bool:
         or (tracks is True and module.training)
         or any(_sees_the_batch(part) for part in module._modules.values() if part is not None)
     )
-
-
-_SAMPLE_BY_SAMPLE = {nn.Linear, *ACTIVATIONS}

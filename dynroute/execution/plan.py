@@ -45,6 +45,8 @@ class Plan:
             late.sources == early.nodes for early, late in pairwise(self.layers)
         )
         """Whether each layer reads just the layer before it, so that running every node copies nothing."""
+        self.is_mixture = topology == Topology.parallel(topology.num_nodes - 1)
+        """Whether the last node mixes all others, and these read the input."""
 
 
 @dataclass(frozen=True, slots=True)

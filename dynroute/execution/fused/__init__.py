@@ -1,7 +1,19 @@
-"""Graphs of equal linear modules as one autograd function that writes its own gradients."""
+"""Graphs of linear modules, and mixtures of perceptrons, as one autograd function that writes its own gradients."""
 
+from .experts import run_experts
 from .graph import run_fused
 from .layers import run_dense, runs_dense
-from .linear import ACTIVATIONS, LinearNode, linear_node, linear_nodes
+from .linear import LinearNode, Perceptron, activation_of, linear_node, linear_nodes, perceptrons
 
-__all__ = ["ACTIVATIONS", "LinearNode", "linear_node", "linear_nodes", "run_dense", "run_fused", "runs_dense"]
+__all__ = [
+    "LinearNode",
+    "Perceptron",
+    "activation_of",
+    "linear_node",
+    "linear_nodes",
+    "perceptrons",
+    "run_dense",
+    "run_experts",
+    "run_fused",
+    "runs_dense",
+]

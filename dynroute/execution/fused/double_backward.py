@@ -1,13 +1,14 @@
 """Gradients that can be differentiated again, for the functions that write their own."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from ..plan import Pass, Plan
 from ..reference import run_reference
-from .linear import LinearNode
+from .linear import Perceptron
 
 __all__ = ["differentiable_gradients", "wants_more"]
 
@@ -23,7 +24,7 @@ def wants_more(gradient: Tensor) -> bool:
 
 def differentiable_gradients(
     plan: Plan,
-    linear: Sequence[LinearNode],
+    nodes: Sequence[Perceptron],
     protect: str,
     wanted: Sequence[bool],
     gradient: Tensor,
@@ -36,19 +37,25 @@ def differentiable_gradients(
 
     Args:
         plan: The graph.
-        linear: The nodes but the last.
+        nodes: The nodes but the last, as layers.
         protect: How the gradient of an unsuitable source is stopped.
         wanted: Which inputs need a gradient, the first of them being no tensor.
         gradient: The gradient of what the last node mixes.
         x: The input.
         weights: The weights of the route.
         suitable: Which sources keep their gradient.
-        parameters: Weight and bias of each node.
+        parameters: Weight and bias of each layer of each node.
     """
     again = torch.is_grad_enabled()
 
-    def node(weight: Tensor, bias: Tensor | None, kind: LinearNode) -> Callable[[Tensor], Tensor]:
-        return lambda mixed: kind.behind.forward(nn.functional.linear(kind.before.forward(mixed.clone()), weight, bias))
+    def module(layers: Perceptron, places: Sequence[Tensor | None]) -> Callable[[Tensor], Tensor]:
+        def forward(mixed: Tensor) -> Tensor:
+            for k, layer in enumerate(layers):
+                entered = layer.before.forward(mixed.clone())
+                mixed = layer.behind.forward(nn.functional.linear(entered, *places[2 * k : 2 * k + 2]))  # type: ignore[arg-type]
+            return mixed
+
+        return forward
 
     with torch.enable_grad():
         # Views of their own: one tensor may come in several places, carry hooks, or be made from another one of them,
@@ -59,11 +66,9 @@ def differentiable_gradients(
         x_place, weights_place, rest = places[1], places[2], places[4:]
         assert x_place is not None
         assert weights_place is not None
-        nodes: list[Callable[[Tensor], Tensor]] = []
-        for kind, weight, bias in zip(linear, rest[::2], rest[1::2], strict=True):
-            assert weight is not None
-            nodes.append(node(weight, bias, kind))
-        mixed = run_reference(Pass(plan, [*nodes, nn.Identity()], x_place, weights_place, suitable, protect))
+        firsts = accumulate((2 * len(layers) for layers in nodes), initial=0)
+        modules = [module(layers, rest[first:]) for layers, first in zip(nodes, firsts, strict=False)]
+        mixed = run_reference(Pass(plan, [*modules, nn.Identity()], x_place, weights_place, suitable, protect))
         needed = [place for place, want in zip(places, wanted, strict=True) if want and place is not None]
         found = torch.autograd.grad(mixed, needed, gradient, create_graph=again, materialize_grads=True)
 

@@ -25,7 +25,7 @@ def run_fused(call: Pass, linear: list[LinearNode]) -> Tensor:
     """Runs a routed graph whose nodes, the last one left out, were read as linear ones."""
     flat = call.flat()
     program = _Program(call.plan, linear, call.protect if call.suitable is not None else "none", rows_of(call))
-    x, parameters = entering(flat, linear)
+    x, parameters = entering(flat, [(node,) for node in linear])
     with full_precision(x):  # every product has its type by now
         mixed: Tensor = _FusedGraph.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
     return call.nodes[-1](mixed.reshape(*call.batch, mixed.shape[-1]))
@@ -87,7 +87,7 @@ class _FusedGraph(torch.autograd.Function):
         if wants_more(gradients[0]):
             return differentiable_gradients(
                 program.plan,
-                program.linear,
+                [(node,) for node in program.linear],
                 program.protect,
                 ctx.needs_input_grad,
                 gradients[0],

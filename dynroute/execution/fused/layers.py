@@ -48,7 +48,7 @@ def run_dense(call: Pass, linear: Sequence[LinearNode]) -> Tensor:
     """Runs a routed graph in layers, whose nodes, the last one left out, were read as linear ones."""
     flat = call.flat()
     program = _Program(call.plan, linear, call.protect if call.suitable is not None else "none")
-    x, parameters = entering(flat, linear)
+    x, parameters = entering(flat, [(node,) for node in linear])
     with full_precision(x):  # every product has its type by now
         mixed: Tensor = _DenseGraph.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
     return call.nodes[-1](mixed.squeeze(1).reshape(*call.batch, mixed.shape[-1]))
@@ -90,7 +90,7 @@ class _DenseGraph(torch.autograd.Function):
         if wants_more(gradients[0]):
             return differentiable_gradients(
                 program.plan,
-                program.linear,
+                [(node,) for node in program.linear],
                 program.protect,
                 ctx.needs_input_grad,
                 gradients[0].squeeze(1),

@@ -1,7 +1,8 @@
-"""Which modules the fast backends understand: a linear layer with an activation before or behind it."""
+"""Which modules the fast backends understand: linear layers with activations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,7 +10,17 @@ from torch import Tensor, nn
 
 from ..plan import Pass
 
-__all__ = ["ACTIVATIONS", "IDENTITY", "Activation", "LinearNode", "entering", "linear_node", "linear_nodes"]
+__all__ = [
+    "IDENTITY",
+    "Activation",
+    "LinearNode",
+    "Perceptron",
+    "activation_of",
+    "entering",
+    "linear_node",
+    "linear_nodes",
+    "perceptrons",
+]
 
 
 @dataclass(frozen=True)
@@ -52,12 +63,23 @@ def _written(derivative: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tenso
     return backward
 
 
+def _gelu(approximate: str) -> "Activation":
+    def backward(gradient: Tensor, read: Tensor, out: Tensor | None) -> Tensor:
+        if out is None:
+            result: Tensor = _aten.gelu_backward(gradient, read, approximate=approximate)
+        else:
+            result = _aten.gelu_backward.grad_input(gradient, read, approximate=approximate, grad_input=out)
+        return result
+
+    return Activation(lambda x: nn.functional.gelu(x, approximate=approximate), backward, from_input=True)
+
+
 _aten = torch.ops.aten
 
 IDENTITY = Activation(lambda x: x, lambda gradient, output, out: gradient, condense=lambda output: output.new_empty(0))
 """No activation."""
 
-ACTIVATIONS: dict[type[nn.Module], Activation] = {
+_ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.Identity: IDENTITY,
     # A mask is smaller than 32 bits, and slower to apply to 16 than the output itself.
     nn.ReLU: Activation(
@@ -67,7 +89,14 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.SiLU: Activation(nn.functional.silu, _written(_aten.silu_backward), from_input=True),
     nn.Tanh: Activation(torch.tanh_, _written(_aten.tanh_backward)),
 }
-"""The activations that the fast backends know."""
+_GELU = {approximate: _gelu(approximate) for approximate in ("none", "tanh")}
+
+
+def activation_of(layer: nn.Module) -> Activation | None:
+    """The activation that a layer is; None if the fast backends do not know it."""
+    if type(layer) is nn.GELU:
+        return _GELU.get(layer.approximate)
+    return _ACTIVATIONS.get(type(layer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +107,18 @@ class LinearNode:
     before: Activation
     behind: Activation
 
+    def parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias."""
+        return self.linear._parameters["weight"], self.linear._parameters["bias"]  # type: ignore[return-value]
+
     def __call__(self, x: Tensor) -> Tensor:
         """What the module gives, without the cost of calling it and its parts."""
         entered = x if self.before is IDENTITY else self.before.forward(x.clone())
-        parameters = self.linear._parameters
-        return self.behind.forward(nn.functional.linear(entered, parameters["weight"], parameters["bias"]))  # type: ignore[arg-type]
+        return self.behind.forward(nn.functional.linear(entered, *self.parameters()))
+
+
+Perceptron = tuple[LinearNode, ...]
+"""Linear layers one behind the other, each with an activation behind it or none."""
 
 
 def linear_nodes(call: Pass) -> list[LinearNode] | str:
@@ -95,18 +131,12 @@ def linear_nodes(call: Pass) -> list[LinearNode] | str:
     for i, module in enumerate(call.nodes[:-1]):
         node = linear_node(module) if isinstance(module, nn.Module) else None
         if node is None:
-            known = ", ".join(activation.__name__ for activation in ACTIVATIONS)
-            return (
-                f"module {i} is no plain nn.Linear with a known activation ({known}), "
-                "or has hooks or a weight that is no plain parameter"
-            )
+            return f"module {i} is no plain nn.Linear with {_KNOWN}"
         found.append(node)
 
     x, parents, width = call.x, call.plan.topology.parents, found[0].linear.out_features
-    if type(x) not in (Tensor, nn.Parameter):
-        return f"the input is a {type(x).__name__}, no plain tensor"
-    if x.dim() != len(call.batch) + 1:
-        return f"the input {tuple(x.shape)} has more than one feature dimension behind the batch of the context"
+    if obstacle := _no_vectors(call):
+        return obstacle
     computed = _computed(x)
     for i, node in enumerate(found):
         inside, weight = node.linear.in_features == width or not parents[i], node.linear.weight
@@ -119,13 +149,58 @@ def linear_nodes(call: Pass) -> list[LinearNode] | str:
     return found
 
 
-def entering(call: Pass, linear: Sequence[LinearNode]) -> tuple[Tensor, list[Tensor | None]]:
-    """The input and the parameters of each node in the type of the products."""
+def perceptrons(call: Pass) -> list[Perceptron] | str:
+    """Reads the nodes of a pass, all but the output node of which read the input, as perceptrons.
+
+    Returns:
+        The perceptrons, or a sentence that says why they are none or do not fit the input.
+    """
+    found: list[Perceptron] = []
+    for i, module in enumerate(call.nodes[:-1]):
+        layers = _layers(module) if isinstance(module, nn.Module) else ()
+        if not layers or layers[0].before is not IDENTITY:
+            return f"module {i} is no plain nn.Linear, nor several of them one behind the other, with {_KNOWN}"
+        found.append(layers)
+
+    if obstacle := _no_vectors(call):
+        return obstacle
+    x, width, computed = call.x, found[0][-1].linear.out_features, _computed(call.x)
+    for i, layers in enumerate(found):
+        widths = [x.shape[-1], *(layer.linear.out_features for layer in layers)]
+        if widths[:-1] != [layer.linear.in_features for layer in layers]:
+            return f"the layers of module {i} do not fit each other or the {x.shape[-1]} features of the input"
+        if widths[-1] != width:
+            return f"module {i} gives {widths[-1]} features and module 0 gives {width}"
+        for layer in layers:
+            if computed is None or not all(_fits(parameter, computed) for parameter in layer.parameters()):
+                return (
+                    f"module {i} is {layer.linear.weight.dtype} and the input {x.dtype}, which one product cannot take"
+                )
+    return found
+
+
+_KNOWN = (
+    f"a known activation (GELU, {', '.join(activation.__name__ for activation in _ACTIVATIONS)}), "
+    "or has hooks or a weight that is no plain parameter"
+)
+
+
+def _no_vectors(call: Pass) -> str | None:
+    """Why the input is not one plain vector for each sample; None if it is."""
+    x = call.x
+    if type(x) not in (Tensor, nn.Parameter):
+        return f"the input is a {type(x).__name__}, no plain tensor"
+    if x.dim() != len(call.batch) + 1:
+        return f"the input {tuple(x.shape)} has more than one feature dimension behind the batch of the context"
+    return None
+
+
+def entering(call: Pass, nodes: Sequence[Perceptron]) -> tuple[Tensor, list[Tensor | None]]:
+    """The input and the parameters of each layer of each node in the type of the products."""
     dtype = _computed(call.x)
     parameters: list[Tensor | None] = []
-    for node in linear:
-        for tensor in (node.linear.weight, node.linear._parameters["bias"]):
-            parameters.append(None if tensor is None else tensor.to(dtype))
+    for layer in chain.from_iterable(nodes):
+        parameters += [None if parameter is None else parameter.to(dtype) for parameter in layer.parameters()]
     return call.x.to(dtype), parameters
 
 
@@ -153,24 +228,38 @@ def linear_node(module: nn.Module) -> LinearNode | None:
 
     Asked for every node at every call, since hooks come and go.
     """
-    layers = tuple(module._modules.values()) if type(module) is nn.Sequential else (module,)
-    if len(layers) > 3 or _is_hooked(module) or _hooks_everywhere():
-        return None
+    layers = _layers(module)
+    return layers[0] if len(layers) == 1 else None
+
+
+def _layers(module: nn.Module) -> Perceptron:
+    """The linear layers of a module one behind the other; none if it has others, or if calling it does more."""
+    if _is_hooked(module) or _hooks_everywhere():
+        return ()
+    found: list[LinearNode] = []
     linear: nn.Linear | None = None
-    sides = [IDENTITY, IDENTITY]  # the activation before and the one behind
-    for layer in layers:
+    before = behind = IDENTITY
+    for layer in module._modules.values() if type(module) is nn.Sequential else (module,):
         if layer is None or _is_hooked(layer):
-            return None
-        if type(layer) is nn.Linear and linear is None and _is_plain(layer):
+            return ()
+        if type(layer) is nn.Linear:
+            if not _is_plain(layer):
+                return ()
+            if linear is not None:
+                found.append(LinearNode(linear, before, behind))
+                before = behind = IDENTITY
             linear = layer
             continue
-        activation, side = ACTIVATIONS.get(type(layer)), linear is not None
-        if activation is None or sides[side] is not IDENTITY:
-            return None
-        if not side and getattr(layer, "inplace", False):  # overwrites the mix that a shortcut adds
-            return None
-        sides[side] = activation
-    return None if linear is None else LinearNode(linear, *sides)
+        activation = activation_of(layer)
+        if activation is None or (before if linear is None else behind) is not IDENTITY:
+            return ()
+        if linear is not None:
+            behind = activation
+        elif getattr(layer, "inplace", False):  # overwrites the mix that a shortcut adds
+            return ()
+        else:
+            before = activation
+    return () if linear is None else (*found, LinearNode(linear, before, behind))
 
 
 def _is_plain(linear: nn.Linear) -> bool:
