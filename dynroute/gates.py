@@ -30,6 +30,11 @@ class Gate(nn.Module, ABC):
     takes_noise = False
     """Whether :meth:`choose` adds Gumbel noise when it samples; a graph then draws it for the edges alone."""
 
+    @property
+    def max_sources(self) -> int | None:
+        """The most sources that a node reads; None if any number may be."""
+        return None
+
     def forward(
         self,
         logits: Tensor,
@@ -120,6 +125,11 @@ class Hard(Gate):
         tensor([[0.5000, 0.0000]])
     """
 
+    @property
+    def max_sources(self) -> int:
+        """One."""
+        return 1
+
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the best source of every row."""
         return topk_path(logits, 1, allowed=allowed)
@@ -144,6 +154,11 @@ class TopK(Gate):
     def __init__(self, k: int) -> None:
         super().__init__()
         self.k = _check_mixing_k(type(self).__name__, k)
+
+    @property
+    def max_sources(self) -> int:
+        """The number `k`."""
+        return self.k
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the k best sources of every row."""
@@ -172,6 +187,11 @@ class SampleK(Gate):
     def __init__(self, k: int) -> None:
         super().__init__()
         self.k = _check_mixing_k(type(self).__name__, k)
+
+    @property
+    def max_sources(self) -> int:
+        """The number `k`."""
+        return self.k
 
     def choose(
         self,

@@ -14,12 +14,14 @@ from ..arguments import check_choice
 from ..checks import under_transform
 from .fused import (
     activation_of,
+    groups,
     linear_node,
     linear_nodes,
     perceptrons,
     run_dense,
     run_experts,
     run_fused,
+    run_grouped,
     runs_dense,
 )
 from .plan import Pass
@@ -90,8 +92,10 @@ def _choose(name: str, call: Pass) -> Form:
     if name == "reference":
         return run_reference
     hidden, obstacle = _hidden_values(call.x), _no_fast_backend(call.x)
+    if name == "auto" and (obstacle or torch.compiler.is_compiling()):
+        return run_reference
     if name == "auto":
-        return run_reference if obstacle or hidden else _fitting(call)
+        return _fitting(call) if hidden is None else _fitting_unseen(call, hidden)
 
     found: Form | str
     if obstacle is not None:
@@ -121,14 +125,22 @@ def _fitting(call: Pass) -> Form:
     return run_reference if _coupled(call) or _draws_noise(call) else run_sparse
 
 
+def _fitting_unseen(call: Pass, hidden: str) -> Form:
+    """What `auto` takes where values must not be read."""
+    form = _fusing(call, hidden)
+    return run_reference if isinstance(form, str) else form
+
+
 def _fusing(call: Pass, hidden: str | None) -> partial[Tensor] | str:
     """How `fused` runs, or why it cannot."""
     plan, linear = call.plan, linear_nodes(call)
+    experts = perceptrons(call) if plan.is_mixture else "it is no mixture"
+    if hidden is not None and not isinstance(experts, str) and groups(call, experts) is None:
+        return partial(run_grouped, experts=experts)
     if (hidden is not None or _is_full(call)) and not isinstance(linear, str) and runs_dense(linear, plan.layers):
         return partial(run_dense, linear=linear)
     if hidden is not None:
         return linear if isinstance(linear, str) else f"{hidden}, and its nodes do not form layers of one kind"
-    experts = perceptrons(call) if plan.is_mixture else "it is no mixture"
     if not isinstance(experts, str):
         return partial(run_experts, experts=experts)
     if not isinstance(linear, str):

@@ -1,7 +1,7 @@
 """What a graph is for execution, made once, and one pass through it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -71,6 +71,9 @@ class Pass:
     protect: str
     """The way in which gradients of unsuitable sources are stopped, one of "rsg", "input", "sg" and "none"."""
 
+    max_sources: int | None = None
+    """The most sources that a node reads; None if nothing says so."""
+
     @property
     def batch(self) -> torch.Size:
         """The batch shape ``*``."""
@@ -92,7 +95,7 @@ class Pass:
             return tensor.flatten(0, dims - 1) if dims else tensor.unsqueeze(0)
 
         suitable = None if self.suitable is None else flat(self.suitable)
-        return Pass(self.plan, self.nodes, flat(self.x), flat(self.weights), suitable, self.protect)
+        return replace(self, x=flat(self.x), weights=flat(self.weights), suitable=suitable)
 
 
 def _groups(topology: Topology) -> tuple[Span, ...]:

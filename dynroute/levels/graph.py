@@ -180,7 +180,9 @@ class RoutedGraph(nn.Module):
 
         protected = self.training and self.protect != "none"
         suitable = self._suitable(route) if protected else None
-        output = run_graph(Pass(self._plan, list(self.nodes), x, route.weights, suitable, self.protect), self.backend)
+        most = self.gate.max_sources if path is None else None  # another gate may have recorded the path
+        call = Pass(self._plan, list(self.nodes), x, route.weights, suitable, self.protect, most)
+        output = run_graph(call, self.backend)
         return (output, route) if return_route else output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -2,6 +2,7 @@
 
 from .experts import run_experts
 from .graph import run_fused
+from .grouped import groups, run_grouped
 from .layers import run_dense, runs_dense
 from .linear import LinearNode, Perceptron, activation_of, linear_node, linear_nodes, perceptrons
 
@@ -9,11 +10,13 @@ __all__ = [
     "LinearNode",
     "Perceptron",
     "activation_of",
+    "groups",
     "linear_node",
     "linear_nodes",
     "perceptrons",
     "run_dense",
     "run_experts",
     "run_fused",
+    "run_grouped",
     "runs_dense",
 ]

@@ -1,0 +1,73 @@
+"""A mixture of equal perceptrons without reading a value: for devices on which a look at a path stalls everything.
+
+Each sample takes as many places as its gate may choose experts, so that shapes are fixed and a CUDA graph can hold it
+all. Places are sorted by expert on the device, and one grouped product computes a layer of all experts.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...banks import stacked
+from ...routers import full_precision
+from ..plan import Pass
+from .linear import Perceptron, entering
+
+__all__ = ["groups", "run_grouped"]
+
+ALIGNED = 16
+"""The bytes of which a row of a grouped product must be a multiple on CUDA."""
+
+
+def groups(call: Pass, experts: Sequence[Perceptron]) -> str | None:
+    """Why this form cannot run, or does not pay; None if it can."""
+    if call.max_sources is None:
+        return "nothing says how many experts a sample may choose, as with a replayed path"
+    if 2 * call.max_sources > len(experts):
+        return "samples choose more than half of the experts"
+    kinds = {
+        tuple((layer.behind, layer.linear.weight.shape, layer.linear.bias is None) for layer in expert)
+        for expert in experts
+    }
+    if len(kinds) > 1:
+        return "the experts differ in their sizes or activations"
+    x, parameters = entering(call, experts[:1])
+    if x.dtype not in ((torch.bfloat16,) if x.device.type == "cuda" else (torch.bfloat16, torch.float32)):
+        return f"grouped products have no fast form for {x.dtype} on {x.device.type}"
+    widths = {x.shape[-1], *(parameter.shape[0] for parameter in parameters if parameter is not None)}
+    if any(width * x.element_size() % ALIGNED for width in widths):
+        return f"grouped products take rows of a multiple of {ALIGNED} bytes, and the widths are {sorted(widths)}"
+    return None
+
+
+def run_grouped(call: Pass, experts: Sequence[Perceptron]) -> Tensor:
+    """Runs a graph of one destination whose other nodes were read as equal perceptrons."""
+    flat, num_experts = call.flat(), len(experts)
+    assert call.max_sources is not None
+    places = min(call.max_sources, num_experts)
+    x, parameters = entering(flat, experts)
+    with full_precision(x):  # every product has its type by now
+        weights = flat.weights[:, 0]
+        chosen = weights.detach().topk(places, dim=-1).indices
+        shares = weights.gather(-1, chosen)
+        expert, order = chosen.flatten().sort(stable=True)
+        every = torch.arange(num_experts, device=x.device)
+        ends = torch.searchsorted(expert, every, right=True).to(torch.int32)
+        belongs = (expert.unsqueeze(1) == every).to(x.dtype)  # adds biases by a product: no atomic sums
+
+        output = x.unsqueeze(1).expand(-1, places, -1).flatten(0, 1).index_select(0, order)
+        step = 2 * len(experts[0])
+        for k, layer in enumerate(experts[0]):
+            weight = stacked(parameters[2 * k :: step])  # type: ignore[arg-type]
+            output = nn.functional.grouped_mm(output, weight.transpose(1, 2), offs=ends)
+            if layer.linear.bias is not None:
+                output = output + belongs @ stacked(parameters[2 * k + 1 :: step])  # type: ignore[arg-type]
+            output = layer.behind.forward(output)
+
+        output = output.index_select(0, order.argsort()).reshape(len(flat.x), places, output.shape[-1])
+        if flat.suitable is not None:
+            live = flat.suitable[:, 0].gather(-1, chosen).unsqueeze(-1)
+            output = torch.where(live, output, output.detach())
+        mixed = (shares.unsqueeze(-1) * output).sum(dim=1).to(x.dtype)
+    return call.nodes[-1](mixed.reshape(*call.batch, mixed.shape[-1]))
