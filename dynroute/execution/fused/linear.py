@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from ..plan import Pass
 
-__all__ = ["ACTIVATIONS", "IDENTITY", "Activation", "LinearNode", "entering", "linear_node", "linear_nodes"]
+__all__ = [
+    "ACTIVATIONS",
+    "IDENTITY",
+    "Activation",
+    "LinearNode",
+    "computed_type",
+    "entering",
+    "linear_node",
+    "linear_nodes",
+]
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def linear_nodes(call: Pass) -> list[LinearNode] | str:
         return f"the input is a {type(x).__name__}, no plain tensor"
     if x.dim() != len(call.batch) + 1:
         return f"the input {tuple(x.shape)} has more than one feature dimension behind the batch of the context"
-    computed = _computed(x)
+    computed = computed_type(x)
     for i, node in enumerate(found):
         inside, weight = node.linear.in_features == width or not parents[i], node.linear.weight
         if node.linear.out_features != width or not inside:
@@ -121,7 +130,7 @@ def linear_nodes(call: Pass) -> list[LinearNode] | str:
 
 def entering(call: Pass, linear: Sequence[LinearNode]) -> tuple[Tensor, list[Tensor | None]]:
     """The input and the parameters of each node in the type of the products."""
-    dtype = _computed(call.x)
+    dtype = computed_type(call.x)
     parameters: list[Tensor | None] = []
     for node in linear:
         for tensor in (node.linear.weight, node.linear._parameters["bias"]):
@@ -129,7 +138,7 @@ def entering(call: Pass, linear: Sequence[LinearNode]) -> tuple[Tensor, list[Ten
     return call.x.to(dtype), parameters
 
 
-def _computed(x: Tensor) -> torch.dtype | None:
+def computed_type(x: Tensor) -> torch.dtype | None:
     """The type of products; None where this form has none."""
     if _is_autocast(x.device.type) and x.dtype in (torch.float32, torch.bfloat16):
         dtype = torch.get_autocast_dtype(x.device.type)
