@@ -11,7 +11,17 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..arguments import check_choice
 from ..checks import under_transform
-from .fused import ACTIVATIONS, LinearNode, linear_node, linear_nodes, run_dense, run_fused, runs_dense
+from .fused import (
+    ACTIVATIONS,
+    LinearNode,
+    linear_node,
+    linear_nodes,
+    run_dense,
+    run_fused,
+    run_tile,
+    runs_dense,
+    tiles,
+)
 from .plan import Pass
 from .reference import run_reference
 from .sparse import run_sparse
@@ -27,6 +37,9 @@ FAST_FROM = 256
 Sorting rows costs the same for any graph, and saves what grows with the batch, the nodes and the edges between them.
 Measured on two cores: sixteen destinations pay for a single sample, three from 30, one from a few hundred.
 """
+
+TILED_DEVICE = "cuda"
+"""The kind of device where the kernel runs that walks all nodes of a graph."""
 
 
 class _Context(threading.local):
@@ -69,6 +82,8 @@ def run_graph(call: Pass, setting: str) -> Tensor:
     A backend that is asked for by name and cannot run the graph is an error; `auto` takes one that can.
     """
     kind, linear = _choose(_context.name or setting, call)
+    if kind == "tile":
+        return run_tile(call, linear)
     if kind == "dense":
         return run_dense(call, linear)
     if kind == "fused":
@@ -87,6 +102,8 @@ def _choose(name: str, call: Pass) -> Choice:
     if name == "reference":
         return "reference", []
     hidden, obstacle = _hidden_values(call.x), _no_fast_backend(call.x)
+    if name in ("auto", "fused") and obstacle is None and (linear := _tiling(call)):
+        return "tile", linear
     if name == "auto":
         return ("reference", []) if obstacle or hidden else _fitting(call)
 
@@ -128,6 +145,16 @@ def _fusing(call: Pass, hidden: str | None) -> Choice | str:
     if hidden is not None:
         return f"{hidden}, and its nodes do not form layers of one kind"
     return "fused", linear
+
+
+def _tiling(call: Pass) -> list[LinearNode]:
+    """The nodes, for the kernel that walks all of them on a GPU; none where it cannot run, or layers are better."""
+    if call.x.device.type != TILED_DEVICE or torch.compiler.is_compiling():
+        return []
+    linear = linear_nodes(call)
+    if isinstance(linear, str) or tiles(call, linear) is not None:
+        return []
+    return [] if call.plan.reads_whole_layers and runs_dense(linear, call.plan.layers) else linear
 
 
 def _is_full(call: Pass) -> bool:

@@ -38,8 +38,6 @@ def tiles(call: Pass, linear: Sequence[LinearNode]) -> str | None:
     """Why the kernel cannot run a graph whose nodes but the last were read as linear ones; None if it can."""
     plan, dtype, width = call.plan, computed_type(call.x), linear[0].linear.out_features
     roots, inside = _split(plan.topology, linear)
-    if torch.compiler.is_compiling():
-        return "its kernel is no part of a compiled graph"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"its kernel computes in float32 or bfloat16, not in {dtype}"
     if width > MAX_WIDTH:
@@ -51,7 +49,9 @@ def tiles(call: Pass, linear: Sequence[LinearNode]) -> str | None:
             return f"the nodes that {name} differ in their activations or in having a bias"
     if len({plan.shortcuts[node] for node in plan.topology.destinations[:-1]}) > 1:
         return "only some nodes have a shortcut"
-    return None if _has_triton() else "Triton is not installed"
+    if not _has_triton():
+        return "Triton is not installed"
+    return _no_kernel(call.x.device) if call.x.is_cuda else None
 
 
 def run_tile(call: Pass, linear: Sequence[LinearNode]) -> Tensor:
@@ -272,6 +272,12 @@ def _tables(topology: Topology, device: torch.device) -> _Tables:
     ]
     with torch.inference_mode(False):  # they outlive the call, and training uses them too
         return _Tables(*(torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in lists))
+
+
+def _no_kernel(device: torch.device) -> str | None:
+    """Why a GPU cannot run the kernel; None if it can."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"its kernel needs a GPU of compute capability 8.0, and {device} has {major}.{minor}" if major < 8 else None
 
 
 @functools.cache
