@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from triton.runtime import interpreter
 
 from dynroute import LayerRouting, ModuleRouting, Soft, TopK, Topology
+from dynroute.banks import lay_adjacent
 from dynroute.execution import Pass, Plan, backends
 from dynroute.execution.fused import linear_nodes, run_tile, tile, tiles
 from dynroute.execution.reference import run_reference
@@ -138,12 +139,16 @@ def test_activations(before: type[nn.Module], behind: type[nn.Module]) -> None:
 
 
 def test_tanh_of_all_sizes() -> None:
-    call = make_pass(Topology.dag(3), batch=(18,))
+    call = make_pass(Topology([[], [0], [1]]), 16, (98,), shortcut=False, features=1, bias=False)
+    call.nodes[1][2] = call.nodes[2] = nn.Identity()  # type: ignore[index]
+    sizes = torch.logspace(-6, 1, 49)
     with torch.no_grad():
-        call.x.mul_(torch.logspace(-4, 2, 18)[:, None])
-    assert_exact(call)
-    call.nodes[0][1].bias.data.zero_()  # type: ignore[index]
-    torch.testing.assert_close(run(call), run_reference(call), rtol=1e-5, atol=1e-7)
+        call.x.copy_(torch.cat([sizes, -sizes])[:, None])
+        call.weights.fill_(1.0)
+        call.nodes[0][1].weight.fill_(1.0)  # type: ignore[index]
+        nn.init.eye_(call.nodes[1][1].weight)  # type: ignore[index]
+    expected = call.x.expand(-1, 16).tanh()
+    torch.testing.assert_close(run(call), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("width", "batch"), [(1, 5), (7, 17), (40, 33), (64, 3), (128, 18)])
@@ -154,12 +159,33 @@ def test_widths_and_batches_that_no_tile_fits(width: int, batch: int) -> None:
 @pytest.mark.parametrize("protect", ["rsg", "input"])
 def test_larger_tiles(protect: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tile, "SMALL_BATCH", 32)
-    assert_exact(make_pass(batch=(37,), protect=protect))
+    assert_exact(make_pass(batch=(70,), protect=protect))
 
 
 @pytest.mark.parametrize("batch", [(), (2, 3), (0,), (2, 0)])
 def test_batch_shapes(batch: tuple[int, ...]) -> None:
     assert_exact(make_pass(batch=batch))
+
+
+def test_tensors_that_are_not_contiguous() -> None:
+    call = make_pass()
+    assert call.suitable is not None
+    call = replace(
+        call,
+        weights=call.weights.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(),
+        suitable=call.suitable.transpose(0, 2).contiguous().transpose(0, 2),
+        nodes=[*call.nodes[:-1], nn.Identity()],
+    )
+    assert_exact(call)
+    found, expected = (torch.autograd.grad(forward(call).sum(), call.x)[0] for forward in (run, run_reference))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # the gradient of a sum is expanded
+
+
+def test_parameters_side_by_side() -> None:
+    call = make_pass(TOPOLOGIES["layers"])
+    for span in ((0, 2), (2, 5)):
+        lay_adjacent([node[1].weight for node in call.nodes[slice(*span)]])  # type: ignore[index]
+    assert_exact(call)
 
 
 def test_without_biases() -> None:

@@ -98,8 +98,6 @@ class _Program:
 
     def launch(self, kernel: Any, batch: int, tensors: Sequence[Tensor], **options: Any) -> None:
         """Starts a kernel, with one program for each tile of samples."""
-        if batch == 0:
-            return
         rows = 16 if batch <= SMALL_BATCH else 32
         cols = max(16, 1 << (self.width - 1).bit_length())
         block = min(cols, 32 if tensors[0].dtype == torch.float32 else 64)
@@ -230,7 +228,6 @@ class _TileGraph(torch.autograd.Function):
             grad_x = grad_roots @ _stack(parameters, program.roots)[0].flatten(0, 1)
             read = x if program.root_before.from_input else _entered(program.root_before, x)
             grad_x = program.root_before.backward(grad_x, read, None)
-        grads = [grad if want else None for grad, want in zip(grads, wanted[4:], strict=True)]
         return (None, grad_x, grad_weights if wanted[2] else None, None, *grads)
 
 
