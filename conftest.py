@@ -1,5 +1,7 @@
 """Options and settings that all tests share, and the names that the examples of the docstrings use."""
 
+import importlib.util
+
 import gymnasium
 import pytest
 import stable_baselines3.common.env_util
@@ -19,6 +21,9 @@ from dynroute.testing import assert_routed
 
 # The test processes share the cores; idle threads of one would spin on those of the other.
 torch.set_num_threads(1)
+
+# Triton is there for Linux alone.
+collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["dynroute/*_kernels.py"]
 
 settings.register_profile("dynroute", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("dynroute")

@@ -7,6 +7,7 @@ import pkgutil
 import re
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -129,7 +130,8 @@ coverage_ignore_pyobjects = [
 
 def _modules() -> list[ModuleType]:
     inside = [pkgutil.walk_packages(package.__path__, f"{package.__name__}.") for package in PACKAGES]
-    return [*PACKAGES, *(import_module(found.name) for packages in inside for found in packages)]
+    names = [found.name for packages in inside for found in packages]
+    return [*PACKAGES, *(import_module(name) for name in names if find_spec("triton") or not name.endswith("_kernels"))]
 
 
 def _hide_private_names(app: Sphinx, config: Config) -> None:

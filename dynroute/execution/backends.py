@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from ..arguments import check_choice
 from ..checks import under_transform
 from .fused import (
+    LinearNode,
+    Perceptron,
     activation_of,
     groups,
     linear_node,
@@ -22,7 +24,9 @@ from .fused import (
     run_experts,
     run_fused,
     run_grouped,
+    run_tile,
     runs_dense,
+    tiles,
 )
 from .plan import Pass
 from .reference import run_reference
@@ -39,6 +43,9 @@ FAST_FROM = 256
 Sorting rows costs the same for any graph, and saves what grows with the batch, the nodes and the edges between them.
 Measured on two cores: sixteen destinations pay for a single sample, three from 30, one from a few hundred.
 """
+
+TILED_DEVICE = "cuda"
+"""The kind of device where the kernel runs that walks all nodes of a graph."""
 
 
 class _Context(threading.local):
@@ -95,7 +102,7 @@ def _choose(name: str, call: Pass) -> Form:
     if name == "auto" and (obstacle or torch.compiler.is_compiling()):
         return run_reference
     if name == "auto":
-        return _fitting(call) if hidden is None else _fitting_unseen(call, hidden)
+        return _fitting(call, hidden)
 
     found: Form | str
     if obstacle is not None:
@@ -111,8 +118,13 @@ def _choose(name: str, call: Pass) -> Form:
     return found
 
 
-def _fitting(call: Pass) -> Form:
+def _fitting(call: Pass, hidden: str | None) -> Form:
     """What `auto` takes for a pass."""
+    if hidden is not None:
+        form = _fusing(call, hidden)
+        return (
+            run_reference if isinstance(form, str) or form.func is run_tile else form
+        )  # no GPU has run its kernel yet
     plan, batch = call.plan, call.batch.numel()
     pays = batch * len(plan.topology.destinations) ** 2 >= FAST_FROM
     inference = not torch.is_grad_enabled()
@@ -125,27 +137,34 @@ def _fitting(call: Pass) -> Form:
     return run_reference if _coupled(call) or _draws_noise(call) else run_sparse
 
 
-def _fitting_unseen(call: Pass, hidden: str) -> Form:
-    """What `auto` takes where values must not be read."""
-    form = _fusing(call, hidden)
-    return run_reference if isinstance(form, str) else form
-
-
 def _fusing(call: Pass, hidden: str | None) -> partial[Tensor] | str:
     """How `fused` runs, or why it cannot."""
     plan, linear = call.plan, linear_nodes(call)
     experts = perceptrons(call) if plan.is_mixture else "it is no mixture"
-    if hidden is not None and not isinstance(experts, str) and groups(call, experts) is None:
-        return partial(run_grouped, experts=experts)
-    if (hidden is not None or _is_full(call)) and not isinstance(linear, str) and runs_dense(linear, plan.layers):
-        return partial(run_dense, linear=linear)
     if hidden is not None:
-        return linear if isinstance(linear, str) else f"{hidden}, and its nodes do not form layers of one kind"
+        return _fusing_unseen(call, linear, experts, hidden)
+    if not isinstance(linear, str) and _is_full(call) and runs_dense(linear, plan.layers):
+        return partial(run_dense, linear=linear)
     if not isinstance(experts, str):
         return partial(run_experts, experts=experts)
     if not isinstance(linear, str):
         return partial(run_fused, linear=linear)
     return experts if plan.is_mixture else linear
+
+
+def _fusing_unseen(
+    call: Pass, linear: list[LinearNode] | str, experts: list[Perceptron] | str, hidden: str
+) -> partial[Tensor] | str:
+    """How `fused` runs where values must not be read, or why it cannot."""
+    if not isinstance(experts, str) and groups(call, experts) is None:
+        return partial(run_grouped, experts=experts)
+    if isinstance(linear, str):
+        return linear
+    dense = runs_dense(linear, call.plan.layers)
+    tiled = call.x.device.type == TILED_DEVICE and not torch.compiler.is_compiling() and tiles(call, linear) is None
+    if tiled and not (dense and call.plan.reads_whole_layers):
+        return partial(run_tile, linear=linear)
+    return partial(run_dense, linear=linear) if dense else f"{hidden}, and its nodes do not form layers of one kind"
 
 
 def _is_full(call: Pass) -> bool:

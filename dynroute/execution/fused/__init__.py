@@ -5,6 +5,7 @@ from .graph import run_fused
 from .grouped import groups, run_grouped
 from .layers import run_dense, runs_dense
 from .linear import LinearNode, Perceptron, activation_of, linear_node, linear_nodes, perceptrons
+from .tile import run_tile, tiles
 
 __all__ = [
     "LinearNode",
@@ -18,5 +19,7 @@ __all__ = [
     "run_experts",
     "run_fused",
     "run_grouped",
+    "run_tile",
     "runs_dense",
+    "tiles",
 ]

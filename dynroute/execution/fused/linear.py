@@ -16,6 +16,7 @@ __all__ = [
     "LinearNode",
     "Perceptron",
     "activation_of",
+    "computed_type",
     "entering",
     "linear_node",
     "linear_nodes",
@@ -28,6 +29,7 @@ class Activation:
     """An activation and its derivative.
 
     Attributes:
+        name: What kernels call it.
         forward: The activation, which may overwrite its input unless the derivative reads it.
         backward: The gradient of the input, from the gradient of the output and what the derivative reads; written to a
             third tensor if that is not None, which is the gradient of the output or unrelated to it.
@@ -35,6 +37,7 @@ class Activation:
         condense: Makes of the output, where it would be kept for the derivative alone, something smaller that does.
     """
 
+    name: str
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     from_input: bool = False
@@ -63,7 +66,7 @@ def _written(derivative: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tenso
     return backward
 
 
-def _gelu(approximate: str) -> "Activation":
+def _gelu(name: str, approximate: str) -> "Activation":
     def backward(gradient: Tensor, read: Tensor, out: Tensor | None) -> Tensor:
         if out is None:
             result: Tensor = _aten.gelu_backward(gradient, read, approximate=approximate)
@@ -71,25 +74,30 @@ def _gelu(approximate: str) -> "Activation":
             result = _aten.gelu_backward.grad_input(gradient, read, approximate=approximate, grad_input=out)
         return result
 
-    return Activation(lambda x: nn.functional.gelu(x, approximate=approximate), backward, from_input=True)
+    return Activation(name, lambda x: nn.functional.gelu(x, approximate=approximate), backward, from_input=True)
 
 
 _aten = torch.ops.aten
 
-IDENTITY = Activation(lambda x: x, lambda gradient, output, out: gradient, condense=lambda output: output.new_empty(0))
+IDENTITY = Activation(
+    "identity", lambda x: x, lambda gradient, output, out: gradient, condense=lambda output: output.new_empty(0)
+)
 """No activation."""
 
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.Identity: IDENTITY,
     # A mask is smaller than 32 bits, and slower to apply to 16 than the output itself.
     nn.ReLU: Activation(
-        torch.relu_, _relu_backward, condense=lambda output: output if output.element_size() == 2 else output <= 0
+        "relu",
+        torch.relu_,
+        _relu_backward,
+        condense=lambda output: output if output.element_size() == 2 else output <= 0,
     ),
-    nn.Sigmoid: Activation(torch.sigmoid_, _written(_aten.sigmoid_backward)),
-    nn.SiLU: Activation(nn.functional.silu, _written(_aten.silu_backward), from_input=True),
-    nn.Tanh: Activation(torch.tanh_, _written(_aten.tanh_backward)),
+    nn.Sigmoid: Activation("sigmoid", torch.sigmoid_, _written(_aten.sigmoid_backward)),
+    nn.SiLU: Activation("silu", nn.functional.silu, _written(_aten.silu_backward), from_input=True),
+    nn.Tanh: Activation("tanh", torch.tanh_, _written(_aten.tanh_backward)),
 }
-_GELU = {approximate: _gelu(approximate) for approximate in ("none", "tanh")}
+_GELU = {"none": _gelu("gelu", "none"), "tanh": _gelu("gelu_tanh", "tanh")}
 
 
 def activation_of(layer: nn.Module) -> Activation | None:
@@ -137,7 +145,7 @@ def linear_nodes(call: Pass) -> list[LinearNode] | str:
     x, parents, width = call.x, call.plan.topology.parents, found[0].linear.out_features
     if obstacle := _no_vectors(call):
         return obstacle
-    computed = _computed(x)
+    computed = computed_type(x)
     for i, node in enumerate(found):
         inside, weight = node.linear.in_features == width or not parents[i], node.linear.weight
         if node.linear.out_features != width or not inside:
@@ -164,7 +172,7 @@ def perceptrons(call: Pass) -> list[Perceptron] | str:
 
     if obstacle := _no_vectors(call):
         return obstacle
-    x, width, computed = call.x, found[0][-1].linear.out_features, _computed(call.x)
+    x, width, computed = call.x, found[0][-1].linear.out_features, computed_type(call.x)
     for i, layers in enumerate(found):
         widths = [x.shape[-1], *(layer.linear.out_features for layer in layers)]
         if widths[:-1] != [layer.linear.in_features for layer in layers]:
@@ -197,14 +205,14 @@ def _no_vectors(call: Pass) -> str | None:
 
 def entering(call: Pass, nodes: Sequence[Perceptron]) -> tuple[Tensor, list[Tensor | None]]:
     """The input and the parameters of each layer of each node in the type of the products."""
-    dtype = _computed(call.x)
+    dtype = computed_type(call.x)
     parameters: list[Tensor | None] = []
     for layer in chain.from_iterable(nodes):
         parameters += [None if parameter is None else parameter.to(dtype) for parameter in layer.parameters()]
     return call.x.to(dtype), parameters
 
 
-def _computed(x: Tensor) -> torch.dtype | None:
+def computed_type(x: Tensor) -> torch.dtype | None:
     """The type of products; None where this form has none."""
     if _is_autocast(x.device.type) and x.dtype in (torch.float32, torch.bfloat16):
         dtype = torch.get_autocast_dtype(x.device.type)
