@@ -22,11 +22,11 @@ __all__ = [
     "check_noise",
     "check_sizes",
     "check_task",
+    "check_temperature",
     "check_tensor",
     "expand_allowed",
     "make_activation",
     "shown",
-    "temperature_like",
 ]
 
 
@@ -184,14 +184,14 @@ def check_noise(noise: Tensor, logits: Tensor) -> None:
     refuse_where(noise, torch.isnan, lambda index: f"`noise` must not be NaN, but it is at index {index}.")
 
 
-def temperature_like(temperature: float | Tensor, logits: Tensor) -> float | Tensor:
-    """A temperature that divides logits: a number, or a tensor with a dimension for each of theirs."""
+def check_temperature(temperature: float | Tensor, logits: Tensor) -> None:
+    """Raises an error unless a temperature is positive, a number or one for each sample."""
     if not isinstance(temperature, Tensor):
         if not isinstance(temperature, (int, float)):
             raise TypeError(f"`temperature` must be a number or a tensor, got {type(temperature).__name__}.")
         if not temperature > 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}; a tiny value approaches Top-K.")
-        return temperature
+        return
     if temperature.shape != logits.shape[: temperature.dim()] or temperature.dim() >= logits.dim() > 0:
         raise ValueError(
             f"`temperature` must be a number or have the batch shape of the logits {tuple(logits.shape)}, "
@@ -204,7 +204,6 @@ def temperature_like(temperature: float | Tensor, logits: Tensor) -> float | Ten
         lambda tau: ~(tau > 0),
         lambda index: f"`temperature` must be positive, got {temperature[index].item():g} at index {index}.",
     )
-    return temperature.detach().reshape(temperature.shape + (1,) * (logits.dim() - temperature.dim()))
 
 
 def check_task(task: Tensor) -> None:

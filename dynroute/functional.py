@@ -20,10 +20,10 @@ from .arguments import (
     check_generator,
     check_mask,
     check_noise,
+    check_temperature,
     check_tensor,
     expand_allowed,
     shown,
-    temperature_like,
 )
 from .checks import hides_values, refuse_where
 
@@ -61,7 +61,6 @@ def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
         tensor([0.5000, 0.5000, 0.0000])
     """
     check_mask("path", path, logits)
-
     if logits.numel() and not hides_values(logits):
         scores = torch.where(path, logits, -math.inf)
         if bool((scores.detach().amax(dim=-1) > -math.inf).all()):
@@ -93,8 +92,11 @@ def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tenso
         tensor([ True,  True, False])
     """
     check_count("k", k, at_least=1)
-    allowed = expand_allowed(allowed, logits)
+    return best_k(logits, k, expand_allowed(allowed, logits))
 
+
+def best_k(logits: Tensor, k: int, allowed: Tensor) -> Tensor:
+    """Eq. 6 for arguments that were checked."""
     if not hides_values(logits):
         path = _clear_best(torch.where(allowed, logits.detach(), -math.inf), k, allowed)
         if path is not None:
@@ -139,13 +141,15 @@ def samplek_path(
     """
     check_count("k", k, at_least=1)
     allowed = expand_allowed(allowed, logits)
+    check_temperature(temperature, logits)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.detach().reshape(temperature.shape + (1,) * (logits.dim() - temperature.dim()))
     if noise is None:
         noise = gumbel_noise(logits.shape, generator=generator, device=logits.device)
     elif generator is not None:
         raise ValueError("`generator` and `noise` exclude each other: the noise was already drawn; drop one of them.")
     else:
         check_noise(noise, logits)
-
     if not logits.shape[-1]:
         return allowed.clone()
 
@@ -154,7 +158,6 @@ def samplek_path(
     wide = scores.to(torch.float32 if logits.device.type == "mps" else torch.float64, copy=True)
     lowest = torch.finfo(wide.dtype).min
     best = wide.amax(dim=-1, keepdim=True).clamp(min=lowest)
-    temperature = temperature_like(temperature, logits)
     if hides_values(logits):
         wide = (wide - best) / temperature + noise
     else:

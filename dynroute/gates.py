@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_count, check_flag, check_logits, check_mask, expand_allowed, temperature_like
+from .arguments import check_count, check_flag, check_logits, check_mask, check_temperature, expand_allowed
 from .checks import refuse_where
-from .functional import mask_softmax, samplek_path, topk_path
+from .functional import best_k, mask_softmax, samplek_path
 from .route import Route
 
 __all__ = ["Gate", "Hard", "SampleK", "Soft", "TopK"]
@@ -64,7 +64,7 @@ class Gate(nn.Module, ABC):
         check_logits(logits)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         allowed = expand_allowed(allowed, logits)
-        temperature_like(temperature, logits)  # a wrong one is an error also where nothing is sampled
+        check_temperature(temperature, logits)  # a wrong one is an error also where nothing is sampled
         logits = torch.where(allowed, logits, -torch.inf)
         _check_values(logits)
         if sample is not None:
@@ -132,7 +132,7 @@ class Hard(Gate):
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the best source of every row."""
-        return topk_path(logits, 1, allowed=allowed)
+        return best_k(logits, 1, allowed)
 
     def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
         """Returns the probabilities of the full softmax on the path."""
@@ -162,7 +162,7 @@ class TopK(Gate):
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the k best sources of every row."""
-        return topk_path(logits, self.k, allowed=allowed)
+        return best_k(logits, self.k, allowed)
 
     def extra_repr(self) -> str:
         return str(self.k)
@@ -205,7 +205,7 @@ class SampleK(Gate):
     ) -> Tensor:
         """Returns k sources of every row, drawn or best."""
         if not sample:
-            return topk_path(logits, self.k, allowed=allowed)
+            return best_k(logits, self.k, allowed)
         return samplek_path(logits, self.k, temperature=temperature, allowed=allowed, generator=generator, noise=noise)
 
     def extra_repr(self) -> str:

@@ -15,9 +15,7 @@ from ..checks import under_transform
 from .fused import (
     LinearNode,
     Perceptron,
-    activation_of,
     groups,
-    linear_node,
     linear_nodes,
     perceptrons,
     run_dense,
@@ -112,7 +110,7 @@ def _choose(name: str, call: Pass) -> Form:
     elif name == "skip" and torch.is_grad_enabled():
         found = 'gradients are being recorded; run it inside `torch.no_grad()`, or take "sparse"'
     else:
-        found = hidden or _coupled(call) or run_sparse
+        found = hidden or _coupled(call, dropout=False) or run_sparse
     if isinstance(found, str):
         raise ValueError(f'`backend` must be able to run the graph, "{name}" cannot: {found}; "auto" can.')
     return found
@@ -134,7 +132,7 @@ def _fitting(call: Pass, hidden: str | None) -> Form:
         form = _fusing(call, None)
         if not isinstance(form, str) and not (inference and form.func is run_fused):
             return form
-    return run_reference if _coupled(call) or _draws_noise(call) else run_sparse
+    return run_reference if _coupled(call, dropout=True) else run_sparse
 
 
 def _fusing(call: Pass, hidden: str | None) -> partial[Tensor] | str:
@@ -169,7 +167,7 @@ def _fusing_unseen(
 
 def _is_full(call: Pass) -> bool:
     """Whether every node runs for every sample and reads the whole layer before it: then there is nothing to skip."""
-    edges = call.batch.numel() * call.plan.topology.num_edges
+    edges = call.weights.shape[:-2].numel() * call.plan.topology.num_edges
     return call.plan.reads_whole_layers and int(call.read().count_nonzero()) == edges
 
 
@@ -193,34 +191,36 @@ def _no_fast_backend(x: Tensor) -> str | None:
     return None
 
 
-def _coupled(call: Pass) -> str | None:
-    """Why a module may not be left out for some samples; None if it treats each sample on its own."""
-    if call.batch.numel() > 1:
-        for i, node in enumerate(call.nodes[:-1]):
-            if isinstance(node, nn.Module) and _sees_the_batch(node):
-                return f"module {i} computes statistics of the batch"
+def _coupled(call: Pass, *, dropout: bool) -> str | None:
+    """Why a module may not be left out for some samples; None if it treats each sample on its own.
+
+    Args:
+        call: The pass.
+        dropout: Whether noise counts, which other rows would get than under the reference.
+    """
+    alone = call.weights.shape[:-2].numel() == 1
+    for i, node in enumerate(call.nodes[:-1]):
+        if not isinstance(node, nn.Module) or (alone and not (dropout and node.training)):
+            continue
+        reason = _couples(node, alone, dropout)
+        if reason is not None:
+            return f"module {i} {reason}"
     return None
 
 
-def _draws_noise(call: Pass) -> bool:
-    """Whether a module draws noise, which other rows would get than under the reference."""
-    return any(
-        isinstance(part, _DropoutNd) and part.training and part.p > 0
-        for node in call.nodes[:-1]
-        if isinstance(node, nn.Module) and node.training and linear_node(node) is None
-        for part in node.modules()
-    )
-
-
-def _sees_the_batch(module: nn.Module) -> bool:
-    """Whether a part of the module normalises or quantizes by the batch; asked at every call, hence no `modules()`."""
-    if type(module) is nn.Linear or activation_of(module) is not None:
-        return False
-    if type(module).__module__.startswith("torch.ao.nn.quantized.dynamic"):
-        return True  # one scale for all rows
+def _couples(module: nn.Module, alone: bool, dropout: bool) -> str | None:
+    """What a part of a module does with the batch; asked at every call, hence no `modules()`."""
+    if type(module) is nn.Linear:
+        return None
     tracks = vars(module).get("track_running_stats")
-    return (
-        tracks is False
-        or (tracks is True and module.training)
-        or any(_sees_the_batch(part) for part in module._modules.values() if part is not None)
-    )
+    # Dynamic quantization has one scale for all rows.
+    quantized = type(module).__module__.startswith("torch.ao.nn.quantized.dynamic")
+    if not alone and (quantized or tracks is False or (tracks is True and module.training)):
+        return "computes statistics of the batch"
+    if dropout and isinstance(module, _DropoutNd) and module.training and module.p > 0:
+        return "draws noise"
+    for part in module._modules.values():
+        reason = None if part is None else _couples(part, alone, dropout)
+        if reason is not None:
+            return reason
+    return None

@@ -5,17 +5,16 @@ and everything between them can be differentiated twice: hooks, parametrizations
 torch's own. The equations are those of the reference, on rows (see `rows`) instead of whole batches.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..functional import rsg
 from ..topology import Topology
 from .fused.double_backward import wants_more
-from .fused.linear import linear_node
+from .fused.linear import lean_modules
 from .plan import Pass
 from .reference import check_shortcut, check_sources, run_reference
 from .rows import Rows, rows_of
@@ -219,16 +218,22 @@ def _run_one(call: Pass) -> Tensor | None:
     needed = _needed(topology, call.read()[0])
     if needed is None:
         return None
-    for node, t, slots in needed:
+    modules = lean_modules([nodes[node] for node, _, _ in needed])
+    for (node, t, slots), module in zip(needed, modules, strict=True):
         if not topology.parents[node]:
-            outputs[node] = _lean(nodes[node])(call.x)
+            outputs[node] = module(call.x)
             continue
         first, *others = slots
         parents, share = topology.parents[node], shares[t]
         mixed = outputs[parents[first]] * share[first]
         for s in others:
             mixed = torch.add(mixed, outputs[parents[s]], alpha=share[s])
-        outputs[node] = _with_shortcut(node, nodes[node], mixed, shortcuts)
+        output = module(mixed)
+        if shortcuts[node]:
+            if output.shape != mixed.shape:
+                check_shortcut(node, mixed, output)
+            output = mixed + output
+        outputs[node] = output
     return outputs[topology.num_nodes - 1]
 
 
@@ -247,7 +252,8 @@ def _run_few(call: Pass) -> Tensor | None:
         return None
     shares: tuple[Tensor, ...] = ()  # of each destination, with shape [batch, 1, S]
     outputs: Tensor | None = None
-    for node, t, _ in needed:
+    modules = lean_modules([nodes[node] for node, _, _ in needed])
+    for (node, t, _), module in zip(needed, modules, strict=True):
         parents = topology.parents[node]
         mixed: Tensor | None = None
         if parents:
@@ -260,7 +266,7 @@ def _run_few(call: Pass) -> Tensor | None:
             share = shares[t] if (first, topology.path_shape[1]) == (0, last) else shares[t][..., : stop - first]
             read = outputs if share is shares[t] else outputs[first:stop]
             mixed = torch.bmm(share, read.transpose(0, 1)).squeeze(1)
-        output: Tensor = _lean(nodes[node])(x if mixed is None else mixed)
+        output: Tensor = module(x if mixed is None else mixed)
         if node == last:
             assert outputs is not None
             finite = bool(outputs.sum().isfinite())
@@ -277,19 +283,6 @@ def _run_few(call: Pass) -> Tensor | None:
         else:
             outputs[node] = output
     raise AssertionError("the last node is the output")
-
-
-def _with_shortcut(node: int, module: Callable[[Tensor], Tensor], mixed: Tensor, shortcuts: Sequence[bool]) -> Tensor:
-    output: Tensor = _lean(module)(mixed)
-    if not shortcuts[node]:
-        return output
-    check_shortcut(node, mixed, output)
-    return mixed + output
-
-
-def _lean(module: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The module, or something that computes the same at a lower cost for each call."""
-    return (linear_node(module) if isinstance(module, nn.Module) else None) or module
 
 
 def _needed(topology: Topology, path: Tensor) -> list[tuple[int, int, list[int]]] | None:

@@ -4,15 +4,13 @@ from .experts import run_experts
 from .graph import run_fused
 from .grouped import groups, run_grouped
 from .layers import run_dense, runs_dense
-from .linear import LinearNode, Perceptron, activation_of, linear_node, linear_nodes, perceptrons
+from .linear import LinearNode, Perceptron, linear_nodes, perceptrons
 from .tile import run_tile, tiles
 
 __all__ = [
     "LinearNode",
     "Perceptron",
-    "activation_of",
     "groups",
-    "linear_node",
     "linear_nodes",
     "perceptrons",
     "run_dense",

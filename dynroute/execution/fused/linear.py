@@ -18,6 +18,7 @@ __all__ = [
     "activation_of",
     "computed_type",
     "entering",
+    "lean_modules",
     "linear_node",
     "linear_nodes",
     "perceptrons",
@@ -122,7 +123,8 @@ class LinearNode:
     def __call__(self, x: Tensor) -> Tensor:
         """What the module gives, without the cost of calling it and its parts."""
         entered = x if self.before is IDENTITY else self.before.forward(x.clone())
-        return self.behind.forward(nn.functional.linear(entered, *self.parameters()))
+        parameters = self.linear._parameters
+        return self.behind.forward(nn.functional.linear(entered, parameters["weight"], parameters["bias"]))  # type: ignore[arg-type]
 
 
 Perceptron = tuple[LinearNode, ...]
@@ -137,7 +139,7 @@ def linear_nodes(call: Pass) -> list[LinearNode] | str:
     """
     found: list[LinearNode] = []
     for i, module in enumerate(call.nodes[:-1]):
-        node = linear_node(module) if isinstance(module, nn.Module) else None
+        node = linear_node(module)
         if node is None:
             return f"module {i} is no plain nn.Linear with {_KNOWN}"
         found.append(node)
@@ -165,7 +167,7 @@ def perceptrons(call: Pass) -> list[Perceptron] | str:
     """
     found: list[Perceptron] = []
     for i, module in enumerate(call.nodes[:-1]):
-        layers = _layers(module) if isinstance(module, nn.Module) else ()
+        layers = () if _hooks_everywhere() else _layers(module)
         if not layers or layers[0].before is not IDENTITY:
             return f"module {i} is no plain nn.Linear, nor several of them one behind the other, with {_KNOWN}"
         found.append(layers)
@@ -231,27 +233,35 @@ def _is_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def linear_node(module: nn.Module) -> LinearNode | None:
+def linear_node(module: Callable[[Tensor], Tensor]) -> LinearNode | None:
     """Reads a module as a linear one; None if it is something else, or if calling it does more than its forward.
 
     Asked for every node at every call, since hooks come and go.
     """
-    layers = _layers(module)
+    layers = () if _hooks_everywhere() else _layers(module)
     return layers[0] if len(layers) == 1 else None
 
 
-def _layers(module: nn.Module) -> Perceptron:
+def lean_modules(modules: Sequence[Callable[[Tensor], Tensor]]) -> list[Callable[[Tensor], Tensor]]:
+    """The modules, or what computes the same at a lower cost for each call."""
+    if _hooks_everywhere():
+        return list(modules)
+    return [layers[0] if len(layers := _layers(module)) == 1 else module for module in modules]
+
+
+def _layers(module: Callable[[Tensor], Tensor]) -> Perceptron:
     """The linear layers of a module one behind the other; none if it has others, or if calling it does more."""
-    if _is_hooked(module) or _hooks_everywhere():
-        return ()
+    parts = [module, *module._modules.values()] if type(module) is nn.Sequential else [module]
     found: list[LinearNode] = []
     linear: nn.Linear | None = None
     before = behind = IDENTITY
-    for layer in module._modules.values() if type(module) is nn.Sequential else (module,):
-        if layer is None or _is_hooked(layer):
+    for layer in parts:
+        if not isinstance(layer, nn.Module) or _is_hooked(layer):
             return ()
-        if type(layer) is nn.Linear:
-            if not _is_plain(layer):
+        if type(layer) is nn.Sequential and layer is module:
+            continue
+        if isinstance(layer, nn.Linear):
+            if type(layer) is not nn.Linear or not _is_plain(layer):
                 return ()
             if linear is not None:
                 found.append(LinearNode(linear, before, behind))
