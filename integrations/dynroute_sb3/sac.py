@@ -14,7 +14,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from .actor import MultiTaskActor
@@ -129,7 +129,7 @@ class MultiTaskSAC(SAC):
         self.route_temperature = route_temperature
         self.compile_networks = compile_networks
         self._behaviour_paths: NDArray[np.uint8] | None = None
-        self._step_pending, self._logged_at = False, -1
+        self._step_pending, self._logged_at, self._learning = False, -1, False
         if _init_setup_model:
             self._setup_model()
 
@@ -222,6 +222,23 @@ class MultiTaskSAC(SAC):
         if normalizer is not None:
             self._last_original_obs = new_obs
 
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "MultiTaskSAC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        self._logged_at, self._learning = -1, True  # the steps of another learn() may have the same numbers
+        try:
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        finally:
+            self._learning = False
+        self.report.record_updates(self)
+        return self
+
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         rollout = super().collect_rollouts(env, callback, *args, **kwargs)
         if self._step_pending:  # a callback stopped it before the step was stored
@@ -245,6 +262,9 @@ class MultiTaskSAC(SAC):
             if self._n_updates % self.target_update_interval == 0:
                 follow(self.critic_target, self.critic, self.tau)
             self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if not self._learning:  # within learn(), values are read when they are logged, and not after each update
+            self.report.record_updates(self)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[Any] | None = None) -> None:
         super()._update_info_buffer(infos, dones)
@@ -291,7 +311,7 @@ class MultiTaskSAC(SAC):
         return load_checkpoint(cls, Path(folder), env, device, replace or {})
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "report", "_behaviour_paths"]
+        return [*super()._excluded_save_params(), "report", "_behaviour_paths", "_learning"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         states, tensors = super()._get_torch_save_params()
