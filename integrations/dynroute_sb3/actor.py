@@ -94,3 +94,8 @@ class MultiTaskActor(BasePolicy):
 
     def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:  # type: ignore[override]
         return self.forward(observation, deterministic)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # The network itself, so that one of the user comes back too.
+        spaces = {"observation_space": self.observation_space, "action_space": self.action_space}
+        return {**spaces, "net": self.net, "task_space": self.task_space}

@@ -61,3 +61,8 @@ class MultiTaskCritic(BaseModel):
             torch.cat([self.normalizer(state), actions], dim=-1), task, path=path, sample=sample, **sampling
         )
         return values.squeeze(-1)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # The networks themselves: made anew, they would no longer share what they share.
+        spaces = {"observation_space": self.observation_space, "action_space": self.action_space}
+        return {**spaces, "nets": list(self.nets), "task_space": self.task_space}
