@@ -12,9 +12,10 @@ from torch import Tensor
 pytest.importorskip("stable_baselines3")
 
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from dynroute_sb3 import MultiTaskSAC, OverlappedSAC, point_tasks
+from dynroute import Topology
+from dynroute_sb3 import MultiTaskSAC, OverlappedSAC, RouteReplayBuffer, point_tasks
 
 TASKS = 4
 SIZES: dict[str, dict[str, Any]] = {
@@ -147,3 +148,125 @@ def test_parameters_of_a_policy_are_replaced_and_saved(tmp_path: Path) -> None:
     again = type(model.policy).load(tmp_path / "policy.pkl")
     for name, value in again.state_dict().items():
         assert torch.equal(value, params[name])
+
+
+# The attributes of a replay buffer -----------------------------------------------------------------------------------
+
+
+def filled(steps: int = 7, capacity: int = 5, paths: bool = False, **options: Any) -> RouteReplayBuffer:
+    """A buffer after some steps of one environment for each task, whose numbers tell where they are from."""
+    env = points()
+    buffer = RouteReplayBuffer(
+        capacity * TASKS, env.observation_space, env.action_space, "cpu", TASKS, num_tasks=TASKS, **options
+    )
+    if paths:
+        buffer.keep_paths(Topology.dag(5))
+    buffer.extend(*history(steps), *([np.full((steps, TASKS, 2), 3, np.uint8)] if paths else []))
+    return buffer
+
+
+def history(steps: int) -> tuple[Any, ...]:
+    one_hots = np.broadcast_to(np.eye(TASKS), (steps, TASKS, TASKS))
+    states = np.arange(steps * TASKS * 4).reshape(steps, TASKS, 4)
+    actions, rewards = states[..., :2] / 1000, states[..., 0] + 0.5
+    dones = (states[..., 0] // 4) % 2
+    infos = [[{"TimeLimit.truncated": bool(task % 2)} for task in range(TASKS)] for _ in range(steps)]
+    obs, next_obs = (np.concatenate([part, one_hots], axis=-1).astype(np.float32) for part in (states, states + 1))
+    return obs, next_obs, actions.astype(np.float32), rewards.astype(np.float32), dones, infos
+
+
+NAMES = ("observations", "next_observations", "actions", "rewards", "dones")
+
+
+@pytest.mark.parametrize(("steps", "capacity"), [(0, 5), (3, 5), (5, 5), (7, 5)])
+def test_a_buffer_has_the_attributes_of_sb3(steps: int, capacity: int) -> None:
+    buffer = filled(steps, capacity)
+    assert (buffer.pos, buffer.full, buffer.buffer_size) == (steps % capacity, steps >= capacity, capacity)
+    parts = history(steps)
+    newest = np.arange(max(steps - capacity, 0), steps)
+    for name, expected in zip(NAMES, parts, strict=False):
+        held = getattr(buffer, name)
+        assert held.dtype == np.float32
+        assert held.shape == (capacity, TASKS, *np.shape(expected)[2:])
+        assert np.array_equal(held[newest % capacity], expected[newest])
+    truncated = np.broadcast_to(np.arange(TASKS) % 2, (steps, TASKS)) * parts[4]
+    assert np.array_equal(buffer.timeouts[newest % capacity], truncated[newest])
+    batch = buffer.gather(np.repeat(np.arange(TASKS), min(steps, capacity)), np.tile(newest % capacity, TASKS))
+    assert np.array_equal(batch.dones.flatten(), (parts[4] - truncated)[newest].T.flatten())
+
+
+def test_an_end_of_the_time_that_counts_as_an_end() -> None:
+    buffer = filled(4, 5, handle_timeout_termination=False)
+    assert np.array_equal(buffer.dones[:4], history(4)[4])
+    assert not buffer.timeouts.any()
+
+
+def test_actions_and_rewards_are_views_and_the_others_refuse_to_be_written_to() -> None:
+    buffer = filled()
+    buffer.rewards[:] = 3.0
+    buffer.actions[0, 1] = 0.25
+    assert (buffer.rows[..., -2] == 3.0).all()
+    assert (buffer._get_samples(np.array([1 * 5 + 0])).actions == 0.25).all()
+    for name in ("observations", "next_observations", "dones", "timeouts"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(buffer, name)[0] = 1.0
+    for name in ("pos", "full"):
+        with pytest.raises(AttributeError, match=f"`{name}` follows from what is stored and cannot be set, got 3; see"):
+            setattr(buffer, name, 3)
+
+
+def test_the_place_of_tasks_that_are_not_at_the_same() -> None:
+    buffer = filled(2)
+    obs, next_obs, actions, rewards, dones, infos = history(1)
+    buffer.add(obs[0, :1], next_obs[0, :1], actions[0, :1], rewards[0, :1], dones[0, :1], infos[0][:1])
+    with pytest.raises(
+        AttributeError, match=r"`pos` is one place for all tasks, which are at \[3, 2, 2, 2\]; use `pos"
+    ):
+        _ = buffer.pos
+
+
+@pytest.mark.parametrize("paths", [False, True])
+def test_a_buffer_is_extended_by_another(paths: bool) -> None:
+    buffer = filled(4, 5, paths)
+    other = filled(0, 5, paths)
+    infos = [[{"TimeLimit.truncated": bool(out)} for out in row] for row in buffer.timeouts[:4]]
+    parts = [getattr(buffer, name)[:4] for name in NAMES]
+    packed = None if buffer.paths is None else buffer.paths.swapaxes(0, 1)[:4]
+    other.extend(*parts, infos, packed)
+    assert np.array_equal(other.rows, buffer.rows)
+    assert paths == (buffer.paths is not None)
+    if buffer.paths is not None:
+        assert np.array_equal(other.paths, buffer.paths)
+        with pytest.raises(ValueError, match="`paths` must be given where the buffer keeps paths"):
+            other.extend(*parts, infos)
+    with pytest.raises(ValueError, match=r"`reward` must have as many steps as `obs`, 4, got 3\."):
+        other.extend(*parts[:3], parts[3][:3], parts[4], infos, packed)
+
+
+def test_samples_by_their_indices() -> None:
+    buffer = filled(3)
+    batch = buffer._get_samples(np.array([0, 2, 5, 15]))
+    assert batch.tasks.tolist() == [0, 0, 1, 3]
+    assert np.array_equal(batch.observations, history(3)[0][[0, 2, 0, 0], [0, 0, 1, 3]])
+    for wrong in (3, -1, 4 * 5):
+        with pytest.raises(IndexError, match=rf"`batch_inds` must be task \* 5 \+ place of stored .* got {wrong}\."):
+            buffer._get_samples(np.array([0, wrong]))
+
+
+def test_a_buffer_of_the_user_changes_what_is_sampled() -> None:
+    class Relabelled(RouteReplayBuffer):
+        def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> Any:
+            batch = super()._get_samples(batch_inds, env)
+            return batch._replace(rewards=torch.full_like(batch.rewards, 7.0))
+
+    model = make_model(replay_buffer_class=Relabelled).learn(60)
+    assert (model.replay_buffer.sample(16).rewards == 7).all()
+
+
+def test_rewards_of_a_sample_are_normalized() -> None:
+    buffer, env = filled(), VecNormalize(points(), norm_obs=False)
+    env.ret_rms.var = np.array(4.0)
+    np.random.seed(0)
+    plain = buffer.sample(8).rewards
+    np.random.seed(0)
+    assert torch.allclose(buffer.sample(8, env=env).rewards, (plain / 2).clamp(max=10))
