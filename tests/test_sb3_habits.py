@@ -1,6 +1,11 @@
 """What users of Stable-Baselines3's SAC do out of habit works with MultiTaskSAC, or is answered by a sentence."""
 
+import contextlib
 import copy
+import errno
+import io
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,15 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from dynroute import Topology
-from dynroute_sb3 import MultiTaskSAC, OverlappedSAC, RouteReplayBuffer, point_tasks
+from dynroute_sb3 import (
+    DamagedError,
+    DemonstrationBuffer,
+    MultiTaskSAC,
+    OverlappedSAC,
+    RouteReplayBuffer,
+    add_demonstrations,
+    point_tasks,
+)
 
 TASKS = 4
 SIZES: dict[str, dict[str, Any]] = {
@@ -148,6 +161,136 @@ def test_parameters_of_a_policy_are_replaced_and_saved(tmp_path: Path) -> None:
     again = type(model.policy).load(tmp_path / "policy.pkl")
     for name, value in again.state_dict().items():
         assert torch.equal(value, params[name])
+
+
+# Files and file objects ----------------------------------------------------------------------------------------------
+
+
+def test_a_buffer_is_one_file(tmp_path: Path) -> None:
+    model = make_model("D2RPolicy").learn(60)
+    path = tmp_path / "folder" / "buffer.pkl"
+    model.save_replay_buffer(path)
+    model.save_replay_buffer(str(path))  # takes the place of the first
+    assert [file.name for file in path.parent.iterdir()] == ["buffer.pkl"]
+    old = copy.deepcopy(model.replay_buffer)
+    model.replay_buffer = None
+    model.load_replay_buffer(path, truncate_last_traj=False)
+    for name in (*NAMES, "timeouts", "paths", "rows"):
+        assert np.array_equal(getattr(model.replay_buffer, name), getattr(old, name))
+    model.learn(40, reset_num_timesteps=False)
+
+
+def test_a_buffer_that_is_not_there() -> None:
+    model = make_model("D2RPolicy")
+    model.replay_buffer = None
+    with pytest.raises(ValueError, match="`replay_buffer` must be there to be saved, got None"):
+        model.save_replay_buffer(io.BytesIO())
+    with pytest.raises(FileNotFoundError, match="nowhere must be a file that holds a replay buffer, there is none"):
+        model.load_replay_buffer("nowhere")
+    assert model.replay_buffer is None
+
+
+@pytest.mark.parametrize("where", ["memory", "file", "behind other bytes"])
+@pytest.mark.parametrize("policy", ["MlpPolicy", "D2RPolicy"])
+def test_models_and_buffers_go_to_file_objects(policy: str, where: str, tmp_path: Path) -> None:
+    model = make_model(policy).learn(60)
+    best, _ = model.predict(observations(), deterministic=True)
+    with contextlib.ExitStack() as stack:
+        files: list[Any] = [io.BytesIO(), io.BytesIO()]
+        if where == "file":
+            files = [stack.enter_context((tmp_path / str(i)).open("w+b")) for i in range(2)]
+        starts = [file.write(b"other") if where == "behind other bytes" else 0 for file in files]
+        model.save(files[0])
+        model.save_replay_buffer(files[1])
+        for file, start in zip(files, starts, strict=True):
+            file.seek(start)
+        loaded = MultiTaskSAC.load(files[0], env=points(), device="cpu")
+        loaded.load_replay_buffer(files[1])
+    assert np.array_equal(loaded.predict(observations(), deterministic=True)[0], best)
+    assert np.array_equal(loaded.replay_buffer.rows, model.replay_buffer.rows)
+    assert loaded.replay_buffer.positions.tolist() == model.replay_buffer.positions.tolist()
+    loaded.learn(40)
+
+
+def test_demonstrations_are_in_the_file_too() -> None:
+    options = {"replay_buffer_class": DemonstrationBuffer, "replay_buffer_kwargs": {"demonstrations": 2}}
+    models = [make_model(**options) for _ in range(2)]
+    obs = observations(each=2).reshape(TASKS, 2, -1)
+    zeros = np.zeros((TASKS, 2), np.float32)
+    add_demonstrations(models[0], obs, np.full((TASKS, 2, 2), 0.5, np.float32), obs, zeros, zeros.astype(bool))
+    file = io.BytesIO()
+    models[0].save_replay_buffer(file)
+    models[1].load_replay_buffer(file)
+    assert np.array_equal(models[1].replay_buffer.shown.rows, models[0].replay_buffer.shown.rows)
+    assert (models[1].replay_buffer.wanted == 0.5).all()
+
+
+class Planted:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("a pickle was loaded",)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_refused(protocol: int, tmp_path: Path) -> None:
+    model = make_model()
+    data = pickle.dumps(Planted(), protocol=protocol)
+    (tmp_path / "buffer.pkl").write_bytes(data)
+    for source in (tmp_path / "buffer.pkl", io.BytesIO(data)):
+        with pytest.raises(
+            ValueError, match=r"must hold a replay buffer as MultiTaskSAC stores it, got a pickle:.*exten"
+        ):
+            model.load_replay_buffer(source)
+
+
+def test_files_of_something_else(tmp_path: Path) -> None:
+    model = make_model()
+    model.save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match="must hold a replay buffer, got a zip file of something else, without buffer"):
+        model.load_replay_buffer(tmp_path / "model.zip")
+    with pytest.raises(FileExistsError, match=r"model.zip must not exist yet, or be a file of the same kind"):
+        model.save_replay_buffer(tmp_path / "model.zip")
+    for data in (b"", b"text", b"PK\3\4 and so on"):
+        with pytest.raises(DamagedError, match="the file object must be a whole file that holds a replay buffer"):
+            model.load_replay_buffer(io.BytesIO(data))
+    for source in (3, io.StringIO(), [b""]):
+        with pytest.raises(TypeError, match="`path` must be the name of a file, or a file object of bytes such as"):
+            model.load_replay_buffer(source)
+
+
+def test_damage_is_noticed() -> None:
+    model = make_model("D2RPolicy", buffer_size=16).learn(20)
+    file = io.BytesIO()
+    model.save_replay_buffer(file)
+    rows, data = model.replay_buffer.rows.copy(), file.getvalue()
+    for length in range(0, len(data), 97):
+        with pytest.raises(DamagedError):
+            model.load_replay_buffer(io.BytesIO(data[:length]))
+    noticed = 0
+    for place in range(0, len(data), 5):
+        damaged = data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+        try:
+            model.load_replay_buffer(io.BytesIO(damaged))
+        except ValueError:  # a DamagedError, or one that finds no buffer under its name
+            noticed += 1
+        assert np.array_equal(model.replay_buffer.rows, rows)  # the time of writing may change, and nothing else
+    assert noticed > len(data) / 5 * 0.8
+
+
+def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model().learn(20)
+    model.save_replay_buffer(tmp_path / "buffer")
+    before = (tmp_path / "buffer").read_bytes()
+
+    def fail(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        model.save_replay_buffer(tmp_path / "buffer")
+    assert [path.name for path in tmp_path.iterdir()] == ["buffer"]
+    assert (tmp_path / "buffer").read_bytes() == before
 
 
 # The attributes of a replay buffer -----------------------------------------------------------------------------------

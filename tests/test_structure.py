@@ -41,7 +41,17 @@ LAYERS = [
 ]
 INTEGRATION_LAYERS = {
     "dynroute_sb3": [
-        ["environments", "gaussian", "losses", "normalizer", "observation", "parallel", "randomness", "storage"],
+        [
+            "archive",
+            "environments",
+            "gaussian",
+            "losses",
+            "normalizer",
+            "observation",
+            "parallel",
+            "randomness",
+            "storage",
+        ],
         ["actor", "critic", "points", "tree"],
         ["policies", "replay"],
         ["demonstrations"],

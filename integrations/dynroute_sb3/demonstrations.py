@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from dynroute import Topology
 
+from .archive import Member
 from .replay import RouteReplayBuffer, RouteReplaySamples
 from .storage import read_rows, write_rows
 
@@ -91,14 +92,14 @@ class DemonstrationBuffer(RouteReplayBuffer):
     def _shape(self) -> dict[str, Any]:
         return {**super()._shape(), "demonstrations": self.wanted.shape[1]}
 
-    def save(self, folder: str | Path) -> dict[str, Any]:
-        (inner := Path(folder) / "demonstrations").mkdir()
+    def save(self, folder: str | Path | Member) -> dict[str, Any]:
+        (inner := (Path(folder) if isinstance(folder, str) else folder) / "demonstrations").mkdir()
         write_rows(inner / "wanted.npy", self.wanted, self.shown.counts)
         return {**super().save(folder), "shown": self.shown.save(inner)}
 
-    def load(self, folder: str | Path, state: dict[str, Any]) -> None:
+    def load(self, folder: str | Path | Member, state: dict[str, Any]) -> None:
         super().load(folder, state)
-        inner = Path(folder) / "demonstrations"
+        inner = (Path(folder) if isinstance(folder, str) else folder) / "demonstrations"
         self.shown.load(inner, state["shown"])
         read_rows(inner / "wanted.npy", self.wanted, self.shown.counts)
 

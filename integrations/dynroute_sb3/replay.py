@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dynroute import Topology
 
+from .archive import Member
 from .observation import TaskSpace
 from .storage import read_rows, write_rows
 
@@ -339,25 +340,27 @@ class RouteReplayBuffer(ReplayBuffer):
             rows.append(self.topology.unpack(torch.from_numpy(self.paths[task, places])))
         return rows
 
-    def save(self, folder: str | Path) -> dict[str, Any]:
-        """Writes the transitions to files of a folder, row by row, and returns what :meth:`load` asks for beside them.
+    def save(self, folder: str | Path | Member) -> dict[str, Any]:
+        """Writes the transitions to files of a folder or an archive, row by row.
 
-        What is returned is plain data and arrays.
+        Returns:
+            Plain data and arrays, which :meth:`load` asks for beside the files.
         """
+        place = Path(folder) if isinstance(folder, str) else folder
         for name, array in self._arrays().items():
-            write_rows(Path(folder) / f"{name}.npy", array, self.counts)
+            write_rows(place / f"{name}.npy", array, self.counts)
         return {**self._shape(), "positions": self.positions, "counts": self.counts, "vector_steps": self.vector_steps}
 
-    def load(self, folder: str | Path, state: dict[str, Any]) -> None:
+    def load(self, folder: str | Path | Member, state: dict[str, Any]) -> None:
         """Restores what :meth:`save` wrote; a buffer of another shape is refused."""
         for name, ours in self._shape().items():
             if (theirs := state.get(name, 0)) != ours:
                 raise ValueError(
                     f"the stored buffer must have {name} {ours}, got {theirs}; was it that of another run?"
                 )
-        counts = np.asarray(state["counts"], dtype=np.int64)
+        place, counts = Path(folder) if isinstance(folder, str) else folder, np.asarray(state["counts"], dtype=np.int64)
         for name, array in self._arrays().items():
-            read_rows(Path(folder) / f"{name}.npy", array, counts)
+            read_rows(place / f"{name}.npy", array, counts)
         self.positions, self.counts = np.asarray(state["positions"], dtype=np.int64).copy(), counts.copy()
         self.vector_steps = int(state["vector_steps"])
 

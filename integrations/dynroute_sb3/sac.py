@@ -279,14 +279,43 @@ class MultiTaskSAC(SAC):
             super().dump_logs()
 
     def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
-        """Writes the replay buffer to a folder, without pickle."""
-        assert self.replay_buffer is not None
+        """Writes the replay buffer to a file of its own format, without pickle.
+
+        Args:
+            path: The name of the file, or a file object. SB3 adds ".pkl" to a name that has no ending; here it stays.
+        """
+        if self.replay_buffer is None:
+            raise ValueError("`replay_buffer` must be there to be saved, got None; load_replay_buffer() makes one.")
         save_buffer(self.replay_buffer, path)
 
     def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """Reads the folder that :meth:`save_replay_buffer` wrote."""
-        assert self.replay_buffer is not None
-        load_buffer(self.replay_buffer, path)
+        """Reads the file that :meth:`save_replay_buffer` wrote, which cannot run code.
+
+        A model without a buffer gets one.
+
+        Args:
+            path: The name of the file, or a file object.
+            truncate_last_traj: As in SB3, for a HerReplayBuffer alone, which this algorithm does not have.
+        """
+        buffer = self._make_replay_buffer() if self.replay_buffer is None else self.replay_buffer
+        load_buffer(buffer, path)
+        self.replay_buffer = buffer
+
+    def _make_replay_buffer(self) -> RouteReplayBuffer:
+        assert self.replay_buffer_class is not None
+        buffer = self.replay_buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            optimize_memory_usage=self.optimize_memory_usage,
+            **self.replay_buffer_kwargs,
+        )
+        assert isinstance(buffer, RouteReplayBuffer)
+        if self.replays_paths and self.policy.topology is not None:
+            buffer.keep_paths(self.policy.topology)
+        return buffer
 
     def save_checkpoint(self, folder: str | Path) -> None:
         """Writes everything that training depends on to a new folder, whole or not at all."""
