@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 pytest.importorskip("stable_baselines3")
 
+from stable_baselines3 import PPO
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from dynroute import Topology
 from dynroute_sb3 import (
     DamagedError,
     DemonstrationBuffer,
+    MultiTaskActorCriticPolicy,
     MultiTaskSAC,
     OverlappedSAC,
     RouteReplayBuffer,
@@ -413,3 +416,235 @@ def test_rewards_of_a_sample_are_normalized() -> None:
     plain = buffer.sample(8).rewards
     np.random.seed(0)
     assert torch.allclose(buffer.sample(8, env=env).rewards, (plain / 2).clamp(max=10))
+
+
+# Keywords of policies -------------------------------------------------------------------------------------------------
+
+
+def widths(net: nn.Module) -> list[int]:
+    """The widths of the hidden layers of a perceptron."""
+    return [layer.out_features for layer in net.modules() if isinstance(layer, nn.Linear)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "net_arch", "pi", "qf"),
+    [
+        ("MlpPolicy", [12, 8], [12, 8], [12, 8]),
+        ("MlpPolicy", (6,), [6], [6]),
+        ("MlpPolicy", [], [], []),
+        ("MlpPolicy", {"pi": [8], "qf": [10, 9]}, [8], [10, 9]),
+        ("MultiHeadPolicy", {"pi": [8, 7], "qf": [10]}, [8, 7], [10]),
+    ],
+)
+def test_net_arch_says_the_widths(policy: str, net_arch: Any, pi: list[int], qf: list[int], tmp_path: Path) -> None:
+    model = make_model(policy, policy_kwargs={"net_arch": net_arch, "activation_fn": nn.Tanh, "n_critics": 2})
+    heads = TASKS if policy == "MultiHeadPolicy" else 1
+
+    def check(policy: Any) -> None:
+        assert widths(policy.actor.net) == [*pi, *[4] * heads]
+        for net in (*policy.critic.nets, *policy.critic_target.nets):
+            assert widths(net) == [*qf, *[1] * heads]
+        activations = [layer for layer in policy.modules() if isinstance(layer, (nn.Tanh, nn.ReLU))]
+        assert len(activations) == len(pi) + 4 * len(qf)
+        assert all(isinstance(layer, nn.Tanh) for layer in activations)
+
+    check(model.policy)
+    model.learn(60)
+    model.save(tmp_path / "model")
+    model.policy.save(tmp_path / "policy")
+    loaded = MultiTaskSAC.load(tmp_path / "model", env=points(), device="cpu")
+    check(loaded.policy)
+    check(type(model.policy).load(tmp_path / "policy"))
+    assert np.array_equal(*(m.predict(observations(), deterministic=True)[0] for m in (model, loaded)))
+
+
+def test_net_arch_and_network_kwargs_make_the_same_model() -> None:
+    one = make_model(policy_kwargs={"net_arch": [8]})
+    other = make_model(policy_kwargs=SMALL)
+    for name, value in one.policy.state_dict().items():
+        assert torch.equal(value, other.policy.state_dict()[name])
+
+
+def test_net_arch_belongs_to_a_checkpoint(tmp_path: Path) -> None:
+    model = make_model(policy_kwargs={"net_arch": {"pi": [8], "qf": [9]}}).learn(60)
+    model.save_checkpoint(tmp_path / "there")
+    loaded = MultiTaskSAC.load_checkpoint(tmp_path / "there", points(), "cpu")
+    assert widths(loaded.critic.nets[0]) == [9, 1]
+
+
+ROUTED = r"says what the layers of one perceptron are, as the networks 'mt-sac' and 'mh-sac' have it, got it with "
+UNUSED = r"must not be given in `policy_kwargs`, got .*whose keywords are `network_kwargs`\."
+KEYWORDS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "d2r": ("D2RPolicy", {"net_arch": [8]}, f"`net_arch` {ROUTED}'d2r'; give .*`network_kwargs`: .*num_modules"),
+    "paco": ("PaCoPolicy", {"activation_fn": nn.Tanh}, f"`activation_fn` {ROUTED}'paco'; .*`network_kwargs`: .*num_se"),
+    "own": ("MlpPolicy", {"net_arch": [8], "network": lambda *_: nn.Linear(1, 1)}, f"`net_arch` {ROUTED}<lambda>;"),
+    "twice": (
+        "MlpPolicy",
+        {"net_arch": [8], "network_kwargs": {"hidden_sizes": (9,)}},
+        r"`net_arch` and `hidden_sizes` of `network_kwargs` say the same, give one of them; got \[8\] and \(9,\)",
+    ),
+    "keys": (
+        "MlpPolicy",
+        {"net_arch": {"pi": [8], "vf": [8]}},
+        r"`net_arch` must be a list.*got the keys \['pi', 'vf'\]",
+    ),
+    "no list": ("MlpPolicy", {"net_arch": 8}, "`net_arch` must list widths of layers, integers of at least 1, got 8"),
+    "no width": ("MlpPolicy", {"net_arch": [8, 0]}, r"`net_arch` must list widths of layers.*got \[8, 0\]"),
+    "old form": (
+        "MlpPolicy",
+        {"net_arch": [{"pi": [8], "qf": [8]}]},
+        "`net_arch` must list widths of layers, integers",
+    ),
+    "heads": ("MultiHeadPolicy", {"net_arch": []}, "`hidden_sizes` must list at least 1 sizes"),
+    "log_std_init": ("MlpPolicy", {"log_std_init": -2}, f"`log_std_init` {UNUSED}"),
+    "clip_mean": ("MlpPolicy", {"clip_mean": 2.0}, f"`clip_mean` {UNUSED}"),
+    "use_expln": ("MlpPolicy", {"use_expln": True}, f"`use_expln` {UNUSED}"),
+    "shared": ("MlpPolicy", {"share_features_extractor": True}, f"`share_features_extractor` {UNUSED}"),
+    "extractor": ("MlpPolicy", {"features_extractor_class": NatureCNN}, f"`features_extractor_class` {UNUSED}"),
+    "its keywords": ("MlpPolicy", {"features_extractor_kwargs": {"a": 1}}, f"`features_extractor_kwargs` {UNUSED}"),
+}
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_keywords_without_a_place(name: str) -> None:
+    policy, kwargs, told = KEYWORDS[name]
+    with pytest.raises(ValueError, match=told):
+        make_model(policy, policy_kwargs=kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"log_std_init": -2, "net_arch": [8]}], ids=["plain", "as in the Zoo"])
+def test_state_dependent_exploration(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"`use_sde` must be False: state-dependent exploration .* give `action_noise`"):
+        make_model(use_sde=True, policy_kwargs=kwargs)
+
+
+def test_a_keyword_of_a_network_among_those_of_the_policy() -> None:
+    with pytest.raises(
+        TypeError, match=r"`policy_kwargs` must be keywords of MultiTaskPolicy, got `num_modules`; those"
+    ):
+        make_model(policy_kwargs={"num_modules": 4})
+
+
+def test_keywords_that_ask_for_nothing() -> None:
+    kwargs = {
+        "normalize_images": False,
+        "share_features_extractor": False,
+        "features_extractor_class": FlattenExtractor,
+        "features_extractor_kwargs": {},
+    }
+    model = make_model(policy_kwargs={"net_arch": [8], **kwargs})
+    assert not model.policy.normalize_images
+    one, other = (m.policy.state_dict() for m in (model, make_model(policy_kwargs=SMALL)))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+# Networks of the user -------------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """Takes a state and a task, and nothing else."""
+
+    def __init__(self, state_features: int, num_tasks: int, out_features: int, wider: int = 0) -> None:
+        super().__init__()
+        self.layer = nn.Bilinear(state_features, num_tasks, out_features + wider)
+        self.norm = nn.BatchNorm1d(out_features + wider)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, state: Tensor, task: Tensor) -> Any:
+        return self.drop(self.norm(self.layer(state, task)))
+
+
+def test_a_network_needs_a_state_and_a_task_alone(tmp_path: Path) -> None:
+    model = make_model(policy_kwargs={"network": Plain})
+    assert all(net.norm.num_batches_tracked == 0 and net.training for net in [model.actor.net, *model.critic.nets])
+    model.learn(60)
+    model.save(tmp_path / "model")
+    loaded = MultiTaskSAC.load(tmp_path / "model", env=points(), device="cpu")
+    assert np.array_equal(*(m.predict(observations(), deterministic=True)[0] for m in (model, loaded)))
+    loaded.learn(60)
+    assert loaded._n_updates > model._n_updates
+
+
+def test_on_policy_a_network_needs_a_state_and_a_task_alone() -> None:
+    kwargs = {"num_tasks": TASKS, "network": Plain}
+    PPO(
+        MultiTaskActorCriticPolicy, points(), n_steps=8, batch_size=8, device="cpu", policy_kwargs=kwargs, seed=0
+    ).learn(32)
+
+
+def test_a_network_that_is_tried_draws_nothing() -> None:
+    class Drawing(Plain):
+        def forward(self, state: Tensor, task: Tensor) -> Any:
+            return super().forward(state, task) + torch.rand(())
+
+    draws = []
+    for network in (Plain, Drawing):
+        make_model(policy_kwargs={"network": network})
+        draws.append(torch.rand(3))
+    assert torch.equal(*draws)
+
+
+class Half(Plain):
+    def forward(self, state: Tensor, task: Tensor, path: Any = None, sample: bool = False) -> Any:  # type: ignore[override]
+        return super().forward(state, task)
+
+
+class Pair(Plain):
+    def forward(self, state: Tensor, task: Tensor) -> Any:
+        return [super().forward(state, task)]
+
+
+class Nothing(nn.Module):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+
+    def forward(self, state: Tensor, task: Tensor) -> Tensor:
+        return state
+
+
+OWN: dict[str, tuple[Any, type[Exception], str]] = {
+    "instance": (Plain(4, 4, 4), TypeError, "`network` must make networks, got a Plain that is made: .*pass the class"),
+    "no callable": (3, TypeError, r"`network` must be a name of dynroute.networks.available\(\), or a class.*got 3\."),
+    "no module": (lambda *_: torch.relu, TypeError, "`network` must make modules of torch, it made <built-in"),
+    "nothing to learn": (Nothing, ValueError, "`network` must make networks with parameters to learn, got a Nothing"),
+    "width": (
+        lambda *sizes: Plain(*sizes, wider=1),
+        ValueError,
+        r"`network` must make networks whose forward\(state, task\) returns a tensor with shape \(batch, 4\), as "
+        r"out_features=4 asks for, got a tensor of torch.float32 with shape \(2, 5\) of a Plain for a batch of 2\.",
+    ),
+    "no tensor": (Pair, ValueError, r"returns a tensor with shape \(batch, 4\).*got .*of a Pair for a batch of 2"),
+    "some keywords": (
+        Half,
+        TypeError,
+        r"`forward` of a Half must take \(state, task\) alone, or all keywords of routing, got path, sample without "
+        r"temperature, generator, return_route; add these, or \*\*kwargs\.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_networks_that_do_not_fit(name: str) -> None:
+    network, kind, told = OWN[name]
+    with pytest.raises(kind, match=told):
+        make_model(policy_kwargs={"network": network})
+
+
+def test_a_network_that_fails_is_told_with_the_shapes_it_was_tried_on() -> None:
+    class Swapped(Plain):
+        def forward(self, task: Tensor, state: Tensor) -> Any:
+            return super().forward(state[:, :3], task)
+
+    with pytest.raises(RuntimeError) as failed:
+        make_model(policy_kwargs={"network": Swapped})
+    assert failed.value.__notes__ == [
+        "`network` made a Swapped, which was tried on a state with shape (2, 4) and a task with shape (2, 4)."
+    ]
+
+
+def test_a_network_that_is_made_once() -> None:
+    nets: dict[int, nn.Module] = {}
+    with pytest.raises(
+        ValueError, match="`network` must make a new network at each call, it made the same Plain again"
+    ):
+        make_model(policy_kwargs={"network": lambda *sizes: nets.setdefault(sizes[-1], Plain(*sizes))})

@@ -12,6 +12,7 @@ from dynroute import Route
 from .gaussian import sample_action, split_output
 from .normalizer import StateNormalizer
 from .observation import TaskSpace
+from .own_networks import run_network, takes_routing
 
 __all__ = ["MultiTaskActor"]
 
@@ -42,6 +43,7 @@ class MultiTaskActor(BasePolicy):
     ) -> None:
         super().__init__(observation_space, action_space, squash_output=True)
         self.net = net
+        self.routing = takes_routing(net)
         self.task_space = task_space
         dtype = next(net.parameters()).dtype
         self.register_buffer("temperature", torch.ones(task_space.num_tasks, dtype=dtype))
@@ -65,7 +67,8 @@ class MultiTaskActor(BasePolicy):
         """
         state, task = self.task_space.split(observations.to(self.temperature.dtype))
         sampling = {"temperature": task @ self.temperature, "generator": generator} if sample and path is None else {}
-        output, route = self.net(self.normalizer(state), task, path=path, sample=sample, return_route=True, **sampling)
+        state = self.normalizer(state)
+        output, route = run_network(self.net, state, task, routing=self.routing, path=path, sample=sample, **sampling)
         return *split_output(output), route
 
     def action_log_prob(

@@ -192,7 +192,7 @@ class MultiTaskSAC(SAC):
         if warming_up:
             scaled = self.policy.scale_action(np.array([self.action_space.sample() for _ in range(n_envs)]))
         else:
-            scaled = drawn.cpu().numpy()
+            scaled = drawn.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
         if action_noise is not None:
             scaled = np.clip(scaled + action_noise(), -1, 1)
         return self.policy.unscale_action(scaled), scaled
