@@ -868,7 +868,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "n_steps": ({"n_steps": 3}, r"`n_steps` must be 1, got 3: transitions are stored one by one\."),
     "replay_buffer_class": (
         {"replay_buffer_class": ReplayBuffer},
-        r"`replay_buffer_class` must be a RouteReplayBuffer, got ReplayBuffer\.",
+        r"`replay_buffer_class` must be a RouteReplayBuffer, got ReplayBuffer: batches are balanced by task",
     ),
     "optimize_memory_usage": ({"optimize_memory_usage": True}, "`optimize_memory_usage` must be False"),
     "use_sde": ({"use_sde": True}, "`use_sde` must be False"),
@@ -919,7 +919,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         )
         for i, (name, size) in enumerate((("state_features", 4), ("num_tasks", 4), ("out_features", 4)))
     },
-    "alias": ({"policy": "D2R"}, "Policy D2R unknown"),
+    "alias": ({"policy": "D2R"}, "`policy` must be one of 'MultiTaskPolicy', .*, got 'D2R'; did you mean 'D2RPolicy'"),
 }
 
 
@@ -990,9 +990,10 @@ def test_environments_without_a_one_hot() -> None:
 
 
 def test_task_without_environments() -> None:
-    model = make_model(env=DummyVecEnv(point_tasks()[:3]))
-    with pytest.raises(ValueError, match=r"every task must have transitions before learning starts, tasks \[3\] have"):
+    model = make_model(env=DummyVecEnv(point_tasks()[:3]), task_names=list("abcd"))
+    with pytest.warns(UserWarning, match=r"learning waits until every task has .* the tasks \['d'\] have none"):
         model.learn(100)
+    assert model._n_updates == 0
 
 
 def test_a_task_that_changes_within_an_episode() -> None:

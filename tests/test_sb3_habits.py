@@ -9,17 +9,21 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 pytest.importorskip("stable_baselines3")
 
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, HerReplayBuffer
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.sac.policies import SACPolicy
 
 from dynroute import Topology
 from dynroute_sb3 import (
@@ -27,11 +31,14 @@ from dynroute_sb3 import (
     DemonstrationBuffer,
     MultiTaskActorCriticPolicy,
     MultiTaskSAC,
+    OneHotTask,
     OverlappedSAC,
+    PointTask,
     RouteReplayBuffer,
     add_demonstrations,
     point_tasks,
 )
+from dynroute_sb3.points import GOALS
 
 TASKS = 4
 SIZES: dict[str, dict[str, Any]] = {
@@ -514,7 +521,7 @@ def test_keywords_without_a_place(name: str) -> None:
 
 @pytest.mark.parametrize("kwargs", [{}, {"log_std_init": -2, "net_arch": [8]}], ids=["plain", "as in the Zoo"])
 def test_state_dependent_exploration(kwargs: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"`use_sde` must be False: state-dependent exploration .* give `action_noise`"):
+    with pytest.raises(ValueError, match=r"`use_sde` must be False: state-dependent exploration .* `action_noise`"):
         make_model(use_sde=True, policy_kwargs=kwargs)
 
 
@@ -648,3 +655,144 @@ def test_a_network_that_is_made_once() -> None:
         ValueError, match="`network` must make a new network at each call, it made the same Plain again"
     ):
         make_model(policy_kwargs={"network": lambda *sizes: nets.setdefault(sizes[-1], Plain(*sizes))})
+
+
+# What is not offered --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ("MultiInputPolicy", "got 'MultiInputPolicy': it is for observations that are dictionaries, .*OneHotTask"),
+        ("CnnPolicy", "got 'CnnPolicy': it is for images, and these networks read vectors"),
+        ("Mlp", "got 'Mlp'; did you mean 'MlpPolicy'"),
+        (
+            SACPolicy,
+            "or a class that inherits from MultiTaskPolicy, got <class .*SACPolicy'>; a network of your own",
+        ),
+        (nn.Linear, "or a class that inherits from MultiTaskPolicy, got <class .*Linear'>"),
+    ],
+)
+def test_policies_that_are_not_there(policy: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=rf"`policy` must be one of 'MultiTaskPolicy', 'MlpPolicy', .*{told}"):
+        make_model(policy)
+
+
+class Dictionary(gym.Env[Any, Any]):
+    observation_space = spaces.Dict(observation=spaces.Box(-1, 1, (3,)), goal=spaces.Box(-1, 1, (3,)))
+    action_space = spaces.Box(-1, 1, (2,))
+    num_tasks = 2
+
+
+@pytest.mark.parametrize("how", ["env", "VecEnv", "set_env", "her"])
+def test_observations_that_are_dictionaries(how: str) -> None:
+    calls: dict[str, Any] = {
+        "env": lambda: make_model(env=Dictionary()),
+        "VecEnv": lambda: make_model(env=DummyVecEnv([Dictionary])),
+        "set_env": lambda: make_model().set_env(DummyVecEnv([Dictionary])),
+        "her": lambda: make_model(env=Dictionary(), replay_buffer_class=HerReplayBuffer),
+    }
+    with pytest.raises(ValueError, match=r"the observation space must be a Box .*, got Dict.*FlattenObservation"):
+        calls[how]()
+
+
+def test_hindsight() -> None:
+    with pytest.raises(
+        ValueError, match=r"`replay_buffer_class` must be a RouteReplayBuffer, got HerReplayBuffer: goals"
+    ):
+        make_model(replay_buffer_class=HerReplayBuffer)
+
+
+# Environments ---------------------------------------------------------------------------------------------------------
+
+
+class NewTask(OneHotTask):
+    """Takes the next task at every reset."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.task = (self.task + 1) % self.num_tasks
+        return super().reset(**kwargs)
+
+
+def new_tasks() -> gym.Env[Any, Any]:
+    return NewTask(PointTask(GOALS[0]), 0, TASKS)
+
+
+@pytest.mark.parametrize("kind", [MultiTaskSAC, OverlappedSAC])
+def test_learning_waits_until_every_task_has_transitions(kind: type[MultiTaskSAC]) -> None:
+    model = kind("MlpPolicy", new_tasks(), policy_kwargs=SMALL, batch_size=16, learning_starts=5, device="cpu")
+    with pytest.warns(
+        UserWarning, match=r"learning waits until .* at step 6 the tasks \['0', '2', '3'\] have none; up"
+    ) as w:
+        model.learn(70)
+    assert len(w) == 1
+    assert model.replay_buffer.counts.tolist() == [10, 20, 20, 20]  # episodes of 20 steps
+    overlapped = kind is OverlappedSAC
+    assert model._n_updates == 10 - overlapped  # from the first step of the last task on
+    model.learn(20, reset_num_timesteps=False)
+    assert model._n_updates == 30 - overlapped
+
+
+def test_nothing_at_all_to_learn_from() -> None:
+    model = make_model()
+    model.set_logger(Logger(None, []))
+    with pytest.raises(ValueError, match="every task must have transitions before learning starts"):
+        model.train(1, 16)
+
+
+class Shaped(gym.Wrapper[Any, Any, Any, Any]):
+    """Takes actions as an array of two rows, of which the point takes the diagonal."""
+
+    action_space = spaces.Box(np.array([[-1, -2], [0, -1]], np.float32), np.array([[1, 2], [4, 5]], np.float32))
+
+    def step(self, action: Any) -> Any:
+        assert np.shape(action) == (2, 2)
+        assert self.action_space.contains(action)
+        return super().step(np.diag(action))
+
+
+def shaped(**options: Any) -> MultiTaskSAC:
+    env = DummyVecEnv([lambda make=make: Shaped(make()) for make in point_tasks()])
+    return make_model(options.pop("policy", "D2RPolicy"), env=env, **options)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "D2RPolicy"])
+def test_actions_that_are_arrays(policy: str, tmp_path: Path) -> None:
+    noise = VectorizedActionNoise(NormalActionNoise(np.zeros((2, 2)), np.full((2, 2), 0.1)), TASKS)
+    model = shaped(policy=policy, action_noise=noise)
+    assert model.target_entropy == -4
+    model.learn(80)
+    assert model._n_updates == 10
+    buffer = model.replay_buffer
+    assert buffer.actions.shape == (500, TASKS, 4)
+    assert (abs(buffer.actions) <= 1).all()
+    for batch in (observations(), observations()[0]):
+        for deterministic in (True, False):
+            actions, _ = model.predict(batch, deterministic=deterministic)
+            assert actions.shape == (*batch.shape[:-1], 2, 2)
+            assert all(model.action_space.contains(action) for action in actions.reshape(-1, 2, 2))
+    model.save(tmp_path / "model")
+    loaded = MultiTaskSAC.load(tmp_path / "model", env=model.env, device="cpu")
+    assert np.array_equal(*(m.predict(observations(), deterministic=True)[0] for m in (model, loaded)))
+
+
+def test_arrays_of_actions_in_a_checkpoint(tmp_path: Path) -> None:
+    model = shaped().learn(60)
+    model.save_checkpoint(tmp_path / "there")
+    loaded = MultiTaskSAC.load_checkpoint(tmp_path / "there", shaped().env, "cpu")
+    loaded.learn(20, reset_num_timesteps=False)
+    assert np.array_equal(loaded.replay_buffer.rows[:, :15], model.replay_buffer.rows[:, :15])
+    assert loaded.replay_buffer.counts.tolist() == [20] * TASKS
+
+
+def test_arrays_of_actions_are_those_of_the_vectors() -> None:
+    buffers = [
+        filled(0, 5),
+        RouteReplayBuffer(20, points().observation_space, spaces.Box(-1, 1, (2, 1)), num_tasks=TASKS),
+    ]
+    obs, next_obs, actions, rewards, dones, infos = history(3)
+    buffers[0].extend(obs, next_obs, actions, rewards, dones, infos)
+    buffers[1].extend(obs, next_obs, actions[..., None], rewards, dones, infos)
+    assert np.array_equal(buffers[0].rows, buffers[1].rows)
+    with pytest.raises(ValueError, match=r"`action` must have shape \(4, 2\) for 4 environments, got \(4, 1, 2\)"):
+        buffers[1].extend(obs, next_obs, actions[:, :, None], rewards, dones, infos)

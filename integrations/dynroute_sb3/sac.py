@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,8 +22,8 @@ from .actor import MultiTaskActor
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
 from .critic import MultiTaskCritic
 from .losses import path_temperature
-from .observation import count_tasks
-from .options import check_options, choose_paths
+from .observation import check_observation_space, count_tasks
+from .options import check_options, check_policy_name, choose_paths
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
 from .report import Report
@@ -130,6 +131,7 @@ class MultiTaskSAC(SAC):
         self.compile_networks = compile_networks
         self._behaviour_paths: NDArray[np.uint8] | None = None
         self._step_pending, self._logged_at, self._learning = False, -1, False
+        self._told_of_waiting = False
         if _init_setup_model:
             self._setup_model()
 
@@ -163,6 +165,15 @@ class MultiTaskSAC(SAC):
     def replays_paths(self) -> bool:
         """Whether paths are stored and replayed."""
         return "replayed" in (self.actor_paths, self.critic_paths)
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        check_policy_name(policy_name, self.policy_aliases)
+        return super()._get_policy_from_name(policy_name)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_observation_space(env.observation_space)  # SB3 would advise a MultiInputPolicy
+        return SAC._wrap_env(env, verbose, monitor_wrapper)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         kept = {name: getattr(self, name) for name in ("env", "_vec_normalize_env", "n_envs", "_last_obs")}
@@ -231,6 +242,7 @@ class MultiTaskSAC(SAC):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
+        self._told_of_waiting = False
         self._logged_at, self._learning = -1, True  # the steps of another learn() may have the same numbers
         try:
             super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
@@ -257,6 +269,8 @@ class MultiTaskSAC(SAC):
         self._update_learning_rate(optimizers)
 
         assert self.replay_buffer is not None
+        if self._waits_for_tasks():
+            return
         for _ in range(gradient_steps):
             self.report.add(update(self, self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)))
             if self._n_updates % self.target_update_interval == 0:
@@ -265,6 +279,23 @@ class MultiTaskSAC(SAC):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if not self._learning:  # within learn(), values are read when they are logged, and not after each update
             self.report.record_updates(self)
+
+    def _waits_for_tasks(self) -> bool:
+        """Whether some tasks have no transitions yet, as where one environment takes a new task with each episode."""
+        assert self.replay_buffer is not None
+        missing = np.flatnonzero(self.replay_buffer.counts == 0)
+        if not len(missing) or not self.replay_buffer.size():  # nothing to learn from at all is an error
+            return False
+        if not self._told_of_waiting:
+            self._told_of_waiting = True
+            assert self.task_names is not None
+            warnings.warn(
+                f"learning waits until every task has transitions, at step {self.num_timesteps} the tasks "
+                f"{[self.task_names[task] for task in missing]} have none; updates that are left out are not made up "
+                "for. Raise `learning_starts`, or see that some environment takes these tasks.",
+                stacklevel=2,
+            )
+        return True
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[Any] | None = None) -> None:
         super()._update_info_buffer(infos, dones)
