@@ -247,7 +247,7 @@ def test_observations_must_not_be_normalized(how: str, tmp_path: Path) -> None:
         "set_env": make_model().set_env,
         "load": lambda env: MultiTaskSAC.load(tmp_path / "model", env=env, device="cpu"),
     }[how]
-    with pytest.raises(ValueError, match=r"`env` must leave observations as they are.*norm_obs=False"):
+    with pytest.raises(ValueError, match=r"`env` must leave the one-hot of the task as it is.*norm_obs=False"):
         call(VecNormalize(points()))
 
 

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 pytest.importorskip("stable_baselines3")
 
 from stable_baselines3 import PPO, HerReplayBuffer
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 
 from dynroute import Topology
@@ -31,6 +32,7 @@ from dynroute_sb3 import (
     DemonstrationBuffer,
     MultiTaskActorCriticPolicy,
     MultiTaskSAC,
+    MultiTaskVecNormalize,
     OneHotTask,
     OverlappedSAC,
     PointTask,
@@ -796,3 +798,129 @@ def test_arrays_of_actions_are_those_of_the_vectors() -> None:
     assert np.array_equal(buffers[0].rows, buffers[1].rows)
     with pytest.raises(ValueError, match=r"`action` must have shape \(4, 2\) for 4 environments, got \(4, 1, 2\)"):
         buffers[1].extend(obs, next_obs, actions[:, :, None], rewards, dones, infos)
+
+
+def test_demonstrations_whose_actions_are_arrays() -> None:
+    options = {"replay_buffer_class": DemonstrationBuffer, "replay_buffer_kwargs": {"demonstrations": 2}}
+    model = shaped(**options)
+    obs, zeros = observations(each=2).reshape(TASKS, 2, -1), np.zeros((TASKS, 2), np.float32)
+    actions = np.random.default_rng(0).uniform(-1, 1, (TASKS, 2, 2, 2)).astype(np.float32)
+    add_demonstrations(model, obs, actions, obs, zeros, zeros.astype(bool), wanted=actions / 2)
+    assert np.array_equal(model.replay_buffer.shown.actions[:2].swapaxes(0, 1), actions.reshape(TASKS, 2, 4))
+    assert np.array_equal(model.replay_buffer.wanted, actions.reshape(TASKS, 2, 4) / 2)
+
+
+def normalized(**options: Any) -> MultiTaskVecNormalize:
+    return MultiTaskVecNormalize(points(), **options)
+
+
+def test_states_are_normalized_and_one_hots_are_not() -> None:
+    env = normalized(clip_obs=1.5)
+    reference = VecNormalize(points(), clip_obs=1.5)
+    for vec_env in (env, reference):
+        vec_env.seed(0)
+    seen, expected = env.reset(), reference.reset()
+    for step in range(30):
+        assert np.array_equal(seen[:, 4:], np.eye(TASKS))
+        assert np.array_equal(seen[:, :4], expected[:, :4])
+        assert np.allclose(env.normalize_obs(env.unnormalize_obs(seen)), seen, atol=1e-5)
+        (seen, *_, infos), (expected, *_) = (vec_env.step(np.ones((TASKS, 2))) for vec_env in (env, reference))
+        if step == 19:
+            last = [info["terminal_observation"][4:] for info in infos]
+            assert np.array_equal(last, np.eye(TASKS))
+    assert abs(seen[:, :4]).max() <= 1.5
+
+
+def test_a_model_stores_what_is_not_normalized_and_learns_what_is() -> None:
+    env = normalized()
+    model = make_model("D2RPolicy", env=env)
+    seen: list[np.ndarray] = []
+    env.venv.step_wait_plain = env.venv.step_wait  # type: ignore[attr-defined]
+
+    def watched() -> Any:
+        result = env.venv.step_wait_plain()
+        ended = [info.get("terminal_observation", row) for row, info in zip(result[0], result[3], strict=True)]
+        seen.append(np.array(ended))
+        return result
+
+    env.venv.step_wait = watched  # type: ignore[method-assign]
+    model.learn(100)
+    assert model.get_vec_normalize_env() is env
+    assert model._n_updates == 15
+    buffer = model.replay_buffer
+    assert np.allclose(buffer.next_observations[:25], np.array(seen), atol=1e-5)
+    going_on = buffer.dones[:24] == 0
+    assert np.array_equal(buffer.observations[1:25][going_on], buffer.next_observations[:24][going_on])
+    np.random.seed(0)
+    plain = buffer.sample(16)
+    np.random.seed(0)
+    batch = buffer.sample(16, env=env)
+    for name in ("observations", "next_observations"):
+        expected = env.normalize_obs(getattr(plain, name).numpy())
+        assert np.allclose(getattr(batch, name), expected, atol=1e-6)
+        assert torch.equal(getattr(batch, name)[:, 4:], torch.eye(TASKS)[batch.tasks])
+        assert not torch.equal(getattr(batch, name), getattr(plain, name))
+    assert np.allclose(batch.rewards, env.normalize_reward(plain.rewards.numpy()))
+
+
+def test_normalizing_environments_as_users_of_sb3_take_them(tmp_path: Path) -> None:
+    env, other = MultiTaskVecNormalize(VecMonitor(points())), normalized(training=False, norm_reward=False)
+    watched = MultiTaskVecNormalize(VecMonitor(points()), training=False)
+    model = make_model(env=env)
+    model.set_env(other)
+    assert model.get_vec_normalize_env() is other
+    model.learn(40)
+    model.set_env(env)
+    callbacks = [
+        CheckpointCallback(10, str(tmp_path), save_replay_buffer=True, save_vecnormalize=True),
+        EvalCallback(watched, eval_freq=10, n_eval_episodes=1, verbose=0),
+    ]
+    model.learn(80, callback=callbacks)
+    assert np.array_equal(watched.obs_rms.mean, env.obs_rms.mean)
+    path = str(tmp_path / "rl_model_vecnormalize_80_steps.pkl")
+    restored = MultiTaskVecNormalize.load(path, points())
+    assert isinstance(restored, MultiTaskVecNormalize)
+    assert np.array_equal(restored.obs_rms.mean, env.obs_rms.mean)
+    assert np.array_equal(restored.normalize_obs(observations())[:, 4:], observations()[:, 4:])
+    loaded = MultiTaskSAC.load(tmp_path / "rl_model_80_steps.zip", env=restored, device="cpu")
+    loaded.load_replay_buffer(tmp_path / "rl_model_replay_buffer_80_steps.pkl")
+    loaded.learn(60)
+
+
+def test_normalized_states_belong_to_a_checkpoint(tmp_path: Path) -> None:
+    one = make_model("D2RPolicy", env=normalized()).learn(60)
+    one.save_checkpoint(tmp_path / "there")
+    one.learn(60, reset_num_timesteps=False)
+    other = MultiTaskSAC.load_checkpoint(tmp_path / "there", normalized(), "cpu")
+    other.learn(60, reset_num_timesteps=False)
+    assert np.array_equal(one.replay_buffer.rows, other.replay_buffer.rows)
+    for name, value in one.policy.state_dict().items():
+        assert torch.equal(value, other.policy.state_dict()[name])
+    envs = [model.get_vec_normalize_env() for model in (one, other)]
+    assert np.array_equal(envs[0].obs_rms.mean, envs[1].obs_rms.mean)
+
+
+def test_paths_of_demonstrations_are_those_of_normalized_states() -> None:
+    options = {"replay_buffer_class": DemonstrationBuffer, "replay_buffer_kwargs": {"demonstrations": 2}}
+    kwargs = {"network_kwargs": {**SIZES["D2RPolicy"], "gate": "top-2"}}
+    env = normalized()
+    env.obs_rms.mean, env.obs_rms.var = np.full(8, 3.0), np.full(8, 0.01)
+    model = make_model("D2RPolicy", env=env, policy_kwargs=kwargs, actor_paths="replayed", **options)
+    obs, zeros = observations(each=2).reshape(TASKS, 2, -1), np.zeros((TASKS, 2), np.float32)
+    add_demonstrations(model, obs, np.zeros((TASKS, 2, 2), np.float32), obs, zeros, zeros.astype(bool))
+    shown = model.replay_buffer.shown
+    assert np.array_equal(shown.observations[:2].swapaxes(0, 1), obs)
+    seen = torch.as_tensor(env.normalize_obs(obs.reshape(-1, 8)))
+    route = model.actor.distribution(seen)[2]
+    paths = model.policy.topology.pack(route.path).numpy().reshape(TASKS, 2, -1)
+    assert np.array_equal(shown.paths, paths)
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (4,)), spaces.Dict(a=spaces.Box(-1, 1, (3,)))])
+def test_what_cannot_be_normalized(space: spaces.Space[Any]) -> None:
+    class Other(gym.Env[Any, Any]):
+        observation_space = space
+        action_space = spaces.Box(-1, 1, (2,))
+
+    with pytest.raises(ValueError, match="observation"):
+        MultiTaskVecNormalize(DummyVecEnv([Other]), num_tasks=4)

@@ -54,7 +54,7 @@ INTEGRATION_LAYERS = {
             "randomness",
             "storage",
         ],
-        ["actor", "critic", "points", "tree"],
+        ["actor", "critic", "points", "tree", "vec_normalize"],
         ["policies", "replay"],
         ["demonstrations"],
         ["on_policy", "options", "update"],

@@ -14,6 +14,7 @@ from .demonstrations import DemonstrationBuffer
 from .losses import TASK_WEIGHTS, TEMPERATURES
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
+from .vec_normalize import MultiTaskVecNormalize
 
 if TYPE_CHECKING:
     from .sac import MultiTaskSAC
@@ -122,10 +123,11 @@ def check_options(model: "MultiTaskSAC") -> None:
             f"`replay_buffer_class` must be a RouteReplayBuffer, got {buffer_class.__name__}: {why}. Inherit from "
             "RouteReplayBuffer for a buffer of your own."
         )
-    if model._vec_normalize_env is not None and model._vec_normalize_env.norm_obs:
+    normalizer = model._vec_normalize_env
+    if normalizer is not None and normalizer.norm_obs and not isinstance(normalizer, MultiTaskVecNormalize):
         raise ValueError(
-            "`env` must leave observations as they are, or the one-hot of the task would be normalized with them; "
-            "use VecNormalize(norm_obs=False), or normalize before the one-hot is appended."
+            "`env` must leave the one-hot of the task as it is, and VecNormalize would normalize it with the state; "
+            "use MultiTaskVecNormalize, or VecNormalize(norm_obs=False)."
         )
 
 

@@ -316,6 +316,12 @@ class RouteReplayBuffer(ReplayBuffer):
         rows[:, -1] = rows[:, -1] == ENDED
         if env is not None:
             rows[:, -2] = env.normalize_reward(rows[:, -2])
+        if env is not None and env.norm_obs:
+            one_hots = np.eye(self.num_tasks, dtype=np.float32)[tasks]
+            for part in (rows[:, :n], rows[:, n : 2 * n]):
+                normalized = env.normalize_obs(np.concatenate([part, one_hots], axis=1))
+                assert isinstance(normalized, np.ndarray)
+                part[:] = normalized[:, :n]
         batch, ids = self._on_device(rows), self._on_device(tasks)
         paths = None
         if self.paths is not None and self.topology is not None:

@@ -217,21 +217,24 @@ class MultiTaskSAC(SAC):
         dones: NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        before, normalizer = self._last_obs, self._vec_normalize_env
+        before, original, normalizer = self._last_obs, new_obs, self._vec_normalize_env
+        if normalizer is not None:  # what is stored is not normalized
+            reward = normalizer.get_original_reward()
+            before, original = self._last_original_obs, normalizer.get_original_obs()
         assert isinstance(replay_buffer, RouteReplayBuffer)
         assert isinstance(before, np.ndarray)
-        assert isinstance(new_obs, np.ndarray)
-        if normalizer is not None:
-            reward = normalizer.get_original_reward()
-        after = new_obs.copy()
+        assert isinstance(original, np.ndarray)
+        after = original.copy()
         for i in np.flatnonzero(dones):  # where an episode ended, new_obs is the first observation of the next one
-            after[i] = infos[i].get("terminal_observation", after[i])
+            last = infos[i].get("terminal_observation")
+            if last is not None:
+                after[i] = last if normalizer is None else normalizer.unnormalize_obs(last)
         self._step_pending = False
         self._last_obs = None  # after a step that is refused, episodes start anew
         replay_buffer.add(before, after, buffer_action, reward, dones, infos, paths=self._behaviour_paths)
         self._last_obs = new_obs
         if normalizer is not None:
-            self._last_original_obs = new_obs
+            self._last_original_obs = original
 
     def learn(
         self,
