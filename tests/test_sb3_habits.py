@@ -158,6 +158,8 @@ def test_actor_and_critic_are_saved_alone(policy: str, tmp_path: Path) -> None:
 
     loaded = type(actor).load(tmp_path / "actor.pth", device="cpu")
     assert np.array_equal(loaded.predict(observations(), deterministic=True)[0], best)
+    with pytest.raises(ValueError, match="the observation must end with the one-hot of one of 4 tasks"):
+        loaded.predict(np.zeros(8, np.float32))
     judge = type(critic).load(tmp_path / "critic.pth", device="cpu")
     assert torch.equal(judge(seen, torch.zeros(len(seen), 2)), values)
     assert all(torch.equal(value, expected[name]) for name, value in judge.state_dict().items())

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
@@ -94,6 +96,18 @@ class MultiTaskActor(BasePolicy):
     def forward(self, observations: Tensor, deterministic: bool = False) -> Tensor:
         """The actions in a rollout."""
         return self.act(observations, deterministic=deterministic)[0]
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """The actions of an actor that was loaded alone, as :meth:`dynroute_sb3.MultiTaskPolicy.predict` gives them."""
+        if isinstance(observation, np.ndarray):
+            self.task_space.check(observation, name="the observation")
+        return super().predict(observation, state, episode_start, deterministic)
 
     def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:  # type: ignore[override]
         return self.forward(observation, deterministic)
