@@ -72,7 +72,7 @@ if os.environ.get("DYNROUTE_DOCS_ONLINE"):
 
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(abc|collections|contextlib|typing|torch)(\..*)?"),
+    ("py:.*", r"(abc|collections|contextlib|io|typing|torch|zipfile)(\..*)?"),
     ("py:class", r"(bool|bytes|dict|float|frozenset|int|list|object|set|str|tuple|None|Ellipsis)"),
     ("py:exc", r"(AssertionError|RuntimeError|TypeError|ValueError)"),
     ("py:class", r"(.*\.T|BaseCallback|Module|Path|VecEnv|pathlib.Path|Task)"),  # as they are called in signatures

@@ -27,8 +27,20 @@ INTEGRATION_FILES = sorted(INTEGRATIONS.rglob("*.py"))
 
 INTEGRATION_LAYERS = {
     "dynroute_sb3": [
-        ["environments", "gaussian", "losses", "normalizer", "observation", "parallel", "randomness", "storage"],
-        ["actor", "critic", "points", "tree"],
+        [
+            "archive",
+            "environments",
+            "gaussian",
+            "layers",
+            "losses",
+            "normalizer",
+            "observation",
+            "own_networks",
+            "parallel",
+            "randomness",
+            "storage",
+        ],
+        ["actor", "critic", "points", "tree", "vec_normalize"],
         ["policies", "replay"],
         ["demonstrations"],
         ["on_policy", "options", "update"],

@@ -1,6 +1,6 @@
 """MT-SAC: one perceptron for all tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import torch
@@ -15,13 +15,14 @@ __all__ = ["MultiTaskMLP"]
 
 
 class MultiTaskMLP(Network):
-    r"""A perceptron with ReLU that reads the state and the one-hot of the task (MT-SAC).
+    r"""A perceptron that reads the state and the one-hot of the task (MT-SAC).
 
     Args:
         state_features: The width of the state, without the task.
         num_tasks: The number of tasks.
         out_features: The width of the output.
         hidden_sizes: The widths of the hidden layers.
+        activation: What makes the activation behind each of these layers.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -37,6 +38,7 @@ class MultiTaskMLP(Network):
         out_features: int,
         *,
         hidden_sizes: Sequence[int] = (400,) * 5,
+        activation: Callable[[], nn.Module] = nn.ReLU,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -44,7 +46,7 @@ class MultiTaskMLP(Network):
         check_sizes("hidden_sizes", hidden_sizes, at_least=0)
         self.layers = perceptron(
             (state_features + num_tasks, *hidden_sizes),
-            nn.ReLU,
+            activation,
             out_features=out_features,
             device=device,
             dtype=dtype,

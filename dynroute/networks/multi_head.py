@@ -1,6 +1,6 @@
 """MH-SAC: one trunk for all tasks, one head for each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import torch
@@ -25,6 +25,7 @@ class MultiHead(Network):
         num_tasks: The number of tasks.
         out_features: The width of the output.
         hidden_sizes: The widths of the layers of the trunk, at least one.
+        activation: What makes the activation behind each of these layers.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -40,12 +41,13 @@ class MultiHead(Network):
         out_features: int,
         *,
         hidden_sizes: Sequence[int] = (400,) * 5,
+        activation: Callable[[], nn.Module] = nn.ReLU,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
         check_sizes("hidden_sizes", hidden_sizes)
-        self.trunk = perceptron((state_features + num_tasks, *hidden_sizes), nn.ReLU, device=device, dtype=dtype)
+        self.trunk = perceptron((state_features + num_tasks, *hidden_sizes), activation, device=device, dtype=dtype)
         self.heads = OutputRouting(
             nn.Linear(hidden_sizes[-1], out_features, device=device, dtype=dtype) for _ in range(num_tasks)
         )

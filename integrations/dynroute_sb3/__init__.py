@@ -27,6 +27,7 @@ from .policies import (
 from .replay import RouteReplayBuffer, RouteReplaySamples
 from .sac import MultiTaskSAC
 from .storage import DamagedError
+from .vec_normalize import MultiTaskVecNormalize
 
 __all__ = [
     "CAREPolicy",
@@ -41,6 +42,7 @@ __all__ = [
     "MultiTaskActorCriticPolicy",
     "MultiTaskPolicy",
     "MultiTaskSAC",
+    "MultiTaskVecNormalize",
     "OneHotTask",
     "OverlappedSAC",
     "PaCoPolicy",

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from dynroute import Route
 from .gaussian import sample_action, split_output
 from .normalizer import StateNormalizer
 from .observation import TaskSpace
+from .own_networks import run_network, takes_routing
 
 __all__ = ["MultiTaskActor"]
 
@@ -42,6 +45,7 @@ class MultiTaskActor(BasePolicy):
     ) -> None:
         super().__init__(observation_space, action_space, squash_output=True)
         self.net = net
+        self.routing = takes_routing(net)
         self.task_space = task_space
         dtype = next(net.parameters()).dtype
         self.register_buffer("temperature", torch.ones(task_space.num_tasks, dtype=dtype))
@@ -65,7 +69,8 @@ class MultiTaskActor(BasePolicy):
         """
         state, task = self.task_space.split(observations.to(self.temperature.dtype))
         sampling = {"temperature": task @ self.temperature, "generator": generator} if sample and path is None else {}
-        output, route = self.net(self.normalizer(state), task, path=path, sample=sample, return_route=True, **sampling)
+        state = self.normalizer(state)
+        output, route = run_network(self.net, state, task, routing=self.routing, path=path, sample=sample, **sampling)
         return *split_output(output), route
 
     def action_log_prob(
@@ -92,5 +97,22 @@ class MultiTaskActor(BasePolicy):
         """The actions in a rollout."""
         return self.act(observations, deterministic=deterministic)[0]
 
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """The actions of an actor that was loaded alone, as :meth:`dynroute_sb3.MultiTaskPolicy.predict` gives them."""
+        if isinstance(observation, np.ndarray):
+            self.task_space.check(observation, name="the observation")
+        return super().predict(observation, state, episode_start, deterministic)
+
     def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:  # type: ignore[override]
         return self.forward(observation, deterministic)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # The network itself, so that one of the user comes back too.
+        spaces = {"observation_space": self.observation_space, "action_space": self.action_space}
+        return {**spaces, "net": self.net, "task_space": self.task_space}

@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 import dynroute
 
+from .archive import reading_archive, writing_archive
 from .demonstrations import DemonstrationBuffer
 from .environments import environment_states, set_environment_states
 from .options import OPTIONS
@@ -175,23 +176,32 @@ def checkpoint_steps(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def save_buffer(buffer: RouteReplayBuffer, folder: str | Path | io.BufferedIOBase) -> None:
-    """Writes a replay buffer to a folder, in the place of what is there."""
-    with writing_folder(_folder(folder), replace=True) as temporary:
-        write_tree(temporary, "buffer", buffer.save(temporary))
+def save_buffer(buffer: RouteReplayBuffer, path: str | Path | io.BufferedIOBase) -> None:
+    """Writes a replay buffer to a file, in the place of another one that is there, or to a file object."""
+    with writing_archive(_file(path), marker="buffer.json") as place:
+        write_tree(place, "buffer", buffer.save(place))
 
 
-def load_buffer(buffer: RouteReplayBuffer, folder: str | Path | io.BufferedIOBase) -> None:
-    """Reads the folder that :func:`save_buffer` wrote."""
-    folder = _folder(folder)
-    check_folder(folder)
-    buffer.load(folder, read_tree(folder, "buffer"))
+def load_buffer(buffer: RouteReplayBuffer, path: str | Path | io.BufferedIOBase) -> None:
+    """Reads what :func:`save_buffer` wrote, or the folder that earlier versions wrote in its place."""
+    source = _file(path)
+    if isinstance(source, Path) and source.is_dir():
+        check_folder(source)
+        buffer.load(source, read_tree(source, "buffer"))
+        return
+    with reading_archive(source, what="a replay buffer", marker="buffer.json") as place:
+        buffer.load(place, read_tree(place, "buffer"))
 
 
-def _folder(path: str | Path | io.BufferedIOBase) -> Path:
-    if not isinstance(path, (str, Path)):
-        raise TypeError(f"`path` must name a folder, got {type(path).__name__}: a buffer is written in several files.")
-    return Path(path)
+def _file(path: str | Path | io.BufferedIOBase) -> Path | io.BufferedIOBase:
+    if isinstance(path, (str, Path)):
+        return Path(path)
+    if not isinstance(path, io.BufferedIOBase):
+        raise TypeError(
+            f"`path` must be the name of a file, or a file object of bytes such as open(..., 'rb') or io.BytesIO(), "
+            f"got {type(path).__name__}."
+        )
+    return path
 
 
 def _label(thing: Any) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .normalizer import StateNormalizer
 from .observation import TaskSpace
+from .own_networks import run_network, takes_routing
 
 __all__ = ["MultiTaskCritic"]
 
@@ -36,6 +37,7 @@ class MultiTaskCritic(BaseModel):
     ) -> None:
         super().__init__(observation_space, action_space)
         self.nets = nn.ModuleList(nets)
+        self.routing = [takes_routing(net) for net in nets]
         self.task_space = task_space
         self.normalizer = StateNormalizer(task_space.state_features, dtype=next(self.parameters()).dtype)
 
@@ -57,7 +59,12 @@ class MultiTaskCritic(BaseModel):
         """The values that one critic gives to actions; the keywords are those of the networks."""
         state, task = self.task_space.split(observations)
         sampling = {"temperature": temperature, "generator": generator} if sample and path is None else {}
-        values: Tensor = self.nets[i](
-            torch.cat([self.normalizer(state), actions], dim=-1), task, path=path, sample=sample, **sampling
-        )
+        inputs = torch.cat([self.normalizer(state), actions], dim=-1)
+        routing = self.routing[i]
+        values, _ = run_network(self.nets[i], inputs, task, routing=routing, path=path, sample=sample, **sampling)
         return values.squeeze(-1)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # The networks themselves: made anew, they would no longer share what they share.
+        spaces = {"observation_space": self.observation_space, "action_space": self.action_space}
+        return {**spaces, "nets": list(self.nets), "task_space": self.task_space}

@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from dynroute import Topology
 
+from .archive import Member
 from .replay import RouteReplayBuffer, RouteReplaySamples
 from .storage import read_rows, write_rows
 
@@ -91,14 +92,14 @@ class DemonstrationBuffer(RouteReplayBuffer):
     def _shape(self) -> dict[str, Any]:
         return {**super()._shape(), "demonstrations": self.wanted.shape[1]}
 
-    def save(self, folder: str | Path) -> dict[str, Any]:
-        (inner := Path(folder) / "demonstrations").mkdir()
+    def save(self, folder: str | Path | Member) -> dict[str, Any]:
+        (inner := (Path(folder) if isinstance(folder, str) else folder) / "demonstrations").mkdir()
         write_rows(inner / "wanted.npy", self.wanted, self.shown.counts)
         return {**super().save(folder), "shown": self.shown.save(inner)}
 
-    def load(self, folder: str | Path, state: dict[str, Any]) -> None:
+    def load(self, folder: str | Path | Member, state: dict[str, Any]) -> None:
         super().load(folder, state)
-        inner = Path(folder) / "demonstrations"
+        inner = (Path(folder) if isinstance(folder, str) else folder) / "demonstrations"
         self.shown.load(inner, state["shown"])
         read_rows(inner / "wanted.npy", self.wanted, self.shown.counts)
 
@@ -120,8 +121,8 @@ def add_demonstrations(
 
     Args:
         model: The model that is to learn from them.
-        observations: What the demonstrator saw, with the one-hots.
-        actions: What it did, scaled to [-1, 1].
+        observations: What the demonstrator saw, with the one-hots, not normalized.
+        actions: What it did, scaled to [-1, 1], in the shape of the action space or flat.
         next_observations: What it saw next, also at the end of an episode.
         rewards: The rewards.
         dones: Whether the episode ended there.
@@ -135,6 +136,10 @@ def add_demonstrations(
             f"{type(buffer).__name__}."
         )
     tasks, count, actions_of = buffer.wanted.shape
+    if np.shape(actions)[2:] == model.action_space.shape:
+        actions = np.reshape(actions, (*np.shape(actions)[:2], -1))
+    if wanted is not None and np.shape(wanted)[2:] == model.action_space.shape:
+        wanted = np.reshape(wanted, (*np.shape(wanted)[:2], -1))
     wanted, timeouts = actions if wanted is None else wanted, np.zeros_like(dones) if timeouts is None else timeouts
     parts: dict[str, tuple[NDArray[Any], tuple[int, ...]]] = {
         "observations": (observations, buffer.obs_shape),
@@ -175,6 +180,10 @@ def _paths(model: "MultiTaskSAC", observations: NDArray[np.float32]) -> NDArray[
     """Paths that the actor takes at these observations, packed."""
     topology = model.policy.topology
     assert topology is not None
+    if (normalizer := model.get_vec_normalize_env()) is not None:
+        normalized = normalizer.normalize_obs(observations)
+        assert isinstance(normalized, np.ndarray)
+        observations = normalized
     rows = torch.split(torch.as_tensor(observations).flatten(0, 1), ROWS)
     routes = [model.actor.distribution(part.to(model.device), sample=True)[2] for part in rows]
     packed = [topology.pack(route.path).cpu().numpy() for route in routes if route is not None]

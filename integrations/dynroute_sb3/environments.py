@@ -96,4 +96,6 @@ def _vector_state(wrapper: VecEnvWrapper) -> dict[str, Any]:
     state = {name: getattr(wrapper, name) for name in names}
     if isinstance(wrapper, VecNormalize):
         state["ret_rms"] = dict(vars(wrapper.ret_rms))
+        if wrapper.norm_obs:
+            state["obs_rms"] = dict(vars(wrapper.obs_rms))
     return state

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-__all__ = ["OneHotTask", "TaskSpace", "count_tasks"]
+__all__ = ["OneHotTask", "TaskSpace", "check_observation_space", "count_tasks"]
 
 
 class TaskSpace:
@@ -30,11 +30,8 @@ class TaskSpace:
     def __init__(self, observation_space: spaces.Space[Any], num_tasks: int) -> None:
         if isinstance(num_tasks, bool) or not isinstance(num_tasks, (int, np.integer)) or num_tasks < 1:
             raise ValueError(f"`num_tasks` must be a positive integer, got {num_tasks!r}.")
-        if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
-            raise ValueError(
-                "the observation space must be a Box of vectors that end with the one-hot of the task, "
-                f"got {observation_space}."
-            )
+        check_observation_space(observation_space)
+        assert observation_space.shape is not None
         if observation_space.shape[0] <= num_tasks:
             raise ValueError(
                 f"an observation must hold a state and the one-hot of one of {num_tasks} tasks, got vectors of "
@@ -79,6 +76,15 @@ class TaskSpace:
             i = int(wrong.argmax())
             row = observations.reshape(-1, observations.shape[-1])[i].tolist()
             raise ValueError(f"{name} must be finite, row {i} of task {tasks[i]} is {row}.")
+
+
+def check_observation_space(space: spaces.Space[Any]) -> None:
+    """Raises an error unless observations are vectors."""
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise ValueError(
+            "the observation space must be a Box of vectors that end with the one-hot of the task, "
+            f"got {space}; flatten them with gymnasium.wrappers.FlattenObservation, and wrap that in OneHotTask."
+        )
 
 
 class OneHotTask(gym.Wrapper[NDArray[np.float32], Any, NDArray[Any], Any]):

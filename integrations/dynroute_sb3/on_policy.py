@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from .observation import TaskSpace
+from .own_networks import run_network, takes_routing
 from .policies import NetworkLike, build_network
 
 __all__ = ["MultiTaskActorCriticPolicy"]
@@ -94,9 +95,9 @@ class _Networks(nn.Module):
         return self.forward_actor(features), self.forward_critic(features)
 
     def forward_actor(self, features: Tensor) -> Tensor:
-        output: Tensor = self.actor(*self.space.split(features), sample=False)
-        return output
+        routing = takes_routing(self.actor)
+        return run_network(self.actor, *self.space.split(features), routing=routing, sample=False)[0]
 
     def forward_critic(self, features: Tensor) -> Tensor:
-        output: Tensor = self.value(*self.space.split(features), sample=False)
-        return output
+        routing = takes_routing(self.value)
+        return run_network(self.value, *self.space.split(features), routing=routing, sample=False)[0]

@@ -1,19 +1,25 @@
 """The options of MultiTaskSAC, and what is asked of them."""
 
+import difflib
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
 from dynroute import SampleK, TopK
-from dynroute.arguments import check_choice
+from dynroute.arguments import check_choice, shown
 
 from .demonstrations import DemonstrationBuffer
 from .losses import TASK_WEIGHTS, TEMPERATURES
+from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
+from .vec_normalize import MultiTaskVecNormalize
 
 if TYPE_CHECKING:
     from .sac import MultiTaskSAC
 
-__all__ = ["OPTIONS", "PATHS", "check_options", "choose_paths"]
+__all__ = ["NOT_OFFERED", "OPTIONS", "PATHS", "check_options", "check_policy_name", "choose_paths"]
 
 PATHS = ("sampled", "replayed", "topk")
 """The paths that a loss can take. They are fresh ones, those stored with the transitions, or the best."""
@@ -102,14 +108,46 @@ def check_options(model: "MultiTaskSAC") -> None:
         raise ValueError(f"`task_names` must differ, since values are logged by them, got {model.task_names}.")
     if model.n_steps != 1:
         raise ValueError(f"`n_steps` must be 1, got {model.n_steps}: transitions are stored one by one.")
+    policy_class: object = model.policy_class
+    if not (isinstance(policy_class, type) and issubclass(policy_class, MultiTaskPolicy)):
+        raise ValueError(
+            f"`policy` must be one of {', '.join(map(repr, POLICIES))}, or a class that inherits from MultiTaskPolicy, "
+            f"got {shown(policy_class)}; a network of your own is `network` in `policy_kwargs`."
+        )
     buffer_class = model.replay_buffer_class
     if buffer_class is not None and not issubclass(buffer_class, RouteReplayBuffer):
-        raise ValueError(f"`replay_buffer_class` must be a RouteReplayBuffer, got {buffer_class.__name__}.")
-    if model._vec_normalize_env is not None and model._vec_normalize_env.norm_obs:
+        why = "batches are balanced by task, and paths are stored beside transitions"
+        if issubclass(buffer_class, HerReplayBuffer):
+            why = "goals that are put in afterwards need observations that are dictionaries, and here they are vectors"
         raise ValueError(
-            "`env` must leave observations as they are, or the one-hot of the task would be normalized with them; "
-            "use VecNormalize(norm_obs=False), or normalize before the one-hot is appended."
+            f"`replay_buffer_class` must be a RouteReplayBuffer, got {buffer_class.__name__}: {why}. Inherit from "
+            "RouteReplayBuffer for a buffer of your own."
         )
+    normalizer = model._vec_normalize_env
+    if normalizer is not None and normalizer.norm_obs and not isinstance(normalizer, MultiTaskVecNormalize):
+        raise ValueError(
+            "`env` must leave the one-hot of the task as it is, and VecNormalize would normalize it with the state; "
+            "use MultiTaskVecNormalize, or VecNormalize(norm_obs=False)."
+        )
+
+
+NOT_OFFERED = {
+    "MultiInputPolicy": "it is for observations that are dictionaries, and these networks read vectors; flatten them "
+    "with gymnasium.wrappers.FlattenObservation, and wrap that in OneHotTask",
+    "CnnPolicy": "it is for images, and these networks read vectors; put features of the images into the observation",
+}
+"""SB3's names of policies that have no counterpart, and why."""
+
+
+def check_policy_name(name: str, known: Collection[str]) -> None:
+    """Raises an error unless a policy is known by this name."""
+    if name in known:
+        return
+    why = f": {NOT_OFFERED[name]}" if name in NOT_OFFERED else ""
+    near = [other for other in known if name and other.lower().startswith(name.lower())]
+    near = near or difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near and not why else "."
+    raise ValueError(f"`policy` must be one of {', '.join(map(repr, known))}, got {name!r}{why}{hint}")
 
 
 def _check_demonstrations(model: "MultiTaskSAC") -> None:

@@ -9,15 +9,20 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 
 from dynroute import Topology, networks
+from dynroute.arguments import shown
 
 from .actor import MultiTaskActor
 from .critic import MultiTaskCritic
+from .layers import NetArch, layer_keywords
 from .observation import TaskSpace
+from .own_networks import check_factory, try_network
 
 __all__ = [
     "POLICIES",
@@ -39,7 +44,8 @@ NetworkLike = str | Callable[..., nn.Module]
 def build_network(
     network: NetworkLike, space: TaskSpace, out_features: int, *, extra_features: int = 0, **sizes: Any
 ) -> nn.Module:
-    """Builds a network for the tasks of a space; one of the user's own that expects other tasks is refused."""
+    """Builds a network for the tasks of a space; one of the user's own that does not fit them is refused."""
+    check_factory(network)
     net = networks.build(network, space.state_features + extra_features, space.num_tasks, out_features, **sizes)
     for name, expected in (
         ("num_tasks", space.num_tasks),
@@ -51,6 +57,8 @@ def build_network(
                 f"`network` must make networks with {name}={expected}, as the observations and actions have it, "
                 f"got one with {name}={got}; pass the arguments of the factory on."
             )
+    if not isinstance(network, str):
+        try_network(net, space.state_features + extra_features, space.num_tasks, out_features)
     return net
 
 
@@ -63,12 +71,18 @@ class MultiTaskPolicy(SACPolicy):
         lr_schedule: The learning rate, as a function of the progress that remains.
         num_tasks: The number of tasks; MultiTaskSAC fills it in.
         network: A name of :func:`dynroute.networks.available`, or anything that makes a network from
-            ``(state_features, num_tasks, out_features, **network_kwargs)``.
+            ``(state_features, num_tasks, out_features, **network_kwargs)``; :mod:`dynroute_sb3.own_networks` tells what
+            is asked of one.
         network_kwargs: Keywords of the network, for instance ``{"num_modules": 8}``.
         n_critics: The number of critics.
         use_sde: Not supported.
         optimizer_class: The optimizer.
         optimizer_kwargs: Keywords of the optimizer; the fused form of Adam is used if None.
+        net_arch: The widths of the hidden layers of the networks "mt-sac" and "mh-sac", in SB3's words: a list, or a
+            dictionary with those of the actor under "pi" and of the critics under "qf".
+        activation_fn: The activation between these layers; ReLU if None.
+        normalize_images: As in SB3, which normalizes images; these observations are none.
+        others: SB3's other keywords, which these networks have no place for: each is answered by a sentence.
 
     Example:
         >>> model = MultiTaskSAC(MultiTaskPolicy, DummyVecEnv(point_tasks()), policy_kwargs={"network": "hard"})
@@ -95,15 +109,23 @@ class MultiTaskPolicy(SACPolicy):
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        *,
+        net_arch: NetArch | None = None,
+        activation_fn: Callable[[], nn.Module] | None = None,
+        normalize_images: bool = True,
+        **others: Any,
     ) -> None:
         if use_sde:
             raise ValueError(
-                "`use_sde` must be False: these networks have no features for state-dependent exploration."
+                "`use_sde` must be False: state-dependent exploration draws a matrix for the last features of one "
+                "perceptron and keeps it for many steps, and a routed network has no such features for all routes. For "
+                "noise that lasts, give `action_noise`, for instance OrnsteinUhlenbeckActionNoise."
             )
+        _refuse_others(others)
         if optimizer_kwargs is None:
             optimizer_kwargs = {"fused": True} if optimizer_class in (torch.optim.Adam, torch.optim.AdamW) else {}
-        if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
-            raise ValueError(f"the action space must be a Box of vectors, got {action_space}.")
+        if not isinstance(action_space, spaces.Box) or not action_space.shape or 0 in action_space.shape:
+            raise ValueError(f"the action space must be a Box of vectors or arrays of numbers, got {action_space}.")
         # The networks replace all that SACPolicy builds; what it inherits is what they are to SB3.
         BasePolicy.__init__(
             self,
@@ -112,10 +134,16 @@ class MultiTaskPolicy(SACPolicy):
             squash_output=True,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
+            normalize_images=normalize_images,
         )
         self.task_space = TaskSpace(observation_space, num_tasks)
         self.network = self.default_network if network is None else network
+        check_factory(self.network)
         self.network_kwargs = dict(network_kwargs or {})
+        self.net_arch, self.activation_fn = net_arch, activation_fn  # type: ignore[assignment]
+        self._actor_kwargs, self._critic_kwargs = layer_keywords(
+            self.network, self.network_kwargs, net_arch, activation_fn
+        )
         self.n_critics = n_critics
         self._build(lr_schedule)
 
@@ -152,18 +180,22 @@ class MultiTaskPolicy(SACPolicy):
     def make_actor(self, features_extractor: object = None) -> MultiTaskActor:  # type: ignore[override]
         """Makes the actor; the argument is that of SB3, whose features extractors these networks do without."""
         assert isinstance(self.action_space, spaces.Box)
-        outputs = 2 * int(self.action_space.shape[0])
-        net = build_network(self.network, self.task_space, outputs, **self.network_kwargs)
+        net = build_network(self.network, self.task_space, 2 * get_action_dim(self.action_space), **self._actor_kwargs)
         return MultiTaskActor(self.observation_space, self.action_space, net, self.task_space)
 
     def make_critic(self, features_extractor: object = None) -> MultiTaskCritic:  # type: ignore[override]
         """Makes the critics, which share with the actor what its network shares."""
         assert isinstance(self.action_space, spaces.Box)
-        kwargs = {**self.network_kwargs, **self._shared()}
+        kwargs, actions = {**self._critic_kwargs, **self._shared()}, get_action_dim(self.action_space)
         nets = [
-            build_network(self.network, self.task_space, 1, extra_features=self.action_space.shape[0], **kwargs)
+            build_network(self.network, self.task_space, 1, extra_features=actions, **kwargs)
             for _ in range(self.n_critics)
         ]
+        if len({id(net) for net in [self.actor.net, *nets]}) <= self.n_critics:
+            raise ValueError(
+                f"`network` must make a new network at each call, it made the same {type(nets[0]).__name__} again: "
+                "actor and critics are networks of their own."
+            )
         return MultiTaskCritic(self.observation_space, self.action_space, nets, self.task_space)
 
     def predict(
@@ -199,10 +231,39 @@ class MultiTaskPolicy(SACPolicy):
             "num_tasks": self.task_space.num_tasks,
             "network": self.network,
             "network_kwargs": self.network_kwargs,
+            "net_arch": self.net_arch,
+            "activation_fn": self.activation_fn,
             "n_critics": self.n_critics,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
+
+
+ELSEWHERE: Mapping[str, str] = {
+    "log_std_init": "SB3's SAC reads it for `use_sde` alone; the standard deviation is an output of the network here",
+    "use_expln": "SB3's SAC reads it for `use_sde` alone; the standard deviation is an output of the network here",
+    "clip_mean": "SB3's SAC reads it for `use_sde` alone; the mean is an output of the network here",
+    "features_extractor_class": "a network reads the state as it is; what comes before belongs into `network`",
+    "features_extractor_kwargs": "a network reads the state as it is; what comes before belongs into `network`",
+    "share_features_extractor": "actor and critics have no part in common, except for what their networks share",
+}
+"""SB3's keywords of policies that these have no place for, and why."""
+
+
+def _refuse_others(others: Mapping[str, Any]) -> None:
+    """Raises an error for a keyword that has no place, unless its value asks for nothing."""
+    nothing = {"share_features_extractor": False, "features_extractor_class": FlattenExtractor}
+    for name, value in others.items():
+        if name not in ELSEWHERE:
+            raise TypeError(
+                f"`policy_kwargs` must be keywords of MultiTaskPolicy, got `{name}`; those of the network belong into "
+                "`network_kwargs`."
+            )
+        if value is not None and value != {} and value is not nothing.get(name):
+            raise ValueError(
+                f"`{name}` must not be given in `policy_kwargs`, got {shown(value)}: {ELSEWHERE[name]}, whose keywords "
+                "are `network_kwargs`."
+            )
 
 
 class MlpPolicy(MultiTaskPolicy):

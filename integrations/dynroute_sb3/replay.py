@@ -1,6 +1,7 @@
 """A replay buffer with a ring for each task, which keeps the path of the behaviour policy beside each transition."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,15 @@ from torch import Tensor
 
 from dynroute import Topology
 
+from .archive import Member
 from .observation import TaskSpace
 from .storage import read_rows, write_rows
 
 __all__ = ["RouteReplayBuffer", "RouteReplaySamples"]
+
+
+GOES_ON, ENDED, OUT_OF_TIME = 0.0, 1.0, -1.0
+"""What the last number of a row says of the episode."""
 
 
 class RouteReplaySamples(NamedTuple):
@@ -49,8 +55,12 @@ class RouteReplaySamples(NamedTuple):
 class RouteReplayBuffer(ReplayBuffer):
     """Keeps transitions by task, so that every batch holds as many of each task.
 
-    A transition is a row of numbers: state, next state, action, reward and whether the episode ended; its task is told
-    by its ring, and its path takes one bit for each edge. Memory is taken as rows are written, not before.
+    A transition is a row of numbers: state, next state, action, reward and how the episode ended; its task is told by
+    its ring, and its path takes one bit for each edge. Memory is taken as rows are written, not before.
+
+    What SB3's buffers hold can be read by its names, with a task in the place of an environment: `observations` and so
+    on with shape ``[capacity, num_tasks, ...]``. `actions` and `rewards` are views of the rows, to be changed in place;
+    the others are made from the rows when they are asked for, and refuse to be written to.
 
     Args:
         buffer_size: The number of transitions of all tasks together.
@@ -62,6 +72,12 @@ class RouteReplayBuffer(ReplayBuffer):
         handle_timeout_termination: Whether an episode that ran out of time counts as one that goes on.
         num_tasks: The number of tasks.
         memory_map: A folder for a file in place of memory. The file has no name and vanishes with the buffer.
+
+    Example:
+        >>> env = DummyVecEnv(point_tasks())
+        >>> buffer = MultiTaskSAC("MlpPolicy", env, buffer_size=400).learn(20).replay_buffer
+        >>> buffer.pos, buffer.size(), buffer.observations[: buffer.pos].shape  # four tasks took five steps each
+        (5, 20, (5, 4, 8))
     """
 
     def __init__(
@@ -84,7 +100,7 @@ class RouteReplayBuffer(ReplayBuffer):
         self.handle_timeout_termination = handle_timeout_termination
         self.optimize_memory_usage = False
         self.memory_map = memory_map
-        self.capacity = max(buffer_size // num_tasks, 1)
+        self.capacity = self.buffer_size = max(buffer_size // num_tasks, 1)  # of a task, as SB3's is of an environment
         self.num_tasks = num_tasks
         self.topology: Topology | None = None
         self.paths: NDArray[np.uint8] | None = None
@@ -119,7 +135,61 @@ class RouteReplayBuffer(ReplayBuffer):
 
     @full.setter
     def full(self, value: bool) -> None:
-        """SB3's constructor sets it; here it follows from the counts."""
+        self._refuse_to_set("full", value)
+
+    @property
+    def pos(self) -> int:
+        """The place of the next transition in the ring of every task; see `positions` where they differ."""
+        if (self.positions != self.positions[0]).any():
+            raise AttributeError(
+                f"`pos` is one place for all tasks, which are at {self.positions.tolist()}; use `positions`, and "
+                "`counts` for the number of transitions of each."
+            )
+        return int(self.positions[0])
+
+    @pos.setter
+    def pos(self, value: int) -> None:
+        self._refuse_to_set("pos", value)
+
+    def _refuse_to_set(self, name: str, value: Any) -> None:
+        if hasattr(self, "counts"):  # SB3's constructor sets it before there are any
+            raise AttributeError(f"`{name}` follows from what is stored and cannot be set, got {value!r}; see reset().")
+
+    @property
+    def observations(self) -> NDArray[np.float32]:  # type: ignore[override]
+        """Observations with their one-hots, with shape ``[capacity, num_tasks, state_features + num_tasks]``."""
+        return self._observations(0)
+
+    @property
+    def next_observations(self) -> NDArray[np.float32]:  # type: ignore[override]
+        """The observations that followed, with the same shape."""
+        return self._observations(self.task_space.state_features)
+
+    @property
+    def actions(self) -> NDArray[np.float32]:  # type: ignore[override]
+        """Actions, scaled to [-1, 1], with shape ``[capacity, num_tasks, action_dim]``."""
+        first = 2 * self.task_space.state_features
+        return self.rows[..., first : first + self.action_dim].swapaxes(0, 1)
+
+    @property
+    def rewards(self) -> NDArray[np.float32]:  # type: ignore[override]
+        """Rewards, with shape ``[capacity, num_tasks]``."""
+        return self.rows[..., -2].T
+
+    @property
+    def dones(self) -> NDArray[np.float32]:  # type: ignore[override]
+        """1 where an episode ended, of whatever reason, with shape ``[capacity, num_tasks]``."""
+        return _read_only(self.rows[..., -1].T != GOES_ON)
+
+    @property
+    def timeouts(self) -> NDArray[np.float32]:  # type: ignore[override]
+        """1 where an episode ran out of time and counts as one that goes on, with shape ``[capacity, num_tasks]``."""
+        return _read_only(self.rows[..., -1].T == OUT_OF_TIME)
+
+    def _observations(self, first: int) -> NDArray[np.float32]:
+        n, tasks = self.task_space.state_features, self.num_tasks
+        one_hots = np.broadcast_to(np.eye(tasks, dtype=np.float32), (self.capacity, tasks, tasks))
+        return _read_only(np.concatenate([self.rows[..., first : first + n].swapaxes(0, 1), one_hots], axis=-1))
 
     def add(
         self,
@@ -134,9 +204,9 @@ class RouteReplayBuffer(ReplayBuffer):
         """Adds one transition of each environment, or none of them if one is not fit to be learned from.
 
         Args:
-            obs: Observations, one row for each environment.
+            obs: Observations, one row for each environment, whatever their number.
             next_obs: The observations that followed, those at the end of an episode included.
-            action: The actions, scaled to [-1, 1].
+            action: The actions, scaled to [-1, 1], in the shape of the action space or flat.
             reward: The rewards.
             done: Whether the episode ended.
             infos: What the environments tell; ``TimeLimit.truncated`` is read.
@@ -148,6 +218,8 @@ class RouteReplayBuffer(ReplayBuffer):
             )
         tasks: NDArray[np.int64] = self.task_space.tasks(obs, name="an observation")
         after = self.task_space.tasks(next_obs, name="a next observation")
+        if action.shape == (len(tasks), *(self.action_space.shape or ())):
+            action = action.reshape(len(tasks), self.action_dim)
         self._check_shapes(len(tasks), next_obs=next_obs, action=action, reward=reward, done=done, infos=infos)
         self._check_paths(len(tasks), paths)
         self._refuse("observation", obs, tasks)
@@ -161,9 +233,11 @@ class RouteReplayBuffer(ReplayBuffer):
                 f"{after[i]} at vector step {self.vector_steps}; nothing was stored of that step."
             )
 
-        ended = np.asarray(done, dtype=np.float32).reshape(len(tasks))
+        ended = np.where(np.asarray(done, dtype=bool).reshape(len(tasks)), ENDED, GOES_ON)
         if self.handle_timeout_termination:
-            ended = ended * [not info.get("TimeLimit.truncated", False) for info in infos]
+            truncated = [bool(info.get("TimeLimit.truncated", False)) for info in infos]
+            ended = np.where((ended == ENDED) & truncated, OUT_OF_TIME, ended)
+        ended = ended.astype(np.float32)
         n = self.task_space.state_features
         rows = np.concatenate([obs[:, :n], next_obs[:, :n], action, reward[:, None], ended[:, None]], axis=1)
         # Environments of one task take places one after the other.
@@ -176,6 +250,25 @@ class RouteReplayBuffer(ReplayBuffer):
         self.positions = (self.positions + added) % self.capacity
         self.counts = np.minimum(self.counts + added, self.capacity)
         self.vector_steps += 1
+
+    def extend(
+        self,
+        obs: NDArray[Any],
+        next_obs: NDArray[Any],
+        action: NDArray[Any],
+        reward: NDArray[Any],
+        done: NDArray[Any],
+        infos: Sequence[list[dict[str, Any]]],
+        paths: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Adds several steps one after the other; the arguments are those of :meth:`add`, with the steps in front."""
+        parts = {"next_obs": next_obs, "action": action, "reward": reward, "done": done, "infos": infos, "paths": paths}
+        for name, values in parts.items():
+            if values is not None and len(values) != len(obs):
+                raise ValueError(f"`{name}` must have as many steps as `obs`, {len(obs)}, got {len(values)}.")
+        for i in range(len(obs)):
+            path = None if paths is None else paths[i]
+            self.add(obs[i], next_obs[i], action[i], reward[i], done[i], infos[i], path)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> RouteReplaySamples:  # type: ignore[override]
         """Draws as many transitions of each task, with replacement, grouped by task."""
@@ -191,12 +284,28 @@ class RouteReplayBuffer(ReplayBuffer):
                 f"every task must have transitions before learning starts, tasks {missing} have none; "
                 "raise `learning_starts`, or give each task an environment."
             )
-        return self.gather(*self.draw(each), env)
+        tasks, places = self.draw(each)
+        return self._get_samples(tasks * self.capacity + places, env)
 
     def draw(self, each: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tasks and places of transitions, as many of each task, with replacement."""
         places = (np.random.random_sample((self.num_tasks, each)) * self.counts[:, None]).astype(np.int64)
         return np.repeat(np.arange(self.num_tasks), each), places.reshape(-1)
+
+    def _get_samples(  # type: ignore[override]
+        self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None
+    ) -> RouteReplaySamples:
+        """The transitions with some indices, which are task * capacity + place; :meth:`sample` calls it, as in SB3."""
+        indices = np.asarray(batch_inds)
+        tasks, places = np.divmod(indices, self.capacity)
+        wrong = (tasks < 0) | (tasks >= self.num_tasks)
+        wrong |= places >= self.counts[np.where(wrong, 0, tasks)]
+        if wrong.any():
+            raise IndexError(
+                f"`batch_inds` must be task * {self.capacity} + place of stored transitions, of which the tasks have "
+                f"{self.counts.tolist()}, got {indices[wrong][0]}."
+            )
+        return self.gather(tasks, places, env)
 
     def gather(
         self, tasks: NDArray[np.int64], places: NDArray[np.int64], env: VecNormalize | None = None
@@ -204,8 +313,15 @@ class RouteReplayBuffer(ReplayBuffer):
         """The transitions at some places of the rings of some tasks."""
         n = self.task_space.state_features
         rows = self.rows[tasks, places]
+        rows[:, -1] = rows[:, -1] == ENDED
         if env is not None:
             rows[:, -2] = env.normalize_reward(rows[:, -2])
+        if env is not None and env.norm_obs:
+            one_hots = np.eye(self.num_tasks, dtype=np.float32)[tasks]
+            for part in (rows[:, :n], rows[:, n : 2 * n]):
+                normalized = env.normalize_obs(np.concatenate([part, one_hots], axis=1))
+                assert isinstance(normalized, np.ndarray)
+                part[:] = normalized[:, :n]
         batch, ids = self._on_device(rows), self._on_device(tasks)
         paths = None
         if self.paths is not None and self.topology is not None:
@@ -230,25 +346,27 @@ class RouteReplayBuffer(ReplayBuffer):
             rows.append(self.topology.unpack(torch.from_numpy(self.paths[task, places])))
         return rows
 
-    def save(self, folder: str | Path) -> dict[str, Any]:
-        """Writes the transitions to files of a folder, row by row, and returns what :meth:`load` asks for beside them.
+    def save(self, folder: str | Path | Member) -> dict[str, Any]:
+        """Writes the transitions to files of a folder or an archive, row by row.
 
-        What is returned is plain data and arrays.
+        Returns:
+            Plain data and arrays, which :meth:`load` asks for beside the files.
         """
+        place = Path(folder) if isinstance(folder, str) else folder
         for name, array in self._arrays().items():
-            write_rows(Path(folder) / f"{name}.npy", array, self.counts)
+            write_rows(place / f"{name}.npy", array, self.counts)
         return {**self._shape(), "positions": self.positions, "counts": self.counts, "vector_steps": self.vector_steps}
 
-    def load(self, folder: str | Path, state: dict[str, Any]) -> None:
+    def load(self, folder: str | Path | Member, state: dict[str, Any]) -> None:
         """Restores what :meth:`save` wrote; a buffer of another shape is refused."""
         for name, ours in self._shape().items():
             if (theirs := state.get(name, 0)) != ours:
                 raise ValueError(
                     f"the stored buffer must have {name} {ours}, got {theirs}; was it that of another run?"
                 )
-        counts = np.asarray(state["counts"], dtype=np.int64)
+        place, counts = Path(folder) if isinstance(folder, str) else folder, np.asarray(state["counts"], dtype=np.int64)
         for name, array in self._arrays().items():
-            read_rows(Path(folder) / f"{name}.npy", array, counts)
+            read_rows(place / f"{name}.npy", array, counts)
         self.positions, self.counts = np.asarray(state["positions"], dtype=np.int64).copy(), counts.copy()
         self.vector_steps = int(state["vector_steps"])
 
@@ -297,3 +415,10 @@ class RouteReplayBuffer(ReplayBuffer):
                 f"every {what} must be finite, got {values[i].tolist()} of task {tasks[i]} (environment {i}) at vector "
                 f"step {self.vector_steps}; nothing was stored of that step."
             )
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[np.float32]:
+    """An array that refuses to be written to, since the rows would not notice."""
+    array = array.astype(np.float32, copy=False)
+    array.flags.writeable = False
+    return array

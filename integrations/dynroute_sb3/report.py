@@ -49,47 +49,52 @@ class Report:
             self.successes[task].append(float(info["is_success"]))
 
     def log(self, model: "MultiTaskSAC") -> None:
-        """Logs the means over the updates since the last time, and over the last episodes.
-
-        It is only here that values of the updates are read.
-        """
-        names, logger = model.task_names, model.logger
-        assert names is not None
-
-        def by_task(what: str, values: Sequence[float | None]) -> None:
-            for task, value in zip(names, values, strict=True):
-                if value is not None:
-                    logger.record(f"{what}/{task}", float(value), exclude="stdout")  # fifty tasks flood a screen
-
+        """Logs the means over the updates since the last time, and over the last episodes."""
         for what, kept in (("return", self.returns), ("success", self.successes)):
-            by_task(what, [float(np.mean(values)) if values else None for values in kept])
-        logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
-        if self.updates:
-            means = {name: (total / self.updates).tolist() for name, total in self.totals.items()}
-            masked = means.pop("masked")
-            for name, values in means.items():
-                logger.record(f"train/{name}", float(np.mean(values)))
-                by_task(name, values)
-            logger.record("train/masked_tasks", float(np.sum(masked)))
-            by_task("masked", masked)
-            alpha = entropy_coefficients(model)
-            logger.record("train/ent_coef", alpha.mean().item())
-            by_task("ent_coef", alpha.tolist())
-            by_task("weight", weigh_tasks(model.task_weights, alpha).tolist())
-            by_task("route_temperature", model.actor.temperature.tolist())
-            for total in self.totals.values():
-                total.zero_()
-            self.updates = 0
+            _by_task(model, what, [float(np.mean(values)) if values else None for values in kept])
+        self.record_updates(model)
+        for total in self.totals.values():
+            total.zero_()
+        self.updates = 0
         topology, buffer = model.policy.topology, model.replay_buffer
         if topology is not None and buffer is not None and buffer.paths is not None:
             newest = buffer.latest_paths(NEWEST_PATHS)
             used = [topology.used(paths).sum(dim=-1).float().mean().item() if len(paths) else None for paths in newest]
             if known := [mean for mean in used if mean is not None]:
-                logger.record("rollout/modules_used", float(np.mean(known)))
-            by_task("modules_used", used)
+                model.logger.record("rollout/modules_used", float(np.mean(known)))
+            _by_task(model, "modules_used", used)
+
+    def record_updates(self, model: "MultiTaskSAC") -> None:
+        """Hands the means over the updates since the last time to the logger; they count for the next time too.
+
+        It is only here that values of the updates are read.
+        """
+        model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
+        if not self.updates:
+            return
+        means = {name: (total / self.updates).tolist() for name, total in self.totals.items()}
+        masked = means.pop("masked")
+        for name, values in means.items():
+            model.logger.record(f"train/{name}", float(np.mean(values)))
+            _by_task(model, name, values)
+        model.logger.record("train/masked_tasks", float(np.sum(masked)))
+        _by_task(model, "masked", masked)
+        alpha = entropy_coefficients(model)
+        model.logger.record("train/ent_coef", alpha.mean().item())
+        _by_task(model, "ent_coef", alpha.tolist())
+        _by_task(model, "weight", weigh_tasks(model.task_weights, alpha).tolist())
+        _by_task(model, "route_temperature", model.actor.temperature.tolist())
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from the attributes of another report."""
         self.returns, self.successes, self.updates = state["returns"], state["successes"], state["updates"]
         for name, total in self.totals.items():
             total.copy_(state["totals"][name])
+
+
+def _by_task(model: "MultiTaskSAC", what: str, values: Sequence[float | None]) -> None:
+    """Hands a value of each task to the logger, where there is one."""
+    assert model.task_names is not None
+    for task, value in zip(model.task_names, values, strict=True):
+        if value is not None:
+            model.logger.record(f"{what}/{task}", float(value), exclude="stdout")  # fifty tasks flood a screen

@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,15 +15,15 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from .actor import MultiTaskActor
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
 from .critic import MultiTaskCritic
 from .losses import path_temperature
-from .observation import count_tasks
-from .options import check_options, choose_paths
+from .observation import check_observation_space, count_tasks
+from .options import check_options, check_policy_name, choose_paths
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
 from .report import Report
@@ -129,7 +130,8 @@ class MultiTaskSAC(SAC):
         self.route_temperature = route_temperature
         self.compile_networks = compile_networks
         self._behaviour_paths: NDArray[np.uint8] | None = None
-        self._step_pending, self._logged_at = False, -1
+        self._step_pending, self._logged_at, self._learning = False, -1, False
+        self._told_of_waiting = False
         if _init_setup_model:
             self._setup_model()
 
@@ -164,6 +166,15 @@ class MultiTaskSAC(SAC):
         """Whether paths are stored and replayed."""
         return "replayed" in (self.actor_paths, self.critic_paths)
 
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        check_policy_name(policy_name, self.policy_aliases)
+        return super()._get_policy_from_name(policy_name)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_observation_space(env.observation_space)  # SB3 would advise a MultiInputPolicy
+        return SAC._wrap_env(env, verbose, monitor_wrapper)
+
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         kept = {name: getattr(self, name) for name in ("env", "_vec_normalize_env", "n_envs", "_last_obs")}
         try:
@@ -192,7 +203,7 @@ class MultiTaskSAC(SAC):
         if warming_up:
             scaled = self.policy.scale_action(np.array([self.action_space.sample() for _ in range(n_envs)]))
         else:
-            scaled = drawn.cpu().numpy()
+            scaled = drawn.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
         if action_noise is not None:
             scaled = np.clip(scaled + action_noise(), -1, 1)
         return self.policy.unscale_action(scaled), scaled
@@ -206,21 +217,42 @@ class MultiTaskSAC(SAC):
         dones: NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        before, normalizer = self._last_obs, self._vec_normalize_env
+        before, original, normalizer = self._last_obs, new_obs, self._vec_normalize_env
+        if normalizer is not None:  # what is stored is not normalized
+            reward = normalizer.get_original_reward()
+            before, original = self._last_original_obs, normalizer.get_original_obs()
         assert isinstance(replay_buffer, RouteReplayBuffer)
         assert isinstance(before, np.ndarray)
-        assert isinstance(new_obs, np.ndarray)
-        if normalizer is not None:
-            reward = normalizer.get_original_reward()
-        after = new_obs.copy()
+        assert isinstance(original, np.ndarray)
+        after = original.copy()
         for i in np.flatnonzero(dones):  # where an episode ended, new_obs is the first observation of the next one
-            after[i] = infos[i].get("terminal_observation", after[i])
+            last = infos[i].get("terminal_observation")
+            if last is not None:
+                after[i] = last if normalizer is None else normalizer.unnormalize_obs(last)
         self._step_pending = False
         self._last_obs = None  # after a step that is refused, episodes start anew
         replay_buffer.add(before, after, buffer_action, reward, dones, infos, paths=self._behaviour_paths)
         self._last_obs = new_obs
         if normalizer is not None:
-            self._last_original_obs = new_obs
+            self._last_original_obs = original
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "MultiTaskSAC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        self._told_of_waiting = False
+        self._logged_at, self._learning = -1, True  # the steps of another learn() may have the same numbers
+        try:
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        finally:
+            self._learning = False
+        self.report.record_updates(self)
+        return self
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         rollout = super().collect_rollouts(env, callback, *args, **kwargs)
@@ -240,11 +272,33 @@ class MultiTaskSAC(SAC):
         self._update_learning_rate(optimizers)
 
         assert self.replay_buffer is not None
+        if self._waits_for_tasks():
+            return
         for _ in range(gradient_steps):
             self.report.add(update(self, self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)))
             if self._n_updates % self.target_update_interval == 0:
                 follow(self.critic_target, self.critic, self.tau)
             self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if not self._learning:  # within learn(), values are read when they are logged, and not after each update
+            self.report.record_updates(self)
+
+    def _waits_for_tasks(self) -> bool:
+        """Whether some tasks have no transitions yet, as where one environment takes a new task with each episode."""
+        assert self.replay_buffer is not None
+        missing = np.flatnonzero(self.replay_buffer.counts == 0)
+        if not len(missing) or not self.replay_buffer.size():  # nothing to learn from at all is an error
+            return False
+        if not self._told_of_waiting:
+            self._told_of_waiting = True
+            assert self.task_names is not None
+            warnings.warn(
+                f"learning waits until every task has transitions, at step {self.num_timesteps} the tasks "
+                f"{[self.task_names[task] for task in missing]} have none; updates that are left out are not made up "
+                "for. Raise `learning_starts`, or see that some environment takes these tasks.",
+                stacklevel=2,
+            )
+        return True
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[Any] | None = None) -> None:
         super()._update_info_buffer(infos, dones)
@@ -259,14 +313,43 @@ class MultiTaskSAC(SAC):
             super().dump_logs()
 
     def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
-        """Writes the replay buffer to a folder, without pickle."""
-        assert self.replay_buffer is not None
+        """Writes the replay buffer to a file of its own format, without pickle.
+
+        Args:
+            path: The name of the file, or a file object. SB3 adds ".pkl" to a name that has no ending; here it stays.
+        """
+        if self.replay_buffer is None:
+            raise ValueError("`replay_buffer` must be there to be saved, got None; load_replay_buffer() makes one.")
         save_buffer(self.replay_buffer, path)
 
     def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """Reads the folder that :meth:`save_replay_buffer` wrote."""
-        assert self.replay_buffer is not None
-        load_buffer(self.replay_buffer, path)
+        """Reads the file that :meth:`save_replay_buffer` wrote, which cannot run code.
+
+        A model without a buffer gets one.
+
+        Args:
+            path: The name of the file, or a file object.
+            truncate_last_traj: As in SB3, for a HerReplayBuffer alone, which this algorithm does not have.
+        """
+        buffer = self._make_replay_buffer() if self.replay_buffer is None else self.replay_buffer
+        load_buffer(buffer, path)
+        self.replay_buffer = buffer
+
+    def _make_replay_buffer(self) -> RouteReplayBuffer:
+        assert self.replay_buffer_class is not None
+        buffer = self.replay_buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            optimize_memory_usage=self.optimize_memory_usage,
+            **self.replay_buffer_kwargs,
+        )
+        assert isinstance(buffer, RouteReplayBuffer)
+        if self.replays_paths and self.policy.topology is not None:
+            buffer.keep_paths(self.policy.topology)
+        return buffer
 
     def save_checkpoint(self, folder: str | Path) -> None:
         """Writes everything that training depends on to a new folder, whole or not at all."""
@@ -291,7 +374,7 @@ class MultiTaskSAC(SAC):
         return load_checkpoint(cls, Path(folder), env, device, replace or {})
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "report", "_behaviour_paths"]
+        return [*super()._excluded_save_params(), "report", "_behaviour_paths", "_learning"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         states, tensors = super()._get_torch_save_params()

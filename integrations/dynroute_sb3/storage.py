@@ -3,14 +3,18 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .archive import Member
 
 __all__ = ["DamagedError", "check_folder", "read_rows", "remove_leftovers", "write_rows", "writing_folder"]
 
@@ -103,7 +107,7 @@ def check_folder(folder: Path, advice: str = "take another checkpoint") -> None:
             raise DamagedError(f"{path} was altered: its SHA-256 is not the stored one; {advice}.")
 
 
-def write_rows(path: Path, array: NDArray[Any], counts: NDArray[np.int64]) -> None:
+def write_rows(path: "Path | Member", array: NDArray[Any], counts: NDArray[np.int64]) -> None:
     """Writes the first `counts[i]` rows of each ``array[i]`` to a .npy file, a piece at a time."""
     with path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
@@ -113,23 +117,28 @@ def write_rows(path: Path, array: NDArray[Any], counts: NDArray[np.int64]) -> No
                 file.write(np.ascontiguousarray(ring[start : min(start + step, count)]).data)
 
 
-def read_rows(path: Path, array: NDArray[Any], counts: NDArray[np.int64]) -> None:
+def read_rows(path: "Path | Member", array: NDArray[Any], counts: NDArray[np.int64]) -> None:
     """Reads what :func:`write_rows` wrote into an array of the same shape."""
-    try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DamagedError(f"{path} is not a whole .npy file; take another checkpoint.") from error
-    if stored.dtype != array.dtype or stored.shape != (int(counts.sum()), array.shape[-1]):
-        raise DamagedError(
-            f"{path} must hold {int(counts.sum())} rows of {array.shape[-1]} numbers of type {array.dtype}, "
-            f"got {stored.shape} of {stored.dtype}."
-        )
-    before = 0
-    for ring, count in zip(array, counts, strict=True):
-        for start in range(0, count, step := _rows_in_chunk(array)):
-            stop = min(start + step, count)
-            ring[start:stop] = stored[before + start : before + stop]
-        before += count
+    size = path.stat().st_size if isinstance(path, Path) else path.size
+    with path.open("rb") as file:
+        try:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("another version of the format")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            if fortran or dtype.hasobject or size - file.tell() != math.prod(shape) * dtype.itemsize:
+                raise ValueError("another size or order")
+        except (OSError, ValueError, EOFError) as error:
+            raise DamagedError(f"{path} is not a whole .npy file; take another checkpoint.") from error
+        if dtype != array.dtype or shape != (int(counts.sum()), array.shape[-1]):
+            raise DamagedError(
+                f"{path} must hold {int(counts.sum())} rows of {array.shape[-1]} numbers of type {array.dtype}, "
+                f"got {shape} of {dtype}."
+            )
+        for ring, count in zip(array, counts, strict=True):
+            for start in range(0, count, step := _rows_in_chunk(array)):
+                rows = min(start + step, count) - start
+                data = file.read(rows * ring[0].nbytes)
+                ring[start : start + rows] = np.frombuffer(data, dtype).reshape(rows, -1)
 
 
 def _rows_in_chunk(array: NDArray[Any]) -> int:

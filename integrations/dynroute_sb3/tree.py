@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
+from .archive import Member
 from .storage import DamagedError
 
 __all__ = ["read_tree", "write_tree"]
@@ -22,14 +23,20 @@ KINDS = ("$tensor", "$array", "$tuple", "$deque", "$items")
 """What marks the things that JSON does not know."""
 
 
-def write_tree(folder: Path, name: str, tree: Any) -> None:
+def write_tree(folder: Path | Member, name: str, tree: Any) -> None:
     """Writes a tree of plain data, tensors and arrays to ``name.json`` and ``name.safetensors``.
 
     Anything else is refused, and named by its place in the tree.
     """
     tensors: dict[str, Tensor] = {}
     plain = _pack(tree, name, tensors)
-    (folder / f"{name}.json").write_text(json.dumps(plain, indent=1))
+    text = json.dumps(plain, indent=1)
+    if isinstance(folder, Member):
+        for ending, data in (("json", text.encode()), ("safetensors", save(tensors))):
+            with (folder / f"{name}.{ending}").open("wb") as file:
+                file.write(data)
+        return
+    (folder / f"{name}.json").write_text(text)
     try:
         save_file(tensors, folder / f"{name}.safetensors")
     except SafetensorError as error:  # it tells of the system's errors in words alone
@@ -39,14 +46,22 @@ def write_tree(folder: Path, name: str, tree: Any) -> None:
         raise
 
 
-def read_tree(folder: Path, name: str) -> Any:
+def read_tree(folder: Path | Member, name: str) -> Any:
     """Reads what :func:`write_tree` wrote, tensors on the CPU."""
     try:
-        plain = json.loads((folder / f"{name}.json").read_text())
-        tensors = load_file(folder / f"{name}.safetensors")
+        if isinstance(folder, Member):
+            plain, tensors = json.loads(_read(folder / f"{name}.json")), load(_read(folder / f"{name}.safetensors"))
+        else:
+            plain = json.loads((folder / f"{name}.json").read_text())
+            tensors = load_file(folder / f"{name}.safetensors")
         return _unpack(plain, tensors)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise DamagedError(f"{folder / name}.json or .safetensors is missing or damaged: {error}") from error
+        raise DamagedError(f"{folder / f'{name}.json'} or .safetensors is missing or damaged: {error}") from error
+
+
+def _read(member: Member) -> bytes:
+    with member.open("rb") as file:
+        return file.read()
 
 
 def _pack(tree: Any, place: str, tensors: dict[str, Tensor]) -> Any:

@@ -1,0 +1,128 @@
+"""One file that holds several, written and read in pieces: a zip without compression, which cannot run code."""
+
+import contextlib
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from .storage import DamagedError
+
+__all__ = ["Member", "reading_archive", "writing_archive"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file or a folder inside an archive, with the methods of a path that buffers need.
+
+    Attributes:
+        archive: The archive.
+        name: Its name inside; nothing for the archive itself.
+    """
+
+    archive: zipfile.ZipFile
+    name: str = ""
+
+    def __truediv__(self, name: str) -> "Member":
+        return Member(self.archive, f"{self.name}/{name}" if self.name else name)
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.archive.filename or 'the file object'}"
+
+    def mkdir(self) -> None:
+        """Does nothing: the names of files alone tell of folders."""
+
+    def open(self, mode: str) -> IO[bytes]:
+        """Opens a file for "rb" or "wb"; of those that are written one is open at a time."""
+        if mode == "wb":
+            return self.archive.open(self.name, "w", force_zip64=True)
+        return self.archive.open(self.name)
+
+    @property
+    def size(self) -> int:
+        """The number of bytes of a file."""
+        return self.archive.getinfo(self.name).file_size
+
+
+@contextlib.contextmanager
+def writing_archive(target: Path | io.BufferedIOBase, *, marker: str) -> Iterator[Member]:
+    """Gives an archive to write to, whose file appears under its name once everything is on the disk.
+
+    Args:
+        target: The name of the file, or a file object that is written to as it is.
+        marker: A file inside that tells an archive of the same kind, which alone is replaced.
+    """
+    if not isinstance(target, Path):
+        with zipfile.ZipFile(target, "w") as archive:
+            yield Member(archive)
+        return
+    if target.exists() and not _holds(target, marker):
+        raise FileExistsError(
+            f"{target} must not exist yet, or be a file of the same kind: what is stored is never overwritten."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                yield Member(archive)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def reading_archive(source: Path | io.BufferedIOBase, *, what: str, marker: str) -> Iterator[Member]:
+    """Gives an archive to read from, all of whose files are whole; a pickle is refused, and not read.
+
+    Args:
+        source: The name of the file, or a file object.
+        what: What the file is asked to hold, for the errors.
+        marker: The file inside that tells an archive of this kind.
+    """
+    if isinstance(source, Path) and not source.is_file():
+        raise FileNotFoundError(f"{source} must be a file that holds {what}, there is none.")
+    name = source if isinstance(source, Path) else "the file object"
+    if _is_pickle(source):
+        raise ValueError(
+            f"{name} must hold {what} as MultiTaskSAC stores it, got a pickle: reading one runs its code. What SB3 "
+            "pickled, SB3 can read; hand it on with RouteReplayBuffer.extend()."
+        )
+    with contextlib.ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(source))
+            damaged = archive.testzip()
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+            raise DamagedError(
+                f"{name} must be a whole file that holds {what}; it is damaged, or another one."
+            ) from error
+        if damaged is not None:
+            raise DamagedError(f"{name} is damaged: {damaged} inside was altered; take another file.")
+        if marker not in archive.namelist():
+            raise ValueError(f"{name} must hold {what}, got a zip file of something else, without {marker} inside.")
+        yield Member(archive)
+
+
+def _holds(path: Path, marker: str) -> bool:
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return marker in archive.namelist()
+
+
+def _is_pickle(source: Path | io.BufferedIOBase) -> bool:
+    """Whether a file begins as pickles do since their second protocol."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            start = file.read(2)
+    else:
+        start = source.read(2)
+        source.seek(-len(start), io.SEEK_CUR)
+    return start in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")

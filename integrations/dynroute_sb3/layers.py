@@ -1,0 +1,82 @@
+"""SB3's keywords of layers, `net_arch` and `activation_fn`, as keywords of the networks that have such layers."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from dynroute import networks
+from dynroute.arguments import shown
+
+__all__ = ["NetArch", "layer_keywords"]
+
+NetArch = Sequence[int] | Mapping[str, Sequence[int]]
+"""The widths of hidden layers, those of actor and critics, or each under `pi` and `qf`."""
+
+LAYERED: tuple[type[nn.Module], ...] = (networks.MultiTaskMLP, networks.MultiHead)
+"""The networks whose hidden layers are one perceptron."""
+
+
+def layer_keywords(
+    network: str | Callable[..., nn.Module],
+    network_kwargs: Mapping[str, Any],
+    net_arch: NetArch | None,
+    activation_fn: Callable[[], nn.Module] | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keywords of the actor's network, and of those of the critics.
+
+    Args:
+        network: The name of a network, or what makes one.
+        network_kwargs: The keywords of both.
+        net_arch: The widths of hidden layers as SB3 takes them, if any.
+        activation_fn: What makes the activation between them, if any.
+
+    Example:
+        >>> from dynroute_sb3.layers import layer_keywords
+        >>> layer_keywords("mt-sac", {}, {"pi": [64], "qf": [256, 256]}, None)
+        ({'hidden_sizes': (64,)}, {'hidden_sizes': (256, 256)})
+    """
+    actor, critic = dict(network_kwargs), dict(network_kwargs)
+    given = {"net_arch": net_arch, "activation_fn": activation_fn}
+    for (name, value), keyword in zip(given.items(), ("hidden_sizes", "activation"), strict=True):
+        if value is None:
+            continue
+        _check_network(name, network)
+        if keyword in network_kwargs:
+            raise ValueError(
+                f"`{name}` and `{keyword}` of `network_kwargs` say the same, give one of them; got {shown(value)} and "
+                f"{shown(network_kwargs[keyword])}."
+            )
+        actor[keyword], critic[keyword] = _widths(value) if name == "net_arch" else (value, value)
+    return actor, critic
+
+
+def _check_network(name: str, network: str | Callable[..., nn.Module]) -> None:
+    """Raises an error unless a network has the layers that a keyword of SB3 is about."""
+    made = networks.PRESETS[network].network if isinstance(network, str) and network in networks.PRESETS else network
+    if isinstance(made, type) and issubclass(made, LAYERED):
+        return
+    sizes = "those of what makes it"
+    if isinstance(made, type) and issubclass(made, networks.Network):
+        sizes = ", ".join(list(inspect.signature(made).parameters)[3:])
+    title = repr(network) if isinstance(network, str) else getattr(network, "__name__", type(network).__name__)
+    raise ValueError(
+        f"`{name}` says what the layers of one perceptron are, as the networks 'mt-sac' and 'mh-sac' have it, got it "
+        f"with {title}; give the keywords of that network in `network_kwargs`: {sizes}."
+    )
+
+
+def _widths(net_arch: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The widths of the actor's layers and of the critics'."""
+    parts = net_arch if isinstance(net_arch, Mapping) else {"pi": net_arch, "qf": net_arch}
+    if set(parts) != {"pi", "qf"}:
+        raise ValueError(
+            "`net_arch` must be a list of widths, or a dictionary with those of the actor under 'pi' and of the "
+            f"critics under 'qf', got the keys {sorted(map(str, parts))}."
+        )
+    for widths in parts.values():
+        listed = isinstance(widths, Sequence) and not isinstance(widths, str)
+        if not listed or any(isinstance(width, bool) or not isinstance(width, int) or width < 1 for width in widths):
+            raise ValueError(f"`net_arch` must list widths of layers, integers of at least 1, got {shown(widths)}.")
+    return tuple(parts["pi"]), tuple(parts["qf"])
