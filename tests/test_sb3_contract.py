@@ -50,7 +50,6 @@ from dynroute_sb3 import (
 from dynroute_sb3.points import GOALS
 from dynroute_sb3.policies import POLICIES
 from dynroute_sb3.replay import ENDED
-from dynroute_sb3.update import entropy_coefficients
 
 TASKS = 4
 TINY: dict[str, Any] = {"num_modules": 3, "width": 8, "trunk_sizes": (8,), "router_sizes": (8,)}
@@ -1112,7 +1111,7 @@ def test_no_bonus_for_entropy(policy: str) -> None:
     model = make_model(policy, ent_coef=0.0)
     assert_learns(model)
     assert all(total.isfinite().all() for total in model.report.totals.values())
-    assert entropy_coefficients(model).tolist() == [0] * TASKS
+    assert model.entropy_coefficients.tolist() == [0] * TASKS
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (2, 0)])

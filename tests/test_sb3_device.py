@@ -62,7 +62,7 @@ def test_an_update_reads_no_value(network: str) -> None:
     dynroute.set_checks(False)
     try:
         with NoReading():
-            report = update(model, batch)
+            report = update(batch, model._networks(), model._coefficients())
             follow(model.critic_target, model.critic, 0.005)
             model.report.add(report)
     finally:
@@ -75,28 +75,6 @@ def test_a_value_that_is_read_is_noticed() -> None:
         torch.ones(2).sum().item()
 
 
-@pytest.mark.parametrize("network", ["mt-sac", "paco", "sm", "d2r"])
-def test_networks_run_side_by_side_as_one_after_the_other(network: str) -> None:
-    results = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        try:
-            model = make(network, critic_paths="sampled").learn(40)
-            torch.manual_seed(0)
-            np.random.seed(0)
-            model.policy.set_training_mode(True)
-            batches = [model.replay_buffer.sample(32) for _ in range(3)]
-            results.append([update(model, batch) for batch in batches] + [model.actor.net.state_dict()])
-        finally:
-            torch.set_num_threads(1)
-    *reports, parameters = (list(pair) for pair in zip(*results, strict=True))
-    for alone, together in reports:
-        for name, value in vars(alone).items():
-            torch.testing.assert_close(getattr(together, name), value, rtol=1e-4, atol=1e-5, msg=name)
-    for name, value in parameters[0].items():
-        torch.testing.assert_close(parameters[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
-
-
 @pytest.mark.parametrize("network", SMALL)
 def test_compiled_networks_learn_the_same(network: str) -> None:
     # Compiled code draws from another source of randomness: here, what is compared draws nothing.
@@ -106,7 +84,7 @@ def test_compiled_networks_learn_the_same(network: str) -> None:
         torch.manual_seed(0)
         np.random.seed(0)
         model.policy.set_training_mode(True)
-        reports.append(update(model, model.replay_buffer.sample(32)))
+        reports.append(update(model.replay_buffer.sample(32), model._networks(), model._coefficients()))
     for name, value in vars(reports[0]).items():
         torch.testing.assert_close(getattr(reports[1], name), value, rtol=1e-4, atol=1e-5, msg=name)
     plain, compiled = (model.actor.net.state_dict() for model in models)

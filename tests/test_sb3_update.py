@@ -19,7 +19,8 @@ import oracle_sac
 from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC
 from dynroute_sb3.points import point_tasks
 from dynroute_sb3.replay import RouteReplaySamples
-from dynroute_sb3.update import TaskReport, follow, update
+from dynroute_sb3.update import TaskReport, follow
+from dynroute_sb3.update import update as update_networks
 
 TASKS = 3
 STATE = 4
@@ -49,6 +50,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "d2r": ("d2r", D2R),
     "d2r-input": ("d2r", D2R | {"protect": "input"}),
 }
+
+
+def update(model: MultiTaskSAC, batch: RouteReplaySamples) -> TaskReport:
+    return update_networks(batch, model._networks(), model._coefficients())
 
 
 class Recorder:

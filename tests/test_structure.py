@@ -25,43 +25,12 @@ FILES = sorted(CORE.rglob("*.py"))
 INTEGRATIONS = ROOT / "integrations"
 INTEGRATION_FILES = sorted(INTEGRATIONS.rglob("*.py"))
 
-INTEGRATION_LAYERS = {
-    "dynroute_sb3": [
-        [
-            "archive",
-            "environments",
-            "gaussian",
-            "layers",
-            "losses",
-            "normalizer",
-            "observation",
-            "own_networks",
-            "parallel",
-            "randomness",
-            "storage",
-        ],
-        ["actor", "critic", "points", "tree", "vec_normalize"],
-        ["policies", "replay"],
-        ["demonstrations"],
-        ["on_policy", "options", "update"],
-        ["checkpoint", "report"],
-        ["sac"],
-        ["callbacks", "overlap"],
-    ],
-}
-INTEGRATION_RANK = {
-    (package, name): rank
-    for package, layers in INTEGRATION_LAYERS.items()
-    for rank, layer in enumerate(layers)
-    for name in layer
-}
-
 # What a doctest types, and the error that it ends with.
 EXAMPLE = re.compile(r"^ *>>> .*(?:\n *\.\.\..*)*", re.MULTILINE)
 TRACEBACK = re.compile(r"^( *)Traceback \(most recent call last\):\n(?:\1 +.*\n)*\1([\w.]+)", re.MULTILINE)
 
 
-PACKAGES = [CORE, INTEGRATIONS / "dynroute_metaworld"]
+PACKAGES = [CORE, INTEGRATIONS / "dynroute_sb3", INTEGRATIONS / "dynroute_metaworld"]
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -115,27 +84,6 @@ def test_a_package_knows_nothing_of_those_above_it(package: Path, foreign: set[s
             for name, path in modules(package).items()
             if not path.stem.endswith("_kernels")  # imported where they run, since torch alone is needed
         )
-
-
-def integration_module(path: Path) -> tuple[str, str]:
-    """The package of a file and its name inside, `views.page` or, for that of the package itself, nothing."""
-    package, *inside = path.relative_to(INTEGRATIONS).with_suffix("").parts
-    return package, ".".join(inside).removesuffix("__init__").removesuffix(".")
-
-
-@pytest.mark.parametrize(
-    "path", sorted((INTEGRATIONS / "dynroute_sb3").rglob("*.py")), ids=lambda path: "/".join(path.parts[-2:])
-)
-def test_imports_of_the_integrations_point_down(path: Path) -> None:
-    package, own = integration_module(path)
-    inside = path.relative_to(INTEGRATIONS / package).parent.parts
-    for node in ast.parse(path.read_text()).body:  # an import for types alone is further inside
-        if isinstance(node, ast.ImportFrom) and node.level and own:
-            assert node.module is not None
-            other = ".".join([*inside[: len(inside) - node.level + 1], node.module])
-            assert INTEGRATION_RANK[package, other] <= INTEGRATION_RANK[package, own], (
-                f"{path} imports {other} above it"
-            )
 
 
 @pytest.mark.parametrize("path", [*FILES, *INTEGRATION_FILES], ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -71,7 +71,7 @@ class MultiTaskActor(BasePolicy):
         sampling = {"temperature": task @ self.temperature, "generator": generator} if sample and path is None else {}
         state = self.normalizer(state)
         output, route = run_network(self.net, state, task, routing=self.routing, path=path, sample=sample, **sampling)
-        return *split_output(output), route
+        return *split_output(output.to(self.temperature.dtype)), route
 
     def action_log_prob(
         self,
@@ -79,11 +79,10 @@ class MultiTaskActor(BasePolicy):
         *,
         path: Tensor | None = None,
         sample: bool = False,
-        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Draws actions, with their log-probabilities and the mean actions; the keywords are those of distribution."""
-        mean, log_std, _ = self.distribution(observations, path=path, sample=sample, generator=generator)
-        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
+        mean, log_std, _ = self.distribution(observations, path=path, sample=sample)
+        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
         return *sample_action(mean, log_std, noise), torch.tanh(mean)
 
     def act(self, observations: Tensor, *, deterministic: bool) -> tuple[Tensor, Route | None]:

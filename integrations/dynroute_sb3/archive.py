@@ -6,46 +6,11 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from .storage import DamagedError
+from .storage import DamagedError, Member
 
-__all__ = ["Member", "reading_archive", "writing_archive"]
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file or a folder inside an archive, with the methods of a path that buffers need.
-
-    Attributes:
-        archive: The archive.
-        name: Its name inside; nothing for the archive itself.
-    """
-
-    archive: zipfile.ZipFile
-    name: str = ""
-
-    def __truediv__(self, name: str) -> "Member":
-        return Member(self.archive, f"{self.name}/{name}" if self.name else name)
-
-    def __str__(self) -> str:
-        return f"{self.name} in {self.archive.filename or 'the file object'}"
-
-    def mkdir(self) -> None:
-        """Does nothing: the names of files alone tell of folders."""
-
-    def open(self, mode: str) -> IO[bytes]:
-        """Opens a file for "rb" or "wb"; of those that are written one is open at a time."""
-        if mode == "wb":
-            return self.archive.open(self.name, "w", force_zip64=True)
-        return self.archive.open(self.name)
-
-    @property
-    def size(self) -> int:
-        """The number of bytes of a file."""
-        return self.archive.getinfo(self.name).file_size
+__all__ = ["reading_archive", "writing_archive"]
 
 
 @contextlib.contextmanager

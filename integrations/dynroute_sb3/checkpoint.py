@@ -7,7 +7,7 @@ import io
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import stable_baselines3
@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 import dynroute
 
 from .archive import reading_archive, writing_archive
+from .attributes import MultiTaskAttributes
 from .demonstrations import DemonstrationBuffer
 from .environments import environment_states, set_environment_states
 from .options import OPTIONS
@@ -27,11 +28,6 @@ from .randomness import random_state, set_random_state
 from .replay import RouteReplayBuffer
 from .storage import check_folder, writing_folder
 from .tree import read_tree, write_tree
-
-if TYPE_CHECKING:
-    from .sac import MultiTaskSAC
-
-    Model = TypeVar("Model", bound=MultiTaskSAC)
 
 __all__ = [
     "checkpoint_steps",
@@ -42,6 +38,8 @@ __all__ = [
     "save_buffer",
     "save_checkpoint",
 ]
+
+Model = TypeVar("Model", bound=MultiTaskAttributes)
 
 FORMAT = 2
 
@@ -69,7 +67,7 @@ PROGRESS = (
 """What changes while a model learns, beside its tensors."""
 
 
-def save_checkpoint(model: "MultiTaskSAC", folder: Path) -> None:
+def save_checkpoint(model: MultiTaskAttributes, folder: Path) -> None:
     """Writes a model with all that its training depends on to a new folder."""
     if model._step_pending:
         raise RuntimeError(

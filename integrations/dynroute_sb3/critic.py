@@ -41,28 +41,32 @@ class MultiTaskCritic(BaseModel):
         self.task_space = task_space
         self.normalizer = StateNormalizer(task_space.state_features, dtype=next(self.parameters()).dtype)
 
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The values of actions along the best routes, with shape ``[critics, batch]``."""
-        return torch.stack([self.values(i, observations, actions) for i in range(len(self.nets))])
-
-    def values(
+    def forward(
         self,
-        i: int,
         observations: Tensor,
         actions: Tensor,
         *,
         path: Tensor | None = None,
         sample: bool = False,
         temperature: float | Tensor = 1.0,
-        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The values that one critic gives to actions; the keywords are those of the networks."""
+        """The values of actions, with shape ``[critics, batch]``, along the best routes if not told otherwise.
+
+        Args:
+            observations: Observations with shape ``[batch, state_features + num_tasks]``.
+            actions: Actions with shape ``[batch, n]``.
+            path: Recorded paths to replay (Eq. 8).
+            sample: Whether a gate that can sample does so.
+            temperature: The temperature of that, one for each sample or for all (Eq. 13).
+        """
         state, task = self.task_space.split(observations)
-        sampling = {"temperature": temperature, "generator": generator} if sample and path is None else {}
         inputs = torch.cat([self.normalizer(state), actions], dim=-1)
-        routing = self.routing[i]
-        values, _ = run_network(self.nets[i], inputs, task, routing=routing, path=path, sample=sample, **sampling)
-        return values.squeeze(-1)
+        sampling = {"temperature": temperature} if sample and path is None else {}
+        values = [
+            run_network(net, inputs, task, routing=routing, path=path, sample=sample, **sampling)[0].squeeze(-1)
+            for net, routing in zip(self.nets, self.routing, strict=True)
+        ]
+        return torch.stack(values).to(inputs.dtype)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # The networks themselves: made anew, they would no longer share what they share.

@@ -1,7 +1,7 @@
 """Demonstrations beside own experience: a part of every batch, with paths of their own."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +10,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from dynroute import Topology
 
-from .archive import Member
+from .attributes import MultiTaskAttributes
 from .replay import RouteReplayBuffer, RouteReplaySamples
-from .storage import read_rows, write_rows
-
-if TYPE_CHECKING:
-    from .sac import MultiTaskSAC
+from .storage import Member, read_rows, write_rows
 
 __all__ = ["DemonstrationBuffer", "add_demonstrations"]
 
@@ -105,7 +102,7 @@ class DemonstrationBuffer(RouteReplayBuffer):
 
 
 def add_demonstrations(
-    model: "MultiTaskSAC",
+    model: MultiTaskAttributes,
     observations: NDArray[np.float32],
     actions: NDArray[np.float32],
     next_observations: NDArray[np.float32],
@@ -176,7 +173,7 @@ def add_demonstrations(
 
 
 @torch.no_grad()
-def _paths(model: "MultiTaskSAC", observations: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _paths(model: MultiTaskAttributes, observations: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Paths that the actor takes at these observations, packed."""
     topology = model.policy.topology
     assert topology is not None

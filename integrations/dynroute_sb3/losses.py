@@ -1,13 +1,17 @@
 """The losses of multi-task SAC, task by task, as pure functions."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynroute.functional import route_temperature, task_weights
 
 __all__ = [
     "TASK_WEIGHTS",
     "TEMPERATURES",
+    "actor_loss",
+    "cloning_loss",
+    "critic_loss",
+    "ent_coef_loss",
     "mean_by_task",
     "path_temperature",
     "sample_shares",
@@ -74,6 +78,70 @@ def td_target(
         gamma: The discount factor.
     """
     return rewards + gamma * (1 - dones) * (next_values.amin(dim=0) - alpha * next_log_probs)
+
+
+def critic_loss(values: Tensor, target: Tensor) -> Tensor:
+    r"""The loss of the critics for each sample.
+
+    .. math:: \sum_i \big( Q_i(s, a) - y \big)^2
+
+    Args:
+        values: What the critics predict, with shape ``[critics, batch]``.
+        target: What they are to predict, with shape ``[batch]``.
+
+    Example:
+        >>> critic_loss(torch.tensor([[1.0], [4.0]]), torch.tensor([2.0]))
+        tensor([5.])
+    """
+    return (values - target).square().sum(dim=0)
+
+
+def actor_loss(log_probs: Tensor, values: Tensor, alpha: Tensor) -> Tensor:
+    r"""The loss of the actor for each sample (Eq. 1).
+
+    .. math:: \alpha \log \pi(a | s) - \min_i Q_i(s, a)
+
+    Args:
+        log_probs: The log-probabilities of actions that the actor drew, with shape ``[batch]``.
+        values: The lowest value that a critic gives to them.
+        alpha: The entropy coefficient of each sample's task.
+
+    Example:
+        >>> actor_loss(torch.tensor([-2.0]), torch.tensor([3.0]), torch.tensor([0.5]))
+        tensor([-4.])
+    """
+    return alpha * log_probs - values
+
+
+def ent_coef_loss(log_alpha: Tensor, excess: Tensor) -> Tensor:
+    r"""The loss of each task's entropy coefficient (Eq. 2, in log alpha).
+
+    .. math:: \log \alpha \, \big( \mathbb E [-\log \pi(a | s)] - \bar{\mathcal H} \big)
+
+    Args:
+        log_alpha: The logarithm of the coefficients, with shape ``[num_tasks]``.
+        excess: By how much the entropy exceeds its target.
+
+    Example:
+        >>> ent_coef_loss(torch.tensor([-1.0]), torch.tensor([0.5]))
+        tensor([-0.5000])
+    """
+    return log_alpha * excess
+
+
+def cloning_loss(actions: Tensor, wanted: Tensor) -> Tensor:
+    r"""The squared distance of actions to those of demonstrations; 0 for the samples behind, which are none.
+
+    Args:
+        actions: The actor's mean actions, with shape ``[batch, n]``.
+        wanted: The actions of the demonstrations, which come first in the batch, with shape ``[demonstrations, n]``.
+
+    Example:
+        >>> cloning_loss(torch.tensor([[1.0], [1.0]]), torch.tensor([[3.0]]))
+        tensor([4., 0.])
+    """
+    errors = (actions[: len(wanted)] - wanted).square().sum(dim=-1)
+    return nn.functional.pad(errors, (0, len(actions) - len(errors)))
 
 
 def weigh_tasks(kind: str, alpha: Tensor) -> Tensor:

@@ -3,26 +3,26 @@
 import difflib
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from dynroute import SampleK, TopK
 from dynroute.arguments import check_choice, shown
 
+from .attributes import MultiTaskAttributes
 from .demonstrations import DemonstrationBuffer
 from .losses import TASK_WEIGHTS, TEMPERATURES
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
 from .vec_normalize import MultiTaskVecNormalize
 
-if TYPE_CHECKING:
-    from .sac import MultiTaskSAC
-
-__all__ = ["NOT_OFFERED", "OPTIONS", "PATHS", "check_options", "check_policy_name", "choose_paths"]
+__all__ = ["NOT_OFFERED", "OPTIONS", "PATHS", "PRECISIONS", "check_options", "check_policy_name", "choose_paths"]
 
 PATHS = ("sampled", "replayed", "topk")
 """The paths that a loss can take. They are fresh ones, those stored with the transitions, or the best."""
+
+PRECISIONS = ("float32", "bf16")
+"""How networks multiply when they learn."""
 
 OPTIONS = (
     "learning_rate",
@@ -58,12 +58,13 @@ OPTIONS = (
     "actor_paths",
     "critic_paths",
     "route_temperature",
+    "precision",
     "compile_networks",
 )
 """The options of a model, by the names of its attributes."""
 
 
-def check_options(model: "MultiTaskSAC") -> None:
+def check_options(model: MultiTaskAttributes) -> None:
     """Raises an error that names the first option of a model that is not fit."""
     assert model.num_tasks is not None
     assert model.task_names is not None
@@ -71,6 +72,7 @@ def check_options(model: "MultiTaskSAC") -> None:
         ("task_weights", model.task_weights, TASK_WEIGHTS),
         ("actor_paths", model.actor_paths, (*PATHS, None)),
         ("critic_paths", model.critic_paths, PATHS),
+        ("precision", model.precision, PRECISIONS),
     ):
         check_choice(name, option, known)
     tau = model.route_temperature
@@ -150,7 +152,7 @@ def check_policy_name(name: str, known: Collection[str]) -> None:
     raise ValueError(f"`policy` must be one of {', '.join(map(repr, known))}, got {name!r}{why}{hint}")
 
 
-def _check_demonstrations(model: "MultiTaskSAC") -> None:
+def _check_demonstrations(model: MultiTaskAttributes) -> None:
     """What is asked of the options that take demonstrations for granted."""
     has_them = issubclass(model.replay_buffer_class or RouteReplayBuffer, DemonstrationBuffer)
     share, each = model.replay_buffer_kwargs.get("demonstration_share", 0.5), model.batch_size // (model.num_tasks or 1)
@@ -166,7 +168,7 @@ def _check_demonstrations(model: "MultiTaskSAC") -> None:
         )
 
 
-def choose_paths(model: "MultiTaskSAC") -> None:
+def choose_paths(model: MultiTaskAttributes) -> None:
     """Fills in the paths of the actor's loss where none are asked for, and refuses replay where nothing is routed."""
     if model.actor_paths is None:
         gate = getattr(getattr(model.actor.net, "routed", None), "gate", None)

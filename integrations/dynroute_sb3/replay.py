@@ -15,9 +15,8 @@ from torch import Tensor
 
 from dynroute import Topology
 
-from .archive import Member
 from .observation import TaskSpace
-from .storage import read_rows, write_rows
+from .storage import Member, read_rows, write_rows
 
 __all__ = ["RouteReplayBuffer", "RouteReplaySamples"]
 

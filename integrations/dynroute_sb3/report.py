@@ -3,16 +3,14 @@
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from .attributes import MultiTaskAttributes
 from .losses import weigh_tasks
-from .update import TaskReport, entropy_coefficients
-
-if TYPE_CHECKING:
-    from .sac import MultiTaskSAC
+from .update import TaskReport
 
 __all__ = ["Report"]
 
@@ -48,7 +46,7 @@ class Report:
         if "is_success" in info:
             self.successes[task].append(float(info["is_success"]))
 
-    def log(self, model: "MultiTaskSAC") -> None:
+    def log(self, model: MultiTaskAttributes) -> None:
         """Logs the means over the updates since the last time, and over the last episodes."""
         for what, kept in (("return", self.returns), ("success", self.successes)):
             _by_task(model, what, [float(np.mean(values)) if values else None for values in kept])
@@ -64,7 +62,7 @@ class Report:
                 model.logger.record("rollout/modules_used", float(np.mean(known)))
             _by_task(model, "modules_used", used)
 
-    def record_updates(self, model: "MultiTaskSAC") -> None:
+    def record_updates(self, model: MultiTaskAttributes) -> None:
         """Hands the means over the updates since the last time to the logger; they count for the next time too.
 
         It is only here that values of the updates are read.
@@ -79,7 +77,7 @@ class Report:
             _by_task(model, name, values)
         model.logger.record("train/masked_tasks", float(np.sum(masked)))
         _by_task(model, "masked", masked)
-        alpha = entropy_coefficients(model)
+        alpha = model.entropy_coefficients
         model.logger.record("train/ent_coef", alpha.mean().item())
         _by_task(model, "ent_coef", alpha.tolist())
         _by_task(model, "weight", weigh_tasks(model.task_weights, alpha).tolist())
@@ -92,7 +90,7 @@ class Report:
             total.copy_(state["totals"][name])
 
 
-def _by_task(model: "MultiTaskSAC", what: str, values: Sequence[float | None]) -> None:
+def _by_task(model: MultiTaskAttributes, what: str, values: Sequence[float | None]) -> None:
     """Hands a value of each task to the logger, where there is one."""
     assert model.task_names is not None
     for task, value in zip(model.task_names, values, strict=True):

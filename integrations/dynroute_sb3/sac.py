@@ -18,21 +18,20 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from .actor import MultiTaskActor
+from .attributes import MultiTaskAttributes
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
-from .critic import MultiTaskCritic
 from .losses import path_temperature
 from .observation import check_observation_space, count_tasks
 from .options import check_options, check_policy_name, choose_paths
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
 from .report import Report
-from .update import entropy_coefficients, follow, update
+from .update import Coefficients, Networks, follow, update
 
 __all__ = ["MultiTaskSAC"]
 
 
-class MultiTaskSAC(SAC):
+class MultiTaskSAC(MultiTaskAttributes):
     r"""SAC for several tasks at once: one policy, one coefficient of entropy for each task.
 
     .. math:: J(\phi) = \frac{1}{|K|} \sum_{\mathcal T \in K} w_{\mathcal T} \;
@@ -66,6 +65,8 @@ class MultiTaskSAC(SAC):
         route_temperature: The temperature of path sampling, "inverse-alpha-sum" for Eq. 14, "inverse-alpha-mean" for
             its released form, whose mean over the tasks is 1, or a constant.
         compile_networks: Whether the networks are compiled by torch.compile, or the name of its backend.
+        precision: "bf16" for networks that multiply in bfloat16 when they learn; parameters, optimizers, losses,
+            targets and log-probabilities stay in float32, and so does all that acts.
         replay_buffer_kwargs: Keywords of :class:`RouteReplayBuffer`, for instance ``{"memory_map": folder}``.
         sac: The keywords of :class:`stable_baselines3.SAC`.
 
@@ -77,11 +78,6 @@ class MultiTaskSAC(SAC):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
-    policy: MultiTaskPolicy
-    actor: MultiTaskActor  # type: ignore[assignment]
-    critic: MultiTaskCritic  # type: ignore[assignment]
-    critic_target: MultiTaskCritic  # type: ignore[assignment]
-    replay_buffer: RouteReplayBuffer | None
 
     def __init__(
         self,
@@ -105,6 +101,7 @@ class MultiTaskSAC(SAC):
         critic_paths: str = "sampled",
         route_temperature: float | str = "inverse-alpha-sum",
         compile_networks: bool | str = False,
+        precision: str = "float32",
         policy_kwargs: dict[str, Any] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
@@ -128,7 +125,7 @@ class MultiTaskSAC(SAC):
         self.demonstration_weight, self.demonstration_decay = demonstration_weight, demonstration_decay
         self.actor_paths, self.critic_paths = actor_paths, critic_paths
         self.route_temperature = route_temperature
-        self.compile_networks = compile_networks
+        self.compile_networks, self.precision = compile_networks, precision
         self._behaviour_paths: NDArray[np.uint8] | None = None
         self._step_pending, self._logged_at, self._learning = False, -1, False
         self._told_of_waiting = False
@@ -155,16 +152,11 @@ class MultiTaskSAC(SAC):
             self.log_ent_coef = initial.clamp(max=math.log(self.max_ent_coef or math.inf)).requires_grad_()
             rate = self.ent_coef_lr or self.lr_schedule(1)
             self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=rate, fused=True)
-        coefficients = entropy_coefficients(self).to(self.actor.temperature.device)
+        coefficients = self.entropy_coefficients.to(self.actor.temperature.device)
         self.actor.temperature.copy_(path_temperature(self.route_temperature, coefficients))
         if self.compile_networks:
             self.policy.compile_networks("inductor" if self.compile_networks is True else self.compile_networks)
         self.report = Report(self.num_tasks, self._stats_window_size, self.device)
-
-    @property
-    def replays_paths(self) -> bool:
-        """Whether paths are stored and replayed."""
-        return "replayed" in (self.actor_paths, self.critic_paths)
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         check_policy_name(policy_name, self.policy_aliases)
@@ -274,14 +266,44 @@ class MultiTaskSAC(SAC):
         assert self.replay_buffer is not None
         if self._waits_for_tasks():
             return
+        networks = self._networks()
         for _ in range(gradient_steps):
-            self.report.add(update(self, self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)))
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            self.report.add(update(batch, networks, self._coefficients()))
             if self._n_updates % self.target_update_interval == 0:
                 follow(self.critic_target, self.critic, self.tau)
             self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if not self._learning:  # within learn(), values are read when they are logged, and not after each update
             self.report.record_updates(self)
+
+    def _networks(self) -> Networks:
+        """What an update changes."""
+        log_alpha = self.entropy_coefficients.log() if self.log_ent_coef is None else self.log_ent_coef
+        shared = self.policy.shared_optimizer
+        return Networks(self.actor, self.critic, self.critic_target, log_alpha, self.ent_coef_optimizer, shared)
+
+    def _coefficients(self) -> Coefficients:
+        """What the next update is told."""
+        weight, learned = self.demonstration_weight, self._n_updates - self.actor_starts
+        if self.demonstration_decay is not None:
+            weight *= min(max(1 - learned / self.demonstration_decay, 0), 1)
+        assert self.actor_paths is not None
+        return Coefficients(
+            gamma=self.gamma,
+            target_entropy=float(self.target_entropy),
+            reward_scale=self.reward_scale,
+            task_weights=self.task_weights,
+            route_temperature=self.route_temperature,
+            actor_paths=self.actor_paths,
+            critic_paths=self.critic_paths,
+            max_ent_coef=self.max_ent_coef,
+            max_task_loss=self.max_task_loss,
+            max_grad_norm=self.max_grad_norm,
+            actor_learns=learned >= 0,
+            demonstration_weight=weight,
+            precision=self.precision,
+        )
 
     def _waits_for_tasks(self) -> bool:
         """Whether some tasks have no transitions yet, as where one environment takes a new task with each episode."""

@@ -6,20 +6,60 @@ import json
 import math
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from .archive import Member
-
-__all__ = ["DamagedError", "check_folder", "read_rows", "remove_leftovers", "write_rows", "writing_folder"]
+__all__ = [
+    "DamagedError",
+    "Member",
+    "check_folder",
+    "read_rows",
+    "remove_leftovers",
+    "write_rows",
+    "writing_folder",
+]
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file or a folder inside an archive, with the methods of a path that buffers need.
+
+    Attributes:
+        archive: The archive.
+        name: Its name inside; nothing for the archive itself.
+    """
+
+    archive: zipfile.ZipFile
+    name: str = ""
+
+    def __truediv__(self, name: str) -> "Member":
+        return Member(self.archive, f"{self.name}/{name}" if self.name else name)
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.archive.filename or 'the file object'}"
+
+    def mkdir(self) -> None:
+        """Does nothing: the names of files alone tell of folders."""
+
+    def open(self, mode: str) -> IO[bytes]:
+        """Opens a file for "rb" or "wb"; of those that are written one is open at a time."""
+        if mode == "wb":
+            return self.archive.open(self.name, "w", force_zip64=True)
+        return self.archive.open(self.name)
+
+    @property
+    def size(self) -> int:
+        """The number of bytes of a file."""
+        return self.archive.getinfo(self.name).file_size
 
 
 class DamagedError(ValueError):
@@ -107,7 +147,7 @@ def check_folder(folder: Path, advice: str = "take another checkpoint") -> None:
             raise DamagedError(f"{path} was altered: its SHA-256 is not the stored one; {advice}.")
 
 
-def write_rows(path: "Path | Member", array: NDArray[Any], counts: NDArray[np.int64]) -> None:
+def write_rows(path: Path | Member, array: NDArray[Any], counts: NDArray[np.int64]) -> None:
     """Writes the first `counts[i]` rows of each ``array[i]`` to a .npy file, a piece at a time."""
     with path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
@@ -117,7 +157,7 @@ def write_rows(path: "Path | Member", array: NDArray[Any], counts: NDArray[np.in
                 file.write(np.ascontiguousarray(ring[start : min(start + step, count)]).data)
 
 
-def read_rows(path: "Path | Member", array: NDArray[Any], counts: NDArray[np.int64]) -> None:
+def read_rows(path: Path | Member, array: NDArray[Any], counts: NDArray[np.int64]) -> None:
     """Reads what :func:`write_rows` wrote into an array of the same shape."""
     size = path.stat().st_size if isinstance(path, Path) else path.size
     with path.open("rb") as file:

@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
-from .archive import Member
-from .storage import DamagedError
+from .storage import DamagedError, Member
 
 __all__ = ["read_tree", "write_tree"]
 

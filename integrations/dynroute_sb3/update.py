@@ -1,26 +1,91 @@
-"""One update of multi-task SAC: the coefficients of entropy, the critics, the actor, the targets.
+"""One update of multi-task SAC, in the order of SB3's: the coefficients of entropy, the critics, the actor.
 
-No value is read on the way, so that on a GPU an update never waits for the one before. The order is that of SB3's SAC.
+No value is read on the way, so that on a GPU an update never waits for the one before, and a CUDA graph can hold it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from .losses import mean_by_task, path_temperature, sample_shares, td_target, weigh_tasks
-from .parallel import side_by_side
+from .actor import MultiTaskActor
+from .critic import MultiTaskCritic
+from .losses import (
+    actor_loss,
+    cloning_loss,
+    critic_loss,
+    ent_coef_loss,
+    mean_by_task,
+    path_temperature,
+    sample_shares,
+    td_target,
+    weigh_tasks,
+)
 from .replay import RouteReplaySamples
 
-if TYPE_CHECKING:
-    from .sac import MultiTaskSAC
+__all__ = ["Coefficients", "Networks", "TaskReport", "follow", "update"]
 
-__all__ = ["TaskReport", "entropy_coefficients", "follow", "update"]
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """What an update changes.
+
+    Attributes:
+        actor: The policy, with its optimizer.
+        critic: The critics, with theirs.
+        critic_target: The critics that follow.
+        log_alpha: The logarithm of each task's coefficient of entropy.
+        alpha_optimizer: Its optimizer; None if the coefficients are fixed.
+        shared_optimizer: The optimizer of what actor and critics share; None if they share nothing.
+    """
+
+    actor: MultiTaskActor
+    critic: MultiTaskCritic
+    critic_target: MultiTaskCritic
+    log_alpha: Tensor
+    alpha_optimizer: Optimizer | None
+    shared_optimizer: Optimizer | None
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """The numbers and rules of an update; what has the name of a keyword of MultiTaskSAC is that.
+
+    Attributes:
+        gamma: The discount factor.
+        target_entropy: The entropy that the coefficients of entropy hold.
+        reward_scale: Multiplies rewards.
+        task_weights: How the losses of tasks are weighed.
+        route_temperature: How the temperature of path sampling follows the coefficients of entropy.
+        actor_paths: Which paths the actor's loss takes.
+        critic_paths: Which paths the values take that the critics learn.
+        max_ent_coef: The largest coefficient of entropy.
+        max_task_loss: A task with a larger loss is left out.
+        max_grad_norm: The norm to which the gradient of each network is clipped.
+        actor_learns: Whether all learn, or the critics alone.
+        demonstration_weight: The weight of the cloning term, as it is by now.
+        precision: "bf16" for products in bfloat16, "float32" for products in the type of the parameters.
+    """
+
+    gamma: float
+    target_entropy: float
+    reward_scale: float
+    task_weights: str
+    route_temperature: float | str
+    actor_paths: str
+    critic_paths: str
+    max_ent_coef: float | None
+    max_task_loss: float | None
+    max_grad_norm: float | None
+    actor_learns: bool
+    demonstration_weight: float
+    precision: str
 
 
 @dataclass
@@ -42,128 +107,75 @@ class TaskReport:
     masked: Tensor
 
 
-def update(model: "MultiTaskSAC", batch: RouteReplaySamples) -> TaskReport:
-    """Updates a model from a batch."""
-    policy, actor, critic = model.policy, model.actor, model.critic
-    dtype = actor.temperature.dtype
-    observations, actions, next_observations = (
-        tensor.to(dtype) for tensor in (batch.observations, batch.actions, batch.next_observations)
+def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -> TaskReport:
+    """Updates networks from a batch."""
+    actor, critic, shared = networks.actor, networks.critic, networks.shared_optimizer
+    observations, actions, next_observations, rewards, dones = (
+        part.to(actor.temperature.dtype)
+        for part in (batch.observations, batch.actions, batch.next_observations, batch.rewards, batch.dones)
     )
-    rewards, dones = (tensor.to(dtype).squeeze(-1) for tensor in (batch.rewards, batch.dones))
-    tasks = policy.task_space.split(observations)[1]
+    tasks = actor.task_space.split(observations)[1]
+    present = tasks.any(dim=0)
+    products = partial(torch.autocast, observations.device.type, torch.bfloat16, enabled=given.precision == "bf16")
 
-    alpha = entropy_coefficients(model).to(dtype)
-    weights = weigh_tasks(model.task_weights, alpha)
-    actor.temperature.copy_(path_temperature(model.route_temperature, alpha))
+    alpha = networks.log_alpha.detach().exp().to(tasks.dtype)
+    weights = weigh_tasks(given.task_weights, alpha)
+    actor.temperature.copy_(path_temperature(given.route_temperature, alpha))
     alpha_of_sample, temperature = tasks @ alpha, tasks @ actor.temperature
 
-    # Whatever is drawn has a source of its own, so that the order in which networks run makes no difference.
-    device, count = observations.device, len(critic.nets)
-    apart = device.type != "cpu" or bool(model.compile_networks)  # a GPU does not wait, and a compiler is one
-    for_actor, for_next, *for_critics = (_generator(device) for _ in range(2 + count))
+    # The coefficients of entropy, from the actions and paths that the actor's loss takes too.
+    with products():
+        new_actions, log_probs, means = actor.action_log_prob(observations, **_paths(given.actor_paths, batch))
+    entropy = -mean_by_task(log_probs.detach(), tasks)
+    ent_coef_losses = torch.zeros_like(entropy)
+    if given.actor_learns and networks.alpha_optimizer is not None:
+        # A task without samples has nothing to follow, and one that diverged would spoil its coefficient for good.
+        excess = entropy - given.target_entropy
+        losses = ent_coef_loss(networks.log_alpha, torch.where(present & excess.isfinite(), excess, 0))
+        _learn(losses.mean(), networks.alpha_optimizer)
+        if given.max_ent_coef is not None:
+            networks.log_alpha.data.clamp_(max=math.log(given.max_ent_coef))
+        ent_coef_losses = losses.detach()
 
-    def act() -> tuple[Tensor, Tensor, Tensor]:
-        path = batch.paths if model.actor_paths == "replayed" else None
-        sample = model.actor_paths == "sampled"
-        return actor.action_log_prob(observations, path=path, sample=sample, generator=for_actor)
-
-    def act_next() -> tuple[Tensor, Tensor, Tensor]:
-        with torch.no_grad():
-            return actor.action_log_prob(next_observations, generator=for_next)
-
-    # The actor's loss has the same actions and paths as that of the coefficients.
-    (new_actions, log_probs, means), (next_actions, next_log_probs, _) = side_by_side([act, act_next], apart=apart)
-    mean_log_probs, present = mean_by_task(log_probs.detach(), tasks), tasks.any(dim=0)
-    waits = model._n_updates < model.actor_starts  # until then the critics alone learn
-    ent_coef_loss = torch.zeros_like(mean_log_probs)
-    if not waits:
-        ent_coef_loss = _update_entropy_coefficients(model, mean_log_probs, present)
-
-    def evaluate(i: int) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            next_value = model.critic_target.values(i, next_observations, next_actions)
-        value = critic.values(
-            i,
-            observations,
-            actions,
-            path=batch.paths if model.critic_paths == "replayed" else None,
-            sample=model.critic_paths == "sampled",
-            temperature=temperature,
-            generator=None if model.compile_networks else for_critics[i],
-        )
-        return next_value, value
-
-    pairs = side_by_side([partial(evaluate, i) for i in range(count)], apart=apart)
-    next_values, values = (torch.stack(part) for part in zip(*pairs, strict=True))
-    target = td_target(model.reward_scale * rewards, dones, next_values, next_log_probs, alpha_of_sample, model.gamma)
-    critic_losses = mean_by_task((values.detach() - target).square().sum(dim=0), tasks)
-    extreme = present & _exceeds(critic_losses, model.max_task_loss)
+    # The critics.
+    with torch.no_grad(), products():
+        next_actions, next_log_probs, _ = actor.action_log_prob(next_observations)
+        next_values = networks.critic_target(next_observations, next_actions)
+    rewards, dones = given.reward_scale * rewards.squeeze(-1), dones.squeeze(-1)
+    target = td_target(rewards, dones, next_values, next_log_probs, alpha_of_sample, given.gamma)
+    with products():
+        values = critic(observations, actions, temperature=temperature, **_paths(given.critic_paths, batch))
+    critic_losses = mean_by_task(critic_loss(values.detach(), target), tasks)
+    extreme = present & _exceeds(critic_losses, given.max_task_loss)
     shares = sample_shares(weights, present & ~extreme, tasks)
-    shared = _parameters(policy.shared_optimizer)
-    _zero(policy.shared_optimizer, critic.optimizer, actor.optimizer)
+    losses = critic_loss(_kept(values, shares), _kept(target, shares))
+    if shared is not None:
+        shared.zero_grad(set_to_none=True)
+    _learn((shares * losses).sum(), critic.optimizer, critic.nets, given.max_grad_norm)
 
-    def improve(i: int) -> None:
-        # What is left out is replaced, not only multiplied by zero: a NaN would survive that.
-        errors = torch.where(shares > 0, pairs[i][1] - target, 0)
-        own = [parameter for parameter in critic.nets[i].parameters() if _own(parameter, shared)]
-        _backward((shares * errors.square()).sum(), [*own, *shared])
-        _clip(own, model.max_grad_norm)
-
-    # Where the gradients of both critics are added to the same tensor, the order would make a difference.
-    side_by_side([partial(improve, i) for i in range(count)], apart=apart or bool(shared))
-    critic.optimizer.step()
-
-    # The gradient of the values with respect to the actions comes first, alone: nothing of it reaches the critics, nor
-    # what they share with the actor.
-    def judge(i: int) -> tuple[Tensor, Tensor]:
-        chosen = new_actions.detach().requires_grad_()
-        chosen_values = critic.values(i, observations, chosen)
-        (slope,) = torch.autograd.grad(chosen_values.sum(), chosen)
-        return chosen_values.detach(), slope
-
-    def improve_actor(extreme: Tensor) -> tuple[Tensor, Tensor]:
-        judged = side_by_side([partial(judge, i) for i in range(count)], apart=apart)
-        chosen_values, slopes = (torch.stack(part) for part in zip(*judged, strict=True))
-        chosen_values, lowest = chosen_values.min(dim=0)
-        slope = slopes.gather(0, lowest[None, :, None].expand(1, *new_actions.shape)).squeeze(0)
-        actor_losses = mean_by_task(alpha_of_sample * log_probs.detach() - chosen_values, tasks)
-        extreme = extreme | (present & _exceeds(actor_losses, model.max_task_loss))
+    # The actor, against the critics as they now are; while it waits, so does what it shares with them.
+    actor_losses = torch.zeros_like(critic_losses)
+    if given.actor_learns:
+        judged = new_actions.clone()
+        with frozen(critic), products():
+            values = critic(observations, judged).min(dim=0).values
+        actor_losses = mean_by_task(actor_loss(log_probs, values, alpha_of_sample).detach(), tasks)
+        extreme = extreme | (present & _exceeds(actor_losses, given.max_task_loss))
         shares = sample_shares(weights, present & ~extreme, tasks)
-        taken = shares > 0
-        surrogate = torch.where(taken, alpha_of_sample * log_probs, 0)
-        surrogate = surrogate - torch.where(taken.unsqueeze(-1), slope.nan_to_num() * new_actions, 0).sum(dim=-1)
-        if batch.wanted is not None and (weight := _demonstration_weight(model)):
+        judged.register_hook(lambda slope: _kept(slope.mT, shares).mT)  # type: ignore[no-untyped-call]
+        losses = actor_loss(_kept(log_probs, shares), _kept(values, shares), alpha_of_sample)
+        if batch.wanted is not None and given.demonstration_weight:
             # Relative to the values, or its weight would depend on the scale of the rewards.
-            scale = tasks @ mean_by_task(chosen_values.nan_to_num().abs(), tasks)
-            errors = (means[: len(batch.wanted)] - batch.wanted.to(dtype)).square().sum(dim=-1)
-            errors = nn.functional.pad(errors, (0, len(scale) - len(errors)))
-            surrogate = surrogate + torch.where(taken, weight * scale * errors, 0)
-        _backward((shares * surrogate).sum(), [*_parameters(actor.optimizer), *shared])
-        _clip(_parameters(actor.optimizer), model.max_grad_norm)
-        actor.optimizer.step()
-        return actor_losses, extreme
-
-    if waits:  # with all that belongs to it, what it shares with the critics included
-        return TaskReport(
-            torch.zeros_like(critic_losses), critic_losses, ent_coef_loss, -mean_log_probs, extreme.to(dtype)
-        )
-    actor_losses, extreme = improve_actor(extreme)
-    if policy.shared_optimizer is not None:
-        _clip(shared, model.max_grad_norm)
-        policy.shared_optimizer.step()
-
-    reinitialize = getattr(actor.net, "reinitialize", None)
-    if reinitialize is not None and model.max_task_loss is not None:
-        reinitialize(extreme)
-    return TaskReport(actor_losses, critic_losses, ent_coef_loss, -mean_log_probs, extreme.to(dtype))
-
-
-def entropy_coefficients(model: "MultiTaskSAC") -> Tensor:
-    """The coefficient of entropy of each task, without a gradient."""
-    if model.log_ent_coef is not None:
-        return model.log_ent_coef.detach().exp()
-    assert model.num_tasks is not None
-    return model.ent_coef_tensor.expand(model.num_tasks)
+            scale = given.demonstration_weight * tasks @ mean_by_task(values.detach().nan_to_num().abs(), tasks)
+            losses = losses + _kept(scale * cloning_loss(means, batch.wanted), shares)
+        _learn((shares * losses).sum(), actor.optimizer, [actor.net], given.max_grad_norm)
+        if shared is not None:
+            _clip(_parameters(shared), given.max_grad_norm)
+            shared.step()
+        reinitialize = getattr(actor.net, "reinitialize", None)
+        if reinitialize is not None and given.max_task_loss is not None:
+            reinitialize(extreme)
+    return TaskReport(actor_losses, critic_losses, ent_coef_losses, entropy, extreme.to(tasks.dtype))
 
 
 @torch.no_grad()
@@ -174,44 +186,28 @@ def follow(targets: nn.Module, sources: nn.Module, tau: float) -> None:
         target.copy_(source)
 
 
-def _update_entropy_coefficients(model: "MultiTaskSAC", log_probs: Tensor, present: Tensor) -> Tensor:
-    r"""A step on the loss of each task's coefficient (Eq. 2, in log alpha); the losses are returned.
-
-    .. math:: J(\alpha_{\mathcal T}) = -\log \alpha_{\mathcal T} \, \mathbb E [\log \pi(a | s) + \bar{\mathcal H}]
-    """
-    if model.ent_coef_optimizer is None or model.log_ent_coef is None:
-        return torch.zeros_like(log_probs)
-    errors = log_probs + model.target_entropy  # type: ignore[operator]
-    losses = -model.log_ent_coef * torch.where(present & errors.isfinite(), errors, 0)
-    model.ent_coef_optimizer.zero_grad(set_to_none=True)
-    _backward(losses.mean(), [model.log_ent_coef])
-    model.ent_coef_optimizer.step()
-    if model.max_ent_coef is not None:
-        model.log_ent_coef.data.clamp_(max=math.log(model.max_ent_coef))
-    return losses.detach()
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Makes a module a constant: gradients pass through it and reach none of its parameters."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
-def _demonstration_weight(model: "MultiTaskSAC") -> float:
-    """The weight of the cloning term, which falls to 0 in a line from where the actor starts to learn."""
-    if model.demonstration_decay is None:
-        return model.demonstration_weight
-    done = (model._n_updates - model.actor_starts) / model.demonstration_decay
-    return model.demonstration_weight * min(max(1 - done, 0), 1)
+def _paths(kind: str, batch: RouteReplaySamples) -> dict[str, Any]:
+    """The keywords of a forward pass along paths of a kind."""
+    keywords: dict[str, dict[str, Any]] = {"replayed": {"path": batch.paths}, "sampled": {"sample": True}, "topk": {}}
+    return keywords[kind]
 
 
-def _generator(device: torch.device) -> torch.Generator:
-    """A source of randomness that the global one decides, without a value of the device being read."""
-    return torch.Generator(device).manual_seed(int(np.random.randint(2**62)))
-
-
-def _clip(parameters: list[nn.Parameter], norm: float | None) -> None:
-    """Clips the norm of the gradient of some parameters together, if there is a limit."""
-    if norm is not None:
-        nn.utils.clip_grad_norm_(parameters, norm)
-
-
-def _backward(loss: Tensor, parameters: Sequence[Tensor]) -> None:
-    torch.autograd.backward(loss, inputs=parameters)
+def _kept(values: Tensor, shares: Tensor) -> Tensor:
+    """Values with shape ``[*, batch]``, 0 for samples that count for nothing: a product with 0 would let NaN pass."""
+    return torch.where(shares > 0, values, 0)
 
 
 def _exceeds(losses: Tensor, limit: float | None) -> Tensor:
@@ -219,15 +215,21 @@ def _exceeds(losses: Tensor, limit: float | None) -> Tensor:
     return torch.zeros_like(losses, dtype=torch.bool) if limit is None else ~(losses <= limit)
 
 
-def _parameters(optimizer: torch.optim.Optimizer | None) -> list[nn.Parameter]:
-    return [] if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
+def _learn(loss: Tensor, optimizer: Optimizer, nets: Iterable[nn.Module] = (), max_norm: float | None = None) -> None:
+    """A step down a loss, with the gradient of each network clipped; what networks share is left to others."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if max_norm is not None:
+        own = set(_parameters(optimizer))
+        for net in nets:
+            _clip([parameter for parameter in net.parameters() if parameter in own], max_norm)
+    optimizer.step()
 
 
-def _own(parameter: nn.Parameter, shared: list[nn.Parameter]) -> bool:
-    return all(parameter is not other for other in shared)
+def _clip(parameters: list[nn.Parameter], max_norm: float | None) -> None:
+    if max_norm is not None:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
-def _zero(*optimizers: torch.optim.Optimizer | None) -> None:
-    for optimizer in optimizers:
-        if optimizer is not None:
-            optimizer.zero_grad(set_to_none=True)
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,60 @@
+"""What the parts of MultiTaskSAC read of it, so that they need not import it."""
+
+from typing import Any
+
+from stable_baselines3 import SAC
+from torch import Tensor
+
+from .actor import MultiTaskActor
+from .critic import MultiTaskCritic
+from .policies import MultiTaskPolicy
+from .replay import RouteReplayBuffer
+
+__all__ = ["MultiTaskAttributes"]
+
+
+class MultiTaskAttributes(SAC):
+    """The attributes of :class:`dynroute_sb3.MultiTaskSAC`, which documents them and is the only one to set them.
+
+    Example:
+        >>> issubclass(MultiTaskSAC, MultiTaskAttributes)
+        True
+    """
+
+    policy: MultiTaskPolicy
+    actor: MultiTaskActor  # type: ignore[assignment]
+    critic: MultiTaskCritic  # type: ignore[assignment]
+    critic_target: MultiTaskCritic  # type: ignore[assignment]
+    replay_buffer: RouteReplayBuffer | None
+
+    num_tasks: int | None
+    task_names: list[str] | None
+    ent_coef_lr: float | None
+    max_ent_coef: float | None
+    task_weights: str
+    max_task_loss: float | None
+    max_grad_norm: float | None
+    reward_scale: float
+    actor_starts: int
+    demonstration_weight: float
+    demonstration_decay: int | None
+    actor_paths: str | None
+    critic_paths: str
+    route_temperature: float | str
+    compile_networks: bool | str
+    precision: str
+    report: Any
+    _step_pending: bool
+
+    @property
+    def replays_paths(self) -> bool:
+        """Whether paths are stored and replayed."""
+        return "replayed" in (self.actor_paths, self.critic_paths)
+
+    @property
+    def entropy_coefficients(self) -> Tensor:
+        """The coefficient of entropy of each task, without a gradient."""
+        if self.log_ent_coef is not None:
+            return self.log_ent_coef.detach().exp()
+        assert self.num_tasks is not None
+        return self.ent_coef_tensor.expand(self.num_tasks)
