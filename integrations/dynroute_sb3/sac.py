@@ -110,6 +110,8 @@ class MultiTaskSAC(SAC):
         _init_setup_model: bool = True,
         **sac: Any,
     ) -> None:
+        if (policy_kwargs or {}).get("use_sde"):
+            sac["use_sde"] = True  # or SB3 would put its own into policy_kwargs, and say nothing
         super().__init__(
             policy,
             env,
@@ -172,8 +174,9 @@ class MultiTaskSAC(SAC):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        check_observation_space(env.observation_space)  # SB3 would advise a MultiInputPolicy
-        return SAC._wrap_env(env, verbose, monitor_wrapper)
+        wrapped = SAC._wrap_env(env, verbose, monitor_wrapper)
+        check_observation_space(wrapped.observation_space)  # SB3 would advise a MultiInputPolicy
+        return wrapped
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         kept = {name: getattr(self, name) for name in ("env", "_vec_normalize_env", "n_envs", "_last_obs")}
