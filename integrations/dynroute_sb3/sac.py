@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -174,6 +175,11 @@ class MultiTaskSAC(SAC):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, VectorEnv):
+            raise ValueError(
+                f"`env` must be an environment or a VecEnv of SB3, got a {type(env).__name__} of gymnasium; "
+                "make a DummyVecEnv or a SubprocVecEnv of the same functions."
+            )
         wrapped = SAC._wrap_env(env, verbose, monitor_wrapper)
         check_observation_space(wrapped.observation_space)  # SB3 would advise a MultiInputPolicy
         return wrapped
