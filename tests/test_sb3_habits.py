@@ -19,10 +19,25 @@ from torch import Tensor, nn
 pytest.importorskip("stable_baselines3")
 
 from stable_baselines3 import PPO, HerReplayBuffer
-from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    LogEveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
+)
+from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 
@@ -527,6 +542,8 @@ def test_keywords_without_a_place(name: str) -> None:
 def test_state_dependent_exploration(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"`use_sde` must be False: state-dependent exploration .* `action_noise`"):
         make_model(use_sde=True, policy_kwargs=kwargs)
+    with pytest.raises(ValueError, match="`use_sde` must be False: state-dependent exploration"):
+        make_model(policy_kwargs={**kwargs, "use_sde": True})
 
 
 def test_a_keyword_of_a_network_among_those_of_the_policy() -> None:
@@ -698,6 +715,14 @@ def test_observations_that_are_dictionaries(how: str) -> None:
     }
     with pytest.raises(ValueError, match=r"the observation space must be a Box .*, got Dict.*FlattenObservation"):
         calls[how]()
+
+
+def test_environments_that_are_vectorized_by_gymnasium() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"`env` must be an environment or a VecEnv of SB3, got a SyncVectorEnv of gymnasium; make a Dum",
+    ):
+        make_model(env=gym.vector.SyncVectorEnv(point_tasks()))
 
 
 def test_hindsight() -> None:
@@ -926,3 +951,145 @@ def test_what_cannot_be_normalized(space: spaces.Space[Any]) -> None:
 
     with pytest.raises(ValueError, match="observation"):
         MultiTaskVecNormalize(DummyVecEnv([Other]), num_tasks=4)
+
+
+# What SB3's own tests of SAC do ---------------------------------------------------------------------------------------
+
+
+def pendulum(num_tasks: int = 1) -> gym.Env[Any, Any]:
+    return OneHotTask(gym.make("Pendulum-v1"), 0, num_tasks)
+
+
+def like_sac(env: Any = None, **options: Any) -> MultiTaskSAC:
+    defaults = {"policy_kwargs": {"net_arch": [16]}, "learning_starts": 20, "batch_size": 16, "buffer_size": 250}
+    return MultiTaskSAC("MlpPolicy", env or pendulum(), device="cpu", seed=0, **{**defaults, **options})
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "ent_coef that is learned": {"ent_coef": "auto"},
+    "ent_coef that is learned from": {"ent_coef": "auto_0.01"},
+    "fixed ent_coef": {"ent_coef": 0.01},
+    "one critic": {"policy_kwargs": {"net_arch": [16], "n_critics": 1}},
+    "three critics": {"policy_kwargs": {"net_arch": [16], "n_critics": 3}},
+    "steps": {"train_freq": (4, "step"), "gradient_steps": -1},
+    "episodes": {"train_freq": (1, "episode"), "gradient_steps": 2},
+    "as many updates as steps of an episode": {"train_freq": (1, "episode"), "gradient_steps": -1},
+    "normal noise": {"action_noise": NormalActionNoise(np.zeros(1), np.ones(1))},
+    "noise that lasts": {"action_noise": OrnsteinUhlenbeckActionNoise(np.zeros(1), np.ones(1))},
+    "schedule": {"learning_rate": LinearSchedule(1e-3, 1e-4, 0.5)},
+    "RMSprop of SB2": {"policy_kwargs": {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-3}}},
+    "weight decay": {
+        "policy_kwargs": {"optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}}
+    },
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_runs(name: str) -> None:
+    model = like_sac(**RUNS[name])
+    model.learn(210)
+    assert model._n_updates > 0
+    assert all(value.isfinite().all() for value in model.policy.state_dict().values())
+    assert isinstance(model.lr_schedule(1.0), float)
+
+
+def test_several_environments_of_one_task() -> None:
+    model = like_sac(make_vec_env(pendulum, n_envs=2), train_freq=5, gradient_steps=-1).learn(100)
+    assert (model.num_timesteps, model._n_updates) == (100, 80)
+
+
+def test_spaces_of_doubles() -> None:
+    class Doubles(gym.Env[Any, Any]):
+        observation_space = spaces.Box(-1, 1, (3,), np.float64)
+        action_space = spaces.Box(-1, 1, (2, 1), np.float64)
+        num_tasks = 1
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            return np.array([0.1, 0.2, 1.0]), {}
+
+        def step(self, action: Any) -> Any:
+            assert action.dtype == np.float64
+            assert action.shape == (2, 1)
+            return np.array([0.1, 0.2, 1.0]), 0.0, False, False, {}
+
+    model = like_sac(Doubles()).learn(40)
+    for deterministic in (True, False):
+        assert model.predict(np.array([0.1, 0.2, 1.0]), deterministic=deterministic)[0].dtype == np.float64
+
+
+@pytest.mark.parametrize("make", [lambda: OneHotTask(PointTask(GOALS[0]), 1, 4), new_tasks])
+def test_the_environments_pass_the_checker_of_sb3(make: Any) -> None:
+    check_env(make(), skip_render_check=True)
+
+
+def test_callbacks_of_sb3(tmp_path: Path) -> None:
+    model = like_sac(stats_window_size=5)
+    better = StopTrainingOnNoModelImprovement(max_no_improvement_evals=2, min_evals=1)
+    evaluation = EvalCallback(
+        Monitor(pendulum()),
+        callback_on_new_best=StopTrainingOnRewardThreshold(0),
+        callback_after_eval=better,
+        eval_freq=100,
+        n_eval_episodes=1,
+        log_path=str(tmp_path),
+        best_model_save_path=str(tmp_path),
+        verbose=0,
+    )
+    counted: list[int] = []
+    events: list[BaseCallback] = [
+        evaluation,
+        EveryNTimesteps(50, CheckpointCallback(1, str(tmp_path), save_replay_buffer=True)),
+        LogEveryNTimesteps(50),
+        StopTrainingOnMaxEpisodes(3),
+    ]
+    model.learn(200, callback=CallbackList(events))
+    model.learn(20, callback=lambda *_: not counted.append(model.num_timesteps))
+    assert counted == list(range(1, 21))
+    model.learn(20, callback=[])
+    best = MultiTaskSAC.load(tmp_path / "best_model", env=pendulum(), device="cpu")
+    best.load_replay_buffer(tmp_path / "rl_model_replay_buffer_100_steps.pkl")
+    assert best.replay_buffer.size() == 99  # as in SB3, callbacks come before the step is stored
+    assert len(np.load(tmp_path / "evaluations.npz")["results"]) == 2
+
+
+def test_the_rate_of_success_is_logged() -> None:
+    model = make_model(env=VecMonitor(points(), info_keywords=("is_success",)))
+    rows: list[dict[str, Any]] = []
+
+    class Values(Rows):
+        def write(self, key_values: dict[str, Any], *_: Any, **__: Any) -> None:
+            rows.append(dict(key_values))
+
+    model.set_logger(Logger(None, [Values()]))
+    model.learn(160, log_interval=4)
+    assert len(rows) == 2
+    for row in rows:
+        assert 0 <= row["rollout/success_rate"] <= 1
+        assert {"time/fps", "rollout/ep_rew_mean", "rollout/ep_len_mean", "time/total_timesteps"} <= row.keys()
+
+
+def test_modes_of_training() -> None:
+    model = make_model(policy_kwargs={"network": Plain}).learn(60)
+    nets = [model.actor.net, *model.critic.nets]
+    for mode in (True, False):
+        model.policy.set_training_mode(mode)
+        assert all(part.training == mode for net in nets for part in net.modules())
+        assert not any(net.training for net in model.critic_target.nets)
+    before = copy.deepcopy(model.actor.net.norm.running_mean)
+    one, other = (model.predict(observations(), deterministic=True)[0] for _ in range(2))
+    assert np.array_equal(one, other)
+    assert torch.equal(model.actor.net.norm.running_mean, before)
+
+
+def test_loading_with_other_options() -> None:
+    model, file = like_sac(learning_starts=5).learn(30), io.BytesIO()
+    model.save(file, exclude=["learning_starts"])
+    file.seek(0)
+    loaded = MultiTaskSAC.load(file, pendulum(), "cpu", custom_objects={"learning_rate": 1e-2}, gradient_steps=2)
+    assert (loaded.learning_rate, loaded.gradient_steps) == (1e-2, 2)
+    assert loaded.learning_starts == 100  # SB3's default again
+    loaded.learn(110)
+    assert loaded.actor.optimizer.param_groups[0]["lr"] == 1e-2
+    file.seek(0)
+    with pytest.raises(ValueError, match="specified policy kwargs do not equal"):
+        MultiTaskSAC.load(file, pendulum(), "cpu", policy_kwargs={"net_arch": [32]})

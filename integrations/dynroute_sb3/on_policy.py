@@ -90,14 +90,15 @@ class _Networks(nn.Module):
         super().__init__()
         self.space = space
         self.actor, self.value = actor, value
+        self.actor_routing, self.value_routing = takes_routing(actor), takes_routing(value)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward_actor(features), self.forward_critic(features)
 
     def forward_actor(self, features: Tensor) -> Tensor:
-        routing = takes_routing(self.actor)
-        return run_network(self.actor, *self.space.split(features), routing=routing, sample=False)[0]
+        state, task = self.space.split(features)
+        return run_network(self.actor, state, task, routing=self.actor_routing, sample=False)[0]
 
     def forward_critic(self, features: Tensor) -> Tensor:
-        routing = takes_routing(self.value)
-        return run_network(self.value, *self.space.split(features), routing=routing, sample=False)[0]
+        state, task = self.space.split(features)
+        return run_network(self.value, state, task, routing=self.value_routing, sample=False)[0]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -107,6 +108,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         _init_setup_model: bool = True,
         **sac: Any,
     ) -> None:
+        if (policy_kwargs or {}).get("use_sde"):
+            sac["use_sde"] = True  # or SB3 would put its own into policy_kwargs, and say nothing
         super().__init__(
             policy,
             env,
@@ -164,8 +167,14 @@ class MultiTaskSAC(MultiTaskAttributes):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        check_observation_space(env.observation_space)  # SB3 would advise a MultiInputPolicy
-        return SAC._wrap_env(env, verbose, monitor_wrapper)
+        if isinstance(env, VectorEnv):
+            raise ValueError(
+                f"`env` must be an environment or a VecEnv of SB3, got a {type(env).__name__} of gymnasium; "
+                "make a DummyVecEnv or a SubprocVecEnv of the same functions."
+            )
+        wrapped = SAC._wrap_env(env, verbose, monitor_wrapper)
+        check_observation_space(wrapped.observation_space)  # SB3 would advise a MultiInputPolicy
+        return wrapped
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         kept = {name: getattr(self, name) for name in ("env", "_vec_normalize_env", "n_envs", "_last_obs")}
