@@ -1126,7 +1126,7 @@ def test_actions_without_a_number(shape: tuple[int, ...]) -> None:
 def test_environments_that_are_refused_are_not_kept() -> None:
     model = make_model()
     env = model.get_env()
-    with pytest.raises(ValueError, match="`env` must leave observations as they are"):
+    with pytest.raises(ValueError, match="`env` must leave the one-hot of the task as it is"):
         model.set_env(VecNormalize(points()))
     assert model.get_env() is env
 
