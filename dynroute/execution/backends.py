@@ -28,7 +28,7 @@ from .fused import (
 )
 from .plan import Pass
 from .reference import run_reference
-from .sparse import run_sparse
+from .sparse import ROWS_FROM, run_sparse
 
 __all__ = ["BACKENDS", "backend", "check_backend", "run_graph"]
 
@@ -128,9 +128,10 @@ def _fitting(call: Pass, hidden: str | None) -> Form:
     inference = not torch.is_grad_enabled()
     if not pays and not (inference and batch == 1):
         return run_reference
-    if not inference or (plan.is_mixture and batch > 1) or _is_full(call):
+    small = inference and batch < ROWS_FROM  # a sample or a few: rows are not worth their sorting
+    if not small or _is_full(call):
         form = _fusing(call, None)
-        if not isinstance(form, str) and not (inference and form.func is run_fused):
+        if not isinstance(form, str) and not (small and form.func is not run_dense):
             return form
     return run_reference if _coupled(call, dropout=True) else run_sparse
 

@@ -19,7 +19,7 @@ from .plan import Pass
 from .reference import check_shortcut, check_sources, run_reference
 from .rows import Rows, rows_of
 
-__all__ = ["run_sparse"]
+__all__ = ["ROWS_FROM", "run_sparse"]
 
 ROWS_FROM = 64
 """The smallest batch for which inference sorts rows by node; below, a node that is needed runs for all samples."""
