@@ -1,5 +1,7 @@
 """Runs: what is written, how they stop and go on, and what is refused."""
 
+import contextlib
+import functools
 import itertools
 import json
 import os
@@ -10,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +239,90 @@ def test_interrupted_in_the_evaluation_at_the_end(tmp_path: Path, monkeypatch: p
     assert [path.name for path in run.checkpoints.iterdir()] == ["step_40"]
     monkeypatch.undo()
     assert train(Run.open(run.folder)) is not None
+
+
+@pytest.fixture
+def nearly(straight: Path, tmp_path: Path) -> Run:
+    """A copy of the run that was killed between its last but one checkpoint and its last step."""
+    folder = tmp_path / "nearly"
+    shutil.copytree(straight, folder)
+    shutil.rmtree(folder / "checkpoints" / "step_240")
+    (folder / "evaluations" / "final.json").unlink()
+    return Run.open(folder)
+
+
+def at_the_end(model: Any, *_: Any, **__: Any) -> bool:
+    return bool(model.num_timesteps == 240)
+
+
+def of_result(name: str) -> Callable[..., bool]:
+    return lambda result, path: path.name == name
+
+
+# Where a run may be stopped while it ends: what is called there, and which of the calls it is.
+PHASES: dict[str, tuple[type, str, Callable[..., bool]]] = {
+    "the last step": (MultiTaskSAC, "_sample_action", lambda model, *_: model.num_timesteps == 238),
+    "what the last step brought": (MultiTaskSAC, "_store_transition", at_the_end),
+    "the last update": (MultiTaskSAC, "train", at_the_end),
+    "the last evaluation": (Recorder, "watch", lambda recorder, *done: bool(done) and at_the_end(recorder.model)),
+    "the file of the last evaluation": (EvaluationResult, "save", of_result("step_240.json")),
+    "the last line": (MultiTaskSAC, "dump_logs", at_the_end),
+    "the last checkpoint": (MultiTaskSAC, "save_checkpoint", at_the_end),
+    "the evaluation at the end": (Recorder, "watch", lambda recorder, *done: len(done) == 2 and done[1] == 40),
+    "the result": (EvaluationResult, "save", of_result("final.json")),
+}
+
+
+def stop_in(patch: pytest.MonkeyPatch, phase: str, how: Callable[[], None], *, after: bool) -> None:
+    """Stops a run before or after the one call that is a phase of its end."""
+    owner, name, is_phase = PHASES[phase]
+    call = getattr(owner, name)
+
+    def stopping(*arguments: Any, **keywords: Any) -> Any:
+        due = is_phase(*arguments, **keywords)
+        if due and not after:
+            patch.setattr(owner, name, call)
+            how()
+        done = call(*arguments, **keywords)
+        if due and after:
+            patch.setattr(owner, name, call)
+            how()
+        return done
+
+    patch.setattr(owner, name, stopping)
+
+
+def killed() -> None:
+    raise KeyboardInterrupt
+
+
+STOPS = {
+    "Ctrl-C": functools.partial(signal.raise_signal, signal.SIGINT),
+    "SIGTERM": functools.partial(signal.raise_signal, signal.SIGTERM),
+    "at once": killed,
+}
+
+
+@pytest.mark.parametrize(
+    ("phase", "how", "after"),
+    [
+        *itertools.product(PHASES, ["Ctrl-C"], [False, True]),
+        *itertools.product(PHASES, ["at once"], [False]),
+        *itertools.product(["the last evaluation", "the result"], ["SIGTERM"], [False, True]),
+    ],
+)
+def test_stopped_at_every_phase_of_the_end(
+    phase: str, how: str, after: bool, nearly: Run, straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name, _ = PHASES[phase]
+    with monkeypatch.context() as patch:
+        stop_in(patch, phase, STOPS[how], after=after)
+        with contextlib.suppress(KeyboardInterrupt):
+            train(nearly)
+        assert getattr(owner, name).__name__ == name, "the run did not come to the phase"
+    assert train(Run.open(nearly.folder)) is not None
+    assert outcome(nearly.folder) == outcome(straight)
+    assert (nearly.folder / "config.json").read_text() == (straight / "config.json").read_text()
 
 
 @pytest.fixture

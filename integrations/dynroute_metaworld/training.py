@@ -112,7 +112,7 @@ def _learn(run: Run, model: MultiTaskSAC, changes: str | None) -> EvaluationResu
         recorder = Recorder(run, display)
         try:
             with recorder.stopping_on_signals():
-                if before < total:
+                if total:  # with all steps done, what was due after the last one may still be missing
                     model.learn(total - before, recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
         except Stopped:
             display.tell(f"stopped at {model.num_timesteps:,} steps; --resume goes on")
@@ -124,10 +124,10 @@ def _learn(run: Run, model: MultiTaskSAC, changes: str | None) -> EvaluationResu
             with recorder.stopping_on_signals():
                 recorder.watch()
                 result = evaluate_run(run, model, configuration.final_episodes, progress=recorder.watch)
+                result.save(run.evaluations / "final.json")
         except Stopped:
             display.tell("stopped before the evaluation at the end; --resume does it")
             return None
-        result.save(run.evaluations / "final.json")
     return result
 
 
