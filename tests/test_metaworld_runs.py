@@ -24,7 +24,7 @@ from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, l
 from dynroute_metaworld.evaluation import SEEDS
 from dynroute_metaworld.recorder import Recorder, evaluate_run
 from dynroute_metaworld.views.curves import draw_curves
-from dynroute_sb3 import DamagedError, MultiTaskSAC, latest_checkpoint
+from dynroute_sb3 import DamagedError, MultiTaskSAC, latest_checkpoint, storage
 from dynroute_sb3.tree import read_tree
 
 SMALL: dict[str, Any] = {
@@ -196,12 +196,12 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.create(tmp_path / "run", small())
     written: list[Path] = []
 
-    def limited(model: Any, folder: Path) -> None:
+    def limited(model: Any, folder: Path, notes: Any) -> None:
         # From the second checkpoint on, no file may become longer than this.
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000 if written else before[0], before[1]))
-            save(model, folder)
+            save(model, folder, notes)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         written.append(folder)
@@ -348,6 +348,128 @@ def test_a_damaged_checkpoint(done: Run) -> None:
     shutil.rmtree(done.checkpoints / "step_240")
     assert train(done) is not None
     assert len(read_metrics(done.metrics)) == 6
+
+
+def alter(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+ALTERED = {
+    "metrics.jsonl": r"metrics.jsonl was altered: its SHA-256 is not the stored one; put back what was th",
+    "evaluations/step_120.json": r"step_120.json was altered: its SHA-256 is not .* --resume goes on without it",
+    "evaluations/final.json": r"final.json was altered: its SHA-256 is not the one that was noted; put back",
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_files_that_were_altered(name: str, done: Run) -> None:
+    alter(done.folder / name)
+    before = (done.folder / name).read_bytes()
+    with pytest.raises(DamagedError, match=ALTERED[name]):
+        train(done)
+    assert (done.folder / name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("metrics.jsonl", r"metrics.jsonl was altered or cut: it must have at least \d+ bytes, got \d+; put back"),
+        ("evaluations/step_120.json", r"step_120.json was altered or cut: it must have \d+ bytes, got \d+; put back"),
+        ("evaluations/final.json", r"final.json was altered: its SHA-256 is not the one that was noted"),
+        ("config.json", r"config.json is no configuration of a run"),
+        ("checkpoints/step_240/notes.json", r"step_240/notes.json must have \d+ bytes, got \d+; take another"),
+    ],
+)
+def test_files_that_were_cut(name: str, told: str, done: Run) -> None:
+    cut(done.folder / name)
+    with pytest.raises(DamagedError, match=told):
+        train(Run.open(done.folder))
+
+
+def test_files_that_are_missing(done: Run, straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (done.evaluations / "final.json").unlink()  # it is made again, and or there would be nothing to do
+    for name in ("metrics.jsonl", "evaluations/step_120.json"):
+        (done.folder / name).unlink()
+    assert train(done) is not None
+    told = "going on without what is missing of the time before step_240: metrics.jsonl, evaluations/step_120.json"
+    assert told in capsys.readouterr().out
+    assert done.sessions[-1]["without"] == ["metrics.jsonl", "evaluations/step_120.json"]
+    assert read_metrics(done.metrics) == []
+    final = [folder / "evaluations" / "final.json" for folder in (done.folder, straight)]
+    assert final[0].read_text() == final[1].read_text()
+
+
+def test_what_is_missing_stays_so(nearly: Run, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nearly.metrics.unlink()
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        stop_in(patch, "the last checkpoint", killed, after=False)
+        train(nearly)
+    assert [line["step"] for line in read_metrics(nearly.metrics)] == [200, 240]
+    assert train(nearly) is not None  # what was logged since is no part of what was sealed
+    assert [line["step"] for line in read_metrics(nearly.metrics)] == [200, 240]
+    assert outcome(nearly.folder)[1:] == outcome(straight)[1:]
+    alter(nearly.metrics)
+    with pytest.raises(DamagedError, match=r"metrics.jsonl was altered"):
+        train(nearly)
+
+
+def test_what_was_logged_after_the_checkpoint_is_cut_back(nearly: Run, straight: Path) -> None:
+    with nearly.metrics.open("ab") as file:
+        file.write(b'{"step": 240, "ret')
+    assert train(nearly) is not None
+    assert outcome(nearly.folder) == outcome(straight)
+
+
+def test_a_configuration_that_was_altered(nearly: Run) -> None:
+    path = nearly.folder / "config.json"
+    stored = json.loads(path.read_text())
+    for name, value, told in (("gamma", 0.5, 0.99), ("benchmark", "reach,push", "reach,window-close")):
+        path.write_text(json.dumps({**stored, name: value}))
+        message = (
+            rf"config.json was altered: it has {name}={value!r}, and its checkpoint was written with {told!r}; put"
+        )
+        with pytest.raises(DamagedError, match=message):
+            train(Run.open(nearly.folder))
+    path.write_text(json.dumps({**stored, "final_episodes": 3}))  # which may change
+    assert train(Run.open(nearly.folder)) is not None
+    path.unlink()
+    with pytest.raises(
+        FileExistsError, match=r"holds checkpoints without the config.json of their run; put it back, or"
+    ):
+        Run.create(nearly.folder, small())
+
+
+def test_checkpoints_that_do_not_tell_of_other_files(nearly: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = nearly.checkpoints / "step_180"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    del manifest["notes.json"]
+    (checkpoint / "notes.json").unlink()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    alter(nearly.metrics)
+    assert train(nearly) is not None
+    assert "step_180 does not tell what metrics and evaluations were: they are taken as they" in capsys.readouterr().out
+    for text in (
+        "[]",
+        "{}",
+        '{"files": 3, "configuration": {}}',
+        '{"files": {"a": 1}, "configuration": {}}',
+        "[" * 9**5,
+    ):
+        last = nearly.checkpoints / "step_240"
+        (last / "notes.json").write_text(text)
+        reseal(last, "notes.json")
+        with pytest.raises(DamagedError, match=r"step_240/notes\.json (is damaged|must have the options of the run)"):
+            train(nearly)
+
+
+def reseal(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest[name] = storage._digest(folder / name)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_a_run_that_is_finished_is_left_as_it_is(done: Run) -> None:

@@ -51,7 +51,7 @@ INTEGRATION_LAYERS = {
         ["callbacks", "overlap"],
     ],
     "dynroute_metaworld": [
-        ["environment", "interrupts", "intervals", "metrics", "progress"],
+        ["environment", "interrupts", "intervals", "metrics", "progress", "provenance", "seals"],
         ["tasks"],
         ["configuration", "demonstrations", "result", "workers"],
         ["methods", "presets", "run", "scripted", "vec_env"],

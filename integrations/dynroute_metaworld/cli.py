@@ -17,9 +17,10 @@ from .evaluation import evaluate
 from .methods import methods_table
 from .presets import AFTER_IMITATION, IMITATION_ALONE, PRESETS, preset
 from .progress import Display
+from .provenance import versions
 from .recorder import evaluate_run
 from .result import EvaluationResult
-from .run import MOVABLE, Run, RunError, versions
+from .run import MOVABLE, Run, RunError
 from .summary import summarize, summary_table
 from .sweeps import AXES, read_variants, sweep
 from .tasks import split_benchmark, task_names

@@ -1,6 +1,7 @@
 """Training from a configuration, in the directory of a run."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from .imitation import describe, start_from_demonstrations
 from .methods import ACTIONS
 from .metrics import MetricsFile, TensorBoardFolder
 from .progress import Display
+from .provenance import versions
 from .recorder import Recorder, Stopped, evaluate_run
 from .result import EvaluationResult
-from .run import Run, RunError, versions
+from .run import Run, RunError
 from .vec_env import MetaWorldVecEnv, make_envs
 
 __all__ = ["check_start", "environments", "load_model", "make_model", "train"]
@@ -52,6 +54,7 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
         if rebuild and not starts:
             why = "no demonstrations" if checkpoint is None else "used its demonstrations already"
             raise ValueError(f"`rebuild` must be left out: {run.folder} has {why}.")
+        remarks = [] if checkpoint is None else _remarks(run, checkpoint)
         if checkpoint is not None and run.is_at_end(checkpoint) and (result := run.finished()) is not None:
             return result
         ending.callback(torch.set_num_threads, threads)
@@ -59,14 +62,13 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
         env = environments(configuration)
         ending.callback(env.close)
         model = make_model(configuration, env) if checkpoint is None else _load(configuration, checkpoint, env)
-        changes = _changes(run)
         run.start_session()  # only now is it known that everything fits
         ending.callback(run.end_session)
         if starts:
             model = _load(configuration, start_from_demonstrations(run, model, rebuild=rebuild), env)
         elif checkpoint is None and configuration.warm_start is not None:
-            model.save_checkpoint(run.checkpoints / "step_0")  # whatever becomes of the other run
-        return _learn(run, model, changes)
+            model.save_checkpoint(run.checkpoints / "step_0", run.seal())  # whatever becomes of the other run
+        return _learn(run, model, remarks)
 
 
 def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTaskSAC:
@@ -74,6 +76,18 @@ def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTask
         return _algorithm(configuration).load_checkpoint(checkpoint, env, configuration.device)
     except DamagedError as error:
         raise DamagedError(f"{error} Remove {checkpoint}, and --resume goes on from the one before.") from error
+
+
+def _remarks(run: Run, checkpoint: Path) -> list[str]:
+    """What there is to say about going on from a checkpoint."""
+    missing, remarks = run.check_files(checkpoint), []
+    if missing is None:
+        remarks.append(f"{checkpoint.name} does not tell what metrics and evaluations were: they are taken as they are")
+    elif missing:
+        remarks.append(f"going on without what is missing of the time before {checkpoint.name}: {', '.join(missing)}")
+    if (changes := _changes(run)) is not None:
+        remarks.append(f"results may differ in their last bits from those of the same run without: {changes}")
+    return remarks
 
 
 def _changes(run: Run) -> str | None:
@@ -95,7 +109,7 @@ def _check_device(name: str) -> None:
         raise ValueError(f"`device` must be one that is there, got {name!r}: this torch finds no GPU.")
 
 
-def _learn(run: Run, model: MultiTaskSAC, changes: str | None) -> EvaluationResult | None:
+def _learn(run: Run, model: MultiTaskSAC, remarks: Sequence[str]) -> EvaluationResult | None:
     """Learns by SAC until the steps are done, and evaluates."""
     configuration = run.configuration
     assert configuration.steps is not None
@@ -104,8 +118,8 @@ def _learn(run: Run, model: MultiTaskSAC, changes: str | None) -> EvaluationResu
         display.tell(
             f"{run.folder}: {describe(model)}" if before == 0 else f"{run.folder}: going on from step_{before}"
         )
-        if changes is not None:
-            display.tell(f"results may differ in their last bits from those of the same run without: {changes}")
+        for remark in remarks:
+            display.tell(remark)
         model.set_logger(
             Logger(str(run.folder), [MetricsFile(run.metrics), TensorBoardFolder(run.tensorboard, before)])
         )

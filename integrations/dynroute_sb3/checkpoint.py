@@ -4,6 +4,7 @@ The folder is written under another name and renamed when it is whole; its manif
 """
 
 import io
+import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from .options import OPTIONS
 from .policies import POLICIES
 from .randomness import random_state, set_random_state
 from .replay import RouteReplayBuffer
-from .storage import check_folder, writing_folder
+from .storage import DamagedError, check_folder, read_sealed, writing_folder
 from .tree import read_tree, write_tree
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ __all__ = [
     "latest_checkpoint",
     "load_buffer",
     "load_checkpoint",
+    "read_notes",
     "save_buffer",
     "save_checkpoint",
 ]
 
 FORMAT = 2
+NOTES = "notes.json"
 
 BUFFERS: Mapping[Any, type[RouteReplayBuffer]] = {
     kind.__name__: kind for kind in (RouteReplayBuffer, DemonstrationBuffer)
@@ -68,8 +71,8 @@ PROGRESS = (
 """What changes while a model learns, beside its tensors."""
 
 
-def save_checkpoint(model: "MultiTaskSAC", folder: Path) -> None:
-    """Writes a model with all that its training depends on to a new folder."""
+def save_checkpoint(model: "MultiTaskSAC", folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+    """Writes a model with all that its training depends on to a new folder, and notes beside it."""
     if model._step_pending:
         raise RuntimeError(
             "a checkpoint must not be written between a step of the environments and its storage; "
@@ -104,6 +107,19 @@ def save_checkpoint(model: "MultiTaskSAC", folder: Path) -> None:
     }
     with writing_folder(folder) as temporary:
         write_tree(temporary, "model", {**state, "buffer": model.replay_buffer.save(temporary)})
+        if notes is not None:
+            (temporary / NOTES).write_text(json.dumps(notes, indent=1))
+
+
+def read_notes(folder: Path) -> dict[str, Any] | None:
+    """The notes that were written with a checkpoint, whose other files are not read; None where there were none."""
+    try:
+        text = read_sealed(folder, NOTES)
+        return None if text is None else dict(json.loads(text))
+    except DamagedError:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{folder / NOTES} is damaged: {error}; take another checkpoint.") from error
 
 
 def load_checkpoint(
