@@ -3,6 +3,7 @@
 The folder is written under another name and renamed when it is whole; its manifest holds the SHA-256 of each file.
 """
 
+import contextlib
 import io
 import json
 import platform
@@ -26,6 +27,7 @@ from .policies import POLICIES
 from .randomness import random_state, set_random_state
 from .replay import RouteReplayBuffer
 from .storage import DamagedError, check_folder, read_sealed, writing_folder
+from .stored import check_buffer, check_network, check_state, restoring
 from .tree import read_tree, write_tree
 
 if TYPE_CHECKING:
@@ -128,8 +130,22 @@ def load_checkpoint(
     """Restores what :func:`save_checkpoint` wrote."""
     check_folder(folder)
     state = read_tree(folder, "model")
-    if (found := state.get("format")) != FORMAT:
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
         raise ValueError(f"{folder} must have format {FORMAT}, got {found}; it was written by another version.")
+    check_state(state, folder, PROGRESS)
+    with restoring(folder):
+        return _restore(cls, folder, state, env, device, replace)
+
+
+def _restore(
+    cls: type["Model"],
+    folder: Path,
+    state: dict[str, Any],
+    env: GymEnv | None,
+    device: torch.device | str,
+    replace: Mapping[str, Any],
+) -> "Model":
     options, policy = _with_functions(state["options"], state["policy"], replace, folder)
     model = cls(policy, env, device=device, _init_setup_model=False)  # type: ignore[arg-type]
     saved_spaces = {name: _box(saved) for name, saved in state["spaces"].items()}
@@ -144,9 +160,13 @@ def load_checkpoint(
             "save() and load() allow another number."
         )
     kwargs = options["policy_kwargs"]
-    described = _describe(model.policy_class(*saved_spaces.values(), lambda _: 0.0, **kwargs))
-    if described != state["network"]:
+    named = isinstance(kwargs.get("network", getattr(model.policy_class, "default_network", None)), str)
+    # On no device it takes no memory, whatever sizes are asked for; what functions make need not work there.
+    with torch.device("meta") if named else contextlib.nullcontext():
+        made = model.policy_class(*saved_spaces.values(), lambda _: 0.0, **kwargs)
+    if (described := _describe(made)) != state["network"]:
         raise ValueError(f"{folder} holds another network: {state['network']}, and not {described}.")
+    check_network(state["parameters"].get("policy"), made.state_dict(), folder)
     kind = options.get("replay_buffer_class")
     vars(model).update({**options, **saved_spaces, "replay_buffer_class": BUFFERS.get(kind, kind)})
     model._setup_model()
@@ -155,7 +175,7 @@ def load_checkpoint(
         model.log_ent_coef.data.copy_(state["log_ent_coef"])
     assert model.replay_buffer is not None
     if env is not None:  # or there is nothing to go on with
-        model.replay_buffer.load(folder, state["buffer"])
+        _load_rows(model.replay_buffer, folder, state["buffer"], "model.json")
     vars(model).update(state["progress"])
     model.report.restore(state["report"])
     model.action_space.np_random.bit_generator.state = state["action_generator"]
@@ -201,7 +221,18 @@ def load_buffer(buffer: RouteReplayBuffer, folder: str | Path | io.BufferedIOBas
     """Reads the folder that :func:`save_buffer` wrote."""
     folder = _folder(folder)
     check_folder(folder)
-    buffer.load(folder, read_tree(folder, "buffer"))
+    with restoring(folder):
+        _load_rows(buffer, folder, read_tree(folder, "buffer"), "buffer.json")
+
+
+def _load_rows(buffer: RouteReplayBuffer, folder: Path, state: dict[str, Any], name: str) -> None:
+    rings = [(buffer, state)]
+    if isinstance(buffer, DemonstrationBuffer) and "shown" in state:
+        rings.append((buffer.shown, state["shown"]))
+    for ours, theirs in rings:
+        if theirs.get("capacity") == ours.capacity and theirs.get("num_tasks") == ours.num_tasks:  # or it tells of it
+            check_buffer(theirs, ours.num_tasks, ours.capacity, folder / name)
+    buffer.load(folder, state)
 
 
 def _folder(path: str | Path | io.BufferedIOBase) -> Path:
