@@ -39,7 +39,8 @@ LAYERS = [
     ["testing"],
     ["command"],
 ]
-INTEGRATION_LAYERS = {
+INTEGRATION_LAYERS: dict[str, list[list[str]]] = {
+    "dynroute_command": [["__main__"]],
     "dynroute_sb3": [
         ["environments", "gaussian", "losses", "normalizer", "observation", "parallel", "randomness", "storage"],
         ["actor", "critic", "points", "tree"],

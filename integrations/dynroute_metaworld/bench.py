@@ -8,7 +8,7 @@ import numpy as np
 from stable_baselines3.common.logger import Logger
 
 from .configuration import Configuration
-from .training import make_model
+from .training import check_device, make_model
 from .vec_env import MetaWorldVecEnv, make_envs
 
 __all__ = ["bench"]
@@ -18,6 +18,7 @@ def bench(benchmark: str, methods: Sequence[str], workers: int, seconds: float, 
     """Prints what a step and an update take here, medians, and the hours of the published number of steps."""
     if not seconds > 0:
         raise ValueError(f"`seconds` must be positive, got {seconds}.")
+    check_device(device)
     configurations = [Configuration(benchmark=benchmark, method=method, device=device).resolve() for method in methods]
     tasks = configurations[0].tasks
     env = make_envs(configurations[0].benchmark_or_tasks, workers=min(workers, len(tasks)))

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -51,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = _parser().parse_known_args(arguments)
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Runs the command that was chosen, and makes a sentence of what goes wrong."""
     try:
         status = options.command(options)
     except KeyboardInterrupt:
@@ -61,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\ndynroute: {hints.get(options.command, 'stopped at once')}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RunError, WorkerError, ImportError) as error:
-        for line in (f"dynroute: {error}", *getattr(error, "__notes__", ())):
+        told = str(error)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            told = f"the names in a path must have at most 255 bytes, and all of it 4095, got {error.filename!s:.60}..."
+        for line in (f"dynroute: {told}", *getattr(error, "__notes__", ())):
             print(line, file=sys.stderr)
         return 1
     return int(status or 0)

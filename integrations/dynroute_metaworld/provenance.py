@@ -28,7 +28,8 @@ def typed() -> str:
     """The command that runs, without where its program is."""
     program = Path(sys.argv[0])
     # So it stands there after `python -m dynroute.command`.
-    name = "dynroute" if program.parts[-2:] == ("dynroute", "command.py") else program.name
+    modules = (("dynroute", "command.py"), ("dynroute_command", "__main__.py"))
+    name = "dynroute" if program.parts[-2:] in modules else program.name
     return shlex.join([name, *sys.argv[1:]])
 
 

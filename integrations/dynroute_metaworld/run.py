@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import errno
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,10 @@ __all__ = ["MOVABLE", "Run", "RunError"]
 
 MOVABLE = ("steps", "workers", "restart", "device", "checkpoint_every", "final_episodes")
 """What may change when a run goes on, since it changes nothing of what is computed until then."""
+
+
+LONGEST = 3900
+"""The length of the path of a run, in bytes. Linux takes 4095, of which files inside of it need some."""
 
 
 class RunError(RuntimeError):
@@ -91,6 +96,11 @@ class Run:
                 "checkpoints without the config.json of their run; put it back, or" * (folder / "checkpoints").exists()
             )
             raise FileExistsError(f"{folder} holds {lost or 'other files;'} --run names another directory.")
+        if len(os.fsencode(folder.absolute())) > LONGEST:
+            raise ValueError(
+                f"`folder` must be a path of at most {LONGEST} bytes, so that files inside of it can be named, got "
+                f"{len(os.fsencode(folder.absolute()))}; --run names a shorter one."
+            )
         configuration = configuration.resolve()
         check_network(configuration)
         folder.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ from .result import EvaluationResult
 from .run import Run, RunError
 from .vec_env import MetaWorldVecEnv, make_envs
 
-__all__ = ["check_start", "environments", "load_model", "make_model", "train"]
+__all__ = ["check_device", "check_start", "environments", "load_model", "make_model", "train"]
 
 
 def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
@@ -48,7 +48,7 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
     configuration, threads = run.configuration, torch.get_num_threads()
     with run.locked(), contextlib.ExitStack() as ending:
         ending.callback(run.forget)
-        _check_device(configuration.device)
+        check_device(configuration.device)
         checkpoint = run.last_checkpoint()
         starts = checkpoint is None and configuration.demonstrations > 0
         if rebuild and not starts:
@@ -98,7 +98,8 @@ def _changes(run: Run) -> str | None:
     return ", ".join(changed) or None
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raises an error unless torch knows a device, and has it."""
     if name == "auto":
         return
     try:
@@ -107,6 +108,11 @@ def _check_device(name: str) -> None:
         raise ValueError(f"`device` must be cpu, cuda or auto, got {name!r}.") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`device` must be one that is there, got {name!r}: this torch finds no GPU.")
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"`device` must be one that is there, got {name!r}: {told}") from error
 
 
 def _learn(run: Run, model: MultiTaskSAC, remarks: Sequence[str]) -> EvaluationResult | None:
@@ -213,7 +219,7 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
 
 def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
     """The model of a run's last checkpoint, to predict with."""
-    _check_device(device)
+    check_device(device)
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise FileNotFoundError(f"{run.folder} has no checkpoint yet; it is written every so many steps, or on Ctrl-C.")
