@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from gymnasium import spaces
 from rich.console import Console
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from benchmarks import outputs
 from dynroute.networks import available
 from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, RunError, read_metrics
 from dynroute_metaworld import cli as commands
@@ -275,7 +277,8 @@ def test_directories_that_are_not_taken(tmp_path: Path) -> None:
 
 def test_a_damaged_configuration(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", Configuration(method="sm"))
-    assert Run.open(run.folder).configuration == Configuration(method="sm").resolve()
+    assert Run.open(run.folder).configuration == run.configuration
+    assert dataclasses.replace(run.configuration, threads=None) == Configuration(method="sm").resolve()
     for text in ("{", "[]", '{"methd": "sm"}', '{"method": "xx"}'):
         (run.folder / "config.json").write_text(text)
         with pytest.raises(DamagedError, match=r"config\.json is no configuration of a run"):
@@ -420,3 +423,31 @@ def test_paths_that_are_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["train", "--benchmark", "reach", "--run", str(deep)]) == 1
     assert "`folder` must be a path of at most 3900 bytes" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_where_benchmarks_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "not" / "there" / "bench.json"
+
+    def measure(*_: Any) -> float:
+        assert target.parent.is_dir(), "the folder is made before anything is measured"
+        return 0.01
+
+    monkeypatch.setattr("dynroute_metaworld.bench._step_seconds", measure)
+    monkeypatch.setattr("dynroute_metaworld.bench._update_seconds", measure)
+    command = ["bench", "--benchmark", "reach", "--methods", "mt-sac", "--workers", "0", "--output", str(target)]
+    assert main(command) == 0
+    (row,) = json.loads(target.read_text())["rows"]
+    assert (row["method"], row["update"]) == ("mt-sac", 0.01)
+
+    assert outputs.folder(str(tmp_path / "a" / "b")).is_dir()
+    assert outputs.file(str(tmp_path / "c" / "d.json")).parent.is_dir()
+    for make, path, told in (
+        (outputs.folder, target, "must be a folder, or one that can be made"),
+        (outputs.file, target / "e.json", "must be a folder, or one that can be made"),
+        (outputs.file, tmp_path, "must be a file, and is a folder"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=told):
+            make(str(path))
+    for program in Path(outputs.__file__).parent.glob("*.py"):  # each asks for what is made
+        for flag, kind in re.findall(r'"(?:--)?(folder|output)",\s*type=(\w+)', program.read_text()):
+            assert kind in ("folder", "file"), f"{program} takes --{flag} as it is"

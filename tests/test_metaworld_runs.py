@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -23,6 +24,7 @@ import torch
 from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, read_metrics, train
 from dynroute_metaworld.evaluation import SEEDS
 from dynroute_metaworld.recorder import Recorder, evaluate_run
+from dynroute_metaworld.threads import choose_threads, describe_threads
 from dynroute_metaworld.views.curves import draw_curves
 from dynroute_sb3 import DamagedError, MultiTaskSAC, latest_checkpoint, storage
 from dynroute_sb3.tree import read_tree
@@ -30,6 +32,7 @@ from dynroute_sb3.tree import read_tree
 SMALL: dict[str, Any] = {
     "benchmark": "reach,window-close",
     "goals": "random",
+    "threads": 1,
     "horizon": 20,
     "steps": 120,
     "learning_starts": 20,
@@ -568,3 +571,46 @@ def test_nobody_reads_what_is_printed(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.wait() == 0
     assert (tmp_path / "run" / "evaluations" / "final.json").exists()
+
+
+def test_threads_by_the_size_of_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    little, large = small(threads=None), Configuration(benchmark="MT10").resolve()
+    for configuration, environment, expected in (
+        (little, {}, 1),
+        (large, {}, 8),
+        (little, {"OMP_NUM_THREADS": "8"}, 8),  # what is asked for goes first
+        (small(threads=3), {"OMP_NUM_THREADS": "8"}, 3),
+        (large, {"OMP_NUM_THREADS": ""}, 8),
+    ):
+        assert choose_threads(configuration, environment) == expected
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    Run.create(tmp_path / "run", little)
+    assert Run.open(tmp_path / "run").configuration.threads == 1  # so that it goes on with the same
+
+
+def test_threads_are_told(nearly: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    train(nearly)
+    assert re.search(r"\n1 thread for \d+ million multiply-adds a pass over a batch\n", capsys.readouterr().out)
+    assert nearly.sessions[-1]["machine"]["threads"] == 1
+    assert nearly.sessions[-1]["machine"]["waiting"]["OMP_WAIT_POLICY"] == "PASSIVE"
+    told = describe_threads(nearly.configuration, 2)
+    assert told.startswith("2 threads for ")
+    assert "they wait for each other by OMP_WAIT_POLICY=PASSIVE" in told
+
+
+def test_runs_that_did_not_choose_keep_their_threads(nearly: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    (session,) = nearly.sessions
+    session["machine"]["threads"] = 5
+    (nearly.folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
+    for name in ("config.json", "checkpoints/step_180/notes.json"):
+        path = nearly.folder / name
+        path.write_text(path.read_text().replace('"threads": 1', '"threads": null'))
+    reseal(nearly.checkpoints / "step_180", "notes.json")
+    before = torch.get_num_threads()
+    train(Run.open(nearly.folder))
+    assert used == [5, before]

@@ -56,7 +56,7 @@ INTEGRATION_LAYERS: dict[str, list[list[str]]] = {
         ["environment", "interrupts", "intervals", "metrics", "progress", "provenance", "seals"],
         ["tasks"],
         ["configuration", "demonstrations", "result", "workers"],
-        ["methods", "presets", "run", "scripted", "vec_env"],
+        ["methods", "presets", "run", "scripted", "threads", "vec_env"],
         ["collection", "evaluation"],
         ["cloning", "dagger"],
         ["imitation", "recorder", "summary"],

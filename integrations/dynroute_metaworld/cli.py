@@ -179,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     benching.add_argument("--workers", type=int, default=2, help="processes for the environments (2)")
     benching.add_argument("--seconds", type=float, default=10, help="how long each is measured (10)")
     benching.add_argument("--device", default="auto", help="where the networks are (auto)")
+    benching.add_argument("--output", type=Path, help="a file for all figures, as JSON; its folder is made")
     benching.set_defaults(command=_bench)
 
     version = commands.add_parser("version", help="versions of all that results depend on", **kind)
@@ -278,7 +279,7 @@ def _watched(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    bench(options.benchmark, options.methods, options.workers, options.seconds, options.device)
+    bench(options.benchmark, options.methods, options.workers, options.seconds, options.device, options.output)
 
 
 def _version(options: argparse.Namespace) -> None:

@@ -77,7 +77,7 @@ class Configuration:
     seed: int = _option(1, "decides all that is drawn", RUN, least=0)
     device: str = _option("auto", "cpu, cuda, or auto for cuda where there is one", RUN)
     workers: int = _option(0, "processes that run the environments; 0 for none beside this one", RUN, least=0)
-    threads: int | None = _option(None, "cores that torch uses; those that it takes by itself", RUN, least=1)
+    threads: int | None = _option(None, "cores that torch uses; one for small networks, else all", RUN, least=1)
     restart: bool = _option(False, "replace a worker that dies, its episodes cut short, instead of stopping", RUN)
     overlap: bool = _option(False, "learn while the environments step, which act on networks one update older", RUN)
     compile: bool = _option(False, "compile the networks by torch.compile", RUN)
@@ -247,7 +247,7 @@ class Configuration:
         """Reads what :meth:`write` wrote."""
         try:
             return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DamagedError(f"{path} is no configuration of a run: {error}") from error
 
 

@@ -22,6 +22,7 @@ from .metrics import forget_after, read_metrics
 from .provenance import commit, machine, typed, versions
 from .result import EvaluationResult
 from .seals import Seal, digest_of
+from .threads import choose_threads, waiting
 
 __all__ = ["MOVABLE", "Run", "RunError"]
 
@@ -103,6 +104,7 @@ class Run:
             )
         configuration = configuration.resolve()
         check_network(configuration)
+        configuration = dataclasses.replace(configuration, threads=choose_threads(configuration))
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, configuration)
         run._write_configuration()
@@ -192,7 +194,7 @@ class Run:
         for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
             try:
                 sessions.append(dict(json.loads(line)))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 damaged.append(number)
         return sessions, damaged
 
@@ -216,8 +218,7 @@ class Run:
         """The evaluation at the end, if there is one and it is what the configuration asks for."""
         if not self._final.exists():
             return None
-        stored = [session.get("final") for session in self.sessions[-1:]]
-        if any(digest not in (None, digest_of(self._final)) for digest in stored):
+        if any(session.get("final", now) != now for now in [digest_of(self._final)] for session in self.sessions[-1:]):
             raise DamagedError(
                 f"{self._final} was altered: its SHA-256 is not the one that was noted; put back what was there, or "
                 "remove it, and --resume evaluates again."
@@ -237,7 +238,7 @@ class Run:
             "command": typed(),
             "commit": commit(),
             "versions": versions(),
-            "machine": machine(),
+            "machine": {**machine(), "waiting": waiting()},
         }
         last = self.last_checkpoint()
         session["steps"] = steps = checkpoint_steps(last) if last else 0

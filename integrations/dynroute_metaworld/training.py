@@ -30,6 +30,7 @@ from .provenance import versions
 from .recorder import Recorder, Stopped, evaluate_run
 from .result import EvaluationResult
 from .run import Run, RunError
+from .threads import describe_threads
 from .vec_env import MetaWorldVecEnv, make_envs
 
 __all__ = ["check_device", "check_start", "environments", "load_model", "make_model", "train"]
@@ -58,7 +59,8 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
         if checkpoint is not None and run.is_at_end(checkpoint) and (result := run.finished()) is not None:
             return result
         ending.callback(torch.set_num_threads, threads)
-        torch.set_num_threads(configuration.threads or threads)
+        torch.set_num_threads(configuration.threads or _threads_before(run) or threads)
+        remarks.append(describe_threads(configuration, torch.get_num_threads()))
         env = environments(configuration)
         ending.callback(env.close)
         model = make_model(configuration, env) if checkpoint is None else _load(configuration, checkpoint, env)
@@ -88,6 +90,11 @@ def _remarks(run: Run, checkpoint: Path) -> list[str]:
     if (changes := _changes(run)) is not None:
         remarks.append(f"results may differ in their last bits from those of the same run without: {changes}")
     return remarks
+
+
+def _threads_before(run: Run) -> int | None:
+    """The threads of the last session, for runs whose configuration does not have them; another number, other bits."""
+    return next((session["machine"]["threads"] for session in reversed(run.sessions) if "machine" in session), None)
 
 
 def _changes(run: Run) -> str | None:
