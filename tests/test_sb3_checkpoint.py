@@ -690,6 +690,17 @@ def test_what_was_made_with_a_manifest_that_fits(name: str, changed: Path) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_wrappers_whose_methods_would_be_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "there"
+    make_model(ENVIRONMENTS["VecNormalize"]()).learn(8).save_checkpoint(folder)
+    whole = (folder / "model.json").read_text()
+    for place in (("step",), ("ret_rms", "update")):
+        (folder / "model.json").write_text(whole)
+        rewrite(folder, put("environments", "vector_wrappers", 0, *place, value=3))
+        with pytest.raises(ValueError, match=r"there cannot be restored: the state of VecNormalize must hold .*, got "):
+            load(folder, "VecNormalize")
+
+
 def test_a_state_that_is_deep_or_none(changed: Path) -> None:
     for text, told in (
         ("[" * 99_999, r"model.json or .safetensors is missing or damaged"),
