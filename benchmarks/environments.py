@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from dynroute_metaworld import make_envs
 from dynroute_metaworld.tasks import goals_of
 
+from .outputs import folder
 from .timing import Job, interleave, medians, ratios
 
 BENCHMARK, HORIZON = "MT10", 100
@@ -65,7 +66,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120, help="how long they take turns")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="how many workers ours have")
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results", help="where the result goes")
+    parser.add_argument(
+        "--folder", type=folder, default=Path(__file__).parent / "results", help="where the result goes"
+    )
     arguments = parser.parse_args()
     load = os.getloadavg()[0]  # what else used the cores
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from dynroute_metaworld import EvaluationResult, Run
 
+from .outputs import file
+
 
 def compare(before: Path, after: Path) -> dict[str, Any]:
     """The rows of all runs that are finished in both folders."""
@@ -61,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="the folder of the sweep that was started from")
     parser.add_argument("after", type=Path, help="the folder of the sweep that started there")
-    parser.add_argument("output", type=Path, help="the JSON file")
+    parser.add_argument("output", type=file, help="the JSON file")
     options = parser.parse_args()
     result = compare(options.before, options.after)
     options.output.write_text(json.dumps(result, indent=1) + "\n")

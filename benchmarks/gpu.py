@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .gpu_sections import Row, Setup, Steps, actors, attempt, capture, correctness, d2r, moe
+from .outputs import file
 
 SECTIONS: dict[str, Callable[[Setup], Steps]] = {
     "correctness": correctness,
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=7.0, help="no step begins after this time")
     parser.add_argument("--seconds", type=float, default=5.0, help="about how long each comparison is timed")
     parser.add_argument("--commit", help="the commit of this tree, where git cannot tell")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu-<card>.json")
+    parser.add_argument("--output", type=file, help="default: benchmarks/results/gpu-<card>.json")
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     setup = Setup(torch.device(options.device), options.quick, options.seconds)

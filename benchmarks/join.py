@@ -13,6 +13,8 @@ from typing import Any
 
 from dynroute_metaworld.summary import SUMMARY, summary_rows, summary_table
 
+from .outputs import file
+
 FREE = ("methods", "seeds", "vary", "folder", "address")
 """The flags of `dynroute sweep` in which parts may differ; variants have rows of their own."""
 
@@ -58,7 +60,7 @@ def _how(run: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", type=Path, nargs="+", help="summary.json of each part")
-    parser.add_argument("--output", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--output", type=file, required=True, help="the JSON file")
     options = parser.parse_args()
     summary = join([json.loads(part.read_text()) for part in options.parts])
     options.output.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")

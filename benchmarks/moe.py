@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynroute import LinearRouter, ModelRouting, TopK, Topology
 
+from .outputs import file
 from .timing import Job, interleave, medians, ratios
 
 
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/moe.json"))
+    parser.add_argument("--output", type=file, default=Path("benchmarks/results/moe.json"))
     options = parser.parse_args(arguments)
     options.output.parent.mkdir(parents=True, exist_ok=True)
 

@@ -24,6 +24,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from .outputs import folder
+
 # What a process imports counts in its memory, so that this one imports nothing large for those that it starts.
 
 METRICS = ("success", "return", "modules_used", "route_temperature", "ent_coef", "critic_loss")
@@ -115,7 +117,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=16_667, help="lines of metrics, 60 points each")
     parser.add_argument("--times", type=int, default=5, help="how often the page is opened")
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results", help="where the result goes")
+    parser.add_argument(
+        "--folder", type=folder, default=Path(__file__).parent / "results", help="where the result goes"
+    )
     arguments = parser.parse_args()
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:

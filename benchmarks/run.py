@@ -12,6 +12,7 @@ from dynroute.networks import available
 
 from .cases import CASES, Case, module_level, scaling
 from .networks import time_network
+from .outputs import folder
 from .timing import interleave, medians, peak_bytes, ratios
 
 Row = dict[str, object]
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="time the cases whose name contains this")
     parser.add_argument("--no-scaling", action="store_true", help="leave out the scaling curves")
     parser.add_argument("--seconds", type=float, default=4.0, help="about how long each case is timed")
-    parser.add_argument("--folder", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--folder", type=folder, default=Path("benchmarks/results"))
     options = parser.parse_args()
     if (options.only or options.no_scaling) and options.folder == Path("benchmarks/results"):
         parser.error(

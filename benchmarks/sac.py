@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from dynroute_sb3 import MultiTaskSAC, OneHotTask
 
+from .outputs import folder
 from .timing import Job, interleave, medians, ratios
 
 STATE, TASKS, ACTIONS, BATCH = 39, 10, 4, 1280
@@ -174,7 +175,7 @@ def time_step(network: str, steps: int = 300) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="how long each pair of updates takes turns")
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results", help="where sac.json goes")
+    parser.add_argument("--folder", type=folder, default=Path(__file__).parent / "results", help="where sac.json goes")
     arguments = parser.parse_args()
     torch.manual_seed(0)
 

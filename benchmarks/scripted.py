@@ -14,6 +14,8 @@ from dynroute_metaworld.environment import MAX_HORIZON
 from dynroute_metaworld.evaluation import evaluate
 from dynroute_metaworld.intervals import wilson_interval
 
+from .outputs import folder
+
 HORIZONS = (150, 200, MAX_HORIZON)
 
 
@@ -27,7 +29,9 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=20, help="the number of episodes of each task")
     parser.add_argument("--workers", type=int, default=2, help="the number of processes that run the environments")
     parser.add_argument("--seed", type=int, default=3, help="what the goals depend on")
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results", help="where it is written to")
+    parser.add_argument(
+        "--folder", type=folder, default=Path(__file__).parent / "results", help="where it is written to"
+    )
     arguments = parser.parse_args()
     result = evaluate(
         "scripted",

@@ -10,10 +10,13 @@ def main() -> int:
     """Runs the command and returns its exit status."""
     try:
         command = importlib.import_module("dynroute_metaworld.cli")
+        return int(command.main())
     except ImportError as error:
         print(f"dynroute: {error}", file=sys.stderr)
         return 1
-    return int(command.main())
+    except KeyboardInterrupt:
+        print("\ndynroute: stopped at once", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -2,9 +2,14 @@
 
 import argparse
 import dataclasses
+import functools
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from gymnasium import spaces
 from rich.console import Console
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from benchmarks import outputs
 from dynroute.networks import available
 from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, RunError, read_metrics
 from dynroute_metaworld import cli as commands
@@ -271,7 +277,8 @@ def test_directories_that_are_not_taken(tmp_path: Path) -> None:
 
 def test_a_damaged_configuration(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", Configuration(method="sm"))
-    assert Run.open(run.folder).configuration == Configuration(method="sm").resolve()
+    assert Run.open(run.folder).configuration == run.configuration
+    assert dataclasses.replace(run.configuration, threads=None) == Configuration(method="sm").resolve()
     for text in ("{", "[]", '{"methd": "sm"}', '{"method": "xx"}'):
         (run.folder / "config.json").write_text(text)
         with pytest.raises(DamagedError, match=r"config\.json is no configuration of a run"):
@@ -339,3 +346,108 @@ def test_without_the_extra(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr == "dynroute: dynroute_metaworld needs Meta-World; type: pip install 'dynroute[metaworld]'\n"
+
+
+def start(*arguments: str, first: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    """Starts the command, which imports from a folder first, in a group of processes of its own."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "GOMP_"))}
+    if first is not None:
+        variables["PYTHONPATH"] = os.pathsep.join([str(first), variables.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "dynroute_command", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**variables, **environment},
+        start_new_session=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+@pytest.mark.parametrize("module", ["torch", "gymnasium", "metaworld"])
+def test_ctrl_c_while_modules_are_imported(module: str, tmp_path: Path) -> None:
+    # Who presses Ctrl-C then is the module itself, so that the moment is always the same.
+    (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\nraise SystemExit(9)\n")
+    process = start("methods", first=tmp_path)
+    printed, _ = process.communicate(timeout=300)
+    assert (process.returncode, printed) == (130, "\ndynroute: stopped at once\n")
+
+
+def test_ctrl_c_while_workers_start(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start("train", "--benchmark", "reach,push", "--workers", "2", "--run", str(folder))
+    while not (folder / "config.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, printed
+    assert "Traceback" not in printed
+    assert "stopped" in printed
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "PASSIVE 0 None"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None None"),
+        ({"GOMP_SPINCOUNT": "9"}, "None None 9"),
+    ],
+)
+def test_how_threads_wait_is_set_before_torch_is_imported(given: dict[str, str], expected: str, tmp_path: Path) -> None:
+    names = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")
+    (tmp_path / "torch.py").write_text(f"import os\nprint(*[os.environ.get(n) for n in {names}])\nos._exit(0)\n")
+    printed, _ = start("methods", first=tmp_path, **given).communicate(timeout=300)
+    assert printed == f"{expected}\n"
+
+
+def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, told in (("nope", "`device` must be cpu, cuda or auto, got 'nope'"), ("cuda:99", "`device` must be one")):
+        assert main(["bench", "--device", name, "--seconds", "0.1"]) == 1
+        assert capsys.readouterr().err.startswith(f"dynroute: {told}")
+
+
+def test_paths_that_are_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "n" * 300
+    for command in (
+        ["train", "--run"],
+        ["train", "--resume", "--run"],
+        ["evaluate"],
+        ["sweep", "--summary", "--folder"],
+    ):
+        assert main([*command, name]) == 1
+        assert (
+            "the names in a path must have at most 255 bytes, and all of it 4095, got nnnnn" in capsys.readouterr().err
+        )
+    deep = tmp_path / Path(*["n" * 99] * ((4000 - len(str(tmp_path))) // 100))
+    assert main(["train", "--benchmark", "reach", "--run", str(deep)]) == 1
+    assert "`folder` must be a path of at most 3900 bytes" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_benchmarks_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "not" / "there" / "bench.json"
+
+    def measure(*_: Any) -> float:
+        assert target.parent.is_dir(), "the folder is made before anything is measured"
+        return 0.01
+
+    monkeypatch.setattr("dynroute_metaworld.bench._step_seconds", measure)
+    monkeypatch.setattr("dynroute_metaworld.bench._update_seconds", measure)
+    command = ["bench", "--benchmark", "reach", "--methods", "mt-sac", "--workers", "0", "--output", str(target)]
+    assert main(command) == 0
+    (row,) = json.loads(target.read_text())["rows"]
+    assert (row["method"], row["update"]) == ("mt-sac", 0.01)
+
+    assert outputs.folder(str(tmp_path / "a" / "b")).is_dir()
+    assert outputs.file(str(tmp_path / "c" / "d.json")).parent.is_dir()
+    for make, path, told in (
+        (outputs.folder, target, "must be a folder, or one that can be made"),
+        (outputs.file, target / "e.json", "must be a folder, or one that can be made"),
+        (outputs.file, tmp_path, "must be a file, and is a folder"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=told):
+            make(str(path))
+    for program in Path(outputs.__file__).parent.glob("*.py"):  # each asks for what is made
+        for flag, kind in re.findall(r'"(?:--)?(folder|output)",\s*type=(\w+)', program.read_text()):
+            assert kind in ("folder", "file"), f"{program} takes --{flag} as it is"

@@ -343,9 +343,14 @@ def test_what_is_damaged_is_made_anew_on_request(name: str, copy: Path, kept: Pa
 
 
 def test_files_that_are_missing_in_the_manifest_too_are_not_passed_over(copy: Path) -> None:
-    (copy / PAIR[0] / "manifest.json").write_text("{}")
+    path = copy / PAIR[0] / "manifest.json"
+    listed = json.loads(path.read_text())
+    path.write_text(json.dumps({name: seal for name, seal in listed.items() if name != "rewards.npy"}))
     (copy / PAIR[0] / "rewards.npy").unlink()
     with pytest.raises(DamagedError, match=r"No such file.*reach/rewards.npy'; remove .*reach, or collect"):
+        small(copy)
+    path.write_text("{}")
+    with pytest.raises(DamagedError, match=r"manifest.json lists no files, .*; remove .*reach, or collect"):
         small(copy)
 
 

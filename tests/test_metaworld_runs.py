@@ -1,15 +1,19 @@
 """Runs: what is written, how they stop and go on, and what is refused."""
 
+import contextlib
+import functools
 import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,15 @@ import torch
 from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, read_metrics, train
 from dynroute_metaworld.evaluation import SEEDS
 from dynroute_metaworld.recorder import Recorder, evaluate_run
+from dynroute_metaworld.threads import choose_threads, describe_threads
 from dynroute_metaworld.views.curves import draw_curves
-from dynroute_sb3 import DamagedError, MultiTaskSAC, latest_checkpoint
+from dynroute_sb3 import DamagedError, MultiTaskSAC, latest_checkpoint, storage
 from dynroute_sb3.tree import read_tree
 
 SMALL: dict[str, Any] = {
     "benchmark": "reach,window-close",
     "goals": "random",
+    "threads": 1,
     "horizon": 20,
     "steps": 120,
     "learning_starts": 20,
@@ -193,12 +199,12 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.create(tmp_path / "run", small())
     written: list[Path] = []
 
-    def limited(model: Any, folder: Path) -> None:
+    def limited(model: Any, folder: Path, notes: Any) -> None:
         # From the second checkpoint on, no file may become longer than this.
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000 if written else before[0], before[1]))
-            save(model, folder)
+            save(model, folder, notes)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         written.append(folder)
@@ -239,6 +245,90 @@ def test_interrupted_in_the_evaluation_at_the_end(tmp_path: Path, monkeypatch: p
 
 
 @pytest.fixture
+def nearly(straight: Path, tmp_path: Path) -> Run:
+    """A copy of the run that was killed between its last but one checkpoint and its last step."""
+    folder = tmp_path / "nearly"
+    shutil.copytree(straight, folder)
+    shutil.rmtree(folder / "checkpoints" / "step_240")
+    (folder / "evaluations" / "final.json").unlink()
+    return Run.open(folder)
+
+
+def at_the_end(model: Any, *_: Any, **__: Any) -> bool:
+    return bool(model.num_timesteps == 240)
+
+
+def of_result(name: str) -> Callable[..., bool]:
+    return lambda result, path: path.name == name
+
+
+# Where a run may be stopped while it ends: what is called there, and which of the calls it is.
+PHASES: dict[str, tuple[type, str, Callable[..., bool]]] = {
+    "the last step": (MultiTaskSAC, "_sample_action", lambda model, *_: model.num_timesteps == 238),
+    "what the last step brought": (MultiTaskSAC, "_store_transition", at_the_end),
+    "the last update": (MultiTaskSAC, "train", at_the_end),
+    "the last evaluation": (Recorder, "watch", lambda recorder, *done: bool(done) and at_the_end(recorder.model)),
+    "the file of the last evaluation": (EvaluationResult, "save", of_result("step_240.json")),
+    "the last line": (MultiTaskSAC, "dump_logs", at_the_end),
+    "the last checkpoint": (MultiTaskSAC, "save_checkpoint", at_the_end),
+    "the evaluation at the end": (Recorder, "watch", lambda recorder, *done: len(done) == 2 and done[1] == 40),
+    "the result": (EvaluationResult, "save", of_result("final.json")),
+}
+
+
+def stop_in(patch: pytest.MonkeyPatch, phase: str, how: Callable[[], None], *, after: bool) -> None:
+    """Stops a run before or after the one call that is a phase of its end."""
+    owner, name, is_phase = PHASES[phase]
+    call = getattr(owner, name)
+
+    def stopping(*arguments: Any, **keywords: Any) -> Any:
+        due = is_phase(*arguments, **keywords)
+        if due and not after:
+            patch.setattr(owner, name, call)
+            how()
+        done = call(*arguments, **keywords)
+        if due and after:
+            patch.setattr(owner, name, call)
+            how()
+        return done
+
+    patch.setattr(owner, name, stopping)
+
+
+def killed() -> None:
+    raise KeyboardInterrupt
+
+
+STOPS = {
+    "Ctrl-C": functools.partial(signal.raise_signal, signal.SIGINT),
+    "SIGTERM": functools.partial(signal.raise_signal, signal.SIGTERM),
+    "at once": killed,
+}
+
+
+@pytest.mark.parametrize(
+    ("phase", "how", "after"),
+    [
+        *itertools.product(PHASES, ["Ctrl-C"], [False, True]),
+        *itertools.product(PHASES, ["at once"], [False]),
+        *itertools.product(["the last evaluation", "the result"], ["SIGTERM"], [False, True]),
+    ],
+)
+def test_stopped_at_every_phase_of_the_end(
+    phase: str, how: str, after: bool, nearly: Run, straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name, _ = PHASES[phase]
+    with monkeypatch.context() as patch:
+        stop_in(patch, phase, STOPS[how], after=after)
+        with contextlib.suppress(KeyboardInterrupt):
+            train(nearly)
+        assert getattr(owner, name).__name__ == name, "the run did not come to the phase"
+    assert train(Run.open(nearly.folder)) is not None
+    assert outcome(nearly.folder) == outcome(straight)
+    assert (nearly.folder / "config.json").read_text() == (straight / "config.json").read_text()
+
+
+@pytest.fixture
 def done(straight: Path, tmp_path: Path) -> Run:
     """A copy of the run, to be damaged."""
     shutil.copytree(straight, tmp_path / "done")
@@ -261,6 +351,128 @@ def test_a_damaged_checkpoint(done: Run) -> None:
     shutil.rmtree(done.checkpoints / "step_240")
     assert train(done) is not None
     assert len(read_metrics(done.metrics)) == 6
+
+
+def alter(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+ALTERED = {
+    "metrics.jsonl": r"metrics.jsonl was altered: its SHA-256 is not the stored one; put back what was th",
+    "evaluations/step_120.json": r"step_120.json was altered: its SHA-256 is not .* --resume goes on without it",
+    "evaluations/final.json": r"final.json was altered: its SHA-256 is not the one that was noted; put back",
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_files_that_were_altered(name: str, done: Run) -> None:
+    alter(done.folder / name)
+    before = (done.folder / name).read_bytes()
+    with pytest.raises(DamagedError, match=ALTERED[name]):
+        train(done)
+    assert (done.folder / name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("metrics.jsonl", r"metrics.jsonl was altered or cut: it must have at least \d+ bytes, got \d+; put back"),
+        ("evaluations/step_120.json", r"step_120.json was altered or cut: it must have \d+ bytes, got \d+; put back"),
+        ("evaluations/final.json", r"final.json was altered: its SHA-256 is not the one that was noted"),
+        ("config.json", r"config.json is no configuration of a run"),
+        ("checkpoints/step_240/notes.json", r"step_240/notes.json must have \d+ bytes, got \d+; take another"),
+    ],
+)
+def test_files_that_were_cut(name: str, told: str, done: Run) -> None:
+    cut(done.folder / name)
+    with pytest.raises(DamagedError, match=told):
+        train(Run.open(done.folder))
+
+
+def test_files_that_are_missing(done: Run, straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (done.evaluations / "final.json").unlink()  # it is made again, and or there would be nothing to do
+    for name in ("metrics.jsonl", "evaluations/step_120.json"):
+        (done.folder / name).unlink()
+    assert train(done) is not None
+    told = "going on without what is missing of the time before step_240: metrics.jsonl, evaluations/step_120.json"
+    assert told in capsys.readouterr().out
+    assert done.sessions[-1]["without"] == ["metrics.jsonl", "evaluations/step_120.json"]
+    assert read_metrics(done.metrics) == []
+    final = [folder / "evaluations" / "final.json" for folder in (done.folder, straight)]
+    assert final[0].read_text() == final[1].read_text()
+
+
+def test_what_is_missing_stays_so(nearly: Run, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nearly.metrics.unlink()
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        stop_in(patch, "the last checkpoint", killed, after=False)
+        train(nearly)
+    assert [line["step"] for line in read_metrics(nearly.metrics)] == [200, 240]
+    assert train(nearly) is not None  # what was logged since is no part of what was sealed
+    assert [line["step"] for line in read_metrics(nearly.metrics)] == [200, 240]
+    assert outcome(nearly.folder)[1:] == outcome(straight)[1:]
+    alter(nearly.metrics)
+    with pytest.raises(DamagedError, match=r"metrics.jsonl was altered"):
+        train(nearly)
+
+
+def test_what_was_logged_after_the_checkpoint_is_cut_back(nearly: Run, straight: Path) -> None:
+    with nearly.metrics.open("ab") as file:
+        file.write(b'{"step": 240, "ret')
+    assert train(nearly) is not None
+    assert outcome(nearly.folder) == outcome(straight)
+
+
+def test_a_configuration_that_was_altered(nearly: Run) -> None:
+    path = nearly.folder / "config.json"
+    stored = json.loads(path.read_text())
+    for name, value, told in (("gamma", 0.5, 0.99), ("benchmark", "reach,push", "reach,window-close")):
+        path.write_text(json.dumps({**stored, name: value}))
+        message = (
+            rf"config.json was altered: it has {name}={value!r}, and its checkpoint was written with {told!r}; put"
+        )
+        with pytest.raises(DamagedError, match=message):
+            train(Run.open(nearly.folder))
+    path.write_text(json.dumps({**stored, "final_episodes": 3}))  # which may change
+    assert train(Run.open(nearly.folder)) is not None
+    path.unlink()
+    with pytest.raises(
+        FileExistsError, match=r"holds checkpoints without the config.json of their run; put it back, or"
+    ):
+        Run.create(nearly.folder, small())
+
+
+def test_checkpoints_that_do_not_tell_of_other_files(nearly: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = nearly.checkpoints / "step_180"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    del manifest["notes.json"]
+    (checkpoint / "notes.json").unlink()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    alter(nearly.metrics)
+    assert train(nearly) is not None
+    assert "step_180 does not tell what metrics and evaluations were: they are taken as they" in capsys.readouterr().out
+    for text in (
+        "[]",
+        "{}",
+        '{"files": 3, "configuration": {}}',
+        '{"files": {"a": 1}, "configuration": {}}',
+        "[" * 9**5,
+    ):
+        last = nearly.checkpoints / "step_240"
+        (last / "notes.json").write_text(text)
+        reseal(last, "notes.json")
+        with pytest.raises(DamagedError, match=r"step_240/notes\.json (is damaged|must have the options of the run)"):
+            train(nearly)
+
+
+def reseal(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest[name] = storage._digest(folder / name)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_a_run_that_is_finished_is_left_as_it_is(done: Run) -> None:
@@ -359,3 +571,46 @@ def test_nobody_reads_what_is_printed(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.wait() == 0
     assert (tmp_path / "run" / "evaluations" / "final.json").exists()
+
+
+def test_threads_by_the_size_of_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    little, large = small(threads=None), Configuration(benchmark="MT10").resolve()
+    for configuration, environment, expected in (
+        (little, {}, 1),
+        (large, {}, 8),
+        (little, {"OMP_NUM_THREADS": "8"}, 8),  # what is asked for goes first
+        (small(threads=3), {"OMP_NUM_THREADS": "8"}, 3),
+        (large, {"OMP_NUM_THREADS": ""}, 8),
+    ):
+        assert choose_threads(configuration, environment) == expected
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    Run.create(tmp_path / "run", little)
+    assert Run.open(tmp_path / "run").configuration.threads == 1  # so that it goes on with the same
+
+
+def test_threads_are_told(nearly: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    train(nearly)
+    assert re.search(r"\n1 thread for \d+ million multiply-adds a pass over a batch\n", capsys.readouterr().out)
+    assert nearly.sessions[-1]["machine"]["threads"] == 1
+    assert nearly.sessions[-1]["machine"]["waiting"]["OMP_WAIT_POLICY"] == "PASSIVE"
+    told = describe_threads(nearly.configuration, 2)
+    assert told.startswith("2 threads for ")
+    assert "they wait for each other by OMP_WAIT_POLICY=PASSIVE" in told
+
+
+def test_runs_that_did_not_choose_keep_their_threads(nearly: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    (session,) = nearly.sessions
+    session["machine"]["threads"] = 5
+    (nearly.folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
+    for name in ("config.json", "checkpoints/step_180/notes.json"):
+        path = nearly.folder / name
+        path.write_text(path.read_text().replace('"threads": 1', '"threads": null'))
+    reseal(nearly.checkpoints / "step_180", "notes.json")
+    before = torch.get_num_threads()
+    train(Run.open(nearly.folder))
+    assert used == [5, before]

@@ -158,7 +158,8 @@ def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "reach 0." in capsys.readouterr().out
 
 
-def test_ctrl_c_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_a_run_that_fails(number: signal.Signals, cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     learning = ["--learning-starts", "20", "--batch-size", "4", "--log-every", "20", "--buffer-size", "1000"]
     command = [*SMALL, *learning, "--seeds", "1", "--folder", str(folder), "--address", cluster.address]
@@ -166,7 +167,7 @@ def test_ctrl_c_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) -> None:
     # The other variant, which fails, comes afterwards: it might or might not have failed before the interruption.
     process = start(*command, "--vary", "actor-paths=sampled", "--steps", "1000000")
     wait_until(process, lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 130, printed
     assert "stopping 1 runs, which keep what they have" in printed

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import errno
 import json
+import math
 import os
 import pickle
 import random
@@ -194,6 +195,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "factory": ("dummy", {"policy": "MultiTaskPolicy", "policy_kwargs": FACTORY}, {"network": tiny_network}),
     "optimizer": ("dummy", {"policy_kwargs": OPTIMIZER}, {"optimizer_class": torch.optim.RMSprop}),
     "policy": ("dummy", {"policy": OwnPolicy}, {"policy": OwnPolicy}),
+    "products in 16 bits": ("dummy", {"precision": "bf16"}, {}),
     "still warming up": ("dummy", {"learning_starts": 100}, {}),
 }
 
@@ -551,9 +553,30 @@ def test_manifest(changed: Path) -> None:
             manifest.write_bytes(flip(data, place, mask))
             with pytest.raises(DamagedError, match=f"^{re.escape(str(changed))}"):
                 storage.check_folder(changed)
-    for text in ("[]", "{", '{"rows.npy": 3}', '{"rows.npy": [1]}', '{"rows.npy": ["x", "y"]}', "null", "\xff"):
+    for text in (
+        "[]",
+        "{",
+        "[" * 99_999,
+        '{"rows.npy": 3}',
+        '{"rows.npy": [1]}',
+        '{"rows.npy": ["x", "y"]}',
+        "null",
+        "\xff",
+    ):
         manifest.write_text(text, encoding="latin-1")
         with pytest.raises(DamagedError, match=r"manifest.json is missing or damaged; take another checkpoint"):
+            storage.check_folder(changed)
+    whole = json.loads(data)
+    for files, told in (
+        ({}, r"manifest.json lists no files, and must list those of .*changed; take another checkpoint"),
+        ({**whole, "../there/rows.npy": [1, ""]}, r"must list files of its folder, got '../there/rows.npy'"),
+        *(
+            ({name: seal for name, seal in whole.items() if name != missing}, f"{missing} is not listed in .*manifest")
+            for missing in whole
+        ),
+    ):
+        manifest.write_text(json.dumps(files))
+        with pytest.raises(DamagedError, match=told):
             storage.check_folder(changed)
 
 
@@ -606,6 +629,130 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["model.json"] = storage._digest(path)
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def put(*place: Any, value: Any) -> Callable[[dict[str, Any]], Any]:
+    """Puts a value in a place of what is stored."""
+
+    def change(state: Any) -> None:
+        for key in place[:-1]:
+            state = state[key]
+        state[place[-1]] = value
+
+    return change
+
+
+WIDE = ("options", "policy_kwargs", "network_kwargs", "width")
+MADE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "NaN": (put("options", "gamma", value=math.nan), r"as `gamma` a number in 0..1, got nan"),
+    "infinite": (put("options", "learning_rate", value=math.inf), "as `learning_rate` a finite number of at least 0"),
+    "NaN inside": (put("options", "replay_buffer_kwargs", "x", value=math.nan), "replay_buffer_kwargs.x=nan is not"),
+    "NaN limit": (put("options", "max_grad_norm", value=math.nan), "max_grad_norm=nan is not"),
+    "a method": (put("options", "learn", value=3), "holds 'learn', which is none of the options"),
+    "a method in progress": (put("progress", "train", value=3), "holds 'train', which is none of the progress"),
+    "no option": (lambda state: state["options"].pop("gamma"), "must hold the option 'gamma', and has none"),
+    "no part": (lambda state: state.pop("report"), "must hold the part 'report', and has none"),
+    "a list": (put("options", value=[]), "must hold 'options' as it was written, got \\[\\]"),
+    "width": (put(*WIDE, value=10**12), "policy_kwargs.network_kwargs.width=1000000000000 is more"),
+    "another width": (put(*WIDE, value=1000), "holds another network"),
+    "a wide network": (
+        lambda state: (put(*WIDE, value=9)(state), state.update(network=state["network"].replace("8", "9"))),
+        "holds another network|must hold .* with the shape",
+    ),
+    "buffer": (put("options", "buffer_size", value=10**18), "needs more memory than there is|array is too big"),
+    "batch": (put("options", "batch_size", value=-4), "as `batch_size` a finite integer of at least 1, got -4"),
+    "steps": (put("progress", "num_timesteps", value="many"), "as `num_timesteps` a finite integer of at least 0"),
+    "unit": (put("options", "train_freq", value=[1, "year"]), "changed cannot be restored: The frequency of `train_f"),
+    "paths": (put("options", "actor_paths", value="best"), "changed cannot be restored: `actor_paths` must be one of"),
+    "policy": (put("policy", value=["MlpPolicy"]), "must hold 'policy' as it was written"),
+    "spaces": (put("spaces", value={}), "cannot be restored, since what it holds does not fit together"),
+    "random": (put("random", "torch", value=3), "cannot be restored, since what it holds does not fit together"),
+    "parameters": (
+        lambda state: state["parameters"]["policy"].pop("actor.temperature"),
+        r"model.safetensors must hold actor.temperature with the shape",
+    ),
+    "optimizer": (put("parameters", "actor.optimizer", value=[]), "cannot be restored"),
+    "report": (put("report", value={}), "cannot be restored, since what it holds does not fit together"),
+    "environments": (put("environments", "seeds", value=None), "cannot be restored, since what it holds does not"),
+    "counts": (put("buffer", "counts", value=[60, -6]), r"'counts' of a buffer, 2 integers in 0..50, got \[60, -6\]"),
+    "positions": (put("buffer", "positions", value=[50, 0]), r"'positions' of a buffer, 2 integers in 0..49, got \[50"),
+    "numbers of rows": (put("buffer", "counts", value=[1, 1]), r"rows.npy must hold 2 rows"),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_was_made_with_a_manifest_that_fits(name: str, changed: Path) -> None:
+    change, told = MADE[name]
+    rewrite(changed, change)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(changed))}.*") as caught:
+        load(changed)
+    assert re.search(told, str(caught.value)), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_wrappers_whose_methods_would_be_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "there"
+    make_model(ENVIRONMENTS["VecNormalize"]()).learn(8).save_checkpoint(folder)
+    whole = (folder / "model.json").read_text()
+    for place in (("step",), ("ret_rms", "update")):
+        (folder / "model.json").write_text(whole)
+        rewrite(folder, put("environments", "vector_wrappers", 0, *place, value=3))
+        with pytest.raises(ValueError, match=r"there cannot be restored: the state of VecNormalize must hold .*, got "):
+            load(folder, "VecNormalize")
+
+
+def test_a_state_that_is_deep_or_none(changed: Path) -> None:
+    for text, told in (
+        ("[" * 99_999, r"model.json or .safetensors is missing or damaged"),
+        ("[]", "must have format 2"),
+    ):
+        (changed / "model.json").write_text(text)
+        manifest = json.loads((changed / "manifest.json").read_text())
+        manifest["model.json"] = storage._digest(changed / "model.json")
+        (changed / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match=told):
+            load(changed)
+
+
+def places(tree: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield (*before, key)
+        yield from places(value, (*before, key))
+
+
+def test_whatever_is_changed_is_a_sentence(changed: Path) -> None:
+    whole = (changed / "model.json").read_text()
+    draw = random.Random(0)
+    junk = [
+        None,
+        True,
+        -1,
+        0,
+        2.5,
+        10**30,
+        "auto",
+        "",
+        [],
+        [[1]],
+        {},
+        {"$tensor": "0"},
+        {"$array": "4"},
+        {"$missing": ""},
+    ]
+    everywhere = list(places(json.loads(whole)))
+    chosen = draw.sample([place for place in everywhere if place[0] in ("parameters", "random")], 40)
+    chosen += [place for place in everywhere if place[0] not in ("parameters", "random")]
+    for place in chosen:
+        value = draw.choice(junk)
+        (changed / "model.json").write_text(whole)
+        rewrite(changed, put(*place, value=value))
+        told: list[str] = []
+        try:
+            load(changed)
+        except ValueError as error:
+            told.append(str(error))
+        assert all(str(changed) in sentence for sentence in told), (place, value, told)
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, None, "2"])

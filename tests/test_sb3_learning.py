@@ -60,7 +60,9 @@ def decaying(rate: float) -> Any:
     return lambda left: rate * min(1, 2 * left)
 
 
-def train(network: Any, sizes: dict[str, Any], *, steps: int, n_critics: int = 2, rate: float = 3e-3) -> MultiTaskSAC:
+def train(
+    network: Any, sizes: dict[str, Any], *, steps: int, n_critics: int = 2, rate: float = 3e-3, **options: Any
+) -> MultiTaskSAC:
     model = MultiTaskSAC(
         "MultiTaskPolicy",
         DummyVecEnv(point_tasks() * 2),
@@ -74,6 +76,7 @@ def train(network: Any, sizes: dict[str, Any], *, steps: int, n_critics: int = 2
         policy_kwargs={"network": network, "network_kwargs": sizes, "n_critics": n_critics},
         seed=0,
         device="cpu",
+        **options,
     )
     return model.learn(steps)
 
@@ -108,6 +111,11 @@ def test_every_network_learns(name: str) -> None:
         rate=2e-3 if name == "paco" else 3e-3,
     )
     assert_learned(model)
+
+
+@pytest.mark.parametrize("name", ["mt-sac", "d2r"])
+def test_products_in_16_bits_learn(name: str) -> None:
+    assert_learned(train(name, SIZES[name], steps=STEPS.get(name, 5600), precision="bf16"))
 
 
 class Blind(nn.Module):

@@ -31,7 +31,12 @@ ADAM = {"eps": 0.1}
 RATE = 1e-2
 
 SHOWN = {"demonstrations": 2}
-ELSEWHERE = ("target_update_interval", "replay_buffer_class", "replay_buffer_kwargs")  # the oracle does not know them
+ELSEWHERE = (
+    "precision",
+    "target_update_interval",
+    "replay_buffer_class",
+    "replay_buffer_kwargs",
+)  # the oracle does not know them
 
 D2R = {"num_modules": 4, "width": 5, "trunk_sizes": (6,), "router_sizes": (6,), "output_init": None}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -506,3 +511,30 @@ def test_training_moves_the_targets_every_so_many_updates_however_they_are_calle
         if i % interval == 0:
             sac.follow()
     assert_same_state(model, sac)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_products_in_16_bits_change_little_and_nothing_else_is_in_16_bits(network: str) -> None:
+    models = []
+    for precision in ("float32", "bf16"):
+        torch.manual_seed(0)
+        model, _ = make(network, adam=None, learning_rate=1e-3, precision=precision)
+        model.policy.float()
+        models.append(model)
+    models[1].policy.load_state_dict(models[0].policy.state_dict())
+    batch = draw(models[0])
+    kept = {name: part for name, part in batch._asdict().items() if torch.is_tensor(part) and part.is_floating_point()}
+    batch = batch._replace(**{name: part.float() for name, part in kept.items()})
+    reports = []
+    for model in models:
+        torch.manual_seed(1)
+        reports.append(update(model, batch))
+        for optimizer in (model.actor.optimizer, model.critic.optimizer):
+            for parameter, state in optimizer.state.items():
+                assert {parameter.dtype, parameter.grad.dtype, state["exp_avg"].dtype} == {torch.float32}
+    plain, rough = reports
+    for name, values in vars(rough).items():
+        assert values.dtype in (torch.float32, torch.float64)
+        expected = vars(plain)[name]
+        torch.testing.assert_close(values, expected, rtol=0.1, atol=0.1 * float(expected.abs().max() + 1), msg=name)
+    assert not torch.equal(rough.critic_loss, plain.critic_loss), "nothing was in 16 bits"

@@ -44,6 +44,7 @@ def test_top_level_of_the_wheel(wheel: Path) -> None:
         "dynroute",
         "dynroute_sb3",
         "dynroute_metaworld",
+        "dynroute_command",
     }
     assert {"dynroute/py.typed", "dynroute_sb3/py.typed", "dynroute_metaworld/py.typed"} <= set(names)
     assert {f"dynroute_metaworld/views/page.{kind}" for kind in ("html", "css", "js")} <= set(names)

@@ -1,39 +1,71 @@
 """How fast this machine is: steps of the environments, updates of the methods, and how long a run would take."""
 
+import json
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.logger import Logger
 
 from .configuration import Configuration
-from .training import make_model
+from .provenance import machine, versions
+from .threads import choose_threads
+from .training import check_device, make_model
 from .vec_env import MetaWorldVecEnv, make_envs
 
 __all__ = ["bench"]
 
 
-def bench(benchmark: str, methods: Sequence[str], workers: int, seconds: float, device: str = "auto") -> None:
-    """Prints what a step and an update take here, medians, and the hours of the published number of steps."""
+def bench(
+    benchmark: str,
+    methods: Sequence[str],
+    workers: int,
+    seconds: float,
+    device: str = "auto",
+    output: Path | None = None,
+) -> None:
+    """Prints what a step and an update take here, medians, and the hours of the published number of steps.
+
+    Args:
+        benchmark: The benchmark, or tasks with commas between them.
+        methods: The networks.
+        workers: The processes for the environments.
+        seconds: How long each is measured.
+        device: Where the networks are.
+        output: A JSON file for the same figures, whose folder is made.
+    """
     if not seconds > 0:
         raise ValueError(f"`seconds` must be positive, got {seconds}.")
+    check_device(device)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)  # before anything is measured
     configurations = [Configuration(benchmark=benchmark, method=method, device=device).resolve() for method in methods]
-    tasks = configurations[0].tasks
+    tasks, before = configurations[0].tasks, torch.get_num_threads()
     env = make_envs(configurations[0].benchmark_or_tasks, workers=min(workers, len(tasks)))
     try:
-        step = _step_seconds(env, seconds)
+        step, rows = _step_seconds(env, seconds), list[dict[str, Any]]()
         print(f"{len(tasks) / step:9,.0f} steps/s of the environments, {env.num_envs} tasks, {workers} workers")
-        print(f"{'method':13} {'update':>10} {'published':>13} {'hours':>7}")
+        print(f"{'method':13} {'threads':>7} {'update':>10} {'published':>13} {'hours':>7}")
         for configuration in configurations:
+            torch.set_num_threads(before)  # or one that is chosen could not be told from one that is asked for
+            torch.set_num_threads(used := choose_threads(configuration))
             update = _update_seconds(configuration, env, seconds)
             assert configuration.steps is not None
             steps = configuration.steps * len(tasks)
             # With each step of learning go those of evaluation.
             evaluated = configuration.evaluation_episodes * configuration.horizon / configuration.evaluate_every
             hours = configuration.steps * ((1 + evaluated) * step + update) / 3600
-            print(f"{configuration.method:13} {1e3 * update:7.1f} ms {steps:>13,} {hours:7,.0f}")
+            rows.append({"method": configuration.method, "threads": used, "update": update, "hours": hours})
+            print(f"{configuration.method:13} {used:7} {1e3 * update:7.1f} ms {steps:>13,} {hours:7,.0f}")
+        if output is not None:
+            told = {"benchmark": benchmark, "workers": workers, "step": step, "machine": machine(), "rows": rows}
+            output.write_text(json.dumps({**told, "versions": versions()}, indent=1) + "\n")
     finally:
+        torch.set_num_threads(before)
         env.close()
 
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ from .evaluation import evaluate
 from .methods import methods_table
 from .presets import AFTER_IMITATION, IMITATION_ALONE, PRESETS, preset
 from .progress import Display
+from .provenance import versions
 from .recorder import evaluate_run
 from .result import EvaluationResult
-from .run import MOVABLE, Run, RunError, versions
+from .run import MOVABLE, Run, RunError
 from .summary import summarize, summary_table
 from .sweeps import AXES, read_variants, sweep
 from .tasks import split_benchmark, task_names
@@ -50,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = _parser().parse_known_args(arguments)
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Runs the command that was chosen, and makes a sentence of what goes wrong."""
     try:
         status = options.command(options)
     except KeyboardInterrupt:
@@ -60,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\ndynroute: {hints.get(options.command, 'stopped at once')}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RunError, WorkerError, ImportError) as error:
-        for line in (f"dynroute: {error}", *getattr(error, "__notes__", ())):
+        told = str(error)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            told = f"the names in a path must have at most 255 bytes, and all of it 4095, got {error.filename!s:.60}..."
+        for line in (f"dynroute: {told}", *getattr(error, "__notes__", ())):
             print(line, file=sys.stderr)
         return 1
     return int(status or 0)
@@ -169,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     benching.add_argument("--workers", type=int, default=2, help="processes for the environments (2)")
     benching.add_argument("--seconds", type=float, default=10, help="how long each is measured (10)")
     benching.add_argument("--device", default="auto", help="where the networks are (auto)")
+    benching.add_argument("--output", type=Path, help="a file for all figures, as JSON; its folder is made")
     benching.set_defaults(command=_bench)
 
     version = commands.add_parser("version", help="versions of all that results depend on", **kind)
@@ -268,7 +279,7 @@ def _watched(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    bench(options.benchmark, options.methods, options.workers, options.seconds, options.device)
+    bench(options.benchmark, options.methods, options.workers, options.seconds, options.device, options.output)
 
 
 def _version(options: argparse.Namespace) -> None:

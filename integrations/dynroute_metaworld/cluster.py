@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .configuration import Configuration
-from .run import Run, RunError, versions
+from .provenance import versions
+from .run import Run, RunError
 from .summary import read_sweep
 from .training import train
 from .views.curves import draw_curves

@@ -19,7 +19,7 @@ from dynroute.losses import importance, load_balance, route_entropy, router_z_lo
 from dynroute.networks import PRESETS as NETWORKS
 from dynroute_sb3 import DamagedError
 from dynroute_sb3.losses import TASK_WEIGHTS, TEMPERATURES
-from dynroute_sb3.options import PATHS
+from dynroute_sb3.options import PATHS, PRECISIONS
 
 from .environment import GOALS, MAX_HORIZON
 from .tasks import split_benchmark, task_names
@@ -77,7 +77,7 @@ class Configuration:
     seed: int = _option(1, "decides all that is drawn", RUN, least=0)
     device: str = _option("auto", "cpu, cuda, or auto for cuda where there is one", RUN)
     workers: int = _option(0, "processes that run the environments; 0 for none beside this one", RUN, least=0)
-    threads: int | None = _option(None, "cores that torch uses; those that it takes by itself", RUN, least=1)
+    threads: int | None = _option(None, "cores that torch uses; one for small networks, else all", RUN, least=1)
     restart: bool = _option(False, "replace a worker that dies, its episodes cut short, instead of stopping", RUN)
     overlap: bool = _option(False, "learn while the environments step, which act on networks one update older", RUN)
     compile: bool = _option(False, "compile the networks by torch.compile", RUN)
@@ -119,6 +119,7 @@ class Configuration:
     max_task_loss: float | None = _option(3e3, "a task with a larger loss is left out of an update", LEARNING, least=0)
     max_grad_norm: float | None = _option(1.0, "the norm gradients are clipped to", LEARNING, least=0)
     reward_scale: float = _option(0.1, "multiplies the rewards that are learned from", LEARNING, least=0)
+    precision: str = _option("float32", "of the networks' products while they learn", LEARNING, PRECISIONS)
     reward_version: str = _option("v2", "of Meta-World's rewards", LEARNING, ("v1", "v2"))
     bootstrap_timeouts: bool = _option(True, "take running out of time for an interruption, not an end", LEARNING)
     actor_paths: str | None = _option(
@@ -247,7 +248,7 @@ class Configuration:
         """Reads what :meth:`write` wrote."""
         try:
             return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DamagedError(f"{path} is no configuration of a run: {error}") from error
 
 

@@ -54,7 +54,7 @@ def start_from_demonstrations(run: Run, model: MultiTaskSAC, *, rebuild: bool) -
     if configuration.demonstration_share:
         _keep(configuration, model, demonstrations)
     checkpoint = run.checkpoints / "step_0"
-    model.save_checkpoint(checkpoint)
+    model.save_checkpoint(checkpoint, run.seal())
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for a moment."""
+"""Ctrl-C and SIGTERM: what waits for a moment, what is shielded from them, and what they end."""
 
 import contextlib
 import signal
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["uninterrupted"]
+__all__ = ["shielded", "terminable", "uninterrupted"]
 
 
 @contextlib.contextmanager
@@ -23,3 +23,33 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came and callable(before):
             before(*came[-1])
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Makes SIGTERM end what runs here as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Keeps Ctrl-C from processes that are started here, which are only told to ignore it once they have begun."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

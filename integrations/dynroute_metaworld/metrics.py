@@ -87,7 +87,7 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
                 return
             try:
                 json.loads(line)["step"]
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, LookupError, RecursionError) as error:
                 raise ValueError(f"{path} is damaged in line {number}: {line[:60]!r}.") from error
             yield line
 

@@ -13,7 +13,6 @@ from dynroute.arguments import check_count
 from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC
 
 from .evaluation import evaluate, unseen
-from .metrics import read_metrics
 from .progress import Display
 from .result import EvaluationResult
 from .run import Run
@@ -41,14 +40,12 @@ class Recorder(BaseCallback):
     def __init__(self, run: Run, display: Display) -> None:
         super().__init__()
         self.run, self.display = run, display
-        self.checkpoints = CheckpointDirectory(1, run.checkpoints)
+        self.checkpoints = CheckpointDirectory(1, run.checkpoints, notes=run.seal)
         self.stopping = False
 
     def _init_callback(self) -> None:
         self.checkpoints.init_callback(self.model)
         self.start = self.model.num_timesteps
-        lines = read_metrics(self.run.metrics) if self.run.metrics.exists() else []
-        self.logged = int(lines[-1]["step"] or 0) if lines else 0
 
     def _on_step(self) -> bool:
         self.display.advance(self.num_timesteps)
@@ -62,7 +59,9 @@ class Recorder(BaseCallback):
 
     def _between(self, *, last: bool) -> None:
         configuration, steps = self.run.configuration, self.model.num_timesteps
-        if steps > self.logged and not self.stopping:  # or it was done before the run was interrupted, or will be after
+        if (
+            steps > self.run.logged and not self.stopping
+        ):  # or it was done before the run was interrupted, or will be after
             with suppress(Stopped):
                 evaluated = steps > 0 and self._is_due(configuration.evaluate_every)
                 if evaluated:
@@ -71,6 +70,7 @@ class Recorder(BaseCallback):
                     # Told by updates alone, of which there is none after an interruption.
                     self.logger.record("train/learning_rate", self.model.actor.optimizer.param_groups[0]["lr"])
                     self.model.dump_logs()
+                    self.run.logged = steps
                     self._show()
         if steps > self.start and (last or self.stopping or self._is_due(configuration.checkpoint_every)):
             self.checkpoints.write()

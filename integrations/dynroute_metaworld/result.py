@@ -151,7 +151,7 @@ class EvaluationResult:
         """Reads what :meth:`save` wrote; a file that is damaged or holds something else is refused by name."""
         try:
             return _restored(json.loads(Path(path).read_bytes()))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedError(
                 f"`path` must be a file that EvaluationResult.save wrote, {path} is another one or damaged ({error!r})."
             ) from error

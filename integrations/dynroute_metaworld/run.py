@@ -4,34 +4,34 @@ import contextlib
 import dataclasses
 import datetime
 import errno
-import importlib.metadata
 import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import filelock
-import torch
 
-import dynroute
-from dynroute_sb3 import latest_checkpoint
+from dynroute_sb3 import DamagedError, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
 
 from .configuration import Configuration
 from .methods import check_network
 from .metrics import forget_after, read_metrics
+from .provenance import commit, machine, typed, versions
 from .result import EvaluationResult
+from .seals import Seal, digest_of
+from .threads import choose_threads, waiting
 
-__all__ = ["MOVABLE", "Run", "RunError", "typed", "versions"]
+__all__ = ["MOVABLE", "Run", "RunError"]
 
 MOVABLE = ("steps", "workers", "restart", "device", "checkpoint_every", "final_episodes")
 """What may change when a run goes on, since it changes nothing of what is computed until then."""
+
+
+LONGEST = 3900
+"""The length of the path of a run, in bytes. Linux takes 4095, of which files inside of it need some."""
 
 
 class RunError(RuntimeError):
@@ -75,6 +75,7 @@ class Run:
         self.folder, self.configuration = folder, configuration
         self.metrics, self.tensorboard = folder / "metrics.jsonl", folder / "tensorboard"
         self.evaluations, self.checkpoints = folder / "evaluations", folder / "checkpoints"
+        self.logged = 0  # the steps at which metrics were logged last
         self._began: float | None = None
 
     @classmethod
@@ -92,9 +93,18 @@ class Run:
         if (folder / "config.json").exists():
             raise FileExistsError(f"{folder} holds a run already; --resume goes on with it, --run names another one.")
         if folder.exists() and any(path.name not in ("lock", "config.json.part") for path in folder.iterdir()):
-            raise FileExistsError(f"{folder} holds other files; --run names another directory.")
+            lost = (
+                "checkpoints without the config.json of their run; put it back, or" * (folder / "checkpoints").exists()
+            )
+            raise FileExistsError(f"{folder} holds {lost or 'other files;'} --run names another directory.")
+        if len(os.fsencode(folder.absolute())) > LONGEST:
+            raise ValueError(
+                f"`folder` must be a path of at most {LONGEST} bytes, so that files inside of it can be named, got "
+                f"{len(os.fsencode(folder.absolute()))}; --run names a shorter one."
+            )
         configuration = configuration.resolve()
         check_network(configuration)
+        configuration = dataclasses.replace(configuration, threads=choose_threads(configuration))
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, configuration)
         run._write_configuration()
@@ -138,7 +148,7 @@ class Run:
     def last_checkpoint(self) -> Path | None:
         """The last checkpoint; None before the first one, and an error where there must have been one."""
         last, total = latest_checkpoint(self.checkpoints), len(self.configuration.tasks)
-        logged = read_metrics(self.metrics)[-1:] if self.metrics.exists() else []
+        logged = read_metrics(self.metrics)[-1:] if last is None and self.metrics.exists() else []
         done = int(logged[0]["step"] or 0) if logged else 0
         if last is None and (done > self.configuration.checkpoint_every * total or self._final.exists()):
             raise RunError(
@@ -153,6 +163,26 @@ class Run:
             )
         return last
 
+    def seal(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the rest of the run: the configuration, and the seal of other files."""
+        evaluations = sorted(f"evaluations/{path.name}" for path in self.evaluations.glob("step_*.json"))
+        return Seal.of(self.folder, self._plain(), self.logged, [self.metrics.name, *evaluations]).notes()
+
+    def check_files(self, checkpoint: Path) -> list[str] | None:
+        """Refuses a configuration, metrics and evaluations that are not those a checkpoint was written with.
+
+        What was written after the checkpoint is not looked at, and a file that was removed is no error.
+
+        Returns:
+            The names of files that are not there any more; None for a checkpoint that does not tell of them.
+        """
+        if (seal := Seal.read(checkpoint)) is None:
+            return None
+        seal.check_configuration(self.folder / "config.json", self._plain(), MOVABLE)
+        last = self.sessions[-1:]
+        again = last and last[0].get("steps") == checkpoint_steps(checkpoint)
+        return seal.missing(self.folder, done_without=last[0].get("without", ()) if again else ())
+
     def forget(self) -> None:
         """Removes a run that was created and never came to start, so that it does not stand in the way of another."""
         if not (self.folder / "sessions.jsonl").exists():
@@ -164,7 +194,7 @@ class Run:
         for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
             try:
                 sessions.append(dict(json.loads(line)))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 damaged.append(number)
         return sessions, damaged
 
@@ -188,6 +218,11 @@ class Run:
         """The evaluation at the end, if there is one and it is what the configuration asks for."""
         if not self._final.exists():
             return None
+        if any(session.get("final", now) != now for now in [digest_of(self._final)] for session in self.sessions[-1:]):
+            raise DamagedError(
+                f"{self._final} was altered: its SHA-256 is not the one that was noted; put back what was there, or "
+                "remove it, and --resume evaluates again."
+            )
         result, wanted = EvaluationResult.load(self._final), self.configuration
         episodes = 1 if wanted.goals == "fixed" else wanted.final_episodes
         same = Run.open(self.folder).configuration.steps == wanted.steps and result.episodes == episodes
@@ -201,19 +236,22 @@ class Run:
         session: dict[str, Any] = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": typed(),
-            "commit": _commit(),
+            "commit": commit(),
             "versions": versions(),
-            "machine": {
-                "system": platform.system(),
-                "processor": _processor(),
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            },
+            "machine": {**machine(), "waiting": waiting()},
         }
         last = self.last_checkpoint()
         session["steps"] = steps = checkpoint_steps(last) if last else 0
-        forget_after(self.metrics, steps)
+        seal = None if last is None else Seal.read(last)
+        if last is None or seal is None:
+            forget_after(self.metrics, steps)
+            lines = read_metrics(self.metrics) if self.metrics.exists() else []
+            self.logged = int(lines[-1]["step"] or 0) if lines else 0
+        else:
+            self.logged = seal.logged
+            if missing := self.check_files(last):
+                session["without"] = missing
+            seal.cut_back(self.metrics, missing or ())
         self.evaluations.mkdir(exist_ok=True)
         for path in self.evaluations.glob("step_*.json"):
             number = path.stem.removeprefix("step_")
@@ -229,7 +267,10 @@ class Run:
         """Notes how long it was, if one was started; one that is killed is not ended."""
         if self._began is not None:
             *before, session = self.sessions
-            self._write_sessions([*before, {**session, "minutes": (time.monotonic() - self._began) / 60}])
+            session["minutes"] = (time.monotonic() - self._began) / 60
+            if self._final.exists():
+                session["final"] = digest_of(self._final)
+            self._write_sessions([*before, session])
             self._began = None
 
     def _write_sessions(self, sessions: Sequence[Mapping[str, Any]]) -> None:
@@ -241,50 +282,15 @@ class Run:
     def _final(self) -> Path:
         return self.evaluations / "final.json"
 
+    def _plain(self) -> dict[str, Any]:
+        """The configuration as it comes back from JSON."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.configuration)))
+        return plain
+
     def _write_configuration(self) -> None:
         part = self.folder / "config.json.part"  # there is no run with half a configuration
         self.configuration.write(part)
         part.replace(self.folder / "config.json")
-
-
-def versions() -> dict[str, str]:
-    """The versions of what results depend on."""
-    names = ("torch", "stable_baselines3", "gymnasium", "metaworld", "mujoco", "numpy")
-    others = {name: importlib.metadata.version(name) for name in names}
-    return {"dynroute": dynroute.__version__, "python": platform.python_version(), **others}
-
-
-def typed() -> str:
-    """The command that runs, without where its program is."""
-    program = Path(sys.argv[0])
-    # So it stands there after `python -m dynroute.command`.
-    name = "dynroute" if program.parts[-2:] == ("dynroute", "command.py") else program.name
-    return shlex.join([name, *sys.argv[1:]])
-
-
-def _processor() -> str:
-    """The model of the processor, as far as the system tells."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the code, where it runs from a clone."""
-    where = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        tracked = subprocess.run([*where, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)
-        if tracked.returncode:
-            return None
-        commit = subprocess.run([*where, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        changed = subprocess.run(
-            [*where, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
 
 
 def _lack(folder: Path) -> str:

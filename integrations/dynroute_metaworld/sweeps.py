@@ -17,6 +17,7 @@ import filelock
 
 from .cluster import check_nodes, check_room, joined, run_all
 from .configuration import Configuration, kinds_of
+from .interrupts import terminable
 from .methods import check_network
 from .presets import IMITATION_ALONE, preset
 from .run import Run, RunError
@@ -83,7 +84,7 @@ def sweep(
     usual = {name: value for name, value in usual.items() if name not in values}
     configurations, noted = _combine(settings, {**usual, **(options or {})}, values)
     resources = {"num_cpus": cores_per_run, "num_gpus": gpus_per_run}
-    with _held(folder), _quiet(folder / "ray.txt") as tell:
+    with terminable(), _held(folder), _quiet(folder / "ray.txt") as tell:
         token = _note(folder, {})
         runs = {name: _open(folder / name, configuration, free) for name, configuration in configurations.items()}
         _check_rows(folder, {name: run.configuration for name, run in runs.items()}, noted)
@@ -93,7 +94,7 @@ def sweep(
         if not left:
             _note(folder, noted)
             return {}
-        with joined(address):
+        with joined(address), terminable():  # Ray has its own way
             check_room(cores_per_run, gpus_per_run, tell)
             check_nodes(folder, token)
             _note(folder, noted)

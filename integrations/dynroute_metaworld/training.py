@@ -1,6 +1,7 @@
 """Training from a configuration, in the directory of a run."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from .imitation import describe, start_from_demonstrations
 from .methods import ACTIONS
 from .metrics import MetricsFile, TensorBoardFolder
 from .progress import Display
+from .provenance import versions
 from .recorder import Recorder, Stopped, evaluate_run
 from .result import EvaluationResult
-from .run import Run, RunError, versions
+from .run import Run, RunError
+from .threads import describe_threads
 from .vec_env import MetaWorldVecEnv, make_envs
 
-__all__ = ["check_start", "environments", "load_model", "make_model", "train"]
+__all__ = ["check_device", "check_start", "environments", "load_model", "make_model", "train"]
 
 
 def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
@@ -46,27 +49,28 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
     configuration, threads = run.configuration, torch.get_num_threads()
     with run.locked(), contextlib.ExitStack() as ending:
         ending.callback(run.forget)
-        _check_device(configuration.device)
+        check_device(configuration.device)
         checkpoint = run.last_checkpoint()
         starts = checkpoint is None and configuration.demonstrations > 0
         if rebuild and not starts:
             why = "no demonstrations" if checkpoint is None else "used its demonstrations already"
             raise ValueError(f"`rebuild` must be left out: {run.folder} has {why}.")
+        remarks = [] if checkpoint is None else _remarks(run, checkpoint)
         if checkpoint is not None and run.is_at_end(checkpoint) and (result := run.finished()) is not None:
             return result
         ending.callback(torch.set_num_threads, threads)
-        torch.set_num_threads(configuration.threads or threads)
+        torch.set_num_threads(configuration.threads or _threads_before(run) or threads)
+        remarks.append(describe_threads(configuration, torch.get_num_threads()))
         env = environments(configuration)
         ending.callback(env.close)
         model = make_model(configuration, env) if checkpoint is None else _load(configuration, checkpoint, env)
-        changes = _changes(run)
         run.start_session()  # only now is it known that everything fits
         ending.callback(run.end_session)
         if starts:
             model = _load(configuration, start_from_demonstrations(run, model, rebuild=rebuild), env)
         elif checkpoint is None and configuration.warm_start is not None:
-            model.save_checkpoint(run.checkpoints / "step_0")  # whatever becomes of the other run
-        return _learn(run, model, changes)
+            model.save_checkpoint(run.checkpoints / "step_0", run.seal())  # whatever becomes of the other run
+        return _learn(run, model, remarks)
 
 
 def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTaskSAC:
@@ -74,6 +78,23 @@ def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTask
         return _algorithm(configuration).load_checkpoint(checkpoint, env, configuration.device)
     except DamagedError as error:
         raise DamagedError(f"{error} Remove {checkpoint}, and --resume goes on from the one before.") from error
+
+
+def _remarks(run: Run, checkpoint: Path) -> list[str]:
+    """What there is to say about going on from a checkpoint."""
+    missing, remarks = run.check_files(checkpoint), []
+    if missing is None:
+        remarks.append(f"{checkpoint.name} does not tell what metrics and evaluations were: they are taken as they are")
+    elif missing:
+        remarks.append(f"going on without what is missing of the time before {checkpoint.name}: {', '.join(missing)}")
+    if (changes := _changes(run)) is not None:
+        remarks.append(f"results may differ in their last bits from those of the same run without: {changes}")
+    return remarks
+
+
+def _threads_before(run: Run) -> int | None:
+    """The threads of the last session, for runs whose configuration does not have them; another number, other bits."""
+    return next((session["machine"]["threads"] for session in reversed(run.sessions) if "machine" in session), None)
 
 
 def _changes(run: Run) -> str | None:
@@ -84,7 +105,8 @@ def _changes(run: Run) -> str | None:
     return ", ".join(changed) or None
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raises an error unless torch knows a device, and has it."""
     if name == "auto":
         return
     try:
@@ -93,9 +115,14 @@ def _check_device(name: str) -> None:
         raise ValueError(f"`device` must be cpu, cuda or auto, got {name!r}.") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`device` must be one that is there, got {name!r}: this torch finds no GPU.")
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"`device` must be one that is there, got {name!r}: {told}") from error
 
 
-def _learn(run: Run, model: MultiTaskSAC, changes: str | None) -> EvaluationResult | None:
+def _learn(run: Run, model: MultiTaskSAC, remarks: Sequence[str]) -> EvaluationResult | None:
     """Learns by SAC until the steps are done, and evaluates."""
     configuration = run.configuration
     assert configuration.steps is not None
@@ -104,15 +131,15 @@ def _learn(run: Run, model: MultiTaskSAC, changes: str | None) -> EvaluationResu
         display.tell(
             f"{run.folder}: {describe(model)}" if before == 0 else f"{run.folder}: going on from step_{before}"
         )
-        if changes is not None:
-            display.tell(f"results may differ in their last bits from those of the same run without: {changes}")
+        for remark in remarks:
+            display.tell(remark)
         model.set_logger(
             Logger(str(run.folder), [MetricsFile(run.metrics), TensorBoardFolder(run.tensorboard, before)])
         )
         recorder = Recorder(run, display)
         try:
             with recorder.stopping_on_signals():
-                if before < total:
+                if total:  # with all steps done, what was due after the last one may still be missing
                     model.learn(total - before, recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
         except Stopped:
             display.tell(f"stopped at {model.num_timesteps:,} steps; --resume goes on")
@@ -124,10 +151,10 @@ def _learn(run: Run, model: MultiTaskSAC, changes: str | None) -> EvaluationResu
             with recorder.stopping_on_signals():
                 recorder.watch()
                 result = evaluate_run(run, model, configuration.final_episodes, progress=recorder.watch)
+                result.save(run.evaluations / "final.json")
         except Stopped:
             display.tell("stopped before the evaluation at the end; --resume does it")
             return None
-        result.save(run.evaluations / "final.json")
     return result
 
 
@@ -184,6 +211,7 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
         critic_paths=configuration.critic_paths,
         route_temperature=temperature,
         compile_networks=configuration.compile,
+        precision=configuration.precision,
         actor_starts=configuration.actor_starts,
         demonstration_weight=configuration.demonstration_weight,
         demonstration_decay=configuration.demonstration_decay,
@@ -199,7 +227,7 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
 
 def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
     """The model of a run's last checkpoint, to predict with."""
-    _check_device(device)
+    check_device(device)
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise FileNotFoundError(f"{run.folder} has no checkpoint yet; it is written every so many steps, or on Ctrl-C.")

@@ -18,7 +18,7 @@ from metaworld.types import Task
 from numpy.typing import NDArray
 
 from .environment import STATE_FEATURES, TaskEnvironment
-from .interrupts import uninterrupted
+from .interrupts import shielded, uninterrupted
 
 __all__ = ["LAYOUT", "Group", "Remote", "Shared", "Specification", "WorkerError", "deal", "processes"]
 
@@ -202,7 +202,8 @@ class Remote:
         self.process = self.context.Process(
             target=_work, args=(theirs, self.specifications, self.rows, self.shared.raw), daemon=True
         )
-        self.process.start()
+        with shielded():
+            self.process.start()
         theirs.close()
 
     def send(self, command: str, arguments: Sequence[Any] | None = None) -> None:

@@ -1,7 +1,9 @@
 """Callbacks for training that may be interrupted."""
 
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -23,6 +25,8 @@ class CheckpointDirectory(BaseCallback):
         every: The number of environment steps from one checkpoint to the next.
         folder: Where they are written.
         keep: How many of them stay.
+        notes: What to keep beside each, plain data that is asked for when it is written; see
+            :meth:`MultiTaskSAC.save_checkpoint`.
         verbose: Whether each is told.
 
     Example:
@@ -36,7 +40,15 @@ class CheckpointDirectory(BaseCallback):
 
     model: MultiTaskSAC
 
-    def __init__(self, every: int, folder: str | Path, *, keep: int = 2, verbose: int = 0) -> None:
+    def __init__(
+        self,
+        every: int,
+        folder: str | Path,
+        *,
+        keep: int = 2,
+        notes: Callable[[], Mapping[str, Any]] | None = None,
+        verbose: int = 0,
+    ) -> None:
         super().__init__(verbose)
         for name, number in (("every", every), ("keep", keep)):
             if number < 1:
@@ -44,6 +56,7 @@ class CheckpointDirectory(BaseCallback):
         self.every = every
         self.folder = Path(folder)
         self.keep = keep
+        self.notes = notes
 
     def _init_callback(self) -> None:
         if self.model.action_noise is not None:
@@ -71,7 +84,7 @@ class CheckpointDirectory(BaseCallback):
     def write(self) -> None:
         """Writes a checkpoint now, for other callbacks, between rollouts."""
         steps = self.model.num_timesteps
-        self.model.save_checkpoint(self.folder / f"step_{steps}")
+        self.model.save_checkpoint(self.folder / f"step_{steps}", self.notes() if self.notes else None)
         self._last = steps
         if self.verbose:
             print(f"checkpoint at {steps} steps in {self.folder}")

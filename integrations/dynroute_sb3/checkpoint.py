@@ -3,7 +3,9 @@
 The folder is written under another name and renamed when it is whole; its manifest holds the SHA-256 of each file.
 """
 
+import contextlib
 import io
+import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +28,8 @@ from .options import OPTIONS
 from .policies import POLICIES
 from .randomness import random_state, set_random_state
 from .replay import RouteReplayBuffer
-from .storage import check_folder, writing_folder
+from .storage import DamagedError, Member, check_folder, read_sealed, writing_folder
+from .stored import check_buffer, check_network, check_state, restoring
 from .tree import read_tree, write_tree
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "latest_checkpoint",
     "load_buffer",
     "load_checkpoint",
+    "read_notes",
     "save_buffer",
     "save_checkpoint",
 ]
@@ -42,6 +46,7 @@ __all__ = [
 Model = TypeVar("Model", bound=MultiTaskAttributes)
 
 FORMAT = 2
+NOTES = "notes.json"
 
 BUFFERS: Mapping[Any, type[RouteReplayBuffer]] = {
     kind.__name__: kind for kind in (RouteReplayBuffer, DemonstrationBuffer)
@@ -67,8 +72,8 @@ PROGRESS = (
 """What changes while a model learns, beside its tensors."""
 
 
-def save_checkpoint(model: MultiTaskAttributes, folder: Path) -> None:
-    """Writes a model with all that its training depends on to a new folder."""
+def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+    """Writes a model with all that its training depends on to a new folder, and notes beside it."""
     if model._step_pending:
         raise RuntimeError(
             "a checkpoint must not be written between a step of the environments and its storage; "
@@ -103,6 +108,19 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path) -> None:
     }
     with writing_folder(folder) as temporary:
         write_tree(temporary, "model", {**state, "buffer": model.replay_buffer.save(temporary)})
+        if notes is not None:
+            (temporary / NOTES).write_text(json.dumps(notes, indent=1))
+
+
+def read_notes(folder: Path) -> dict[str, Any] | None:
+    """The notes that were written with a checkpoint, whose other files are not read; None where there were none."""
+    try:
+        text = read_sealed(folder, NOTES)
+        return None if text is None else dict(json.loads(text))
+    except DamagedError:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{folder / NOTES} is damaged: {error}; take another checkpoint.") from error
 
 
 def load_checkpoint(
@@ -111,8 +129,22 @@ def load_checkpoint(
     """Restores what :func:`save_checkpoint` wrote."""
     check_folder(folder)
     state = read_tree(folder, "model")
-    if (found := state.get("format")) != FORMAT:
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
         raise ValueError(f"{folder} must have format {FORMAT}, got {found}; it was written by another version.")
+    check_state(state, folder, PROGRESS)
+    with restoring(folder):
+        return _restore(cls, folder, state, env, device, replace)
+
+
+def _restore(
+    cls: type["Model"],
+    folder: Path,
+    state: dict[str, Any],
+    env: GymEnv | None,
+    device: torch.device | str,
+    replace: Mapping[str, Any],
+) -> "Model":
     options, policy = _with_functions(state["options"], state["policy"], replace, folder)
     model = cls(policy, env, device=device, _init_setup_model=False)  # type: ignore[arg-type]
     saved_spaces = {name: _box(saved) for name, saved in state["spaces"].items()}
@@ -127,9 +159,13 @@ def load_checkpoint(
             "save() and load() allow another number."
         )
     kwargs = options["policy_kwargs"]
-    described = _describe(model.policy_class(*saved_spaces.values(), lambda _: 0.0, **kwargs))
-    if described != state["network"]:
+    named = isinstance(kwargs.get("network", getattr(model.policy_class, "default_network", None)), str)
+    # On no device it takes no memory, whatever sizes are asked for; what functions make need not work there.
+    with torch.device("meta") if named else contextlib.nullcontext():
+        made = model.policy_class(*saved_spaces.values(), lambda _: 0.0, **kwargs)
+    if (described := _describe(made)) != state["network"]:
         raise ValueError(f"{folder} holds another network: {state['network']}, and not {described}.")
+    check_network(state["parameters"].get("policy"), made.state_dict(), folder)
     kind = options.get("replay_buffer_class")
     vars(model).update({**options, **saved_spaces, "replay_buffer_class": BUFFERS.get(kind, kind)})
     model._setup_model()
@@ -138,7 +174,7 @@ def load_checkpoint(
         model.log_ent_coef.data.copy_(state["log_ent_coef"])
     assert model.replay_buffer is not None
     if env is not None:  # or there is nothing to go on with
-        model.replay_buffer.load(folder, state["buffer"])
+        _load_rows(model.replay_buffer, folder, state["buffer"], "model.json")
     vars(model).update(state["progress"])
     model.report.restore(state["report"])
     model.action_space.np_random.bit_generator.state = state["action_generator"]
@@ -185,10 +221,21 @@ def load_buffer(buffer: RouteReplayBuffer, path: str | Path | io.BufferedIOBase)
     source = _file(path)
     if isinstance(source, Path) and source.is_dir():
         check_folder(source)
-        buffer.load(source, read_tree(source, "buffer"))
+        with restoring(source):
+            _load_rows(buffer, source, read_tree(source, "buffer"), "buffer.json")
         return
-    with reading_archive(source, what="a replay buffer", marker="buffer.json") as place:
-        buffer.load(place, read_tree(place, "buffer"))
+    with reading_archive(source, what="a replay buffer", marker="buffer.json") as place, restoring(place):
+        _load_rows(buffer, place, read_tree(place, "buffer"), "buffer.json")
+
+
+def _load_rows(buffer: RouteReplayBuffer, folder: Path | Member, state: dict[str, Any], name: str) -> None:
+    rings = [(buffer, state)]
+    if isinstance(buffer, DemonstrationBuffer) and "shown" in state:
+        rings.append((buffer.shown, state["shown"]))
+    for ours, theirs in rings:
+        if theirs.get("capacity") == ours.capacity and theirs.get("num_tasks") == ours.num_tasks:  # or it tells of it
+            check_buffer(theirs, ours.num_tasks, ours.capacity, folder / name)
+    buffer.load(folder, state)
 
 
 def _file(path: str | Path | io.BufferedIOBase) -> Path | io.BufferedIOBase:

@@ -53,6 +53,9 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
             f"{remembered[0]}."
         )
     env.reset()  # wrappers that want to be reset first have been so
+    for wrapper, saved in zip(_vector_wrappers(env), state["vector_wrappers"], strict=True):
+        if _names(saved) != (expected := _names(_vector_state(wrapper))):  # or any attribute could be replaced
+            raise ValueError(f"the state of {type(wrapper).__name__} must hold {expected}, got {_names(saved)}.")
     if _is_whole(env):
         _whole(env).set_state(state["states"])
     for i in range(env.num_envs):
@@ -89,6 +92,11 @@ def _vector_wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
     while isinstance(env, VecEnvWrapper):
         yield env
         env = env.venv
+
+
+def _names(state: dict[str, Any]) -> list[Any]:
+    """The names in the state of a wrapper, and in what it keeps beside numbers."""
+    return sorted([name, *sorted(value if isinstance(value, dict) else ())] for name, value in state.items())
 
 
 def _vector_state(wrapper: VecEnvWrapper) -> dict[str, Any]:

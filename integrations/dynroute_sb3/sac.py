@@ -382,9 +382,14 @@ class MultiTaskSAC(MultiTaskAttributes):
             buffer.keep_paths(self.policy.topology)
         return buffer
 
-    def save_checkpoint(self, folder: str | Path) -> None:
-        """Writes everything that training depends on to a new folder, whole or not at all."""
-        save_checkpoint(self, Path(folder))
+    def save_checkpoint(self, folder: str | Path, notes: Mapping[str, Any] | None = None) -> None:
+        """Writes everything that training depends on to a new folder, whole or not at all.
+
+        Args:
+            folder: The folder.
+            notes: Plain data to keep beside it, in ``notes.json``.
+        """
+        save_checkpoint(self, Path(folder), notes)
 
     @classmethod
     def load_checkpoint(

@@ -20,12 +20,17 @@ __all__ = [
     "Member",
     "check_folder",
     "read_rows",
+    "read_sealed",
     "remove_leftovers",
     "write_rows",
     "writing_folder",
 ]
 
 MANIFEST = "manifest.json"
+ADVICE = "take another checkpoint"
+READ = ("model.json", "model.safetensors", "buffer.json", "rows.npy", "paths.npy", "wanted.npy", "notes.json")
+"""The names of files that are read from a checkpoint or a buffer, and so must be listed in its manifest."""
+
 CHUNK = 1 << 24
 
 
@@ -123,8 +128,10 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def check_folder(folder: Path, advice: str = "take another checkpoint") -> None:
+def check_folder(folder: Path, advice: str = ADVICE) -> None:
     """Raises a :class:`DamagedError` that names the file, unless a folder is as :func:`writing_folder` left it.
+
+    Files that were put there since are not looked at, unless they have the name of one that is read.
 
     Args:
         folder: The folder.
@@ -132,19 +139,45 @@ def check_folder(folder: Path, advice: str = "take another checkpoint") -> None:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} must be a folder that was stored before, there is none.")
+    sealed = _read_manifest(folder, advice)
+    for name, seal in sealed.items():
+        _check_file(folder / name, *seal, advice)
+    for path in _files(folder):
+        if path.name in READ and str(path.relative_to(folder)) not in sealed:
+            raise DamagedError(
+                f"{path} is not listed in {folder / MANIFEST}, which is another one or damaged; {advice}."
+            )
+
+
+def read_sealed(folder: Path, name: str, advice: str = ADVICE) -> bytes | None:
+    """The content of one file of such a folder, which must be as it was left; None where there was none."""
+    sealed = _read_manifest(folder, advice)
+    if name not in sealed:
+        return None
+    _check_file(folder / name, *sealed[name], advice)
+    return (folder / name).read_bytes()
+
+
+def _read_manifest(folder: Path, advice: str) -> dict[str, tuple[int, str]]:
     try:
         files = json.loads((folder / MANIFEST).read_text())
-        expected = {str(name): (int(size), str(digest)) for name, (size, digest) in files.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        sealed = {str(name): (int(size), str(digest)) for name, (size, digest) in files.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{folder / MANIFEST} is missing or damaged; {advice}.") from error
-    for name, (size, digest) in expected.items():
-        path = folder / name
-        if not path.is_file():
-            raise DamagedError(f"{path} is missing; {advice}.")
-        if path.stat().st_size != size:
-            raise DamagedError(f"{path} must have {size} bytes, got {path.stat().st_size}; {advice}.")
-        if _digest(path)[1] != digest:
-            raise DamagedError(f"{path} was altered: its SHA-256 is not the stored one; {advice}.")
+    if not sealed:
+        raise DamagedError(f"{folder / MANIFEST} lists no files, and must list those of {folder}; {advice}.")
+    if outside := [name for name in sealed if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise DamagedError(f"{folder / MANIFEST} must list files of its folder, got {outside[0]!r}; {advice}.")
+    return sealed
+
+
+def _check_file(path: Path, size: int, digest: str, advice: str) -> None:
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing; {advice}.")
+    if path.stat().st_size != size:
+        raise DamagedError(f"{path} must have {size} bytes, got {path.stat().st_size}; {advice}.")
+    if _digest(path)[1] != digest:
+        raise DamagedError(f"{path} was altered: its SHA-256 is not the stored one; {advice}.")
 
 
 def write_rows(path: Path | Member, array: NDArray[Any], counts: NDArray[np.int64]) -> None:

@@ -54,7 +54,7 @@ def read_tree(folder: Path | Member, name: str) -> Any:
             plain = json.loads((folder / f"{name}.json").read_text())
             tensors = load_file(folder / f"{name}.safetensors")
         return _unpack(plain, tensors)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError, SafetensorError) as error:
         raise DamagedError(f"{folder / f'{name}.json'} or .safetensors is missing or damaged: {error}") from error
 
 

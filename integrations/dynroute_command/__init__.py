@@ -1,0 +1,47 @@
+"""Starts the ``dynroute`` command: what must happen before torch is imported, which takes a second or two."""
+
+import os
+import signal
+import sys
+from collections.abc import MutableMapping
+from types import FrameType
+
+__all__ = ["WAITING", "main", "wait_without_spinning"]
+
+WAITING = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "KMP_BLOCKTIME": "0",
+}
+"""How the threads of torch wait for each other, for OpenMP of GNU and of LLVM or Intel, which read it when torch is
+imported. Where another program has the core of a thread, those that wait would use up the rest in vain."""
+
+
+def main() -> int:
+    """Runs the command and returns its exit status."""
+    wait_without_spinning(os.environ)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # In the middle of an import nobody expects an exception; nothing was begun that must be ended.
+        signal.signal(signal.SIGINT, _leave)
+    from dynroute.command import main as command
+
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return command()
+
+
+def wait_without_spinning(environment: MutableMapping[str, str]) -> None:
+    """Sets what :data:`WAITING` says in an environment, unless it says anything of it already.
+
+    Example:
+        >>> environment = {"GOMP_SPINCOUNT": "1000"}
+        >>> wait_without_spinning(environment)
+        >>> environment
+        {'GOMP_SPINCOUNT': '1000'}
+    """
+    if not {"GOMP_SPINCOUNT", *WAITING} & set(environment):
+        environment.update(WAITING)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\ndynroute: stopped at once\n")
+    os._exit(130)

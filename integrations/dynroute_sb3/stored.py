@@ -1,0 +1,172 @@
+"""What a checkpoint must hold: a file may be damaged, or made, in ways that its manifest does not show."""
+
+import contextlib
+import math
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .options import OPTIONS
+from .storage import DamagedError, Member
+
+__all__ = ["check_buffer", "check_network", "check_state", "restoring"]
+
+STATE = ("options", "policy", "network", "spaces", "progress", "report", "parameters", "random", "buffer")
+
+NUMBERS: Mapping[str, tuple[float, float]] = {
+    "learning_rate": (0, math.inf),
+    "buffer_size": (1, math.inf),
+    "learning_starts": (0, math.inf),
+    "batch_size": (1, math.inf),
+    "tau": (0, 1),
+    "gamma": (0, 1),
+    "gradient_steps": (-1, math.inf),
+    "target_update_interval": (1, math.inf),
+    "_stats_window_size": (1, math.inf),
+    "n_envs": (1, math.inf),
+    "num_tasks": (1, math.inf),
+    "reward_scale": (0, math.inf),
+    "num_timesteps": (0, math.inf),
+    "_total_timesteps": (0, math.inf),
+    "_episode_num": (0, math.inf),
+    "_n_updates": (0, math.inf),
+    "_current_progress_remaining": (-math.inf, 1),
+    "updates_due": (0, math.inf),
+}
+"""What numbers may be, from and to."""
+
+FRACTIONS = ("learning_rate", "tau", "gamma", "reward_scale", "_current_progress_remaining")
+"""Those that need not be integers."""
+
+
+@contextlib.contextmanager
+def restoring(folder: Path | Member) -> Iterator[None]:
+    """Makes a sentence that names the folder of whatever goes wrong while a model is made from it."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ValueError(f"{folder} needs more memory than there is: {error}.") from error
+    except ValueError as error:
+        if isinstance(error, DamagedError) or str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder} cannot be restored: {error}") from error
+    except (
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        AssertionError,
+    ) as error:
+        told = " ".join(f"{error}".split()) or "no reason is told"
+        raise DamagedError(
+            f"{folder} cannot be restored, since what it holds does not fit together ({type(error).__name__}: "
+            f"{told:.300}); take another checkpoint."
+        ) from error
+
+
+def check_state(state: Any, folder: Path, progress: Collection[str]) -> None:
+    """Raises an error that names the first part of a stored state which is missing, unknown or no fit value.
+
+    Args:
+        state: What ``model.json`` and ``model.safetensors`` hold.
+        folder: The checkpoint.
+        progress: The names of what changes while a model learns.
+    """
+    path = folder / "model.json"
+    if not isinstance(state, dict):
+        raise _wrong(path, "the parts of a model", state)
+    for name in STATE:
+        if name not in state:
+            raise DamagedError(f"{path} must hold the part {name!r}, and has none; take another checkpoint.")
+        if not isinstance(state[name], str if name in ("policy", "network") else dict):
+            raise _wrong(path, f"{name!r} as it was written", state[name])
+    options = state["options"]
+    for name in sorted({*OPTIONS, "replay_buffer_class"} - set(options)):
+        raise DamagedError(f"{path} must hold the option {name!r}, and has none; take another checkpoint.")
+    for known, part in (((*OPTIONS, "replay_buffer_class"), "options"), (progress, "progress")):
+        for name, value in state[part].items():
+            if name not in known:
+                raise DamagedError(f"{path} holds {name!r}, which is none of the {part}; take another checkpoint.")
+            _check_number(path, name, value)
+            if part == "options" and (place := _not_finite(value, name)):
+                raise DamagedError(f"{path} must hold finite numbers, {place} is not; take another checkpoint.")
+    stored = sum(tensor.numel() for tensor in _tensors(state["parameters"]))
+    if place := _too_large(options["policy_kwargs"], "policy_kwargs", stored):
+        raise DamagedError(
+            f"{path} must hold sizes of the network that is stored, which has {stored:,} numbers in all, and {place} "
+            "is more; take another checkpoint."
+        )
+
+
+def check_network(stored: Any, made: Mapping[str, Tensor], folder: Path) -> None:
+    """Raises an error that names the first tensor of a policy which is not stored in the shape that options give it."""
+    for name, tensor in made.items():
+        found = stored.get(name) if isinstance(stored, dict) else None
+        if not isinstance(found, Tensor) or found.shape != tensor.shape:
+            got = tuple(found.shape) if isinstance(found, Tensor) else "none"
+            raise DamagedError(
+                f"{folder / 'model.safetensors'} must hold {name} with the shape {tuple(tensor.shape)} that the "
+                f"options of the network ask for, got {got}; take another checkpoint."
+            )
+
+
+def check_buffer(state: Any, num_tasks: int, capacity: int, path: Path | Member) -> None:
+    """Raises an error unless the places in the rings of a replay buffer are inside of them.
+
+    Args:
+        state: What the buffer told beside its rows.
+        num_tasks: The number of rings.
+        capacity: Their size.
+        path: The file that holds it.
+    """
+    for name, most in (("counts", capacity), ("positions", capacity - 1)):
+        found = np.asarray(state[name])
+        if found.shape != (num_tasks,) or found.dtype.kind not in "iu" or (found < 0).any() or (found > most).any():
+            raise _wrong(path, f"{name!r} of a buffer, {num_tasks} integers in 0..{most}", found.tolist())
+
+
+def _check_number(path: Path | Member, name: str, value: Any) -> None:
+    if name not in NUMBERS or callable(value) or (isinstance(value, dict) and "$missing" in value):
+        return
+    least, most = NUMBERS[name]
+    kinds = (int, float) if name in FRACTIONS else (int,)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most or value == math.inf:
+        kind = "number" if name in FRACTIONS else "integer"
+        rule = f"a finite {kind} of at least {least}" if most == math.inf else f"a {kind} in {least}..{most}"
+        raise _wrong(path, f"as `{name.lstrip('_')}` {rule}", value)
+
+
+def _wrong(path: Path | Member, rule: str, value: Any) -> DamagedError:
+    return DamagedError(f"{path} must hold {rule}, got {value!r:.80}; take another checkpoint.")
+
+
+def _not_finite(tree: Any, place: str) -> str | None:
+    """Where in a tree a number is NaN or infinite."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return f"{place}={tree}"
+    return next((found for key, value in _items(tree) if (found := _not_finite(value, f"{place}.{key}"))), None)
+
+
+def _too_large(tree: Any, place: str, most: int) -> str | None:
+    """Where in a tree an integer is too large for a size of a network with so many numbers."""
+    if isinstance(tree, int) and not isinstance(tree, bool) and abs(tree) > most:
+        return f"{place}={tree}"
+    return next((found for key, value in _items(tree) if (found := _too_large(value, f"{place}.{key}", most))), None)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    for _, value in _items(tree):
+        yield from _tensors(value)
+
+
+def _items(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return tree.items()
+    return enumerate(tree) if isinstance(tree, (list, tuple)) else ()
