@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .arguments import check_count, check_tensor, shown
-from .checks import refuse_where
+from .checks import refuse_where, under_transform
 
 __all__ = ["Constants", "Topology"]
 
@@ -223,7 +223,11 @@ class Topology:
         if values.shape[-1:] != (self.num_edges,):
             raise ValueError(f"`values` must have shape (*, {self.num_edges}), got {tuple(values.shape)}.")
         slots = values.new_full((*values.shape[:-1], self.path_shape[0] * self.path_shape[1]), fill)
-        slots = slots.index_copy(-1, self.on(values.device).edge_index, values)
+        index = self.on(values.device).edge_index
+        if under_transform() or torch.compiler.is_compiling():  # where `values` may have a dimension more
+            slots = slots.index_copy(-1, index, values)
+        else:
+            slots.index_copy_(-1, index, values)
         return slots.reshape(*values.shape[:-1], *self.path_shape)
 
     def check_path(self, path: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dynroute
 from dynroute import Hard, LinearRouter, RoutedGraph, SampleK, Soft, TopK, Topology
-from dynroute.execution import backends
+from dynroute.execution import backends, fused
 
 WIDTH = 6
 TOPOLOGIES = {
@@ -252,6 +252,23 @@ def test_every_backend_does_what_the_reference_does(
             for name in ("auto", "skip"):
                 with dynroute.backend(name):
                     assert_equal([run(net, x, path)], expected[:1], tolerance)
+
+
+@pytest.mark.parametrize("level", TOPOLOGIES)
+@pytest.mark.parametrize("protect", ["rsg", "input", "sg", "none"])
+@pytest.mark.parametrize("gate", [TopK(2), SampleK(2), Hard(), Soft()], ids=lambda gate: type(gate).__name__)
+def test_rows_that_fill_up_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, level: str, protect: str, gate: dynroute.Gate
+) -> None:
+    for module in (fused.graph, fused.experts):
+        monkeypatch.setattr(module, "row_multiple", lambda dtype: 4)
+    net = build(level, gate, protect, True, torch.float64, 0)
+    x = torch.randn(9, WIDTH, dtype=torch.float64)
+    path = net.route(x).path
+    with dynroute.backend("reference"):
+        expected = results(net, plainly, x, path, 1)
+    with dynroute.backend("fused"):
+        assert_equal(results(net, plainly, x, path, 1), expected, 1e-10)
 
 
 @pytest.mark.parametrize("level", TOPOLOGIES)

@@ -5,6 +5,7 @@ node, so that the rows of a node lie side by side in one matrix, and a mix is a 
 bag. Everything here is lists of integers, found with a handful of calls for the whole graph.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from ..topology import Topology
 from .plan import Pass, Span
 
-__all__ = ["Bags", "Rows", "rows_of"]
+__all__ = ["Bags", "Rows", "fill_up", "multiples", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,31 @@ class Rows:
     Args:
         topology: The graph.
         path: The boolean paths, with shape ``[batch, T, S]``.
+        align: The rows of every node but the last are filled up to a multiple of this by rows that nobody reads.
     """
 
-    def __init__(self, topology: Topology, path: Tensor) -> None:
+    def __init__(self, topology: Topology, path: Tensor, align: int = 1) -> None:
         batch, _, width = path.shape
         nodes = topology.num_nodes
 
         chosen = path.transpose(0, 1).contiguous()  # for a batch of 1 still the caller's memory: never written
         used = _used(topology, chosen)
-        self.counts: list[int] = used.sum(dim=1).tolist()
-        """The number of rows of each node."""
-        self.first: list[int] = [0, *accumulate(self.counts)]
+        real = used.sum(dim=1)
+        self.counts: list[int] = real.tolist()
+        """The number of rows of each node that somebody reads."""
+        spans = [*multiples(self.counts[:-1], align), self.counts[-1]]
+        self.first: list[int] = [0, *accumulate(spans)]
         """The first row of each node, then the number of rows."""
+        self._spans = torch.tensor(spans, device=path.device)
         cells = used.flatten().nonzero().squeeze(1)  # a cell is a position in [num_nodes, batch], used or not
-        self._samples = cells - torch.arange(nodes, device=path.device).repeat_interleave(used.sum(dim=1)) * batch
+        self._samples = cells - torch.arange(nodes, device=path.device).repeat_interleave(real) * batch
         self._batch = batch
         row_of_cell = used.flatten().cumsum(0) - 1
+        padded = self.first[-1] > len(cells)
+        if padded:
+            copies, place = fill_up(self.counts, spans, path.device)
+            row_of_cell = place[row_of_cell.clamp(min=0)]
+            self._samples = self._samples[copies]
 
         destinations = topology.on(path.device).destinations
         position = (chosen & used[destinations].unsqueeze(-1)).flatten().nonzero().squeeze(1)
@@ -89,13 +99,17 @@ class Rows:
         """The row that reads each edge."""
         sources = row_of_cell[topology.sources[t, slot] * batch + sample]
         sizes = torch.bincount(cell, minlength=nodes * batch).reshape(nodes, batch)
-        first_edge = [0, *accumulate(sizes.sum(dim=1).tolist())]
-        self.mixes = Bags(sources, (sizes.cumsum(dim=1) - sizes)[used], first_edge, self.first)
+        edges = sizes.sum(dim=1)
+        first_edge = [0, *accumulate(edges.tolist())]
+        offsets = (sizes.cumsum(dim=1) - sizes)[used]
+        if padded:
+            offsets = edges.repeat_interleave(self._spans).index_copy(0, place, offsets)
+        self.mixes = Bags(sources, offsets, first_edge, self.first)
         """For each row, the rows that it mixes."""
 
     def samples(self, node: int) -> Tensor | None:
         """The samples of the rows of a node; None where these are all samples in order."""
-        if self.counts[node] == self._batch:
+        if self.counts[node] == self._batch == self.first[node + 1] - self.first[node]:
             return None
         return self._samples[self.first[node] : self.first[node + 1]]
 
@@ -110,24 +124,47 @@ class Rows:
         sizes = torch.bincount(sources, minlength=self.first[-1])
         starts = sizes.cumsum(0) - sizes
         bounds = torch.searchsorted(sources, torch.tensor(self.first, device=sources.device)).tolist()
-        shift = torch.tensor(bounds[:-1], device=sources.device).repeat_interleave(
-            torch.tensor(self.counts, device=sources.device)
-        )
+        shift = torch.tensor(bounds[:-1], device=sources.device).repeat_interleave(self._spans)
         return Bags(self.readers[order], starts - shift, bounds, self.first), order
 
 
-def rows_of(call: Pass) -> Rows:
+def rows_of(call: Pass, align: int = 1) -> Rows:
     """The rows of a pass; those of paths that take every edge are kept, since only the batch size tells."""
     topology, path = call.plan.topology, call.read()
     if path.shape[0] and int(path.count_nonzero()) == path.shape[0] * topology.num_edges:
-        return _full_rows(topology, path.shape[0])
-    return Rows(topology, path)
+        return _full_rows(topology, path.shape[0], align)
+    return Rows(topology, path, align)
 
 
-@lru_cache(maxsize=2)  # an entry takes a few bytes for each edge of each sample
-def _full_rows(topology: Topology, batch: int) -> Rows:
+@lru_cache(maxsize=4)  # an entry takes a few bytes for each edge of each sample
+def _full_rows(topology: Topology, batch: int, align: int) -> Rows:
     with torch.inference_mode(False):  # they outlive the call, and training must be able to use them
-        return Rows(topology, topology.allowed.expand(batch, -1, -1))
+        return Rows(topology, topology.allowed.expand(batch, -1, -1), align)
+
+
+def multiples(counts: Sequence[int], align: int) -> list[int]:
+    """Numbers rounded up."""
+    return [-(-count // align) * align for count in counts]
+
+
+def fill_up(counts: Sequence[int], spans: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Makes room behind groups of rows.
+
+    What is filled in is a copy of a row of its group: nothing strange comes in by it, not even a NaN.
+
+    Args:
+        counts: The number of rows of each group.
+        spans: The number that it is to have, no less, and none where it had none.
+        device: The device.
+
+    Returns:
+        For each new row the old one that it is a copy of, and for each old row its new place.
+    """
+    old, new = torch.tensor(counts, device=device), torch.tensor(spans, device=device)
+    shift = (new - old).cumsum(0) - (new - old)
+    rows = torch.arange(sum(spans), device=device) - shift.repeat_interleave(new)
+    last = (old.cumsum(0) - 1).repeat_interleave(new)
+    return rows.minimum(last), torch.arange(sum(counts), device=device) + shift.repeat_interleave(old)
 
 
 def _used(topology: Topology, reads: Tensor) -> Tensor:

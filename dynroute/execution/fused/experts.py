@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ...routers import full_precision
 from ..plan import Pass
+from ..rows import fill_up, multiples
 from .double_backward import differentiable_gradients, wants_more
-from .linear import Perceptron, entering
+from .linear import Perceptron, entering, row_multiple
 
 __all__ = ["run_experts"]
 
@@ -23,7 +24,7 @@ def run_experts(call: Pass, experts: Sequence[Perceptron]) -> Tensor:
     """Runs a graph of one destination whose other nodes were read as perceptrons."""
     flat = call.flat()
     x, parameters = entering(flat, experts)
-    program = _Program(flat, experts)
+    program = _Program(flat, experts, x.dtype)
     with full_precision(x):  # every product has its type by now
         mixed: Tensor = _FusedExperts.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
     return call.nodes[-1](mixed.reshape(*call.batch, mixed.shape[-1]))
@@ -32,7 +33,7 @@ def run_experts(call: Pass, experts: Sequence[Perceptron]) -> Tensor:
 class _Program:
     """What the function needs beside tensors: the experts, and which samples chose each of them."""
 
-    def __init__(self, call: Pass, experts: Sequence[Perceptron]) -> None:
+    def __init__(self, call: Pass, experts: Sequence[Perceptron], dtype: torch.dtype) -> None:
         self.plan = call.plan
         self.experts = experts
         self.protect = call.protect if call.suitable is not None else "none"
@@ -47,7 +48,13 @@ class _Program:
         self.everyone = len(place) == chosen.numel()
         """Whether every sample chose every expert."""
         self._slots = self.samples * num_experts + expert
-        self._bounds = [0, *accumulate(chosen.sum(dim=1).tolist())]
+        counts: list[int] = chosen.sum(dim=1).tolist()
+        spans = multiples(counts, row_multiple(dtype))
+        self._bounds = [0, *accumulate(spans)]
+        self._place: Tensor | None = None
+        if spans != counts:
+            copies, self._place = fill_up(counts, spans, place.device)
+            self.samples, self.everyone = self.samples[copies], False
 
     def running(self) -> Iterator[tuple[Perceptron, int, slice]]:
         """Each expert that was chosen, its first layer among those of all, and the choices that fell on it."""
@@ -56,11 +63,13 @@ class _Program:
                 yield self.experts[i], self.first_layer[i], rows
 
     def of_choices(self, slots: Tensor) -> Tensor:
-        """One number for each choice, of those with shape ``[samples, 1, experts]``."""
-        return slots.flatten().index_select(0, self._slots)
+        """One number for each choice, of those with shape ``[samples, 1, experts]``; 0 for what is filled in."""
+        values = slots.flatten().index_select(0, self._slots)
+        return values if self._place is None else values.new_zeros(len(self.samples)).index_copy(0, self._place, values)
 
     def to_slots(self, values: Tensor, like: Tensor) -> Tensor:
         """The numbers of the choices where they belong, zero elsewhere."""
+        values = values if self._place is None else values[self._place]
         slots = torch.zeros_like(like, memory_format=torch.contiguous_format)
         slots.view(-1).index_copy_(0, self._slots, values.to(like.dtype))
         return slots

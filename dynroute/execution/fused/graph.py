@@ -16,7 +16,7 @@ from ...routers import full_precision
 from ..plan import Pass, Plan
 from ..rows import Rows, rows_of
 from .double_backward import differentiable_gradients, wants_more
-from .linear import IDENTITY, LinearNode, entering
+from .linear import IDENTITY, LinearNode, entering, row_multiple
 
 __all__ = ["run_fused"]
 
@@ -24,8 +24,9 @@ __all__ = ["run_fused"]
 def run_fused(call: Pass, linear: list[LinearNode]) -> Tensor:
     """Runs a routed graph whose nodes, the last one left out, were read as linear ones."""
     flat = call.flat()
-    program = _Program(call.plan, linear, call.protect if call.suitable is not None else "none", rows_of(call))
     x, parameters = entering(flat, [(node,) for node in linear])
+    rows = rows_of(call, row_multiple(x.dtype))
+    program = _Program(call.plan, linear, call.protect if call.suitable is not None else "none", rows)
     with full_precision(x):  # every product has its type by now
         mixed: Tensor = _FusedGraph.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
     return call.nodes[-1](mixed.reshape(*call.batch, mixed.shape[-1]))
@@ -174,7 +175,7 @@ def _add_root(rows: Rows, node: int, grad_x: Tensor, gradient: Tensor) -> None:
     if samples is None:
         grad_x += gradient
     else:
-        grad_x[samples] += gradient  # a node has one row of a sample, so that no index comes twice
+        grad_x.index_add_(0, samples, gradient)
 
 
 def _edge_products(rows: Rows, gradient: Tensor, outputs: Tensor) -> Tensor:

@@ -120,7 +120,9 @@ class _DenseGraph(torch.autograd.Function):
                 reached = live.take(layer.nodes)
                 keep = shortcut and not protected  # what reaches the nodes also goes around them
                 inner = node.behind.backward(reached, kept[i], None if keep else reached)
-                grads[2 * first : 2 * layer.nodes[1]] = parameter_gradients(inner, entered, bias is not None)
+                own = slice(2 * first, 2 * layer.nodes[1])
+                if any(ctx.needs_input_grad[4:][own]):  # a critic that judges actions is a constant
+                    grads[own] = parameter_gradients(inner, entered, bias is not None)
                 if is_root and not ctx.needs_input_grad[1]:
                     continue
                 read = mixed if node.before.from_input else entered

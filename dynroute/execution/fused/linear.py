@@ -22,6 +22,7 @@ __all__ = [
     "linear_node",
     "linear_nodes",
     "perceptrons",
+    "row_multiple",
 ]
 
 
@@ -220,6 +221,14 @@ def computed_type(x: Tensor) -> torch.dtype | None:
         dtype = torch.get_autocast_dtype(x.device.type)
         return dtype if dtype is torch.bfloat16 or x.device.type != "cpu" else None
     return x.dtype if x.dtype in (torch.float32, torch.float64, torch.bfloat16) else None
+
+
+def row_multiple(dtype: torch.dtype) -> int:
+    """Of what the number of rows of a product should be a multiple.
+
+    On the CPU a kernel for 16 bits is made anew for each number of rows, which takes several times as long as it runs.
+    """
+    return 32 if dtype.itemsize == 2 else 1
 
 
 def _fits(parameter: Tensor | None, computed: torch.dtype) -> bool:
