@@ -277,7 +277,8 @@ def _softmax(scores: Tensor) -> Tensor:
     """The softmax of every row; on the CPU, many short rows take a sixth of the time side by side."""
     if scores.shape[-1] >= _SHORT or scores.dim() < 2 or scores.numel() < _MANY or scores.device.type != "cpu":
         return torch.softmax(scores, dim=-1)
-    return torch.softmax(scores.transpose(-1, -2).contiguous(), dim=-2).transpose(-1, -2)
+    rows = scores.reshape(-1, scores.shape[-1])
+    return torch.softmax(rows.t().contiguous(), dim=0).t().reshape(scores.shape)
 
 
 class _ResidualStopGradient(torch.autograd.Function):

@@ -129,7 +129,7 @@ def _fitting(call: Pass, hidden: str | None) -> Form:
     if not pays and not (inference and batch == 1):
         return run_reference
     small = inference and batch < ROWS_FROM  # a sample or a few: rows are not worth their sorting
-    if not small or _is_full(call):
+    if not small or _is_full(call):  # where all run, even a few samples are a product
         form = _fusing(call, None)
         if not isinstance(form, str) and not (small and form.func is not run_dense):
             return form
@@ -142,7 +142,7 @@ def _fusing(call: Pass, hidden: str | None) -> partial[Tensor] | str:
     experts = perceptrons(call) if plan.is_mixture else "it is no mixture"
     if hidden is not None:
         return _fusing_unseen(call, linear, experts, hidden)
-    if not isinstance(linear, str) and _is_full(call) and runs_dense(linear, plan.layers):
+    if not isinstance(linear, str) and runs_dense(linear, plan.layers) and _is_full(call):
         return partial(run_dense, linear=linear)
     if not isinstance(experts, str):
         return partial(run_experts, experts=experts)

@@ -221,12 +221,15 @@ class RoutedGraph(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         check_tensor("x", x)
         for node in self._inputs:
-            width = _width(self.nodes[node])
-            if width is not None and (x.dim() == 0 or x.shape[-1] != width):
+            linear = _first_linear(self.nodes[node])
+            if linear is None:
+                continue
+            width = linear.in_features
+            if x.dim() == 0 or x.shape[-1] != width:
                 raise ValueError(
                     f"`x` must have {width} features, which node {node} reads, got shape {tuple(x.shape)}."
                 )
-            dtype = _dtype(self.nodes[node], x)
+            dtype = _dtype(linear, x)
             if dtype is not None and dtype != x.dtype:
                 raise TypeError(
                     f"`x` must be {dtype} like the parameters of node {node}, got {x.dtype}; "
@@ -259,22 +262,21 @@ class RoutedGraph(nn.Module):
             )
 
 
-def _width(module: nn.Module) -> int | None:
-    """How many features a module reads; None where that is not known, as with a forward or a hook of its own."""
-    linear = _first_linear(module)
-    return None if linear is None else linear.in_features
-
-
-def _dtype(module: nn.Module, x: Tensor) -> torch.dtype | None:
-    """The type of input that a module takes; None where any will do, or where that is not known."""
-    linear = _first_linear(module)
-    autocast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
-    if linear is None or (autocast and x.is_floating_point()) or "weight" not in linear._parameters:
+def _dtype(linear: nn.Linear, x: Tensor) -> torch.dtype | None:
+    """The type of input that a layer takes; None where any will do, or where that is not known."""
+    weight = linear._parameters.get("weight")
+    if type(weight) not in (Tensor, nn.Parameter) or (x.is_floating_point() and _is_autocast(x.device.type)):
         return None
-    return linear.weight.dtype if type(linear.weight) in (Tensor, nn.Parameter) else None
+    assert weight is not None
+    return weight.dtype
+
+
+def _is_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _first_linear(module: nn.Module) -> nn.Linear | None:
+    """The linear layer that reads a module's input; None if another one does, or a hook before it."""
     while type(module) is nn.Sequential and len(module) and not module._forward_pre_hooks:
         module = module[0]
     return module if type(module) is nn.Linear and not module._forward_pre_hooks else None

@@ -37,6 +37,7 @@ class _Program:
         self.plan = call.plan
         self.experts = experts
         self.protect = call.protect if call.suitable is not None else "none"
+        self.learns = torch.is_grad_enabled()  # else memory is free for the next expert
         self.first_layer = [0, *accumulate(len(expert) for expert in experts)]
 
         chosen = call.read()[:, 0].t().contiguous()
@@ -99,7 +100,8 @@ class _FusedExperts(torch.autograd.Function):
                 left = layer.behind.forward(inner)
                 if last and layer.behind.from_input:
                     outputs[rows] = left
-                kept += [entered, inner if layer.behind.from_input else left]
+                if program.learns:
+                    kept += [entered, inner if layer.behind.from_input else left]
                 entered = left
         mixed = x.new_zeros(len(x), outputs.shape[1], dtype=wide).index_add_(0, program.samples, outputs * shares)
         ctx.program = program

@@ -211,7 +211,8 @@ def entering(call: Pass, nodes: Sequence[Perceptron]) -> tuple[Tensor, list[Tens
     dtype = computed_type(call.x)
     parameters: list[Tensor | None] = []
     for layer in chain.from_iterable(nodes):
-        parameters += [None if parameter is None else parameter.to(dtype) for parameter in layer.parameters()]
+        for parameter in layer.parameters():
+            parameters.append(parameter if parameter is None or parameter.dtype is dtype else parameter.to(dtype))
     return call.x.to(dtype), parameters
 
 
