@@ -80,7 +80,8 @@ def ran(monkeypatch: pytest.MonkeyPatch, net: RoutedGraph, x: Tensor) -> list[st
     ("level", "batch", "grad", "expected"),
     [
         ("module", 300, True, "fused"),
-        ("module", 300, False, "fused"),
+        ("module", 500, False, "fused"),
+        ("module", 300, False, "sparse"),  # its nodes have 16 features
         ("module", 60, False, "sparse"),
         ("module", 1, False, "sparse"),
         ("module", 1, True, "reference"),

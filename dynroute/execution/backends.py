@@ -28,7 +28,7 @@ from .fused import (
 )
 from .plan import Pass
 from .reference import run_reference
-from .sparse import ROWS_FROM, run_sparse
+from .sparse import needs_no_rows, run_sparse
 
 __all__ = ["BACKENDS", "backend", "check_backend", "run_graph"]
 
@@ -128,7 +128,7 @@ def _fitting(call: Pass, hidden: str | None) -> Form:
     inference = not torch.is_grad_enabled()
     if not pays and not (inference and batch == 1):
         return run_reference
-    small = inference and batch < ROWS_FROM  # a sample or a few: rows are not worth their sorting
+    small = inference and needs_no_rows(call)
     if not small or _is_full(call):  # where all run, even a few samples are a product
         form = _fusing(call, None)
         if not isinstance(form, str) and not (small and form.func is not run_dense):
