@@ -17,6 +17,7 @@ class MultiTaskAttributes(SAC):
     """The attributes of :class:`dynroute_sb3.MultiTaskSAC`, which documents them and is the only one to set them.
 
     Example:
+        >>> from dynroute_sb3.attributes import MultiTaskAttributes
         >>> issubclass(MultiTaskSAC, MultiTaskAttributes)
         True
     """
