@@ -61,7 +61,7 @@ def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
         tensor([0.5000, 0.5000, 0.0000])
     """
     check_mask("path", path, logits)
-    if logits.numel() and not hides_values(logits):
+    if not hides_values(logits) and logits.numel():
         scores = torch.where(path, logits, -math.inf)
         if bool((scores.detach().amax(dim=-1) > -math.inf).all()):
             return _softmax(scores)
@@ -275,10 +275,11 @@ def _best(scores: Tensor, k: int) -> Tensor:
 
 def _softmax(scores: Tensor) -> Tensor:
     """The softmax of every row; on the CPU, many short rows take a sixth of the time side by side."""
-    if scores.shape[-1] >= _SHORT or scores.dim() < 2 or scores.numel() < _MANY or scores.device.type != "cpu":
+    # What hides values may hide sizes too.
+    if hides_values(scores) or scores.shape[-1] >= _SHORT or scores.dim() < 2 or scores.numel() < _MANY:
         return torch.softmax(scores, dim=-1)
     rows = scores.reshape(-1, scores.shape[-1])
-    return torch.softmax(rows.t().contiguous(), dim=0).t().reshape(scores.shape)
+    return torch.softmax(rows.t().contiguous(), dim=0).t().reshape(scores.shape).contiguous()
 
 
 class _ResidualStopGradient(torch.autograd.Function):

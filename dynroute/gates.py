@@ -126,9 +126,9 @@ class Hard(Gate):
     """
 
     @property
-    def max_sources(self) -> int:
-        """One."""
-        return 1
+    def max_sources(self) -> int | None:
+        """One, unless another class chooses otherwise."""
+        return 1 if type(self).choose is Hard.choose else None
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the best source of every row."""
@@ -156,9 +156,9 @@ class TopK(Gate):
         self.k = _check_mixing_k(type(self).__name__, k)
 
     @property
-    def max_sources(self) -> int:
-        """The number `k`."""
-        return self.k
+    def max_sources(self) -> int | None:
+        """The number `k`, unless another class chooses otherwise."""
+        return self.k if type(self).choose is TopK.choose else None
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the k best sources of every row."""
@@ -189,9 +189,9 @@ class SampleK(Gate):
         self.k = _check_mixing_k(type(self).__name__, k)
 
     @property
-    def max_sources(self) -> int:
-        """The number `k`."""
-        return self.k
+    def max_sources(self) -> int | None:
+        """The number `k`, unless another class chooses otherwise."""
+        return self.k if type(self).choose is SampleK.choose else None
 
     def choose(
         self,

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..arguments import check_choice
@@ -110,7 +110,7 @@ def _choose(name: str, call: Pass) -> Form:
     elif name == "skip" and torch.is_grad_enabled():
         found = 'gradients are being recorded; run it inside `torch.no_grad()`, or take "sparse"'
     else:
-        found = hidden or _coupled(call, dropout=False) or run_sparse
+        found = hidden or _coupled(call) or run_sparse
     if isinstance(found, str):
         raise ValueError(f'`backend` must be able to run the graph, "{name}" cannot: {found}; "auto" can.')
     return found
@@ -133,7 +133,7 @@ def _fitting(call: Pass, hidden: str | None) -> Form:
         form = _fusing(call, None)
         if not isinstance(form, str) and not (small and form.func is not run_dense):
             return form
-    return run_reference if _coupled(call, dropout=True) else run_sparse
+    return run_reference if _coupled(call) else run_sparse
 
 
 def _fusing(call: Pass, hidden: str | None) -> partial[Tensor] | str:
@@ -192,36 +192,41 @@ def _no_fast_backend(x: Tensor) -> str | None:
     return None
 
 
-def _coupled(call: Pass, *, dropout: bool) -> str | None:
-    """Why a module may not be left out for some samples; None if it treats each sample on its own.
-
-    Args:
-        call: The pass.
-        dropout: Whether noise counts, which other rows would get than under the reference.
-    """
-    alone = call.weights.shape[:-2].numel() == 1
+def _coupled(call: Pass) -> str | None:
+    """Why a module may not be called on some of the samples; None if it treats each sample on its own."""
+    dims = len(call.weights.shape) - 2
+    if call.weights.shape[:-2].numel() == 1 and dims < 2:
+        return None
     for i, node in enumerate(call.nodes[:-1]):
-        if not isinstance(node, nn.Module) or (alone and not (dropout and node.training)):
-            continue
-        reason = _couples(node, alone, dropout)
+        reason = _couples(node, dims) if isinstance(node, nn.Module) else None
         if reason is not None:
             return f"module {i} {reason}"
     return None
 
 
-def _couples(module: nn.Module, alone: bool, dropout: bool) -> str | None:
-    """What a part of a module does with the batch; asked at every call, hence no `modules()`."""
+def _couples(module: nn.Module, dims: int) -> str | None:
+    """How a part of a module couples samples; asked at every call, hence no `modules()`."""
     if type(module) is nn.Linear:
         return None
     tracks = vars(module).get("track_running_stats")
     # Dynamic quantization has one scale for all rows.
     quantized = type(module).__module__.startswith("torch.ao.nn.quantized.dynamic")
-    if not alone and (quantized or tracks is False or (tracks is True and module.training)):
+    if quantized or tracks is False or (tracks is True and module.training):
         return "computes statistics of the batch"
-    if dropout and isinstance(module, _DropoutNd) and module.training and module.p > 0:
-        return "draws noise"
+    if dims > 1 and isinstance(module, _OF_SEVERAL_DIMENSIONS):
+        return f"is a {type(module).__name__}, which reads batch dimensions as its own"
     for part in module._modules.values():
-        reason = None if part is None else _couples(part, alone, dropout)
+        reason = None if part is None else _couples(part, dims)
         if reason is not None:
             return reason
     return None
+
+
+_OF_SEVERAL_DIMENSIONS = (
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+    nn.RNNBase,
+    _ConvNd,
+)
+"""What treats the last two or more dimensions together; rows have none of a batch of several dimensions."""

@@ -5,10 +5,11 @@ and everything between them can be differentiated twice: hooks, parametrizations
 torch's own. The equations are those of the reference, on rows (see `rows`) instead of whole batches.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..functional import rsg
@@ -61,6 +62,7 @@ def _run_rows(call: Pass) -> Tensor | None:
     edge_weights = flat.weights.reshape(-1).index_select(0, rows.slots)
     stops = None if flat.suitable is None else ~flat.suitable.reshape(-1).index_select(0, rows.slots)
 
+    unused: list[Callable[[Tensor], Tensor]] = []
     for group in plan.groups:
         counts, parents = rows.counts[group[0] : group[1]], topology.parents[group[0]]
         if not parents:
@@ -70,19 +72,51 @@ def _run_rows(call: Pass) -> Tensor | None:
             if sources is None:
                 if any(counts):
                     return None
+                unused += [call.nodes[node] for node in range(*group)]
                 continue
             inputs, carried = _mixed(rows, group, sources, edge_weights, stops, separate=call.protect == "input")
         for i, node in enumerate(range(*group)):
             if not counts[i] and not torch.is_grad_enabled():
-                continue  # with gradients it is called on no rows, so that its parameters receive zeros
-            output: Tensor = call.nodes[node](inputs[i])
+                continue
+            output: Tensor | None = call.nodes[node](inputs[i]) if counts[i] else _on_none(call.nodes[node], inputs[i])
+            if output is None:
+                unused.append(call.nodes[node])
+                continue
             if node == topology.num_nodes - 1:
+                output = _Touch.apply(output, *_learning(unused)) if unused else output  # type: ignore[no-untyped-call]
                 return output.reshape(*call.batch, *output.shape[1:])
             if parents and plan.shortcuts[node]:
                 check_shortcut(node, carried[i], output)
                 output = carried[i] + output
             state.add(node, output, carried[i] if parents and plan.shortcuts[node] else None)
     raise AssertionError("the last node is the output")
+
+
+def _on_none(module: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | None:
+    """What a module makes of no rows, so that all that it is made of receives zeros; None if it has to have some."""
+    try:
+        output: Tensor = module(inputs)
+        return output
+    except Exception:  # whatever it is, the module would not fail on rows
+        return None
+
+
+def _learning(modules: Sequence[Callable[[Tensor], Tensor]]) -> list[nn.Parameter]:
+    parts = [module for module in modules if isinstance(module, nn.Module)]
+    return [parameter for module in parts for parameter in module.parameters() if parameter.requires_grad]
+
+
+class _Touch(torch.autograd.Function):
+    """Gives zeros to parameters that an output does not depend on: optimizers tell them from None."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return gradients[0], *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
 
 
 class _Outputs:
@@ -262,6 +296,8 @@ def _run_few(call: Pass) -> Tensor | None:
     topology, nodes, shortcuts, batch = call.plan.topology, call.nodes, call.plan.shortcuts, call.batch
     last = topology.num_nodes - 1
     flat = call.flat()
+    if flat.x.dim() != 2:
+        return None
     x, weights = flat.x, flat.weights
     needed = _needed(topology, call.read().any(dim=0))
     if needed is None:

@@ -122,6 +122,8 @@ class RoutedGraph(nn.Module):
         logits = self._logits(context)
         self._check_logits(logits)
         self._check_temperature(temperature, logits)
+        if sample is not None:
+            check_flag("sample", sample)
         sample = self.training if sample is None else sample
         if path is None and noise is None and sample and self.gate.takes_noise:
             shape = (*logits.shape[:-2], self.topology.num_edges)

@@ -33,6 +33,7 @@ def wait_without_spinning(environment: MutableMapping[str, str]) -> None:
     """Sets what :data:`WAITING` says in an environment, unless it says anything of it already.
 
     Example:
+        >>> from dynroute_command import wait_without_spinning
         >>> environment = {"GOMP_SPINCOUNT": "1000"}
         >>> wait_without_spinning(environment)
         >>> environment

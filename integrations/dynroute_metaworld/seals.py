@@ -29,6 +29,8 @@ class Seal:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from dynroute_metaworld.seals import Seal
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "metrics.jsonl").write_text("{}")
         >>> seal = Seal.of(folder, {}, 0, ["metrics.jsonl"])

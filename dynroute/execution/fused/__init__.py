@@ -1,9 +1,9 @@
 """Graphs of linear modules, and mixtures of perceptrons, as one autograd function that writes its own gradients."""
 
+from .dense import run_dense, runs_dense
 from .experts import run_experts
 from .graph import run_fused
 from .grouped import groups, run_grouped
-from .layers import run_dense, runs_dense
 from .linear import LinearNode, Perceptron, linear_nodes, perceptrons
 from .tile import run_tile, tiles
 

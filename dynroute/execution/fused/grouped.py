@@ -22,6 +22,8 @@ ALIGNED = 16
 
 def groups(call: Pass, experts: Sequence[Perceptron]) -> str | None:
     """Why this form cannot run, or does not pay; None if it can."""
+    if not hasattr(nn.functional, "grouped_mm"):
+        return "this torch has no grouped products"
     if call.max_sources is None:
         return "nothing says how many experts a sample may choose, as with a replayed path"
     if 2 * call.max_sources > len(experts):
@@ -33,7 +35,8 @@ def groups(call: Pass, experts: Sequence[Perceptron]) -> str | None:
     if len(kinds) > 1:
         return "the experts differ in their sizes or activations"
     x, parameters = entering(call, experts[:1])
-    if x.dtype not in ((torch.bfloat16,) if x.device.type == "cuda" else (torch.bfloat16, torch.float32)):
+    narrow = x.device.type == "cuda" or torch.compiler.is_compiling()
+    if x.dtype not in ((torch.bfloat16,) if narrow else (torch.bfloat16, torch.float32)):
         return f"grouped products have no fast form for {x.dtype} on {x.device.type}"
     widths = {x.shape[-1], *(parameter.shape[0] for parameter in parameters if parameter is not None)}
     if any(width * x.element_size() % ALIGNED for width in widths):
@@ -49,7 +52,7 @@ def run_grouped(call: Pass, experts: Sequence[Perceptron]) -> Tensor:
     x, parameters = entering(flat, experts)
     with full_precision(x):  # every product has its type by now
         weights = flat.weights[:, 0]
-        chosen = weights.detach().topk(places, dim=-1).indices
+        chosen = (weights != 0).float().topk(places, dim=-1).indices
         shares = weights.gather(-1, chosen)
         expert, order = chosen.flatten().sort(stable=True)
         every = torch.arange(num_experts, device=x.device)

@@ -291,14 +291,16 @@ def _layers(module: Callable[[Tensor], Tensor]) -> Perceptron:
 
 
 def _is_plain(linear: nn.Linear) -> bool:
-    """Whether weight and bias are parameters, and torch's own kind of tensor."""
-    parameters = linear._parameters
-    return (
-        "weight" in parameters
-        and "bias" in parameters
-        and type(parameters["weight"]) in (nn.Parameter, Tensor)
-        and type(parameters["bias"]) in (nn.Parameter, Tensor, type(None))
-    )
+    """Whether weight and bias are parameters, torch's own kind of tensor, and of the size that the layer tells."""
+    weight, bias = linear._parameters.get("weight"), linear._parameters.get("bias", ())
+    known = (Tensor, nn.Parameter)
+    if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+        return False
+    # Compiled code has tensors of kinds of its own.
+    if not torch.compiler.is_compiling() and (type(weight) not in known or type(bias) not in (*known, type(None))):
+        return False
+    out = (linear.out_features,)
+    return weight.shape == (*out, linear.in_features) and (bias is None or bias.shape == out)
 
 
 def _is_hooked(module: nn.Module) -> bool:
