@@ -245,7 +245,7 @@ def _clear_best(scores: Tensor, k: int, allowed: Tensor) -> Tensor | None:
     worst = scores.amax(dim=-1, keepdim=True)
     for _ in range(min(k, scores.shape[-1]) - 1):
         worst = torch.where(scores < worst, scores, -math.inf).amax(dim=-1, keepdim=True)
-    # Not >=: beside a NaN this takes too many rather than too few, which the count below would not tell from equals.
+    # Not >=: with a NaN that takes too few, and rows with too few could hide rows with too many from the count below.
     path = allowed & (scores < worst).logical_not_()
     return path if int(path.count_nonzero()) == _num_chosen(allowed, k) else None
 
