@@ -2,8 +2,9 @@
 
 Nodes that read the same nodes form a layer, which is one batched product; mixing is a batched product too, of the
 weights of a sample with what its sources gave. All shapes are those of the batch: nothing depends on the path, so that
-nothing is read back from a device. The gradient that the readers of a node send is summed as in `fused`: the *live*
-sum reaches the node, and with `protect` a second sum over *every* reader goes to its shortcut alone.
+nothing is read back from a device. The gradient that the readers of a node send is summed as
+in :mod:`~dynroute.execution.fused.graph`: the *live* sum reaches the node, and with `protect` a second sum over *every*
+reader goes to its shortcut alone.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 from ...banks import stacked
 from ...routers import full_precision
 from ..plan import Layer, Pass, Plan
-from .double_backward import differentiable_gradients, wants_more
+from .double_backward import Equations, wants_more
 from .linear import IDENTITY, LinearNode, entering
 from .products import Scratch, Vectors, entered_gradient, parameter_gradients, products
 
@@ -35,7 +36,7 @@ class _Program:
 
     def __init__(self, plan: Plan, linear: Sequence[LinearNode], protect: str) -> None:
         assert plan.layers is not None
-        self.plan = plan
+        self.equations = Equations(plan, [(node,) for node in linear], protect)
         self.linear = linear
         self.layers = plan.layers
         self.shortcuts = plan.shortcuts
@@ -88,16 +89,8 @@ class _DenseGraph(torch.autograd.Function):
         outputs = Vectors(program.blocks, rest[:count])
         kept, parameters = rest[count : count + len(program.layers) - 1], rest[count + len(program.layers) - 1 :]
         if wants_more(gradients[0]):
-            return differentiable_gradients(
-                program.plan,
-                [(node,) for node in program.linear],
-                program.protect,
-                ctx.needs_input_grad,
-                gradients[0].squeeze(1),
-                x,
-                weights,
-                suitable,
-                parameters,
+            return program.equations.gradients(
+                ctx.needs_input_grad, gradients[0].squeeze(1), x, weights, suitable, parameters
             )
 
         shares = weights.to(x.dtype)

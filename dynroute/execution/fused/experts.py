@@ -14,7 +14,7 @@ from torch import Tensor
 from ...routers import full_precision
 from ..plan import Pass
 from ..rows import fill_up, multiples
-from .double_backward import differentiable_gradients, wants_more
+from .double_backward import Equations, wants_more
 from .linear import Perceptron, entering, row_multiple
 
 __all__ = ["run_experts"]
@@ -34,9 +34,8 @@ class _Program:
     """What the function needs beside tensors: the experts, and which samples chose each of them."""
 
     def __init__(self, call: Pass, experts: Sequence[Perceptron], dtype: torch.dtype) -> None:
-        self.plan = call.plan
+        self.equations = Equations(call.plan, experts, call.protect if call.suitable is not None else "none")
         self.experts = experts
-        self.protect = call.protect if call.suitable is not None else "none"
         self.learns = torch.is_grad_enabled()  # else memory is free for the next expert
         self.first_layer = [0, *accumulate(len(expert) for expert in experts)]
 
@@ -115,17 +114,7 @@ class _FusedExperts(torch.autograd.Function):
         parameters, kept = rest[: 2 * program.first_layer[-1]], iter(rest[2 * program.first_layer[-1] :])
         (gradient,) = gradients
         if wants_more(gradient):
-            return differentiable_gradients(
-                program.plan,
-                program.experts,
-                program.protect,
-                ctx.needs_input_grad,
-                gradient,
-                x,
-                weights,
-                suitable,
-                parameters,
-            )
+            return program.equations.gradients(ctx.needs_input_grad, gradient, x, weights, suitable, parameters)
 
         # No expert has a shortcut, so that an unsuitable one is stopped whole (Eq. 9).
         live = shares if suitable is None else shares * program.of_choices(suitable).unsqueeze(1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...routers import full_precision
 from ..plan import Pass, Plan
 from ..rows import Rows, rows_of
-from .double_backward import differentiable_gradients, wants_more
+from .double_backward import Equations, wants_more
 from .linear import IDENTITY, LinearNode, entering, row_multiple
 
 __all__ = ["run_fused"]
@@ -36,7 +36,7 @@ class _Program:
     """What the function needs beside tensors."""
 
     def __init__(self, plan: Plan, linear: list[LinearNode], protect: str, rows: Rows) -> None:
-        self.plan = plan
+        self.equations = Equations(plan, [(node,) for node in linear], protect)
         self.linear = linear
         self.roots = [not parents for parents in plan.topology.parents]
         self.shortcuts = plan.shortcuts
@@ -86,17 +86,7 @@ class _FusedGraph(torch.autograd.Function):
         x, weights, suitable, edge_weights, outputs, *rest = ctx.saved_tensors
         kept, parameters = rest[:last], rest[last:]
         if wants_more(gradients[0]):
-            return differentiable_gradients(
-                program.plan,
-                [(node,) for node in program.linear],
-                program.protect,
-                ctx.needs_input_grad,
-                gradients[0],
-                x,
-                weights,
-                suitable,
-                parameters,
-            )
+            return program.equations.gradients(ctx.needs_input_grad, gradients[0], x, weights, suitable, parameters)
 
         readers, order = rows.by_source
         sent = edge_weights[order]

@@ -20,7 +20,7 @@ from ...banks import stacked
 from ...routers import full_precision
 from ...topology import Topology
 from ..plan import Pass, Plan
-from .double_backward import differentiable_gradients, wants_more
+from .double_backward import Equations, wants_more
 from .linear import IDENTITY, Activation, LinearNode, computed_type, entering
 
 __all__ = ["KNOWN", "MAX_WIDTH", "SMALL_BATCH", "run_tile", "tiles"]
@@ -84,6 +84,7 @@ class _Program:
 
     def __init__(self, plan: Plan, linear: Sequence[LinearNode], protect: str) -> None:
         roots, inside = _split(plan.topology, linear)
+        self.equations = Equations(plan, [(node,) for node in linear], protect)
         self.plan = plan
         self.linear = linear
         self.protect = protect
@@ -168,17 +169,7 @@ class _TileGraph(torch.autograd.Function):
         program: _Program = ctx.program
         x, weights, suitable, roots, outputs, inner, mixed, *parameters = ctx.saved_tensors
         if wants_more(gradients[0]):
-            return differentiable_gradients(
-                program.plan,
-                [(node,) for node in program.linear],
-                program.protect,
-                ctx.needs_input_grad,
-                gradients[0],
-                x,
-                weights,
-                suitable,
-                parameters,
-            )
+            return program.equations.gradients(ctx.needs_input_grad, gradients[0], x, weights, suitable, parameters)
 
         batch, (num_rows, _) = len(x), program.plan.topology.path_shape
         shares, tables = weights.contiguous(), _tables(program.plan.topology, x.device)
