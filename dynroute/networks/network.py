@@ -191,8 +191,8 @@ def set_hidden_init(net: nn.Module, rule: str, *, outputs: Sequence[nn.Module]) 
 
     Args:
         net: The network.
-        rule: "torch" for what they have already; "released" for the rule in the released code of D2R and of Soft
-            Modularization: weights from U(-1/sqrt(n), 1/sqrt(n)), where n is the width of the output, and biases of 0.1.
+        rule: "torch" for what they have already; "released" for the released code of D2R and of Soft Modularization:
+            weights from U(-1/sqrt(n), 1/sqrt(n)), where n is the width of a layer's output, and biases of 0.1.
         outputs: The modules of the network that make its output.
     """
     check_choice("hidden_init", rule, ("torch", "released"))
