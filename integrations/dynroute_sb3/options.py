@@ -34,7 +34,7 @@ PRECISIONS = ("float32", "bf16")
 """How networks multiply when they learn."""
 
 WARMUP_ACTIONS = ("random", "policy")
-"""What acts until learning starts: uniform noise, or the policy as it was drawn."""
+"""What acts until learning starts, uniform noise or the policy as it was drawn."""
 
 OPTIONS = (
     "learning_rate",
