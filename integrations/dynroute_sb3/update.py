@@ -166,7 +166,8 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
         shares = sample_shares(weights, present & ~extreme, tasks)
         judged.register_hook(lambda slope: _kept(slope.mT, shares).mT)  # type: ignore[no-untyped-call]
         losses = actor_loss(_kept(log_probs, shares), _kept(values, shares), alpha_of_sample)
-        losses = losses + _kept(_cloning(means, values, tasks, batch, given), shares)
+        if batch.wanted is not None and given.demonstration_weight:
+            losses = losses + _kept(_cloning(means, values, tasks, batch.wanted, given), shares)
         _learn((shares * losses).sum(), actor.optimizer, _own(actor.optimizer, [actor.net]), given.max_grad_norm)
         if shared is not None:
             _clip(_parameters(shared), given.max_grad_norm)
@@ -229,7 +230,8 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
     if given.actor_learns:
         judged.register_hook(lambda slope: _kept(slope.mT, actor_shares).mT)  # type: ignore[no-untyped-call]
         losses = actor_loss(_kept(log_probs, actor_shares), _kept(values, actor_shares), alpha_of_sample)
-        losses = losses + _kept(_cloning(means, values, tasks, batch, given), actor_shares)
+        if batch.wanted is not None and given.demonstration_weight:
+            losses = losses + _kept(_cloning(means, values, tasks, batch.wanted, given), actor_shares)
         loss = loss + (actor_shares * losses).sum()
 
     # One way back, and all steps.
@@ -322,13 +324,10 @@ def _judge(
         return judged, critic(observations, judged).min(dim=0).values
 
 
-def _cloning(means: Tensor, values: Tensor, tasks: Tensor, batch: RouteReplaySamples, given: Coefficients) -> Tensor:
-    """The weighted loss of cloning for each sample; 0 without demonstrations."""
-    if batch.wanted is None or not given.demonstration_weight:
-        return torch.zeros_like(values)
+def _cloning(means: Tensor, values: Tensor, tasks: Tensor, wanted: Tensor, given: Coefficients) -> Tensor:
     # Relative to the values, or its weight would depend on the scale of the rewards.
     scale = given.demonstration_weight * tasks @ mean_by_task(values.detach().nan_to_num().abs(), tasks)
-    return scale * cloning_loss(means, batch.wanted)
+    return scale * cloning_loss(means, wanted)
 
 
 def _repair(actor: MultiTaskActor, extreme: Tensor, given: Coefficients) -> None:
