@@ -292,6 +292,15 @@ def test_what_rollouts_lag_behind_is_saved(cls: type[MultiTaskSAC], how: str, tm
     assert torch.equal(flat(again.rollout_actor), flat(model.rollout_actor))
 
 
+def test_what_rollouts_lag_behind_is_compiled_too() -> None:
+    options = {"learning_starts": 0, "train_freq": 4, "gradient_steps": 4, "lag_rollouts": True}
+    plain = learner(**options).learn(12 * TASKS)
+    compiled = learner(**options, compile_networks="eager").learn(12 * TASKS)
+    assert compiled.rollout_actor is not None
+    assert plain.rollout_actor is not None
+    assert torch.equal(flat(compiled.rollout_actor), flat(plain.rollout_actor))
+
+
 @pytest.mark.parametrize("shared_lr", [None, 1e-4])
 def test_the_rate_of_what_is_shared_stays(shared_lr: float | None) -> None:
     model = learner(
