@@ -63,6 +63,12 @@ class Options:
     actor_starts: int = 0
     demonstration_weight: float = 0.0
     demonstration_decay: int | None = None
+    joint_update: bool = False
+    ent_coef_after_step: bool = False
+    max_ent_coef_grad_norm: float | None = None
+    mask_rule: str = "each"
+    shared_lr: float | None = None
+    log_prob_epsilon: float = 0.0
     adam: dict[str, Any] = field(default_factory=dict)
 
 
@@ -84,13 +90,15 @@ def spread(kind: str, alpha: Sequence[float]) -> list[float]:
     return [score / total * (len(alpha) if kind.endswith("mean") else 1) for score in scores]
 
 
-def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def squash(mean: Tensor, log_std: Tensor, noise: Tensor, epsilon: float = 0.0) -> tuple[Tensor, Tensor]:
     """The action of one sample and its log-probability."""
     std = log_std.exp()
     u = mean + std * noise
     normal = -(((u - mean) / std) ** 2) / 2 - log_std - math.log(2 * math.pi) / 2
     # 1 - tanh(u)^2 = 4 / (e^u + e^-u)^2, which does not cancel
     change = math.log(4) - 2 * torch.logaddexp(u, -u)
+    if epsilon:
+        change = (1 - u.tanh() ** 2 + epsilon).log()
     return u.tanh(), (normal - change).sum()
 
 
@@ -104,6 +112,19 @@ def clip(gradients: list[Tensor], limit: float | None) -> list[Tensor]:
     norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
     factor = min(1.0, limit / (norm + 1e-6))  # the 1e-6 is that of torch
     return [gradient * factor for gradient in gradients]
+
+
+@dataclass
+class _Waiting:
+    """What the first half of an update leaves to the second where nothing has stepped yet."""
+
+    action: list[Tensor]
+    log_prob: list[Tensor]
+    mean_action: Tensor
+    alpha: list[float]
+    weight: list[float]
+    ent_coef_loss: list[float]
+    mean_log_prob: list[float]
 
 
 class SAC:
@@ -136,7 +157,7 @@ class SAC:
         )
         self.actor_adam = self._adam(self.actor_own)
         self.critic_adam = self._adam([p for own in self.critics_own for p in own])
-        self.shared_adam = self._adam(self.shared) if self.shared else None
+        self.shared_adam = self._adam(self.shared, options.shared_lr) if self.shared else None
         self.log_ent_coef = None if options.ent_coef else log_ent_coef.detach().clone().requires_grad_()
         if self.log_ent_coef is not None:
             self.ent_coef_adam = self._adam([self.log_ent_coef], options.ent_coef_lr)
@@ -183,11 +204,15 @@ class SAC:
             (gradient,) = torch.autograd.grad(sum(present) / len(tasks), [self.log_ent_coef])
             if waits:
                 ent_coef_loss = [0.0 for _ in tasks]
-            else:
-                self._step(self.ent_coef_adam, [self.log_ent_coef], [gradient])
-            if o.max_ent_coef is not None:
+            elif not o.joint_update or o.ent_coef_after_step:
+                self._step(self.ent_coef_adam, [self.log_ent_coef], clip([gradient], o.max_ent_coef_grad_norm))
+            if o.max_ent_coef is not None and (o.ent_coef_after_step or not o.joint_update):
                 for t in tasks:
                     self.log_ent_coef.data[t] = min(number(self.log_ent_coef[t]), math.log(o.max_ent_coef))
+
+        if o.ent_coef_after_step:
+            alpha = [math.exp(number(x)) for x in self.log_ent_coef]
+            weight = [1.0 for _ in tasks] if o.task_weights == "none" else spread(o.task_weights, alpha)
 
         # The critics.
         with torch.no_grad():
@@ -207,6 +232,9 @@ class SAC:
         ]
         by_critic = [mean_by_task([(q[i] - y[i]) ** 2 for i in range(len(y))]) for q in values]
         critic_loss = [sum(losses[t] for losses in by_critic) for t in tasks]
+        if o.joint_update:
+            waiting = _Waiting(action, log_prob, mean_action, alpha, weight, ent_coef_loss, mean_log_prob)
+            return self._together(batch, rows, critic_loss, waiting, waits)
         left_out = exceeds(critic_loss)
         gradients = self._gradients(total(critic_loss, left_out), [*self.critic_adam_parameters, *self.shared])
         steps: list[Tensor] = []
@@ -256,6 +284,86 @@ class SAC:
             left_out,
         )
 
+    def _together(
+        self, batch: Batch, rows: list[list[int]], critic_loss: list[Tensor], first: _Waiting, waits: bool
+    ) -> Result:
+        """The second half in the order of released code: the losses of all tasks, one sum, and then all steps."""
+        o, tasks = self.options, [t for t in range(self.options.num_tasks) if rows[t]]
+        everything, limit = range(o.num_tasks), math.inf if o.max_task_loss is None else o.max_task_loss
+
+        # The actor, against constants: the critics as they were.
+        a, log_pi = (torch.stack(x).detach().requires_grad_() for x in (first.action, first.log_prob))
+        inputs = torch.cat([batch.state, a], dim=1)
+        values = [self._run(net, inputs, batch, "topk")[:, 0] for net in self.critics]
+        actor_loss = [torch.zeros(()) for _ in everything]
+        for t in [] if waits else tasks:
+            losses = [first.alpha[t] * log_pi[i] - min((q[i] for q in values), key=number) for i in rows[t]]
+            actor_loss[t] = sum(losses) / len(losses)
+
+        # Which tasks are left out of what, and over how many the mean is.
+        learns_alpha = self.log_ent_coef is not None and not waits and not o.ent_coef_after_step
+        if o.mask_rule == "total":
+            sums = {
+                t: first.ent_coef_loss[t] + first.weight[t] * (number(critic_loss[t]) + number(actor_loss[t]))
+                for t in tasks
+            }
+            without = without_actor = without_alpha = {t for t in tasks if not sums[t] <= limit}
+            count = count_actor = len(tasks)
+        else:
+            without = {t for t in tasks if not number(critic_loss[t]) <= limit}
+            without_actor = without | {t for t in tasks if not number(actor_loss[t]) <= limit}
+            without_alpha = set()
+            count, count_actor = (max(len(tasks) - len(out), 1) for out in (without, without_actor))
+
+        nothing = torch.zeros(())
+        of_critics = sum((first.weight[t] * critic_loss[t] / count for t in tasks if t not in without), nothing)
+        of_actor = sum(
+            (first.weight[t] * actor_loss[t] / count_actor for t in tasks if t not in without_actor), nothing
+        )
+        to_action, to_log_pi = self._gradients(of_actor, [a, log_pi])
+        of_actor = (torch.stack(first.action) * to_action).sum() + (torch.stack(first.log_prob) * to_log_pi).sum()
+        if batch.wanted is not None and o.demonstration_weight:
+            for t in tasks:
+                if t not in without_actor:
+                    scale = sum(abs(min(number(q[i]) for q in values)) for i in rows[t]) / len(rows[t])
+                    shown = [i for i in rows[t] if i < len(batch.wanted)]
+                    distance = sum(
+                        (((first.mean_action[i] - batch.wanted[i]) ** 2).sum() for i in shown), nothing
+                    ) / len(rows[t])
+                    of_actor = of_actor + o.demonstration_weight * scale * first.weight[t] * distance / count_actor
+
+        # One gradient of the sum, clipped network by network.
+        own = [*self.critic_adam_parameters, *self.actor_own, *self.shared]
+        whole = of_critics if waits else of_critics + of_actor
+        gradients = iter(self._gradients(whole, own))
+        steps: list[Tensor] = []
+        for parameters in self.critics_own:
+            steps += clip([next(gradients) for _ in parameters], o.max_grad_norm)
+        self._step(self.critic_adam, self.critic_adam_parameters, steps)
+        of_net = [next(gradients) for _ in self.actor_own]
+        self.updates += 1
+        if not waits:
+            self._step(self.actor_adam, self.actor_own, clip(of_net, o.max_grad_norm))
+            if self.shared_adam is not None:
+                self._step(self.shared_adam, self.shared, clip(list(gradients), o.max_grad_norm))
+        if learns_alpha:
+            slope = torch.zeros_like(self.log_ent_coef)
+            for t in tasks:
+                if t not in without_alpha:
+                    slope[t] = -(first.mean_log_prob[t] + o.target_entropy) / o.num_tasks
+            self._step(self.ent_coef_adam, [self.log_ent_coef], clip([slope], o.max_ent_coef_grad_norm))
+            if o.max_ent_coef is not None:
+                for t in everything:
+                    self.log_ent_coef.data[t] = min(number(self.log_ent_coef[t]), math.log(o.max_ent_coef))
+
+        return Result(
+            [number(x) for x in actor_loss],
+            [number(x) for x in critic_loss],
+            first.ent_coef_loss,
+            [-x for x in first.mean_log_prob],
+            [t in without_actor for t in everything],
+        )
+
     def follow(self) -> None:
         """Moves the targets after their critics, the copy of what is shared included."""
         for target, critic in zip(self.targets, self.critics, strict=True):
@@ -280,7 +388,8 @@ class SAC:
 
     def _act(self, output: Tensor, noise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         n = output.shape[1] // 2
-        pairs = [squash(row[:n], row[n:].clamp(-20, 2), eps) for row, eps in zip(output, noise, strict=True)]
+        epsilon = self.options.log_prob_epsilon
+        pairs = [squash(row[:n], row[n:].clamp(-20, 2), eps, epsilon) for row, eps in zip(output, noise, strict=True)]
         return [action for action, _ in pairs], [log_prob for _, log_prob in pairs]
 
     def _gradients(self, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

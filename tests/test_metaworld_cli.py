@@ -197,6 +197,21 @@ def test_presets() -> None:
     assert (fifty.steps, fifty.buffer_size, fifty.task_weights) == (1_000_000, 10**7, "none")
     released = preset("released", {"method": "d2r-released", "tau": 0.01}).resolve()
     assert (released.task_weights, released.learning_starts, released.tau) == ("inverse-alpha-mean", 4000, 0.01)
+    assert (released.update_every, released.updates, released.lag_rollouts) == (200, 200, True)
+    assert released.joint_update
+    assert (released.mask_rule, released.max_task_loss, released.reward_scale) == ("total", 3e3, 0.1)
+    assert (released.warmup_actions, released.log_prob_epsilon) == ("policy", 1e-6)
+    assert (released.ent_coef_lr, released.max_ent_coef, released.max_ent_coef_grad_norm) == (1e-4, 1.0, 1.0)
+    assert released.network_kwargs == {"hidden_init": "released"}
+    sm = preset("released", {"method": "sm", "network": {"hidden_init": "torch"}, "gamma": 0.9}).resolve()
+    assert (sm.ent_coef_lr, sm.max_ent_coef, sm.max_ent_coef_grad_norm, sm.max_task_loss) == (None,) * 4
+    assert sm.joint_update
+    assert sm.ent_coef_after_step
+    assert sm.bootstrap_timeouts
+    assert (sm.mask_rule, sm.reward_scale, sm.gamma, sm.updates) == ("each", 1.0, 0.9, 200)
+    assert sm.network_kwargs == {"hidden_init": "torch"}
+    assert preset("released", {"method": "paco"}).shared_lr == 1e-4
+    assert preset("released", {"method": "mt-sac"}).network_kwargs == {}
     quick = preset("quick", {"num_modules": 4, "network": {"router_sizes": [16]}})
     assert quick.network_kwargs == {**QUICK_SIZES["d2r"], "num_modules": 4, "router_sizes": [16]}
     assert set(QUICK_SIZES) == set(available())
@@ -214,6 +229,11 @@ def test_every_method_with_every_preset(name: str, method: str, two_tasks: Any) 
     assert model.learning_starts == 2 * configuration.learning_starts
     assert model.replay_buffer is not None
     assert model.replay_buffer.handle_timeout_termination == configuration.bootstrap_timeouts
+    for option in ("joint_update", "ent_coef_after_step", "max_ent_coef_grad_norm", "mask_rule", "shared_lr"):
+        assert getattr(model, option) == getattr(configuration, option)
+    for option in ("log_prob_epsilon", "warmup_actions", "lag_rollouts", "reward_scale", "max_task_loss"):
+        assert getattr(model, option) == getattr(configuration, option)
+    assert (model.train_freq.frequency, model.gradient_steps) == (configuration.update_every, configuration.updates)  # type: ignore[union-attr]
 
 
 class Still(gym.Env[Any, Any]):

@@ -346,3 +346,50 @@ def test_the_normalizations_of_both_papers() -> None:
     torch.testing.assert_close(route_temperature(alpha, normalize="mean"), 3 * by_log)
     torch.testing.assert_close(task_weights(alpha), torch.softmax(-alpha, dim=0))
     assert not torch.allclose(task_weights(alpha), by_log)
+
+
+INITIALIZED = ["d2r", "d2r-released", "d2r-layer", "d2r-model", "sm", "sm-shallow"]
+
+
+@pytest.mark.parametrize("name", INITIALIZED)
+def test_the_initialization_of_released_code(name: str) -> None:
+    torch.manual_seed(0)
+    net = build(name, 39, 10, 8, hidden_init="released")
+    linear = {layer: part for layer, part in net.named_modules() if isinstance(part, nn.Linear)}
+    small = 0
+    for layer, part in linear.items():
+        bound, largest = part.out_features**-0.5, float(part.weight.detach().abs().max())
+        if part.out_features == 8 or ".down." in layer:  # the output, and every W_d
+            small += 1
+            assert 0.8 * 3e-3 < largest <= 3e-3, layer
+            assert part.bias.detach().abs().max() <= 3e-3, layer
+        else:
+            assert 0.8 * bound < largest <= bound, layer
+            assert (part.bias == 0.1).all(), layer
+    assert small == {"sm": 5, "sm-shallow": 3}.get(name, 1)
+
+
+def test_released_initialization_makes_routing_less_even() -> None:
+    torch.manual_seed(0)
+    state, task = torch.randn(100, 39), torch.eye(10)[torch.arange(100) % 10]
+    largest, spread = {}, {}
+    for rule in ("torch", "released"):
+        net = build("d2r-released", 39, 10, 8, hidden_init=rule)
+        output, route = net(state, task, return_route=True)
+        largest[rule] = float(route.logits.detach()[:, -1].softmax(dim=-1).max(dim=-1).values.mean())
+        spread[rule] = float(output.detach().std())
+    assert 0.064 < largest["torch"] < 0.069
+    assert 0.071 < largest["released"] < 0.078
+    assert spread["released"] > 2 * spread["torch"]
+
+
+def test_initializations_have_names() -> None:
+    with pytest.raises(ValueError, match="`hidden_init` must be one of 'torch', 'released', got 'paper'"):
+        build("sm", 39, 10, 8, hidden_init="paper")
+
+
+def test_the_plain_sum_keeps_its_range_under_released_initialization() -> None:
+    net = build("sm", 39, 10, 8, equations="paper", hidden_init="released")
+    last = [part for part in net.modules() if isinstance(part, nn.Linear) and part.out_features == 8]
+    assert len(last) == 4
+    assert all(part.weight.detach().abs().max() <= 3e-3 for part in last)

@@ -182,6 +182,21 @@ class OwnPolicy(D2RPolicy):
 FACTORY = {"network": tiny_network, "network_kwargs": {"trunk_sizes": (8,), "router_sizes": ()}}
 OPTIMIZER = {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": {"alpha": 0.9}}
 
+RELEASED = {
+    "train_freq": (5, "step"),
+    "gradient_steps": 5,
+    "ent_coef_lr": 1e-4,
+    "max_ent_coef": 1.0,
+    "max_task_loss": 3e3,
+    "max_grad_norm": 1.0,
+    "joint_update": True,
+    "max_ent_coef_grad_norm": 1.0,
+    "mask_rule": "total",
+    "log_prob_epsilon": 1e-6,
+    "warmup_actions": "policy",
+    "lag_rollouts": True,
+}
+
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     # environments, options, what is given to load_checkpoint because it cannot be stored
     **{name: (name, {}, {}) for name in ENVIRONMENTS},
@@ -196,6 +211,9 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "optimizer": ("dummy", {"policy_kwargs": OPTIMIZER}, {"optimizer_class": torch.optim.RMSprop}),
     "policy": ("dummy", {"policy": OwnPolicy}, {"policy": OwnPolicy}),
     "products in 16 bits": ("dummy", {"precision": "bf16"}, {}),
+    "as released": ("dummy", RELEASED, {}),
+    "as released for PaCo": ("dummy", {**RELEASED, "policy": "PaCoPolicy", "shared_lr": 1e-4}, {}),
+    "coefficient first": ("dummy", {"joint_update": True, "ent_coef_after_step": True}, {}),
     "still warming up": ("dummy", {"learning_starts": 100}, {}),
 }
 

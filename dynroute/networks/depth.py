@@ -11,7 +11,8 @@ the page on the papers in the documentation:
    the release and here.
 4. The temperature of a task is an argument of `forward`; the release keeps it in the network, T parameters more.
 5. The release draws the weights of hidden layers from U(-1/sqrt(n), 1/sqrt(n)) with n the width of the *output*, and
-   sets their biases to 0.1. Here they are drawn as torch does it; only the range of the output layer is theirs.
+   sets their biases to 0.1: `hidden_init="released"`. By default they are drawn as torch does it; the range of the
+   output layer is that of the release.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from ..levels.perceptron import perceptron
 from ..route import Route
 from ..routers import MLPRouter
 from ..topology import Topology
-from .network import Network, Routing, gate_named, run_routed, set_output_range
+from .network import Network, Routing, gate_named, run_routed, set_hidden_init, set_output_range
 
 __all__ = ["DynamicDepthRouting"]
 
@@ -62,6 +63,8 @@ class DynamicDepthRouting(Network):
             "sg" or "none" (D2R without ResRouting).
         shortcut: Whether modules add their input to their output; if None they do, but for model level, which has none.
         state_free: Whether the router looks at the task alone, H(T).
+        hidden_init: How the other layers are drawn: "torch", or "released" for U(-1/sqrt(n), 1/sqrt(n)), where n is the
+            width of a layer's output, and biases of 0.1, as in the released code.
         output_init: The output layer is drawn from U(-output_init, output_init); as torch does it if None.
         backend: How the graph is executed.
         device: The device of the parameters.
@@ -90,6 +93,7 @@ class DynamicDepthRouting(Network):
         protect: str = "rsg",
         shortcut: bool | None = None,
         state_free: bool = False,
+        hidden_init: str = "torch",
         output_init: float | None = 3e-3,
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -167,6 +171,7 @@ class DynamicDepthRouting(Network):
             self.graph = RoutedGraph(
                 [*models, head], topology, gate, router(topology), protect=protect, backend=backend
             )
+        set_hidden_init(self, hidden_init, outputs=[head])
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         features = self.trunk(state)

@@ -2,19 +2,20 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_counts, check_input, check_tensor, shown
+from ..arguments import check_choice, check_counts, check_input, check_tensor, shown
 from ..gates import Gate, Hard, SampleK, Soft, TopK
 from ..levels import RoutedGraph
 from ..route import Route
 from ..routers.task import task_one_hot
 from ..topology import Topology
 
-__all__ = ["Network", "Routing", "gate_named", "run_routed", "set_output_range"]
+__all__ = ["Network", "Routing", "gate_named", "run_routed", "set_hidden_init", "set_output_range"]
 
 
 class Routing(TypedDict, total=False):
@@ -183,3 +184,23 @@ def set_output_range(layer: nn.Module, bound: float | None) -> None:
         raise ValueError(f"`output_init` must be at least 0 and finite, got {bound}.")
     for parameter in [part for part in layer.modules() if isinstance(part, nn.Linear)][-1].parameters():
         nn.init.uniform_(parameter, -bound, bound)
+
+
+def set_hidden_init(net: nn.Module, rule: str, *, outputs: Sequence[nn.Module]) -> None:
+    """Draws the linear layers of a network by a rule, those of its output modules left out.
+
+    Args:
+        net: The network.
+        rule: "torch" for what they have already; "released" for the released code of D2R and of Soft Modularization:
+            weights from U(-1/sqrt(n), 1/sqrt(n)), where n is the width of a layer's output, and biases of 0.1.
+        outputs: The modules of the network that make its output.
+    """
+    check_choice("hidden_init", rule, ("torch", "released"))
+    if rule == "torch":
+        return
+    last = {id(layer) for module in outputs for layer in module.modules()}
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear) and id(layer) not in last:
+            bound = 1 / math.sqrt(layer.out_features)
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.constant_(layer.bias, 0.1)

@@ -10,9 +10,9 @@ The paper and the released network differ; `equations` says which is built:
 5. The output: the plain sum of the last layer, whose modules are as wide as the output, in the paper (Eq. 9); one more
    weighted sum, ReLU and a linear layer in the release.
 
-The initialization is torch's in both. The released code draws hidden weights from U(-1/sqrt(n), 1/sqrt(n)) with n the
-width of the *output*, sets hidden biases to 0.1, and draws every W_d from U(-0.003, 0.003), so that routing starts
-uniform.
+The initialization is torch's in both. `hidden_init="released"` is that of the released code, which draws hidden weights
+from U(-1/sqrt(n), 1/sqrt(n)) with n the width of the *output*, sets hidden biases to 0.1, and draws every W_d from
+U(-0.003, 0.003), so that routing starts uniform.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from ..levels.perceptron import perceptron
 from ..route import Route
 from ..routers import CascadeRouter
 from ..topology import Topology
-from .network import Network, Routing, gate_named, run_routed, set_output_range
+from .network import Network, Routing, gate_named, run_routed, set_hidden_init, set_output_range
 
 __all__ = ["SoftModularization", "activated_layers"]
 
@@ -53,6 +53,8 @@ class SoftModularization(Network):
         gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`.
         protect: How, in training, the gradient to unsuitable modules is stopped; without shortcuts all modes but "none"
             stop it whole.
+        hidden_init: How the other layers are drawn: "torch", or "released" for U(-1/sqrt(n), 1/sqrt(n)), where n is the
+            width of a layer's output, biases of 0.1, and :math:`W_d` from U(-0.003, 0.003), as in the released code.
         output_init: The output layer is drawn from U(-output_init, output_init); as torch does it if None.
         backend: How the graph is executed.
         device: The device of the parameters.
@@ -76,6 +78,7 @@ class SoftModularization(Network):
         router_sizes: Sequence[int] = (256, 256),
         gate: Gate | str = "soft",
         protect: str = "none",
+        hidden_init: str = "torch",
         output_init: float | None = None,
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -123,6 +126,10 @@ class SoftModularization(Network):
             for module in layers[-1]:
                 set_output_range(module, output_init)
         self.modular = LayerRouting(layers, gate, router, head=head, protect=protect, backend=backend)
+        set_hidden_init(self, hidden_init, outputs=[head] if released else layers[-1])
+        if hidden_init == "released":
+            for layer in router.down:
+                set_output_range(layer, 3e-3)
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         features = self.trunk(state)

@@ -16,7 +16,7 @@ from .bench import bench
 from .environment import GOALS
 from .evaluation import evaluate
 from .methods import methods_table
-from .presets import AFTER_IMITATION, IMITATION_ALONE, PRESETS, preset
+from .presets import AFTER_IMITATION, IMITATION_ALONE, PRESETS, preset, preset_options
 from .progress import Display
 from .provenance import versions
 from .recorder import evaluate_run
@@ -207,7 +207,8 @@ def _train(options: argparse.Namespace) -> int:
         if options.usual and not run.configuration.cloning_steps:
             raise RunError(f"{folder} holds a run without imitation; `dynroute train` goes on with it.")
         # What depends on other options that need not be given again is that of the run.
-        asked = set(PRESETS.get(options.preset, {})) - {*MOVABLE, *AFTER_IMITATION}
+        usual = preset_options(options.preset or "paper", wanted.method)
+        asked = set(usual) - {*MOVABLE, *AFTER_IMITATION}
         run.agree({**{name: getattr(wanted, name) for name in asked}, **given})
     else:
         run = Run.create(folder, wanted)

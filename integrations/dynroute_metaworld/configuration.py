@@ -18,8 +18,8 @@ from dynroute.arguments import check_choice
 from dynroute.losses import importance, load_balance, route_entropy, router_z_loss
 from dynroute.networks import PRESETS as NETWORKS
 from dynroute_sb3 import DamagedError
-from dynroute_sb3.losses import TASK_WEIGHTS, TEMPERATURES
-from dynroute_sb3.options import PATHS, PRECISIONS
+from dynroute_sb3.losses import MASK_RULES, TASK_WEIGHTS, TEMPERATURES
+from dynroute_sb3.options import PATHS, PRECISIONS, WARMUP_ACTIONS
 
 from .environment import GOALS, MAX_HORIZON
 from .tasks import split_benchmark, task_names
@@ -61,9 +61,10 @@ IMITATION = "demonstrations of scripted policies"
 class Configuration:
     """How a method is trained on a benchmark; ``dynroute train --help`` tells of each field.
 
-    The defaults are those of the D2R paper, and of its released code where the paper does not tell. Steps, transitions
-    of a batch and episodes are counted for each task, as in the paper; all tasks step together. None stands for what
-    depends on the benchmark or on the method, see :meth:`resolve`.
+    The defaults are those of the D2R paper; where it does not tell, the limit of the coefficient of entropy and the
+    norm of gradients are those of its released code. Steps, transitions of a batch and episodes are counted for each
+    task, as in the paper; all tasks step together. None stands for what depends on the benchmark or on the method, see
+    :meth:`resolve`.
 
     Example:
         >>> configuration = Configuration(method="sm", benchmark="MT50", width=64).resolve()
@@ -86,9 +87,11 @@ class Configuration:
         None, "how long; 1,500,000 for at most ten tasks, 1,000,000 for more", SCHEDULE, least=0
     )
     horizon: int = _option(200, f"steps of an episode, at most {MAX_HORIZON}", SCHEDULE, least=1, most=MAX_HORIZON)
-    learning_starts: int = _option(2000, "random steps before learning starts", SCHEDULE, least=0)
+    learning_starts: int = _option(2000, "steps before learning starts", SCHEDULE, least=0)
+    warmup_actions: str = _option("random", "what acts in these steps", SCHEDULE, WARMUP_ACTIONS)
     update_every: int = _option(1, "steps from one time of learning to the next", SCHEDULE, least=1)
     updates: int = _option(1, "updates each time", SCHEDULE, least=1)
+    lag_rollouts: bool = _option(False, "act on the policy as it was one time of learning before", SCHEDULE)
     log_every: int = _option(1000, "steps from one line of metrics to the next", SCHEDULE, least=1)
     window: int = _option(20, "newest episodes of which success is logged and shown", SCHEDULE, least=1)
     checkpoint_every: int = _option(10_000, "steps from one checkpoint to the next", SCHEDULE, least=1)
@@ -112,11 +115,21 @@ class Configuration:
         "auto", "coefficient of entropy: a number, auto, or auto_0.1 to start there", LEARNING, words=("auto", "auto_")
     )
     ent_coef_lr: float | None = _option(None, "its learning rate; that of the networks", LEARNING, least=0)
+    ent_coef_after_step: bool = _option(False, "critics and actor take it as it is after its step", LEARNING)
+    max_ent_coef_grad_norm: float | None = _option(
+        None, "the norm the gradient of its logarithm is clipped to; not clipped", LEARNING, least=0
+    )
     max_ent_coef: float | None = _option(1.0, "the largest coefficient of entropy", LEARNING, least=0)
     task_weights: str | None = _option(
         None, "weights of the losses of tasks; alpha-sum (Eq. 15) for sm and d2r, else none", LEARNING, TASK_WEIGHTS
     )
     max_task_loss: float | None = _option(3e3, "a task with a larger loss is left out of an update", LEARNING, least=0)
+    mask_rule: str = _option("each", "which losses of a task that compares: each, or their total", LEARNING, MASK_RULES)
+    joint_update: bool = _option(False, "all losses come from the networks before, and then all step", LEARNING)
+    shared_lr: float | None = _option(
+        None, "learning rate of what actor and critics share; that of the networks", LEARNING, least=0
+    )
+    log_prob_epsilon: float = _option(0.0, "added inside log(1 - a²) of the policy", LEARNING, least=0)
     max_grad_norm: float | None = _option(1.0, "the norm gradients are clipped to", LEARNING, least=0)
     reward_scale: float = _option(0.1, "multiplies the rewards that are learned from", LEARNING, least=0)
     precision: str = _option("float32", "of the networks' products while they learn", LEARNING, PRECISIONS)

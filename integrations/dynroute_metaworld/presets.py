@@ -7,14 +7,31 @@ from dynroute.arguments import check_choice
 
 from .configuration import Configuration
 
-__all__ = ["AFTER_IMITATION", "IMITATION_ALONE", "PRESETS", "QUICK_SIZES", "preset"]
+__all__ = [
+    "AFTER_IMITATION",
+    "IMITATION_ALONE",
+    "PRESETS",
+    "QUICK_SIZES",
+    "RELEASED",
+    "RELEASED_NETWORKS",
+    "preset",
+    "preset_options",
+]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {},
     "released": {
         "learning_starts": 4000,
+        "warmup_actions": "policy",
+        "update_every": 200,
+        "updates": 200,
+        "lag_rollouts": True,
         "ent_coef_lr": 1e-4,
+        "max_ent_coef_grad_norm": 1.0,
         "task_weights": "inverse-alpha-mean",
+        "mask_rule": "total",
+        "joint_update": True,
+        "log_prob_epsilon": 1e-6,
         "route_temperature": "inverse-alpha-mean",
         "bootstrap_timeouts": False,
     },
@@ -51,9 +68,34 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "final_episodes": 20,
     },
 }
-"""Settings by name. They are those of the D2R paper, those of its released code where they differ (with the method
-d2r-released they are the whole of it), those for a first look on two CPU cores, and those to go on from imitation for
-some minutes."""
+"""Settings by name. They are those of the D2R paper, those of its released code where they differ (its network is the
+method d2r-released; :data:`RELEASED` has what is another's), those for a first look on two CPU cores, and those to go
+on from imitation for some minutes."""
+
+_SOFT_MODULARIZATION: Mapping[str, Any] = {
+    "ent_coef_lr": None,
+    "max_ent_coef": None,
+    "max_ent_coef_grad_norm": None,
+    "ent_coef_after_step": True,
+    "max_task_loss": None,
+    "mask_rule": "each",
+    "reward_scale": 1.0,
+    "bootstrap_timeouts": True,
+}
+
+RELEASED: Mapping[str, Mapping[str, Any]] = {
+    "sm": _SOFT_MODULARIZATION,
+    "sm-shallow": _SOFT_MODULARIZATION,
+    "paco": {"shared_lr": 1e-4},
+}
+"""What the preset released has instead for a method. Soft Modularization has released code of its own; PaCo is that of
+D2R's code."""
+
+RELEASED_NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    method: {"hidden_init": "released"}
+    for method in ("d2r", "d2r-released", "d2r-layer", "d2r-model", "sm", "sm-shallow")
+}
+"""Keywords of networks under the preset released."""
 
 IMITATION_ALONE: Mapping[str, Any] = {
     "steps": 0,
@@ -85,6 +127,12 @@ QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {
 """The sizes of networks under the preset quick."""
 
 
+def preset_options(name: str, method: str) -> Mapping[str, Any]:
+    """The options of a preset for a method, its network left out."""
+    check_choice("preset", name, PRESETS)
+    return {**PRESETS[name], **(RELEASED.get(method, {}) if name == "released" else {})}
+
+
 def preset(name: str, options: Mapping[str, Any]) -> Configuration:
     """The configuration of a preset with some options of one's own.
 
@@ -93,10 +141,11 @@ def preset(name: str, options: Mapping[str, Any]) -> Configuration:
         >>> preset("quick", {"method": "d2r", "steps": 500}).batch_size
         32
     """
-    check_choice("preset", name, PRESETS)
     method = options.get("method", "d2r")
-    # What is asked for by name goes before the sizes of the preset, and both before the defaults.
-    sizes = {key: value for key, value in QUICK_SIZES.get(method, {}).items() if options.get(key) is None}
-    network = {**(sizes if name == "quick" else {}), **options.get("network", {})}
+    usual = preset_options(name, method)
+    # What is asked for by name goes before the keywords of the preset, and both before the defaults.
+    keywords = {"quick": QUICK_SIZES, "released": RELEASED_NETWORKS}.get(name, {}).get(method, {})
+    keywords = {key: value for key, value in keywords.items() if options.get(key) is None}
+    network = {**keywords, **options.get("network", {})}
     has_learned = options.get("warm_start") is not None or options.get("cloning_steps")
-    return Configuration(**{**PRESETS[name], **(AFTER_IMITATION if has_learned else {}), **options, "network": network})
+    return Configuration(**{**usual, **(AFTER_IMITATION if has_learned else {}), **options, "network": network})

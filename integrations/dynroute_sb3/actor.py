@@ -79,11 +79,15 @@ class MultiTaskActor(BasePolicy):
         *,
         path: Tensor | None = None,
         sample: bool = False,
+        epsilon: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws actions, with their log-probabilities and the mean actions; the keywords are those of distribution."""
+        """Draws actions, with their log-probabilities and the mean actions.
+
+        The keywords are those of :meth:`distribution` and of :func:`~dynroute_sb3.gaussian.sample_action`.
+        """
         mean, log_std, _ = self.distribution(observations, path=path, sample=sample)
         noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
-        return *sample_action(mean, log_std, noise), torch.tanh(mean)
+        return *sample_action(mean, log_std, noise, epsilon=epsilon), torch.tanh(mean)
 
     def act(self, observations: Tensor, *, deterministic: bool) -> tuple[Tensor, Route | None]:
         """The actions in a rollout, and the routes: sampled both, or the mean along the best route."""

@@ -44,6 +44,15 @@ class MultiTaskAttributes(SAC):
     route_temperature: float | str
     compile_networks: bool | str
     precision: str
+    joint_update: bool
+    ent_coef_after_step: bool
+    max_ent_coef_grad_norm: float | None
+    mask_rule: str
+    shared_lr: float | None
+    log_prob_epsilon: float
+    warmup_actions: str
+    lag_rollouts: bool
+    rollout_actor: MultiTaskActor | None
     report: Any
     _step_pending: bool
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from dynroute.functional import route_temperature, task_weights
 
 __all__ = [
+    "MASK_RULES",
     "TASK_WEIGHTS",
     "TEMPERATURES",
     "actor_loss",
@@ -22,6 +23,12 @@ __all__ = [
 TASK_WEIGHTS = ("none", "alpha-sum", "alpha-mean", "inverse-alpha-sum", "inverse-alpha-mean")
 """How tasks can be weighed. All are equal, or follow softmax(-alpha) or 1 / alpha, which is softmax(-log alpha), adding
 up to 1 or averaging 1."""
+
+MASK_RULES = ("each", "total")
+"""How tasks with extreme losses are found. By "each", the loss of the critics decides about critics and actor, that of
+the actor about the actor alone, and means are over the tasks that stay. By "total", the sum of the losses of
+coefficient, critics and actor, the last two times the task's weight, decides about all of them, and means are over all
+tasks."""
 
 TEMPERATURES = ("inverse-alpha-sum", "inverse-alpha-mean")
 """How the temperature of route sampling can follow alpha (Eq. 14). They add up to 1 over the tasks, or average 1."""
@@ -43,22 +50,24 @@ def mean_by_task(values: Tensor, tasks: Tensor) -> Tensor:
     return torch.where(members, values.unsqueeze(-1), 0).sum(dim=0) / members.sum(dim=0).clamp(min=1)
 
 
-def sample_shares(weights: Tensor, kept: Tensor, tasks: Tensor) -> Tensor:
-    r"""What each sample contributes to the loss: the mean over the tasks that are kept, weighted, of their means.
+def sample_shares(weights: Tensor, kept: Tensor, tasks: Tensor, counted: Tensor | None = None) -> Tensor:
+    r"""What each sample contributes to the loss: the mean over tasks, weighted, of the means of those that are kept.
 
-    .. math:: J = \frac{1}{|K|} \sum_{\mathcal T \in K} w_{\mathcal T} \,
+    .. math:: J = \frac{1}{|C|} \sum_{\mathcal T \in K} w_{\mathcal T} \,
               \frac{1}{n_{\mathcal T}} \sum_{i \in \mathcal T} J_i
 
     Args:
         weights: The weight of each task, with shape ``[num_tasks]``.
         kept: Which tasks take part, boolean.
         tasks: The one-hots of the tasks, with shape ``[batch, num_tasks]``.
+        counted: The tasks :math:`C` that the mean is over, boolean; those that are kept if None.
 
     Example:
         >>> sample_shares(torch.ones(2), torch.tensor([True, True]), torch.eye(2)[[0, 1, 1]])
         tensor([0.5000, 0.2500, 0.2500])
     """
-    shares = torch.where(kept, weights, 0) / kept.sum().clamp(min=1) / tasks.sum(dim=0).clamp(min=1)
+    count = (kept if counted is None else counted).sum().clamp(min=1)
+    shares = torch.where(kept, weights, 0) / count / tasks.sum(dim=0).clamp(min=1)
     return tasks @ shares
 
 

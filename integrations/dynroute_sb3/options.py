@@ -7,22 +7,34 @@ from collections.abc import Collection
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from dynroute import SampleK, TopK
-from dynroute.arguments import check_choice, shown
+from dynroute.arguments import check_choice, check_flag, shown
 
 from .attributes import MultiTaskAttributes
 from .demonstrations import DemonstrationBuffer
-from .losses import TASK_WEIGHTS, TEMPERATURES
+from .losses import MASK_RULES, TASK_WEIGHTS, TEMPERATURES
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
 from .vec_normalize import MultiTaskVecNormalize
 
-__all__ = ["NOT_OFFERED", "OPTIONS", "PATHS", "PRECISIONS", "check_options", "check_policy_name", "choose_paths"]
+__all__ = [
+    "NOT_OFFERED",
+    "OPTIONS",
+    "PATHS",
+    "PRECISIONS",
+    "WARMUP_ACTIONS",
+    "check_network_options",
+    "check_options",
+    "check_policy_name",
+]
 
 PATHS = ("sampled", "replayed", "topk")
 """The paths that a loss can take. They are fresh ones, those stored with the transitions, or the best."""
 
 PRECISIONS = ("float32", "bf16")
 """How networks multiply when they learn."""
+
+WARMUP_ACTIONS = ("random", "policy")
+"""What acts until learning starts, uniform noise or the policy as it was drawn."""
 
 OPTIONS = (
     "learning_rate",
@@ -60,6 +72,14 @@ OPTIONS = (
     "route_temperature",
     "precision",
     "compile_networks",
+    "joint_update",
+    "ent_coef_after_step",
+    "max_ent_coef_grad_norm",
+    "mask_rule",
+    "shared_lr",
+    "log_prob_epsilon",
+    "warmup_actions",
+    "lag_rollouts",
 )
 """The options of a model, by the names of its attributes."""
 
@@ -73,6 +93,8 @@ def check_options(model: MultiTaskAttributes) -> None:
         ("actor_paths", model.actor_paths, (*PATHS, None)),
         ("critic_paths", model.critic_paths, PATHS),
         ("precision", model.precision, PRECISIONS),
+        ("mask_rule", model.mask_rule, MASK_RULES),
+        ("warmup_actions", model.warmup_actions, WARMUP_ACTIONS),
     ):
         check_choice(name, option, known)
     tau = model.route_temperature
@@ -86,9 +108,16 @@ def check_options(model: MultiTaskAttributes) -> None:
         ("max_grad_norm", model.max_grad_norm),
         ("max_ent_coef", model.max_ent_coef),
         ("ent_coef_lr", model.ent_coef_lr),
+        ("max_ent_coef_grad_norm", model.max_ent_coef_grad_norm),
+        ("shared_lr", model.shared_lr),
     ):
         if limit is not None and not limit > 0:
             raise ValueError(f"`{name}` must be positive or None, got {limit!r}.")
+    if not 0 <= model.log_prob_epsilon < 1:
+        raise ValueError(f"`log_prob_epsilon` must be at least 0 and below 1, got {model.log_prob_epsilon!r}.")
+    for name in ("joint_update", "ent_coef_after_step", "lag_rollouts"):
+        check_flag(name, getattr(model, name))
+    _check_order(model)
     if not 0 < model.reward_scale < math.inf:
         raise ValueError(f"`reward_scale` must be positive and finite, got {model.reward_scale!r}.")
     for name, number, least in (
@@ -152,6 +181,29 @@ def check_policy_name(name: str, known: Collection[str]) -> None:
     raise ValueError(f"`policy` must be one of {', '.join(map(repr, known))}, got {name!r}{why}{hint}")
 
 
+def _check_order(model: MultiTaskAttributes) -> None:
+    """Raises an error unless the losses that a rule compares are there before the first step."""
+    if model.mask_rule == "total" and not model.joint_update:
+        raise ValueError(
+            '`mask_rule` can be "total" with joint_update=True, got False: the sum of all losses is to decide before '
+            "anything steps."
+        )
+    if model.mask_rule == "total" and model.ent_coef_after_step:
+        raise ValueError(
+            '`mask_rule` can be "total" with ent_coef_after_step=False, got True: a coefficient that has stepped '
+            "can no longer be left out."
+        )
+    learned = isinstance(model.ent_coef, str)
+    for name, asked in (
+        ("ent_coef_after_step", model.ent_coef_after_step),
+        ("max_ent_coef_grad_norm", model.max_ent_coef_grad_norm),
+    ):
+        if asked and not learned:
+            raise ValueError(
+                f'`{name}` needs coefficients that are learned, ent_coef="auto", got ent_coef={model.ent_coef!r}.'
+            )
+
+
 def _check_demonstrations(model: MultiTaskAttributes) -> None:
     """What is asked of the options that take demonstrations for granted."""
     has_them = issubclass(model.replay_buffer_class or RouteReplayBuffer, DemonstrationBuffer)
@@ -168,8 +220,8 @@ def _check_demonstrations(model: MultiTaskAttributes) -> None:
         )
 
 
-def choose_paths(model: MultiTaskAttributes) -> None:
-    """Fills in the paths of the actor's loss where none are asked for, and refuses replay where nothing is routed."""
+def check_network_options(model: MultiTaskAttributes) -> None:
+    """Fills in the paths of the actor's loss where none are asked for, and refuses what networks cannot do."""
     if model.actor_paths is None:
         gate = getattr(getattr(model.actor.net, "routed", None), "gate", None)
         model.actor_paths = "replayed" if isinstance(gate, (TopK, SampleK)) else "topk"
@@ -177,4 +229,9 @@ def choose_paths(model: MultiTaskAttributes) -> None:
         raise ValueError(
             "`actor_paths` and `critic_paths` can be 'replayed' where the network has routes, "
             f"got a {type(model.actor.net).__name__} without."
+        )
+    if model.shared_lr is not None and model.policy.shared_optimizer is None:
+        raise ValueError(
+            f"`shared_lr` must be None where actor and critics share nothing, got {model.shared_lr!r} for a "
+            f"{type(model.actor.net).__name__}."
         )

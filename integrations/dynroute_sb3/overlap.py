@@ -14,7 +14,7 @@ __all__ = ["OverlappedSAC"]
 
 
 class OverlappedSAC(MultiTaskSAC):
-    """:class:`MultiTaskSAC` that learns while the environments step, as the released code of D2R does.
+    """:class:`MultiTaskSAC` that learns while the environments step.
 
     Updates that are due after a step run during the next one, so that actions are those of networks that miss them. It
     pays where environments run in processes of their own and cores are left, or where the networks are on a GPU. What

@@ -1,5 +1,6 @@
 """Multi-task SAC as a Stable-Baselines3 algorithm."""
 
+import copy
 import io
 import math
 import warnings
@@ -17,13 +18,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
+from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from .attributes import MultiTaskAttributes
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
 from .losses import path_temperature
 from .observation import check_observation_space, count_tasks
-from .options import check_options, check_policy_name, choose_paths
+from .options import check_network_options, check_options, check_policy_name
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
 from .report import Report
@@ -68,6 +70,22 @@ class MultiTaskSAC(MultiTaskAttributes):
         compile_networks: Whether the networks are compiled by torch.compile, or the name of its backend.
         precision: "bf16" for networks that multiply in bfloat16 when they learn; parameters, optimizers, losses,
             targets and log-probabilities stay in float32, and so does all that acts.
+        joint_update: Whether all losses come from the networks before, and then all step together, as in released code;
+            else coefficients, critics and actor step one after another, as in SB3.
+        ent_coef_after_step: Whether the losses of critics and actor take the coefficients of entropy as they are after
+            their step, as in the release of Soft Modularization.
+        max_ent_coef_grad_norm: The norm to which the gradient of the logarithms of the coefficients of entropy is
+            clipped; not at all if None.
+        mask_rule: How tasks that `max_task_loss` leaves out are found, a rule of
+            :data:`dynroute_sb3.losses.MASK_RULES`; "total" is the released code, and needs `joint_update`.
+        shared_lr: The learning rate of what actor and critics share, as the table of PaCo; that of the networks if
+            None.
+        log_prob_epsilon: What is added inside the logarithm of 1 - a²; the logarithm is exact if 0, and released code
+            has 1e-6.
+        warmup_actions: What acts until learning starts: "random" for uniform noise, "policy" for the untrained policy
+            along sampled routes, as in released code.
+        lag_rollouts: Whether rollouts take the policy as it was before the last updates, as where a process of its own
+            collects the next rollout meanwhile; with ``train_freq=200, gradient_steps=200`` the released code.
         replay_buffer_kwargs: Keywords of :class:`RouteReplayBuffer`, for instance ``{"memory_map": folder}``.
         sac: The keywords of :class:`stable_baselines3.SAC`.
 
@@ -103,6 +121,14 @@ class MultiTaskSAC(MultiTaskAttributes):
         route_temperature: float | str = "inverse-alpha-sum",
         compile_networks: bool | str = False,
         precision: str = "float32",
+        joint_update: bool = False,
+        ent_coef_after_step: bool = False,
+        max_ent_coef_grad_norm: float | None = None,
+        mask_rule: str = "each",
+        shared_lr: float | None = None,
+        log_prob_epsilon: float = 0.0,
+        warmup_actions: str = "random",
+        lag_rollouts: bool = False,
         policy_kwargs: dict[str, Any] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
@@ -129,6 +155,11 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.actor_paths, self.critic_paths = actor_paths, critic_paths
         self.route_temperature = route_temperature
         self.compile_networks, self.precision = compile_networks, precision
+        self.joint_update, self.ent_coef_after_step = joint_update, ent_coef_after_step
+        self.max_ent_coef_grad_norm, self.mask_rule = max_ent_coef_grad_norm, mask_rule
+        self.shared_lr, self.log_prob_epsilon = shared_lr, log_prob_epsilon
+        self.warmup_actions, self.lag_rollouts = warmup_actions, lag_rollouts
+        self.rollout_actor = None
         self._behaviour_paths: NDArray[np.uint8] | None = None
         self._step_pending, self._logged_at, self._learning = False, -1, False
         self._told_of_waiting = False
@@ -145,7 +176,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.replay_buffer_kwargs["num_tasks"] = self.policy_kwargs["num_tasks"] = self.num_tasks
         super()._setup_model()
 
-        choose_paths(self)
+        check_network_options(self)
         assert self.replay_buffer is not None
         if self.replays_paths and self.policy.topology is not None:
             self.replay_buffer.keep_paths(self.policy.topology)
@@ -157,8 +188,16 @@ class MultiTaskSAC(MultiTaskAttributes):
             self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=rate, fused=True)
         coefficients = self.entropy_coefficients.to(self.actor.temperature.device)
         self.actor.temperature.copy_(path_temperature(self.route_temperature, coefficients))
+        if self.shared_lr is not None and self.policy.shared_optimizer is not None:
+            update_learning_rate(self.policy.shared_optimizer, self.shared_lr)
+        if self.lag_rollouts:
+            self.rollout_actor = copy.deepcopy(self.actor).requires_grad_(False)
+            self.rollout_actor.set_training_mode(False)
         if self.compile_networks:
-            self.policy.compile_networks("inductor" if self.compile_networks is True else self.compile_networks)
+            backend = "inductor" if self.compile_networks is True else self.compile_networks
+            self.policy.compile_networks(backend)
+            if self.rollout_actor is not None:
+                self.rollout_actor.net.compile(backend=backend)
         self.report = Report(self.num_tasks, self._stats_window_size, self.device)
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
@@ -193,15 +232,17 @@ class MultiTaskSAC(MultiTaskAttributes):
         name = f"at step {self.num_timesteps}, an observation of the environments"
         self.policy.task_space.check(self._last_obs, name=name)
         self._step_pending = True
-        warming_up = self.num_timesteps < learning_starts
+        at_random = self.num_timesteps < learning_starts and self.warmup_actions == "random"
+        # Before the first update there is nothing to lag behind, and what the policy was given counts at once.
+        actor = self.rollout_actor if self.rollout_actor is not None and self._n_updates else self.actor
         self._behaviour_paths = None
-        if self.replays_paths or not warming_up:
+        if self.replays_paths or not at_random:
             with torch.no_grad():
                 observations = torch.tensor(self._last_obs, device=self.device)  # aligned, or the last bit may vary
-                drawn, route = self.actor.act(observations, deterministic=False)
+                drawn, route = actor.act(observations, deterministic=False)
             if self.replays_paths and route is not None and self.policy.topology is not None:
                 self._behaviour_paths = self.policy.topology.pack(route.path).cpu().numpy()
-        if warming_up:
+        if at_random:
             scaled = self.policy.scale_action(np.array([self.action_space.sample() for _ in range(n_envs)]))
         else:
             scaled = drawn.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
@@ -267,7 +308,8 @@ class MultiTaskSAC(MultiTaskAttributes):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
-        optimizers += [] if self.policy.shared_optimizer is None else [self.policy.shared_optimizer]
+        if self.policy.shared_optimizer is not None and self.shared_lr is None:
+            optimizers.append(self.policy.shared_optimizer)
         if self.ent_coef_optimizer is not None and self.ent_coef_lr is None:
             optimizers.append(self.ent_coef_optimizer)
         self._update_learning_rate(optimizers)
@@ -276,6 +318,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         if self._waits_for_tasks():
             return
         networks = self._networks()
+        if self.rollout_actor is not None:
+            self.rollout_actor.load_state_dict(self.actor.state_dict())
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             self.report.add(update(batch, networks, self._coefficients()))
@@ -312,6 +356,11 @@ class MultiTaskSAC(MultiTaskAttributes):
             actor_learns=learned >= 0,
             demonstration_weight=weight,
             precision=self.precision,
+            joint_update=self.joint_update,
+            ent_coef_after_step=self.ent_coef_after_step,
+            max_ent_coef_grad_norm=self.max_ent_coef_grad_norm,
+            mask_rule=self.mask_rule,
+            log_prob_epsilon=self.log_prob_epsilon,
         )
 
     def _waits_for_tasks(self) -> bool:
@@ -410,10 +459,12 @@ class MultiTaskSAC(MultiTaskAttributes):
         return load_checkpoint(cls, Path(folder), env, device, replace or {})
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "report", "_behaviour_paths", "_learning"]
+        return [*super()._excluded_save_params(), "report", "rollout_actor", "_behaviour_paths", "_learning"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         states, tensors = super()._get_torch_save_params()
         if self.policy.shared_optimizer is not None:
             states = [*states, "policy.shared_optimizer"]
+        if self.rollout_actor is not None:
+            states = [*states, "rollout_actor"]
         return states, tensors

@@ -1,14 +1,16 @@
-"""One update of multi-task SAC, in the order of SB3's: the coefficients of entropy, the critics, the actor.
+"""One update of multi-task SAC.
+
+:func:`update` has the order of SB3's: the coefficients of entropy, the critics, the actor. :func:`joint_update` has
+that of released code: all losses come first, and then all step together.
 
 No value is read on the way, so that on a GPU an update never waits for the one before, and a CUDA graph can hold it.
 """
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ from .losses import (
 )
 from .replay import RouteReplaySamples
 
-__all__ = ["Coefficients", "Networks", "TaskReport", "follow", "update"]
+__all__ = ["Coefficients", "Networks", "TaskReport", "follow", "joint_update", "update"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,11 @@ class Coefficients:
         actor_learns: Whether all learn, or the critics alone.
         demonstration_weight: The weight of the cloning term, as it is by now.
         precision: "bf16" for products in bfloat16, "float32" for products in the type of the parameters.
+        joint_update: Whether all losses come before any step, see :func:`joint_update`.
+        ent_coef_after_step: Whether the losses of critics and actor take the coefficients as they are after their step.
+        max_ent_coef_grad_norm: The norm to which the gradient of the logarithm of the coefficients is clipped.
+        mask_rule: How tasks with extreme losses are found.
+        log_prob_epsilon: What is added inside the logarithm of the change of variables by tanh.
     """
 
     gamma: float
@@ -86,6 +93,11 @@ class Coefficients:
     actor_learns: bool
     demonstration_weight: float
     precision: str
+    joint_update: bool
+    ent_coef_after_step: bool
+    max_ent_coef_grad_norm: float | None
+    mask_rule: str
+    log_prob_epsilon: float
 
 
 @dataclass
@@ -108,74 +120,221 @@ class TaskReport:
 
 
 def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -> TaskReport:
-    """Updates networks from a batch."""
+    """Updates networks from a batch, one after another: the coefficients of entropy, the critics, the actor."""
+    if given.joint_update:
+        return joint_update(batch, networks, given)
     actor, critic, shared = networks.actor, networks.critic, networks.shared_optimizer
-    observations, actions, next_observations, rewards, dones = (
-        part.to(actor.temperature.dtype)
-        for part in (batch.observations, batch.actions, batch.next_observations, batch.rewards, batch.dones)
-    )
-    tasks = actor.task_space.split(observations)[1]
-    present = tasks.any(dim=0)
-    products = partial(torch.autocast, observations.device.type, torch.bfloat16, enabled=given.precision == "bf16")
-
-    alpha = networks.log_alpha.detach().exp().to(tasks.dtype)
-    weights = weigh_tasks(given.task_weights, alpha)
-    actor.temperature.copy_(path_temperature(given.route_temperature, alpha))
-    alpha_of_sample, temperature = tasks @ alpha, tasks @ actor.temperature
+    rows = _read(batch, actor, given)
+    observations, tasks, present = rows.observations, rows.tasks, rows.present
+    alpha, weights = _weigh(networks, given)
+    temperature = _set_temperature(actor, alpha, given)
 
     # The coefficients of entropy, from the actions and paths that the actor's loss takes too.
-    with products():
-        new_actions, log_probs, means = actor.action_log_prob(observations, **_paths(given.actor_paths, batch))
+    with _products(given, tasks):
+        paths = _paths(given.actor_paths, batch)
+        new_actions, log_probs, means = actor.action_log_prob(observations, epsilon=given.log_prob_epsilon, **paths)
     entropy = -mean_by_task(log_probs.detach(), tasks)
     ent_coef_losses = torch.zeros_like(entropy)
     if given.actor_learns and networks.alpha_optimizer is not None:
-        # A task without samples has nothing to follow, and one that diverged would spoil its coefficient for good.
-        excess = entropy - given.target_entropy
-        losses = ent_coef_loss(networks.log_alpha, torch.where(present & excess.isfinite(), excess, 0))
-        _learn(losses.mean(), networks.alpha_optimizer)
-        if given.max_ent_coef is not None:
-            networks.log_alpha.data.clamp_(max=math.log(given.max_ent_coef))
+        losses = _ent_coef_losses(networks, entropy, present, given)
+        _learn(losses.mean(), networks.alpha_optimizer, [[networks.log_alpha]], given.max_ent_coef_grad_norm)
+        _limit(networks.log_alpha, given)
         ent_coef_losses = losses.detach()
+        if given.ent_coef_after_step:
+            alpha, weights = _weigh(networks, given)
+    alpha_of_sample = tasks @ alpha
 
     # The critics.
-    with torch.no_grad(), products():
-        next_actions, next_log_probs, _ = actor.action_log_prob(next_observations)
-        next_values = networks.critic_target(next_observations, next_actions)
-    rewards, dones = given.reward_scale * rewards.squeeze(-1), dones.squeeze(-1)
-    target = td_target(rewards, dones, next_values, next_log_probs, alpha_of_sample, given.gamma)
-    with products():
-        values = critic(observations, actions, temperature=temperature, **_paths(given.critic_paths, batch))
+    target = _target(rows, networks, alpha_of_sample, given)
+    with _products(given, tasks):
+        paths = _paths(given.critic_paths, batch)
+        values = critic(observations, rows.actions, temperature=tasks @ temperature, **paths)
     critic_losses = mean_by_task(critic_loss(values.detach(), target), tasks)
     extreme = present & _exceeds(critic_losses, given.max_task_loss)
     shares = sample_shares(weights, present & ~extreme, tasks)
     losses = critic_loss(_kept(values, shares), _kept(target, shares))
     if shared is not None:
         shared.zero_grad(set_to_none=True)
-    _learn((shares * losses).sum(), critic.optimizer, critic.nets, given.max_grad_norm)
+    _learn((shares * losses).sum(), critic.optimizer, _own(critic.optimizer, critic.nets), given.max_grad_norm)
 
     # The actor, against the critics as they now are; while it waits, so does what it shares with them.
     actor_losses = torch.zeros_like(critic_losses)
     if given.actor_learns:
-        judged = new_actions.clone()
-        with frozen(critic), products():
-            values = critic(observations, judged).min(dim=0).values
+        judged, values = _judge(critic, observations, new_actions, given)
         actor_losses = mean_by_task(actor_loss(log_probs, values, alpha_of_sample).detach(), tasks)
         extreme = extreme | (present & _exceeds(actor_losses, given.max_task_loss))
         shares = sample_shares(weights, present & ~extreme, tasks)
         judged.register_hook(lambda slope: _kept(slope.mT, shares).mT)  # type: ignore[no-untyped-call]
         losses = actor_loss(_kept(log_probs, shares), _kept(values, shares), alpha_of_sample)
         if batch.wanted is not None and given.demonstration_weight:
-            # Relative to the values, or its weight would depend on the scale of the rewards.
-            scale = given.demonstration_weight * tasks @ mean_by_task(values.detach().nan_to_num().abs(), tasks)
-            losses = losses + _kept(scale * cloning_loss(means, batch.wanted), shares)
-        _learn((shares * losses).sum(), actor.optimizer, [actor.net], given.max_grad_norm)
+            losses = losses + _kept(_cloning(means, values, tasks, batch.wanted, given), shares)
+        _learn((shares * losses).sum(), actor.optimizer, _own(actor.optimizer, [actor.net]), given.max_grad_norm)
         if shared is not None:
             _clip(_parameters(shared), given.max_grad_norm)
             shared.step()
-        reinitialize = getattr(actor.net, "reinitialize", None)
-        if reinitialize is not None and given.max_task_loss is not None:
-            reinitialize(extreme)
+        _repair(actor, extreme, given)
     return TaskReport(actor_losses, critic_losses, ent_coef_losses, entropy, extreme.to(tasks.dtype))
+
+
+def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -> TaskReport:
+    """Updates networks from a batch together: all losses come from the networks before, as in released code.
+
+    With `ent_coef_after_step` the coefficients of entropy step first, as in the release of Soft Modularization.
+    """
+    actor, critic, shared = networks.actor, networks.critic, networks.shared_optimizer
+    alpha_optimizer = networks.alpha_optimizer if given.actor_learns else None
+    rows = _read(batch, actor, given)
+    observations, tasks, present = rows.observations, rows.tasks, rows.present
+    alpha, weights = _weigh(networks, given)
+    temperature = _set_temperature(actor, alpha, given)
+
+    # The losses of the coefficients of entropy.
+    with _products(given, tasks):
+        paths = _paths(given.actor_paths, batch)
+        new_actions, log_probs, means = actor.action_log_prob(observations, epsilon=given.log_prob_epsilon, **paths)
+    entropy = -mean_by_task(log_probs.detach(), tasks)
+    ent_coef_losses = torch.zeros_like(entropy)
+    if alpha_optimizer is not None:
+        ent_coef_losses = _ent_coef_losses(networks, entropy, present, given)
+        if given.ent_coef_after_step:
+            _learn(ent_coef_losses.mean(), alpha_optimizer, [[networks.log_alpha]], given.max_ent_coef_grad_norm)
+            _limit(networks.log_alpha, given)
+            alpha, weights = _weigh(networks, given)
+            ent_coef_losses, alpha_optimizer = ent_coef_losses.detach(), None
+    alpha_of_sample = tasks @ alpha
+
+    # Those of the critics, and of the actor against them.
+    target = _target(rows, networks, alpha_of_sample, given)
+    with _products(given, tasks):
+        paths = _paths(given.critic_paths, batch)
+        predicted = critic(observations, rows.actions, temperature=tasks @ temperature, **paths)
+    critic_losses = mean_by_task(critic_loss(predicted.detach(), target), tasks)
+    actor_losses = torch.zeros_like(critic_losses)
+    if given.actor_learns:
+        judged, values = _judge(critic, observations, new_actions, given)
+        actor_losses = mean_by_task(actor_loss(log_probs, values, alpha_of_sample).detach(), tasks)
+
+    # Their sum over the tasks that stay; more of them may stay for the critics.
+    if given.mask_rule == "total":
+        total = ent_coef_losses.detach() + weights * (critic_losses + actor_losses)
+        extreme = present & _exceeds(total, given.max_task_loss)
+        shares = actor_shares = sample_shares(weights, present & ~extreme, tasks, counted=present)
+        loss = torch.where(extreme, 0, ent_coef_losses).mean()
+    else:
+        extreme = present & _exceeds(critic_losses, given.max_task_loss)
+        shares = sample_shares(weights, present & ~extreme, tasks)
+        extreme = extreme | (present & _exceeds(actor_losses, given.max_task_loss))
+        actor_shares = sample_shares(weights, present & ~extreme, tasks)
+        loss = ent_coef_losses.mean()
+    loss = loss + (shares * critic_loss(_kept(predicted, shares), _kept(target, shares))).sum()
+    if given.actor_learns:
+        judged.register_hook(lambda slope: _kept(slope.mT, actor_shares).mT)  # type: ignore[no-untyped-call]
+        losses = actor_loss(_kept(log_probs, actor_shares), _kept(values, actor_shares), alpha_of_sample)
+        if batch.wanted is not None and given.demonstration_weight:
+            losses = losses + _kept(_cloning(means, values, tasks, batch.wanted, given), actor_shares)
+        loss = loss + (actor_shares * losses).sum()
+
+    # One way back, and all steps.
+    optimizers = [critic.optimizer, *([actor.optimizer, shared, alpha_optimizer] if given.actor_learns else [shared])]
+    for optimizer in filter(None, optimizers):
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for part in _own(critic.optimizer, critic.nets):
+        _clip(part, given.max_grad_norm)
+    critic.optimizer.step()
+    if given.actor_learns:
+        for part in _own(actor.optimizer, [actor.net]):
+            _clip(part, given.max_grad_norm)
+        actor.optimizer.step()
+        if shared is not None:
+            _clip(_parameters(shared), given.max_grad_norm)
+            shared.step()
+        if alpha_optimizer is not None:
+            _clip([networks.log_alpha], given.max_ent_coef_grad_norm)
+            alpha_optimizer.step()
+            _limit(networks.log_alpha, given)
+        _repair(actor, extreme, given)
+    return TaskReport(actor_losses, critic_losses, ent_coef_losses.detach(), entropy, extreme.to(tasks.dtype))
+
+
+class _Rows(NamedTuple):
+    """A batch in the type of the networks, rewards scaled, with the tasks that it has transitions of."""
+
+    observations: Tensor
+    actions: Tensor
+    next_observations: Tensor
+    rewards: Tensor
+    dones: Tensor
+    tasks: Tensor
+    present: Tensor
+
+
+def _read(batch: RouteReplaySamples, actor: MultiTaskActor, given: Coefficients) -> _Rows:
+    observations, actions, next_observations, rewards, dones = (
+        part.to(actor.temperature.dtype)
+        for part in (batch.observations, batch.actions, batch.next_observations, batch.rewards, batch.dones)
+    )
+    tasks = actor.task_space.split(observations)[1]
+    rewards, dones = given.reward_scale * rewards.squeeze(-1), dones.squeeze(-1)
+    return _Rows(observations, actions, next_observations, rewards, dones, tasks, tasks.any(dim=0))
+
+
+def _products(given: Coefficients, like: Tensor) -> AbstractContextManager[Any]:
+    """Where networks multiply in the precision that is asked for."""
+    return torch.autocast(like.device.type, torch.bfloat16, enabled=given.precision == "bf16")
+
+
+def _weigh(networks: Networks, given: Coefficients) -> tuple[Tensor, Tensor]:
+    """The coefficient of entropy of each task as it is now, and the weight of its losses."""
+    alpha = networks.log_alpha.detach().exp().to(networks.actor.temperature.dtype)
+    return alpha, weigh_tasks(given.task_weights, alpha)
+
+
+def _set_temperature(actor: MultiTaskActor, alpha: Tensor, given: Coefficients) -> Tensor:
+    """Brings the temperature of path sampling up to date; the actor keeps it."""
+    actor.temperature.copy_(path_temperature(given.route_temperature, alpha))
+    return actor.temperature
+
+
+def _ent_coef_losses(networks: Networks, entropy: Tensor, present: Tensor, given: Coefficients) -> Tensor:
+    # A task without samples has nothing to follow, and one that diverged would spoil its coefficient for good.
+    excess = entropy - given.target_entropy
+    return ent_coef_loss(networks.log_alpha, torch.where(present & excess.isfinite(), excess, 0))
+
+
+def _limit(log_alpha: Tensor, given: Coefficients) -> None:
+    if given.max_ent_coef is not None:
+        log_alpha.data.clamp_(max=math.log(given.max_ent_coef))
+
+
+def _target(rows: _Rows, networks: Networks, alpha: Tensor, given: Coefficients) -> Tensor:
+    """What the critics learn to predict."""
+    with torch.no_grad(), _products(given, alpha):
+        actions, log_probs, _ = networks.actor.action_log_prob(rows.next_observations, epsilon=given.log_prob_epsilon)
+        values = networks.critic_target(rows.next_observations, actions)
+    return td_target(rows.rewards, rows.dones, values, log_probs, alpha, given.gamma)
+
+
+def _judge(
+    critic: MultiTaskCritic, observations: Tensor, actions: Tensor, given: Coefficients
+) -> tuple[Tensor, Tensor]:
+    """Actions, and the lowest value that a critic gives to them; gradients reach the actions alone."""
+    judged = actions.clone()
+    with frozen(critic), _products(given, observations):
+        return judged, critic(observations, judged).min(dim=0).values
+
+
+def _cloning(means: Tensor, values: Tensor, tasks: Tensor, wanted: Tensor, given: Coefficients) -> Tensor:
+    # Relative to the values, or its weight would depend on the scale of the rewards.
+    scale = given.demonstration_weight * tasks @ mean_by_task(values.detach().nan_to_num().abs(), tasks)
+    return scale * cloning_loss(means, wanted)
+
+
+def _repair(actor: MultiTaskActor, extreme: Tensor, given: Coefficients) -> None:
+    """Lets a network repair what belongs to tasks with extreme losses, where it can."""
+    reinitialize = getattr(actor.net, "reinitialize", None)
+    if reinitialize is not None and given.max_task_loss is not None:
+        reinitialize(extreme)
 
 
 @torch.no_grad()
@@ -215,21 +374,25 @@ def _exceeds(losses: Tensor, limit: float | None) -> Tensor:
     return torch.zeros_like(losses, dtype=torch.bool) if limit is None else ~(losses <= limit)
 
 
-def _learn(loss: Tensor, optimizer: Optimizer, nets: Iterable[nn.Module] = (), max_norm: float | None = None) -> None:
-    """A step down a loss, with the gradient of each network clipped; what networks share is left to others."""
+def _learn(loss: Tensor, optimizer: Optimizer, parts: Iterable[list[Tensor]], max_norm: float | None) -> None:
+    """A step down a loss, with the gradient of each part of the parameters clipped."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    if max_norm is not None:
-        own = set(_parameters(optimizer))
-        for net in nets:
-            _clip([parameter for parameter in net.parameters() if parameter in own], max_norm)
+    for part in parts:
+        _clip(part, max_norm)
     optimizer.step()
 
 
-def _clip(parameters: list[nn.Parameter], max_norm: float | None) -> None:
+def _own(optimizer: Optimizer, nets: Iterable[nn.Module]) -> list[list[Tensor]]:
+    """The parameters of each network that an optimizer has; what networks share has another one."""
+    own = set(_parameters(optimizer))
+    return [[parameter for parameter in net.parameters() if parameter in own] for net in nets]
+
+
+def _clip(parameters: list[Tensor], max_norm: float | None) -> None:
     if max_norm is not None:
         nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
