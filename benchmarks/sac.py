@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynroute_sb3 import MultiTaskSAC, OneHotTask
+from dynroute_sb3.options import PRECISIONS
 
 from .outputs import folder
 from .timing import Job, interleave, medians, ratios
@@ -76,15 +77,34 @@ def make(network: str, **options: Any) -> MultiTaskSAC:
 
 
 def time_updates(seconds: float) -> list[dict[str, Any]]:
-    """The cost of an update with each network, as ratios to that with mt-sac, each pair taking turns."""
+    """The cost of an update with each network in both precisions, as ratios to mt-sac in float32, all taking turns."""
     rows = []
     base = make("mt-sac")
-    for network in ("mh-sac", "moe", "hard", "sm", "sm-shallow", "care", "paco", "d2r", "d2r-layer", "d2r-model"):
-        model = make(network)
-        jobs: dict[str, Job] = {network: functools.partial(model.train, 1, BATCH)}
+    for network in (
+        "mt-sac",
+        "mh-sac",
+        "moe",
+        "hard",
+        "sm",
+        "sm-shallow",
+        "care",
+        "paco",
+        "d2r",
+        "d2r-layer",
+        "d2r-model",
+    ):
+        jobs: dict[str, Job] = {
+            precision: functools.partial(make(network, precision=precision).train, 1, BATCH) for precision in PRECISIONS
+        }
         times = interleave({**jobs, "mt-sac": functools.partial(base.train, 1, BATCH)}, seconds=seconds)
-        row = {"network": network, "ms": medians(times), "to mt-sac": ratios(times, "mt-sac")[network]}
-        print(f"{network:12} {row['ms'][network]:7.1f} ms  {row['to mt-sac']:.2f} x mt-sac", flush=True)
+        to_base, to_own = ratios(times, "mt-sac"), ratios(times, "float32")
+        row = {"network": network, "ms": medians(times), "to mt-sac": to_base["float32"]}
+        row |= {"bf16 to mt-sac": to_base["bf16"], "bf16 to float32": to_own["bf16"]}
+        print(
+            f"{network:12} {row['ms']['float32']:7.1f} ms  {row['to mt-sac']:.2f} x mt-sac; "
+            f"bf16 {row['bf16 to mt-sac']:.2f} x mt-sac in float32, {row['bf16 to float32']:.2f} of its own float32",
+            flush=True,
+        )
         rows.append({**row, "public": PUBLIC.get(network, "")})
     return rows
 

@@ -270,11 +270,12 @@ class UpdateSpeed(Directive):
     """Shows the stored results of `make bench` for updates of multi-task SAC."""
 
     def run(self) -> list[nodes.Node]:
-        rows = [["mt-sac", f"{UPDATES['bare']['ms']['mt-sac']:.0f}", "1.00", ""]]
-        for row in UPDATES["rows"]:
-            name = row["network"]
-            rows.append([name, f"{row['ms'][name]:.0f}", f"{row['to mt-sac']:.2f}", row["public"]])
-        lines = table([["network", "ms", "to mt-sac", "other code to its mt-sac"], *rows])
+        ratios = ("to mt-sac", "bf16 to mt-sac", "bf16 to float32")
+        rows = [
+            [row["network"], f"{row['ms']['float32']:.0f}", *(f"{row[ratio]:.2f}" for ratio in ratios), row["public"]]
+            for row in UPDATES["rows"]
+        ]
+        lines = table([["network", "ms", *ratios, "other code to its mt-sac"], *rows])
         bare, steps = UPDATES["bare"]["to bare loop"], UPDATES["step"]
         ours = " and ".join(f"{steps[network]:.2f} ms with {network}" for network in steps)
         text = f"""
