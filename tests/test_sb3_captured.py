@@ -1,7 +1,9 @@
 """Updates as CUDA graphs, held on the CPU: a tape stands for a graph, and replays operations into the same memory."""
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import dynroute
+from dynroute.networks import available
 from dynroute_sb3 import (
     DemonstrationBuffer,
     MultiTaskSAC,
@@ -23,8 +27,11 @@ from dynroute_sb3 import (
     point_tasks,
 )
 from dynroute_sb3.device_replay import DeviceReplay
+from dynroute_sb3.report import Report
 from dynroute_sb3.update import follow, update
 from tests.test_sb3_device import SMALL, NoReading
+from tests.test_sb3_replay import TASKS, fill
+from tests.test_sb3_replay import make as make_buffer
 
 
 class Tape(TorchDispatchMode):
@@ -129,6 +136,57 @@ def eager_updates(model: MultiTaskSAC, count: int) -> None:
         model._n_updates += 1
 
 
+class OneDevice(TorchDispatchMode):
+    """Refuses operations between the CPU and a device, and on the CPU alone: each would be a copy, or lead to one."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, found)) if isinstance(leaf, Tensor)]
+        assert {tensor.device.type for tensor in tensors} <= {"meta"}, f"{func} has tensors on the CPU"
+        assert func.overloadpacket.__name__ not in NoReading.FORBIDDEN, f"{func} reads values"
+        return found
+
+
+def still(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """An optimizer that does nothing: fused Adam has no form for tensors without values."""
+    optimizer = torch.optim.SGD(parameters, 0.1)
+    optimizer.step = lambda: None  # type: ignore[assignment, misc]
+    return optimizer
+
+
+@pytest.mark.parametrize("setting", ["auto", "reference"])
+@pytest.mark.parametrize("network", available())
+def test_an_update_on_another_device_stays_there(network: str, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tensors without values stand for those of a GPU: what is chosen for them is what is chosen for it.
+    monkeypatch.setattr("dynroute.execution.backends.is_in_torch_dispatch_mode", lambda: False)
+    monkeypatch.setattr("torch.autocast", lambda *_, **__: contextlib.nullcontext())  # it has none for them
+    with dynroute.backend(setting):
+        model = make(network, max_ent_coef=1.0, task_weights="alpha-sum", max_task_loss=3e3)
+        model.policy.set_training_mode(True)
+        model.policy.to("meta")
+        assert model.log_ent_coef is not None
+        model.log_ent_coef = model.log_ent_coef.detach().to("meta").requires_grad_()
+        shared = {id(parameter) for parameter in model.policy._shared().values()}
+        for module in (model.actor, model.critic):
+            module.optimizer = still([each for each in module.parameters() if id(each) not in shared])
+        networks = dataclasses.replace(
+            model._networks(),
+            alpha_optimizer=still([model.log_ent_coef]),
+            shared_optimizer=still(model.policy._shared().values()) if shared else None,
+        )
+        report = Report(4, 1, torch.device("meta"))
+        replay = DeviceReplay(model.replay_buffer, "meta")
+        replay.update()
+
+        def step() -> None:
+            report.add_up(update(replay.sample(4), networks, model._coefficients()))
+            follow(networks.critic_target, networks.critic, 0.005)
+
+        step()  # what is made once is copied to the device
+        with OneDevice():
+            step()
+
+
 @pytest.mark.parametrize("network", SMALL)
 def test_replays_are_the_updates_that_would_have_run(network: str) -> None:
     options: dict[str, Any] = {"actor_starts": 2, "target_update_interval": 2, "task_weights": "alpha-sum"}
@@ -136,13 +194,14 @@ def test_replays_are_the_updates_that_would_have_run(network: str) -> None:
     other = copy.deepcopy(model)
     torch.manual_seed(1)
     model.train(6, 16)
+    state = torch.get_rng_state()
     torch.manual_seed(1)
     eager_updates(other, 6)
+    assert torch.equal(torch.get_rng_state(), state)
     assert len(tapes) == 4  # with and without the actor, and the same with the targets that follow
     assert model.report.updates == other.report.updates == 6
     assert_same(numbers(model), numbers(other), **ROUNDED)
-    assert torch.equal(torch.rand(1), torch.rand(1)) is False  # both drew from one generator
-    assert {group["lr"] for group in model.actor.optimizer.param_groups} == {3e-4}
+    assert {group["lr"] for group in model.actor.optimizer.param_groups} == {3e-4}  # as it is stored
 
 
 def test_trials_before_a_capture_change_nothing() -> None:
@@ -216,12 +275,8 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_bit(cls: type[MultiTaskSAC], tmp
     model = make("d2r", cls, learning_starts=40)
     model.learn(40, reset_num_timesteps=False)
     model.save_checkpoint(tmp_path / "here")
-    again = cls.load_checkpoint(tmp_path / "here", DummyVecEnv(point_tasks()))
-    again.set_logger(Logger(None, []))
     model.learn(40, reset_num_timesteps=False)
-    expected = numbers(model)
-    model.load_checkpoint  # noqa: B018
-    random = torch.get_rng_state()
+    expected, random = numbers(model), torch.get_rng_state()
     again = cls.load_checkpoint(tmp_path / "here", DummyVecEnv(point_tasks()))
     again.set_logger(Logger(None, []))
     again.learn(40, reset_num_timesteps=False)
@@ -230,21 +285,25 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_bit(cls: type[MultiTaskSAC], tmp
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_loaded_states_are_captured_anew(tmp_path: Path) -> None:
-    model = make()
-    model.train(2, 16)
+def test_loaded_states_are_captured_anew() -> None:
+    model, other = make(), make()
+    for each in (model, other):
+        torch.manual_seed(1)
+        each.train(2, 16)
     parameters = copy.deepcopy(model.get_parameters())
-    torch.manual_seed(1)
     model.train(2, 16)
-    expected = numbers(model)
-    model.report.totals["entropy"].zero_()
     model.set_parameters(parameters)
-    with torch.no_grad():
-        assert model.log_ent_coef is not None
-    assert len(tapes) == 1
-    model.train(1, 16)
+    assert model.log_ent_coef is not None
+    assert other.log_ent_coef is not None
+    model.log_ent_coef.data = other.log_ent_coef.detach().clone()  # as SB3's load() does it
+    for name, total in model.report.totals.items():
+        total.copy_(other.report.totals[name])
     assert len(tapes) == 2
-    assert expected["policy.actor.temperature"].shape == (4,)
+    for each in (model, other):
+        torch.manual_seed(2)
+        each.train(2, 16)
+    assert len(tapes) == 3
+    assert_same(numbers(model), numbers(other), **EXACT)
 
 
 def test_options_that_change_have_a_graph_of_their_own() -> None:
@@ -358,8 +417,6 @@ def matching(buffer: RouteReplayBuffer, replay: DeviceReplay, each: int) -> None
 
 @pytest.mark.parametrize("paths", [True, False])
 def test_a_copy_has_the_transitions_of_the_buffer(paths: bool, tmp_path: Path) -> None:
-    from tests.test_sb3_replay import TASKS, fill, make as make_buffer
-
     buffer = make_buffer(5, paths=paths)
     replay = DeviceReplay(buffer, "cpu")
     for step in range(4):  # the rings are full in between, and more comes at once than they hold
@@ -381,8 +438,6 @@ def test_a_copy_has_the_transitions_of_the_buffer(paths: bool, tmp_path: Path) -
 
 
 def test_a_copy_draws_evenly_from_all_places() -> None:
-    from tests.test_sb3_replay import fill, make as make_buffer
-
     buffer = fill(make_buffer(10), 4)
     replay = DeviceReplay(buffer, "cpu", torch.Generator().manual_seed(0))
     replay.update()
@@ -393,8 +448,6 @@ def test_a_copy_draws_evenly_from_all_places() -> None:
 
 
 def test_sampling_reads_no_value_and_has_fixed_shapes() -> None:
-    from tests.test_sb3_replay import fill, make as make_buffer
-
     buffer = fill(make_buffer(10), 4)
     replay = DeviceReplay(buffer, "cpu")
     replay.update()

@@ -2,8 +2,8 @@
 
 A small network's update is some hundred kernels of a few microseconds each, and launching them takes longer than
 running them. A graph launches them all at once. What it holds is fixed: addresses, shapes and the numbers of
-:class:`~dynroute_sb3.update.Coefficients`, of which each set has a graph of its own. Learning rates are tensors that are
-written before a replay. Random numbers are new in each replay, those that an eager update would draw.
+:class:`~dynroute_sb3.update.Coefficients`, of which each set has a graph of its own. Learning rates are tensors that
+are written before a replay. Random numbers are new in each replay, those that an eager update would draw.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def cuda_graph(step: Callable[[], object]) -> Callable[[], object]:
         >>> replay().item() if not total.is_cuda else (replay(), total.item())[1]  # three steps warmed up
         4.0
     """
-    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(current)
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):

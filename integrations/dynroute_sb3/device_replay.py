@@ -105,7 +105,7 @@ class _Rings:
         if self.paths is not None and self.buffer.paths is not None:
             pairs.append((self.paths, self.buffer.paths))
         for ours, theirs in pairs:
-            rings = ours.unflatten(0, (self.buffer.num_tasks, self.buffer.capacity))
+            rings = ours.view(theirs.shape)
             for task, count in enumerate(self.buffer.counts):
                 rings[task, :count].copy_(torch.from_numpy(theirs[task, :count]))
 

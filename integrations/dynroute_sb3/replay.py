@@ -125,7 +125,7 @@ class RouteReplayBuffer(ReplayBuffer):
         self.added: NDArray[np.int64] = np.zeros(self.num_tasks, dtype=np.int64)
         """How many transitions of each task were added since all rows were replaced."""
         self.version: int = getattr(self, "version", -1) + 1
-        """How often all rows were replaced. Raise it after a change in place, which a copy on a device cannot notice."""
+        """How often all rows were replaced. Raise it after a change in place: a copy on a device does not notice."""
 
     def size(self) -> int:
         """The number of transitions of all tasks."""

@@ -19,8 +19,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from .attributes import MultiTaskAttributes
 from . import captured
+from .attributes import MultiTaskAttributes
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
 from .losses import path_temperature
 from .observation import check_observation_space, count_tasks
@@ -293,7 +293,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         assert self.replay_buffer is not None
         if (graphs := self._captured_update()) is not None:
             try:
-                return graphs(self._coefficients(), batch_size, tau)
+                graphs(self._coefficients(), batch_size, tau)
+                return
             except captured.CaptureError as error:  # nothing has changed
                 self._leave_capture(str(error))
         batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
@@ -306,7 +307,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         if not self.capture or self._runs_eagerly or self.device.type != captured.CAPTURING_DEVICE:
             return None
         if (why := captured.obstacle(self)) is not None:
-            return self._leave_capture(why)
+            self._leave_capture(why)
+            return None
         assert self.replay_buffer is not None
         if self._graphs is None or self._graphs.replay.buffer is not self.replay_buffer:
             self._graphs = captured.CapturedUpdate(self._networks(), self.replay_buffer, self.report, self.device)
