@@ -418,30 +418,37 @@ def sac(setup: Setup) -> Steps:
             from .sac import make  # the rest of the program does without Stable-Baselines3
         except ImportError as error:
             raise ValueError(f"MultiTaskSAC cannot: {reason(error)}") from error
-        if name == "captured" and not setup.cuda:
+        if name != "eager" and not setup.cuda:
             raise ValueError("a capture cannot: a CUDA graph needs a GPU")
         sizes = SMALL[network] if setup.quick else None
         model = make(network, batch_size=batch, device=setup.device, sizes=sizes, precision=precision, seed=0)
-        model.capture = name == "captured"
+        model.capture = name != "eager"
         model._learning = True  # as within learn(), where values are read when they are logged
         return model
 
-    def pair(row: Row, network: str, precision: str) -> dict[str, Any]:
-        return {name: attempt(row, name, make, network, precision, name) for name in ("eager", "captured")}
+    def several(row: Row, network: str, precision: str, names: Sequence[str]) -> dict[str, Any]:
+        return {name: attempt(row, name, make, network, precision, name) for name in names}
+
+    def train(model: Any, backend: str) -> None:
+        with dynroute.backend(backend):
+            model.train(count, batch)
 
     def step(network: str, precision: str) -> Row:
         row: Row = {}
-        models = pair(row, network, precision)
-        jobs = {name: partial(model.train, count, batch) for name, model in models.items() if model is not None}
+        contenders = {"eager": "auto", "captured": "auto"} | ({"captured, fused": "fused"} if network == "d2r" else {})
+        models = several(row, network, precision, list(contenders))
+        made = {name: model for name, model in models.items() if model is not None}
+        jobs: dict[str, Job] = {name: partial(train, model, contenders[name]) for name, model in made.items()}
         row = compare(setup, jobs, "eager", row)
         row["updates a second"] = {name: round(1e3 * count / ms, 1) for name, ms in row["ms"].items()}
-        if (graphs := models["captured"]) is not None and graphs._graphs is None:
-            row.setdefault("failed", {})["captured"] = "the updates were not captured, a warning says why"
+        for name, model in made.items():
+            if model.capture and model._runs_eagerly:
+                row.setdefault("failed", {})[name] = "the updates were not captured, a warning says why"
         return row
 
     def agreement(network: str) -> Row:
         row: Row = {"tolerance": 5e-4, "deviation": {}}
-        eager, graphed = pair(row, network, "float32").values()
+        eager, graphed = several(row, network, "float32", ("eager", "captured")).values()
         if eager is None or graphed is None:
             return row
         from dynroute_sb3.device_replay import DeviceReplay

@@ -17,6 +17,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
+import dynroute
 from dynroute_metaworld import evaluate
 from dynroute_metaworld.configuration import Configuration
 from dynroute_metaworld.presets import preset
@@ -111,6 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--method", default="d2r")
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, without evaluations")
     parser.add_argument("--updates", type=int, default=1, help="after each step of all environments")
+    parser.add_argument("--backend", default="auto", help="of routed graphs; fused runs D2R's as one kernel on a GPU")
     parser.add_argument("--precision", default="float32", help="float32 or bf16")
     parser.add_argument("--evaluations", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=5, help="of each task in an evaluation")
@@ -128,14 +130,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     configuration = configure(options)
     card = torch.cuda.get_device_name() if torch.device(options.device).type == "cuda" else options.device
-    about = {"card": card, "torch": torch.__version__, "commit": options.commit or commit()}
+    about = {"card": card, "backend": options.backend, "torch": torch.__version__, "commit": options.commit or commit()}
     about |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "configuration": vars_of(configuration)}
     env = environments(configuration)
     try:
         model = make_model(configuration, env)
         model.set_logger(Logger(None, []))
         curve = Curve(options, configuration, about)
-        model.learn(FOREVER, curve, log_interval=10**9)
+        with dynroute.backend(options.backend):
+            model.learn(FOREVER, curve, log_interval=10**9)
         if len(curve.points) < options.evaluations:
             curve.evaluate()
     finally:
