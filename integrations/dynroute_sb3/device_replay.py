@@ -12,10 +12,10 @@ __all__ = ["DeviceReplay"]
 
 
 class DeviceReplay:
-    """The transitions of a :class:`RouteReplayBuffer` on a device, where batches are drawn without reading a value.
+    """The transitions of a :class:`~dynroute_sb3.RouteReplayBuffer` on a device, where batches are drawn.
 
-    Only transitions that are new cross the bus. The memory for a full buffer is taken at once, on a GPU as well; the
-    buffer itself stays what is saved.
+    No value is read for a batch, and only new transitions cross the bus. The memory for a full buffer is taken at once;
+    the buffer itself stays what is saved.
 
     Args:
         buffer: The buffer; demonstrations are copied too.
@@ -49,7 +49,7 @@ class DeviceReplay:
             self._wanted.copy_(torch.from_numpy(self.buffer.wanted))
 
     def sample(self, own: int, shown: int = 0) -> RouteReplaySamples:
-        """Draws as many transitions of each task, and as many demonstrations, as :meth:`RouteReplayBuffer.sample` does.
+        """Draws transitions with replacement, as :meth:`~dynroute_sb3.RouteReplayBuffer.sample` does.
 
         Args:
             own: The number of transitions of each task.
