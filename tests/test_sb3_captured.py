@@ -307,6 +307,41 @@ def test_loaded_states_are_captured_anew() -> None:
     assert_same(numbers(model), numbers(other), **EXACT)
 
 
+def test_a_copy_of_a_model_has_graphs_of_its_own() -> None:
+    model = make()
+    model.train(2, 16)
+    other = copy.deepcopy(model)
+    before, state = numbers(model), torch.get_rng_state()
+    other.train(2, 16)
+    assert_same(numbers(model), before, **EXACT)
+    torch.set_rng_state(state)
+    model.train(2, 16)
+    assert_same(numbers(model), numbers(other), **EXACT)
+    assert len(tapes) == 2
+
+
+def test_a_buffer_that_is_replaced_is_copied_anew() -> None:
+    model = make()
+    model.train(1, 16)
+    model.replay_buffer = copy.deepcopy(model.replay_buffer)
+    model.train(1, 16)
+    assert model._graphs is not None
+    assert model._graphs.replay.buffer is model.replay_buffer
+    assert len(tapes) == 2
+
+
+def test_a_buffer_that_does_not_fit_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = make()
+    monkeypatch.setattr(captured, "DeviceReplay", full)
+    with pytest.warns(UserWarning, match="not as a CUDA graph: the device has no memory for a copy of the replay"):
+        model.train(2, 16)
+    assert model._n_updates == 2
+    assert not tapes
+
+
 def test_options_that_change_have_a_graph_of_their_own() -> None:
     model = make()
     for gamma in np.linspace(0.9, 0.99, captured.MOST_GRAPHS + 1):

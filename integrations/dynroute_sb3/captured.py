@@ -8,6 +8,7 @@ are written before a replay. Random numbers are new in each replay, those that a
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,6 +150,9 @@ class CapturedUpdate:
             self._states = [optimizer.state for optimizer in self._optimizers]
         self._graphs[key]()
         self.report.updates += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_graphs": {}}  # those of a copy of the model are captured anew
 
     def _forget(self) -> None:
         """Drops all graphs, whose addresses are no longer those of what they change."""

@@ -311,7 +311,11 @@ class MultiTaskSAC(MultiTaskAttributes):
             return None
         assert self.replay_buffer is not None
         if self._graphs is None or self._graphs.replay.buffer is not self.replay_buffer:
-            self._graphs = captured.CapturedUpdate(self._networks(), self.replay_buffer, self.report, self.device)
+            self._graphs = None  # and with it the copy of another buffer
+            try:
+                self._graphs = captured.CapturedUpdate(self._networks(), self.replay_buffer, self.report, self.device)
+            except torch.OutOfMemoryError:
+                self._leave_capture("the device has no memory for a copy of the replay buffer")
         return self._graphs
 
     def _leave_capture(self, why: str) -> None:
