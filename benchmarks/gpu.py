@@ -1,7 +1,8 @@
 """Correctness and speed on one GPU within a few minutes: `python -m benchmarks.gpu`.
 
-It needs torch and this tree alone. Errors end their step alone, and the JSON file is written after each section, so
-that what was measured is not lost. `--device cpu --quick` tries the program itself, without a GPU.
+It needs torch and this tree, and for its last section Stable-Baselines3. Errors end their step alone, and the JSON file
+is written after each section, so that what was measured is not lost. `--device cpu --quick` tries the program itself,
+without a GPU.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .gpu_sections import Row, Setup, Steps, actors, attempt, capture, correctness, d2r, moe
+from .gpu_sections import Row, Setup, Steps, actors, attempt, capture, correctness, d2r, moe, sac
 from .outputs import file
 
 SECTIONS: dict[str, Callable[[Setup], Steps]] = {
@@ -24,6 +25,7 @@ SECTIONS: dict[str, Callable[[Setup], Steps]] = {
     "moe": moe,
     "actors": actors,
     "capture": capture,
+    "sac": sac,
 }
 
 

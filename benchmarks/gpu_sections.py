@@ -399,3 +399,73 @@ def capture(setup: Setup) -> Steps:
     title = f"{features}->{modules}x{width}->{OUT} sample-2, batch {batch}"
     steps = {f"{title}, {name}": partial(step, name) for name in order}
     return {f"{title}, after eight updates": agreement, **steps}
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "mt-sac": {"hidden_sizes": (16, 16)},
+    "d2r": {"trunk_sizes": (16, 16), "num_modules": 4, "width": 8, "router_sizes": (16,)},
+}
+UPDATES = 20
+"""How many updates of MultiTaskSAC are timed at once: they follow one another without waiting, as in training."""
+
+
+def sac(setup: Setup) -> Steps:
+    """Whole updates of MultiTaskSAC a second, eager and captured, at the sizes of MT10."""
+    batch, count = (40, 2) if setup.quick else (1280, UPDATES)
+
+    def make(network: str, precision: str, name: str) -> Any:
+        try:
+            from .sac import make  # the rest of the program does without Stable-Baselines3
+        except ImportError as error:
+            raise ValueError(f"MultiTaskSAC cannot: {reason(error)}") from error
+        if name != "eager" and not setup.cuda:
+            raise ValueError("a capture cannot: a CUDA graph needs a GPU")
+        sizes = SMALL[network] if setup.quick else None
+        model = make(network, batch_size=batch, device=setup.device, sizes=sizes, precision=precision, seed=0)
+        model.capture = name != "eager"
+        model._learning = True  # as within learn(), where values are read when they are logged
+        return model
+
+    def several(row: Row, network: str, precision: str, names: Sequence[str]) -> dict[str, Any]:
+        return {name: attempt(row, name, make, network, precision, name) for name in names}
+
+    def train(model: Any, backend: str) -> None:
+        with dynroute.backend(backend):
+            model.train(count, batch)
+
+    def step(network: str, precision: str) -> Row:
+        row: Row = {}
+        contenders = {"eager": "auto", "captured": "auto"} | ({"captured, fused": "fused"} if network == "d2r" else {})
+        models = several(row, network, precision, list(contenders))
+        made = {name: model for name, model in models.items() if model is not None}
+        jobs: dict[str, Job] = {name: partial(train, model, contenders[name]) for name, model in made.items()}
+        row = compare(setup, jobs, "eager", row)
+        row["updates a second"] = {name: round(1e3 * count / ms, 1) for name, ms in row["ms"].items()}
+        for name, model in made.items():
+            if model.capture and model._runs_eagerly:
+                row.setdefault("failed", {})[name] = "the updates were not captured, a warning says why"
+        return row
+
+    def agreement(network: str) -> Row:
+        row: Row = {"tolerance": 5e-4, "deviation": {}}
+        eager, graphed = several(row, network, "float32", ("eager", "captured")).values()
+        if eager is None or graphed is None:
+            return row
+        from dynroute_sb3.device_replay import DeviceReplay
+        from dynroute_sb3.update import follow, update
+
+        torch.manual_seed(1)
+        graphed.train(5, batch)
+        torch.manual_seed(1)
+        eager.policy.set_training_mode(True)
+        (replay := DeviceReplay(eager.replay_buffer, setup.device)).update()
+        for _ in range(5):
+            update(replay.sample(batch // TASKS), eager._networks(), eager._coefficients())
+            follow(eager.critic_target, eager.critic, eager.tau)
+        found, wanted = (list(model.policy.state_dict().values()) for model in (graphed, eager))
+        judge(row, "captured", lambda: found, [each.detach().double().cpu() for each in wanted])
+        return row
+
+    cases = list(product(SMALL, ("float32", "bf16")))
+    checks: Steps = {f"{name}, batch {batch}, after five updates": partial(agreement, name) for name in SMALL}
+    return checks | {f"{count} updates of {name}, batch {batch}, {p}": partial(step, name, p) for name, p in cases}

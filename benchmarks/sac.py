@@ -49,19 +49,21 @@ class Still(gym.Env[Any, Any]):
         return self.observation, 0.0, False, False, {}
 
 
-def make(network: str, **options: Any) -> MultiTaskSAC:
+def make(
+    network: str, *, batch_size: int = BATCH, device: torch.device | str = "cpu", sizes: Any = None, **options: Any
+) -> MultiTaskSAC:
     """A model with the sizes of MT10 and a buffer of random transitions."""
     env = DummyVecEnv([lambda task=task: OneHotTask(Still(), task, TASKS) for task in range(TASKS)])
     model = MultiTaskSAC(
         "MultiTaskPolicy",
         env,
-        policy_kwargs={"network": network},
+        policy_kwargs={"network": network, "network_kwargs": sizes},
         buffer_size=20_000,
-        batch_size=BATCH,
+        batch_size=batch_size,
         max_grad_norm=1.0,
         max_task_loss=3e3,
         task_weights="alpha-sum",
-        device="cpu",
+        device=device,
         **options,
     )
     model.set_logger(Logger(None, []))

@@ -25,7 +25,7 @@ def test_a_quick_run_has_every_section_and_every_backend_is_correct(tmp_path: Pa
     assert code == 0
     assert result["about"]["card"] == "cpu"
     assert result["about"]["torch"] == torch.__version__
-    assert list(result["sections"]) == ["correctness", "d2r", "moe", "actors", "capture"]
+    assert list(result["sections"]) == ["correctness", "d2r", "moe", "actors", "capture", "sac"]
     for section in result["sections"].values():
         assert section["rows"]
         assert not section["skipped"]
@@ -37,8 +37,10 @@ def test_a_quick_run_has_every_section_and_every_backend_is_correct(tmp_path: Pa
     assert all(0 < gap <= row["tolerance"] for row in correct for name, gap in row["deviation"].items())
     assert all({*row["deviation"], *row.get("cannot", {})} == set(BACKENDS) for row in correct)
     assert len(result["sections"]["actors"]["rows"]) == len(networks.available())
-    for row in result["sections"]["capture"]["rows"]:
-        assert row["cannot"] == {"captured": "a CUDA graph needs a GPU"}
+    for row in [*result["sections"]["capture"]["rows"], *result["sections"]["sac"]["rows"]]:
+        assert row["cannot"]["captured"] == "a CUDA graph needs a GPU"
+    timed = [row for row in result["sections"]["sac"]["rows"] if "ms" in row]
+    assert [list(row["updates a second"]) for row in timed] == [["eager"]] * 4
 
 
 def test_a_section_or_a_step_that_raises_is_reported_and_the_others_remain(

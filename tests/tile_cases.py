@@ -286,9 +286,15 @@ def test_the_backends_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert len(taken) == 1
     taken.clear()
-    net.backend = "auto"  # leaves it until a GPU has run it
+    net.backend = "auto"  # leaves it until a GPU has run it, and takes the dense form
+    dense: list[Pass] = []
+    run_dense = backends.run_dense
+    monkeypatch.setattr(
+        backends, "run_dense", lambda call, linear: (dense.append(call), run_dense(call, linear=linear))[1]
+    )
     torch.testing.assert_close(net(x, path=path), expected, rtol=1e-5, atol=1e-6)
     assert not taken
+    assert len(dense) == 1
     net.backend = "reference"
     net(x)
     assert not taken

@@ -120,9 +120,12 @@ def _fitting(call: Pass, hidden: str | None) -> Form:
     """What `auto` takes for a pass."""
     if hidden is not None:
         form = _fusing(call, hidden)
-        return (
-            run_reference if isinstance(form, str) or form.func is run_tile else form
-        )  # no GPU has run its kernel yet
+        if isinstance(form, str):
+            return run_reference
+        if form.func is not run_tile:
+            return form
+        linear = form.keywords["linear"]  # no GPU has run the kernel yet
+        return partial(run_dense, linear=linear) if runs_dense(linear, call.plan.layers) else run_reference
     plan, batch = call.plan, call.batch.numel()
     pays = batch * len(plan.topology.destinations) ** 2 >= FAST_FROM
     inference = not torch.is_grad_enabled()

@@ -7,14 +7,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
 
 from dynroute import Topology
 
 from .attributes import MultiTaskAttributes
-from .replay import RouteReplayBuffer, RouteReplaySamples
+from .replay import RouteReplayBuffer, RouteReplaySamples, to_device
 from .storage import Member, read_rows, write_rows
 
-__all__ = ["DemonstrationBuffer", "add_demonstrations"]
+__all__ = ["DemonstrationBuffer", "add_demonstrations", "shown_first"]
 
 ROWS = 4096
 """How many observations the actor routes at once."""
@@ -75,16 +76,17 @@ class DemonstrationBuffer(RouteReplayBuffer):
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> RouteReplaySamples:  # type: ignore[override]
         """Draws as many transitions of each task, demonstrations first, each part grouped by task."""
-        each = round(batch_size // self.num_tasks * self.demonstration_share)
-        if not each or not self.shown.size():
+        _, each = self.parts(batch_size)
+        if not each:
             return super().sample(batch_size, env)
         own = super().sample(batch_size - each * self.num_tasks, env)
         tasks, places = self.shown.draw(each)
         shown = self.shown.gather(tasks, places, env)
-        both = [None if a is None or b is None else torch.cat([a, b]) for a, b in zip(shown, own, strict=True)]
-        return RouteReplaySamples(*both)._replace(  # type: ignore[arg-type]
-            wanted=self._on_device(self.wanted[tasks, places])
-        )
+        return shown_first(shown, own, to_device(self.wanted[tasks, places], self.device))
+
+    def parts(self, batch_size: int) -> tuple[int, int]:
+        each = round(batch_size // self.num_tasks * self.demonstration_share) if self.shown.size() else 0
+        return self.each_task(batch_size - each * self.num_tasks), each
 
     def _shape(self) -> dict[str, Any]:
         return {**super()._shape(), "demonstrations": self.wanted.shape[1]}
@@ -99,6 +101,12 @@ class DemonstrationBuffer(RouteReplayBuffer):
         inner = (Path(folder) if isinstance(folder, str) else folder) / "demonstrations"
         self.shown.load(inner, state["shown"])
         read_rows(inner / "wanted.npy", self.wanted, self.shown.counts)
+
+
+def shown_first(shown: RouteReplaySamples, own: RouteReplaySamples, wanted: Tensor) -> RouteReplaySamples:
+    """A batch of demonstrations, with what the demonstrator wanted to do, and own transitions behind them."""
+    both = [None if a is None or b is None else torch.cat([a, b]) for a, b in zip(shown, own, strict=True)]
+    return RouteReplaySamples(*both)._replace(wanted=wanted)  # type: ignore[arg-type]
 
 
 def add_demonstrations(

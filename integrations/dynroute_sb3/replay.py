@@ -18,7 +18,7 @@ from dynroute import Topology
 from .observation import TaskSpace
 from .storage import Member, read_rows, write_rows
 
-__all__ = ["RouteReplayBuffer", "RouteReplaySamples"]
+__all__ = ["RouteReplayBuffer", "RouteReplaySamples", "to_device"]
 
 
 GOES_ON, ENDED, OUT_OF_TIME = 0.0, 1.0, -1.0
@@ -122,6 +122,10 @@ class RouteReplayBuffer(ReplayBuffer):
         """How many transitions of each task there are."""
         self.vector_steps = 0
         """How often :meth:`add` was called."""
+        self.added: NDArray[np.int64] = np.zeros(self.num_tasks, dtype=np.int64)
+        """How many transitions of each task were added since all rows were replaced."""
+        self.version: int = getattr(self, "version", -1) + 1
+        """How often all rows were replaced. Raise it after a change in place: a copy on a device does not notice."""
 
     def size(self) -> int:
         """The number of transitions of all tasks."""
@@ -248,6 +252,7 @@ class RouteReplayBuffer(ReplayBuffer):
         added = np.bincount(tasks, minlength=self.num_tasks)
         self.positions = (self.positions + added) % self.capacity
         self.counts = np.minimum(self.counts + added, self.capacity)
+        self.added = self.added + added
         self.vector_steps += 1
 
     def extend(
@@ -271,6 +276,15 @@ class RouteReplayBuffer(ReplayBuffer):
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> RouteReplaySamples:  # type: ignore[override]
         """Draws as many transitions of each task, with replacement, grouped by task."""
+        tasks, places = self.draw(self.each_task(batch_size))
+        return self._get_samples(tasks * self.capacity + places, env)
+
+    def parts(self, batch_size: int) -> tuple[int, int]:
+        """How many transitions and how many demonstrations of each task :meth:`sample` draws."""
+        return self.each_task(batch_size), 0
+
+    def each_task(self, batch_size: int) -> int:
+        """How many transitions of each task a batch has; an error if it cannot be drawn."""
         each, rest = divmod(batch_size, self.num_tasks)
         if rest or not each:
             raise ValueError(
@@ -283,8 +297,7 @@ class RouteReplayBuffer(ReplayBuffer):
                 f"every task must have transitions before learning starts, tasks {missing} have none; "
                 "raise `learning_starts`, or give each task an environment."
             )
-        tasks, places = self.draw(each)
-        return self._get_samples(tasks * self.capacity + places, env)
+        return each
 
     def draw(self, each: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tasks and places of transitions, as many of each task, with replacement."""
@@ -312,7 +325,6 @@ class RouteReplayBuffer(ReplayBuffer):
         """The transitions at some places of the rings of some tasks."""
         n = self.task_space.state_features
         rows = self.rows[tasks, places]
-        rows[:, -1] = rows[:, -1] == ENDED
         if env is not None:
             rows[:, -2] = env.normalize_reward(rows[:, -2])
         if env is not None and env.norm_obs:
@@ -321,19 +333,18 @@ class RouteReplayBuffer(ReplayBuffer):
                 normalized = env.normalize_obs(np.concatenate([part, one_hots], axis=1))
                 assert isinstance(normalized, np.ndarray)
                 part[:] = normalized[:, :n]
-        batch, ids = self._on_device(rows), self._on_device(tasks)
-        paths = None
-        if self.paths is not None and self.topology is not None:
-            paths = self.topology.unpack(self._on_device(self.paths[tasks, places]))
-        states, next_states, actions, rewards, dones = torch.split(batch, [n, n, self.action_dim, 1, 1], dim=1)
-        join = self.task_space.join
-        return RouteReplaySamples(join(states, ids), actions, join(next_states, ids), dones, rewards, None, ids, paths)
+        packed = None if self.paths is None else to_device(self.paths[tasks, places], self.device)
+        return self.unpack(to_device(rows, self.device), to_device(tasks, self.device), packed)
 
-    def _on_device(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)  # from other memory, the copy would wait
+    def unpack(self, rows: Tensor, tasks: Tensor, packed: Tensor | None) -> RouteReplaySamples:
+        """Makes a batch of rows, the ids of their tasks and their packed paths, wherever these are."""
+        n, join = self.task_space.state_features, self.task_space.join
+        paths = None if packed is None or self.topology is None else self.topology.unpack(packed)
+        states, next_states, actions, rewards, ended = torch.split(rows, [n, n, self.action_dim, 1, 1], dim=1)
+        dones = (ended == ENDED).to(rows.dtype)
+        return RouteReplaySamples(
+            join(states, tasks), actions, join(next_states, tasks), dones, rewards, None, tasks, paths
+        )
 
     def latest_paths(self, number: int) -> list[Tensor]:
         """The newest paths of each task, at most so many, for reports."""
@@ -367,7 +378,7 @@ class RouteReplayBuffer(ReplayBuffer):
         for name, array in self._arrays().items():
             read_rows(place / f"{name}.npy", array, counts)
         self.positions, self.counts = np.asarray(state["positions"], dtype=np.int64).copy(), counts.copy()
-        self.vector_steps = int(state["vector_steps"])
+        self.vector_steps, self.added, self.version = int(state["vector_steps"]), counts.copy(), self.version + 1
 
     def _shape(self) -> dict[str, Any]:
         width = self.rows.shape[-1]
@@ -414,6 +425,14 @@ class RouteReplayBuffer(ReplayBuffer):
                 f"every {what} must be finite, got {values[i].tolist()} of task {tasks[i]} (environment {i}) at vector "
                 f"step {self.vector_steps}; nothing was stored of that step."
             )
+
+
+def to_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
+    """A tensor on a device, without waiting for a GPU."""
+    tensor, device = torch.from_numpy(array), torch.device(device)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # from other memory, the copy would wait
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[np.float32]:

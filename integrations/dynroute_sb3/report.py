@@ -36,9 +36,13 @@ class Report:
 
     def add(self, report: TaskReport) -> None:
         """Adds what an update did."""
+        self.add_up(report)
+        self.updates += 1
+
+    def add_up(self, report: TaskReport) -> None:
+        """Adds the numbers of an update to the totals, and does not count it."""
         for name, total in self.totals.items():
             total += getattr(report, name)
-        self.updates += 1
 
     def add_episode(self, task: int, info: dict[str, Any]) -> None:
         """Adds an episode that ended, from the info of its last step."""

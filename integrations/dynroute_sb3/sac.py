@@ -21,6 +21,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
+from . import captured
 from .attributes import MultiTaskAttributes
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
 from .losses import path_temperature
@@ -95,6 +96,9 @@ class MultiTaskSAC(MultiTaskAttributes):
         >>> model.actor.net.describe()
         'DynamicDepthRouting (module level): 341,484 parameters, 5 nodes, 10 routed edges, SampleK(2), rsg'
     """
+
+    capture: bool = True
+    """Whether updates on a GPU run as CUDA graphs where they can; see :mod:`dynroute_sb3.captured`."""
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
 
@@ -199,6 +203,8 @@ class MultiTaskSAC(MultiTaskAttributes):
             if self.rollout_actor is not None:
                 self.rollout_actor.net.compile(backend=backend)
         self.report = Report(self.num_tasks, self._stats_window_size, self.device)
+        self._graphs: captured.CapturedUpdate | None = None
+        self._runs_eagerly = False
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         check_policy_name(policy_name, self.policy_aliases)
@@ -317,18 +323,48 @@ class MultiTaskSAC(MultiTaskAttributes):
         assert self.replay_buffer is not None
         if self._waits_for_tasks():
             return
-        networks = self._networks()
         if self.rollout_actor is not None:
             self.rollout_actor.load_state_dict(self.actor.state_dict())
         for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            self.report.add(update(batch, networks, self._coefficients()))
-            if self._n_updates % self.target_update_interval == 0:
-                follow(self.critic_target, self.critic, self.tau)
+            self._update(batch_size, self.tau if self._n_updates % self.target_update_interval == 0 else None)
             self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if not self._learning:  # within learn(), values are read when they are logged, and not after each update
             self.report.record_updates(self)
+
+    def _update(self, batch_size: int, tau: float | None) -> None:
+        """Updates the networks once, the targets by a fraction; None leaves them."""
+        assert self.replay_buffer is not None
+        if (graphs := self._captured_update()) is not None:
+            try:
+                graphs(self._coefficients(), batch_size, tau)
+                return
+            except captured.CaptureError as error:  # nothing has changed
+                self._leave_capture(str(error))
+        batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        self.report.add(update(batch, self._networks(), self._coefficients()))
+        if tau is not None:
+            follow(self.critic_target, self.critic, tau)
+
+    def _captured_update(self) -> captured.CapturedUpdate | None:
+        """The update as CUDA graphs; None where it runs as it is."""
+        if not self.capture or self._runs_eagerly or self.device.type != captured.CAPTURING_DEVICE:
+            return None
+        if (why := captured.obstacle(self)) is not None:
+            self._leave_capture(why)
+            return None
+        assert self.replay_buffer is not None
+        if self._graphs is None or self._graphs.replay.buffer is not self.replay_buffer:
+            self._graphs = None  # and with it the copy of another buffer
+            try:
+                self._graphs = captured.CapturedUpdate(self._networks(), self.replay_buffer, self.report, self.device)
+            except torch.OutOfMemoryError:
+                self._leave_capture("the device has no memory for a copy of the replay buffer")
+        return self._graphs
+
+    def _leave_capture(self, why: str) -> None:
+        warnings.warn(f"updates run one operation at a time, not as a CUDA graph: {why}.", stacklevel=2)
+        self._runs_eagerly, self._graphs = True, None
 
     def _networks(self) -> Networks:
         """What an update changes."""
@@ -459,7 +495,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         return load_checkpoint(cls, Path(folder), env, device, replace or {})
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "report", "rollout_actor", "_behaviour_paths", "_learning"]
+        own = ("report", "rollout_actor", "_behaviour_paths", "_learning", "_graphs", "_runs_eagerly")
+        return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         states, tensors = super()._get_torch_save_params()

@@ -1,0 +1,122 @@
+"""A copy of the replay buffer in the memory of a device, from which batches are drawn there."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .demonstrations import DemonstrationBuffer, shown_first
+from .replay import RouteReplayBuffer, RouteReplaySamples, to_device
+
+__all__ = ["DeviceReplay"]
+
+
+class DeviceReplay:
+    """The transitions of a :class:`~dynroute_sb3.RouteReplayBuffer` on a device, where batches are drawn.
+
+    No value is read for a batch, and only new transitions cross the bus. The memory for a full buffer is taken at once;
+    the buffer itself stays what is saved.
+
+    Args:
+        buffer: The buffer; demonstrations are copied too.
+        device: Where the copy is.
+        generator: What draws; if None the generator of the device, whose state is in every checkpoint.
+
+    Example:
+        >>> from dynroute_sb3.device_replay import DeviceReplay
+        >>> buffer = MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks())).learn(20).replay_buffer
+        >>> replay = DeviceReplay(buffer, "cpu")
+        >>> replay.update()
+        >>> replay.sample(*buffer.parts(8)).tasks
+        tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    """
+
+    def __init__(
+        self, buffer: RouteReplayBuffer, device: torch.device | str, generator: torch.Generator | None = None
+    ) -> None:
+        self.buffer = buffer
+        self._own = _Rings(buffer, device, generator)
+        self._shown = _Rings(buffer.shown, device, generator) if isinstance(buffer, DemonstrationBuffer) else None
+        self._wanted = torch.empty(0)
+        if isinstance(buffer, DemonstrationBuffer):
+            self._wanted = torch.empty(buffer.wanted.shape, device=device)
+
+    def update(self) -> None:
+        """Copies the transitions that were added since the last time."""
+        self._own.update()
+        if self._shown is not None and self._shown.update():
+            assert isinstance(self.buffer, DemonstrationBuffer)
+            self._wanted.copy_(torch.from_numpy(self.buffer.wanted))
+
+    def sample(self, own: int, shown: int = 0) -> RouteReplaySamples:
+        """Draws transitions with replacement, as :meth:`~dynroute_sb3.RouteReplayBuffer.sample` does.
+
+        Args:
+            own: The number of transitions of each task.
+            shown: The number of demonstrations of each task, which come first.
+        """
+        batch, _ = self._own.sample(own)
+        if not shown:
+            return batch
+        assert self._shown is not None
+        demonstrations, indices = self._shown.sample(shown)
+        return shown_first(demonstrations, batch, self._wanted.flatten(0, 1)[indices])
+
+
+class _Rings:
+    """The rings of one buffer."""
+
+    def __init__(
+        self, buffer: RouteReplayBuffer, device: torch.device | str, generator: torch.Generator | None
+    ) -> None:
+        self.buffer, self.device, self.generator = buffer, torch.device(device), generator
+        width = buffer.rows.shape[-1]
+        self.rows = torch.empty(buffer.num_tasks * buffer.capacity, width, device=device)
+        self.paths = None
+        if buffer.paths is not None:
+            shape = (buffer.num_tasks * buffer.capacity, buffer.paths.shape[-1])
+            self.paths = torch.empty(shape, dtype=torch.uint8, device=device)
+        self.counts = torch.zeros(buffer.num_tasks, 1, dtype=torch.int64, device=device)
+        self.version, self.added = -1, buffer.added
+
+    def update(self) -> bool:
+        """Copies what is new; whether anything was."""
+        buffer = self.buffer
+        if buffer.version != self.version:
+            self._copy_all()
+        elif not (new := np.minimum(buffer.added - self.added, buffer.capacity)).any():
+            return False
+        else:
+            tasks = np.repeat(np.arange(buffer.num_tasks), new)
+            back = np.arange(len(tasks)) - np.repeat(new.cumsum() - new, new) + 1  # 1 for the newest of a task
+            self._copy(tasks, (buffer.positions[tasks] - back) % buffer.capacity)
+        self.counts.copy_(to_device(buffer.counts[:, None].copy(), self.device), non_blocking=True)
+        self.version, self.added = buffer.version, buffer.added
+        return True
+
+    def _copy(self, tasks: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        indices = to_device(tasks * self.buffer.capacity + places, self.device)
+        self.rows.index_copy_(0, indices, to_device(self.buffer.rows[tasks, places], self.device))
+        if self.paths is not None and self.buffer.paths is not None:
+            self.paths.index_copy_(0, indices, to_device(self.buffer.paths[tasks, places], self.device))
+
+    def _copy_all(self) -> None:
+        pairs = [(self.rows, self.buffer.rows)]
+        if self.paths is not None and self.buffer.paths is not None:
+            pairs.append((self.paths, self.buffer.paths))
+        for ours, theirs in pairs:
+            rings = ours.view(theirs.shape)
+            for task, count in enumerate(self.buffer.counts):
+                rings[task, :count].copy_(torch.from_numpy(theirs[task, :count]))
+
+    def sample(self, each: int) -> tuple[RouteReplaySamples, Tensor]:
+        """A batch with so many transitions of each task, and their places in the flat arrays."""
+        buffer, device = self.buffer, self.device
+        shape = (buffer.num_tasks, each)
+        # In float32, 24 bits would be drawn, and rings of a million would be drawn from unevenly.
+        drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64, device=device)
+        places = torch.minimum((drawn * self.counts).long(), self.counts - 1)
+        tasks = torch.arange(buffer.num_tasks, device=device).unsqueeze(1)
+        indices = (tasks * buffer.capacity + places).flatten()
+        packed = None if self.paths is None else self.paths[indices]
+        return buffer.unpack(self.rows[indices], tasks.expand(shape).flatten(), packed), indices
