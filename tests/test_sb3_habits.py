@@ -1093,3 +1093,61 @@ def test_loading_with_other_options() -> None:
     file.seek(0)
     with pytest.raises(ValueError, match="specified policy kwargs do not equal"):
         MultiTaskSAC.load(file, pendulum(), "cpu", policy_kwargs={"net_arch": [32]})
+
+
+@pytest.mark.parametrize("algorithm", [MultiTaskSAC, OverlappedSAC])
+def test_train_takes_batches_of_the_size_that_the_model_has(algorithm: type[MultiTaskSAC]) -> None:
+    model = algorithm("MlpPolicy", points(), learning_starts=8, batch_size=2 * TASKS, device="cpu")
+    model.learn(40)
+    before = model._n_updates
+    model.train(gradient_steps=2)
+    assert model._n_updates == before + 2
+
+
+def test_what_waits_in_an_overlapped_model_is_not_lost(tmp_path: Path) -> None:
+    model = OverlappedSAC("MlpPolicy", points(), learning_starts=8, device="cpu").learn(40)
+    model.save_checkpoint(tmp_path / "there")
+    with pytest.raises(ValueError, match="is of an OverlappedSAC; load it by"):
+        MultiTaskSAC.load_checkpoint(tmp_path / "there", points())
+    assert OverlappedSAC.load_checkpoint(tmp_path / "there", points()).updates_due == model.updates_due
+
+
+def test_products_in_16_bits_are_for_float32_alone() -> None:
+    model = make_model(precision="bf16").learn(40)
+    model.policy.double()
+    with pytest.raises(ValueError, match='`precision` must be "float32" for parameters'):
+        model.train(1)
+    with pytest.raises(ValueError, match="`precision` must be one of 'float32', 'bf16'"):
+        make_model(precision="half")
+
+
+def test_an_option_that_a_checkpoint_hangs_on_stays(tmp_path: Path) -> None:
+    model = make_model().learn(40)
+    model.lag_rollouts = True
+    with pytest.raises(RuntimeError, match="`lag_rollouts` must stay as it was when the model was made, got True"):
+        model.save_checkpoint(tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": float("nan")}, "`gamma` must be a number, at least 0 and at most 1, got nan"),
+        ({"tau": 7}, "`tau` must be a number, at least 0 and at most 1, got 7"),
+        ({"max_grad_norm": "1"}, "`max_grad_norm` must be a number or None, got '1'"),
+        ({"reward_scale": "x"}, "`reward_scale` must be a number, got 'x'"),
+        ({"actor_starts": 2.5}, "`actor_starts` must be an integer, got 2.5"),
+        ({"batch_size": 64.0}, "`batch_size` must be an integer, got 64.0"),
+    ],
+    ids=str,
+)
+def test_numbers_that_are_none(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        make_model(**options)
+
+
+def test_graphs_that_are_turned_off_stay_off(tmp_path: Path) -> None:
+    model = make_model().learn(40)
+    model.capture = False
+    model.save_checkpoint(tmp_path / "there")
+    assert not MultiTaskSAC.load_checkpoint(tmp_path / "there", points()).capture

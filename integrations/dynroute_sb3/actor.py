@@ -68,10 +68,14 @@ class MultiTaskActor(BasePolicy):
             generator: The source of randomness of paths that are sampled.
         """
         state, task = self.task_space.split(observations.to(self.temperature.dtype))
-        sampling = {"temperature": task @ self.temperature, "generator": generator} if sample and path is None else {}
+        sampling = {"temperature": self._temperature(task), "generator": generator} if sample and path is None else {}
         state = self.normalizer(state)
         output, route = run_network(self.net, state, task, routing=self.routing, path=path, sample=sample, **sampling)
         return *split_output(output.to(self.temperature.dtype)), route
+
+    def _temperature(self, task: Tensor) -> Tensor:
+        """The temperature of each sample's task; a product would be rounded to 16 bits under autocast."""
+        return torch.where(task == 1, self.temperature, 0).sum(dim=-1)
 
     def action_log_prob(
         self,

@@ -74,6 +74,11 @@ PROGRESS = (
 
 def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
     """Writes a model with all that its training depends on to a new folder, and notes beside it."""
+    if (model.rollout_actor is not None) != model.lag_rollouts:
+        raise RuntimeError(
+            f"`lag_rollouts` must stay as it was when the model was made, got {model.lag_rollouts}: a checkpoint holds "
+            "the policy that lags behind; make another model."
+        )
     if model._step_pending:
         raise RuntimeError(
             "a checkpoint must not be written between a step of the environments and its storage; "
@@ -147,6 +152,8 @@ def _restore(
 ) -> "Model":
     options, policy = _with_functions(state["options"], state["policy"], replace, folder)
     model = cls(policy, env, device=device, _init_setup_model=False)  # type: ignore[arg-type]
+    if "updates_due" in state["progress"] and not hasattr(model, "updates_due"):
+        raise ValueError(f"{folder} is of an OverlappedSAC; load it by OverlappedSAC.load_checkpoint.")
     saved_spaces = {name: _box(saved) for name, saved in state["spaces"].items()}
     for name, space in saved_spaces.items():
         if env is not None and getattr(model, name) != space:

@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Collection
 
+import torch
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from dynroute import SampleK, TopK
@@ -25,6 +26,7 @@ __all__ = [
     "check_network_options",
     "check_options",
     "check_policy_name",
+    "check_precision",
 ]
 
 PATHS = ("sampled", "replayed", "topk")
@@ -71,6 +73,7 @@ OPTIONS = (
     "critic_paths",
     "route_temperature",
     "precision",
+    "capture",
     "compile_networks",
     "joint_update",
     "ent_coef_after_step",
@@ -88,11 +91,11 @@ def check_options(model: MultiTaskAttributes) -> None:
     """Raises an error that names the first option of a model that is not fit."""
     assert model.num_tasks is not None
     assert model.task_names is not None
+    _check_numbers(model)
     for name, option, known in (
         ("task_weights", model.task_weights, TASK_WEIGHTS),
         ("actor_paths", model.actor_paths, (*PATHS, None)),
         ("critic_paths", model.critic_paths, PATHS),
-        ("precision", model.precision, PRECISIONS),
         ("mask_rule", model.mask_rule, MASK_RULES),
         ("warmup_actions", model.warmup_actions, WARMUP_ACTIONS),
     ):
@@ -204,6 +207,36 @@ def _check_order(model: MultiTaskAttributes) -> None:
             )
 
 
+def _check_numbers(model: MultiTaskAttributes) -> None:
+    """What every number must be, whatever else is asked of it."""
+    for name, number, low, high in (
+        ("gamma", model.gamma, 0, 1),
+        ("tau", model.tau, 0, 1),
+        ("buffer_size", model.buffer_size, 1, math.inf),
+    ):
+        if not (isinstance(number, (int, float)) and low <= number <= high):
+            upper = "" if high == math.inf else f" and at most {high}"
+            raise ValueError(f"`{name}` must be a number, at least {low}{upper}, got {shown(number)}.")
+    for name, value in (
+        ("max_task_loss", model.max_task_loss),
+        ("max_grad_norm", model.max_grad_norm),
+        ("max_ent_coef", model.max_ent_coef),
+        ("ent_coef_lr", model.ent_coef_lr),
+        ("shared_lr", model.shared_lr),
+        ("reward_scale", model.reward_scale),
+        ("log_prob_epsilon", model.log_prob_epsilon),
+        ("actor_starts", model.actor_starts),
+        ("demonstration_weight", model.demonstration_weight),
+        ("batch_size", model.batch_size),
+    ):
+        needed = name in ("reward_scale", "log_prob_epsilon", "actor_starts", "demonstration_weight", "batch_size")
+        whole = name in ("actor_starts", "batch_size")
+        kinds = (int,) if whole else (int, float)
+        if isinstance(value, bool) or not (isinstance(value, kinds) or (value is None and not needed)):
+            kind = "an integer" if whole else "a number"
+            raise TypeError(f"`{name}` must be {kind}{'' if needed else ' or None'}, got {shown(value)}.")
+
+
 def _check_demonstrations(model: MultiTaskAttributes) -> None:
     """What is asked of the options that take demonstrations for granted."""
     has_them = issubclass(model.replay_buffer_class or RouteReplayBuffer, DemonstrationBuffer)
@@ -234,4 +267,14 @@ def check_network_options(model: MultiTaskAttributes) -> None:
         raise ValueError(
             f"`shared_lr` must be None where actor and critics share nothing, got {model.shared_lr!r} for a "
             f"{type(model.actor.net).__name__}."
+        )
+
+
+def check_precision(model: MultiTaskAttributes) -> None:
+    """Raises an error unless the networks can multiply in the precision that is asked for."""
+    check_choice("precision", model.precision, PRECISIONS)
+    dtype = model.actor.temperature.dtype
+    if model.precision == "bf16" and dtype != torch.float32:
+        raise ValueError(
+            f'`precision` must be "float32" for parameters of {dtype}, got "bf16"; it is for float32 alone.'
         )

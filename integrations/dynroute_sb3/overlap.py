@@ -42,8 +42,11 @@ class OverlappedSAC(MultiTaskSAC):
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         return super().collect_rollouts(_Meanwhile(env, self._catch_up), callback, *args, **kwargs)
 
-    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        self.updates_due += gradient_steps
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
+        if self._learning:
+            self.updates_due += gradient_steps
+        else:
+            super().train(gradient_steps, batch_size)
 
     def _catch_up(self) -> None:
         due, self.updates_due = self.updates_due, 0

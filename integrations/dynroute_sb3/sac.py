@@ -26,7 +26,7 @@ from .attributes import MultiTaskAttributes
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
 from .losses import path_temperature
 from .observation import check_observation_space, count_tasks
-from .options import check_network_options, check_options, check_policy_name
+from .options import check_network_options, check_options, check_policy_name, check_precision
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
 from .report import Report
@@ -179,6 +179,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             self.replay_buffer_class = RouteReplayBuffer
         self.replay_buffer_kwargs["num_tasks"] = self.policy_kwargs["num_tasks"] = self.num_tasks
         super()._setup_model()
+        check_precision(self)
 
         check_network_options(self)
         assert self.replay_buffer is not None
@@ -311,7 +312,9 @@ class MultiTaskSAC(MultiTaskAttributes):
             self._store_transition(*(step[part] for part in parts))
         return rollout
 
-    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
+        batch_size = self.batch_size if batch_size is None else batch_size
+        check_precision(self)
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         if self.policy.shared_optimizer is not None and self.shared_lr is None:

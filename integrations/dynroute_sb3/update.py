@@ -127,7 +127,7 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
     rows = _read(batch, actor, given)
     observations, tasks, present = rows.observations, rows.tasks, rows.present
     alpha, weights = _weigh(networks, given)
-    temperature = _set_temperature(actor, alpha, given)
+    temperature = tasks @ _set_temperature(actor, alpha, given)
 
     # The coefficients of entropy, from the actions and paths that the actor's loss takes too.
     with _products(given, tasks):
@@ -148,7 +148,7 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
     target = _target(rows, networks, alpha_of_sample, given)
     with _products(given, tasks):
         paths = _paths(given.critic_paths, batch)
-        values = critic(observations, rows.actions, temperature=tasks @ temperature, **paths)
+        values = critic(observations, rows.actions, temperature=temperature, **paths)
     critic_losses = mean_by_task(critic_loss(values.detach(), target), tasks)
     extreme = present & _exceeds(critic_losses, given.max_task_loss)
     shares = sample_shares(weights, present & ~extreme, tasks)
@@ -186,7 +186,7 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
     rows = _read(batch, actor, given)
     observations, tasks, present = rows.observations, rows.tasks, rows.present
     alpha, weights = _weigh(networks, given)
-    temperature = _set_temperature(actor, alpha, given)
+    temperature = tasks @ _set_temperature(actor, alpha, given)
 
     # The losses of the coefficients of entropy.
     with _products(given, tasks):
@@ -207,7 +207,7 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
     target = _target(rows, networks, alpha_of_sample, given)
     with _products(given, tasks):
         paths = _paths(given.critic_paths, batch)
-        predicted = critic(observations, rows.actions, temperature=tasks @ temperature, **paths)
+        predicted = critic(observations, rows.actions, temperature=temperature, **paths)
     critic_losses = mean_by_task(critic_loss(predicted.detach(), target), tasks)
     actor_losses = torch.zeros_like(critic_losses)
     if given.actor_learns:
