@@ -82,7 +82,7 @@ class MultiTaskPolicy(SACPolicy):
             dictionary with those of the actor under "pi" and of the critics under "qf".
         activation_fn: The activation between these layers; ReLU if None.
         normalize_images: As in SB3, which normalizes images; these observations are none.
-        others: SB3's other keywords, which these networks have no place for: each is answered by a sentence.
+        others: SB3's other keywords, which these networks have no place for: each raises an error that says so.
 
     Example:
         >>> model = MultiTaskSAC(MultiTaskPolicy, DummyVecEnv(point_tasks()), policy_kwargs={"network": "hard"})

@@ -240,7 +240,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.policy.task_space.check(self._last_obs, name=name)
         self._step_pending = True
         at_random = self.num_timesteps < learning_starts and self.warmup_actions == "random"
-        # Before the first update there is nothing to lag behind, and what the policy was given counts at once.
+        # Before the first update there is nothing to lag behind: parameters that were loaded act at once.
         actor = self.rollout_actor if self.rollout_actor is not None and self._n_updates else self.actor
         self._behaviour_paths = None
         if self.replays_paths or not at_random:
