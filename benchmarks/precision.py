@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from dynroute_sb3 import MultiTaskSAC, point_tasks
 from dynroute_sb3.options import PRECISIONS
 
-from . import outputs
+from .outputs import file
 
 SIZES: dict[str, dict[str, Any]] = {
     "mt-sac": {"hidden_sizes": (64, 64)},
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5600)
-    parser.add_argument("--output", type=outputs.file, default=Path("benchmarks/results/precision.json"))
+    parser.add_argument("--output", type=file, default=Path("benchmarks/results/precision.json"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = []
