@@ -236,11 +236,11 @@ def suitable_masked(logits: Tensor, sources: Tensor | int) -> Tensor:
 
 
 def _clear_best(scores: Tensor, k: int, allowed: Tensor) -> Tensor | None:
-    """The k best of every row by comparing scores, a third of the cost; None if equal scores made them too many.
+    """The k best of many rows by comparing scores, a third of the cost; None if equal scores made them too many.
 
     Scores are -inf where a source is not allowed. Only where values may be read.
     """
-    if k > _FEW or not scores.numel():
+    if k > _FEW or scores.numel() < _MANY:  # a few numbers cost less than the calls
         return None
     worst = scores.amax(dim=-1, keepdim=True)
     for _ in range(min(k, scores.shape[-1]) - 1):

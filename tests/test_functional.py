@@ -267,3 +267,27 @@ def test_sums_of_temperature_are_one_for_many_tasks() -> None:
     alpha = torch.rand(50, dtype=torch.float64) + 1e-4
     assert float(route_temperature(alpha).sum()) == pytest.approx(1.0, abs=1e-12)
     assert float(route_temperature(alpha, normalize="mean").mean()) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("case", ["distinct", "ties", "never", "nan"])
+def test_many_rows_choose_as_one_row_does(case: str, k: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    logits = torch.randn(1500, 6, generator=generator)
+    allowed = torch.rand(1500, 6, generator=generator) < 0.7
+    allowed[:, 2] = True
+    if case == "ties":
+        logits = (2 * logits).round()
+    elif case == "never":
+        logits = logits.masked_fill(torch.rand(1500, 6, generator=generator) < 0.3, -math.inf)
+    elif case == "nan":
+        logits[7, 2] = math.nan
+    together = topk_path(logits, k, allowed=allowed)
+    for i in (0, 3, 7, 11, 1499):
+        assert torch.equal(together[i], topk_path(logits[i], k, allowed=allowed[i]))
+    one_by_one = torch.stack([topk_path(row, k, allowed=mask) for row, mask in zip(logits, allowed, strict=True)])
+    assert torch.equal(together, one_by_one)
+    noise = gumbel_noise(logits.shape, generator=generator)
+    drawn = samplek_path(logits, k, allowed=allowed, noise=noise, temperature=0.5)
+    for i in (0, 3, 7, 11, 1499):
+        assert torch.equal(drawn[i], samplek_path(logits[i], k, allowed=allowed[i], noise=noise[i], temperature=0.5))
