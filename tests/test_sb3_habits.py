@@ -595,9 +595,13 @@ def test_a_network_needs_a_state_and_a_task_alone(tmp_path: Path) -> None:
 
 def test_on_policy_a_network_needs_a_state_and_a_task_alone() -> None:
     kwargs = {"num_tasks": TASKS, "network": Plain}
-    PPO(
+    model = PPO(
         MultiTaskActorCriticPolicy, points(), n_steps=8, batch_size=8, device="cpu", policy_kwargs=kwargs, seed=0
-    ).learn(32)
+    )
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    model.learn(32)
+    after = list(model.policy.parameters())
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
 def test_a_network_that_is_tried_draws_nothing() -> None:

@@ -89,7 +89,7 @@ def run_graph(call: Pass, setting: str) -> Tensor:
 
 
 Form = Callable[[Pass], Tensor]
-"""What runs a pass."""
+"""A function that runs a pass."""
 
 
 def _choose(name: str, call: Pass) -> Form:
@@ -232,4 +232,4 @@ _OF_SEVERAL_DIMENSIONS = (
     nn.RNNBase,
     _ConvNd,
 )
-"""What treats the last two or more dimensions together; rows have none of a batch of several dimensions."""
+"""Modules that treat the last two or more dimensions together, so that they must see a batch in its own shape."""

@@ -93,11 +93,11 @@ def _run_rows(call: Pass) -> Tensor | None:
 
 
 def _on_none(module: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | None:
-    """What a module makes of no rows, so that all that it is made of receives zeros; None if it has to have some."""
+    """Calls a module on an empty batch, so that its parameters receive zeros; None if it fails on one."""
     try:
         output: Tensor = module(inputs)
         return output
-    except Exception:  # whatever it is, the module would not fail on rows
+    except Exception:  # nobody needs its output, and how a module fails on no rows is its own
         return None
 
 

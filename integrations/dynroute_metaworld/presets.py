@@ -88,8 +88,8 @@ RELEASED: Mapping[str, Mapping[str, Any]] = {
     "sm-shallow": _SOFT_MODULARIZATION,
     "paco": {"shared_lr": 1e-4},
 }
-"""What the preset released has instead for a method. Soft Modularization has released code of its own; PaCo is that of
-D2R's code."""
+"""The settings in which the preset released differs for a method. Soft Modularization has released code of its own; PaCo
+is part of that of D2R."""
 
 RELEASED_NETWORKS: Mapping[str, Mapping[str, Any]] = {
     method: {"hidden_init": "released"}

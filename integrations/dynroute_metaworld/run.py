@@ -164,7 +164,7 @@ class Run:
         return last
 
     def seal(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the rest of the run: the configuration, and the seal of other files."""
+        """The notes that a checkpoint keeps of its run: the configuration, and the seal of other files."""
         evaluations = sorted(f"evaluations/{path.name}" for path in self.evaluations.glob("step_*.json"))
         return Seal.of(self.folder, self._plain(), self.logged, [self.metrics.name, *evaluations]).notes()
 

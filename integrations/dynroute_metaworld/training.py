@@ -117,7 +117,7 @@ def check_device(name: str) -> None:
         raise ValueError(f"`device` must be one that is there, got {name!r}: this torch finds no GPU.")
     try:
         torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of these, by device
         told = str(error).partition("\n")[0]
         raise ValueError(f"`device` must be one that is there, got {name!r}: {told}") from error
 

@@ -32,7 +32,7 @@ def runs_dense(linear: Sequence[LinearNode], layers: Sequence[Layer] | None) -> 
 
 
 class _Program:
-    """What the function needs beside tensors."""
+    """The arguments of the function that are no tensors."""
 
     def __init__(self, plan: Plan, linear: Sequence[LinearNode], protect: str) -> None:
         assert plan.layers is not None

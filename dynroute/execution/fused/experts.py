@@ -31,7 +31,7 @@ def run_experts(call: Pass, experts: Sequence[Perceptron]) -> Tensor:
 
 
 class _Program:
-    """What the function needs beside tensors: the experts, and which samples chose each of them."""
+    """The arguments of the function that are no tensors: the experts, and which samples chose each of them."""
 
     def __init__(self, call: Pass, experts: Sequence[Perceptron], dtype: torch.dtype) -> None:
         self.equations = Equations(call.plan, experts, call.protect if call.suitable is not None else "none")

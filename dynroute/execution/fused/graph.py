@@ -33,7 +33,7 @@ def run_fused(call: Pass, linear: list[LinearNode]) -> Tensor:
 
 
 class _Program:
-    """What the function needs beside tensors."""
+    """The arguments of the function that are no tensors."""
 
     def __init__(self, plan: Plan, linear: list[LinearNode], protect: str, rows: Rows) -> None:
         self.equations = Equations(plan, [(node,) for node in linear], protect)

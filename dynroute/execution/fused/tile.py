@@ -80,7 +80,7 @@ class _Tables(NamedTuple):
 
 
 class _Program:
-    """What the function needs beside tensors."""
+    """The arguments of the function that are no tensors."""
 
     def __init__(self, plan: Plan, linear: Sequence[LinearNode], protect: str) -> None:
         roots, inside = _split(plan.topology, linear)
@@ -239,7 +239,7 @@ def _stack(parameters: Sequence[Tensor | None], nodes: Sequence[int]) -> tuple[T
 
 
 def _entered(before: Activation, read: Tensor) -> Tensor:
-    """What linear layers get of what their nodes read."""
+    """Applies the activation before a linear layer to what its node read."""
     return read if before is IDENTITY else before.forward(read if before.from_input else read.clone())
 
 
