@@ -88,8 +88,8 @@ RELEASED: Mapping[str, Mapping[str, Any]] = {
     "sm-shallow": _SOFT_MODULARIZATION,
     "paco": {"shared_lr": 1e-4},
 }
-"""The settings in which the preset released differs for a method. Soft Modularization has released code of its own; PaCo
-is part of that of D2R."""
+"""The settings in which the preset released differs for a method. Soft Modularization has released code of its own, and
+PaCo is part of that of D2R."""
 
 RELEASED_NETWORKS: Mapping[str, Mapping[str, Any]] = {
     method: {"hidden_init": "released"}

@@ -115,9 +115,9 @@ def check_device(name: str) -> None:
         raise ValueError(f"`device` must be cpu, cuda or auto, got {name!r}.") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`device` must be one that is there, got {name!r}: this torch finds no GPU.")
-    try:
+    try:  # which error torch raises depends on the device
         torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of these, by device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         told = str(error).partition("\n")[0]
         raise ValueError(f"`device` must be one that is there, got {name!r}: {told}") from error
 

@@ -62,7 +62,7 @@ def reading_archive(source: Path | io.BufferedIOBase, *, what: str, marker: str)
         )
     with contextlib.ExitStack() as stack:
         try:
-            archive = stack.enter_context(zipfile.ZipFile(source))  # zipfile raises any of these where bytes are wrong
+            archive = stack.enter_context(zipfile.ZipFile(source))  # raises any of these where bytes are wrong
             damaged = archive.testzip()
         except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
             raise DamagedError(
