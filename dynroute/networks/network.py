@@ -123,10 +123,9 @@ class Network(nn.Module, ABC):
 
     def _one_hot(self, state: Tensor, task: Tensor) -> Tensor:
         _check_state(state, self.state_features, self.num_tasks)
-        parameter = next(self.parameters(), None)
         # Parts that a user converted may take another type than the first of them.
-        if parameter is not None and all(state.dtype != part.dtype for part in self.parameters()):
-            check_input("state", state, parameter)
+        if all(part.dtype != state.dtype for part in self.parameters()):
+            check_input("state", state, next(self.parameters(), state))
         one_hot = task_one_hot(task, self.num_tasks)
         if one_hot.shape[:-1] != state.shape[:-1]:
             raise ValueError(

@@ -79,7 +79,6 @@ def task_one_hot(task: Tensor, num_tasks: int) -> Tensor:
     check_tensor("task", task)
     if task.is_complex():
         raise TypeError(f"`task` must hold integer ids or a one-hot, got {task.dtype}.")
-    ids = torch.arange(num_tasks, device=task.device)
     if task.is_floating_point() or task.dtype == torch.bool:
         if task.shape[-1:] != (num_tasks,):
             raise ValueError(
@@ -89,7 +88,7 @@ def task_one_hot(task: Tensor, num_tasks: int) -> Tensor:
         one_hot = task == 1
         refuse_where(
             task,
-            lambda task: ((task != 0) & (task != 1)).any(dim=-1) | ((task == 1).sum(dim=-1) != 1),
+            lambda task: (task != one_hot).any(dim=-1) | (one_hot.sum(dim=-1) != 1),
             lambda row: f"`task` must have exactly one 1 in every row of a one-hot, row {row} is {task[row].tolist()}.",
         )
         return one_hot
@@ -98,4 +97,4 @@ def task_one_hot(task: Tensor, num_tasks: int) -> Tensor:
         lambda task: (task < 0) | (task >= num_tasks),
         lambda index: f"`task` must be in 0..{num_tasks - 1}, got {int(task[index])} at index {index}.",
     )
-    return task.unsqueeze(-1) == ids
+    return task.unsqueeze(-1) == torch.arange(num_tasks, device=task.device)
