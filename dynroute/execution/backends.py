@@ -132,7 +132,7 @@ def _fitting(call: Pass, hidden: str | None) -> Form:
     if not pays and not (inference and batch == 1):
         return run_reference
     small = inference and needs_no_rows(call)
-    if not small or _is_full(call):  # where all run, even a few samples are a product
+    if not small or (batch > 1 and _is_full(call)):  # where all run, even a few samples are a product
         form = _fusing(call, None)
         if not isinstance(form, str) and not (small and form.func is not run_dense):
             return form
