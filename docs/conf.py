@@ -266,6 +266,21 @@ class Speed(Directive):
         return [row["case"], str(row["batch"]), f"{row['ms']['textbook']:.2f}", *ratios]
 
 
+class MixtureSpeed(Directive):
+    """Shows the stored results of `benchmarks.moe`, as ratios to the loop over experts."""
+
+    def run(self) -> list[nodes.Node]:
+        kinds, names = ("training step", "inference"), ("dynroute", "dense, active size")
+        found: dict[tuple[int, int, int], dict[str, dict[str, float]]] = {}
+        for row in json.loads((SPEED.parent / "moe.json").read_text())["rows"]:
+            found.setdefault((row["experts"], row["k"], row["threads"]), {})[row["mode"]] = row["to loop"]
+        rows = [["experts", "threads", *(f"{kind}: {name}" for kind in kinds for name in names)]]
+        for (experts, k, threads), modes in sorted(found.items()):
+            ratios = [f"{modes[kind][name]:.2f}" for kind in kinds for name in names]
+            rows.append([f"{experts}, top-{k}", str(threads), *ratios])
+        return self.parse_text_to_nodes("\n".join(table(rows)))
+
+
 class UpdateSpeed(Directive):
     """Shows the stored results of `make bench` for updates of multi-task SAC."""
 
@@ -293,6 +308,7 @@ def setup(app: Sphinx) -> None:
     app.add_directive("scripted-success", ScriptedSuccess)
     app.add_directive("speed", Speed)
     app.add_directive("network-speed", NetworkSpeed)
+    app.add_directive("mixture-speed", MixtureSpeed)
     app.add_directive("update-speed", UpdateSpeed)
     app.connect("config-inited", _hide_private_names)
     app.connect("autodoc-process-signature", _hide_module_arguments)
