@@ -6,7 +6,7 @@ from .checks import set_checks
 from .compositional import CompositionalLinear
 from .execution import backend
 from .gates import Gate, Hard, SampleK, Soft, TopK
-from .levels import LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
+from .levels import GatedPerceptron, LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
 from .recording import Record, Recording, record
 from .route import Route
 from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, TableRouter, TaskRouter
@@ -16,6 +16,7 @@ __all__ = [
     "CascadeRouter",
     "CompositionalLinear",
     "Gate",
+    "GatedPerceptron",
     "Hard",
     "LayerRouting",
     "LinearBank",

@@ -19,7 +19,7 @@ from dynroute import functional, gates, levels, losses, networks, routers
 from dynroute.banks import LinearBank
 from dynroute.compositional import CompositionalLinear
 from dynroute.gates import Hard, SampleK, Soft, TopK
-from dynroute.levels import LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
+from dynroute.levels import GatedPerceptron, LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
 from dynroute.networks import (
     CARE,
     DynamicDepthRouting,
@@ -129,6 +129,11 @@ def targets() -> Iterator[Target]:
     router = LinearRouter(5, layered)
     yield Target("LayerRouting", LayerRouting, {"layers": [linear(2), linear(2)], "gate": Soft(), "router": router})
     yield Target("OutputRouting", OutputRouting, {"heads": linear(3)})
+    yield Target("ModelRouting", ModelRouting, {"models": linear(2), "gate": TopK(2), "shared": linear(1)})
+    ffn = {"features": 5, "hidden": 4, "num_experts": 3, "shared": 1}
+    yield Target("ModelRouting", ModelRouting.ffn, ffn)
+    yield Target("GatedPerceptron", GatedPerceptron, {"in_features": 5, "hidden_features": 4})
+    yield Target("GatedPerceptron", GatedPerceptron(5, 4).forward, {"x": torch.randn(2, 5)}, frozenset({"x"}))
     widths = {"in_features": 5, "width": 4, "out_features": 2}
     yield Target("ModuleRouting", ModuleRouting.mlp, {**widths, "num_modules": 2, "router_sizes": (4,)})
     yield Target("ModelRouting", ModelRouting.mlp, {**widths, "num_models": 2, "router_sizes": (4,)})

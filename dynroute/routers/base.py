@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_tensor
+from ..banks import reset_parts
 from ..topology import Topology
 
 __all__ = ["Router", "full_precision"]
@@ -48,6 +49,10 @@ class Router(nn.Module, ABC):
         with full_precision(context):
             scores = self.score(context)
         return self.topology.from_edges(scores, fill=-torch.inf)
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew; a router with parameters of its own, beside modules, overrides it."""
+        reset_parts(self)
 
     @abstractmethod
     def score(self, context: Tensor) -> Tensor:

@@ -42,6 +42,10 @@ class TableRouter(Router):
         self.num_tasks = num_tasks
         self.table = nn.Parameter(torch.randn(num_tasks, topology.num_edges, device=device, dtype=dtype))
 
+    def reset_parameters(self) -> None:
+        """Draws the rows from a standard normal distribution."""
+        nn.init.normal_(self.table)
+
     def score(self, context: Tensor) -> Tensor:
         ids = task_one_hot(context, self.num_tasks).int().argmax(dim=-1)
         rows = self.table.index_select(0, ids.reshape(-1)).reshape(*ids.shape, self.table.shape[1])
