@@ -5,16 +5,18 @@ from .banks import LinearBank
 from .checks import set_checks
 from .compositional import CompositionalLinear
 from .execution import backend
-from .gates import Gate, Hard, SampleK, Soft, TopK
+from .gates import BalancedTopK, ExpertChoice, Gate, Hard, SampleK, Soft, TopK, TopP
 from .levels import GatedPerceptron, LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
 from .recording import Record, Recording, record
 from .route import Route
-from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, TableRouter, TaskRouter
+from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, RouterNoise, TableRouter, TaskRouter
 from .topology import Topology
 
 __all__ = [
+    "BalancedTopK",
     "CascadeRouter",
     "CompositionalLinear",
+    "ExpertChoice",
     "Gate",
     "GatedPerceptron",
     "Hard",
@@ -30,11 +32,13 @@ __all__ = [
     "Route",
     "RoutedGraph",
     "Router",
+    "RouterNoise",
     "SampleK",
     "Soft",
     "TableRouter",
     "TaskRouter",
     "TopK",
+    "TopP",
     "Topology",
     "backend",
     "functional",

@@ -13,7 +13,7 @@ from ..execution import Pass, Plan, check_backend, run_graph
 from ..functional import gumbel_noise, suitable_masked
 from ..gates import Gate
 from ..route import Route, report
-from ..routers import LinearRouter, Router, full_precision
+from ..routers import LinearRouter, Router, RouterNoise, full_precision
 from ..topology import Topology
 
 __all__ = ["RoutedGraph", "input_features"]
@@ -85,6 +85,9 @@ class RoutedGraph(nn.Module):
 
         check_flag("shortcut", shortcut)
 
+        like = next(router.parameters(), next(self.nodes.parameters(), None))
+        gate.bind(topology, None if like is None else like.device)
+
         self.topology = topology
         self.gate = gate
         self.router = router
@@ -127,6 +130,7 @@ class RoutedGraph(nn.Module):
         sample: bool | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        router_noise: RouterNoise | None = None,
     ) -> Route:
         """Decides the route without running the modules; the arguments are those of :meth:`forward`."""
         logits = self._logits(context)
@@ -135,6 +139,9 @@ class RoutedGraph(nn.Module):
         if sample is not None:
             check_flag("sample", sample)
         sample = self.training if sample is None else sample
+        scores = None
+        if path is None and sample:
+            scores = self._scores(context, logits, generator, router_noise)
         if path is None and noise is None and sample and self.gate.takes_noise:
             shape = (*logits.shape[:-2], self.topology.num_edges)
             drawn = gumbel_noise(shape, generator=generator, device=logits.device)
@@ -147,6 +154,7 @@ class RoutedGraph(nn.Module):
             sample=sample,
             generator=generator,
             noise=noise,
+            scores=scores,
         )
         return route
 
@@ -162,6 +170,7 @@ class RoutedGraph(nn.Module):
         generator: torch.Generator | None = None,
         return_route: Literal[False] = False,
         noise: Tensor | None = None,
+        router_noise: RouterNoise | None = None,
     ) -> Tensor: ...
 
     @overload
@@ -176,6 +185,7 @@ class RoutedGraph(nn.Module):
         generator: torch.Generator | None = None,
         return_route: Literal[True],
         noise: Tensor | None = None,
+        router_noise: RouterNoise | None = None,
     ) -> tuple[Tensor, Route]: ...
 
     @overload
@@ -190,6 +200,7 @@ class RoutedGraph(nn.Module):
         generator: torch.Generator | None = None,
         return_route: bool,
         noise: Tensor | None = None,
+        router_noise: RouterNoise | None = None,
     ) -> Tensor | tuple[Tensor, Route]: ...
 
     def forward(
@@ -203,6 +214,7 @@ class RoutedGraph(nn.Module):
         generator: torch.Generator | None = None,
         return_route: bool = False,
         noise: Tensor | None = None,
+        router_noise: RouterNoise | None = None,
     ) -> Tensor | tuple[Tensor, Route]:
         """Routes every sample through the graph.
 
@@ -215,6 +227,7 @@ class RoutedGraph(nn.Module):
             generator: The source of randomness when a path is sampled.
             return_route: Whether to return the route beside the output.
             noise: Gumbel noise drawn before, with shape ``[*, T, S]``, for functions that are compiled or replayed.
+            router_noise: What :meth:`Router.draw_noise` drew before, likewise, for a router with noise.
 
         Returns:
             The output of the last node, or the output and the :class:`Route`.
@@ -228,6 +241,7 @@ class RoutedGraph(nn.Module):
             sample=sample,
             generator=generator,
             noise=noise,
+            router_noise=router_noise,
         )
         self._check_batch(x, context, route)
         report(self, route)
@@ -278,6 +292,20 @@ class RoutedGraph(nn.Module):
         with suspended:
             logits: Tensor = self.router(context)
         return logits
+
+    def _scores(
+        self, context: Tensor, logits: Tensor, generator: torch.Generator | None, drawn: RouterNoise | None
+    ) -> Tensor | None:
+        """What decides a choice in place of the logits; None if the router adds no noise."""
+        router = self.router
+        if not isinstance(router, Router) or not router.adds_noise:
+            if drawn is not None:
+                raise ValueError(
+                    f"`router_noise` must be None for a router that adds none, such as this {type(router).__name__}; "
+                    "give the router noise, jitter or dropout."
+                )
+            return None
+        return router.perturb(context, logits, router.draw_noise(context, generator) if drawn is None else drawn)
 
     def _suitable(self, route: Route) -> Tensor:
         sources = self.topology.on(route.logits.device).allowed.sum(dim=-1, keepdim=True)
