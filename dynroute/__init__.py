@@ -10,6 +10,7 @@ from .levels import GatedPerceptron, LayerRouting, ModelRouting, ModuleRouting, 
 from .recording import Record, Recording, record
 from .route import Route
 from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, RouterNoise, TableRouter, TaskRouter
+from .surgery import swap, upcycle
 from .topology import Topology
 
 __all__ = [
@@ -47,7 +48,9 @@ __all__ = [
     "networks",
     "record",
     "set_checks",
+    "swap",
     "testing",
+    "upcycle",
 ]
 
 __version__ = "0.1.0"

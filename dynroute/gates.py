@@ -62,6 +62,11 @@ class Gate(nn.Module, ABC):
         """Whether a path may have rows without a source, whose mix is zero."""
         return self.capacity is not None
 
+    @property
+    def sums_to_one(self) -> bool:
+        """Whether the weights of every row are those of Eq. 5, which sum to 1."""
+        return type(self).weigh is Gate.weigh and not self.may_be_empty
+
     def bind(self, topology: Topology, device: torch.device | None = None) -> None:
         """Tells the gate of the graph that it belongs to; a gate with memory makes room for it.
 
@@ -455,6 +460,11 @@ class ExpertChoice(Gate):
         super().__init__()
         check_number("capacity", capacity, above=0.0)
         self.capacity = capacity
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Always: perhaps no source takes a sample."""
+        return True
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the samples that the sources chose."""
