@@ -10,6 +10,7 @@ from .levels import GatedPerceptron, LayerRouting, ModelRouting, ModuleRouting, 
 from .recording import Record, Recording, record
 from .route import Route
 from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, RouterNoise, TableRouter, TaskRouter
+from .saving import from_pretrained, save_pretrained
 from .surgery import swap, upcycle
 from .topology import Topology
 
@@ -42,11 +43,13 @@ __all__ = [
     "TopP",
     "Topology",
     "backend",
+    "from_pretrained",
     "functional",
     "inspect",
     "losses",
     "networks",
     "record",
+    "save_pretrained",
     "set_checks",
     "swap",
     "testing",

@@ -14,6 +14,7 @@ from ..functional import gumbel_noise, suitable_masked
 from ..gates import Gate
 from ..route import Route, report
 from ..routers import LinearRouter, Router, RouterNoise, full_precision
+from ..saving import Pretrained
 from ..topology import Topology
 
 __all__ = ["RoutedGraph", "input_features"]
@@ -21,7 +22,7 @@ __all__ = ["RoutedGraph", "input_features"]
 PROTECT_MODES = ("rsg", "input", "sg", "none")
 
 
-class RoutedGraph(nn.Module):
+class RoutedGraph(Pretrained):
     r"""Runs modules along a route that a router and a gate decide for each sample.
 
     .. math:: m^i = M^i \Big( \sum_j p^i_j \, m^j \Big)
@@ -255,6 +256,18 @@ class RoutedGraph(nn.Module):
 
     if TYPE_CHECKING:
         __call__ = forward  # a module's call takes and returns anything, as torch declares it
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that make a graph like this one; a class with another constructor overrides it."""
+        return {
+            "modules": list(self.nodes),
+            "topology": self.topology,
+            "gate": self.gate,
+            "router": self.router,
+            "shortcut": self.shortcut,
+            "protect": self.protect,
+            "backend": self.backend,
+        }
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew, those of the modules, the router and the gate, each by its own rule."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,6 +81,14 @@ class LayerRouting(RoutedGraph):
             backend=backend,
             context_features=context_features,
         )
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that make a layer like this one; a class with another constructor overrides it."""
+        arguments = super().constructor_arguments()
+        *modules, head = arguments.pop("modules")
+        del arguments["topology"]
+        layers = [modules[slice(*span)] for span in self._plan.groups[:-1]]
+        return {"layers": layers, **arguments, "head": head}
 
     @classmethod
     def mlp(

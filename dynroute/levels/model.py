@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,13 @@ class ModelRouting(RoutedGraph):
                 )
             output = output + common
         return output
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that make a mixture like this one; a class with another constructor overrides it."""
+        arguments = super().constructor_arguments()
+        models = arguments.pop("modules")[:-1]
+        kept = {name: arguments[name] for name in ("gate", "router", "protect", "backend")}
+        return {"models": models, **kept, "shared": list(self.shared)}
 
     @classmethod
     def ffn(

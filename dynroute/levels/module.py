@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,6 +73,12 @@ class ModuleRouting(RoutedGraph):
             backend=backend,
             context_features=context_features,
         )
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that make a layer like this one; a class with another constructor overrides it."""
+        arguments = super().constructor_arguments()
+        del arguments["topology"]
+        return arguments
 
     @classmethod
     def mlp(

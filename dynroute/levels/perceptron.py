@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import check_counts, check_dtype, check_flag, make_activation
 from ..banks import reset_parts
+from ..saving import Makes
 
 __all__ = ["GatedPerceptron", "perceptron"]
 
@@ -80,6 +82,13 @@ class GatedPerceptron(nn.Module):
         """Applies the perceptron to ``[*, in_features]``."""
         output: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
         return output
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that make a perceptron like this one."""
+        widths = (self.in_features, self.hidden_features, self.out_features)
+        names = ("in_features", "hidden_features", "out_features")
+        others = {"activation": Makes(self.activation), "bias": self.up.bias is not None}
+        return dict(zip(names, widths, strict=True)) | others
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew, as ``nn.Linear`` does."""
