@@ -463,7 +463,7 @@ class ExpertChoice(Gate):
 
     @property
     def may_be_empty(self) -> bool:
-        """Always: perhaps no source takes a sample."""
+        """True, since perhaps no source takes a sample."""
         return True
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:

@@ -268,7 +268,7 @@ class _Reader:
                 kind, place = self._kind(name), self._next()
                 if kind not in (nn.Sequential, nn.ModuleList):
                     raise ValueError(f"`folder` must describe {name} by its arguments, got children.")
-                made = kind()
+                made: nn.Module = kind()
                 for child, part in children.items():
                     made.add_module(child, self.module(part))
             case {"class": str(name), "arguments": dict(arguments)}:
@@ -291,7 +291,7 @@ class _Reader:
                 made = [self.module(part)]
                 return lambda: made.pop() if made else self.module(part)
             case {"topology": parents}:
-                return Topology(parents)  # type: ignore[arg-type]  # it checks them
+                return Topology(parents)
             case {"adjacent": list(parts)}:
                 modules = [self.module(part) for part in parts]
                 keep_adjacent(modules)

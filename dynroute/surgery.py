@@ -13,7 +13,7 @@ from .levels import ModelRouting
 __all__ = ["Where", "swap", "upcycle"]
 
 Where = str | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[str, nn.Module], bool]
-"""Which parts of a model are meant: a pattern for their names, their class or classes, or a predicate of both."""
+"""What tells parts of a model: a pattern for names, a class or classes, or a predicate of name and module."""
 
 
 def upcycle(
@@ -71,7 +71,7 @@ def swap(model: nn.Module, where: Where, make: Callable[[nn.Module], nn.Module])
 
     Args:
         model: The model.
-        where: Which parts: a pattern for their names (``"layers.*.mlp"``, as in :mod:`fnmatch`, where ``*`` crosses
+        where: Which parts: a pattern for their names (``"layers.*.mlp"``, as in ``fnmatch``, where ``*`` crosses
             dots), a class or a tuple of classes, or a function of name and module that returns whether to replace it.
         make: Takes an old part and returns the new one.
 
