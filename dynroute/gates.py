@@ -42,15 +42,27 @@ class Gate(nn.Module, ABC):
     takes_noise = False
     """Whether :meth:`choose` adds Gumbel noise when it samples; a graph then draws it for the edges alone."""
 
-    capacity: float | None = None
-    """How many samples a source takes when the gate samples, as a multiple of an even load; None for any number.
-
-    Choices beyond it are dropped, those of least weight first (:func:`~dynroute.functional.limit_path`), and counted in
-    ``gate.dropped``, a tensor. Like sampling it belongs to training: nothing is dropped in evaluation or on replay.
-    """
-
     dropped: Tensor
-    """How many choices the last pass dropped; there for gates with a :attr:`capacity` alone."""
+    """How many choices the last pass dropped; there for gates with a :attr:`~dynroute.Gate.capacity` alone."""
+
+    @property
+    def capacity(self) -> float | None:
+        """How many samples a source takes when the gate samples, as a multiple of an even load; None for any number.
+
+        Choices beyond it are dropped, those of least weight first (:func:`~dynroute.functional.limit_path`), and
+        counted in ``gate.dropped``, a tensor. Like sampling it belongs to training: nothing is dropped in evaluation
+        or on replay. It can be set on any gate.
+        """
+        capacity: float | None = vars(self).get("_capacity")
+        return capacity
+
+    @capacity.setter
+    def capacity(self, capacity: float | None) -> None:
+        if capacity is not None:
+            check_number("capacity", capacity, above=0.0)
+            if "dropped" not in self._buffers:
+                self.register_buffer("dropped", torch.zeros((), dtype=torch.long), persistent=False)
+        self._capacity = capacity
 
     @property
     def max_sources(self) -> int | None:
@@ -133,25 +145,19 @@ class Gate(nn.Module, ABC):
 
     def _limit(self, logits: Tensor, path: Tensor, allowed: Tensor, sample: bool) -> Tensor:
         """Drops the choices beyond the capacity, and counts them."""
-        if self.capacity is None:
+        if self.capacity is None or not sample:
+            self._count_dropped(None)
             return path
-        chosen = path
-        if sample:
-            path = limited(path, self.weigh(logits, path), self.capacity, allowed)
-        self._count_dropped(chosen.sum() - path.sum() if sample else None)
-        return path
+        with torch.no_grad():
+            left = limited(path, self.weigh(logits, path), self.capacity, allowed)
+        self._count_dropped(path.sum() - left.sum())
+        return left
 
     def _count_dropped(self, count: Tensor | None) -> None:
         # Where a transform hides the batch each sample is alone, and nothing was dropped.
         if "dropped" in self._buffers and (torch.compiler.is_compiling() or not under_transform()):
             with torch.no_grad():
                 self.dropped.zero_() if count is None else self.dropped.copy_(count)
-
-    def _set_capacity(self, capacity: float | None) -> None:
-        if capacity is not None:
-            check_number("capacity", capacity, above=0.0)
-            self.register_buffer("dropped", torch.zeros((), dtype=torch.long), persistent=False)
-        self.capacity = capacity
 
     def extra_repr(self) -> str:
         return "" if self.capacity is None else f"capacity={self.capacity}"
@@ -194,7 +200,7 @@ class Hard(Gate):
     is the gate of the Switch Transformer.
 
     Args:
-        capacity: How many samples a source takes in training, see :attr:`Gate.capacity`.
+        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> Hard()(torch.tensor([[0.0, 0.0]])).weights
@@ -203,7 +209,7 @@ class Hard(Gate):
 
     def __init__(self, *, capacity: float | None = None) -> None:
         super().__init__()
-        self._set_capacity(capacity)
+        self.capacity = capacity
 
     @property
     def max_sources(self) -> int | None:
@@ -224,7 +230,7 @@ class TopK(Gate):
 
     Args:
         k: How many sources to read, at least 2; a node with fewer reads all it has.
-        capacity: How many samples a source takes in training, see :attr:`Gate.capacity`.
+        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> TopK(2)(torch.tensor([[1.0, 1.0, 0.0]])).path
@@ -237,7 +243,7 @@ class TopK(Gate):
     def __init__(self, k: int, *, capacity: float | None = None) -> None:
         super().__init__()
         self.k = _check_mixing_k(type(self).__name__, k)
-        self._set_capacity(capacity)
+        self.capacity = capacity
 
     @property
     def max_sources(self) -> int | None:
@@ -257,7 +263,7 @@ class SampleK(Gate):
 
     Args:
         k: How many sources to read, at least 2; a node with fewer reads all it has.
-        capacity: How many samples a source takes in training, see :attr:`Gate.capacity`.
+        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> gate = SampleK(2).eval()
@@ -272,7 +278,7 @@ class SampleK(Gate):
     def __init__(self, k: int, *, capacity: float | None = None) -> None:
         super().__init__()
         self.k = _check_mixing_k(type(self).__name__, k)
-        self._set_capacity(capacity)
+        self.capacity = capacity
 
     @property
     def max_sources(self) -> int | None:
@@ -306,7 +312,7 @@ class TopP(Gate):
 
     Args:
         p: The probability to reach, above 0 and at most 1.
-        capacity: How many samples a source takes in training, see :attr:`Gate.capacity`.
+        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> TopP(0.6)(torch.tensor([[0.5, 0.3, 0.2], [0.7, 0.2, 0.1]]).log()).path
@@ -318,7 +324,7 @@ class TopP(Gate):
         super().__init__()
         check_number("p", p, above=0.0, at_most=1.0)
         self.p = p
-        self._set_capacity(capacity)
+        self.capacity = capacity
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the likeliest sources of every row."""
@@ -351,7 +357,7 @@ class BalancedTopK(Gate):
     Args:
         k: How many sources to read, at least 2; a node with fewer reads all it has.
         rate: The step :math:`\gamma` of the bias, in units of probability.
-        capacity: How many samples a source takes in training, see :attr:`Gate.capacity`.
+        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> net = ModelRouting([nn.Linear(5, 2) for _ in range(4)], BalancedTopK(2, rate=0.1))
@@ -369,7 +375,7 @@ class BalancedTopK(Gate):
         self.k = _check_mixing_k(type(self).__name__, k)
         check_number("rate", rate, at_least=0.0)
         self.rate = rate
-        self._set_capacity(capacity)
+        self.capacity = capacity
         self.register_buffer("bias", None)
         self.register_buffer("load", None)
 
@@ -442,7 +448,7 @@ class ExpertChoice(Gate):
 
     Of :math:`N` samples each of :math:`n` sources takes the :math:`\lceil c N / n \rceil` that give it the largest
     probability, and weighs them by it. A sample may be chosen by any number of sources, also by none: then the mix is
-    zero, and ``dynroute.inspect.metrics`` counts it as unrouted.
+    zero, and ``gate.dropped`` counts it.
 
     The path of a sample depends on the others of its batch, in training and in evaluation. Do not use the gate where a
     sample must not know of others, such as tokens that come later in a text, and expect other outputs for other
@@ -459,7 +465,7 @@ class ExpertChoice(Gate):
     def __init__(self, capacity: float) -> None:
         super().__init__()
         check_number("capacity", capacity, above=0.0)
-        self.capacity = capacity
+        self.capacity = capacity  # not that of the base class: the sources choose
 
     @property
     def may_be_empty(self) -> bool:
@@ -475,6 +481,7 @@ class ExpertChoice(Gate):
         return _unscaled(logits, path)
 
     def _limit(self, logits: Tensor, path: Tensor, allowed: Tensor, sample: bool) -> Tensor:
+        self._count_dropped((~path.any(dim=-1)).sum())
         return path  # the sources took no more than they hold
 
     def extra_repr(self) -> str:

@@ -43,7 +43,7 @@ class Record:
     """The names of the tasks, by id."""
 
     dropped: tuple[Tensor, ...] = ()
-    """How many choices each pass dropped, if the gate has a capacity (:attr:`Gate.capacity`)."""
+    """How many choices each pass dropped, if the gate has a capacity (:attr:`dynroute.Gate.capacity`)."""
 
     @property
     def route(self) -> Route:
@@ -182,8 +182,8 @@ class Recording(Mapping[str, Record]):
     def metrics(self, *, nodes: bool = True) -> dict[str, float]:
         """Figures of all layers as plain numbers for a logger, under ``layer/key``.
 
-        The keys are those of :func:`dynroute.inspect.metrics`; a model that is itself a routed layer has no name. Record
-        some steps of training, and log what they give.
+        The keys are those of :func:`dynroute.inspect.metrics`; a model that is itself a routed layer has no name.
+        Record some steps of training, and log what they give.
 
         Args:
             nodes: Whether to give the load of each node.

@@ -13,7 +13,7 @@ from .levels import ModelRouting
 __all__ = ["Where", "swap", "upcycle"]
 
 Where = str | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[str, nn.Module], bool]
-"""What tells parts of a model: a pattern for names, a class or classes, or a predicate of name and module."""
+"""A pattern for names, a class or classes, or a predicate of name and module."""
 
 
 def upcycle(

@@ -244,6 +244,27 @@ def test_nothing_is_dropped_in_silence() -> None:
     assert "capacity=0.5" in repr(net.gate)
 
 
+def test_a_capacity_can_be_set_on_any_gate() -> None:
+    class Own(Gate):
+        def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
+            return allowed.clone()
+
+    for gate in (Own(), Soft(), TopK(2)):
+        assert gate.capacity is None
+        assert gate.sums_to_one
+        gate.capacity = 0.5
+        assert gate.may_be_empty
+        assert not gate.sums_to_one
+        path = gate(torch.randn(8, 1, 4)).path
+        assert path.sum(0).max() <= 4
+        assert int(gate.dropped) > 0
+        gate.capacity = None
+        assert gate(torch.randn(8, 1, 4)).path.any(-1).all()
+        assert int(gate.dropped) == 0
+    with pytest.raises(ValueError, match=r"`capacity` must be above 0\.0, got 0"):
+        gate.capacity = 0
+
+
 def test_a_sample_without_experts_gives_zeros_and_the_shared_ones_remain() -> None:
     net = ModelRouting.ffn(5, 8, 4, ExpertChoice(0.25), shared=1)
     x = torch.randn(16, 5)
@@ -251,7 +272,7 @@ def test_a_sample_without_experts_gives_zeros_and_the_shared_ones_remain() -> No
         with dynroute.backend(backend):
             y, route = net(x, return_route=True)
         empty = ~route.path.any(-1).squeeze(-1)
-        assert empty.sum() >= 12
+        assert int(net.gate.dropped) == empty.sum() >= 12
         assert torch.equal(y[empty], net.shared[0](x)[empty])
 
 
