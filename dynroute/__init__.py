@@ -5,17 +5,22 @@ from .banks import LinearBank
 from .checks import set_checks
 from .compositional import CompositionalLinear
 from .execution import backend
-from .gates import Gate, Hard, SampleK, Soft, TopK
-from .levels import LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
+from .gates import BalancedTopK, ExpertChoice, Gate, Hard, SampleK, Soft, TopK, TopP
+from .levels import GatedPerceptron, LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
 from .recording import Record, Recording, record
 from .route import Route
-from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, TableRouter, TaskRouter
+from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, RouterNoise, TableRouter, TaskRouter
+from .saving import from_pretrained, save_pretrained
+from .surgery import swap, upcycle
 from .topology import Topology
 
 __all__ = [
+    "BalancedTopK",
     "CascadeRouter",
     "CompositionalLinear",
+    "ExpertChoice",
     "Gate",
+    "GatedPerceptron",
     "Hard",
     "LayerRouting",
     "LinearBank",
@@ -29,20 +34,26 @@ __all__ = [
     "Route",
     "RoutedGraph",
     "Router",
+    "RouterNoise",
     "SampleK",
     "Soft",
     "TableRouter",
     "TaskRouter",
     "TopK",
+    "TopP",
     "Topology",
     "backend",
+    "from_pretrained",
     "functional",
     "inspect",
     "losses",
     "networks",
     "record",
+    "save_pretrained",
     "set_checks",
+    "swap",
     "testing",
+    "upcycle",
 ]
 
 __version__ = "0.1.0"

@@ -1,6 +1,7 @@
 """Shared argument checks."""
 
 import difflib
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "check_mask",
     "check_modules",
     "check_noise",
+    "check_number",
     "check_sizes",
     "check_task",
     "check_temperature",
@@ -69,6 +71,23 @@ def check_sizes(name: str, sizes: Sequence[int], *, at_least: int = 1) -> None:
         raise ValueError(f"`{name}` must list at least {at_least} sizes, got {list(sizes)}.")
     for i, size in enumerate(sizes):
         check_count(f"{name}[{i}]", size, at_least=1)
+
+
+def check_number(
+    name: str, value: float, *, above: float | None = None, at_least: float | None = None, at_most: float | None = None
+) -> None:
+    """Raises an error unless a value is a finite number between bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` must be a number, got {shown(value)}.")
+    rules = [
+        (f"above {above}", above is None or value > above),
+        (f"at least {at_least}", at_least is None or value >= at_least),
+        (f"at most {at_most}", at_most is None or value <= at_most),
+        ("finite", math.isfinite(value)),
+    ]
+    for rule, holds in rules:
+        if not holds:
+            raise ValueError(f"`{name}` must be {rule}, got {value}.")
 
 
 def check_flag(name: str, value: object) -> None:

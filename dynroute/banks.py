@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .arguments import check_counts, check_dtype, check_flag, make_activation
 
-__all__ = ["LinearBank", "are_adjacent", "keep_adjacent", "lay_adjacent", "stacked"]
+__all__ = ["LinearBank", "are_adjacent", "keep_adjacent", "lay_adjacent", "reset_parts", "stacked"]
 
 
 class LinearBank(nn.ModuleList):
@@ -60,6 +60,10 @@ class LinearBank(nn.ModuleList):
         if bias:
             lay_adjacent([layer.bias for layer in linear])
 
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as ``nn.Linear`` does."""
+        reset_parts(self)
+
     def __getitem__(self, index: int | slice) -> nn.Module:  # type: ignore[override]  # a part is a plain list
         return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
@@ -73,6 +77,22 @@ class LinearBank(nn.ModuleList):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         keep_adjacent(list(self))
+
+
+def reset_parts(module: nn.Module) -> None:
+    """Calls ``reset_parameters`` of all modules inside a module, once each."""
+    done: set[nn.Module] = set()
+    waiting = list(module.children())
+    while waiting:
+        part = waiting.pop(0)
+        if part in done:
+            continue
+        done.add(part)
+        reset = getattr(part, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        else:
+            waiting += part.children()
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from html import escape
 
+import torch
 from torch import Tensor
 
-from .arguments import check_count
+from .arguments import check_count, check_tensor
 from .checks import refuse_where
 from .route import Route
 from .topology import Topology
 
-__all__ = ["draw", "draw_grid"]
+__all__ = ["draw", "draw_grid", "draw_load"]
 
 _COLUMN, _ROW, _RADIUS, _MARGIN, _LINE, _LETTER = 64.0, 64.0, 13.0, 28.0, 10.0, 6.5
+_CELL, _POINTS = 16.0, 120
 _GREEN, _GREY, _INK = "#146e3c", "#7d8590", "#1f2328"
 
 
@@ -90,6 +92,67 @@ def draw_grid(
         lines += [f'<g role="img" transform="translate({place})">', f"<title>{escape(name)}</title>", *picture, "</g>"]
     whole = _MARGIN + -(-len(pictures) // columns) * height
     return _svg(title, lines, max(columns * width, _room(title)), whole, role="group")
+
+
+def draw_load(load: Tensor, *, title: str = "Load over time") -> str:
+    """Draws how the load of the nodes changes over time, as one SVG picture: a row for each node, time to the right.
+
+    A cell is white where a node has no load and darkest at the largest load of the picture. The name of a node that
+    never has any is hollow. More than 120 points of time are averaged to fewer columns.
+
+    Args:
+        load: The load of each node at each point of time, with shape ``[time, nodes]``, for instance the share of the
+            samples that it runs for (:attr:`dynroute.Record.load_history`).
+        title: Stands above the picture.
+
+    Returns:
+        The text of the SVG picture.
+
+    Example:
+        >>> inspect.draw_load(torch.rand(50, 4)).count('class="load"')
+        4
+    """
+    check_tensor("load", load)
+    if load.dim() != 2 or 0 in load.shape:
+        raise ValueError(
+            f"`load` must have shape (time, nodes), a row for each point of time, got {tuple(load.shape)}; "
+            "torch.stack(loads) makes it of single ones."
+        )
+    if load.is_complex():
+        raise TypeError(f"`load` must hold real numbers, got {load.dtype}.")
+    values = load.detach().to("cpu", torch.float64)
+    refuse_where(
+        values,
+        lambda values: ~(values >= 0) | values.isinf(),
+        lambda index: f"`load` must hold loads of at least 0, got {values[index].item():g} at {index}.",
+    )
+    spans = values.tensor_split(min(len(values), _POINTS))
+    columns, largest = torch.stack([span.mean(dim=0) for span in spans]), float(values.max())
+    steps, left = len(values), _MARGIN + 12.0
+    cell, width = max(2.0, 360.0 / len(columns)), max(2.0, 360.0 / len(columns)) * len(columns)
+    lines = [_heading(title)]
+    for node in range(values.shape[1]):
+        y, row = _MARGIN + 8.0 + node * _CELL, values[:, node]
+        hint = f"node {node}: {row.mean():.3f} on average, from {row.min():.3f} to {row.max():.3f}"
+        ink = _INK if row.any() else "none"
+        outline = "" if row.any() else f' stroke="{_GREY}" stroke-width="0.7"'
+        lines += [
+            f'<g class="load"><title>{hint}</title>',
+            f'<rect x="{left}" y="{y:.1f}" width="{width:.1f}" height="{_CELL - 2}" fill="#ffffff" stroke="#dfe3e8"/>',
+            f'<text x="{left - 6}" y="{y + 11:.1f}" text-anchor="end" fill="{ink}"{outline}>{node}</text>',
+        ]
+        lines += [
+            f'<rect x="{left + i * cell:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{_CELL - 2}" fill="{_GREEN}" '
+            f'fill-opacity="{value / largest:.2f}"/>'
+            for i, value in enumerate(columns[:, node].tolist())
+            if value > 0
+        ]
+        lines.append("</g>")
+    below = _MARGIN + 8.0 + values.shape[1] * _CELL
+    scale = f"white: 0, darkest: {largest:.3g}; {steps} point{'s' if steps > 1 else ''} of time"
+    lines.append(f'<text x="{left}" y="{below + 14:.1f}" fill="#3d444d">{scale}</text>')
+    whole = max(left + width + _MARGIN, _room(title), left + _LETTER * len(scale) + _MARGIN)
+    return _svg(title, lines, whole, below + _MARGIN, role="img")
 
 
 def _picture(

@@ -20,6 +20,7 @@ from .arguments import (
     check_generator,
     check_mask,
     check_noise,
+    check_number,
     check_temperature,
     check_tensor,
     expand_allowed,
@@ -28,7 +29,9 @@ from .arguments import (
 from .checks import hides_values, refuse_where
 
 __all__ = [
+    "expert_choice_path",
     "gumbel_noise",
+    "limit_path",
     "mask_softmax",
     "route_temperature",
     "rsg",
@@ -36,6 +39,7 @@ __all__ = [
     "suitable",
     "task_weights",
     "topk_path",
+    "topp_path",
 ]
 
 # The smallest step of a uniform float32 is 2**-24: a draw below it is a rounded zero, whose logarithm is infinite.
@@ -169,6 +173,139 @@ def samplek_path(
     # A logit of -inf stays the last resort at any temperature, and ahead of what is forbidden.
     wide = wide.clamp(min=lowest / 2).masked_fill(scores == -math.inf, lowest)
     return _best(wide.masked_fill(~allowed, -math.inf), k) & allowed
+
+
+def topp_path(logits: Tensor, p: float, *, allowed: Tensor | None = None) -> Tensor:
+    r"""Chooses the fewest sources of every row that have a probability of p together (Huang et al., 2024).
+
+    .. math:: d_j = 1 \text{ if } \sum_{i : q_i > q_j} q_i < p \text{, else } 0, \qquad q = \operatorname{softmax}(z)
+
+    Args:
+        logits: The logits :math:`z`, with shape :math:`(*, n)`.
+        p: The probability that the chosen sources reach, above 0 and at most 1; 1 takes all allowed sources.
+        allowed: The sources that may be chosen, a boolean mask with the shape of the last dimensions of `logits`.
+
+    Returns:
+        The boolean path :math:`d` with at least one source per row; ties go to the lowest index.
+
+    Example:
+        >>> topp_path(torch.tensor([0.5, 0.3, 0.2]).log(), 0.6)
+        tensor([ True,  True, False])
+    """
+    check_number("p", p, above=0.0, at_most=1.0)
+    return likeliest(logits, p, expand_allowed(allowed, logits))
+
+
+def likeliest(logits: Tensor, p: float, allowed: Tensor) -> Tensor:
+    """The path of :func:`topp_path` for arguments that were checked."""
+    if p == 1 or not logits.shape[-1]:
+        return allowed.clone()
+    scores, order = _masked(logits, allowed).sort(dim=-1, descending=True, stable=True)
+    probability = mask_softmax(scores, scores > -math.inf)
+    before = torch.nn.functional.pad(probability.cumsum(dim=-1)[..., :-1], (1, 0))
+    return torch.zeros_like(allowed).scatter(-1, order, before < p) & allowed
+
+
+def expert_choice_path(logits: Tensor, capacity: float, *, allowed: Tensor | None = None) -> Tensor:
+    r"""Lets every source choose the samples that read it (expert choice, Zhou et al., 2022).
+
+    .. math:: d_{bj} = 1 \text{ if } \operatorname{softmax}(z_b)_j \text{ is among the } \lceil c N / n \rceil
+              \text{ largest of all } b \text{, else } 0
+
+    :math:`N` is the number of samples, in all batch dimensions together. The path of a sample depends on the others.
+
+    Args:
+        logits: The logits :math:`z`, with shape :math:`(*, T, n)`.
+        capacity: How many sources a sample has on average, :math:`c`.
+        allowed: The sources that exist, a boolean mask with the shape of the last dimensions of `logits`.
+
+    Returns:
+        The boolean path :math:`d`, in which a row may have any number of sources, also none. Ties go to the first
+        sample.
+
+    Example:
+        >>> expert_choice_path(torch.tensor([[[2.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]]]), 1.0).squeeze()
+        tensor([[ True, False],
+                [ True, False],
+                [False,  True],
+                [False,  True]])
+    """
+    check_number("capacity", capacity, above=0.0)
+    return chosen_by_sources(logits, capacity, expand_allowed(allowed, logits))
+
+
+def chosen_by_sources(logits: Tensor, capacity: float, allowed: Tensor) -> Tensor:
+    """The path of :func:`expert_choice_path` for arguments that were checked."""
+    scores = _masked(logits, allowed)
+    scores = (scores - scores.logsumexp(dim=-1, keepdim=True)).nan_to_num(-math.inf, neginf=-math.inf)
+    exists = scores > -math.inf
+    rows = _samples(exists)
+    sources = _samples(allowed).any(dim=0).sum(dim=-1, keepdim=True)
+    return exists & _first(scores, _share(rows.shape[0] * sources.new_ones(()), sources, capacity))
+
+
+def limit_path(path: Tensor, weights: Tensor, capacity: float, *, allowed: Tensor | None = None) -> Tensor:
+    r"""Drops the choices that are more than a source takes, those of least weight first.
+
+    .. math:: \text{a source takes at most } \lceil c \, D / n \rceil \text{ samples}
+
+    :math:`D` is the number of choices that all samples make for a destination, and :math:`n` the number of its sources:
+    a `capacity` of 1 leaves room for an even load, and nothing to spare. The samples are those of all batch dimensions
+    together.
+
+    Args:
+        path: The boolean path, with shape :math:`(*, T, n)`.
+        weights: What decides who stays, with the same shape.
+        capacity: The capacity factor :math:`c`.
+        allowed: The sources that exist, a boolean mask with the shape of the last dimensions of `path`.
+
+    Returns:
+        The rest of the path, with the same shape; a row may have lost all its sources. Ties go to the first sample.
+
+    Example:
+        >>> path, weights = torch.ones(4, 1, 1, dtype=torch.bool), torch.tensor([0.1, 0.4, 0.3, 0.2])
+        >>> limit_path(path, weights[:, None, None], 0.5).flatten()
+        tensor([False,  True,  True, False])
+    """
+    check_tensor("path", path)
+    check_mask("path", path, weights)
+    check_number("capacity", capacity, above=0.0)
+    return limited(path, weights, capacity, expand_allowed(allowed, weights))
+
+
+def limited(path: Tensor, weights: Tensor, capacity: float, allowed: Tensor) -> Tensor:
+    """The path of :func:`limit_path` for arguments that were checked."""
+    made = _samples(path).sum(dim=0).sum(dim=-1, keepdim=True)
+    sources = _samples(allowed).any(dim=0).sum(dim=-1, keepdim=True)
+    scores = torch.where(path, weights.detach(), -1.0)
+    return path & _first(scores, _share(made, sources, capacity))
+
+
+def _share(made: Tensor, sources: Tensor, capacity: float) -> Tensor:
+    """How many samples a source takes, of so many choices among so many sources."""
+    wide = torch.float32 if made.device.type == "mps" else torch.float64
+    even = made.to(wide) / sources.clamp(min=1)
+    return (capacity * even * (1 - 1e-9)).ceil().clamp(min=1)  # a rounding error is no sample more
+
+
+def _first(scores: Tensor, limit: Tensor) -> Tensor:
+    """Which samples are among the best of each slot, up to a limit with shape ``[T, 1]``; ties to the first."""
+    rows = _samples(scores)
+    order = rows.argsort(dim=0, descending=True, stable=True)
+    return (order.argsort(dim=0) < limit).reshape(scores.shape)
+
+
+def _samples(values: Tensor) -> Tensor:
+    """The values with one batch dimension in front of ``[T, n]``."""
+    if values.dim() < 3:
+        return values.reshape(1, *values.shape) if values.dim() == 2 else values.reshape(1, 1, *values.shape)
+    return values.flatten(0, -3)
+
+
+def _masked(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Logits without gradient, in float32 or wider, -inf where nothing is allowed."""
+    wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.where(allowed, wide, -math.inf)
 
 
 def gumbel_noise(

@@ -2,16 +2,28 @@
 
 import operator
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_count, check_flag, check_logits, check_mask, check_temperature, expand_allowed
-from .checks import refuse_where
-from .functional import best_k, mask_softmax, samplek_path
+from .arguments import (
+    check_count,
+    check_flag,
+    check_logits,
+    check_mask,
+    check_number,
+    check_temperature,
+    check_tensor,
+    expand_allowed,
+)
+from .checks import refuse_where, under_transform
+from .functional import best_k, chosen_by_sources, likeliest, limited, mask_softmax, samplek_path
 from .route import Route
+from .topology import Topology
 
-__all__ = ["Gate", "Hard", "SampleK", "Soft", "TopK"]
+__all__ = ["BalancedTopK", "ExpertChoice", "Gate", "Hard", "SampleK", "Soft", "TopK", "TopP"]
 
 
 class Gate(nn.Module, ABC):
@@ -30,10 +42,50 @@ class Gate(nn.Module, ABC):
     takes_noise = False
     """Whether :meth:`choose` adds Gumbel noise when it samples; a graph then draws it for the edges alone."""
 
+    dropped: Tensor
+    """How many choices the last pass dropped; there for gates with a :attr:`~dynroute.Gate.capacity` alone."""
+
+    @property
+    def capacity(self) -> float | None:
+        """How many samples a source takes when the gate samples, as a multiple of an even load; None for any number.
+
+        Choices beyond it are dropped, those of least weight first (:func:`~dynroute.functional.limit_path`), and
+        counted in ``gate.dropped``, a tensor. Like sampling it belongs to training: nothing is dropped in evaluation
+        or on replay. It can be set on any gate.
+        """
+        capacity: float | None = vars(self).get("_capacity")
+        return capacity
+
+    @capacity.setter
+    def capacity(self, capacity: float | None) -> None:
+        if capacity is not None:
+            check_number("capacity", capacity, above=0.0)
+            if "dropped" not in self._buffers:
+                self.register_buffer("dropped", torch.zeros((), dtype=torch.long), persistent=False)
+        self._capacity = capacity
+
     @property
     def max_sources(self) -> int | None:
         """The most sources that a node reads; None if any number may be."""
         return None
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a path may have rows without a source, whose mix is zero."""
+        return self.capacity is not None
+
+    @property
+    def sums_to_one(self) -> bool:
+        """Whether the weights of every row are those of Eq. 5, which sum to 1."""
+        return type(self).weigh is Gate.weigh and not self.may_be_empty
+
+    def bind(self, topology: Topology, device: torch.device | None = None) -> None:
+        """Tells the gate of the graph that it belongs to; a gate with memory makes room for it.
+
+        Args:
+            topology: The graph.
+            device: Where its parameters are.
+        """
 
     def forward(
         self,
@@ -45,6 +97,7 @@ class Gate(nn.Module, ABC):
         sample: bool | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        scores: Tensor | None = None,
     ) -> Route:
         """Decides a route.
 
@@ -57,6 +110,8 @@ class Gate(nn.Module, ABC):
             sample: Whether a gate that can sample does so; in training mode if None.
             generator: The source of randomness of a gate that samples.
             noise: Gumbel noise drawn before, with the shape of `logits`, for a gate that samples.
+            scores: What decides the choice in place of the logits, with their shape, as where a router adds noise. The
+                weights are those of the logits. A source of score -inf is not chosen while the row has another.
 
         Returns:
             The route. Its logits hold -inf where no slot is.
@@ -69,20 +124,43 @@ class Gate(nn.Module, ABC):
         _check_values(logits)
         if sample is not None:
             check_flag("sample", sample)
+        sample = self.training if sample is None else sample
 
         if path is None:
+            seen, open_slots = (logits, allowed) if scores is None else _seen(scores, logits, allowed)
             path = self.choose(
-                logits,
-                allowed,
+                seen,
+                open_slots,
                 temperature=temperature,
-                sample=self.training if sample is None else sample,
+                sample=sample,
                 generator=generator,
                 noise=noise,
             )
+            path = self._limit(logits, path, allowed, sample)
         else:
             path = path.path if isinstance(path, Route) else path
-            _check_replay(path, logits, allowed)
+            _check_replay(path, logits, allowed, self.may_be_empty)
+            self._count_dropped(None)
         return Route(logits, path, self.weigh(logits, path))
+
+    def _limit(self, logits: Tensor, path: Tensor, allowed: Tensor, sample: bool) -> Tensor:
+        """Drops the choices beyond the capacity, and counts them."""
+        if self.capacity is None or not sample:
+            self._count_dropped(None)
+            return path
+        with torch.no_grad():
+            left = limited(path, self.weigh(logits, path), self.capacity, allowed)
+        self._count_dropped(path.sum() - left.sum())
+        return left
+
+    def _count_dropped(self, count: Tensor | None) -> None:
+        # Where a transform hides the batch each sample is alone, and nothing was dropped.
+        if "dropped" in self._buffers and (torch.compiler.is_compiling() or not under_transform()):
+            with torch.no_grad():
+                self.dropped.zero_() if count is None else self.dropped.copy_(count)
+
+    def extra_repr(self) -> str:
+        return "" if self.capacity is None else f"capacity={self.capacity}"
 
     @abstractmethod
     def choose(
@@ -118,12 +196,20 @@ class Soft(Gate):
 class Hard(Gate):
     """Reads the best source, weighted by its probability among all of them, not rescaled.
 
-    The probability stays in the output, so that the router learns although a single source is read.
+    The probability stays in the output, so that the router learns although a single source is read. With a capacity it
+    is the gate of the Switch Transformer.
+
+    Args:
+        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> Hard()(torch.tensor([[0.0, 0.0]])).weights
         tensor([[0.5000, 0.0000]])
     """
+
+    def __init__(self, *, capacity: float | None = None) -> None:
+        super().__init__()
+        self.capacity = capacity
 
     @property
     def max_sources(self) -> int | None:
@@ -136,8 +222,7 @@ class Hard(Gate):
 
     def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
         """Returns the probabilities of the full softmax on the path."""
-        # The gate has set the logits of missing slots to -inf, which is how the full softmax leaves them out.
-        return mask_softmax(logits, logits > -torch.inf).masked_fill(~path, 0.0)
+        return _unscaled(logits, path)
 
 
 class TopK(Gate):
@@ -145,15 +230,20 @@ class TopK(Gate):
 
     Args:
         k: How many sources to read, at least 2; a node with fewer reads all it has.
+        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> TopK(2)(torch.tensor([[1.0, 1.0, 0.0]])).path
         tensor([[ True,  True, False]])
+        >>> gate = TopK(2, capacity=1.0)
+        >>> gate(torch.tensor([3.0, 2.0, 1.0]).expand(6, 1, 3)).path.sum(dim=0), gate.dropped  # room for 4 samples each
+        (tensor([[4, 4, 0]]), tensor(4))
     """
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: int, *, capacity: float | None = None) -> None:
         super().__init__()
         self.k = _check_mixing_k(type(self).__name__, k)
+        self.capacity = capacity
 
     @property
     def max_sources(self) -> int | None:
@@ -165,7 +255,7 @@ class TopK(Gate):
         return best_k(logits, self.k, allowed)
 
     def extra_repr(self) -> str:
-        return str(self.k)
+        return ", ".join(filter(None, [str(self.k), super().extra_repr()]))
 
 
 class SampleK(Gate):
@@ -173,6 +263,7 @@ class SampleK(Gate):
 
     Args:
         k: How many sources to read, at least 2; a node with fewer reads all it has.
+        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> gate = SampleK(2).eval()
@@ -184,9 +275,10 @@ class SampleK(Gate):
 
     takes_noise = True
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: int, *, capacity: float | None = None) -> None:
         super().__init__()
         self.k = _check_mixing_k(type(self).__name__, k)
+        self.capacity = capacity
 
     @property
     def max_sources(self) -> int | None:
@@ -209,7 +301,224 @@ class SampleK(Gate):
         return samplek_path(logits, self.k, temperature=temperature, allowed=allowed, generator=generator, noise=noise)
 
     def extra_repr(self) -> str:
-        return str(self.k)
+        return ", ".join(filter(None, [str(self.k), super().extra_repr()]))
+
+
+class TopP(Gate):
+    """Reads the fewest sources that have a probability of p together, weighted by their probabilities, not rescaled.
+
+    Samples on which the router is not sure read more sources (Huang et al., 2024). The probabilities stay in the
+    output, so that the router learns also where a single source is read.
+
+    Args:
+        p: The probability to reach, above 0 and at most 1.
+        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
+
+    Example:
+        >>> TopP(0.6)(torch.tensor([[0.5, 0.3, 0.2], [0.7, 0.2, 0.1]]).log()).path
+        tensor([[ True,  True, False],
+                [ True, False, False]])
+    """
+
+    def __init__(self, p: float, *, capacity: float | None = None) -> None:
+        super().__init__()
+        check_number("p", p, above=0.0, at_most=1.0)
+        self.p = p
+        self.capacity = capacity
+
+    def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
+        """Returns the likeliest sources of every row."""
+        return likeliest(logits, self.p, allowed)
+
+    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
+        """Returns the probabilities of the full softmax on the path."""
+        return _unscaled(logits, path)
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, [str(self.p), super().extra_repr()]))
+
+
+class BalancedTopK(Gate):
+    r"""Reads the k sources that are best after a bias, which moves until all are read equally often (DeepSeek-V3).
+
+    .. math:: d = \operatorname{TopK}(\operatorname{softmax}(z) + b, k), \qquad
+              b_j \leftarrow b_j + \gamma \operatorname{sign}(\bar n - n_j)
+
+    :math:`n_j` is how many samples chose source :math:`j`, and :math:`\bar n` the mean over the sources of its node.
+    The bias decides who is chosen, never the weights: those are the softmax of the logits over the path (Eq. 5). No
+    auxiliary loss is needed, and none disturbs the gradient (Wang et al., 2024).
+
+    The bias is a buffer and part of the state dict, as is the load of the last pass that counted. A pass counts if the
+    gate is in training mode, gradients are recorded, and it chooses for itself. The bias moves by the load of the last
+    such pass when the next one begins. So it stays as it is on replay, in evaluation and under ``torch.no_grad()``, and
+    while activation checkpointing runs a pass again, which then takes the same path. Functions under ``torch.func`` do
+    not count. Compiled code counts like any other. The bias stays in float32 when the layer is converted to 16 bits.
+
+    Args:
+        k: How many sources to read, at least 2; a node with fewer reads all it has.
+        rate: The step :math:`\gamma` of the bias, in units of probability.
+        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
+
+    Example:
+        >>> net = ModelRouting([nn.Linear(5, 2) for _ in range(4)], BalancedTopK(2, rate=0.1))
+        >>> for _ in range(2):
+        ...     y = net(torch.ones(8, 5))
+        >>> net.gate.load, net.gate.bias.abs()
+        (tensor([[...]]), tensor([[0.1000, 0.1000, 0.1000, 0.1000]]))
+    """
+
+    bias: Tensor | None
+    load: Tensor | None
+
+    def __init__(self, k: int, rate: float = 1e-3, *, capacity: float | None = None) -> None:
+        super().__init__()
+        self.k = _check_mixing_k(type(self).__name__, k)
+        check_number("rate", rate, at_least=0.0)
+        self.rate = rate
+        self.capacity = capacity
+        self.register_buffer("bias", None)
+        self.register_buffer("load", None)
+
+    @property
+    def max_sources(self) -> int | None:
+        """The number `k`, unless another class chooses otherwise."""
+        return self.k if type(self).choose is BalancedTopK.choose else None
+
+    def bind(self, topology: Topology, device: torch.device | None = None) -> None:
+        """Makes the bias for a graph; a gate belongs to one graph alone."""
+        if self.bias is not None:
+            raise ValueError(
+                "`gate` must belong to one graph, but this BalancedTopK has a bias for another one; make a gate for "
+                "each layer."
+            )
+        self._make_bias(topology.path_shape, device)
+
+    def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
+        """Returns the k best sources of every row, after the bias."""
+        if self.bias is None:
+            self._make_bias(logits.shape[-2:], logits.device)
+        assert self.bias is not None
+        if self.bias.shape != logits.shape[-2:]:
+            raise ValueError(
+                f"`logits` must have shape (*, {', '.join(map(str, self.bias.shape))}) like the bias of this gate, "
+                f"got {tuple(logits.shape)}; make a gate for each graph."
+            )
+        counts = self.training and torch.is_grad_enabled() and _is_first_run()
+        with torch.no_grad():
+            if counts:
+                self._move_bias(allowed)
+            probability = mask_softmax(logits, allowed)
+            scores = torch.where(logits > -torch.inf, probability + self.bias, -torch.inf)
+            path = best_k(scores, self.k, allowed)
+            if counts:
+                assert self.load is not None
+                self.load.copy_(path.reshape(-1, *path.shape[-2:]).sum(dim=0) if path.dim() > 2 else path)
+        return path
+
+    def reset_parameters(self) -> None:
+        """Sets the bias to zero, and forgets the load."""
+        for buffer in (self.bias, self.load):
+            if buffer is not None:
+                buffer.zero_()
+
+    def _make_bias(self, shape: tuple[int, ...], device: torch.device | None) -> None:
+        self.bias = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.load = torch.zeros(shape, dtype=torch.long, device=device)
+
+    def _move_bias(self, allowed: Tensor) -> None:
+        assert self.bias is not None
+        assert self.load is not None
+        exists = allowed if allowed.dim() < 3 else allowed.flatten(0, -3).any(dim=0)
+        mean = self.load.sum(dim=-1, keepdim=True) / exists.sum(dim=-1, keepdim=True).clamp(min=1)
+        self.bias.add_(torch.where(exists, (mean - self.load).sign(), 0.0), alpha=self.rate)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        bias = self.bias
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if bias is not None and self.bias is not None and self.bias.dtype.itemsize < 4:  # a step is lost in 16 bits
+            self.bias = bias.to(self.bias.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, [str(self.k), f"rate={self.rate}", super().extra_repr()]))
+
+
+class ExpertChoice(Gate):
+    r"""Lets every source choose its samples, so that the load is even by construction (Zhou et al., 2022).
+
+    Of :math:`N` samples each of :math:`n` sources takes the :math:`\lceil c N / n \rceil` that give it the largest
+    probability, and weighs them by it. A sample may be chosen by any number of sources, also by none: then the mix is
+    zero, and ``gate.dropped`` counts it.
+
+    The path of a sample depends on the others of its batch, in training and in evaluation. Do not use the gate where a
+    sample must not know of others, such as tokens that come later in a text, and expect other outputs for other
+    batches; a replayed path makes them independent.
+
+    Args:
+        capacity: How many sources a sample has on average, :math:`c`.
+
+    Example:
+        >>> ExpertChoice(1.0)(torch.randn(8, 1, 4)).path.sum(dim=0)
+        tensor([[2, 2, 2, 2]])
+    """
+
+    def __init__(self, capacity: float) -> None:
+        super().__init__()
+        check_number("capacity", capacity, above=0.0)
+        self.capacity = capacity  # not that of the base class: the sources choose
+
+    @property
+    def may_be_empty(self) -> bool:
+        """True, since perhaps no source takes a sample."""
+        return True
+
+    def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
+        """Returns the samples that the sources chose."""
+        return chosen_by_sources(logits, self.capacity, allowed)  # type: ignore[arg-type]  # set by the constructor
+
+    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
+        """Returns the probabilities of the full softmax on the path."""
+        return _unscaled(logits, path)
+
+    def _limit(self, logits: Tensor, path: Tensor, allowed: Tensor, sample: bool) -> Tensor:
+        self._count_dropped((~path.any(dim=-1)).sum())
+        return path  # the sources took no more than they hold
+
+    def extra_repr(self) -> str:
+        return str(self.capacity)
+
+
+def _unscaled(logits: Tensor, path: Tensor) -> Tensor:
+    """The probabilities of the full softmax on a path."""
+    # The gate has set the logits of missing slots to -inf, which is how the full softmax leaves them out.
+    return mask_softmax(logits, logits > -torch.inf).masked_fill(~path, 0.0)
+
+
+def _is_first_run() -> bool:
+    """Whether a pass is neither run again by a backward pass nor under a transform."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._current_graph_task_id() == -1 and not under_transform()
+
+
+def _seen(scores: Tensor, logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores as logits, and the slots that may be chosen by them."""
+    check_tensor("scores", scores)
+    if not scores.is_floating_point():
+        raise TypeError(f"`scores` must be a floating tensor, got {scores.dtype}; convert it with `.float()`.")
+    if scores.shape != logits.shape:
+        raise ValueError(
+            f"`scores` must have the shape of the logits {tuple(logits.shape)}, got {tuple(scores.shape)}."
+        )
+    refuse_where(
+        torch.where(allowed, scores, 0.0),
+        lambda scores: scores.isnan() | (scores == torch.inf),
+        lambda index: f"`scores` must be finite or -inf, got {scores[index].item()} at index {index}.",
+    )
+    seen = torch.where(allowed, scores.to(logits.dtype), -torch.inf)
+    left = allowed & ((seen > -torch.inf) | (logits == -torch.inf))
+    some = left.any(dim=-1, keepdim=True)
+    return torch.where(some, seen, logits), torch.where(some, left, allowed)
 
 
 def _check_mixing_k(gate: str, k: int) -> int:
@@ -234,7 +543,7 @@ def _check_values(logits: Tensor) -> None:
         refuse_where(logits, lambda z: ~(z.amax() < torch.inf), explain)  # the largest is NaN if any is
 
 
-def _check_replay(path: Tensor, logits: Tensor, allowed: Tensor) -> None:
+def _check_replay(path: Tensor, logits: Tensor, allowed: Tensor, may_be_empty: bool) -> None:
     if not isinstance(path, Tensor):
         raise TypeError(f"`path` must be a boolean tensor or a Route, got {type(path).__name__}.")
     check_mask("path", path, logits)
@@ -248,7 +557,7 @@ def _check_replay(path: Tensor, logits: Tensor, allowed: Tensor) -> None:
     )
     refuse_where(
         path,
-        lambda path: ~(path & (logits > -torch.inf)).any(dim=-1),
+        lambda path: ~(path & (logits > -torch.inf)).any(dim=-1) & (path.any(dim=-1) | (not may_be_empty)),
         lambda index: (
             f"`path` must choose a source of non-zero probability in every row, but row {index} has none; "
             "was an empty record replayed, or the path of another task?"

@@ -9,13 +9,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import check_count, check_task
+from .arguments import check_count, check_task, shown
 from .checks import refuse_where
-from .drawing import draw, draw_grid
+from .drawing import draw, draw_grid, draw_load
+from .losses import load_balance, route_entropy, router_z_loss
 from .route import Route
 from .topology import Topology
 
-__all__ = ["Summary", "by_task", "draw", "draw_grid", "entropy", "live_path", "load", "similarity", "summarize"]
+__all__ = [
+    "Summary",
+    "by_task",
+    "draw",
+    "draw_grid",
+    "draw_load",
+    "entropy",
+    "live_path",
+    "load",
+    "metrics",
+    "similarity",
+    "summarize",
+]
 
 
 class Summary(NamedTuple):
@@ -186,6 +199,63 @@ def entropy(weights: Tensor | Route) -> Tensor:
     total = weights.sum(dim=-1, keepdim=True)
     shares = weights / total.clamp(min=torch.finfo(weights.dtype).tiny)
     return 0.0 - torch.xlogy(shares, shares).sum(dim=-1)  # a difference, for there is a -0.0
+
+
+def metrics(
+    topology: Topology, route: Route, *, dropped: int | Tensor | None = None, nodes: bool = True
+) -> dict[str, float]:
+    """Figures of the routes of some samples as plain numbers, for a logger to take.
+
+    ============= ==========================================================================================
+    key           meaning
+    ============= ==========================================================================================
+    load/0, ...   the share of the samples for which each node runs, the output left out
+    load_max      the largest of them by their mean: 1 where all have the same load
+    dead          how many nodes no sample used
+    entropy       the mean entropy of the router, in nats (:func:`dynroute.losses.route_entropy`)
+    unrouted      the share of destinations that have no source, as a gate with a capacity may leave them
+    dropped       how many choices a capacity dropped, if that was given
+    dropped_share the same as a share of all choices
+    z_loss        :func:`dynroute.losses.router_z_loss`
+    balance_loss  :func:`dynroute.losses.load_balance`
+    ============= ==========================================================================================
+
+    The values are numbers of Python: those of a device are waited for. A logger takes the whole, for instance
+    ``writer.add_scalar(key, value, step)`` for each of them, ``wandb.log(figures)`` or Lightning's
+    ``self.log_dict(figures)``.
+
+    Args:
+        topology: The graph.
+        route: The routes of at least one sample.
+        dropped: How many choices were dropped, ``gate.dropped`` of a gate with a capacity.
+        nodes: Whether to give the load of each node.
+
+    Example:
+        >>> net = ModelRouting([nn.Linear(5, 2) for _ in range(3)], TopK(2))
+        >>> figures = inspect.metrics(net.topology, net.route(torch.randn(8, 5)))
+        >>> list(figures)[:5], figures["unrouted"]
+        (['load/0', 'load/1', 'load/2', 'load_max', 'dead'], 0.0)
+    """
+    if not isinstance(topology, Topology):
+        raise TypeError(f"`topology` must be a Topology, got {shown(topology)}; `net.topology` is one.")
+    with torch.no_grad():  # they check the route
+        z_loss, balance, mean_entropy = router_z_loss(route), load_balance(route), route_entropy(route)
+    _check_shape("route", route.weights, topology)
+    if not route.path.shape[:-2].numel():
+        raise ValueError(f"`route` must hold at least one sample, got batch shape {tuple(route.path.shape[:-2])}.")
+    use = topology.used(route.path)[..., :-1].reshape(-1, topology.num_nodes - 1).double().mean(dim=0)
+    figures = {f"load/{node}": share for node, share in enumerate(use.tolist())} if nodes else {}
+    figures["load_max"] = float(use.max() / use.mean()) if use.any() else 1.0
+    figures["dead"] = float((use == 0).sum())
+    figures["entropy"] = float(mean_entropy)
+    figures["unrouted"] = float((~route.path.any(dim=-1)).double().mean())
+    if dropped is not None:
+        count = float(dropped)
+        figures["dropped"] = count
+        figures["dropped_share"] = count / max(count + float(route.path.sum()), 1.0)
+    figures["z_loss"] = float(z_loss)
+    figures["balance_loss"] = float(balance)
+    return figures
 
 
 def similarity(figures: Tensor) -> Tensor:

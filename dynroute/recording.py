@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from .arguments import check_task
 from .checks import refuse_where, under_transform
-from .drawing import draw, draw_grid
-from .inspect import Summary, summarize
+from .drawing import draw, draw_grid, draw_load
+from .inspect import Summary, metrics, summarize
 from .levels import RoutedGraph
 from .route import Route, listeners
 from .topology import Topology
@@ -42,6 +42,9 @@ class Record:
     task_names: tuple[str, ...] = ()
     """The names of the tasks, by id."""
 
+    dropped: tuple[Tensor, ...] = ()
+    """How many choices each pass dropped, if the gate has a capacity (:attr:`dynroute.Gate.capacity`)."""
+
     @property
     def route(self) -> Route:
         """The routes of all passes, one after the other along the first batch dimension."""
@@ -69,6 +72,31 @@ class Record:
                 f"got {tuple(task.shape)}; label each pass once. A layer inside a node may not see all samples."
             )
         return task
+
+    @property
+    def load_history(self) -> Tensor:
+        """The share of the samples of each pass for which each node runs, the output left out, ``[passes, nodes]``."""
+        used = [self.topology.used(route.path)[..., :-1] for route in self.passes]
+        return torch.stack([each.reshape(-1, each.shape[-1]).double().mean(dim=0) for each in used])
+
+    def metrics(self, *, nodes: bool = True) -> dict[str, float]:
+        """Figures of all passes together as plain numbers for a logger, see :func:`dynroute.inspect.metrics`.
+
+        Args:
+            nodes: Whether to give the load of each node.
+        """
+        samples = (Route(*(tensor.reshape(-1, *tensor.shape[-2:]) for tensor in route)) for route in self.passes)
+        route = Route(*map(torch.cat, zip(*samples, strict=True)))
+        dropped = torch.stack(self.dropped).sum() if self.dropped else None
+        return metrics(self.topology, route, dropped=dropped, nodes=nodes)
+
+    def draw_load(self, *, title: str = "Load over time") -> str:
+        """Draws the load of the nodes from pass to pass, see :func:`dynroute.inspect.draw_load`.
+
+        Args:
+            title: Stands above the picture.
+        """
+        return draw_load(self.load_history, title=title)
 
     def summary(self) -> Summary:
         """The figures of each task, see :func:`dynroute.inspect.summarize`; one row for all samples if unlabelled."""
@@ -128,6 +156,7 @@ class Recording(Mapping[str, Record]):
     def __init__(self, topologies: Mapping[str, Topology]) -> None:
         self._topologies = dict(topologies)
         self._passes: dict[str, list[Route]] = {}
+        self._dropped: dict[str, list[Tensor]] = {}
         self._labels: tuple[Tensor, ...] = ()
         self._task_names: tuple[str, ...] = ()
 
@@ -150,9 +179,33 @@ class Recording(Mapping[str, Record]):
         self._labels += (task.detach(),)
         self._task_names = self._task_names if names is None else tuple(map(str, names))
 
+    def metrics(self, *, nodes: bool = True) -> dict[str, float]:
+        """Figures of all layers as plain numbers for a logger, under ``layer/key``.
+
+        The keys are those of :func:`dynroute.inspect.metrics`; a model that is itself a routed layer has no name.
+        Record some steps of training, and log what they give.
+
+        Args:
+            nodes: Whether to give the load of each node.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(5, 8), ModelRouting.ffn(8, 16, 4, TopK(2, capacity=1.0)))
+            >>> with dynroute.record(model) as routes:
+            ...     y = model(torch.randn(32, 5))
+            >>> figures = routes.metrics(nodes=False)
+            >>> list(figures)[:5]
+            ['1/load_max', '1/dead', '1/entropy', '1/unrouted', '1/dropped']
+        """
+        return {
+            f"{name}/{key}" if name else key: value
+            for name, record in self.items()
+            for key, value in record.metrics(nodes=nodes).items()
+        }
+
     def __getitem__(self, name: str) -> Record:
         if name in self._passes:
-            return Record(self._topologies[name], tuple(self._passes[name]), self._labels, self._task_names)
+            passes, dropped = tuple(self._passes[name]), tuple(self._dropped.get(name, ()))
+            return Record(self._topologies[name], passes, self._labels, self._task_names, dropped)
         if name in self._topologies:
             raise KeyError(
                 f"no route of {name!r} was recorded; did the model run inside the block, in this thread, and not as "
@@ -231,6 +284,9 @@ def record(module: nn.Module, *, device: torch.device | str | None = None) -> It
             )
         kept = Route(*(tensor.detach().to(device) for tensor in route))
         recording._passes.setdefault(name, []).append(kept)
+        dropped = getattr(getattr(graph, "gate", None), "dropped", None)
+        if isinstance(dropped, Tensor):
+            recording._dropped.setdefault(name, []).append(dropped.detach().to(device, copy=True))
 
     listeners().append(listen)
     try:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .gates import Gate
 from .route import Route
 from .topology import Topology
 
@@ -16,9 +17,11 @@ def assert_routed(module: nn.Module, x: Tensor, context: Tensor | None = None, *
     """Asserts that a module keeps the contract of a routed layer.
 
     The module is called as ``module(x, context, path=..., sample=..., generator=..., return_route=...)`` and has a
-    `topology`. It is copied first and stays untouched. Asserted, in training and in evaluation mode:
+    `topology`. It is copied first and stays untouched. Buffers that a pass moves, such as the bias of
+    :class:`dynroute.BalancedTopK`, are put back before the next. Asserted, in training and in evaluation mode:
 
-    1. the route has the topology's shape, a source in every row, and no weight off its path;
+    1. the route has the topology's shape, a source in every row (unless a gate says that rows may be empty, see
+       :attr:`dynroute.Gate.may_be_empty`), and no weight off its path;
     2. replaying a route, or its path alone, reproduces the output bit for bit;
     3. a generator decides the sampled paths, and evaluation is deterministic;
     4. samples do not influence each other, and the batch may have any number of dimensions, none included;
@@ -52,7 +55,11 @@ def assert_routed(module: nn.Module, x: Tensor, context: Tensor | None = None, *
 
 
 def _call(module: nn.Module, x: Tensor, context: Tensor | None, **keywords: Any) -> tuple[Tensor, Route]:
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     result = module(x, context, return_route=True, **keywords)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
     assert isinstance(result, tuple), f"`return_route=True` must return a tuple, got {type(result).__name__}."
     assert len(result) == 2, f"`return_route=True` must return (output, route), got {len(result)} values."
     output, route = result
@@ -71,7 +78,8 @@ def _assert_route(module: nn.Module, x: Tensor, context: Tensor | None) -> None:
     for name, tensor in route._asdict().items():
         assert tensor.shape == shape, f"`route.{name}` must have shape {shape}, got {tuple(tensor.shape)}."
     topology.check_path(route.path)
-    assert route.path.any(dim=-1).all(), "`route.path` must choose a source for every destination."
+    empty = any(isinstance(part, Gate) and part.may_be_empty for part in module.modules())
+    assert empty or route.path.any(dim=-1).all(), "`route.path` must choose a source for every destination."
     assert (route.weights[~route.path] == 0).all(), "`route.weights` must be exactly 0 off the path."
     assert (route.weights >= 0).all(), "`route.weights` must not be negative."
     assert route.weights.sum(dim=-1).max() <= 1 + 1e-5, "`route.weights` must not sum to more than 1."

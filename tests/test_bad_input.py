@@ -18,8 +18,8 @@ import dynroute
 from dynroute import functional, gates, levels, losses, networks, routers
 from dynroute.banks import LinearBank
 from dynroute.compositional import CompositionalLinear
-from dynroute.gates import Hard, SampleK, Soft, TopK
-from dynroute.levels import LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
+from dynroute.gates import BalancedTopK, ExpertChoice, Hard, SampleK, Soft, TopK, TopP
+from dynroute.levels import GatedPerceptron, LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
 from dynroute.networks import (
     CARE,
     DynamicDepthRouting,
@@ -69,6 +69,9 @@ def targets() -> Iterator[Target]:
     dag_path = Soft()(torch.zeros(2, 3, 3), allowed=dag.allowed).path
 
     yield Target("mask_softmax", functional.mask_softmax, {"logits": z, "path": path})
+    yield Target("topp_path", functional.topp_path, {"logits": z, "p": 0.5})
+    yield Target("expert_choice_path", functional.expert_choice_path, {"logits": z, "capacity": 1.0})
+    yield Target("limit_path", functional.limit_path, {"path": path, "weights": z.abs(), "capacity": 1.0})
     yield Target("topk_path", functional.topk_path, {"logits": z, "k": 2})
     yield Target("samplek_path", functional.samplek_path, {"logits": z, "k": 2})
     yield Target("samplek_path", functional.samplek_path, {"logits": z, "k": 2, "noise": torch.zeros(2, 3, 3)})
@@ -78,11 +81,26 @@ def targets() -> Iterator[Target]:
     yield Target("route_temperature", functional.route_temperature, {"alpha": torch.rand(3) + 0.1})
     yield Target("task_weights", functional.task_weights, {"alpha": torch.rand(3)})
 
-    for gate in (Soft(), Hard(), TopK(2), SampleK(2), SampleK(2).eval()):
+    mixtures = (TopP(0.5), BalancedTopK(2), ExpertChoice(1.0), TopK(2, capacity=1.0))
+    for gate in (Soft(), Hard(), TopK(2), SampleK(2), SampleK(2).eval(), *mixtures):
         yield Target(type(gate).__name__, gate.forward, {"logits": z})
         yield Target(type(gate).__name__, gate.forward, {"logits": z, "path": Soft()(z)})
     yield Target("TopK", TopK, {"k": 2})
-    yield Target("SampleK", SampleK, {"k": 2})
+    yield Target("SampleK", SampleK, {"k": 2, "capacity": 1.0})
+    yield Target("Hard", Hard, {"capacity": 1.0})
+    yield Target("TopP", TopP, {"p": 0.5, "capacity": 1.0})
+    yield Target("BalancedTopK", BalancedTopK, {"k": 2, "rate": 0.01, "capacity": 1.0})
+    yield Target("ExpertChoice", ExpertChoice, {"capacity": 1.0})
+    noisy = LinearRouter(5, dag, jitter=0.1, noise=1.0, dropout=0.1)
+    context = torch.randn(2, 5)
+    drawn = noisy.draw_noise(context)
+    yield Target("RouterNoise", noisy.draw_noise, {"context": context})
+    yield Target(
+        "RouterNoise",
+        noisy.perturb,
+        {"context": context, "logits": noisy(context), "drawn": drawn},
+        frozenset({"context", "logits"}),
+    )
 
     yield Target("MLPRouter", MLPRouter, {"context_features": 5, "topology": dag, "hidden_sizes": (4,)})
     yield Target("LinearRouter", LinearRouter, {"context_features": 5, "topology": dag})
@@ -129,6 +147,11 @@ def targets() -> Iterator[Target]:
     router = LinearRouter(5, layered)
     yield Target("LayerRouting", LayerRouting, {"layers": [linear(2), linear(2)], "gate": Soft(), "router": router})
     yield Target("OutputRouting", OutputRouting, {"heads": linear(3)})
+    yield Target("ModelRouting", ModelRouting, {"models": linear(2), "gate": TopK(2), "shared": linear(1)})
+    ffn = {"features": 5, "hidden": 4, "num_experts": 3, "shared": 1}
+    yield Target("ModelRouting", ModelRouting.ffn, ffn)
+    yield Target("GatedPerceptron", GatedPerceptron, {"in_features": 5, "hidden_features": 4})
+    yield Target("GatedPerceptron", GatedPerceptron(5, 4).forward, {"x": torch.randn(2, 5)}, frozenset({"x"}))
     widths = {"in_features": 5, "width": 4, "out_features": 2}
     yield Target("ModuleRouting", ModuleRouting.mlp, {**widths, "num_modules": 2, "router_sizes": (4,)})
     yield Target("ModelRouting", ModelRouting.mlp, {**widths, "num_models": 2, "router_sizes": (4,)})
@@ -258,6 +281,22 @@ DAG = Topology.dag(3)
 PATH = torch.tensor([[True, False], [True, True]])
 
 
+def used_twice(gate: BalancedTopK) -> None:
+    for _ in range(2):
+        ModelRouting(linear(2), gate)
+
+
+def other_logits(gate: BalancedTopK) -> None:
+    gate(Z)
+    gate(Z[..., :2])
+
+
+def noisy_pass(**options: Any) -> None:
+    drawn = LinearRouter(5, DAG, jitter=0.1).draw_noise(torch.zeros(3, 5))
+    router = LinearRouter(5, DAG, **{name: value or 0.0 for name, value in options.items()})
+    ModuleRouting(linear(3), Soft(), router)(torch.zeros(2, 5), router_noise=drawn)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -269,6 +308,57 @@ PATH = torch.tensor([[True, False], [True, True]])
         (lambda: TopK(int), "`k` must be an integer, got <class 'int'>."),
         (lambda: TopK(list(range(99))), "`k` must be an integer, got an object of class list."),
         (lambda: TopK(0), "`k` must be at least 2, got 0."),
+        (lambda: TopP(0.0), "`p` must be above 0.0, got 0.0."),
+        (lambda: TopP(1.5), "`p` must be at most 1.0, got 1.5."),
+        (lambda: TopP("0.5"), "`p` must be a number, got '0.5'."),
+        (lambda: ExpertChoice(0), "`capacity` must be above 0.0, got 0."),
+        (lambda: ExpertChoice(torch.inf), "`capacity` must be finite, got inf."),
+        (lambda: TopK(2, capacity=-1.0), "`capacity` must be above 0.0, got -1.0."),
+        (lambda: BalancedTopK(1), "`k` must be at least 2 for BalancedTopK, got 1: a single weight"),
+        (lambda: BalancedTopK(2, rate=-1.0), "`rate` must be at least 0.0, got -1.0."),
+        (lambda: used_twice(BalancedTopK(2)), "`gate` must belong to one graph, but this BalancedTopK has a bias for"),
+        (lambda: other_logits(BalancedTopK(2)), "`logits` must have shape (*, 3, 3) like the bias of this gate, got"),
+        (lambda: Soft()(Z, scores=Z.long()), "`scores` must be a floating tensor, got torch.int64"),
+        (lambda: Soft()(Z, scores=Z[0]), "`scores` must have the shape of the logits (2, 3, 3), got (3, 3)."),
+        (lambda: Soft()(Z, scores=Z + torch.nan), "`scores` must be finite or -inf, got nan at index (0, 0, 0)."),
+        (lambda: LinearRouter(5, DAG, noise=-1.0), "`noise` must be at least 0.0, got -1.0."),
+        (lambda: LinearRouter(5, DAG, dropout=1.5), "`dropout` must be at most 1.0, got 1.5."),
+        (lambda: MLPRouter(5, DAG, jitter="x"), "`jitter` must be a number, got 'x'."),
+        (
+            lambda: LinearRouter(5, DAG, jitter=0.1).draw_noise(torch.zeros(2, 5).bool()),
+            "`context` must be a floating tensor for a router with jitter, got torch.bool.",
+        ),
+        (lambda: noisy_pass(noise=None), "`router_noise` must be None for a router that adds none, such as this Lin"),
+        (lambda: noisy_pass(noise=1.0), "`router_noise` must be drawn for this router, with jitter=0.0; `router.draw"),
+        (lambda: noisy_pass(jitter=0.1), "`router_noise` must be drawn for a context of shape (2, 5), got (3, 5)."),
+        (lambda: dynroute.upcycle(3, 2), "`dense` must be a module, got 3."),
+        (lambda: dynroute.upcycle(nn.Linear(5, 5), 0), "`num_experts` must be at least 1, got 0."),
+        (lambda: dynroute.upcycle(nn.Linear(5, 5), 2, Hard()), "`gate` must give weights that sum to 1 to"),
+        (lambda: dynroute.upcycle(nn.Linear(5, 5), 2, TopK(2, capacity=9.0)), "`gate` must give weights that sum to 1"),
+        (lambda: dynroute.upcycle(nn.Linear(5, 5), 2, 3), "`gate` must be a Gate such as TopK(2), got 3."),
+        (lambda: dynroute.upcycle(nn.ReLU(), 2), "`context_features` must be given where no router is, unless all"),
+        (lambda: dynroute.swap(3, "*", nn.Identity), "`model` must be a module, got 3."),
+        (lambda: dynroute.swap(nn.Sequential(), "0", 3), "`make` must be a function of the old module, got 3."),
+        (lambda: dynroute.swap(nn.Sequential(nn.ReLU()), 3, len), "`where` must be a pattern for names, a class of"),
+        (lambda: dynroute.swap(nn.Sequential(nn.ReLU()), (), len), "`where` must be a pattern for names, a class of"),
+        (lambda: dynroute.swap(nn.Sequential(nn.ReLU()), "mlp", len), "`where` must match a part of the model, but '"),
+        (lambda: dynroute.swap(nn.ReLU(), nn.ReLU, len), "`where` must match a part of the model, but <class"),
+        (
+            lambda: dynroute.swap(nn.Sequential(nn.ReLU()), "0", lambda old: None),
+            "`make` must return a module, but for '0' it returned None.",
+        ),
+        (lambda: dynroute.inspect.draw_load([1]), "`load` must be a tensor, got list"),
+        (lambda: dynroute.inspect.draw_load(torch.zeros(3)), "`load` must have shape (time, nodes), a row for each"),
+        (lambda: dynroute.inspect.draw_load(torch.zeros(0, 3)), "`load` must have shape (time, nodes), a row for each"),
+        (lambda: dynroute.inspect.draw_load(torch.zeros(2, 3) * 1j), "`load` must hold real numbers, got torch.comple"),
+        (lambda: dynroute.inspect.draw_load(-torch.ones(2, 3)), "`load` must hold loads of at least 0, got -1 at (0, "),
+        (lambda: dynroute.inspect.metrics(3, ROUTE), "`topology` must be a Topology, got 3; `net.topology` is one."),
+        (lambda: dynroute.inspect.metrics(DAG, ROUTE), "`route` must have shape (*, 2, 2), got (2, 3, 3); was it made"),
+        (lambda: dynroute.inspect.metrics(DAG, PATH), "`route` must be a Route, got a tensor of torch.bool"),
+        (
+            lambda: dynroute.inspect.metrics(DAG, Soft()(torch.zeros(0, 2, 2))),
+            "`route` must hold at least one sample, got batch shape (0,).",
+        ),
         (lambda: functional.gumbel_noise("ab"), "`shape` must list sizes, got 'ab'; for instance (7, 16, 16)."),
         (lambda: functional.gumbel_noise((2, -1)), "`shape[1]` must be at least 0, got -1."),
         (lambda: functional.samplek_path(Z, 2, generator=7), "`generator` must be a torch.Generator or None, got 7"),

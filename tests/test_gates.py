@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynroute import Gate, Hard, Route, SampleK, Soft, TopK, Topology
+from dynroute import Gate, Hard, Route, SampleK, Soft, TopK, Topology, TopP
 
-GATES = {"soft": Soft(), "hard": Hard(), "topk2": TopK(2), "topk3": TopK(3), "samplek2": SampleK(2)}
+GATES = {"soft": Soft(), "hard": Hard(), "topk2": TopK(2), "topk3": TopK(3), "samplek2": SampleK(2), "topp": TopP(0.6)}
 TOPOLOGIES = {
     "dag": Topology.dag(6),
     "layered": Topology.layered([2, 3]),

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import dynroute
 from dynroute import (
+    BalancedTopK,
+    ExpertChoice,
     Hard,
     LayerRouting,
     LinearRouter,
@@ -24,6 +26,7 @@ from dynroute import (
     TableRouter,
     TopK,
     Topology,
+    TopP,
 )
 from dynroute.execution.backends import _context
 from dynroute.functional import gumbel_noise
@@ -35,7 +38,16 @@ LEVELS = {
     "layer": lambda gate: LayerRouting.mlp(5, 8, [3, 2, 3], 3, 4, gate, protect="rsg"),
     "model": lambda gate: ModelRouting.mlp(5, 8, 4, 3, 4, gate, protect="rsg"),
 }
-GATES = {"soft": Soft, "hard": Hard, "topk": lambda: TopK(2), "samplek": lambda: SampleK(2)}
+GATES = {
+    "soft": Soft,
+    "hard": Hard,
+    "topk": lambda: TopK(2),
+    "samplek": lambda: SampleK(2),
+    "topp": lambda: TopP(0.6),
+    "balanced": lambda: BalancedTopK(2, rate=0.1),
+    "expert choice": lambda: ExpertChoice(1.0),
+    "capacity": lambda: SampleK(2, capacity=0.8),
+}
 
 
 @pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
@@ -320,7 +332,9 @@ def build(**changes: object) -> RoutedGraph:
         ({"topology": 3}, TypeError, r"`topology` must be a Topology, got 3; for instance Topology\.dag\(8\)"),
         ({"gate": 2}, TypeError, r"`gate` must be a Gate such as TopK\(2\), got 2"),
         ({"gate": TopK}, TypeError, r"`gate` must be a Gate such as TopK\(2\), got <class"),
-        ({"router": None}, TypeError, "`router` must be a module such as LinearRouter"),
+        ({"router": 3}, TypeError, "`router` must be a module such as LinearRouter"),
+        ({"context_features": 3}, ValueError, "`context_features` must be None beside a router"),
+        ({"router": None, "context_features": 0}, ValueError, "`context_features` must be at least 1, got 0"),
         ({"router": LinearRouter(3, Topology.dag(4))}, ValueError, r"made for the graph's topology .*, got one for"),
         ({"protect": "all"}, ValueError, "`protect` must be one of 'rsg', 'input', 'sg', 'none', got 'all'"),
         ({"backend": "fast"}, ValueError, "`backend` must be one of"),

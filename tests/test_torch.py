@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
 from dynroute import (
+    BalancedTopK,
+    ExpertChoice,
     Gate,
     Hard,
     LayerRouting,
@@ -24,6 +26,7 @@ from dynroute import (
     TableRouter,
     TopK,
     Topology,
+    TopP,
 )
 from dynroute.functional import gumbel_noise
 
@@ -40,6 +43,10 @@ GATES: dict[str, Callable[[], Gate]] = {
     "hard": Hard,
     "topk": lambda: TopK(2),
     "samplek": lambda: SampleK(2),
+    "topp": lambda: TopP(0.6),
+    "balanced": lambda: BalancedTopK(2),
+    "expert choice": lambda: ExpertChoice(1.0),
+    "capacity": lambda: TopK(2, capacity=1.0),
 }
 
 
@@ -153,7 +160,7 @@ def test_compile_draws_without_noise_too() -> None:
     assert torch.equal(first.sum(-1), torch.tensor([1, 2, 2, 2]).expand(64, 4))
 
 
-@pytest.mark.parametrize("gate", ["soft", "hard", "topk", "samplek"])
+@pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("level", LEARNED)
 def test_export_of_an_evaluation_forward(level: str, gate: str) -> None:
     net = LEVELS[level](GATES[gate]()).eval()

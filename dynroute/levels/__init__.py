@@ -5,5 +5,6 @@ from .layer import LayerRouting
 from .model import ModelRouting
 from .module import ModuleRouting
 from .output import OutputRouting
+from .perceptron import GatedPerceptron
 
-__all__ = ["LayerRouting", "ModelRouting", "ModuleRouting", "OutputRouting", "RoutedGraph"]
+__all__ = ["GatedPerceptron", "LayerRouting", "ModelRouting", "ModuleRouting", "OutputRouting", "RoutedGraph"]

@@ -2,26 +2,27 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import check_choice, check_flag, check_modules, check_tensor
-from ..banks import are_adjacent, keep_adjacent
+from ..banks import are_adjacent, keep_adjacent, reset_parts
 from ..execution import Pass, Plan, check_backend, run_graph
 from ..functional import gumbel_noise, suitable_masked
 from ..gates import Gate
 from ..route import Route, report
-from ..routers import Router, full_precision
+from ..routers import LinearRouter, Router, RouterNoise, full_precision
+from ..saving import Pretrained
 from ..topology import Topology
 
-__all__ = ["RoutedGraph"]
+__all__ = ["RoutedGraph", "input_features"]
 
 PROTECT_MODES = ("rsg", "input", "sg", "none")
 
 
-class RoutedGraph(nn.Module):
+class RoutedGraph(Pretrained):
     r"""Runs modules along a route that a router and a gate decide for each sample.
 
     .. math:: m^i = M^i \Big( \sum_j p^i_j \, m^j \Big)
@@ -30,12 +31,15 @@ class RoutedGraph(nn.Module):
         modules: One module for each node, in topological order.
         topology: Which earlier nodes each node may read.
         gate: Turns logits into a route.
-        router: Turns a context into logits with shape ``[*, T, S]``, a :class:`Router` or any module.
+        router: Turns a context into logits with shape ``[*, T, S]``, a :class:`Router` or any module; a
+            :class:`LinearRouter` if None.
         shortcut: Whether the nodes that read others, the last one excepted, add their input to their output (Eq. 11).
         protect: How, in training, the gradient to a source that does not suit the current logits (Eq. 10) is stopped:
             "rsg" keeps the gradient of its shortcut (Eq. 11-12), "input" does so for the input of the module only (the
             released code of D2R), "sg" stops it whole (Eq. 9), "none" does not stop it.
         backend: How the graph is executed, see :attr:`backend`.
+        context_features: The width of the context of the router that is made if none is given; the width of the input
+            if None, which linear layers tell.
 
     Example:
         >>> topology = Topology([[], [], [0, 1]])
@@ -50,11 +54,12 @@ class RoutedGraph(nn.Module):
         modules: Iterable[nn.Module],
         topology: Topology,
         gate: Gate,
-        router: nn.Module,
+        router: nn.Module | None = None,
         *,
         shortcut: bool = False,
         protect: str = "none",
         backend: str = "auto",
+        context_features: int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(topology, Topology):
@@ -66,6 +71,12 @@ class RoutedGraph(nn.Module):
             )
         if not isinstance(gate, Gate):
             raise TypeError(f"`gate` must be a Gate such as TopK(2), got {gate!r}.")
+        if router is None:
+            router = _default_router(self.nodes, topology, context_features)
+        elif context_features is not None:
+            raise ValueError(
+                f"`context_features` must be None beside a router, which has its own width, got {context_features}."
+            )
         if not isinstance(router, nn.Module):
             raise TypeError(f"`router` must be a module such as LinearRouter(...), got {router!r}.")
         if isinstance(router, Router) and router.topology != topology:
@@ -74,6 +85,9 @@ class RoutedGraph(nn.Module):
             )
 
         check_flag("shortcut", shortcut)
+
+        like = next(router.parameters(), next(self.nodes.parameters(), None))
+        gate.bind(topology, None if like is None else like.device)
 
         self.topology = topology
         self.gate = gate
@@ -117,6 +131,7 @@ class RoutedGraph(nn.Module):
         sample: bool | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        router_noise: RouterNoise | None = None,
     ) -> Route:
         """Decides the route without running the modules; the arguments are those of :meth:`forward`."""
         logits = self._logits(context)
@@ -125,6 +140,9 @@ class RoutedGraph(nn.Module):
         if sample is not None:
             check_flag("sample", sample)
         sample = self.training if sample is None else sample
+        scores = None
+        if path is None and sample:
+            scores = self._scores(context, logits, generator, router_noise)
         if path is None and noise is None and sample and self.gate.takes_noise:
             shape = (*logits.shape[:-2], self.topology.num_edges)
             drawn = gumbel_noise(shape, generator=generator, device=logits.device)
@@ -137,8 +155,54 @@ class RoutedGraph(nn.Module):
             sample=sample,
             generator=generator,
             noise=noise,
+            scores=scores,
         )
         return route
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        path: Tensor | Route | None = None,
+        temperature: float | Tensor = 1.0,
+        sample: bool | None = None,
+        generator: torch.Generator | None = None,
+        return_route: Literal[False] = False,
+        noise: Tensor | None = None,
+        router_noise: RouterNoise | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        path: Tensor | Route | None = None,
+        temperature: float | Tensor = 1.0,
+        sample: bool | None = None,
+        generator: torch.Generator | None = None,
+        return_route: Literal[True],
+        noise: Tensor | None = None,
+        router_noise: RouterNoise | None = None,
+    ) -> tuple[Tensor, Route]: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        path: Tensor | Route | None = None,
+        temperature: float | Tensor = 1.0,
+        sample: bool | None = None,
+        generator: torch.Generator | None = None,
+        return_route: bool,
+        noise: Tensor | None = None,
+        router_noise: RouterNoise | None = None,
+    ) -> Tensor | tuple[Tensor, Route]: ...
 
     def forward(
         self,
@@ -151,6 +215,7 @@ class RoutedGraph(nn.Module):
         generator: torch.Generator | None = None,
         return_route: bool = False,
         noise: Tensor | None = None,
+        router_noise: RouterNoise | None = None,
     ) -> Tensor | tuple[Tensor, Route]:
         """Routes every sample through the graph.
 
@@ -163,6 +228,7 @@ class RoutedGraph(nn.Module):
             generator: The source of randomness when a path is sampled.
             return_route: Whether to return the route beside the output.
             noise: Gumbel noise drawn before, with shape ``[*, T, S]``, for functions that are compiled or replayed.
+            router_noise: What :meth:`Router.draw_noise` drew before, likewise, for a router with noise.
 
         Returns:
             The output of the last node, or the output and the :class:`Route`.
@@ -176,6 +242,7 @@ class RoutedGraph(nn.Module):
             sample=sample,
             generator=generator,
             noise=noise,
+            router_noise=router_noise,
         )
         self._check_batch(x, context, route)
         report(self, route)
@@ -184,8 +251,31 @@ class RoutedGraph(nn.Module):
         suitable = self._suitable(route) if protected else None
         most = self.gate.max_sources if path is None else None  # another gate may have recorded the path
         call = Pass(self._plan, list(self.nodes), x, route.weights, suitable, self.protect, most)
-        output = run_graph(call, self.backend)
+        output = self._finish(x, run_graph(call, self.backend))
         return (output, route) if return_route else output
+
+    if TYPE_CHECKING:
+        __call__ = forward  # a module's call takes and returns anything, as torch declares it
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that make a graph like this one; a class with another constructor overrides it."""
+        return {
+            "modules": list(self.nodes),
+            "topology": self.topology,
+            "gate": self.gate,
+            "router": self.router,
+            "shortcut": self.shortcut,
+            "protect": self.protect,
+            "backend": self.backend,
+        }
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, those of the modules, the router and the gate, each by its own rule."""
+        reset_parts(self)
+
+    def _finish(self, x: Tensor, output: Tensor) -> Tensor:
+        """Makes the output of the layer from that of the last node."""
+        return output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         adjacent = [modules for modules in self._bank_members() if are_adjacent(modules)]
@@ -215,6 +305,20 @@ class RoutedGraph(nn.Module):
         with suspended:
             logits: Tensor = self.router(context)
         return logits
+
+    def _scores(
+        self, context: Tensor, logits: Tensor, generator: torch.Generator | None, drawn: RouterNoise | None
+    ) -> Tensor | None:
+        """What decides a choice in place of the logits; None if the router adds no noise."""
+        router = self.router
+        if not isinstance(router, Router) or not router.adds_noise:
+            if drawn is not None:
+                raise ValueError(
+                    f"`router_noise` must be None for a router that adds none, such as this {type(router).__name__}; "
+                    "give the router noise, jitter or dropout."
+                )
+            return None
+        return router.perturb(context, logits, router.draw_noise(context, generator) if drawn is None else drawn)
 
     def _suitable(self, route: Route) -> Tensor:
         sources = self.topology.on(route.logits.device).allowed.sum(dim=-1, keepdim=True)
@@ -262,6 +366,38 @@ class RoutedGraph(nn.Module):
                 f"and x {tuple(x.shape)}; "
                 + (hint if not context.is_floating_point() else "pass one context per sample.")
             )
+
+
+def _default_router(nodes: nn.ModuleList, topology: Topology, context_features: int | None) -> Router:
+    """A linear router of the width that the input has, in the type and on the device of the modules."""
+    if context_features is None:
+        widths = {input_features(nodes[node]) for node, parents in enumerate(topology.parents) if not parents}
+        context_features = widths.pop() if len(widths) == 1 else None
+        if context_features is None:
+            raise ValueError(
+                "`context_features` must be given where no router is, unless all modules that read the input begin "
+                "with a linear layer of one width; for instance context_features=64, or router=LinearRouter(...)."
+            )
+    like = next(nodes.parameters(), None)
+    device, dtype = (None, None) if like is None else (like.device, like.dtype)
+    return LinearRouter(context_features, topology, device=device, dtype=dtype)
+
+
+def input_features(module: nn.Module) -> int | None:
+    """The width of the input that a module reads; None where its layers do not tell."""
+    if type(module) is nn.Sequential:
+        reads = next((part for part in module if not _keeps_width(part)), None)
+        return None if reads is None else input_features(reads)
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return module.normalized_shape[0] if len(module.normalized_shape) == 1 else None
+    width = getattr(module, "in_features", None)
+    return width if isinstance(width, int) and width > 0 else None
+
+
+def _keeps_width(module: nn.Module) -> bool:
+    """Whether a module computes number by number, and tells no width."""
+    plain = type(module).__module__ == "torch.nn.modules.activation" and not list(module.parameters())
+    return plain or isinstance(module, nn.Identity | nn.Dropout)
 
 
 def _dtype(linear: nn.Linear, x: Tensor) -> torch.dtype | None:

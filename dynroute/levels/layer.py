@@ -1,6 +1,8 @@
 """Layer-level routing (Soft Modularization; D2R, Fig. 2c): modules in layers, each mixing the layer before."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from ..gates import Gate, Soft
 from ..routers import CascadeRouter
 from ..topology import Topology
 from .graph import RoutedGraph
+from .proportion import proportioned
 
 __all__ = ["LayerRouting"]
 
@@ -25,11 +28,14 @@ class LayerRouting(RoutedGraph):
     Args:
         layers: At least one layer, each a sequence of at least one module.
         gate: Turns logits into a route.
-        router: Turns a context into the logits of ``Topology.layered(sizes)``, `sizes` being the sizes of the layers.
+        router: Turns a context into the logits of ``Topology.layered(sizes)``, `sizes` being the sizes of the layers;
+            a :class:`~dynroute.LinearRouter` if None.
         head: Computes the output from the mix of the last layer; the mix itself is the output if None.
         shortcut: Whether the modules behind the first layer add their input to their output.
         protect: How the gradient to unsuitable sources is stopped in training: "rsg", "input", "sg" or "none".
         backend: How the graph is executed.
+        context_features: The width of the context of the router that is made if none is given; the width of the input
+            if None.
 
     Example:
         >>> layers = [[nn.Linear(5, 8), nn.Linear(5, 8)], [nn.Linear(8, 2), nn.Linear(8, 2)]]
@@ -42,12 +48,13 @@ class LayerRouting(RoutedGraph):
         self,
         layers: Iterable[Iterable[nn.Module]],
         gate: Gate,
-        router: nn.Module,
+        router: nn.Module | None = None,
         *,
         head: nn.Module | None = None,
         shortcut: bool = False,
         protect: str = "none",
         backend: str = "auto",
+        context_features: int | None = None,
     ) -> None:
         if not isinstance(layers, Iterable) or hasattr(layers, "shape"):
             raise TypeError(f"`layers` must list layers, each a list of modules, got {shown(layers)}.")
@@ -72,7 +79,16 @@ class LayerRouting(RoutedGraph):
             shortcut=shortcut,
             protect=protect,
             backend=backend,
+            context_features=context_features,
         )
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that make a layer like this one; a class with another constructor overrides it."""
+        arguments = super().constructor_arguments()
+        *modules, head = arguments.pop("modules")
+        del arguments["topology"]
+        layers = [modules[slice(*span)] for span in self._plan.groups[:-1]]
+        return {"layers": layers, **arguments, "head": head}
 
     @classmethod
     def mlp(
@@ -84,7 +100,7 @@ class LayerRouting(RoutedGraph):
         context_features: int | None = None,
         gate: Gate | None = None,
         *,
-        router_sizes: Sequence[int] = (256, 256),
+        router_sizes: Sequence[int] | None = None,
         activation: Callable[[], nn.Module] = nn.ReLU,
         shortcut: bool = False,
         protect: str = "none",
@@ -101,7 +117,8 @@ class LayerRouting(RoutedGraph):
             out_features: The width of the output.
             context_features: The width of the context; that of the input if None.
             gate: Turns logits into a route; ``Soft()`` if None.
-            router_sizes: The hidden widths of the :class:`~dynroute.CascadeRouter`.
+            router_sizes: The hidden widths of the :class:`~dynroute.CascadeRouter`; in proportion to the modules if
+                None, see :func:`~dynroute.levels.proportion.proportioned`. Soft Modularization uses (256, 256).
             activation: Makes the activation of a module.
             shortcut: As for the class.
             protect: As for the class.
@@ -122,13 +139,8 @@ class LayerRouting(RoutedGraph):
             LinearBank(size, width if depth else in_features, width, activation, device=device, dtype=dtype)
             for depth, size in enumerate(layer_sizes)
         ]
-        router = CascadeRouter(
-            context_features,
-            topology,
-            router_sizes,
-            device=device,
-            dtype=dtype,
-        )
+        make = partial(CascadeRouter, context_features, topology)
+        router = proportioned(make, layers, router_sizes, device=device, dtype=dtype)
         return cls(
             layers,
             Soft() if gate is None else gate,

@@ -1,7 +1,9 @@
 """Module-level routing (D2R, Fig. 2d): every module chooses among all earlier ones."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from ..routers import MLPRouter
 from ..topology import Topology
 from .graph import RoutedGraph
 from .perceptron import perceptron
+from .proportion import proportioned
 
 __all__ = ["ModuleRouting"]
 
@@ -27,11 +30,14 @@ class ModuleRouting(RoutedGraph):
     Args:
         modules: At least 2 modules; the second to the last but one keep the width of their input.
         gate: Turns logits into a route.
-        router: Turns a context into the logits of ``Topology.dag(len(modules))``.
+        router: Turns a context into the logits of ``Topology.dag(len(modules))``; a
+            :class:`~dynroute.LinearRouter` if None.
         shortcut: Whether the modules between the first and the last add their input to their output (Eq. 11).
         protect: How the gradient to unsuitable sources is stopped in training: "rsg" (Eq. 11-12), "input" (the released
             code of D2R), "sg" (Eq. 9 if `shortcut` is False) or "none".
         backend: How the graph is executed.
+        context_features: The width of the context of the router that is made if none is given; the width of the input
+            if None.
 
     Example:
         >>> modules = [nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)]
@@ -44,11 +50,12 @@ class ModuleRouting(RoutedGraph):
         self,
         modules: Iterable[nn.Module],
         gate: Gate,
-        router: nn.Module,
+        router: nn.Module | None = None,
         *,
         shortcut: bool = True,
         protect: str = "rsg",
         backend: str = "auto",
+        context_features: int | None = None,
     ) -> None:
         modules = check_modules("modules", modules)
         if len(modules) < 2:
@@ -64,7 +71,14 @@ class ModuleRouting(RoutedGraph):
             shortcut=shortcut,
             protect=protect,
             backend=backend,
+            context_features=context_features,
         )
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that make a layer like this one; a class with another constructor overrides it."""
+        arguments = super().constructor_arguments()
+        del arguments["topology"]
+        return arguments
 
     @classmethod
     def mlp(
@@ -76,7 +90,7 @@ class ModuleRouting(RoutedGraph):
         context_features: int | None = None,
         gate: Gate | None = None,
         *,
-        router_sizes: Sequence[int] = (256, 256),
+        router_sizes: Sequence[int] | None = None,
         activation: Callable[[], nn.Module] = nn.ReLU,
         shortcut: bool = True,
         protect: str = "rsg",
@@ -93,7 +107,8 @@ class ModuleRouting(RoutedGraph):
             out_features: The width of the output.
             context_features: The width of the context; that of the input if None.
             gate: Turns logits into a route; ``SampleK(2)`` if None.
-            router_sizes: The hidden widths of the :class:`~dynroute.MLPRouter`; none for a linear router.
+            router_sizes: The hidden widths of the :class:`~dynroute.MLPRouter`, none for a linear router; in proportion
+                to the modules if None, see :func:`~dynroute.levels.proportion.proportioned`. D2R uses (256, 256).
             activation: Makes the activation of a module.
             shortcut: As for the class.
             protect: As for the class.
@@ -113,12 +128,7 @@ class ModuleRouting(RoutedGraph):
             perceptron(pair, activation, device=device, dtype=dtype) for pair in pairwise(widths)
         ]
         modules.append(nn.Linear(width, out_features, device=device, dtype=dtype))
-        router = MLPRouter(
-            context_features,
-            Topology.dag(len(modules)),
-            router_sizes,
-            device=device,
-            dtype=dtype,
-        )
+        make = partial(MLPRouter, context_features, Topology.dag(len(modules)))
+        router = proportioned(make, modules, router_sizes, device=device, dtype=dtype)
         gate = SampleK(2) if gate is None else gate
         return cls(modules, gate, router, shortcut=shortcut, protect=protect, backend=backend)

@@ -1,6 +1,7 @@
 """Output-level routing (multi-head; D2R, Fig. 2a): one head for each task."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,10 @@ class OutputRouting(RoutedGraph):
             raise ValueError("`heads` must hold at least one module, got none; give one for each task.")
         router = TaskRouter(len(heads))
         super().__init__([*heads, nn.Identity()], router.topology, Hard(), router, backend=backend)
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that make a layer like this one; a class with another constructor overrides it."""
+        return {"heads": list(self.nodes)[:-1], "backend": self.backend}
 
     @classmethod
     def mlp(

@@ -3,6 +3,7 @@
 from .base import Router, full_precision
 from .cascade import CascadeRouter
 from .mlp import LinearRouter, MLPRouter
+from .noise import RouterNoise
 from .task import TableRouter, TaskRouter
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "LinearRouter",
     "MLPRouter",
     "Router",
+    "RouterNoise",
     "TableRouter",
     "TaskRouter",
     "full_precision",

@@ -6,8 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_tensor
+from ..arguments import check_number, check_tensor, shown
+from ..banks import reset_parts
 from ..topology import Topology
+from .noise import RouterNoise, draw_normal, draw_uniform
 
 __all__ = ["Router", "full_precision"]
 
@@ -18,8 +20,16 @@ class Router(nn.Module, ABC):
     A router of your own overrides :meth:`score`. The maths is done in float32 or wider, whatever the parameters' type
     and also under autocast: routing is a choice, and a choice must not hang on the rounding of 16 bits.
 
+    Noise, where a router is given some, changes the scores that choose, and only where the layer samples: in training,
+    unless it is told otherwise. Weights are those of the clean logits, so that a replayed path gives the same output,
+    and evaluation is deterministic.
+
     Args:
         topology: The graph whose edges are scored.
+        jitter: Multiplies the context by numbers from [1 - jitter, 1 + jitter] (Switch Transformer).
+        noise: The standard deviation of normal noise that is added to the logits (noisy top-k of Shazeer et al., 2017,
+            with a fixed deviation as in V-MoE).
+        dropout: The probability that a source is left out of the choice, for each sample; never all sources of a node.
 
     Example:
         >>> class Even(Router):
@@ -30,13 +40,19 @@ class Router(nn.Module, ABC):
                 [0., 0.]])
     """
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, *, jitter: float = 0.0, noise: float = 0.0, dropout: float = 0.0) -> None:
         super().__init__()
         if not isinstance(topology, Topology):
             raise TypeError(
                 f"`topology` must be a Topology, got {type(topology).__name__}; for instance Topology.dag(8)."
             )
+        check_number("jitter", jitter, at_least=0.0)
+        check_number("noise", noise, at_least=0.0)
+        check_number("dropout", dropout, at_least=0.0, at_most=1.0)
         self.topology = topology
+        self.jitter = jitter
+        self.noise = noise
+        self.dropout = dropout
 
     def forward(self, context: Tensor) -> Tensor:
         """Returns the logits, with shape ``[*, T, S]`` and -inf in slots that do not exist.
@@ -48,6 +64,76 @@ class Router(nn.Module, ABC):
         with full_precision(context):
             scores = self.score(context)
         return self.topology.from_edges(scores, fill=-torch.inf)
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether the router has jitter, noise or dropout."""
+        return any((self.jitter, self.noise, self.dropout))
+
+    def draw_noise(self, context: Tensor, generator: torch.Generator | None = None) -> RouterNoise:
+        """Draws the random numbers of one pass.
+
+        Args:
+            context: The context of the pass.
+            generator: The source of randomness; the default generator of the device if None.
+        """
+        check_tensor("context", context)
+        whole = not (context.is_floating_point() or context.dtype == torch.bool)  # task ids have no features
+        edges = (*(context.shape if whole else context.shape[:-1]), self.topology.num_edges)
+        if self.jitter and not context.is_floating_point():
+            raise TypeError(f"`context` must be a floating tensor for a router with jitter, got {context.dtype}.")
+        return RouterNoise(
+            2.0 * draw_uniform(tuple(context.shape), generator, context.device) - 1.0 if self.jitter else None,
+            draw_normal(edges, generator, context.device) if self.noise else None,
+            draw_uniform(edges, generator, context.device) if self.dropout else None,
+        )
+
+    def perturb(self, context: Tensor, logits: Tensor, drawn: RouterNoise) -> Tensor:
+        """Returns the scores that choose in place of the logits.
+
+        Args:
+            context: The context of the pass.
+            logits: Its logits, with shape ``[*, T, S]``.
+            drawn: What :meth:`draw_noise` drew for it.
+
+        Example:
+            >>> router = LinearRouter(5, Topology.parallel(4), noise=1.0)
+            >>> context = torch.zeros(7, 5)
+            >>> router.perturb(context, router(context), router.draw_noise(context)).shape
+            torch.Size([7, 1, 4])
+        """
+        self._check_drawn(context, drawn)
+        with torch.no_grad():
+            scores = logits.detach()
+            if drawn.jitter is not None:
+                wide = context.to(torch.promote_types(context.dtype, torch.float32))
+                scores = self(wide * (1.0 + self.jitter * drawn.jitter))
+            if drawn.normal is not None:
+                scores = scores + self.noise * self.topology.from_edges(drawn.normal, fill=0.0)
+            if drawn.uniform is not None:
+                scores = scores.masked_fill(
+                    self.topology.from_edges(drawn.uniform, fill=1.0) < self.dropout, -torch.inf
+                )
+        return scores
+
+    def _check_drawn(self, context: Tensor, drawn: RouterNoise) -> None:
+        if not isinstance(drawn, RouterNoise):
+            raise TypeError(f"`router_noise` must be a RouterNoise, got {shown(drawn)}; `router.draw_noise` draws it.")
+        for option, numbers in zip(("jitter", "noise", "dropout"), drawn, strict=True):
+            if (numbers is not None) != bool(getattr(self, option)):
+                raise ValueError(
+                    f"`router_noise` must be drawn for this router, with {option}={getattr(self, option)}; "
+                    "`router.draw_noise` draws it."
+                )
+        if drawn.jitter is not None and drawn.jitter.shape != context.shape:
+            raise ValueError(
+                f"`router_noise` must be drawn for a context of shape {tuple(context.shape)}, "
+                f"got {tuple(drawn.jitter.shape)}."
+            )
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew; a router with parameters of its own, beside modules, overrides it."""
+        reset_parts(self)
 
     @abstractmethod
     def score(self, context: Tensor) -> Tensor:

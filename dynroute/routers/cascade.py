@@ -38,6 +38,9 @@ class CascadeRouter(Router):
         cascade: "probabilities" or "logits".
         score_output: Whether the last destinations are scored; otherwise they read all their sources alike, and the
             router has no parameters for them, as where the paper sums the last layer (its Eq. 9).
+        jitter: As for :class:`Router`.
+        noise: As for :class:`Router`.
+        dropout: As for :class:`Router`.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -54,16 +57,22 @@ class CascadeRouter(Router):
         *,
         cascade: str = "probabilities",
         score_output: bool = True,
+        jitter: float = 0.0,
+        noise: float = 0.0,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(topology)
+        super().__init__(topology, jitter=jitter, noise=noise, dropout=dropout)
         check_count("context_features", context_features, at_least=1)
         check_sizes("hidden_sizes", hidden_sizes, at_least=0)
         check_choice("cascade", cascade, ("probabilities", "logits"))
         check_flag("score_output", score_output)
         check_dtype(dtype)
+        self.context_features = context_features
+        self.hidden_sizes = tuple(hidden_sizes)
         self.cascade = cascade
+        self.score_output = score_output
         self.stages = _stages(topology)
 
         def layer(width: int, following: int) -> nn.Linear:

@@ -25,6 +25,9 @@ class MLPRouter(Router):
         context_features: The width of the context.
         topology: The graph whose edges are scored.
         hidden_sizes: The widths of the hidden layers; D2R uses 256 and 256.
+        jitter: As for :class:`Router`.
+        noise: As for :class:`Router`.
+        dropout: As for :class:`Router`.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -39,13 +42,18 @@ class MLPRouter(Router):
         topology: Topology,
         hidden_sizes: Sequence[int] = (256, 256),
         *,
+        jitter: float = 0.0,
+        noise: float = 0.0,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(topology)
+        super().__init__(topology, jitter=jitter, noise=noise, dropout=dropout)
         check_count("context_features", context_features, at_least=1)
         check_sizes("hidden_sizes", hidden_sizes, at_least=0)
         check_dtype(dtype)
+        self.context_features = context_features
+        self.hidden_sizes = tuple(hidden_sizes)
         sizes = (context_features, *hidden_sizes, topology.num_edges)
         self.layers = nn.ModuleList(
             nn.Linear(width, following, device=device, dtype=dtype) for width, following in pairwise(sizes)
@@ -61,6 +69,9 @@ class LinearRouter(MLPRouter):
     Args:
         context_features: The width of the context.
         topology: The graph whose edges are scored.
+        jitter: As for :class:`Router`.
+        noise: As for :class:`Router`.
+        dropout: As for :class:`Router`.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -74,10 +85,22 @@ class LinearRouter(MLPRouter):
         context_features: int,
         topology: Topology,
         *,
+        jitter: float = 0.0,
+        noise: float = 0.0,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(context_features, topology, (), device=device, dtype=dtype)
+        super().__init__(
+            context_features,
+            topology,
+            (),
+            jitter=jitter,
+            noise=noise,
+            dropout=dropout,
+            device=device,
+            dtype=dtype,
+        )
 
 
 def real(context: Tensor) -> Tensor:

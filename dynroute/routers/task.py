@@ -17,6 +17,8 @@ class TableRouter(Router):
     Args:
         num_tasks: The number of tasks.
         topology: The graph whose edges are scored.
+        noise: As for :class:`Router`.
+        dropout: As for :class:`Router`.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -33,14 +35,20 @@ class TableRouter(Router):
         num_tasks: int,
         topology: Topology,
         *,
+        noise: float = 0.0,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(topology)
+        super().__init__(topology, noise=noise, dropout=dropout)
         check_count("num_tasks", num_tasks, at_least=1)
         check_dtype(dtype)
         self.num_tasks = num_tasks
         self.table = nn.Parameter(torch.randn(num_tasks, topology.num_edges, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Draws the rows from a standard normal distribution."""
+        nn.init.normal_(self.table)
 
     def score(self, context: Tensor) -> Tensor:
         ids = task_one_hot(context, self.num_tasks).int().argmax(dim=-1)

@@ -1,0 +1,398 @@
+"""Folders with a layer's arguments as JSON and its parameters as safetensors: nothing in them can run."""
+
+import inspect
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import shown
+from .banks import are_adjacent, keep_adjacent
+from .topology import Topology
+
+__all__ = ["CONFIG", "WEIGHTS", "Makes", "Pretrained", "from_pretrained", "save_pretrained"]
+
+CONFIG = "config.json"
+"""The file that says which classes are made with which arguments."""
+
+WEIGHTS = "model.safetensors"
+"""The file with the parameters and buffers."""
+
+Plain = bool | int | float | str | None
+
+
+class Makes(NamedTuple):
+    """An argument that is called to make a module, such as the `activation` of a builder; it is saved as the module.
+
+    Example:
+        >>> dynroute.saving.Makes(nn.SiLU())
+        Makes(module=SiLU())
+    """
+
+    module: nn.Module
+    """What a call made."""
+
+
+class Pretrained(nn.Module):
+    """A module that saves itself to a folder, and is made again from one.
+
+    With ``huggingface_hub`` a class of your own can have both: ``class Mixture(ModelRouting, PyTorchModelHubMixin)``,
+    with the routed layer first, has ``push_to_hub``, and ``from_pretrained`` of it takes the name of a repository.
+    """
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that make a module like this one.
+
+        By default each argument of the constructor is the attribute of the same name. Override it where that is not so.
+        """
+        return _attributes(self)
+
+    def save_pretrained(self, folder: str | Path, **hub: Any) -> Any:
+        """Saves the module to a folder, see :func:`dynroute.save_pretrained`.
+
+        Args:
+            folder: The folder, which is made.
+            hub: Options of ``huggingface_hub``, for classes that have its mixin.
+        """
+        mixin = getattr(super(), "save_pretrained", None)
+        if mixin is not None:
+            return mixin(folder, **hub)
+        if hub:
+            raise TypeError(f"`{next(iter(hub))}` is an option of huggingface_hub, whose mixin this class lacks.")
+        return self._save_pretrained(Path(folder))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        classes: Iterable[type[nn.Module]] = (),
+        device: torch.device | str | None = None,
+        **hub: Any,
+    ) -> Self:
+        """Makes a module again from a folder, see :func:`dynroute.from_pretrained`.
+
+        Args:
+            folder: The folder.
+            classes: Further classes that may be made.
+            device: Where to put the parameters; the CPU if None.
+            hub: Options of ``huggingface_hub``, for classes that have its mixin.
+
+        Example:
+            >>> import tempfile
+            >>> net = ModelRouting.ffn(8, 16, 4, shared=1).eval()
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     net.save_pretrained(folder)
+            ...     twin = ModelRouting.from_pretrained(folder)
+            >>> x = torch.randn(3, 8)
+            >>> torch.equal(twin(x), net(x))
+            True
+        """
+        mixin = getattr(super(), "from_pretrained", None)
+        if mixin is not None:
+            made: Self = mixin(folder, classes=classes, device=device, **hub)
+            return made
+        if hub:
+            raise TypeError(f"`{next(iter(hub))}` is an option of huggingface_hub, whose mixin this class lacks.")
+        return cls._from_pretrained(model_id=str(folder), classes=classes, device=device)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_pretrained(self, save_directory)  # the mixin calls this one
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        classes: Iterable[type[nn.Module]] = (),
+        device: torch.device | str | None = None,
+        **hub: Any,
+    ) -> Self:
+        folder = Path(model_id)
+        if hub and not folder.is_dir():
+            options = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+            download = import_module("huggingface_hub").snapshot_download
+            chosen = {name: hub[name] for name in options if name in hub}
+            folder = Path(download(model_id, allow_patterns=[CONFIG, WEIGHTS], **chosen))
+        made = from_pretrained(folder, classes=(*classes, cls), device=device)
+        if not isinstance(made, cls):
+            raise TypeError(f"`folder` must hold a {cls.__name__}, got a {type(made).__name__}; load it with that.")
+        return made
+
+
+def save_pretrained(module: nn.Module, folder: str | Path) -> None:
+    """Saves a module to a folder: its classes and their arguments in ``config.json``, its parameters as safetensors.
+
+    Saved are classes of dynroute and of ``torch.nn``, and your own if each argument of their constructor is kept as an
+    attribute of the same name, or if they have a method ``constructor_arguments``. It is tried whether the module can
+    be made again, so that what cannot be loaded is not saved. Hooks are not saved.
+
+    Needs safetensors: ``pip install 'dynroute[safetensors]'``.
+
+    Args:
+        module: The module.
+        folder: The folder, which is made.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), ModelRouting.ffn(8, 16, 4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pretrained(model, folder)
+        ...     twin = from_pretrained(folder)
+        >>> all(map(torch.equal, twin.parameters(), model.parameters()))
+        True
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`module` must be a module, got {shown(module)}.")
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"`folder` must be a path, got {shown(folder)}.")
+    safetensors = _safetensors("save_pretrained")
+    writer = _Writer()
+    tree = writer.module(module, "module")
+    with torch.device("meta"):
+        _check_same(module, _Reader({_name(kind): kind for kind in writer.classes}).module(tree))
+    library = sys.modules[__package__ or "dynroute"]
+    config = {"format": "dynroute", "version": library.__version__, "module": tree}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1, allow_nan=False) + "\n")
+    safetensors.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def from_pretrained(
+    folder: str | Path, *, classes: Iterable[type[nn.Module]] = (), device: torch.device | str | None = None
+) -> nn.Module:
+    """Makes a module again that :func:`save_pretrained` saved.
+
+    No code of the folder runs: only classes of dynroute and ``torch.nn`` are made, and those that are given.
+
+    Args:
+        folder: The folder.
+        classes: Your own classes that the module has parts of.
+        device: Where to put the parameters; the CPU if None.
+
+    Returns:
+        The module, in evaluation mode.
+    """
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"`folder` must be a path, got {shown(folder)}.")
+    folder, given = Path(folder), {}
+    for kind in classes:
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise TypeError(f"`classes` must list classes of modules, got {shown(kind)}.")
+        given[_name(kind)] = kind
+    safetensors = _safetensors("from_pretrained")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"`folder` must hold {CONFIG} and {WEIGHTS}, but {folder / name} is missing.")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        tensors: dict[str, Tensor] = safetensors.load_file(folder / WEIGHTS)
+    except Exception as error:  # damage shows in many ways
+        raise ValueError(f"`folder` must hold files that can be read, but {folder} does not: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != "dynroute":
+        raise ValueError(f"`folder` must hold what `save_pretrained` wrote, but {folder / CONFIG} is of another kind.")
+
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        module = _Reader(given).module(config.get("module"))
+    _load(module, tensors, folder / WEIGHTS)
+    return module.to(device).eval() if device is not None else module.eval()
+
+
+class _Writer:
+    """Turns modules and their arguments into plain data."""
+
+    def __init__(self) -> None:
+        self.classes: set[type[nn.Module]] = set()
+        self._places: dict[nn.Module, int] = {}
+
+    def module(self, module: nn.Module, place: str) -> dict[str, Any]:
+        if module in self._places:
+            return {"again": self._places[module]}
+        self._places[module] = len(self._places)
+        kind = type(module)
+        if not _is_known(kind):
+            self.classes.add(kind)
+        if kind in (nn.Sequential, nn.ModuleList):
+            parts = {name: part for name, part in module._modules.items() if part is not None}  # one may be there twice
+            children = {name: self.module(part, f"{place}.{name}") for name, part in parts.items()}
+            return {"class": _name(kind), "children": children}
+        own = getattr(module, "constructor_arguments", None)
+        arguments = own() if callable(own) else _attributes(module)
+        return {
+            "class": _name(kind),
+            "arguments": {name: self.value(value, f"{place}.{name}") for name, value in arguments.items()},
+        }
+
+    def value(self, value: object, place: str) -> Any:
+        if isinstance(value, nn.Module):
+            return self.module(value, place)
+        if isinstance(value, Makes):
+            return {"makes": self.module(value.module, place)}
+        if isinstance(value, Topology):
+            return {"topology": [list(parents) for parents in value.parents]}
+        if isinstance(value, list | tuple):
+            found = [self.value(each, f"{place}[{i}]") for i, each in enumerate(value)]
+            parts = [each for each in value if isinstance(each, nn.Module)]
+            adjacent = len(parts) == len(value) > 1 and are_adjacent(parts)
+            return {"adjacent": found} if adjacent else found
+        if isinstance(value, bool | int | str) or value is None or (isinstance(value, float) and math.isfinite(value)):
+            return value
+        raise TypeError(
+            f"`{place}` must be a number, text, a module, a Topology, None or a list of those to be saved, "
+            f"got {shown(value)}."
+        )
+
+
+class _Reader:
+    """Makes modules of plain data."""
+
+    def __init__(self, given: Mapping[str, type[nn.Module]]) -> None:
+        self._given = given
+        self._made: dict[int, nn.Module] = {}
+        self._seen = 0
+
+    def module(self, tree: object) -> nn.Module:
+        match tree:
+            case {"again": int(place)} if place in self._made:
+                return self._made[place]
+            case {"class": str(name), "children": dict(children)}:
+                kind, place = self._kind(name), self._next()
+                if kind not in (nn.Sequential, nn.ModuleList):
+                    raise ValueError(f"`folder` must describe {name} by its arguments, got children.")
+                made: nn.Module = kind()
+                for child, part in children.items():
+                    made.add_module(child, self.module(part))
+            case {"class": str(name), "arguments": dict(arguments)}:
+                kind, place = self._kind(name), self._next()
+                values = {key: self.value(value) for key, value in arguments.items()}
+                try:
+                    made = kind(**values)
+                except (TypeError, RuntimeError) as error:
+                    raise ValueError(f"`folder` must hold the arguments of {name}, but: {error}") from error
+            case _:
+                raise ValueError(f"`folder` must describe a module by its class and arguments, got {shown(tree)}.")
+        self._made[place] = made
+        return made
+
+    def value(self, tree: object) -> Any:
+        match tree:
+            case {"class": _} | {"again": _}:
+                return self.module(tree)
+            case {"makes": part}:
+                made = [self.module(part)]
+                return lambda: made.pop() if made else self.module(part)
+            case {"topology": parents}:
+                return Topology(parents)
+            case {"adjacent": list(parts)}:
+                modules = [self.module(part) for part in parts]
+                keep_adjacent(modules)
+                return modules
+            case list():
+                values = [self.value(each) for each in tree]
+                return values if any(isinstance(each, nn.Module | list) for each in values) else tuple(values)
+            case dict():
+                raise ValueError(f"`folder` must describe arguments, got {shown(tree)}.")
+        return tree
+
+    def _next(self) -> int:
+        self._seen += 1
+        return self._seen - 1
+
+    def _kind(self, name: str) -> type[nn.Module]:
+        package, _, own = name.rpartition(".")
+        kind: object = None
+        if package == "torch.nn":
+            kind = getattr(nn, own, None)
+        elif package == "dynroute":
+            library = sys.modules[__package__ or "dynroute"]
+            kind = getattr(library, own) if own in library.__all__ else None
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            kind = self._given.get(name)
+        if kind is None:
+            raise ValueError(
+                f"`classes` must hold {name}, which the folder has parts of; only classes of dynroute and torch.nn are "
+                "made without being given."
+            )
+        return kind
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """The arguments of a constructor, from the attributes of the same names."""
+    kind = type(module)
+    if kind.__init__ is nn.Module.__init__:
+        return {}
+    found: dict[str, Any] = {}
+    for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
+        several = parameter.kind is parameter.VAR_POSITIONAL
+        if name in ("device", "dtype") or parameter.kind is parameter.VAR_KEYWORD or (several and _is_known(kind)):
+            continue
+        value = getattr(module, name, parameter.default)
+        if value is parameter.empty or several:
+            raise TypeError(
+                f"`{name}` of {kind.__name__} must be kept as an attribute of that name to be saved; or give the class "
+                "a method `constructor_arguments`."
+            )
+        if name == "bias" and (value is None or isinstance(value, Tensor)):
+            value = value is not None
+        found[name] = value
+    return found
+
+
+def _name(kind: type[nn.Module]) -> str:
+    if _is_known(kind):
+        return f"{'torch.nn' if kind.__module__.startswith('torch.') else 'dynroute'}.{kind.__name__}"
+    return kind.__qualname__
+
+
+def _is_known(kind: type[nn.Module]) -> bool:
+    """Whether a class is one of dynroute or torch.nn, which are found by their names."""
+    return getattr(nn, kind.__name__, None) is kind or getattr(sys.modules.get("dynroute"), kind.__name__, None) is kind
+
+
+def _check_same(module: nn.Module, made: nn.Module) -> None:
+    """Raises an error if a module that was made from the arguments of another one is not like it."""
+    wanted, got = ({name: t.shape for name, t in each.state_dict().items()} for each in (module, made))
+    ties = [
+        sorted(
+            sorted(name for name, other in each.named_parameters(remove_duplicate=False) if other is parameter)
+            for parameter in each.parameters()
+        )
+        for each in (module, made)
+    ]
+    differing = [name for name in {**wanted, **got} if wanted.get(name) != got.get(name)]
+    if differing or ties[0] != ties[1]:
+        where = f"`{differing[0]}` differs" if differing else "other parameters are shared"
+        raise ValueError(
+            f"`module` must be what its classes make of their arguments, but {where}; was a part changed after it was "
+            "made?"
+        )
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    types = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    parameters = {parameter.dtype for parameter in module.parameters()}
+    if len(types) == 1 and types != parameters:
+        module.to(types.pop())
+    for name, parameter in module.named_parameters():
+        if name in tensors and tensors[name].dtype != parameter.dtype:
+            parameter.data = parameter.data.to(tensors[name].dtype)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"`folder` must hold the parameters of a module, but {path} does not fit: {error}") from error
+
+
+def _safetensors(function: str) -> Any:
+    try:
+        return import_module("safetensors.torch")
+    except ImportError as error:
+        raise ImportError(f"`{function}` needs safetensors; type: pip install 'dynroute[safetensors]'") from error

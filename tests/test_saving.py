@@ -1,0 +1,287 @@
+"""What is saved to a folder computes the same when it is loaded, and nothing of the folder can run."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dynroute import (
+    BalancedTopK,
+    CascadeRouter,
+    CompositionalLinear,
+    ExpertChoice,
+    Gate,
+    Hard,
+    LayerRouting,
+    LinearRouter,
+    ModelRouting,
+    ModuleRouting,
+    OutputRouting,
+    RoutedGraph,
+    SampleK,
+    Soft,
+    TableRouter,
+    TopK,
+    Topology,
+    TopP,
+    from_pretrained,
+    save_pretrained,
+)
+from dynroute.routers import TaskRouter
+
+GATES: dict[str, Callable[[], Gate]] = {
+    "soft": Soft,
+    "hard": lambda: Hard(capacity=1.5),
+    "topk": lambda: TopK(2),
+    "samplek": lambda: SampleK(3, capacity=2.0),
+    "topp": lambda: TopP(0.7),
+    "balanced": lambda: BalancedTopK(2, 0.01),
+    "expert choice": lambda: ExpertChoice(1.5),
+}
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "module": lambda: ModuleRouting.mlp(5, 8, 4, 2, shortcut=True, protect="input", backend="reference"),
+    "layer": lambda: LayerRouting.mlp(5, 8, [3, 2], 2, router_sizes=(6,)),
+    "model": lambda: ModelRouting.mlp(5, 8, 3, 2, activation=nn.Tanh),
+    "output": lambda: OutputRouting.mlp(5, 8, 5, 2),
+    "ffn": lambda: ModelRouting.ffn(5, 8, 4, shared=2, gated=True, activation=lambda: nn.GELU("tanh")),
+    "half": lambda: ModelRouting.ffn(5, 8, 4, dtype=torch.bfloat16),
+    "double": lambda: LayerRouting.mlp(5, 8, [2, 2], 2, dtype=torch.float64),
+    "graph": lambda: RoutedGraph(
+        [nn.Linear(5, 4), nn.Sequential(nn.Linear(4, 4, bias=False), nn.LeakyReLU(0.3)), nn.Identity()],
+        Topology([[], [0], [0, 1]]),
+        TopK(2),
+        LinearRouter(5, Topology([[], [0], [0, 1]]), jitter=0.1, noise=0.5, dropout=0.1),
+    ),
+    "table": lambda: ModelRouting([nn.Linear(5, 2)] * 2, Soft(), TableRouter(3, Topology.parallel(2), noise=0.1)),
+    "cascade": lambda: LayerRouting(
+        [[nn.Linear(5, 4), nn.Linear(5, 4)], [nn.Linear(4, 4), nn.Linear(4, 4)]],
+        Soft(),
+        CascadeRouter(5, Topology.layered([2, 2]), (6,), cascade="logits", score_output=False),
+    ),
+    "parts of torch": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, (3, 1), padding=(1, 0), bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.3)
+    ),
+    "inside": lambda: nn.Sequential(
+        nn.LayerNorm((5,), eps=1e-3), ModelRouting.ffn(5, 8, 3), nn.ModuleList([nn.ReLU()])
+    ),
+    "compositional": lambda: nn.ModuleList([CompositionalLinear(2, 3, 4), TaskRouter(3)]),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
+    net = NETS[name]()
+    state = torch.get_rng_state()
+    save_pretrained(net, tmp_path / "deep" / "folder")
+    twin = from_pretrained(tmp_path / "deep" / "folder")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert repr(twin) == repr(net)
+    assert not twin.training
+    for (key, mine), (other, theirs) in zip(net.state_dict().items(), twin.state_dict().items(), strict=True):
+        assert key == other
+        assert mine.dtype == theirs.dtype
+        assert torch.equal(mine, theirs)
+    if isinstance(net, RoutedGraph):
+        assert net._banks == twin._banks
+        x = torch.randn(6, 5, dtype=next(net.parameters()).dtype)
+        context = torch.arange(6) % 3 if name in ("output", "table") else None
+        assert torch.equal(twin(x, context), net.eval()(x, context))
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gates_come_back(name: str, tmp_path: Path) -> None:
+    net = ModelRouting.ffn(5, 8, 4, GATES[name]())
+    for _ in range(4):
+        net(torch.randn(8, 5))
+    net.save_pretrained(tmp_path)
+    twin = ModelRouting.from_pretrained(tmp_path)
+    assert repr(twin.gate) == repr(net.gate)
+    x = torch.randn(6, 5)
+    assert torch.equal(twin(x), net.eval()(x))
+
+
+class Expert(nn.Module):
+    def __init__(self, width: int, *, slope: float = 0.5, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.width, self.slope, self.inner = width, slope, inner
+        self.weight = nn.Parameter(torch.randn(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.leaky_relu(x @ self.weight, self.slope)
+        return y if self.inner is None else self.inner(y)
+
+
+class Forgetful(nn.Linear):
+    def __init__(self, secret: int) -> None:
+        super().__init__(secret, secret)
+
+
+class Mixture(ModelRouting):
+    """A class of a user's own with another constructor."""
+
+    def __init__(self, width: int, count: int) -> None:
+        self.width, self.count = width, count
+        super().__init__([Expert(width) for _ in range(count)], TopK(2), context_features=width)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value) if name in ("width", "count") else super().__setattr__(name, value)
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        return {"width": self.width, "count": self.count}
+
+
+def test_classes_of_ones_own(tmp_path: Path) -> None:
+    net = ModelRouting([Expert(5, slope=0.1, inner=nn.Tanh()) for _ in range(3)], TopK(2), context_features=5)
+    net.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`classes` must hold Expert, which the folder has parts of; only classes of"):
+        from_pretrained(tmp_path)
+    twin = from_pretrained(tmp_path, classes=[Expert])
+    x = torch.randn(4, 5)
+    assert torch.equal(twin(x), net.eval()(x))
+
+    mine = Mixture(5, 3).eval()
+    mine.save_pretrained(tmp_path)
+    assert torch.equal(Mixture.from_pretrained(tmp_path, classes=[Expert])(x), mine(x))
+
+
+def test_shared_parts_stay_shared(tmp_path: Path) -> None:
+    expert = nn.Linear(5, 5)
+    save_pretrained(nn.Sequential(expert, nn.ReLU(), expert), tmp_path)
+    twin = from_pretrained(tmp_path)
+    assert twin[0] is twin[2]
+
+
+def test_a_device_is_where_it_goes(tmp_path: Path, device: torch.device) -> None:
+    ModelRouting.ffn(5, 8, 3).save_pretrained(tmp_path)
+    assert {p.device.type for p in ModelRouting.from_pretrained(tmp_path, device=device).parameters()} == {device.type}
+
+
+def test_what_cannot_be_made_again_is_not_saved(tmp_path: Path) -> None:
+    tied = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+    tied[1].weight = tied[0].weight
+    changed = nn.Sequential(nn.Linear(5, 5))
+    changed[0].weight = nn.Parameter(torch.zeros(3, 5))
+    for module, error, message in [
+        (
+            tied,
+            ValueError,
+            "`module` must be what its classes make of their arguments, but other parameters",
+        ),
+        (changed, ValueError, "`module` must be what its classes make .*, but `0.weight` differs; was a part changed"),
+        (Forgetful(3), TypeError, "`secret` of Forgetful must be kept as an attribute of that name to be saved"),
+        (Expert(3, slope=torch.zeros(2)), TypeError, r"`module\.slope` must be a number, text, a module, .* got a ten"),
+        (Expert(3, slope=float("nan")), TypeError, r"`module\.slope` must be a number, .* got nan"),
+        (3, TypeError, "`module` must be a module, got 3"),
+    ]:
+        with pytest.raises(error, match=message):
+            save_pretrained(module, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(TypeError, match="`folder` must be a path, got 3"):
+        save_pretrained(nn.ReLU(), 3)
+
+
+def damaged(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    ModelRouting.ffn(5, 8, 3).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    change(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format="other"), "`folder` must hold what `save_pretrained` wrote, but"),
+        (lambda c: c.update(module=3), "`folder` must describe a module by its class and arguments, got 3"),
+        (lambda c: c.update(module={"again": 7}), "`folder` must describe a module by its class and arguments"),
+        (lambda c: c["module"].update({"class": "os.system"}), "`classes` must hold os.system, which the folder"),
+        (lambda c: c["module"].update({"class": "dynroute.save_pretrained"}), "`classes` must hold dynroute.save_pre"),
+        (lambda c: c["module"].update({"class": "dynroute.Gate", "arguments": {}}), "the arguments of dynroute.Gate"),
+        (lambda c: c["module"].update({"class": "torch.nn.Linear", "arguments": {}}), "the arguments of torch.nn.Lin"),
+        (lambda c: c.update(module={"class": "torch.nn.ReLU", "children": {}}), "must describe torch.nn.ReLU by its"),
+        (lambda c: c["module"]["arguments"].update(gate={"odd": 1}), "`folder` must describe arguments, got"),
+        (lambda c: c["module"]["arguments"].update(shared=[{"class": "torch.nn.ReLU", "arguments": {}}] * 2, models=[
+            {"class": "torch.nn.Linear", "arguments": {"in_features": 5, "out_features": 5}}] * 3), "does not fit"),
+    ],
+)  # fmt: skip
+def test_altered_configurations_are_refused(change: Callable[[Any], object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(damaged(tmp_path, change))
+
+
+def test_damaged_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`folder` must hold config.json and model.safetensors, but .* is missing"):
+        from_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="`folder` must be a path, got None"):
+        from_pretrained(None)
+    with pytest.raises(TypeError, match="`classes` must list classes of modules, got 3"):
+        from_pretrained(tmp_path, classes=[3])
+    ModelRouting.ffn(5, 8, 3).save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="`folder` must hold a ModuleRouting, got a ModelRouting; load it with"):
+        ModuleRouting.from_pretrained(tmp_path)
+    safetensors.torch.save_file({"odd": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"`folder` must hold the parameters of a module, but .* does not fit"):
+        from_pretrained(tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes(b"\xff\xff not it")
+        with pytest.raises(ValueError, match="`folder` must hold files that can be read, but"):
+            from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="`folder` must hold files that can be read, but"):
+        from_pretrained(tmp_path)
+
+
+def test_without_safetensors_one_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ModelRouting.ffn(5, 8, 3).save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    for call in (lambda: save_pretrained(nn.ReLU(), tmp_path), lambda: from_pretrained(tmp_path)):
+        with pytest.raises(ImportError, match=r"needs safetensors; type: pip install 'dynroute\[safetensors\]'"):
+            call()
+
+
+class Hub:
+    """What huggingface_hub's ModelHubMixin does with a class, its network left out."""
+
+    def save_pretrained(self, save_directory: str, *, config: object = None, model_card_kwargs: object = None) -> str:
+        self._save_pretrained(Path(save_directory))
+        return "pushed"
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, revision: str | None = None, **model_kwargs: Any) -> Any:
+        options = dict.fromkeys(("cache_dir", "token"), None) | {"force_download": False, "local_files_only": False}
+        return cls._from_pretrained(model_id=str(name), revision=revision, **options, **model_kwargs)
+
+
+class Shared(ModelRouting, Hub):
+    """A mixture that can be pushed to a hub."""
+
+
+def test_the_mixin_of_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Shared([nn.Linear(5, 2) for _ in range(3)], TopK(2)).eval()
+    assert net.save_pretrained(tmp_path, model_card_kwargs={}) == "pushed"
+    x = torch.randn(4, 5)
+    twin = Shared.from_pretrained(tmp_path)
+    assert isinstance(twin, Shared)
+    assert torch.equal(twin(x), net(x))
+
+    asked: list[Any] = []
+
+    class Library:
+        @staticmethod
+        def snapshot_download(name: str, **options: Any) -> str:
+            asked.append((name, options["revision"], options["allow_patterns"]))
+            return str(tmp_path)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Library)
+    assert torch.equal(Shared.from_pretrained("someone/mixture", revision="v1")(x), net(x))
+    assert asked == [("someone/mixture", "v1", ["config.json", "model.safetensors"])]
+    with pytest.raises(TypeError, match="`revision` is an option of huggingface_hub, whose mixin this class lacks"):
+        ModelRouting.from_pretrained(tmp_path, revision="v1")
+    with pytest.raises(TypeError, match="`config` is an option of huggingface_hub, whose mixin this class lacks"):
+        ModelRouting.ffn(5, 8, 3).save_pretrained(tmp_path, config={})
