@@ -183,6 +183,10 @@ def add_demonstrations(
             None if paths is None else paths[:, i],
         )
     buffer.wanted[:] = wanted
+    if model.return_bounds is not None:
+        cut = np.asarray(timeouts, dtype=bool) & buffer.handle_timeout_termination
+        for task in range(tasks):
+            model.return_bounds.add_episodes(task, rewards[task], np.asarray(dones[task], dtype=bool), cut[task])
 
 
 @torch.no_grad()

@@ -82,6 +82,9 @@ class MultiTaskPolicy(SACPolicy):
         net_arch: The widths of the hidden layers of the networks "mt-sac" and "mh-sac", in SB3's words: a list, or a
             dictionary with those of the actor under "pi" and of the critics under "qf".
         activation_fn: The activation between these layers; ReLU if None.
+        bins: The number of bins over which the critics predict distributions of values; None for values.
+            MultiTaskSAC fills it in.
+        value_range: The values of the first bin and of the last.
         log_std: How the logarithm of the actor's standard deviation is kept in its range: "clamp" cuts it off there,
             "tanh" squashes it (BRC).
         log_std_range: The range; (-10, 2) in BRC.
@@ -116,6 +119,8 @@ class MultiTaskPolicy(SACPolicy):
         *,
         net_arch: NetArch | None = None,
         activation_fn: Callable[[], nn.Module] | None = None,
+        bins: int | None = None,
+        value_range: tuple[float, float] = (-10.0, 10.0),
         log_std: str = "clamp",
         log_std_range: tuple[float, float] = LOG_STD_RANGE,
         normalize_images: bool = True,
@@ -151,6 +156,7 @@ class MultiTaskPolicy(SACPolicy):
             self.network, self.network_kwargs, net_arch, activation_fn
         )
         self.n_critics = n_critics
+        self.bins, self.value_range = bins, value_range
         self._distribution: dict[str, Any] = {"log_std": log_std, "log_std_range": log_std_range}
         self._build(lr_schedule)
 
@@ -195,7 +201,7 @@ class MultiTaskPolicy(SACPolicy):
         assert isinstance(self.action_space, spaces.Box)
         kwargs, actions = {**self._critic_kwargs, **self._shared()}, get_action_dim(self.action_space)
         nets = [
-            build_network(self.network, self.task_space, 1, extra_features=actions, **kwargs)
+            build_network(self.network, self.task_space, self.bins or 1, extra_features=actions, **kwargs)
             for _ in range(self.n_critics)
         ]
         if len({id(net) for net in [self.actor.net, *nets]}) <= self.n_critics:
@@ -203,7 +209,8 @@ class MultiTaskPolicy(SACPolicy):
                 f"`network` must make a new network at each call, it made the same {type(nets[0]).__name__} again: "
                 "actor and critics are networks of their own."
             )
-        return MultiTaskCritic(self.observation_space, self.action_space, nets, self.task_space)
+        value_range = None if self.bins is None else self.value_range
+        return MultiTaskCritic(self.observation_space, self.action_space, nets, self.task_space, value_range)
 
     def predict(
         self,
@@ -241,6 +248,8 @@ class MultiTaskPolicy(SACPolicy):
             "net_arch": self.net_arch,
             "activation_fn": self.activation_fn,
             "n_critics": self.n_critics,
+            "bins": self.bins,
+            "value_range": self.value_range,
             **self._distribution,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
