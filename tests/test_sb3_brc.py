@@ -1,15 +1,20 @@
 """The learner of BRC: each option changes what the oracle says that it changes, alone and with the others."""
 
 import dataclasses
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("stable_baselines3")
 
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+
 import oracle_sac
-from dynroute_sb3 import DemonstrationBuffer
+from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC, RouteReplayBuffer, point_tasks
 from dynroute_sb3.update import follow
 from test_sb3_released import distance
 from test_sb3_update import (
@@ -157,3 +162,131 @@ def test_products_in_16_bits_are_near() -> None:
         expected = results[0][name]
         torch.testing.assert_close(values, expected, rtol=0.1, atol=0.1 * float(expected.abs().max() + 1), msg=name)
     assert not torch.equal(results[0]["critic_loss"], results[1]["critic_loss"])
+
+
+# Options, and what is told of them ------------------------------------------------------------------------------------
+
+
+def learner(**options: Any) -> MultiTaskSAC:
+    usual: dict[str, Any] = {"policy_kwargs": {"network_kwargs": {"hidden_sizes": (8,)}}, "batch_size": 16, "seed": 0}
+    return MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks()), device="cpu", **{**usual, **options})
+
+
+def logged(model: MultiTaskSAC) -> dict[str, Any]:
+    model.set_logger(Logger(None, []))
+    model.learn(200)
+    model.report.record_updates(model)
+    return model.logger.name_to_value
+
+
+def test_what_lies_outside_of_the_range_is_logged() -> None:
+    values = logged(learner(critic_loss="categorical", learning_starts=40))
+    assert {f"outside_range/{task}" for task in range(4)} <= values.keys()
+    assert 0 <= values["train/outside_range"] < 0.5
+    assert not any(name.startswith(("outside_range", "train/outside")) for name in logged(learner()))
+
+
+def test_a_range_that_values_exceed_by_far_is_told_once() -> None:
+    model = learner(critic_loss="categorical", value_range=(0.0, 0.01), learning_starts=40)
+    model.set_logger(Logger(None, []))
+    told = (
+        r"`value_range` must hold .* outside of \(0.0, 0.01\) for the tasks \['0', '1', '2', '3'\] .* normalize_returns"
+    )
+    with pytest.warns(UserWarning, match=told):
+        model.learn(200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(100, reset_num_timesteps=False)
+    assert model.logger.name_to_value["train/outside_range"] > 0.5
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "loss": (
+        {"critic_loss": "mae"},
+        r"`critic_loss` must be one of 'mse', 'categorical', got 'mae'; did you mean 'mse'",
+    ),
+    "target": ({"q_target": "max"}, r"`q_target` must be one of 'min', 'mean', got 'max'"),
+    "one bin": ({"critic_loss": "categorical", "bins": 1}, r"`bins` must be at least 2, got 1"),
+    "half a bin": ({"critic_loss": "categorical", "bins": 10.5}, r"`bins` must be an integer, got 10.5"),
+    "reversed": (
+        {"critic_loss": "categorical", "value_range": (10, -10)},
+        r"`value_range` must be \(low, high\) with low below high, got \(10, -10\); are they exchanged\?",
+    ),
+    "empty": ({"critic_loss": "categorical", "value_range": (1.0, 1.0)}, r"`value_range` must be \(low, high\)"),
+    "infinite": ({"critic_loss": "categorical", "value_range": (-10, np.inf)}, r"`value_range` must be finite"),
+    "nan": (
+        {"critic_loss": "categorical", "value_range": (np.nan, 1)},
+        r"`value_range` must be finite, got \(nan, 1\)",
+    ),
+    "one end": (
+        {"critic_loss": "categorical", "value_range": 10},
+        r"`value_range` must be a pair of numbers .* got 10",
+    ),
+    "bins of values": (
+        {"bins": 51},
+        r"`bins` needs .* critic_loss=\"categorical\", got bins=51 with critic_loss='mse'",
+    ),
+    "range of values": ({"value_range": (-1, 1)}, r"`value_range` needs critic_loss=\"categorical\", .*\(-1, 1\) with"),
+    "bins of the policy": ({"policy_kwargs": {"bins": 11}}, r"`bins` must not be given in `policy_kwargs`, got 11"),
+    "range of the policy": (
+        {"critic_loss": "categorical", "policy_kwargs": {"value_range": (-1, 1)}},
+        r"`value_range` must not be given in `policy_kwargs`, got \(-1, 1\)",
+    ),
+    "shared": ({"shared_ent_coef": 1}, r"`shared_ent_coef` must be True or False, got 1"),
+    "shared and fixed": (
+        {"shared_ent_coef": True, "ent_coef": 0.1},
+        r"`shared_ent_coef` needs coefficients that are learned, ent_coef=\"auto\", got ent_coef=0.1",
+    ),
+    "moment": ({"ent_coef_beta1": 1.0}, r"`ent_coef_beta1` must be at least 0 and below 1, got 1.0"),
+    "moment of text": ({"ent_coef_beta1": "0.5"}, r"`ent_coef_beta1` must be a number, got '0.5'"),
+    "moment of nothing": ({"ent_coef_beta1": 0.5, "ent_coef": 0.1}, r"`ent_coef_beta1` needs coefficients that are"),
+    "factor": ({"target_entropy": "auto_-1"}, r"`target_entropy` must be a finite number, .* got 'auto_-1'"),
+    "no factor": ({"target_entropy": "auto_"}, r"`target_entropy` must be a finite number, \"auto\", or \"auto_\""),
+    "word": ({"target_entropy": "half"}, r"`target_entropy` must be a finite number, .* got 'half'"),
+    "entropy": ({"target_entropy": float("nan")}, r"`target_entropy` must be a finite number, .* got nan"),
+    "balance": ({"replay_buffer_kwargs": {"balanced": 1}}, r"`balanced` must be True or False, got 1"),
+    "multiple": ({"batch_size": 18}, r"`batch_size` must be a multiple of the 4 tasks, got 18; .*\"balanced\": False"),
+    "no share": (
+        {
+            "batch_size": 3,
+            "replay_buffer_class": DemonstrationBuffer,
+            "replay_buffer_kwargs": {"demonstrations": 2, "demonstration_share": 0.1, "balanced": False},
+        },
+        r"`demonstration_share` must leave .* in the 3 of a batch, got 0.1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_options_are_told(name: str) -> None:
+    options, told = WRONG[name]
+    with pytest.raises((ValueError, TypeError), match=told):
+        learner(**options)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [("auto", -2.0), ("auto_0.5", -1.0), ("auto_2", -4.0), (-3, -3.0), ("-0.5", -0.5), (0, 0.0)]
+)
+def test_target_entropies(asked: Any, expected: float) -> None:
+    assert learner(target_entropy=asked).target_entropy == expected
+
+
+def test_one_coefficient_for_all_tasks() -> None:
+    model = learner(shared_ent_coef=True, ent_coef="auto_0.1", max_ent_coef=0.05, learning_starts=40)
+    assert model.log_ent_coef.shape == (1,)
+    torch.testing.assert_close(model.entropy_coefficients, torch.full((4,), 0.05))
+    values = logged(model)
+    assert len({values[f"ent_coef/{task}"] for task in range(4)}) == 1
+
+
+@pytest.mark.parametrize("buffer", [RouteReplayBuffer, DemonstrationBuffer])
+def test_batches_over_all_tasks_need_no_transition_of_each(buffer: type) -> None:
+    kwargs = {"balanced": False} | ({"demonstrations": 2} if buffer is DemonstrationBuffer else {})
+    model = learner(replay_buffer_class=buffer, replay_buffer_kwargs=kwargs, batch_size=13, learning_starts=10)
+    first = model.get_env().reset()[:1]
+    for _ in range(20):
+        model.replay_buffer.add(first, first, np.zeros((1, 2)), np.zeros(1), np.zeros(1, dtype=bool), [{}])
+    model.set_logger(Logger(None, []))
+    model.train(2)
+    assert model._n_updates == 2
+    assert model.replay_buffer.sample(13).tasks.tolist() == [0] * 13

@@ -72,7 +72,9 @@ def test_both_ways_to_add_up_agree(case: tuple[Tensor, Tensor, tuple[float, floa
 
 def test_other_devices_add_up_in_one_order() -> None:
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        def __torch_dispatch__(
+            self, func: object, types: object, args: tuple = (), kwargs: dict | None = None
+        ) -> object:
             assert "scatter" not in str(func)
             return func(*args, **(kwargs or {}))  # type: ignore[operator]
 
