@@ -53,7 +53,7 @@ def combine_distributions(logits: Tensor, value_range: tuple[float, float], rule
 
     Example:
         >>> from dynroute_sb3.categorical import combine_distributions
-        >>> sure = torch.tensor([[[99.0, 0.0]], [[0.0, 99.0]]])
+        >>> sure = torch.tensor([[[999.0, 0.0]], [[0.0, 999.0]]])
         >>> combine_distributions(sure, (0, 1), "mean"), combine_distributions(sure, (0, 1), "min")
         (tensor([[0.5000, 0.5000]]), tensor([[1., 0.]]))
     """

@@ -292,7 +292,7 @@ class RouteReplayBuffer(ReplayBuffer):
         return self._get_samples(tasks * self.capacity + places, env)
 
     def parts(self, batch_size: int) -> tuple[int, int]:
-        """How many transitions and how many demonstrations :meth:`sample` draws, see :meth:`each_task`."""
+        """How many transitions and demonstrations of each task a batch has, or in all if it is not balanced."""
         return self.each_task(batch_size), 0
 
     def each_task(self, batch_size: int) -> int:
