@@ -241,19 +241,19 @@ def _check_order(model: MultiTaskAttributes) -> None:
 def _check_distributions(model: MultiTaskAttributes) -> None:
     """Raises an error unless the options of distributions of values fit together."""
     check_count("bins", model.bins, at_least=2)
-    model.value_range = check_interval("value_range", model.value_range)
+    value_range = check_interval("value_range", model.value_range)
     categorical = model.critic_loss == "categorical"
     if not categorical and model.bins != BINS:
         raise ValueError(
             f'`bins` needs critics that predict distributions, critic_loss="categorical", got bins={model.bins} with '
             f"critic_loss={model.critic_loss!r}."
         )
-    if not categorical and not model.normalize_returns and model.value_range != VALUE_RANGE:
+    if not categorical and not model.normalize_returns and value_range != VALUE_RANGE:
         raise ValueError(
             '`value_range` needs critic_loss="categorical", whose bins lie in it, or normalize_returns=True, which '
-            f"leads returns into it, got value_range={model.value_range} with neither."
+            f"leads returns into it, got value_range={value_range} with neither."
         )
-    for name, option in (("bins", model.bins), ("value_range", model.value_range)):
+    for name, option in (("bins", model.bins), ("value_range", value_range)):
         told = model.policy_kwargs.get(name)
         if told is not None and not (categorical and told == option):  # where it filled them in itself
             raise ValueError(

@@ -211,6 +211,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.task_names = self.task_names or [str(task) for task in range(self.num_tasks)]
         self.batch_size = self.batch_size or 128 * self.num_tasks
         check_options(self)
+        self.value_range = (self.value_range[0], self.value_range[1])  # a list, too, is a pair
         if self.replay_buffer_class is None:
             self.replay_buffer_class = RouteReplayBuffer
         self.replay_buffer_kwargs["num_tasks"] = self.policy_kwargs["num_tasks"] = self.num_tasks
