@@ -231,8 +231,8 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "as released": ("dummy", RELEASED, {}),
     "as released for PaCo": ("dummy", {**RELEASED, "policy": "PaCoPolicy", "shared_lr": 1e-4}, {}),
     "as in BRC": ("dummy", BRC, {}),
-    "as in BRC, without balance": (
-        "subproc",
+    "as in BRC, over all tasks": (
+        "subprocesses",
         {**BRC, "batch_size": 7, "replay_buffer_kwargs": {"balanced": False}},
         {},
     ),

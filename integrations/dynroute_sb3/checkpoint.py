@@ -45,7 +45,7 @@ __all__ = [
 
 Model = TypeVar("Model", bound=MultiTaskAttributes)
 
-FORMAT = 3
+FORMAT = 2
 NOTES = "notes.json"
 
 BUFFERS: Mapping[Any, type[RouteReplayBuffer]] = {
