@@ -162,7 +162,7 @@ def check_options(model: MultiTaskAttributes) -> None:
     if model.batch_size < 1 or (balanced and model.batch_size % model.num_tasks):
         raise ValueError(
             f"`batch_size` must be a multiple of the {model.num_tasks} tasks, got {model.batch_size}; for instance "
-            f"{max(1, -(-model.batch_size // model.num_tasks)) * model.num_tasks}, or any with "
+            f"{max(1, -(-model.batch_size // model.num_tasks)) * model.num_tasks}. It may be any number with "
             'replay_buffer_kwargs={"balanced": False}.'
         )
     if len(model.task_names) != model.num_tasks:
