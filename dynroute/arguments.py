@@ -17,6 +17,7 @@ __all__ = [
     "check_flag",
     "check_generator",
     "check_input",
+    "check_interval",
     "check_logits",
     "check_mask",
     "check_modules",
@@ -128,6 +129,19 @@ def check_input(name: str, x: Tensor, parameter: Tensor) -> None:
             f"`{name}` must have the type of the parameters {parameter.dtype}, got {x.dtype}; "
             f"convert it with `.to({parameter.dtype})`."
         )
+
+
+def check_interval(name: str, ends: Sequence[float]) -> tuple[float, float]:
+    """The ends of an interval, or an error unless they are two finite numbers, the lower one first."""
+    pair = tuple(ends) if isinstance(ends, (tuple, list)) else ()
+    if len(pair) != 2 or any(isinstance(end, bool) or not isinstance(end, (int, float)) for end in pair):
+        raise TypeError(f"`{name}` must be a pair of numbers (low, high), got {shown(ends)}.")
+    low, high = pair
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"`{name}` must be finite, got {shown(ends)}.")
+    if not low < high:
+        raise ValueError(f"`{name}` must be (low, high) with low below high, got {shown(ends)}; are they exchanged?")
+    return low, high
 
 
 def check_modules(name: str, modules: Iterable[nn.Module]) -> list[nn.Module]:

@@ -69,6 +69,18 @@ class Options:
     mask_rule: str = "each"
     shared_lr: float | None = None
     log_prob_epsilon: float = 0.0
+    critic_loss: str = "mse"
+    bins: int = 101
+    value_range: tuple[float, float] = (-10.0, 10.0)
+    q_target: str = "min"
+    normalize_returns: bool = False
+    returns: list[tuple[float, float]] = field(default_factory=list)
+    """The smallest and the largest return of each task, where rewards are normalized."""
+    shared_ent_coef: bool = False
+    ent_coef_beta1: float = 0.9
+    log_std: str = "clamp"
+    log_std_range: tuple[float, float] = (-20.0, 2.0)
+    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
     adam: dict[str, Any] = field(default_factory=dict)
 
 
@@ -81,6 +93,7 @@ class Result:
     ent_coef_loss: list[float]
     entropy: list[float]
     masked: list[bool]
+    outside_range: list[float]
 
 
 def spread(kind: str, alpha: Sequence[float]) -> list[float]:
@@ -100,6 +113,39 @@ def squash(mean: Tensor, log_std: Tensor, noise: Tensor, epsilon: float = 0.0) -
     if epsilon:
         change = (1 - u.tanh() ** 2 + epsilon).log()
     return u.tanh(), (normal - change).sum()
+
+
+def bin_values(bins: int, ends: tuple[float, float]) -> list[float]:
+    return [ends[0] + (ends[1] - ends[0]) * k / (bins - 1) for k in range(bins)]
+
+
+def to_bins(
+    probabilities: Sequence[float], values: Sequence[float], ends: tuple[float, float], bins: int
+) -> list[float]:
+    """The probabilities of the bins, one value after the other; it lies between two bins, nearer to one of them."""
+    z, found = bin_values(bins, ends), [0.0] * bins
+    for p, y in zip(probabilities, values, strict=True):
+        if not y > z[0]:
+            found[0] += p if y == y else math.nan
+        elif y >= z[-1]:
+            found[-1] += p
+        else:
+            right = next(k for k in range(bins) if z[k] >= y)
+            width = z[right] - z[right - 1]
+            found[right - 1] += p * (z[right] - y) / width
+            found[right] += p * (y - z[right - 1]) / width
+    return found
+
+
+def returns_of_an_episode(rewards: Sequence[float], gamma: float, truncated: bool) -> list[float]:
+    """The return of every step, each as a sum; a truncated episode goes on with its mean reward for ever."""
+    n, found = len(rewards), []
+    for t in range(n):
+        total = sum(gamma ** (k - t) * rewards[k] for k in range(t, n))
+        if truncated:
+            total += gamma ** (n - t) * (sum(rewards) / n) * (1 / (1 - gamma))
+        found.append(total)
+    return found
 
 
 def number(x: Tensor) -> float:
@@ -125,6 +171,7 @@ class _Waiting:
     weight: list[float]
     ent_coef_loss: list[float]
     mean_log_prob: list[float]
+    outside: list[float]
 
 
 class SAC:
@@ -160,15 +207,71 @@ class SAC:
         self.shared_adam = self._adam(self.shared, options.shared_lr) if self.shared else None
         self.log_ent_coef = None if options.ent_coef else log_ent_coef.detach().clone().requires_grad_()
         if self.log_ent_coef is not None:
-            self.ent_coef_adam = self._adam([self.log_ent_coef], options.ent_coef_lr)
+            rate = options.ent_coef_lr or options.learning_rate
+            betas = (options.ent_coef_beta1, 0.999)
+            self.ent_coef_adam = torch.optim.Adam([self.log_ent_coef], lr=rate, **{"betas": betas, **options.adam})
 
-    def _adam(self, parameters: list[Tensor], lr: float | None = None) -> torch.optim.Adam:
-        return torch.optim.Adam(parameters, lr=lr or self.options.learning_rate, **self.options.adam)
+    def _adam(self, parameters: list[Tensor], lr: float | None = None) -> torch.optim.Optimizer:
+        return self.options.optimizer(parameters, lr=lr or self.options.learning_rate, **self.options.adam)
+
+    def log_alpha(self, task: int) -> Tensor:
+        """The logarithm of a task's coefficient, or of the one of all tasks."""
+        return self.log_ent_coef[0 if self.options.shared_ent_coef else task]
+
+    def limit_alpha(self) -> None:
+        for i in range(len(self.log_ent_coef)):
+            self.log_ent_coef.data[i] = min(number(self.log_ent_coef[i]), math.log(self.options.max_ent_coef))
+
+    def value(self, output: Tensor) -> Tensor:
+        """The value that a critic's output for one sample stands for."""
+        if self.options.critic_loss == "mse":
+            return output[0]
+        z = bin_values(self.options.bins, self.options.value_range)
+        return sum((p * y for p, y in zip(output.exp() / output.exp().sum(), z, strict=True)), torch.zeros(()))
+
+    def judge(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The value of one sample by all critics."""
+        values = [self.value(output) for output in outputs]
+        return sum(values) / len(values) if self.options.q_target == "mean" else min(values, key=number)
+
+    def target(self, outputs: Sequence[Tensor], reward: float, follows: float, cost: float) -> tuple[Any, float]:
+        """What critics are to predict for one sample, and how much of it lies outside of the range."""
+        o = self.options
+        if o.critic_loss == "mse":
+            return reward + follows * (number(self.judge(outputs)) - cost), 0.0
+        each = [(output.exp() / output.exp().sum()).tolist() for output in outputs]
+        if o.q_target == "mean":
+            probabilities = [sum(of_bin) / len(each) for of_bin in zip(*each, strict=True)]
+        else:
+            probabilities = each[min(range(len(each)), key=lambda i: number(self.value(outputs[i])))]
+        moved = [reward + follows * (z - cost) for z in bin_values(o.bins, o.value_range)]
+        low, high = o.value_range
+        outside = sum(p for p, y in zip(probabilities, moved, strict=True) if y < low or y > high)
+        return to_bins(probabilities, moved, o.value_range, o.bins), outside
+
+    def critic_loss(self, output: Tensor, target: Any) -> Tensor:
+        """The loss of one critic for one sample."""
+        if self.options.critic_loss == "mse":
+            return (output[0] - target) ** 2
+        total = output.exp().sum().log()
+        return sum((-q * (output[k] - total) for k, q in enumerate(target)), torch.zeros(()))
+
+    def reward(self, batch: Batch, i: int, alpha: Sequence[float]) -> float:
+        """The reward of a sample, scaled and normalized."""
+        o, task = self.options, batch.task[i]
+        if not o.normalize_returns:
+            return o.reward_scale * batch.reward[i]
+        smallest, largest = (o.reward_scale * r for r in o.returns[task])
+        assert o.value_range[0] == -o.value_range[1]
+        horizon = 1 / (1 - o.gamma)
+        scale = (max(largest, abs(smallest)) - alpha[task] * horizon * o.target_entropy / 2) / o.value_range[1]
+        return o.reward_scale * batch.reward[i] / scale
 
     def update(self, batch: Batch, draws: Draws) -> Result:
         o, tasks = self.options, range(self.options.num_tasks)
         rows = [[i for i, task in enumerate(batch.task) if task == t] for t in tasks]
-        alpha = [o.ent_coef for _ in tasks] if o.ent_coef else [math.exp(number(x)) for x in self.log_ent_coef]
+        alpha = [o.ent_coef if o.ent_coef else math.exp(number(self.log_alpha(t))) for t in tasks]
+        rewards = [self.reward(batch, i, alpha) for i in range(len(batch.task))]
         weight = [1.0 for _ in tasks] if o.task_weights == "none" else spread(o.task_weights, alpha)
         self.temperature = (
             spread(o.route_temperature, alpha)  # Eq. 14
@@ -197,7 +300,7 @@ class SAC:
         # The coefficients of entropy.
         ent_coef_loss = [0.0 for _ in tasks]
         if self.log_ent_coef is not None:
-            losses = [-self.log_ent_coef[t] * (mean_log_prob[t] + o.target_entropy) for t in tasks]
+            losses = [-self.log_alpha(t) * (mean_log_prob[t] + o.target_entropy) for t in tasks]
             ent_coef_loss = [number(losses[t]) if rows[t] else 0.0 for t in tasks]
             # A task without samples has no expectation to follow.
             present = [losses[t] for t in tasks if rows[t]]
@@ -207,11 +310,10 @@ class SAC:
             elif not o.joint_update or o.ent_coef_after_step:
                 self._step(self.ent_coef_adam, [self.log_ent_coef], clip([gradient], o.max_ent_coef_grad_norm))
             if o.max_ent_coef is not None and (o.ent_coef_after_step or not o.joint_update):
-                for t in tasks:
-                    self.log_ent_coef.data[t] = min(number(self.log_ent_coef[t]), math.log(o.max_ent_coef))
+                self.limit_alpha()
 
         if o.ent_coef_after_step:
-            alpha = [math.exp(number(x)) for x in self.log_ent_coef]
+            alpha = [math.exp(number(self.log_alpha(t))) for t in tasks]
             weight = [1.0 for _ in tasks] if o.task_weights == "none" else spread(o.task_weights, alpha)
 
         # The critics.
@@ -219,21 +321,29 @@ class SAC:
             output = self._run(self.actor, batch.next_state, batch, "topk")
             next_action, next_log_prob = self._act(output, draws.next_noise)
             inputs = torch.cat([batch.next_state, torch.stack(next_action)], dim=1)
-            following = [self._run(net, inputs, batch, "topk")[:, 0] for net in self.targets]
-            y = [
-                o.reward_scale * batch.reward[i]
-                + o.gamma * (1 - batch.done[i]) * (min(float(q[i]) for q in following) - alpha[t] * next_log_prob[i])
+            following = [self._run(net, inputs, batch, "topk") for net in self.targets]
+            targets = [
+                self.target(
+                    [outputs[i] for outputs in following],
+                    rewards[i],
+                    o.gamma * (1 - batch.done[i]),
+                    alpha[t] * number(next_log_prob[i]),
+                )
                 for i, t in enumerate(batch.task)
+            ]
+            y = [target for target, _ in targets]
+            outside = [
+                number(x) for x in mean_by_task([torch.tensor(share, dtype=torch.float64) for _, share in targets])
             ]
         inputs = torch.cat([batch.state, batch.action], dim=1)
         values = [
-            self._run(net, inputs, batch, o.critic_paths, generator)[:, 0]
+            self._run(net, inputs, batch, o.critic_paths, generator)
             for net, generator in zip(self.critics, draws.critic_generators, strict=True)
         ]
-        by_critic = [mean_by_task([(q[i] - y[i]) ** 2 for i in range(len(y))]) for q in values]
+        by_critic = [mean_by_task([self.critic_loss(q[i], y[i]) for i in range(len(y))]) for q in values]
         critic_loss = [sum(losses[t] for losses in by_critic) for t in tasks]
         if o.joint_update:
-            waiting = _Waiting(action, log_prob, mean_action, alpha, weight, ent_coef_loss, mean_log_prob)
+            waiting = _Waiting(action, log_prob, mean_action, alpha, weight, ent_coef_loss, mean_log_prob, outside)
             return self._together(batch, rows, critic_loss, waiting, waits)
         left_out = exceeds(critic_loss)
         gradients = self._gradients(total(critic_loss, left_out), [*self.critic_adam_parameters, *self.shared])
@@ -247,10 +357,9 @@ class SAC:
         # The actor, against the critics as they now are. The loss reaches it only by a and log pi.
         a, log_pi = (torch.stack(x).detach().requires_grad_() for x in (action, log_prob))
         inputs = torch.cat([batch.state, a], dim=1)
-        values = [self._run(net, inputs, batch, "topk")[:, 0] for net in self.critics]
-        actor_loss = mean_by_task(
-            [alpha[t] * log_pi[i] - min((q[i] for q in values), key=number) for i, t in enumerate(batch.task)]
-        )
+        by_critic = [self._run(net, inputs, batch, "topk") for net in self.critics]
+        values = [self.judge([outputs[i] for outputs in by_critic]) for i in range(len(batch.task))]
+        actor_loss = mean_by_task([alpha[t] * log_pi[i] - values[i] for i, t in enumerate(batch.task)])
         if waits:
             actor_loss = [torch.zeros(()) for _ in tasks]
         left_out = [x or y for x, y in zip(left_out, exceeds(actor_loss), strict=True)]
@@ -259,12 +368,11 @@ class SAC:
         if batch.wanted is not None:
             # A row of the batch is a demonstration or is not; the mean is over all rows of the task.
             fall = 1.0 if o.demonstration_decay is None else 1 - (self.updates - o.actor_starts) / o.demonstration_decay
-            lowest = [min(number(q[i]) for q in values) for i in range(len(batch.task))]
             distances = [
                 ((mean_action[i] - batch.wanted[i]) ** 2).sum() if i < len(batch.wanted) else torch.zeros(())
                 for i in range(len(batch.task))
             ]
-            scale = [sum(abs(lowest[i]) for i in rows[t]) / max(len(rows[t]), 1) for t in tasks]
+            scale = [sum(abs(number(values[i])) for i in rows[t]) / max(len(rows[t]), 1) for t in tasks]
             cloning = [loss * s for loss, s in zip(mean_by_task(distances), scale, strict=True)]
             reached = reached + o.demonstration_weight * min(max(fall, 0), 1) * total(cloning, left_out)
         gradients = self._gradients(reached, [*self.actor_own, *self.shared])
@@ -282,6 +390,7 @@ class SAC:
             ent_coef_loss,
             [-x for x in mean_log_prob],
             left_out,
+            outside,
         )
 
     def _together(
@@ -294,10 +403,11 @@ class SAC:
         # The actor, against constants: the critics as they were.
         a, log_pi = (torch.stack(x).detach().requires_grad_() for x in (first.action, first.log_prob))
         inputs = torch.cat([batch.state, a], dim=1)
-        values = [self._run(net, inputs, batch, "topk")[:, 0] for net in self.critics]
+        by_critic = [self._run(net, inputs, batch, "topk") for net in self.critics]
+        values = [self.judge([outputs[i] for outputs in by_critic]) for i in range(len(batch.task))]
         actor_loss = [torch.zeros(()) for _ in everything]
         for t in [] if waits else tasks:
-            losses = [first.alpha[t] * log_pi[i] - min((q[i] for q in values), key=number) for i in rows[t]]
+            losses = [first.alpha[t] * log_pi[i] - values[i] for i in rows[t]]
             actor_loss[t] = sum(losses) / len(losses)
 
         # Which tasks are left out of what, and over how many the mean is.
@@ -325,7 +435,7 @@ class SAC:
         if batch.wanted is not None and o.demonstration_weight:
             for t in tasks:
                 if t not in without_actor:
-                    scale = sum(abs(min(number(q[i]) for q in values)) for i in rows[t]) / len(rows[t])
+                    scale = sum(abs(number(values[i])) for i in rows[t]) / len(rows[t])
                     shown = [i for i in rows[t] if i < len(batch.wanted)]
                     distance = sum(
                         (((first.mean_action[i] - batch.wanted[i]) ** 2).sum() for i in shown), nothing
@@ -350,11 +460,10 @@ class SAC:
             slope = torch.zeros_like(self.log_ent_coef)
             for t in tasks:
                 if t not in without_alpha:
-                    slope[t] = -(first.mean_log_prob[t] + o.target_entropy) / o.num_tasks
+                    slope[0 if o.shared_ent_coef else t] += -(first.mean_log_prob[t] + o.target_entropy) / o.num_tasks
             self._step(self.ent_coef_adam, [self.log_ent_coef], clip([slope], o.max_ent_coef_grad_norm))
             if o.max_ent_coef is not None:
-                for t in everything:
-                    self.log_ent_coef.data[t] = min(number(self.log_ent_coef[t]), math.log(o.max_ent_coef))
+                self.limit_alpha()
 
         return Result(
             [number(x) for x in actor_loss],
@@ -362,6 +471,7 @@ class SAC:
             first.ent_coef_loss,
             [-x for x in first.mean_log_prob],
             [t in without_actor for t in everything],
+            first.outside,
         )
 
     def follow(self) -> None:
@@ -389,7 +499,13 @@ class SAC:
     def _act(self, output: Tensor, noise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         n = output.shape[1] // 2
         epsilon = self.options.log_prob_epsilon
-        pairs = [squash(row[:n], row[n:].clamp(-20, 2), eps, epsilon) for row, eps in zip(output, noise, strict=True)]
+        low, high = self.options.log_std_range
+
+        def limit(x: Tensor) -> Tensor:
+            # (1 + tanh x) / 2 is the logistic function of 2 x
+            return low + (high - low) * torch.sigmoid(2 * x) if self.options.log_std == "tanh" else x.clamp(low, high)
+
+        pairs = [squash(row[:n], limit(row[n:]), eps, epsilon) for row, eps in zip(output, noise, strict=True)]
         return [action for action, _ in pairs], [log_prob for _, log_prob in pairs]
 
     def _gradients(self, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from rich.console import Console
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -215,7 +216,8 @@ def test_presets() -> None:
     quick = preset("quick", {"num_modules": 4, "network": {"router_sizes": [16]}})
     assert quick.network_kwargs == {**QUICK_SIZES["d2r"], "num_modules": 4, "router_sizes": [16]}
     assert set(QUICK_SIZES) == set(available())
-    with pytest.raises(ValueError, match="`preset` must be one of 'paper', 'released', 'quick', 'refine', got 'fast'"):
+    told = "`preset` must be one of 'paper', 'released', 'quick', 'refine', 'brc', 'brc-small', got 'fast'"
+    with pytest.raises(ValueError, match=told):
         preset("fast", {})
 
 
@@ -225,7 +227,22 @@ def test_every_method_with_every_preset(name: str, method: str, two_tasks: Any) 
     configuration = preset(name, {"method": method, "benchmark": "reach,push", "buffer_size": 10, "device": "cpu"})
     model = make_model(configuration, two_tasks)
     assert model.task_names == ["reach", "push"]
-    assert model.batch_size == 2 * configuration.batch_size
+    assert model.batch_size == (configuration.mixed_batch_size or 2 * configuration.batch_size)
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.balanced == (configuration.mixed_batch_size is None)
+    for option in ("critic_loss", "bins", "q_target", "normalize_returns", "shared_ent_coef", "ent_coef_beta1"):
+        assert getattr(model, option) == getattr(configuration, option)
+    assert model.value_range == (configuration.value_low, configuration.value_high)
+    assert (model.actor.log_std, *model.actor.log_std_range) == (
+        configuration.log_std,
+        configuration.log_std_low,
+        configuration.log_std_high,
+    )
+    assert model.target_entropy == (-2.0 if name.startswith("brc") else -4.0)
+    adamw = name.startswith("brc")
+    for optimizer in (model.actor.optimizer, model.critic.optimizer):
+        assert type(optimizer) is (torch.optim.AdamW if adamw else torch.optim.Adam)
+        assert optimizer.param_groups[0]["weight_decay"] == (1e-4 if adamw else 0)
     assert model.learning_starts == 2 * configuration.learning_starts
     assert model.replay_buffer is not None
     assert model.replay_buffer.handle_timeout_termination == configuration.bootstrap_timeouts
@@ -234,6 +251,35 @@ def test_every_method_with_every_preset(name: str, method: str, two_tasks: Any) 
     for option in ("log_prob_epsilon", "warmup_actions", "lag_rollouts", "reward_scale", "max_task_loss"):
         assert getattr(model, option) == getattr(configuration, option)
     assert (model.train_freq.frequency, model.gradient_steps) == (configuration.update_every, configuration.updates)  # type: ignore[union-attr]
+
+
+def test_the_presets_of_brc() -> None:
+    published = preset("brc", {"method": "mt-sac"}).resolve()
+    assert (published.benchmark, published.steps, published.horizon) == ("MT50", 1_000_000, 200)
+    assert (published.batch_rows, published.updates, published.learning_starts) == (1024, 2, 5000)
+    assert (published.gamma, published.tau, published.learning_rate, published.reward_scale) == (0.99, 0.005, 3e-4, 1.0)
+    assert (published.max_ent_coef, published.max_task_loss, published.max_grad_norm) == (None,) * 3
+    assert (published.task_weights, published.ent_coef, published.ent_coef_lr) == ("none", "auto_0.1", None)
+    small = preset("brc-small", {"method": "mt-sac", "gamma": 0.98}).resolve()
+    assert (small.benchmark, small.batch_rows, small.updates, small.gamma) == ("MT10", 512, 1, 0.98)
+    assert PRESETS["brc"]["method"] == PRESETS["brc-small"]["method"] == "brc"
+
+
+def test_a_run_of_the_learner_of_brc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # It goes on from a checkpoint with all that it has learned of returns, and no optimizer need be handed in.
+    command = ["train", *TINY, "--preset", "brc-small", "--mixed-batch-size", "3", "--bins", "11", "--value-low", "-5"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*command, "--steps", "30", "--run", str(whole)]) == 0
+    assert main([*command, "--run", str(parts)]) == 0
+    assert main(["train", "--run", str(parts), "--resume", "--steps", "30"]) == 0
+    lines = [read_metrics(folder / "metrics.jsonl")[-1] for folder in (whole, parts)]
+    assert lines[0]["step"] == lines[1]["step"] == 30
+    for name in ("critic_loss/reach", "outside_range/reach", "ent_coef/reach"):
+        assert lines[0][name] == lines[1][name]
+    error = told(capsys, "train", "--run", str(parts), "--resume", "--critic-loss", "mse")
+    assert "holds a run with critic_loss='categorical', got 'mse'; leave it out to go on" in error
+    error = told(capsys, "train", "--run", str(parts), "--resume", "--bins", "21")
+    assert "holds a run with bins=11, got 21" in error
 
 
 class Still(gym.Env[Any, Any]):
@@ -259,6 +305,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "MT1": ({"benchmark": "mt1"}, r"got 'mt1'; MT1 is one task, whose name says which"),
     "workers": ({"workers": 11}, r"`workers` must be at most the 10 tasks, got 11"),
     "rate": ({"learning_rate": float("nan")}, r"`learning_rate` must be at least 0 and finite, got nan"),
+    "bins": ({"critic_loss": "categorical", "bins": 1}, r"`bins` must be at least 2 and finite, got 1"),
+    "range": ({"value_low": 10.0}, r"`value_low, value_high` must be \(low, high\) .*, got \(10.0, 10.0\)"),
+    "range nan": ({"value_high": float("nan")}, r"`value_low, value_high` must be finite, got \(-10.0, nan\)"),
+    "deviation": ({"log_std_high": -30.0}, r"`log_std_low, log_std_high` must be \(low, high\)"),
+    "optimizer": ({"optimizer": "sgd"}, r"`optimizer` must be one of 'adam', 'adamw', got 'sgd'"),
+    "decay": ({"weight_decay": 0.1}, r"`weight_decay` needs --optimizer adamw, got 0.1 with adam"),
+    "entropy": (
+        {"target_entropy": "half"},
+        r"`target_entropy` must be a number or one of auto, auto_NUMBER, got 'half'",
+    ),
     "modules": ({"method": "sm", "num_modules": 3}, r"`num_modules` is no option of the method sm; .* d2r, d2r-re"),
     "keyword": ({"network": {"zz": 3}}, r"`zz` is no option of the method d2r; it has level, num_modules"),
     "type": ({"steps": "many"}, r"`steps` must be of type int or none, got 'many'"),

@@ -130,6 +130,14 @@ def test_sac_goes_on_from_there(cloned: Run, tmp_path: Path) -> None:
             RunError, match=r"`warm_start` must be a run with the same tasks, method and sizes, .*, got .*cloned"
         ):
             train(other_run)
+    squashed = Run.create(tmp_path / "squashed", preset("quick", {**options, "log_std": "tanh"}).resolve())
+    told = (
+        r"`warm_start` must be a run whose actor keeps its deviations in the same range, .*tanh.*, got .*cloned with "
+    )
+    with pytest.raises(RunError, match=told):
+        train(squashed)
+    distributions = preset("quick", {**options, "critic_loss": "categorical"}).resolve()  # critics are not taken over
+    assert train(Run.create(tmp_path / "distributions", distributions)) is not None
 
 
 def test_seeds_that_start_from_one_run_draw_differently(cloned: Run) -> None:

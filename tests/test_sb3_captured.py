@@ -90,10 +90,26 @@ def a_cpu_that_captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dynroute.set_checks(None)
 
 
-def make(network: str = "mt-sac", cls: type[MultiTaskSAC] = MultiTaskSAC, **options: Any) -> MultiTaskSAC:
+BRC = {
+    "critic_loss": "categorical",
+    "bins": 11,
+    "q_target": "mean",
+    "normalize_returns": True,
+    "shared_ent_coef": True,
+    "ent_coef_beta1": 0.5,
+    "target_entropy": "auto_0.5",
+    "batch_size": 18,
+    "replay_buffer_kwargs": {"balanced": False},
+}
+BRC_POLICY = {"optimizer_class": torch.optim.AdamW, "log_std": "tanh", "log_std_range": (-10, 2)}
+
+
+def make(
+    network: str = "mt-sac", cls: type[MultiTaskSAC] = MultiTaskSAC, policy: Any = None, **options: Any
+) -> MultiTaskSAC:
     """A model that has stepped its environments and not learned yet."""
     options = {"batch_size": 16, "learning_starts": 80, "seed": 0, "max_grad_norm": 1.0, "max_task_loss": 3e3} | options
-    kwargs = {"network": network, "network_kwargs": SMALL.get(network, {})}
+    kwargs = {"network": network, "network_kwargs": SMALL.get(network, {}), **(policy or {})}
     model = cls("MultiTaskPolicy", DummyVecEnv(point_tasks()), policy_kwargs=kwargs, **options)
     model.set_logger(Logger(None, []))
     return model.learn(80)
@@ -155,14 +171,20 @@ def still(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("setting", ["auto", "reference"])
-@pytest.mark.parametrize("network", available())
-def test_an_update_on_another_device_stays_there(network: str, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("network", "learner"), [*((name, {}) for name in available()), ("mt-sac", BRC), ("d2r", BRC)], ids=str
+)
+def test_an_update_on_another_device_stays_there(
+    network: str, learner: dict[str, Any], setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Tensors without values stand for those of a GPU: what is chosen for them is what is chosen for it.
     monkeypatch.setattr("dynroute.execution.backends.is_in_torch_dispatch_mode", lambda: False)
     monkeypatch.setattr("dynroute.execution.backends.groups", lambda *_: "in float32 a GPU has none")
     monkeypatch.setattr("torch.autocast", lambda *_, **__: contextlib.nullcontext())  # it has none for them
     with dynroute.backend(setting):
-        model = make(network, max_ent_coef=1.0, task_weights="alpha-sum", max_task_loss=3e3)
+        model = make(network, max_ent_coef=1.0, task_weights="alpha-sum", max_task_loss=3e3, **learner)
+        if model.return_bounds is not None:
+            model.return_bounds.on_device = torch.zeros(4, 2, dtype=torch.float64, device="meta")
         model.policy.set_training_mode(True)
         model.policy.to("meta")
         assert model.log_ent_coef is not None
@@ -203,6 +225,23 @@ def test_replays_are_the_updates_that_would_have_run(network: str) -> None:
     assert model.report.updates == other.report.updates == 6
     assert_same(numbers(model), numbers(other), **ROUNDED)
     assert {group["lr"] for group in model.actor.optimizer.param_groups} == {3e-4}  # as it is stored
+
+
+@pytest.mark.parametrize("network", ["mt-sac", "d2r"])
+@pytest.mark.parametrize("joint", [False, True])
+def test_replays_of_the_learner_of_brc(network: str, joint: bool) -> None:
+    model = make(network, policy=BRC_POLICY, joint_update=joint, **BRC)
+    other = copy.deepcopy(model)
+    torch.manual_seed(1)
+    model.train(3, 18)
+    model.return_bounds.add(np.arange(4), np.full(4, -9.0), np.ones(4, dtype=bool), np.ones(4, dtype=bool))
+    model.train(3, 18)  # the graph reads the new bounds
+    torch.manual_seed(1)
+    eager_updates(other, 3)
+    other.return_bounds.add(np.arange(4), np.full(4, -9.0), np.ones(4, dtype=bool), np.ones(4, dtype=bool))
+    eager_updates(other, 3)
+    assert len(tapes) == 1
+    assert_same(numbers(model), numbers(other), **ROUNDED)
 
 
 def test_trials_before_a_capture_change_nothing() -> None:

@@ -197,6 +197,23 @@ RELEASED = {
     "lag_rollouts": True,
 }
 
+ADAMW = {"optimizer_class": torch.optim.AdamW}
+BRC = {
+    "critic_loss": "categorical",
+    "bins": 11,
+    "value_range": (-5.0, 5.0),
+    "q_target": "mean",
+    "normalize_returns": True,
+    "shared_ent_coef": True,
+    "ent_coef": "auto_0.1",
+    "ent_coef_beta1": 0.5,
+    "target_entropy": "auto_0.5",
+    "gradient_steps": 2,
+    "policy_kwargs": {**ADAMW, "log_std": "tanh", "log_std_range": (-10, 2)},
+}
+
+MIXED = {"replay_buffer_kwargs": {"balanced": False}}
+
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     # environments, options, what is given to load_checkpoint because it cannot be stored
     **{name: (name, {}, {}) for name in ENVIRONMENTS},
@@ -213,6 +230,13 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "products in 16 bits": ("dummy", {"precision": "bf16"}, {}),
     "as released": ("dummy", RELEASED, {}),
     "as released for PaCo": ("dummy", {**RELEASED, "policy": "PaCoPolicy", "shared_lr": 1e-4}, {}),
+    "as in BRC": ("dummy", BRC, {}),
+    "as in BRC, over all tasks": (
+        "subprocesses",
+        {**BRC, "batch_size": 7, "replay_buffer_kwargs": {"balanced": False}},
+        {},
+    ),
+    "AdamW, handed in": ("dummy", {"policy_kwargs": ADAMW}, ADAMW),
     "coefficient first": ("dummy", {"joint_update": True, "ent_coef_after_step": True}, {}),
     "still warming up": ("dummy", {"learning_starts": 100}, {}),
 }

@@ -53,9 +53,14 @@ class NoReading(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("network", available())
-def test_an_update_reads_no_value(network: str) -> None:
-    model = make(network)
+BRC = {"critic_loss": "categorical", "q_target": "mean", "normalize_returns": True, "shared_ent_coef": True}
+
+
+@pytest.mark.parametrize(
+    ("network", "learner"), [*((name, {}) for name in available()), ("mt-sac", BRC), ("d2r", BRC)], ids=str
+)
+def test_an_update_reads_no_value(network: str, learner: dict[str, Any]) -> None:
+    model = make(network, **learner)
     batch = model.replay_buffer.sample(32)
     model.policy.set_training_mode(True)
     before = copy.deepcopy(model.actor.net.state_dict())

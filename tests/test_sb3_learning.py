@@ -61,7 +61,14 @@ def decaying(rate: float) -> Any:
 
 
 def train(
-    network: Any, sizes: dict[str, Any], *, steps: int, n_critics: int = 2, rate: float = 3e-3, **options: Any
+    network: Any,
+    sizes: dict[str, Any],
+    *,
+    steps: int,
+    n_critics: int = 2,
+    rate: float = 3e-3,
+    policy: dict[str, Any] | None = None,
+    **options: Any,
 ) -> MultiTaskSAC:
     model = MultiTaskSAC(
         "MultiTaskPolicy",
@@ -73,7 +80,7 @@ def train(
         buffer_size=20_000,
         learning_starts=400,
         ent_coef="auto_0.1",
-        policy_kwargs={"network": network, "network_kwargs": sizes, "n_critics": n_critics},
+        policy_kwargs={"network": network, "network_kwargs": sizes, "n_critics": n_critics, **(policy or {})},
         seed=0,
         device="cpu",
         **options,
@@ -116,6 +123,23 @@ def test_every_network_learns(name: str) -> None:
 @pytest.mark.parametrize("name", ["mt-sac", "d2r"])
 def test_products_in_16_bits_learn(name: str) -> None:
     assert_learned(train(name, SIZES[name], steps=STEPS.get(name, 5600), precision="bf16"))
+
+
+BRC: dict[str, Any] = {
+    "critic_loss": "categorical",
+    "q_target": "mean",
+    "normalize_returns": True,
+    "shared_ent_coef": True,
+    "ent_coef_beta1": 0.5,
+    "target_entropy": "auto_0.5",
+    "replay_buffer_kwargs": {"balanced": False},
+    "policy": {"optimizer_class": torch.optim.AdamW, "log_std": "tanh", "log_std_range": (-10, 2)},
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_learner_of_brc_learns_whatever_the_scale_of_rewards(scale: float) -> None:
+    assert_learned(train("mt-sac", SIZES["mt-sac"], steps=STEPS["mt-sac"], reward_scale=scale, **BRC))
 
 
 class Blind(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dynroute import Topology, networks
 from dynroute_sb3 import MultiTaskSAC, RouteReplayBuffer, point_tasks
+from dynroute_sb3.device_replay import DeviceReplay
 
 TASKS, STATE, ACTION = 3, 2, 2
 TOPOLOGY = Topology.dag(6)  # 15 edges: two bytes, of which the last bit is not used
@@ -544,3 +545,38 @@ def test_a_replayed_path_has_the_weights_it_was_taken_with(gate: str, monkeypatc
     model.gradient_steps = 0
     model.learn(120, reset_num_timesteps=False)
     check(40, warming_up=False)
+
+
+# Batches over all tasks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", [False, True], ids=["buffer", "copy on a device"])
+def test_batches_over_all_tasks_draw_every_transition_alike(device: bool) -> None:
+    buffer = fill(make(8, balanced=False), 2)
+    fill(buffer, 5, tasks=[0, 0, 2], first=100)  # the ring of task 0 is full, that of task 1 holds two
+    assert buffer.counts.tolist() == [8, 2, 7]
+    np.random.seed(0)
+    if device:
+        replay = DeviceReplay(buffer, "cpu", torch.Generator().manual_seed(0))
+        replay.update()
+        batch = replay.sample(*buffer.parts(17_000))
+    else:
+        batch = buffer.sample(17_000)
+    ids, counts = batch.observations[:, 0].unique(return_counts=True)
+    assert len(ids) == 17
+    assert ((counts - 1000).abs() < 140).all()  # 4.5 standard deviations
+    # All parts of a row are of one transition.
+    torch.testing.assert_close(batch.actions[:, 0] * 2**14, batch.observations[:, 0])
+    assert torch.equal(batch.observations[:, STATE:].argmax(dim=1), batch.tasks)
+    assert batch.paths is not None
+    assert (ids_of_paths(batch.paths) == batch.observations[:, 0].numpy()).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_batches_over_all_tasks_have_any_size(size: int) -> None:
+    buffer = fill(make(balanced=False), 1, tasks=[1])
+    assert buffer.sample(size).tasks.tolist() == [1] * size
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        buffer.sample(0)
+    with pytest.raises(ValueError, match="there must be transitions before learning starts, got none"):
+        make(balanced=False).sample(size)

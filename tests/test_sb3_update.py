@@ -36,6 +36,7 @@ ELSEWHERE = (
     "target_update_interval",
     "replay_buffer_class",
     "replay_buffer_kwargs",
+    "policy_kwargs",
 )  # the oracle does not know them
 
 D2R = {"num_modules": 4, "width": 5, "trunk_sizes": (6,), "router_sizes": (6,), "output_init": None}
@@ -115,7 +116,8 @@ def make(
     """The algorithm with a replay buffer of random transitions, and the oracle that starts where it does."""
     options = {"learning_rate": RATE, "tau": 0.1, "gamma": 0.9} | options
     name, sizes = NETWORKS[network]
-    policy_kwargs = {"network": name, "network_kwargs": sizes, "n_critics": n_critics}
+    own = options.pop("policy_kwargs", {})
+    policy_kwargs = {"network": name, "network_kwargs": sizes, "n_critics": n_critics, **own}
     if adam is not None:
         policy_kwargs["optimizer_kwargs"] = {"fused": True, **adam}
     model = MultiTaskSAC(
@@ -136,8 +138,8 @@ def make(
         for parameter in model.critic_target.parameters():
             parameter += 0.1 * torch.randn_like(parameter)  # targets that are not the critics
         if model.ent_coef_optimizer is not None:
-            # Three coefficients, in float64.
-            model.log_ent_coef.data = torch.tensor([-1.5, 0.4, -0.3], dtype=torch.float64)
+            # Three coefficients, or the one of all tasks, in float64.
+            model.log_ent_coef.data = torch.tensor([-1.5, 0.4, -0.3], dtype=torch.float64)[: len(model.log_ent_coef)]
             model.ent_coef_optimizer.defaults.update(adam or {})
             model.ent_coef_optimizer.param_groups[0].update(adam or {})
         else:
@@ -152,14 +154,34 @@ def make(
         model.log_ent_coef,
         oracle_sac.Options(
             TASKS,
-            target_entropy=-2.0,
+            target_entropy=model.target_entropy,
+            returns=[] if model.return_bounds is None else play_episodes(model),
+            optimizer=own.get("optimizer_class", torch.optim.Adam),
+            **{name: value for name, value in own.items() if name.startswith("log_std")},
             adam=adam or {},
             # The documented default: what selects some sources replays them.
             **{"actor_paths": "replayed" if routed and network.startswith(("d2r", "moe-top")) else "topk"}
-            | {name: value for name, value in options.items() if name not in ELSEWHERE},
+            | {name: value for name, value in options.items() if name not in (*ELSEWHERE, "target_entropy")},
         ),
     )
     return model, sac
+
+
+def play_episodes(model: MultiTaskSAC) -> list[tuple[float, float]]:
+    """Lets a model see episodes of random rewards; the smallest and the largest return of each task."""
+    generator, gamma = np.random.default_rng(3), model.gamma
+    running: list[list[float]] = [[] for _ in range(TASKS)]
+    returns: list[list[float]] = [[] for _ in range(TASKS)]
+    for _ in range(30):
+        rewards = generator.normal(size=TASKS) * (1, 4, 20) + (0, -2, 0)
+        dones, cut = generator.random(TASKS) < 0.3, generator.random(TASKS) < 0.5
+        model.return_bounds.add(np.arange(TASKS), rewards, dones, dones & cut)
+        for task in range(TASKS):
+            running[task].append(float(rewards[task]))
+            if dones[task]:
+                returns[task] += oracle_sac.returns_of_an_episode(running[task], gamma, bool(cut[task]))
+                running[task] = []
+    return [(min(each), max(each)) for each in returns]
 
 
 def fill(model: MultiTaskSAC) -> None:

@@ -11,20 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from dynroute import Route
-from dynroute.arguments import check_choice
+from dynroute.arguments import check_choice, check_interval
 from dynroute.losses import importance, load_balance, route_entropy, router_z_loss
 from dynroute.networks import PRESETS as NETWORKS
 from dynroute_sb3 import DamagedError
-from dynroute_sb3.losses import MASK_RULES, TASK_WEIGHTS, TEMPERATURES
-from dynroute_sb3.options import PATHS, PRECISIONS, WARMUP_ACTIONS
+from dynroute_sb3.gaussian import LOG_STD_LIMITS, LOG_STD_RANGE
+from dynroute_sb3.losses import MASK_RULES, Q_TARGETS, TASK_WEIGHTS, TEMPERATURES
+from dynroute_sb3.options import BINS, CRITIC_LOSSES, PATHS, PRECISIONS, VALUE_RANGE, WARMUP_ACTIONS
 
 from .environment import GOALS, MAX_HORIZON
 from .tasks import split_benchmark, task_names
 
-__all__ = ["ROUTE_LOSSES", "Configuration", "kinds_of"]
+__all__ = ["OPTIMIZERS", "ROUTE_LOSSES", "Configuration", "kinds_of"]
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+"""The optimizers of actor and critics, by the option."""
 
 ROUTE_LOSSES: dict[str, Callable[[Route], Tensor]] = {
     "cloning_balance": load_balance,
@@ -100,21 +105,42 @@ class Configuration:
     final_episodes: int = _option(100, "episodes of the evaluation at the end", SCHEDULE, least=1)
 
     learning_rate: float = _option(3e-4, "of actor and critics", LEARNING, least=0)
+    optimizer: str = _option("adam", "of actor and critics", LEARNING, tuple(OPTIMIZERS))
+    weight_decay: float | None = _option(None, "of adamw; torch's, which is 0.01", LEARNING, least=0)
     gamma: float = _option(0.99, "the discount", LEARNING, least=0, most=1)
     tau: float = _option(0.005, "how far the targets move towards the critics", LEARNING, least=0, most=1)
     target_update_every: int = _option(1, "updates from one such move to the next", LEARNING, least=1)
     batch_size: int = _option(128, "transitions of each task in an update", LEARNING, least=1)
+    mixed_batch_size: int | None = _option(
+        None, "in its place, transitions in an update that are drawn over all tasks", LEARNING, least=1
+    )
     buffer_size: int | None = _option(
         None, "transitions of all tasks that are kept; 1M for at most ten tasks, else 10M", LEARNING, least=1
     )
     memory_map: str | None = _option(None, "a directory for them, where memory is short", LEARNING)
+    critic_loss: str = _option("mse", "critics learn values, or distributions of them", LEARNING, CRITIC_LOSSES)
+    bins: int = _option(BINS, "of these distributions", LEARNING, least=2)
+    value_low: float = _option(VALUE_RANGE[0], "value of the first bin", LEARNING)
+    value_high: float = _option(VALUE_RANGE[1], "value of the last bin", LEARNING)
+    q_target: str = _option("min", "of the critics' values, for what they learn and for the actor", LEARNING, Q_TARGETS)
+    normalize_returns: bool = _option(
+        False, "divide the rewards of each task by what leads its returns into the range of values", LEARNING
+    )
+    log_std: str = _option("clamp", "how the actor's log-deviation is kept in its range", LEARNING, LOG_STD_LIMITS)
+    log_std_low: float = _option(LOG_STD_RANGE[0], "the lower end of that", LEARNING)
+    log_std_high: float = _option(LOG_STD_RANGE[1], "the upper end", LEARNING)
     target_entropy: str = _option(
-        "auto", "what the coefficient aims at: a number, or auto for -4", LEARNING, words=("auto",)
+        "auto",
+        "what the coefficient aims at: a number, auto for -4, or auto_0.5 for half of it",
+        LEARNING,
+        words=("auto", "auto_"),
     )
     ent_coef: str = _option(
         "auto", "coefficient of entropy: a number, auto, or auto_0.1 to start there", LEARNING, words=("auto", "auto_")
     )
     ent_coef_lr: float | None = _option(None, "its learning rate; that of the networks", LEARNING, least=0)
+    ent_coef_beta1: float = _option(0.9, "decay of the first moment in its optimizer", LEARNING, least=0, most=0.999)
+    shared_ent_coef: bool = _option(False, "one coefficient of entropy for all tasks", LEARNING)
     ent_coef_after_step: bool = _option(False, "critics and actor take it as it is after its step", LEARNING)
     max_ent_coef_grad_norm: float | None = _option(
         None, "the norm the gradient of its logarithm is clipped to; not clipped", LEARNING, least=0
@@ -184,6 +210,12 @@ class Configuration:
             _check(option, hints[option.name], getattr(self, option.name))
         if self.workers > len(self.tasks):
             raise ValueError(f"`workers` must be at most the {len(self.tasks)} tasks, got {self.workers}.")
+        for name in ("value", "log_std"):
+            check_interval(f"{name}_low, {name}_high", (getattr(self, f"{name}_low"), getattr(self, f"{name}_high")))
+        if self.weight_decay is not None and self.optimizer != "adamw":
+            raise ValueError(
+                f"`weight_decay` needs --optimizer adamw, got {self.weight_decay} with {self.optimizer} without one."
+            )
         for name in ("cloning_steps", "demonstration_weight"):
             if getattr(self, name) and not self.demonstrations:
                 raise ValueError(f"`{name}` needs demonstrations, for instance --demonstrations 20, got 0 of them.")
@@ -217,6 +249,25 @@ class Configuration:
     def problem(self) -> dict[str, Any]:
         """What :func:`make_envs`, :func:`collect` and :func:`evaluate` take alike: an episode, and who runs it."""
         return {name: getattr(self, name) for name in ("goals", "horizon", "reward_version", "workers")}
+
+    @property
+    def batch_rows(self) -> int:
+        """The transitions of all tasks in an update."""
+        return self.mixed_batch_size or self.batch_size * len(self.tasks)
+
+    @property
+    def policy_kwargs(self) -> dict[str, Any]:
+        """What :class:`dynroute_sb3.MultiTaskPolicy` takes."""
+        kwargs: dict[str, Any] = {
+            "network": self.method,
+            "network_kwargs": self.network_kwargs,
+            "log_std": self.log_std,
+            "log_std_range": (self.log_std_low, self.log_std_high),
+            "optimizer_class": OPTIMIZERS[self.optimizer],
+        }
+        if self.weight_decay is not None:
+            kwargs["optimizer_kwargs"] = {"fused": True, "weight_decay": self.weight_decay}
+        return kwargs
 
     @property
     def noise_levels(self) -> list[float]:

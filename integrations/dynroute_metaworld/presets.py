@@ -9,6 +9,7 @@ from .configuration import Configuration
 
 __all__ = [
     "AFTER_IMITATION",
+    "BRC_SIZES",
     "IMITATION_ALONE",
     "PRESETS",
     "QUICK_SIZES",
@@ -17,6 +18,36 @@ __all__ = [
     "preset",
     "preset_options",
 ]
+
+_BRC: Mapping[str, Any] = {
+    "method": "brc",
+    "learning_starts": 5000,
+    "updates": 2,
+    "mixed_batch_size": 1024,
+    "learning_rate": 3e-4,
+    "optimizer": "adamw",
+    "weight_decay": 1e-4,  # that of the release, whose library has another default than torch
+    "gamma": 0.99,
+    "tau": 0.005,
+    "critic_loss": "categorical",
+    "bins": 101,
+    "value_low": -10.0,
+    "value_high": 10.0,
+    "q_target": "mean",
+    "normalize_returns": True,
+    "reward_scale": 1.0,
+    "log_std": "tanh",
+    "log_std_low": -10.0,
+    "log_std_high": 2.0,
+    "target_entropy": "auto_0.5",
+    "ent_coef": "auto_0.1",
+    "shared_ent_coef": True,
+    "ent_coef_beta1": 0.5,
+    "max_ent_coef": None,
+    "max_task_loss": None,
+    "max_grad_norm": None,
+    "task_weights": "none",
+}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {},
@@ -67,10 +98,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "evaluation_episodes": 10,
         "final_episodes": 20,
     },
+    "brc": {**_BRC, "benchmark": "MT50"},
+    "brc-small": {**_BRC, "updates": 1, "mixed_batch_size": 512},
 }
 """Settings by name. They are those of the D2R paper, those of its released code where they differ (its network is the
-method d2r-released; :data:`RELEASED` has what is another's), those for a first look on two CPU cores, and those to go
-on from imitation for some minutes."""
+method d2r-released; :data:`RELEASED` has what is another's), those for a first look on two CPU cores, those to go on
+from imitation for some minutes, those of BRC, and those of BRC for the ten tasks of MT10 on a CPU core."""
 
 _SOFT_MODULARIZATION: Mapping[str, Any] = {
     "ent_coef_lr": None,
@@ -127,6 +160,13 @@ QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {
 """The sizes of networks under the preset quick."""
 
 
+BRC_SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "brc": {"brc": {"width": 4096}},
+    "brc-small": {"brc": {"width": 256}},
+}
+"""The sizes of the network of BRC under its presets."""
+
+
 def preset_options(name: str, method: str) -> Mapping[str, Any]:
     """The options of a preset for a method, its network left out."""
     check_choice("preset", name, PRESETS)
@@ -141,10 +181,11 @@ def preset(name: str, options: Mapping[str, Any]) -> Configuration:
         >>> preset("quick", {"method": "d2r", "steps": 500}).batch_size
         32
     """
-    method = options.get("method", "d2r")
+    check_choice("preset", name, PRESETS)
+    method = options.get("method", PRESETS[name].get("method", "d2r"))
     usual = preset_options(name, method)
     # What is asked for by name goes before the keywords of the preset, and both before the defaults.
-    keywords = {"quick": QUICK_SIZES, "released": RELEASED_NETWORKS}.get(name, {}).get(method, {})
+    keywords = {"quick": QUICK_SIZES, "released": RELEASED_NETWORKS, **BRC_SIZES}.get(name, {}).get(method, {})
     keywords = {key: value for key, value in keywords.items() if options.get(key) is None}
     network = {**keywords, **options.get("network", {})}
     has_learned = options.get("warm_start") is not None or options.get("cloning_steps")

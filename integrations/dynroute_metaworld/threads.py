@@ -32,7 +32,7 @@ def pass_size(configuration: Configuration) -> int:
     actor = build(
         configuration.method, STATE_FEATURES, tasks, 2 * ACTIONS, device="meta", **configuration.network_kwargs
     )
-    return sum(parameter.numel() for parameter in actor.parameters()) * configuration.batch_size * tasks
+    return sum(parameter.numel() for parameter in actor.parameters()) * configuration.batch_rows
 
 
 def choose_threads(configuration: Configuration, environment: Mapping[str, str] = os.environ) -> int:

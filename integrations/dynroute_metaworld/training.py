@@ -178,6 +178,8 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
     temperature: float | str = tau if tau in TEMPERATURES else float(tau)
     ent_coef, aim = configuration.ent_coef, configuration.target_entropy
     buffer: dict[str, Any] = {"handle_timeout_termination": configuration.bootstrap_timeouts}
+    if configuration.mixed_batch_size is not None:
+        buffer["balanced"] = False
     keeps = bool(configuration.demonstrations and configuration.demonstration_share)
     if keeps:
         buffer["demonstrations"] = configuration.demonstrations * configuration.horizon
@@ -188,25 +190,32 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
         "MultiTaskPolicy",
         env,
         configuration.learning_rate,
-        policy_kwargs={"network": configuration.method, "network_kwargs": configuration.network_kwargs},
+        policy_kwargs=configuration.policy_kwargs,
         task_names=configuration.tasks,
         stats_window_size=configuration.window,
         train_freq=configuration.update_every,
         gradient_steps=configuration.updates,
         learning_starts=configuration.learning_starts * len(configuration.tasks),
-        batch_size=configuration.batch_size * len(configuration.tasks),
+        batch_size=configuration.batch_rows,
         buffer_size=configuration.buffer_size,
         gamma=configuration.gamma,
-        target_entropy=aim if aim == "auto" else float(aim),
+        target_entropy=aim if aim.startswith("auto") else float(aim),
         target_update_interval=configuration.target_update_every,
         tau=configuration.tau,
         ent_coef=ent_coef if ent_coef.startswith("auto") else float(ent_coef),
         ent_coef_lr=configuration.ent_coef_lr,
+        ent_coef_beta1=configuration.ent_coef_beta1,
+        shared_ent_coef=configuration.shared_ent_coef,
         max_ent_coef=configuration.max_ent_coef,
         task_weights=configuration.task_weights or "none",
         max_task_loss=configuration.max_task_loss,
         max_grad_norm=configuration.max_grad_norm,
         reward_scale=configuration.reward_scale,
+        critic_loss=configuration.critic_loss,
+        bins=configuration.bins,
+        value_range=(configuration.value_low, configuration.value_high),
+        q_target=configuration.q_target,
+        normalize_returns=configuration.normalize_returns,
         actor_paths=configuration.actor_paths,
         critic_paths=configuration.critic_paths,
         route_temperature=temperature,
@@ -260,6 +269,13 @@ def check_start(configuration: Configuration, run: Run) -> None:
             f"`warm_start` must be a run with the same tasks, method and sizes, {mine.method} on "
             f"{', '.join(mine.tasks)} with {mine.network_kwargs or 'the usual sizes'}, got {run.folder} with "
             f"{theirs.method} on {', '.join(theirs.tasks)} with {theirs.network_kwargs or 'the usual sizes'}."
+        )
+    heads = [{"log_std": (each.log_std, each.log_std_low, each.log_std_high)} for each in (mine, theirs)]
+    if heads[0] != heads[1]:
+        raise RunError(
+            "`warm_start` must be a run whose actor keeps its deviations in the same range, or its outputs would stand "
+            f"for others, {heads[0]['log_std']}, got {run.folder} with {heads[1]['log_std']}; give --log-std, "
+            "--log-std-low and --log-std-high as they are there."
         )
 
 

@@ -10,8 +10,9 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
 from dynroute import Route
+from dynroute.arguments import check_choice, check_interval
 
-from .gaussian import sample_action, split_output
+from .gaussian import LOG_STD_LIMITS, LOG_STD_RANGE, sample_action, split_output
 from .normalizer import StateNormalizer
 from .observation import TaskSpace
 from .own_networks import run_network, takes_routing
@@ -27,6 +28,8 @@ class MultiTaskActor(BasePolicy):
         action_space: The space of the actions.
         net: The network, (state, task) to mean and logarithm of the standard deviation.
         task_space: How observations are split.
+        log_std: How the logarithm of the standard deviation is kept in its range, "clamp" or "tanh".
+        log_std_range: The range.
 
     Attributes:
         temperature: The temperature of each task's route sampling (Eq. 14), kept up to date by the algorithm so that a
@@ -42,8 +45,12 @@ class MultiTaskActor(BasePolicy):
         action_space: spaces.Box,
         net: nn.Module,
         task_space: TaskSpace,
+        log_std: str = "clamp",
+        log_std_range: tuple[float, float] = LOG_STD_RANGE,
     ) -> None:
+        check_choice("log_std", log_std, LOG_STD_LIMITS)
         super().__init__(observation_space, action_space, squash_output=True)
+        self.log_std, self.log_std_range = log_std, check_interval("log_std_range", log_std_range)
         self.net = net
         self.routing = takes_routing(net)
         self.task_space = task_space
@@ -71,7 +78,8 @@ class MultiTaskActor(BasePolicy):
         sampling = {"temperature": self._temperature(task), "generator": generator} if sample and path is None else {}
         state = self.normalizer(state)
         output, route = run_network(self.net, state, task, routing=self.routing, path=path, sample=sample, **sampling)
-        return *split_output(output.to(self.temperature.dtype)), route
+        output = output.to(self.temperature.dtype)
+        return *split_output(output, limit=self.log_std, log_std_range=self.log_std_range), route
 
     def _temperature(self, task: Tensor) -> Tensor:
         """The temperature of each sample's task; a product would be rounded to 16 bits under autocast."""
@@ -122,4 +130,5 @@ class MultiTaskActor(BasePolicy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # The network itself, so that one of the user comes back too.
         spaces = {"observation_space": self.observation_space, "action_space": self.action_space}
-        return {**spaces, "net": self.net, "task_space": self.task_space}
+        distribution = {"log_std": self.log_std, "log_std_range": self.log_std_range}
+        return {**spaces, "net": self.net, "task_space": self.task_space, **distribution}

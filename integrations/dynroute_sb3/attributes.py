@@ -9,6 +9,7 @@ from .actor import MultiTaskActor
 from .critic import MultiTaskCritic
 from .policies import MultiTaskPolicy
 from .replay import RouteReplayBuffer
+from .returns import ReturnBounds
 
 __all__ = ["MultiTaskAttributes"]
 
@@ -36,6 +37,13 @@ class MultiTaskAttributes(SAC):
     max_task_loss: float | None
     max_grad_norm: float | None
     reward_scale: float
+    critic_loss: str
+    bins: int
+    value_range: tuple[float, float]
+    q_target: str
+    normalize_returns: bool
+    shared_ent_coef: bool
+    ent_coef_beta1: float
     actor_starts: int
     demonstration_weight: float
     demonstration_decay: int | None
@@ -53,6 +61,7 @@ class MultiTaskAttributes(SAC):
     warmup_actions: str
     lag_rollouts: bool
     rollout_actor: MultiTaskActor | None
+    return_bounds: ReturnBounds | None
     report: Any
     _step_pending: bool
 
@@ -64,7 +73,7 @@ class MultiTaskAttributes(SAC):
     @property
     def entropy_coefficients(self) -> Tensor:
         """The coefficient of entropy of each task, without a gradient."""
-        if self.log_ent_coef is not None:
-            return self.log_ent_coef.detach().exp()
         assert self.num_tasks is not None
+        if self.log_ent_coef is not None:
+            return self.log_ent_coef.detach().exp().expand(self.num_tasks)
         return self.ent_coef_tensor.expand(self.num_tasks)

@@ -53,6 +53,16 @@ BUFFERS: Mapping[Any, type[RouteReplayBuffer]] = {
 }
 """The buffers that a checkpoint names; it has no place for others."""
 
+
+def _label(thing: Any) -> str:
+    return f"{thing.__module__}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
+    _label(kind): kind for kind in (torch.optim.Adam, torch.optim.AdamW)
+}
+"""The optimizers that a checkpoint names; others are asked for."""
+
 ELSEWHERE = ("replay_buffer_kwargs", "tensorboard_log", "verbose")
 """Options that may differ after a checkpoint is loaded, on another machine for instance."""
 
@@ -256,10 +266,6 @@ def _file(path: str | Path | io.BufferedIOBase) -> Path | io.BufferedIOBase:
     return path
 
 
-def _label(thing: Any) -> str:
-    return f"{thing.__module__}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
-
-
 def _describe(policy: Any) -> str:
     net = policy.actor.net
     return str(net.describe() if hasattr(net, "describe") else type(net).__name__)
@@ -282,6 +288,8 @@ def _with_functions(
     def fill(tree: Any, name: str) -> Any:
         if not isinstance(tree, dict):
             return tree
+        if "$missing" in tree and name not in replace and tree["$missing"] in OPTIMIZERS:
+            return OPTIMIZERS[tree["$missing"]]
         if "$missing" in tree:
             missing[name] = tree["$missing"]
             return replace.get(name)

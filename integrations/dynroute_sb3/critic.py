@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
 from torch import Tensor, nn
 
+from .categorical import expectation
 from .normalizer import StateNormalizer
 from .observation import TaskSpace
 from .own_networks import run_network, takes_routing
@@ -21,8 +22,9 @@ class MultiTaskCritic(BaseModel):
     Args:
         observation_space: The space of the observations.
         action_space: The space of the actions.
-        nets: One network for each Q-function, (state and action, task) to a value.
+        nets: One network for each Q-function, (state and action, task) to a value, or to the logits of bins.
         task_space: How observations are split.
+        value_range: The values of the first bin and of the last; None for networks that predict values.
 
     Attributes:
         normalizer: What states pass first.
@@ -34,11 +36,13 @@ class MultiTaskCritic(BaseModel):
         action_space: spaces.Box,
         nets: Sequence[nn.Module],
         task_space: TaskSpace,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(observation_space, action_space)
         self.nets = nn.ModuleList(nets)
         self.routing = [takes_routing(net) for net in nets]
         self.task_space = task_space
+        self.value_range = value_range
         self.normalizer = StateNormalizer(task_space.state_features, dtype=next(self.parameters()).dtype)
 
     def forward(
@@ -52,6 +56,22 @@ class MultiTaskCritic(BaseModel):
     ) -> Tensor:
         """The values of actions, with shape ``[critics, batch]``, along the best routes if not told otherwise.
 
+        The arguments are those of :meth:`outputs`. The value of a distribution is its expectation.
+        """
+        outputs = self.outputs(observations, actions, path=path, sample=sample, temperature=temperature)
+        return outputs.squeeze(-1) if self.value_range is None else expectation(outputs, self.value_range)
+
+    def outputs(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        *,
+        path: Tensor | None = None,
+        sample: bool = False,
+        temperature: float | Tensor = 1.0,
+    ) -> Tensor:
+        """The outputs of the networks, values or the logits of bins, with shape ``[critics, batch, 1 or bins]``.
+
         Args:
             observations: Observations with shape ``[batch, state_features + num_tasks]``.
             actions: Actions with shape ``[batch, n]``.
@@ -62,13 +82,13 @@ class MultiTaskCritic(BaseModel):
         state, task = self.task_space.split(observations)
         inputs = torch.cat([self.normalizer(state), actions], dim=-1)
         sampling = {"temperature": temperature} if sample and path is None else {}
-        values = [
-            run_network(net, inputs, task, routing=routing, path=path, sample=sample, **sampling)[0].squeeze(-1)
+        outputs = [
+            run_network(net, inputs, task, routing=routing, path=path, sample=sample, **sampling)[0]
             for net, routing in zip(self.nets, self.routing, strict=True)
         ]
-        return torch.stack(values).to(inputs.dtype)
+        return torch.stack(outputs).to(inputs.dtype)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # The networks themselves: made anew, they would no longer share what they share.
         spaces = {"observation_space": self.observation_space, "action_space": self.action_space}
-        return {**spaces, "nets": list(self.nets), "task_space": self.task_space}
+        return {**spaces, "nets": list(self.nets), "task_space": self.task_space, "value_range": self.value_range}

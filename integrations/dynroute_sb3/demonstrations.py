@@ -32,7 +32,7 @@ class DemonstrationBuffer(RouteReplayBuffer):
         action_space: The space of the actions.
         args: The other arguments of :class:`RouteReplayBuffer`.
         demonstrations: The number of demonstrated transitions of each task.
-        demonstration_share: Their share of the batch of each task.
+        demonstration_share: Their share of the batch of each task, or of a batch that is not balanced.
         kwargs: The other keywords of :class:`RouteReplayBuffer`.
 
     Attributes:
@@ -75,18 +75,23 @@ class DemonstrationBuffer(RouteReplayBuffer):
         self.shown.keep_paths(topology)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> RouteReplaySamples:  # type: ignore[override]
-        """Draws as many transitions of each task, demonstrations first, each part grouped by task."""
+        """Draws transitions as :meth:`RouteReplayBuffer.sample` does, demonstrations first."""
         _, each = self.parts(batch_size)
         if not each:
             return super().sample(batch_size, env)
-        own = super().sample(batch_size - each * self.num_tasks, env)
+        own = super().sample(batch_size - each * self._drawn_alike, env)
         tasks, places = self.shown.draw(each)
         shown = self.shown.gather(tasks, places, env)
         return shown_first(shown, own, to_device(self.wanted[tasks, places], self.device))
 
     def parts(self, batch_size: int) -> tuple[int, int]:
-        each = round(batch_size // self.num_tasks * self.demonstration_share) if self.shown.size() else 0
-        return self.each_task(batch_size - each * self.num_tasks), each
+        each = round(batch_size // self._drawn_alike * self.demonstration_share) if self.shown.size() else 0
+        return self.each_task(batch_size - each * self._drawn_alike), each
+
+    @property
+    def _drawn_alike(self) -> int:
+        """How many parts of a batch have the same size; one for each task if it is balanced."""
+        return self.num_tasks if self.balanced else 1
 
     def _shape(self) -> dict[str, Any]:
         return {**super()._shape(), "demonstrations": self.wanted.shape[1]}
@@ -178,6 +183,10 @@ def add_demonstrations(
             None if paths is None else paths[:, i],
         )
     buffer.wanted[:] = wanted
+    if model.return_bounds is not None:
+        cut = np.asarray(timeouts, dtype=bool) & buffer.handle_timeout_termination
+        for task in range(tasks):
+            model.return_bounds.add_episodes(task, rewards[task], np.asarray(dones[task], dtype=bool), cut[task])
 
 
 @torch.no_grad()

@@ -52,8 +52,8 @@ class DeviceReplay:
         """Draws transitions with replacement, as :meth:`~dynroute_sb3.RouteReplayBuffer.sample` does.
 
         Args:
-            own: The number of transitions of each task.
-            shown: The number of demonstrations of each task, which come first.
+            own: The number of transitions of each task, or in all if the buffer is not balanced.
+            shown: The number of demonstrations of each task or in all, which come first.
         """
         batch, _ = self._own.sample(own)
         if not shown:
@@ -110,13 +110,22 @@ class _Rings:
                 rings[task, :count].copy_(torch.from_numpy(theirs[task, :count]))
 
     def sample(self, each: int) -> tuple[RouteReplaySamples, Tensor]:
-        """A batch with so many transitions of each task, and their places in the flat arrays."""
-        buffer, device = self.buffer, self.device
-        shape = (buffer.num_tasks, each)
-        # In float32, 24 bits would be drawn, and rings of a million would be drawn from unevenly.
-        drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64, device=device)
-        places = torch.minimum((drawn * self.counts).long(), self.counts - 1)
-        tasks = torch.arange(buffer.num_tasks, device=device).unsqueeze(1)
-        indices = (tasks * buffer.capacity + places).flatten()
+        """A batch with so many transitions of each task or in all, and their places in the flat arrays."""
+        tasks, places = self._draw(each)
+        indices = tasks * self.buffer.capacity + places
         packed = None if self.paths is None else self.paths[indices]
-        return buffer.unpack(self.rows[indices], tasks.expand(shape).flatten(), packed), indices
+        return self.buffer.unpack(self.rows[indices], tasks, packed), indices
+
+    def _draw(self, each: int) -> tuple[Tensor, Tensor]:
+        """Tasks and places, as :meth:`RouteReplayBuffer.draw` draws them."""
+        # In float32, 24 bits would be drawn, and rings of a million would be drawn from unevenly.
+        shape = (self.buffer.num_tasks, each) if self.buffer.balanced else (each,)
+        drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64, device=self.device)
+        if not self.buffer.balanced:
+            ends = self.counts.flatten().cumsum(dim=0)
+            numbers = torch.minimum((drawn * ends[-1]).long(), ends[-1] - 1)
+            tasks = torch.searchsorted(ends, numbers, right=True)
+            return tasks, numbers - (ends - self.counts.flatten())[tasks]
+        places = torch.minimum((drawn * self.counts).long(), self.counts - 1)
+        tasks = torch.arange(self.buffer.num_tasks, device=self.device).unsqueeze(1).expand(shape)
+        return tasks.flatten(), places.flatten()

@@ -6,19 +6,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["LOG_STD_MAX", "LOG_STD_MIN", "sample_action", "split_output"]
+__all__ = ["LOG_STD_LIMITS", "LOG_STD_RANGE", "sample_action", "split_output"]
 
-LOG_STD_MIN = -20.0
-"""The smallest logarithm of a standard deviation."""
+LOG_STD_RANGE = (-20.0, 2.0)
+"""The usual range of the logarithm of a standard deviation."""
 
-LOG_STD_MAX = 2.0
-"""The largest."""
+LOG_STD_LIMITS = ("clamp", "tanh")
+"""How an output is kept in that range. It is cut off there, without a gradient beyond, or squashed into it by tanh."""
 
 
-def split_output(output: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the logarithm of the standard deviation, which is clamped to [-20, 2], of an actor's output."""
+def split_output(
+    output: Tensor, *, limit: str = "clamp", log_std_range: tuple[float, float] = LOG_STD_RANGE
+) -> tuple[Tensor, Tensor]:
+    r"""The mean and the logarithm of the standard deviation of an actor's output.
+
+    With "tanh", :math:`\log \sigma = l + \frac{h - l}{2} (1 + \tanh x)` for a range :math:`[l, h]`.
+
+    Args:
+        output: The output, with shape ``[*, 2 n]``.
+        limit: How the logarithm is kept in its range, one of :data:`LOG_STD_LIMITS`.
+        log_std_range: The range.
+
+    Example:
+        >>> from dynroute_sb3.gaussian import split_output
+        >>> split_output(torch.tensor([0.5, 0.0]), limit="tanh", log_std_range=(-10, 2))
+        (tensor([0.5000]), tensor([-4.]))
+    """
     mean, log_std = output.chunk(2, dim=-1)
-    return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+    low, high = log_std_range
+    if limit == "tanh":
+        return mean, low + 0.5 * (high - low) * (1 + torch.tanh(log_std))
+    return mean, log_std.clamp(low, high)
 
 
 def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor, *, epsilon: float = 0.0) -> tuple[Tensor, Tensor]:

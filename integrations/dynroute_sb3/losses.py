@@ -7,14 +7,17 @@ from dynroute.functional import route_temperature, task_weights
 
 __all__ = [
     "MASK_RULES",
+    "Q_TARGETS",
     "TASK_WEIGHTS",
     "TEMPERATURES",
     "actor_loss",
     "cloning_loss",
+    "combine_critics",
     "critic_loss",
     "ent_coef_loss",
     "mean_by_task",
     "path_temperature",
+    "return_scale",
     "sample_shares",
     "td_target",
     "weigh_tasks",
@@ -29,6 +32,9 @@ MASK_RULES = ("each", "total")
 the actor about the actor alone, and means are over the tasks that stay. By "total", the sum of the losses of
 coefficient, critics and actor, the last two times the task's weight, decides about all of them, and means are over all
 tasks."""
+
+Q_TARGETS = ("min", "mean")
+"""How one value is made of those of several critics."""
 
 TEMPERATURES = ("inverse-alpha-sum", "inverse-alpha-mean")
 """How the temperature of route sampling can follow alpha (Eq. 14). They add up to 1 over the tasks, or average 1."""
@@ -76,17 +82,64 @@ def td_target(
 ) -> Tensor:
     r"""What a Q-function is to predict, with the entropy of the next action.
 
-    .. math:: y = r + \gamma (1 - d) \Big( \min_i Q_i(s', a') - \alpha \log \pi(a' | s') \Big)
+    .. math:: y = r + \gamma (1 - d) \Big( Q(s', a') - \alpha \log \pi(a' | s') \Big)
 
     Args:
-        rewards: The rewards, with shape ``[batch]``.
+        rewards: The rewards, with shape ``[batch]``, or ``[batch, 1]`` where each has several values.
         dones: 1 where the episode ended with that step for good, else 0.
-        next_values: The values of the next actions by each target critic, with shape ``[critics, batch]``.
+        next_values: The values :math:`Q(s', a')` of the next actions by the target critics, see
+            :func:`combine_critics`, or all values of a support.
         next_log_probs: Their log-probabilities.
         alpha: The entropy coefficient of each sample's task.
         gamma: The discount factor.
     """
-    return rewards + gamma * (1 - dones) * (next_values.amin(dim=0) - alpha * next_log_probs)
+    return rewards + gamma * (1 - dones) * (next_values - alpha * next_log_probs)
+
+
+def combine_critics(values: Tensor, rule: str) -> Tensor:
+    """One value from those of several critics, by a rule of :data:`Q_TARGETS`.
+
+    Args:
+        values: The values, with shape ``[critics, batch]``.
+        rule: "min" for the smallest, "mean" for the mean.
+
+    Example:
+        >>> values = torch.tensor([[1.0], [2.0]])
+        >>> combine_critics(values, "min"), combine_critics(values, "mean")
+        (tensor([1.]), tensor([1.5000]))
+    """
+    return values.mean(dim=0) if rule == "mean" else values.min(dim=0).values
+
+
+def return_scale(
+    bounds: Tensor, alpha: Tensor, gamma: float, target_entropy: float, value_range: tuple[float, float]
+) -> Tensor:
+    r"""What the rewards of each task are divided by, so that values lie in a range, the bonus of entropy among them.
+
+    .. math:: \frac{1}{10} \Big( \max\big(R_{\max}, |R_{\min}|\big)
+              - \frac{\alpha \bar{\mathcal H}}{2 (1 - \gamma)} \Big)
+
+    for the range [-10, 10]; for another range, the smallest number that leads returns of either sign into it.
+
+    Args:
+        bounds: The smallest and the largest return of each task, at most 0 and at least 0, with shape
+            ``[num_tasks, 2]``.
+        alpha: The entropy coefficient of each task.
+        gamma: The discount factor.
+        target_entropy: The entropy :math:`\bar{\mathcal H}` that the coefficients hold, at most 0.
+        value_range: The range, with 0 inside.
+
+    Returns:
+        A positive number for each task; 1 for a task without any return but 0, where alpha is 0 too.
+
+    Example:
+        >>> return_scale(torch.tensor([[0.0, 900.0]]), torch.tensor([0.5]), 0.99, -4.0, (-10, 10))
+        tensor([100.])
+    """
+    low, high = value_range
+    bonus = -alpha * target_entropy / (2 * (1 - gamma))
+    scale = torch.maximum((bonus - bounds[:, 0]) / -low, (bonus + bounds[:, 1]) / high)
+    return torch.where(scale > 0, scale, 1)
 
 
 def critic_loss(values: Tensor, target: Tensor) -> Tensor:
@@ -108,11 +161,11 @@ def critic_loss(values: Tensor, target: Tensor) -> Tensor:
 def actor_loss(log_probs: Tensor, values: Tensor, alpha: Tensor) -> Tensor:
     r"""The loss of the actor for each sample (Eq. 1).
 
-    .. math:: \alpha \log \pi(a | s) - \min_i Q_i(s, a)
+    .. math:: \alpha \log \pi(a | s) - Q(s, a)
 
     Args:
         log_probs: The log-probabilities of actions that the actor drew, with shape ``[batch]``.
-        values: The lowest value that a critic gives to them.
+        values: The value :math:`Q(s, a)` of them, see :func:`combine_critics`.
         alpha: The entropy coefficient of each sample's task.
 
     Example:

@@ -3,30 +3,37 @@
 import difflib
 import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from dynroute import SampleK, TopK
-from dynroute.arguments import check_choice, check_flag, shown
+from dynroute.arguments import check_choice, check_count, check_flag, check_interval, shown
 
 from .attributes import MultiTaskAttributes
 from .demonstrations import DemonstrationBuffer
-from .losses import MASK_RULES, TASK_WEIGHTS, TEMPERATURES
+from .losses import MASK_RULES, Q_TARGETS, TASK_WEIGHTS, TEMPERATURES
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
 from .vec_normalize import MultiTaskVecNormalize
 
 __all__ = [
+    "BINS",
+    "CRITIC_LOSSES",
     "NOT_OFFERED",
     "OPTIONS",
     "PATHS",
     "PRECISIONS",
+    "VALUE_RANGE",
     "WARMUP_ACTIONS",
     "check_network_options",
+    "check_normalization",
     "check_options",
     "check_policy_name",
     "check_precision",
+    "read_target_entropy",
 ]
 
 PATHS = ("sampled", "replayed", "topk")
@@ -34,6 +41,15 @@ PATHS = ("sampled", "replayed", "topk")
 
 PRECISIONS = ("float32", "bf16")
 """How networks multiply when they learn."""
+
+CRITIC_LOSSES = ("mse", "categorical")
+"""What critics learn, values by squared errors or distributions of values by cross-entropy."""
+
+BINS = 101
+"""The usual number of bins of a distribution of values."""
+
+VALUE_RANGE = (-10.0, 10.0)
+"""The usual values of the first bin and of the last."""
 
 WARMUP_ACTIONS = ("random", "policy")
 """What acts until learning starts, uniform noise or the policy as it was drawn."""
@@ -66,6 +82,13 @@ OPTIONS = (
     "max_task_loss",
     "max_grad_norm",
     "reward_scale",
+    "critic_loss",
+    "bins",
+    "value_range",
+    "q_target",
+    "normalize_returns",
+    "shared_ent_coef",
+    "ent_coef_beta1",
     "actor_starts",
     "demonstration_weight",
     "demonstration_decay",
@@ -96,6 +119,8 @@ def check_options(model: MultiTaskAttributes) -> None:
         ("task_weights", model.task_weights, TASK_WEIGHTS),
         ("actor_paths", model.actor_paths, (*PATHS, None)),
         ("critic_paths", model.critic_paths, PATHS),
+        ("critic_loss", model.critic_loss, CRITIC_LOSSES),
+        ("q_target", model.q_target, Q_TARGETS),
         ("mask_rule", model.mask_rule, MASK_RULES),
         ("warmup_actions", model.warmup_actions, WARMUP_ACTIONS),
     ):
@@ -116,11 +141,13 @@ def check_options(model: MultiTaskAttributes) -> None:
     ):
         if limit is not None and not limit > 0:
             raise ValueError(f"`{name}` must be positive or None, got {limit!r}.")
-    if not 0 <= model.log_prob_epsilon < 1:
-        raise ValueError(f"`log_prob_epsilon` must be at least 0 and below 1, got {model.log_prob_epsilon!r}.")
-    for name in ("joint_update", "ent_coef_after_step", "lag_rollouts"):
+    for name, fraction in (("log_prob_epsilon", model.log_prob_epsilon), ("ent_coef_beta1", model.ent_coef_beta1)):
+        if not 0 <= fraction < 1:
+            raise ValueError(f"`{name}` must be at least 0 and below 1, got {fraction!r}.")
+    for name in ("joint_update", "ent_coef_after_step", "lag_rollouts", "normalize_returns", "shared_ent_coef"):
         check_flag(name, getattr(model, name))
     _check_order(model)
+    _check_distributions(model)
     if not 0 < model.reward_scale < math.inf:
         raise ValueError(f"`reward_scale` must be positive and finite, got {model.reward_scale!r}.")
     for name, number, least in (
@@ -131,10 +158,12 @@ def check_options(model: MultiTaskAttributes) -> None:
         if number is not None and not least <= number < math.inf:
             raise ValueError(f"`{name}` must be at least {least} and finite, got {number!r}.")
     _check_demonstrations(model)
-    if model.batch_size < 1 or model.batch_size % model.num_tasks:
+    balanced = model.replay_buffer_kwargs.get("balanced", True)
+    if model.batch_size < 1 or (balanced and model.batch_size % model.num_tasks):
         raise ValueError(
-            f"`batch_size` must be a multiple of the {model.num_tasks} tasks, got {model.batch_size}; "
-            f"for instance {max(1, -(-model.batch_size // model.num_tasks)) * model.num_tasks}."
+            f"`batch_size` must be a multiple of the {model.num_tasks} tasks, got {model.batch_size}; for instance "
+            f"{max(1, -(-model.batch_size // model.num_tasks)) * model.num_tasks}. It may be any number with "
+            'replay_buffer_kwargs={"balanced": False}.'
         )
     if len(model.task_names) != model.num_tasks:
         raise ValueError(f"`task_names` must name {model.num_tasks} tasks, got {len(model.task_names)} names.")
@@ -200,11 +229,89 @@ def _check_order(model: MultiTaskAttributes) -> None:
     for name, asked in (
         ("ent_coef_after_step", model.ent_coef_after_step),
         ("max_ent_coef_grad_norm", model.max_ent_coef_grad_norm),
+        ("shared_ent_coef", model.shared_ent_coef),
+        ("ent_coef_beta1", model.ent_coef_beta1 != 0.9),
     ):
         if asked and not learned:
             raise ValueError(
                 f'`{name}` needs coefficients that are learned, ent_coef="auto", got ent_coef={model.ent_coef!r}.'
             )
+
+
+def _check_distributions(model: MultiTaskAttributes) -> None:
+    """Raises an error unless the options of distributions of values fit together."""
+    check_count("bins", model.bins, at_least=2)
+    value_range = check_interval("value_range", model.value_range)
+    categorical = model.critic_loss == "categorical"
+    if not categorical and model.bins != BINS:
+        raise ValueError(
+            f'`bins` needs critics that predict distributions, critic_loss="categorical", got bins={model.bins} with '
+            f"critic_loss={model.critic_loss!r}."
+        )
+    if not categorical and not model.normalize_returns and value_range != VALUE_RANGE:
+        raise ValueError(
+            '`value_range` needs critic_loss="categorical", whose bins lie in it, or normalize_returns=True, which '
+            f"leads returns into it, got value_range={value_range} with neither."
+        )
+    for name, option in (("bins", model.bins), ("value_range", value_range)):
+        told = model.policy_kwargs.get(name)
+        if told is not None and not (categorical and told == option):  # where it filled them in itself
+            raise ValueError(
+                f"`{name}` must not be given in `policy_kwargs`, got {told!r}: it is an option of MultiTaskSAC, which "
+                f'learns by it: MultiTaskSAC(..., critic_loss="categorical", {name}=...).'
+            )
+
+
+def check_normalization(model: MultiTaskAttributes) -> None:
+    """Raises an error unless returns can be normalized, once the target entropy is a number."""
+    if not model.normalize_returns:
+        return
+    if model.gamma == 1:
+        raise ValueError(
+            "`normalize_returns` needs a `gamma` below 1, got 1: a return without discount has no bound that later "
+            "steps respect."
+        )
+    low, high = model.value_range
+    if not low < 0 < high:
+        raise ValueError(
+            f"`normalize_returns` needs a `value_range` with 0 inside, got {model.value_range}: rewards are "
+            "divided and not shifted, so that returns keep their sign."
+        )
+    if float(model.target_entropy) > 0:
+        raise ValueError(
+            f"`normalize_returns` needs a `target_entropy` of at most 0, got {model.target_entropy}: its share of the "
+            'values is reckoned from below; "auto" is minus the number of actions.'
+        )
+    normalizer = model._vec_normalize_env
+    if normalizer is not None and normalizer.norm_reward:
+        raise ValueError(
+            "`normalize_returns` and VecNormalize would both normalize rewards; give one of them up, for instance by "
+            "MultiTaskVecNormalize(env, norm_reward=False)."
+        )
+
+
+def read_target_entropy(told: float | str, action_space: spaces.Space[Any]) -> float | str:
+    """The target entropy that is asked for, where "auto_0.5" is half of what "auto" is.
+
+    Example:
+        >>> from dynroute_sb3.options import read_target_entropy
+        >>> read_target_entropy("auto_0.5", spaces.Box(-1, 1, (4,)))
+        -2.0
+    """
+    if told == "auto":
+        return told
+    relative = isinstance(told, str) and told.startswith("auto_")
+    try:
+        number = float(str(told).removeprefix("auto_"))
+    except ValueError:
+        number = math.nan
+    if isinstance(told, bool) or not math.isfinite(number) or (relative and number <= 0):
+        raise ValueError(
+            '`target_entropy` must be a finite number, "auto", or "auto_" before a positive factor such as "auto_0.5", '
+            f"got {shown(told)}."
+        )
+    assert action_space.shape is not None
+    return -number * math.prod(action_space.shape) if relative else number
 
 
 def _check_numbers(model: MultiTaskAttributes) -> None:
@@ -222,6 +329,7 @@ def _check_numbers(model: MultiTaskAttributes) -> None:
         ("max_grad_norm", model.max_grad_norm),
         ("max_ent_coef", model.max_ent_coef),
         ("ent_coef_lr", model.ent_coef_lr),
+        ("ent_coef_beta1", model.ent_coef_beta1),
         ("shared_lr", model.shared_lr),
         ("reward_scale", model.reward_scale),
         ("log_prob_epsilon", model.log_prob_epsilon),
@@ -229,7 +337,7 @@ def _check_numbers(model: MultiTaskAttributes) -> None:
         ("demonstration_weight", model.demonstration_weight),
         ("batch_size", model.batch_size),
     ):
-        needed = name in ("reward_scale", "log_prob_epsilon", "actor_starts", "demonstration_weight", "batch_size")
+        needed = not (name.startswith("max_") or name in ("ent_coef_lr", "shared_lr"))
         whole = name in ("actor_starts", "batch_size")
         kinds = (int,) if whole else (int, float)
         if isinstance(value, bool) or not (isinstance(value, kinds) or (value is None and not needed)):
@@ -240,7 +348,9 @@ def _check_numbers(model: MultiTaskAttributes) -> None:
 def _check_demonstrations(model: MultiTaskAttributes) -> None:
     """What is asked of the options that take demonstrations for granted."""
     has_them = issubclass(model.replay_buffer_class or RouteReplayBuffer, DemonstrationBuffer)
-    share, each = model.replay_buffer_kwargs.get("demonstration_share", 0.5), model.batch_size // (model.num_tasks or 1)
+    share = model.replay_buffer_kwargs.get("demonstration_share", 0.5)
+    balanced = model.replay_buffer_kwargs.get("balanced", True)
+    each = model.batch_size // (model.num_tasks or 1) if balanced else model.batch_size
     if model.demonstration_weight and not (has_them and share):
         raise ValueError(
             "`demonstration_weight` needs demonstrations to clone: replay_buffer_class=DemonstrationBuffer with a "
@@ -248,8 +358,8 @@ def _check_demonstrations(model: MultiTaskAttributes) -> None:
         )
     if has_them and share and not 0 < round(each * share) < each:
         raise ValueError(
-            f"`demonstration_share` must leave a demonstration and an own transition in the {each} of each task in a "
-            f"batch, got {share!r}; raise `batch_size`, or change the share."
+            f"`demonstration_share` must leave a demonstration and an own transition in the {each} of "
+            f"{'each task in a' if balanced else 'a'} batch, got {share!r}; raise `batch_size`, or change the share."
         )
 
 

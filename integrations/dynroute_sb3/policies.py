@@ -20,6 +20,7 @@ from dynroute.arguments import shown
 
 from .actor import MultiTaskActor
 from .critic import MultiTaskCritic
+from .gaussian import LOG_STD_RANGE
 from .layers import NetArch, layer_keywords
 from .observation import TaskSpace
 from .own_networks import check_factory, try_network
@@ -81,6 +82,12 @@ class MultiTaskPolicy(SACPolicy):
         net_arch: The widths of the hidden layers of the networks "mt-sac" and "mh-sac", in SB3's words: a list, or a
             dictionary with those of the actor under "pi" and of the critics under "qf".
         activation_fn: The activation between these layers; ReLU if None.
+        bins: The number of bins over which the critics predict distributions of values; None for values.
+            MultiTaskSAC fills it in.
+        value_range: The values of the first bin and of the last.
+        log_std: How the logarithm of the actor's standard deviation is kept in its range: "clamp" cuts it off there,
+            "tanh" squashes it (BRC).
+        log_std_range: The range; (-10, 2) in BRC.
         normalize_images: As in SB3, which normalizes images; these observations are none.
         others: SB3's other keywords, which these networks have no place for: each raises an error that says so.
 
@@ -112,6 +119,10 @@ class MultiTaskPolicy(SACPolicy):
         *,
         net_arch: NetArch | None = None,
         activation_fn: Callable[[], nn.Module] | None = None,
+        bins: int | None = None,
+        value_range: tuple[float, float] = (-10.0, 10.0),
+        log_std: str = "clamp",
+        log_std_range: tuple[float, float] = LOG_STD_RANGE,
         normalize_images: bool = True,
         **others: Any,
     ) -> None:
@@ -145,6 +156,8 @@ class MultiTaskPolicy(SACPolicy):
             self.network, self.network_kwargs, net_arch, activation_fn
         )
         self.n_critics = n_critics
+        self.bins, self.value_range = bins, value_range
+        self._distribution: dict[str, Any] = {"log_std": log_std, "log_std_range": log_std_range}
         self._build(lr_schedule)
 
     @property
@@ -181,14 +194,14 @@ class MultiTaskPolicy(SACPolicy):
         """Makes the actor; the argument is that of SB3, whose features extractors these networks do without."""
         assert isinstance(self.action_space, spaces.Box)
         net = build_network(self.network, self.task_space, 2 * get_action_dim(self.action_space), **self._actor_kwargs)
-        return MultiTaskActor(self.observation_space, self.action_space, net, self.task_space)
+        return MultiTaskActor(self.observation_space, self.action_space, net, self.task_space, **self._distribution)
 
     def make_critic(self, features_extractor: object = None) -> MultiTaskCritic:  # type: ignore[override]
         """Makes the critics, which share with the actor what its network shares."""
         assert isinstance(self.action_space, spaces.Box)
         kwargs, actions = {**self._critic_kwargs, **self._shared()}, get_action_dim(self.action_space)
         nets = [
-            build_network(self.network, self.task_space, 1, extra_features=actions, **kwargs)
+            build_network(self.network, self.task_space, self.bins or 1, extra_features=actions, **kwargs)
             for _ in range(self.n_critics)
         ]
         if len({id(net) for net in [self.actor.net, *nets]}) <= self.n_critics:
@@ -196,7 +209,8 @@ class MultiTaskPolicy(SACPolicy):
                 f"`network` must make a new network at each call, it made the same {type(nets[0]).__name__} again: "
                 "actor and critics are networks of their own."
             )
-        return MultiTaskCritic(self.observation_space, self.action_space, nets, self.task_space)
+        value_range = None if self.bins is None else self.value_range
+        return MultiTaskCritic(self.observation_space, self.action_space, nets, self.task_space, value_range)
 
     def predict(
         self,
@@ -234,6 +248,9 @@ class MultiTaskPolicy(SACPolicy):
             "net_arch": self.net_arch,
             "activation_fn": self.activation_fn,
             "n_critics": self.n_critics,
+            "bins": self.bins,
+            "value_range": self.value_range,
+            **self._distribution,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from dynroute import Topology
+from dynroute.arguments import check_flag
 
 from .observation import TaskSpace
 from .storage import Member, read_rows, write_rows
@@ -26,7 +27,7 @@ GOES_ON, ENDED, OUT_OF_TIME = 0.0, 1.0, -1.0
 
 
 class RouteReplaySamples(NamedTuple):
-    """A batch, grouped by task, demonstrations first; the first six are those of SB3.
+    """A batch, demonstrations first, grouped by task if the buffer is balanced; the first six are those of SB3.
 
     Attributes:
         observations: Observations with their one-hots.
@@ -52,7 +53,7 @@ class RouteReplaySamples(NamedTuple):
 
 
 class RouteReplayBuffer(ReplayBuffer):
-    """Keeps transitions by task, so that every batch holds as many of each task.
+    """Keeps transitions by task, so that every batch can hold as many of each task.
 
     A transition is a row of numbers: state, next state, action, reward and how the episode ended; its task is told by
     its ring, and its path takes one bit for each edge. Memory is taken as rows are written, not before.
@@ -70,6 +71,8 @@ class RouteReplayBuffer(ReplayBuffer):
         optimize_memory_usage: Not supported: states are stored without their one-hots, twice.
         handle_timeout_termination: Whether an episode that ran out of time counts as one that goes on.
         num_tasks: The number of tasks.
+        balanced: Whether a batch holds as many transitions of each task. Else it is drawn over the transitions of all
+            tasks, and its size need not be a multiple of them.
         memory_map: A folder for a file in place of memory. The file has no name and vanishes with the buffer.
 
     Example:
@@ -90,8 +93,10 @@ class RouteReplayBuffer(ReplayBuffer):
         handle_timeout_termination: bool = True,
         *,
         num_tasks: int,
+        balanced: bool = True,
         memory_map: str | Path | None = None,
     ) -> None:
+        check_flag("balanced", balanced)
         if optimize_memory_usage:
             raise ValueError("`optimize_memory_usage` must be False: rows of one task do not follow one another.")
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
@@ -101,6 +106,7 @@ class RouteReplayBuffer(ReplayBuffer):
         self.memory_map = memory_map
         self.capacity = self.buffer_size = max(buffer_size // num_tasks, 1)  # of a task, as SB3's is of an environment
         self.num_tasks = num_tasks
+        self.balanced = balanced
         self.topology: Topology | None = None
         self.paths: NDArray[np.uint8] | None = None
         width = 2 * self.task_space.state_features + self.action_dim + 2
@@ -237,10 +243,7 @@ class RouteReplayBuffer(ReplayBuffer):
             )
 
         ended = np.where(np.asarray(done, dtype=bool).reshape(len(tasks)), ENDED, GOES_ON)
-        if self.handle_timeout_termination:
-            truncated = [bool(info.get("TimeLimit.truncated", False)) for info in infos]
-            ended = np.where((ended == ENDED) & truncated, OUT_OF_TIME, ended)
-        ended = ended.astype(np.float32)
+        ended = np.where(self.truncated(done, infos), OUT_OF_TIME, ended).astype(np.float32)
         n = self.task_space.state_features
         rows = np.concatenate([obs[:, :n], next_obs[:, :n], action, reward[:, None], ended[:, None]], axis=1)
         # Environments of one task take places one after the other.
@@ -254,6 +257,15 @@ class RouteReplayBuffer(ReplayBuffer):
         self.counts = np.minimum(self.counts + added, self.capacity)
         self.added = self.added + added
         self.vector_steps += 1
+
+    def truncated(self, done: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[np.bool_]:
+        """Whether the episode of each environment ended, ran out of time by that, and counts as one that goes on."""
+        ended: NDArray[np.bool_] = np.array(done, dtype=bool).reshape(len(infos))
+        if not self.handle_timeout_termination:
+            return np.zeros_like(ended)
+        for i, info in enumerate(infos):
+            ended[i] &= bool(info.get("TimeLimit.truncated", False))
+        return ended
 
     def extend(
         self,
@@ -275,16 +287,25 @@ class RouteReplayBuffer(ReplayBuffer):
             self.add(obs[i], next_obs[i], action[i], reward[i], done[i], infos[i], path)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> RouteReplaySamples:  # type: ignore[override]
-        """Draws as many transitions of each task, with replacement, grouped by task."""
+        """Draws transitions with replacement, as many of each task and grouped by task if the buffer is balanced."""
         tasks, places = self.draw(self.each_task(batch_size))
         return self._get_samples(tasks * self.capacity + places, env)
 
     def parts(self, batch_size: int) -> tuple[int, int]:
-        """How many transitions and how many demonstrations of each task :meth:`sample` draws."""
+        """How many transitions and demonstrations of each task a batch has, or in all if it is not balanced."""
         return self.each_task(batch_size), 0
 
     def each_task(self, batch_size: int) -> int:
-        """How many transitions of each task a batch has; an error if it cannot be drawn."""
+        """How many transitions of each task a batch has, or in all if the buffer is not balanced.
+
+        It raises an error if the batch cannot be drawn.
+        """
+        if not self.balanced:
+            if batch_size < 1:
+                raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+            if not self.size():
+                raise ValueError("there must be transitions before learning starts, got none; raise `learning_starts`.")
+            return batch_size
         each, rest = divmod(batch_size, self.num_tasks)
         if rest or not each:
             raise ValueError(
@@ -300,7 +321,12 @@ class RouteReplayBuffer(ReplayBuffer):
         return each
 
     def draw(self, each: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Tasks and places of transitions, as many of each task, with replacement."""
+        """Tasks and places of transitions with replacement, so many of each task, or in all if it is not balanced."""
+        if not self.balanced:
+            ends = self.counts.cumsum()
+            drawn = (np.random.random_sample(each) * ends[-1]).astype(np.int64)
+            tasks = np.searchsorted(ends, drawn, side="right")
+            return tasks, drawn - (ends - self.counts)[tasks]
         places = (np.random.random_sample((self.num_tasks, each)) * self.counts[:, None]).astype(np.int64)
         return np.repeat(np.arange(self.num_tasks), each), places.reshape(-1)
 

@@ -1,6 +1,7 @@
 """What MultiTaskSAC tells about each task, through SB3's logger."""
 
 import dataclasses
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,7 @@ class Report:
         names = [field.name for field in dataclasses.fields(TaskReport)]
         self.totals = {name: torch.zeros(num_tasks, dtype=torch.float64, device=device) for name in names}
         self.updates = 0
+        self.told_of_range = False
 
     def add(self, report: TaskReport) -> None:
         """Adds what an update did."""
@@ -75,23 +77,44 @@ class Report:
         if not self.updates:
             return
         means = {name: (total / self.updates).tolist() for name, total in self.totals.items()}
-        masked = means.pop("masked")
+        masked, outside = means.pop("masked"), means.pop("outside_range")
         for name, values in means.items():
             model.logger.record(f"train/{name}", float(np.mean(values)))
             _by_task(model, name, values)
         model.logger.record("train/masked_tasks", float(np.sum(masked)))
         _by_task(model, "masked", masked)
+        if model.critic_loss == "categorical":
+            model.logger.record("train/outside_range", float(np.mean(outside)))
+            _by_task(model, "outside_range", outside)
+            self._warn_of_range(model, outside)
         alpha = model.entropy_coefficients
         model.logger.record("train/ent_coef", alpha.mean().item())
         _by_task(model, "ent_coef", alpha.tolist())
         _by_task(model, "weight", weigh_tasks(model.task_weights, alpha).tolist())
         _by_task(model, "route_temperature", model.actor.temperature.tolist())
 
+    def _warn_of_range(self, model: MultiTaskAttributes, outside: Sequence[float]) -> None:
+        """Warns once of tasks most of whose values lie outside of the range."""
+        assert model.task_names is not None
+        tasks = {name: share for name, share in zip(model.task_names, outside, strict=True) if share > 0.5}
+        if not tasks or self.told_of_range:
+            return
+        self.told_of_range = True
+        worst = max(tasks, key=lambda name: tasks[name])
+        advice = "raise `value_range`" if model.normalize_returns else "raise it, or give normalize_returns=True"
+        warnings.warn(
+            f"`value_range` must hold the values that critics learn, and at step {model.num_timesteps} most of them "
+            f"lie outside of {model.value_range} for the tasks {list(tasks)} ({tasks[worst]:.0%} for {worst}): they "
+            f"count as the outermost bin; {advice}. `outside_range` in the log tells how many.",
+            stacklevel=2,
+        )
+
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from the attributes of another report."""
         self.returns, self.successes, self.updates = state["returns"], state["successes"], state["updates"]
         for name, total in self.totals.items():
             total.copy_(state["totals"][name])
+        self.told_of_range = bool(state["told_of_range"])
 
 
 def _by_task(model: MultiTaskAttributes, what: str, values: Sequence[float | None]) -> None:

@@ -26,10 +26,20 @@ from .attributes import MultiTaskAttributes
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
 from .losses import path_temperature
 from .observation import check_observation_space, count_tasks
-from .options import check_network_options, check_options, check_policy_name, check_precision
+from .options import (
+    BINS,
+    VALUE_RANGE,
+    check_network_options,
+    check_normalization,
+    check_options,
+    check_policy_name,
+    check_precision,
+    read_target_entropy,
+)
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
 from .report import Report
+from .returns import ReturnBounds
 from .update import Coefficients, Networks, follow, update
 
 __all__ = ["MultiTaskSAC"]
@@ -50,8 +60,11 @@ class MultiTaskSAC(MultiTaskAttributes):
         env: Environments whose observations end with the one-hot of the task, any number for each task.
         num_tasks: The number of tasks; what the environments have as `num_tasks` if None.
         task_names: What to call the tasks in the log; their numbers if None.
-        batch_size: The size of a batch, a multiple of the number of tasks; 128 for each task if None.
+        batch_size: The size of a batch, a multiple of the number of tasks unless the replay buffer is not balanced; 128
+            for each task if None.
         ent_coef_lr: The learning rate of the coefficients of entropy; that of the networks if None.
+        ent_coef_beta1: The decay of the first moment in the optimizer of the coefficients of entropy; .5 in BRC.
+        shared_ent_coef: Whether all tasks have one coefficient of entropy, as in BRC, else each its own.
         max_ent_coef: The largest coefficient of entropy; no limit if None.
         task_weights: How the losses of tasks are weighed, a rule of :data:`dynroute_sb3.losses.TASK_WEIGHTS`; Eq. 15 is
             "alpha-sum", and the released code has "inverse-alpha-mean".
@@ -59,6 +72,17 @@ class MultiTaskSAC(MultiTaskAttributes):
             repair what belongs to that task does so (PaCo); never if None.
         max_grad_norm: The norm to which the gradient of each network is clipped; not at all if None.
         reward_scale: Multiplies rewards when they are learned from.
+        critic_loss: "mse" for critics that predict values, "categorical" for critics that predict distributions of
+            values over bins, by cross-entropy (:mod:`dynroute_sb3.categorical`). The actor sees their expectations.
+        bins: The number of bins.
+        value_range: The values of the first bin and of the last. What targets put outside of it counts as the outermost
+            bin, and the log says how much that is, under ``outside_range``.
+        q_target: How one value is made of those of the critics, for what they learn and for the actor: "min" for the
+            smallest, or the distribution with the smallest expectation, "mean" for the mean of the values, or of the
+            probabilities.
+        normalize_returns: Whether rewards are divided, when they are learned from and task by task, by what leads the
+            extreme returns so far into the value range (:func:`dynroute_sb3.losses.return_scale`,
+            :mod:`dynroute_sb3.returns`). It comes after `reward_scale`.
         actor_starts: The number of updates in which the critics learn alone.
         demonstration_weight: The weight, in the actor's loss, of the squared distance of its mean actions to those of a
             :class:`DemonstrationBuffer`, times the mean absolute value of the task.
@@ -87,8 +111,10 @@ class MultiTaskSAC(MultiTaskAttributes):
             along sampled routes, as in released code.
         lag_rollouts: Whether rollouts take the policy as it was before the last updates, as where a process of its own
             collects the next rollout meanwhile; with ``train_freq=200, gradient_steps=200`` the released code.
-        replay_buffer_kwargs: Keywords of :class:`RouteReplayBuffer`, for instance ``{"memory_map": folder}``.
-        sac: The keywords of :class:`stable_baselines3.SAC`.
+        replay_buffer_kwargs: Keywords of :class:`RouteReplayBuffer`, for instance ``{"memory_map": folder}``, or
+            ``{"balanced": False}`` for batches that are drawn over all tasks.
+        sac: The keywords of :class:`stable_baselines3.SAC`. Its `target_entropy` may be "auto_0.5" too, for half of
+            what "auto" is, which is minus the number of actions.
 
     Example:
         >>> env = make_vec_env(lambda: OneHotTask(gym.make("Pendulum-v1"), 0, 2), n_envs=1)
@@ -112,11 +138,18 @@ class MultiTaskSAC(MultiTaskAttributes):
         task_names: Sequence[str] | None = None,
         batch_size: int | None = None,
         ent_coef_lr: float | None = None,
+        ent_coef_beta1: float = 0.9,
+        shared_ent_coef: bool = False,
         max_ent_coef: float | None = None,
         task_weights: str = "none",
         max_task_loss: float | None = None,
         max_grad_norm: float | None = None,
         reward_scale: float = 1.0,
+        critic_loss: str = "mse",
+        bins: int = BINS,
+        value_range: tuple[float, float] = VALUE_RANGE,
+        q_target: str = "min",
+        normalize_returns: bool = False,
         actor_starts: int = 0,
         demonstration_weight: float = 0.0,
         demonstration_decay: int | None = None,
@@ -152,6 +185,9 @@ class MultiTaskSAC(MultiTaskAttributes):
         )
         self.num_tasks, self.task_names = num_tasks, None if task_names is None else list(task_names)
         self.ent_coef_lr, self.max_ent_coef = ent_coef_lr, max_ent_coef
+        self.ent_coef_beta1, self.shared_ent_coef = ent_coef_beta1, shared_ent_coef
+        self.critic_loss, self.bins, self.value_range = critic_loss, bins, value_range
+        self.q_target, self.normalize_returns = q_target, normalize_returns
         self.task_weights, self.reward_scale = task_weights, reward_scale
         self.max_task_loss, self.max_grad_norm = max_task_loss, max_grad_norm
         self.actor_starts = actor_starts
@@ -163,7 +199,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.max_ent_coef_grad_norm, self.mask_rule = max_ent_coef_grad_norm, mask_rule
         self.shared_lr, self.log_prob_epsilon = shared_lr, log_prob_epsilon
         self.warmup_actions, self.lag_rollouts = warmup_actions, lag_rollouts
-        self.rollout_actor = None
+        self.rollout_actor = self.return_bounds = None
         self._behaviour_paths: NDArray[np.uint8] | None = None
         self._step_pending, self._logged_at, self._learning = False, -1, False
         self._told_of_waiting = False
@@ -175,9 +211,13 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.task_names = self.task_names or [str(task) for task in range(self.num_tasks)]
         self.batch_size = self.batch_size or 128 * self.num_tasks
         check_options(self)
+        self.value_range = (self.value_range[0], self.value_range[1])  # a list, too, is a pair
         if self.replay_buffer_class is None:
             self.replay_buffer_class = RouteReplayBuffer
         self.replay_buffer_kwargs["num_tasks"] = self.policy_kwargs["num_tasks"] = self.num_tasks
+        if self.critic_loss == "categorical":
+            self.policy_kwargs |= {"bins": self.bins, "value_range": self.value_range}
+        self.target_entropy = read_target_entropy(self.target_entropy, self.action_space)
         super()._setup_model()
         check_precision(self)
 
@@ -187,10 +227,14 @@ class MultiTaskSAC(MultiTaskAttributes):
             self.replay_buffer.keep_paths(self.policy.topology)
         if self.ent_coef_optimizer is not None:
             assert self.log_ent_coef is not None
-            initial = self.log_ent_coef.detach().repeat(self.num_tasks)
+            initial = self.log_ent_coef.detach().repeat(1 if self.shared_ent_coef else self.num_tasks)
             self.log_ent_coef = initial.clamp(max=math.log(self.max_ent_coef or math.inf)).requires_grad_()
             rate = self.ent_coef_lr or self.lr_schedule(1)
-            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=rate, fused=True)
+            betas = (self.ent_coef_beta1, 0.999)
+            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=rate, betas=betas, fused=True)
+        check_normalization(self)
+        if self.normalize_returns:
+            self.return_bounds = ReturnBounds(self.num_tasks, self.gamma, self.device)
         coefficients = self.entropy_coefficients.to(self.actor.temperature.device)
         self.actor.temperature.copy_(path_temperature(self.route_temperature, coefficients))
         if self.shared_lr is not None and self.policy.shared_optimizer is not None:
@@ -227,6 +271,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         try:
             super().set_env(env, force_reset)
             check_options(self)
+            check_normalization(self)
             count_tasks(self.env, self.num_tasks, policy_kwargs=self.policy_kwargs)
         except Exception:
             vars(self).update(kept)
@@ -281,6 +326,10 @@ class MultiTaskSAC(MultiTaskAttributes):
         self._step_pending = False
         self._last_obs = None  # after a step that is refused, episodes start anew
         replay_buffer.add(before, after, buffer_action, reward, dones, infos, paths=self._behaviour_paths)
+        if self.return_bounds is not None:
+            tasks = self.policy.task_space.tasks(before)
+            truncated = replay_buffer.truncated(dones, infos)
+            self.return_bounds.add(tasks, np.asarray(reward), np.asarray(dones, dtype=bool), truncated)
         self._last_obs = new_obs
         if normalizer is not None:
             self._last_original_obs = original
@@ -302,6 +351,13 @@ class MultiTaskSAC(MultiTaskAttributes):
             self._learning = False
         self.report.record_updates(self)
         return self
+
+    def _setup_learn(
+        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any
+    ) -> tuple[int, BaseCallback]:
+        if self.return_bounds is not None and (reset_num_timesteps or self._last_obs is None):
+            self.return_bounds.forget_running()  # SB3 starts new episodes
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         rollout = super().collect_rollouts(env, callback, *args, **kwargs)
@@ -326,6 +382,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         assert self.replay_buffer is not None
         if self._waits_for_tasks():
             return
+        if self.return_bounds is not None:
+            self.return_bounds.update()
         if self.rollout_actor is not None:
             self.rollout_actor.load_state_dict(self.actor.state_dict())
         for _ in range(gradient_steps):
@@ -373,7 +431,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         """What an update changes."""
         log_alpha = self.entropy_coefficients.log() if self.log_ent_coef is None else self.log_ent_coef
         shared = self.policy.shared_optimizer
-        return Networks(self.actor, self.critic, self.critic_target, log_alpha, self.ent_coef_optimizer, shared)
+        bounds = None if self.return_bounds is None else self.return_bounds.update()
+        return Networks(self.actor, self.critic, self.critic_target, log_alpha, self.ent_coef_optimizer, shared, bounds)
 
     def _coefficients(self) -> Coefficients:
         """What the next update is told."""
@@ -385,6 +444,9 @@ class MultiTaskSAC(MultiTaskAttributes):
             gamma=self.gamma,
             target_entropy=float(self.target_entropy),
             reward_scale=self.reward_scale,
+            critic_loss=self.critic_loss,
+            value_range=self.value_range,
+            q_target=self.q_target,
             task_weights=self.task_weights,
             route_temperature=self.route_temperature,
             actor_paths=self.actor_paths,
@@ -405,6 +467,8 @@ class MultiTaskSAC(MultiTaskAttributes):
     def _waits_for_tasks(self) -> bool:
         """Whether some tasks have no transitions yet, as where one environment takes a new task with each episode."""
         assert self.replay_buffer is not None
+        if not self.replay_buffer.balanced:
+            return False
         missing = np.flatnonzero(self.replay_buffer.counts == 0)
         if not len(missing) or not self.replay_buffer.size():  # nothing to learn from at all is an error
             return False
@@ -498,7 +562,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         return load_checkpoint(cls, Path(folder), env, device, replace or {})
 
     def _excluded_save_params(self) -> list[str]:
-        own = ("report", "rollout_actor", "_behaviour_paths", "_learning", "_graphs", "_runs_eagerly")
+        own = ("report", "rollout_actor", "return_bounds", "_behaviour_paths", "_learning", "_graphs", "_runs_eagerly")
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -507,4 +571,6 @@ class MultiTaskSAC(MultiTaskAttributes):
             states = [*states, "policy.shared_optimizer"]
         if self.rollout_actor is not None:
             states = [*states, "rollout_actor"]
+        if self.return_bounds is not None:
+            states = [*states, "return_bounds"]
         return states, tensors

@@ -30,6 +30,8 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "n_envs": (1, math.inf),
     "num_tasks": (1, math.inf),
     "reward_scale": (0, math.inf),
+    "bins": (2, math.inf),
+    "ent_coef_beta1": (0, 1),
     "log_prob_epsilon": (0, 1),
     "num_timesteps": (0, math.inf),
     "_total_timesteps": (0, math.inf),
@@ -40,7 +42,15 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
 }
 """What numbers may be, from and to."""
 
-FRACTIONS = ("learning_rate", "tau", "gamma", "reward_scale", "log_prob_epsilon", "_current_progress_remaining")
+FRACTIONS = (
+    "learning_rate",
+    "tau",
+    "gamma",
+    "reward_scale",
+    "log_prob_epsilon",
+    "ent_coef_beta1",
+    "_current_progress_remaining",
+)
 """Those that need not be integers."""
 
 

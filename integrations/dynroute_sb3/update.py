@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .actor import MultiTaskActor
+from .categorical import combine_distributions, cross_entropy, outside_share, project, support
 from .critic import MultiTaskCritic
 from .losses import (
     actor_loss,
     cloning_loss,
+    combine_critics,
     critic_loss,
     ent_coef_loss,
     mean_by_task,
     path_temperature,
+    return_scale,
     sample_shares,
     td_target,
     weigh_tasks,
@@ -42,9 +45,11 @@ class Networks:
         actor: The policy, with its optimizer.
         critic: The critics, with theirs.
         critic_target: The critics that follow.
-        log_alpha: The logarithm of each task's coefficient of entropy.
+        log_alpha: The logarithm of each task's coefficient of entropy, or of the one of all tasks.
         alpha_optimizer: Its optimizer; None if the coefficients are fixed.
         shared_optimizer: The optimizer of what actor and critics share; None if they share nothing.
+        return_bounds: The extreme returns of each task, by which rewards are normalized; None if they are not. No
+            update changes them.
     """
 
     actor: MultiTaskActor
@@ -53,6 +58,7 @@ class Networks:
     log_alpha: Tensor
     alpha_optimizer: Optimizer | None
     shared_optimizer: Optimizer | None
+    return_bounds: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,9 @@ class Coefficients:
         gamma: The discount factor.
         target_entropy: The entropy that the coefficients of entropy hold.
         reward_scale: Multiplies rewards.
+        critic_loss: What the critics learn, "mse" for values, "categorical" for distributions over bins.
+        value_range: The values of the first bin and of the last, and where normalized returns lie.
+        q_target: How one value is made of those of the critics, for their target and for the actor.
         task_weights: How the losses of tasks are weighed.
         route_temperature: How the temperature of path sampling follows the coefficients of entropy.
         actor_paths: Which paths the actor's loss takes.
@@ -83,6 +92,9 @@ class Coefficients:
     gamma: float
     target_entropy: float
     reward_scale: float
+    critic_loss: str
+    value_range: tuple[float, float]
+    q_target: str
     task_weights: str
     route_temperature: float | str
     actor_paths: str
@@ -110,6 +122,8 @@ class TaskReport:
         ent_coef_loss: The loss of the coefficient of entropy.
         entropy: The mean of minus the log-probability of the actor's actions.
         masked: 1 for a task that was left out for its extreme loss.
+        outside_range: The share of the critics' target distribution that lay outside of the range of values; 0 for
+            critics that predict values.
     """
 
     actor_loss: Tensor
@@ -117,6 +131,7 @@ class TaskReport:
     ent_coef_loss: Tensor
     entropy: Tensor
     masked: Tensor
+    outside_range: Tensor
 
 
 def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -> TaskReport:
@@ -124,9 +139,9 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
     if given.joint_update:
         return joint_update(batch, networks, given)
     actor, critic, shared = networks.actor, networks.critic, networks.shared_optimizer
-    rows = _read(batch, actor, given)
-    observations, tasks, present = rows.observations, rows.tasks, rows.present
     alpha, weights = _weigh(networks, given)
+    rows = _read(batch, networks, alpha, given)
+    observations, tasks, present = rows.observations, rows.tasks, rows.present
     temperature = tasks @ _set_temperature(actor, alpha, given)
 
     # The coefficients of entropy, from the actions and paths that the actor's loss takes too.
@@ -145,14 +160,14 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
     alpha_of_sample = tasks @ alpha
 
     # The critics.
-    target = _target(rows, networks, alpha_of_sample, given)
+    target, outside = _target(rows, networks, alpha_of_sample, given)
     with _products(given, tasks):
         paths = _paths(given.critic_paths, batch)
-        values = critic(observations, rows.actions, temperature=temperature, **paths)
-    critic_losses = mean_by_task(critic_loss(values.detach(), target), tasks)
+        predicted = critic.outputs(observations, rows.actions, temperature=temperature, **paths)
+    critic_losses = mean_by_task(_critic_loss(predicted.detach(), target, given), tasks)
     extreme = present & _exceeds(critic_losses, given.max_task_loss)
     shares = sample_shares(weights, present & ~extreme, tasks)
-    losses = critic_loss(_kept(values, shares), _kept(target, shares))
+    losses = _critic_loss(_kept_rows(predicted, shares), _kept_rows(target, shares), given)
     if shared is not None:
         shared.zero_grad(set_to_none=True)
     _learn((shares * losses).sum(), critic.optimizer, _own(critic.optimizer, critic.nets), given.max_grad_norm)
@@ -173,7 +188,8 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
             _clip(_parameters(shared), given.max_grad_norm)
             shared.step()
         _repair(actor, extreme, given)
-    return TaskReport(actor_losses, critic_losses, ent_coef_losses, entropy, extreme.to(tasks.dtype))
+    outside = mean_by_task(outside, tasks)
+    return TaskReport(actor_losses, critic_losses, ent_coef_losses, entropy, extreme.to(tasks.dtype), outside)
 
 
 def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -> TaskReport:
@@ -183,9 +199,9 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
     """
     actor, critic, shared = networks.actor, networks.critic, networks.shared_optimizer
     alpha_optimizer = networks.alpha_optimizer if given.actor_learns else None
-    rows = _read(batch, actor, given)
-    observations, tasks, present = rows.observations, rows.tasks, rows.present
     alpha, weights = _weigh(networks, given)
+    rows = _read(batch, networks, alpha, given)
+    observations, tasks, present = rows.observations, rows.tasks, rows.present
     temperature = tasks @ _set_temperature(actor, alpha, given)
 
     # The losses of the coefficients of entropy.
@@ -204,11 +220,11 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
     alpha_of_sample = tasks @ alpha
 
     # Those of the critics, and of the actor against them.
-    target = _target(rows, networks, alpha_of_sample, given)
+    target, outside = _target(rows, networks, alpha_of_sample, given)
     with _products(given, tasks):
         paths = _paths(given.critic_paths, batch)
-        predicted = critic(observations, rows.actions, temperature=temperature, **paths)
-    critic_losses = mean_by_task(critic_loss(predicted.detach(), target), tasks)
+        predicted = critic.outputs(observations, rows.actions, temperature=temperature, **paths)
+    critic_losses = mean_by_task(_critic_loss(predicted.detach(), target, given), tasks)
     actor_losses = torch.zeros_like(critic_losses)
     if given.actor_learns:
         judged, values = _judge(critic, observations, new_actions, given)
@@ -226,7 +242,8 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
         extreme = extreme | (present & _exceeds(actor_losses, given.max_task_loss))
         actor_shares = sample_shares(weights, present & ~extreme, tasks)
         loss = ent_coef_losses.mean()
-    loss = loss + (shares * critic_loss(_kept(predicted, shares), _kept(target, shares))).sum()
+    losses = _critic_loss(_kept_rows(predicted, shares), _kept_rows(target, shares), given)
+    loss = loss + (shares * losses).sum()
     if given.actor_learns:
         judged.register_hook(lambda slope: _kept(slope.mT, actor_shares).mT)  # type: ignore[no-untyped-call]
         losses = actor_loss(_kept(log_probs, actor_shares), _kept(values, actor_shares), alpha_of_sample)
@@ -254,11 +271,12 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
             alpha_optimizer.step()
             _limit(networks.log_alpha, given)
         _repair(actor, extreme, given)
-    return TaskReport(actor_losses, critic_losses, ent_coef_losses.detach(), entropy, extreme.to(tasks.dtype))
+    outside = mean_by_task(outside, tasks)
+    return TaskReport(actor_losses, critic_losses, ent_coef_losses.detach(), entropy, extreme.to(tasks.dtype), outside)
 
 
 class _Rows(NamedTuple):
-    """A batch in the type of the networks, rewards scaled, with the tasks that it has transitions of."""
+    """A batch in the type of the networks, rewards scaled or normalized, with the tasks it has transitions of."""
 
     observations: Tensor
     actions: Tensor
@@ -269,13 +287,17 @@ class _Rows(NamedTuple):
     present: Tensor
 
 
-def _read(batch: RouteReplaySamples, actor: MultiTaskActor, given: Coefficients) -> _Rows:
+def _read(batch: RouteReplaySamples, networks: Networks, alpha: Tensor, given: Coefficients) -> _Rows:
+    actor = networks.actor
     observations, actions, next_observations, rewards, dones = (
         part.to(actor.temperature.dtype)
         for part in (batch.observations, batch.actions, batch.next_observations, batch.rewards, batch.dones)
     )
     tasks = actor.task_space.split(observations)[1]
     rewards, dones = given.reward_scale * rewards.squeeze(-1), dones.squeeze(-1)
+    if networks.return_bounds is not None:
+        bounds = given.reward_scale * networks.return_bounds.to(rewards.dtype)
+        rewards = rewards / (tasks @ return_scale(bounds, alpha, given.gamma, given.target_entropy, given.value_range))
     return _Rows(observations, actions, next_observations, rewards, dones, tasks, tasks.any(dim=0))
 
 
@@ -287,6 +309,7 @@ def _products(given: Coefficients, like: Tensor) -> AbstractContextManager[Any]:
 def _weigh(networks: Networks, given: Coefficients) -> tuple[Tensor, Tensor]:
     """The coefficient of entropy of each task as it is now, and the weight of its losses."""
     alpha = networks.log_alpha.detach().exp().to(networks.actor.temperature.dtype)
+    alpha = alpha.expand_as(networks.actor.temperature)
     return alpha, weigh_tasks(given.task_weights, alpha)
 
 
@@ -307,21 +330,39 @@ def _limit(log_alpha: Tensor, given: Coefficients) -> None:
         log_alpha.data.clamp_(max=math.log(given.max_ent_coef))
 
 
-def _target(rows: _Rows, networks: Networks, alpha: Tensor, given: Coefficients) -> Tensor:
-    """What the critics learn to predict."""
-    with torch.no_grad(), _products(given, alpha):
+@torch.no_grad()
+def _target(rows: _Rows, networks: Networks, alpha: Tensor, given: Coefficients) -> tuple[Tensor, Tensor]:
+    """What the critics learn to predict, with shape ``[batch, 1 or bins]``, and how much of it is out of range."""
+    with _products(given, alpha):
         actions, log_probs, _ = networks.actor.action_log_prob(rows.next_observations, epsilon=given.log_prob_epsilon)
-        values = networks.critic_target(rows.next_observations, actions)
-    return td_target(rows.rewards, rows.dones, values, log_probs, alpha, given.gamma)
+        outputs = networks.critic_target.outputs(rows.next_observations, actions)
+    if given.critic_loss == "mse":
+        values = combine_critics(outputs.squeeze(-1), given.q_target)
+        target = td_target(rows.rewards, rows.dones, values, log_probs, alpha, given.gamma)
+        return target.unsqueeze(-1), torch.zeros_like(target)
+    # Each value of the support moves as a value does, and takes its probability along.
+    bins, moving = outputs.shape[-1], (rows.rewards, rows.dones, log_probs, alpha)
+    rewards, dones, log_probs, alpha = (each.unsqueeze(-1) for each in moving)
+    values = td_target(rewards, dones, support(bins, given.value_range, like=outputs), log_probs, alpha, given.gamma)
+    probabilities = combine_distributions(outputs, given.value_range, given.q_target)
+    target = project(probabilities, values, given.value_range, bins)
+    return target, outside_share(probabilities, values, given.value_range)
+
+
+def _critic_loss(predicted: Tensor, target: Tensor, given: Coefficients) -> Tensor:
+    """The loss of the critics for each sample, from their outputs."""
+    if given.critic_loss == "categorical":
+        return cross_entropy(predicted, target)
+    return critic_loss(predicted.squeeze(-1), target.squeeze(-1))
 
 
 def _judge(
     critic: MultiTaskCritic, observations: Tensor, actions: Tensor, given: Coefficients
 ) -> tuple[Tensor, Tensor]:
-    """Actions, and the lowest value that a critic gives to them; gradients reach the actions alone."""
+    """Actions, and their value by the critics; gradients reach the actions alone."""
     judged = actions.clone()
     with frozen(critic), _products(given, observations):
-        return judged, critic(observations, judged).min(dim=0).values
+        return judged, combine_critics(critic(observations, judged), given.q_target)
 
 
 def _cloning(means: Tensor, values: Tensor, tasks: Tensor, wanted: Tensor, given: Coefficients) -> Tensor:
@@ -367,6 +408,11 @@ def _paths(kind: str, batch: RouteReplaySamples) -> dict[str, Any]:
 def _kept(values: Tensor, shares: Tensor) -> Tensor:
     """Values with shape ``[*, batch]``, 0 for samples that count for nothing: a product with 0 would let NaN pass."""
     return torch.where(shares > 0, values, 0)
+
+
+def _kept_rows(outputs: Tensor, shares: Tensor) -> Tensor:
+    """The same for outputs with shape ``[*, batch, n]``."""
+    return _kept(outputs, shares.unsqueeze(-1))
 
 
 def _exceeds(losses: Tensor, limit: float | None) -> Tensor:

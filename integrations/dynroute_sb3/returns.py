@@ -1,0 +1,147 @@
+"""The extreme returns of each task, by which rewards are normalized."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .replay import to_device
+
+__all__ = ["ReturnBounds", "discounted_returns"]
+
+
+def discounted_returns(rewards: Sequence[float], gamma: float, *, truncated: bool) -> NDArray[np.float64]:
+    r"""The return of every step of an episode.
+
+    .. math:: R_t = r_t + \gamma R_{t + 1}, \qquad
+              R_n = \begin{cases} \frac{1}{n (1 - \gamma)} \sum_t r_t & \text{truncated} \\ 0 & \text{else} \end{cases}
+
+    Args:
+        rewards: The rewards of the episode.
+        gamma: The discount factor, below 1.
+        truncated: Whether it was cut short, and is thought to go on with its mean reward.
+
+    Example:
+        >>> from dynroute_sb3.returns import discounted_returns
+        >>> discounted_returns([1.0, 1.0], 0.5, truncated=True), discounted_returns([1.0, 1.0], 0.5, truncated=False)
+        (array([2., 2.]), array([1.5, 1. ]))
+    """
+    returns = np.empty(len(rewards))
+    following = float(np.mean(rewards)) / (1 - gamma) if truncated else 0.0
+    for i in reversed(range(len(rewards))):
+        following = returns[i] = rewards[i] + gamma * following
+    return returns
+
+
+class ReturnBounds:
+    """The smallest and the largest discounted return of each task so far, from the episodes that ended.
+
+    Before the first one of a task has ended, its extreme rewards are thought to go on for ever, which no return
+    exceeds. Zero counts as a return of every task.
+
+    Args:
+        num_tasks: The number of tasks.
+        gamma: The discount factor, below 1.
+        device: Where updates read the bounds.
+
+    Example:
+        >>> from dynroute_sb3.returns import ReturnBounds
+        >>> bounds = ReturnBounds(num_tasks=2, gamma=0.5, device="cpu")
+        >>> one, going_on, ends = np.array([0]), np.array([False]), np.array([True])
+        >>> bounds.add(one, np.array([-1.0]), going_on, going_on)
+        >>> bounds.update()
+        tensor([[-2.,  0.],
+                [ 0.,  0.]], dtype=torch.float64)
+        >>> bounds.add(one, np.array([3.0]), ends, going_on)
+        >>> bounds.update()
+        tensor([[0., 3.],
+                [0., 0.]], dtype=torch.float64)
+    """
+
+    def __init__(self, num_tasks: int, gamma: float, device: torch.device | str) -> None:
+        self.gamma = gamma
+        self.returns = np.zeros((num_tasks, 2))
+        """The bounds from episodes that ended, with shape ``[num_tasks, 2]``."""
+        self.rewards = np.zeros((num_tasks, 2))
+        """The extreme rewards."""
+        self.ended = np.zeros(num_tasks, dtype=bool)
+        """Whether an episode of each task has ended."""
+        self.running: list[list[float]] = []
+        """The rewards of the episode that each environment is in."""
+        self.on_device = torch.zeros(num_tasks, 2, dtype=torch.float64, device=device)
+        self._changed = False
+
+    def add(
+        self,
+        tasks: NDArray[np.int64],
+        rewards: NDArray[Any],
+        dones: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+    ) -> None:
+        """Adds a step of all environments.
+
+        Args:
+            tasks: The task of each environment.
+            rewards: The rewards.
+            dones: Whether the episode ended.
+            truncated: Whether it was cut short by that, and could have gone on.
+        """
+        if len(self.running) != len(tasks):
+            self.running = [[] for _ in tasks]
+        for i, task in enumerate(tasks):
+            self.running[i].append(float(rewards[i]))
+            _widen(self.rewards[task], rewards[i : i + 1])
+            if dones[i]:
+                self._end(int(task), self.running[i], bool(truncated[i]))
+                self.running[i] = []
+        self._changed = True
+
+    def add_episodes(
+        self, task: int, rewards: NDArray[Any], dones: NDArray[np.bool_], truncated: NDArray[np.bool_]
+    ) -> None:
+        """Adds the steps of episodes of a task, one after the other; one that is not at its end is cut short there."""
+        truncated = truncated | ~dones
+        ends = sorted({*np.flatnonzero(dones).tolist(), len(rewards) - 1})
+        for before, end in zip([-1, *ends], ends, strict=False):
+            self._end(task, rewards[before + 1 : end + 1].tolist(), bool(truncated[end]))
+        _widen(self.rewards[task], rewards)
+        self._changed = True
+
+    def forget_running(self) -> None:
+        """Forgets the episodes that have not ended, where the environments start anew."""
+        self.running = []
+
+    def update(self) -> Tensor:
+        """The bounds on the device, with shape ``[num_tasks, 2]``; always the same tensor, brought up to date."""
+        if self._changed:
+            horizon = 1 / (1 - self.gamma)
+            bounds = np.where(self.ended[:, None], self.returns, horizon * self.rewards)
+            self.on_device.copy_(to_device(bounds, self.on_device.device), non_blocking=True)
+            self._changed = False
+        return self.on_device
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later bounds depend on, as modules and optimizers of torch tell theirs."""
+        arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in ("returns", "rewards", "ended")}
+        return {**arrays, "running": [list(rewards) for rewards in self.running]}
+
+    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
+        """Goes on from what :meth:`state_dict` returned; nothing of it may be missing, `strict` or not."""
+        for name in ("returns", "rewards", "ended"):
+            mine, stored = getattr(self, name), state[name].cpu().numpy()
+            if stored.shape != mine.shape:
+                raise ValueError(f"`{name}` of bounds must have shape {mine.shape}, got {stored.shape}.")
+            mine[...] = stored
+        self.running = [[float(reward) for reward in rewards] for rewards in state["running"]]
+        self._changed = True
+
+    def _end(self, task: int, rewards: Sequence[float], truncated: bool) -> None:
+        _widen(self.returns[task], discounted_returns(rewards, self.gamma, truncated=truncated))
+        self.ended[task] = True
+
+
+def _widen(bounds: NDArray[np.float64], values: NDArray[Any]) -> None:
+    bounds[:] = min(bounds[0], float(np.min(values))), max(bounds[1], float(np.max(values)))
