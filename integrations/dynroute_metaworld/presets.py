@@ -123,6 +123,9 @@ QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {
     "d2r-released": {"num_modules": 6, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
     "d2r-layer": {"layer_sizes": [3, 3], "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
     "d2r-model": {"num_models": 3, "model_depth": 2, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+    "brc": {"width": 128, "blocks": 1},
+    "scalemoe-feature": {"num_experts": 4, "width": 64},
+    "scalemoe-output": {"num_experts": 4, "width": 64},
 }
 """The sizes of networks under the preset quick."""
 
