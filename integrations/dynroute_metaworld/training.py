@@ -188,7 +188,11 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
         "MultiTaskPolicy",
         env,
         configuration.learning_rate,
-        policy_kwargs={"network": configuration.method, "network_kwargs": configuration.network_kwargs},
+        policy_kwargs={
+            "network": configuration.method,
+            "network_kwargs": configuration.network_kwargs,
+            "critic_kwargs": configuration.critic_network,
+        },
         task_names=configuration.tasks,
         stats_window_size=configuration.window,
         train_freq=configuration.update_every,

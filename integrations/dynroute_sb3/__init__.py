@@ -14,6 +14,7 @@ from .on_policy import MultiTaskActorCriticPolicy
 from .overlap import OverlappedSAC
 from .points import PointTask, point_tasks
 from .policies import (
+    BRCPolicy,
     CAREPolicy,
     D2RPolicy,
     HardRoutingPolicy,
@@ -22,6 +23,7 @@ from .policies import (
     MultiHeadPolicy,
     MultiTaskPolicy,
     PaCoPolicy,
+    ScaleMoEPolicy,
     SoftModularPolicy,
 )
 from .replay import RouteReplayBuffer, RouteReplaySamples
@@ -30,6 +32,7 @@ from .storage import DamagedError
 from .vec_normalize import MultiTaskVecNormalize
 
 __all__ = [
+    "BRCPolicy",
     "CAREPolicy",
     "CheckpointDirectory",
     "D2RPolicy",
@@ -49,6 +52,7 @@ __all__ = [
     "PointTask",
     "RouteReplayBuffer",
     "RouteReplaySamples",
+    "ScaleMoEPolicy",
     "SoftModularPolicy",
     "TaskSpace",
     "add_demonstrations",
