@@ -6,7 +6,8 @@ try:
 except ImportError as error:
     raise ImportError("dynroute_sb3 needs Stable-Baselines3; type: pip install 'dynroute[sb3]'") from error
 
-from .callbacks import CheckpointDirectory
+from .callbacks import CapacityLogger, CheckpointDirectory
+from .capacity import critic_capacity
 from .checkpoint import latest_checkpoint
 from .demonstrations import DemonstrationBuffer, add_demonstrations
 from .observation import OneHotTask, TaskSpace
@@ -34,6 +35,7 @@ from .vec_normalize import MultiTaskVecNormalize
 __all__ = [
     "BRCPolicy",
     "CAREPolicy",
+    "CapacityLogger",
     "CheckpointDirectory",
     "D2RPolicy",
     "DamagedError",
@@ -56,6 +58,7 @@ __all__ = [
     "SoftModularPolicy",
     "TaskSpace",
     "add_demonstrations",
+    "critic_capacity",
     "latest_checkpoint",
     "point_tasks",
 ]
