@@ -3,8 +3,8 @@
 :func:`measure` computes all of them for one batch; the functions that it calls take tensors of your own.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from .compositional import CompositionalLinear
 from .execution import backend
 from .inspect import load
 from .levels import RoutedGraph
-from .recording import record
+from .recording import Record, record
 
 __all__ = ["ACTIVATIONS", "Capacity", "dormant_units", "effective_rank", "measure"]
 
@@ -133,7 +133,8 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
     if not isinstance(net, nn.Module):
         raise TypeError(f"`net` must be a module, got {shown(net)}.")
     graphs = any(isinstance(part, RoutedGraph) for part in net.modules())
-    with backend("reference"), _watched(net) as (units, read), record(net) if graphs else nullcontext({}) as routes:
+    recording: AbstractContextManager[Mapping[str, Record]] = record(net) if graphs else nullcontext({})
+    with backend("reference"), _watched(net) as (units, read), recording as routes:
         net(*inputs, **keywords)
     masks = {name: dormant_units(outputs, tau=tau) for name, outputs in units.items()}
     total = sum(mask.numel() for mask in masks.values())
@@ -143,9 +144,7 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
         layers={name: float(mask.float().mean()) for name, mask in masks.items()},
         rank=0 if features is None else effective_rank(features, share=share),
         features=0 if features is None else features.shape[-1],
-        load={
-            name: load(layer.topology, layer.route).flatten(0, -2).mean(dim=0) for name, layer in (routes or {}).items()
-        },
+        load={name: load(layer.topology, layer.route).flatten(0, -2).mean(dim=0) for name, layer in routes.items()},
     )
 
 
