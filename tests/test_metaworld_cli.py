@@ -30,6 +30,7 @@ from dynroute_metaworld.methods import PUBLISHED, check_network, count_parameter
 from dynroute_metaworld.metrics import MetricsFile, forget_after
 from dynroute_metaworld.presets import QUICK_SIZES, preset
 from dynroute_metaworld.progress import Display
+from dynroute_metaworld.threads import pass_size
 from dynroute_metaworld.training import make_model
 from dynroute_metaworld.views.curves import draw_curves
 from dynroute_sb3 import DamagedError, OneHotTask
@@ -243,6 +244,7 @@ def test_critics_of_another_size(two_tasks: Any) -> None:
     model = make_model(configuration, two_tasks)
     assert [net.head.in_features for net in (model.actor.net, *model.critic.nets)] == [16, 32, 32]
     assert [len(net.blocks) for net in (model.actor.net, *model.critic.nets)] == [1, 2, 2]
+    assert pass_size(configuration) > 4 * pass_size(dataclasses.replace(configuration, critic_network={}))
     with pytest.raises(ValueError, match="`width` must be at least 1, got 0"):
         check_network(Configuration(method="brc", critic_network={"width": 0}))
 

@@ -18,7 +18,8 @@ def critic_capacity(
     Training goes on as if nothing had been drawn.
 
     Args:
-        model: A MultiTaskSAC with transitions in its buffer, for instance one from a checkpoint.
+        model: A MultiTaskSAC with transitions in its buffer, for instance one from a checkpoint that was loaded with
+            its environments.
         batch_size: The number of transitions. An effective rank is at most that.
         tau: See :func:`dynroute.capacity.dormant_units`.
         share: See :func:`dynroute.capacity.effective_rank`.
@@ -31,8 +32,8 @@ def critic_capacity(
     critic, buffer = model.critic, model.replay_buffer
     if buffer is None or not buffer.size():
         raise ValueError(
-            "`model` must have transitions in its replay buffer, got none; a checkpoint holds them, and `save` leaves "
-            "them out."
+            "`model` must have transitions in its replay buffer, got none; a checkpoint that is loaded with its "
+            "environments has them, `save` leaves them out."
         )
     before = random_state()
     batch = buffer.sample(batch_size, env=model._vec_normalize_env)
