@@ -106,12 +106,14 @@ class ScaleMoE(Network):
             dtype=dtype,
         )
 
+        self.deviations = _Deviations()  # one for all experts, it has nothing of its own but a flag
+
         def head() -> nn.Linear:
             return orthogonal_linear(width, out_features, device=device, dtype=dtype)
 
         def expert() -> nn.Sequential:
             stack = [ResidualBlock(width, device=device, dtype=dtype) for _ in range(blocks)]
-            return nn.Sequential(*stack, *([head(), _Deviations()] if level == "output" else []))
+            return nn.Sequential(*stack, *([head(), self.deviations] if level == "output" else []))
 
         self.experts = ModelRouting(
             [expert() for _ in range(num_experts)],
@@ -134,7 +136,7 @@ class ScaleMoE(Network):
     @property
     def merges_deviations(self) -> bool:
         """Whether the second half of the outputs are logarithms of standard deviations, and these are merged."""
-        return any(part.active for part in self.experts.modules() if isinstance(part, _Deviations))
+        return self.deviations.active
 
     @property
     def shared(self) -> dict[str, nn.Parameter]:
@@ -148,9 +150,7 @@ class ScaleMoE(Network):
                     "`out_features` must be even in an actor, a mean and a log-standard deviation for each number of "
                     f"an action, got {self.out_features}."
                 )
-            for part in self.experts.modules():
-                if isinstance(part, _Deviations):
-                    part.active = True
+            self.deviations.active = True
 
 
 class _Deviations(nn.Module):
