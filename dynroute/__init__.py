@@ -1,6 +1,6 @@
 """Routing layers for torch: choose, for every sample, which modules run and how their outputs are mixed."""
 
-from . import functional, inspect, losses, networks, testing
+from . import capacity, functional, inspect, losses, networks, testing
 from .banks import LinearBank
 from .checks import set_checks
 from .compositional import CompositionalLinear
@@ -43,6 +43,7 @@ __all__ = [
     "TopP",
     "Topology",
     "backend",
+    "capacity",
     "from_pretrained",
     "functional",
     "inspect",

@@ -20,6 +20,7 @@ import oracle
 from oracle import Path, Rows
 
 Layer = tuple[Tensor, Tensor]
+Normalized = tuple[Layer, Layer]
 Routed = tuple[Tensor, Rows, Path]
 Node = Callable[[Tensor], Tensor]
 
@@ -43,6 +44,20 @@ def perceptron(layers: Sequence[Layer], x: Tensor) -> Tensor:
     for number, layer in enumerate(layers):
         x = linear(layer, relu(x) if number > 0 else x)
     return x
+
+
+def layer_norm(scale_and_shift: Layer, x: Tensor) -> Tensor:
+    """Layer normalization: mean 0 and variance 1 over the features, then a scale and a shift of each."""
+    scale, shift = scale_and_shift
+    centred = x - x.sum() / len(x)
+    variance = (centred * centred).sum() / len(x)
+    return centred / torch.sqrt(variance + 1e-6) * scale + shift
+
+
+def residual_body(layers: Sequence[Normalized], x: Tensor) -> Tensor:
+    """What a residual block of BRC adds to its input: LN(W ReLU(LN(V x)))."""
+    (first, first_norm), (second, second_norm) = layers
+    return layer_norm(second_norm, linear(second, relu(layer_norm(first_norm, linear(first, x)))))
 
 
 def one_hot(task: int, num_tasks: int, like: Tensor) -> Tensor:
@@ -188,6 +203,23 @@ def paco_reinitialise(w: Tensor, task: int, coefficients: Sequence[float]) -> Te
     return torch.stack(rows)
 
 
+def encode(table: Tensor, entry: Normalized, state: Tensor, task: int) -> Tensor:
+    """BRC's encoder: the state and the embedding of the task, divided by its norm, through Linear - LN - ReLU."""
+    row = table[task]
+    layer, norm = entry
+    return relu(layer_norm(norm, linear(layer, torch.cat([state, row / torch.sqrt((row * row).sum())]))))
+
+
+def brc(
+    table: Tensor, entry: Normalized, blocks: Sequence[Sequence[Normalized]], head: Layer, state: Tensor, task: int
+) -> Tensor:
+    """BRC: residual blocks on what the encoder makes, and a linear head."""
+    x = encode(table, entry, state, task)
+    for block in blocks:
+        x = x + residual_body(block, x)
+    return linear(head, x)
+
+
 # Model level ----------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +248,78 @@ def mixture_of_experts(
     return run(
         parallel(len(experts)),
         nodes,
+        x,
+        [list(perceptron(gate_mlp, x))],
+        gate=gate,
+        path=path,
+        noise=noise,
+        temperature=temperature,
+        training=training,
+        sample=sample,
+        shortcut=False,
+        protect=protect,
+    )
+
+
+def scale_moe(
+    table: Tensor,
+    entry: Normalized,
+    experts: Sequence[Sequence[Sequence[Normalized]]],
+    heads: Sequence[Layer],
+    gate_mlp: Sequence[Layer],
+    state: Tensor,
+    task: int,
+    *,
+    deviations: bool = False,
+    gate: str = "topk",
+    path: Path | None = None,
+    noise: Sequence[Sequence[float]] | None = None,
+    temperature: float = 1.0,
+    training: bool = True,
+    sample: bool | None = None,
+    protect: str = "none",
+) -> Routed:
+    """ScaleMoE: residual experts behind one encoder, their features merged for one head, or their outputs merged.
+
+    Args:
+        table: The embeddings of the tasks.
+        entry: The layer of the encoder.
+        experts: The residual blocks of each expert.
+        heads: One head for the merged features, or one for each expert.
+        gate_mlp: The perceptron from what the encoder makes to the scores of the experts.
+        state: The state.
+        task: The task.
+        deviations: Whether the second half of an expert's outputs are the logarithms of what is merged.
+        gate: This and what follows are the keywords of every routed network.
+        path: The recorded path.
+        noise: The noise.
+        temperature: The temperature.
+        training: The mode.
+        sample: Whether to draw.
+        protect: How gradients are stopped.
+    """
+    shared = len(heads) < len(experts)
+
+    def expert(number: int) -> Node:
+        def node(x: Tensor) -> Tensor:
+            for block in experts[number]:
+                x = x + residual_body(block, x)
+            y = x if shared else linear(heads[number], x)
+            if not deviations:
+                return y
+            return torch.cat([y[: len(y) // 2], torch.exp(torch.clamp(y[len(y) // 2 :], -20, 2))])
+
+        return node
+
+    def output(mix: Tensor) -> Tensor:
+        if shared:
+            return linear(heads[0], mix)
+        return torch.cat([mix[: len(mix) // 2], torch.log(mix[len(mix) // 2 :])]) if deviations else mix
+
+    x = encode(table, entry, state, task)
+    return run(
+        parallel(len(experts)),
+        [*map(expert, range(len(experts))), output],
         x,
         [list(perceptron(gate_mlp, x))],
         gate=gate,

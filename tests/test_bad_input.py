@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import dynroute
-from dynroute import functional, gates, levels, losses, networks, routers
+from dynroute import capacity, functional, gates, levels, losses, networks, routers
 from dynroute.banks import LinearBank
 from dynroute.compositional import CompositionalLinear
 from dynroute.gates import BalancedTopK, ExpertChoice, Hard, SampleK, Soft, TopK, TopP
@@ -28,7 +28,11 @@ from dynroute.networks import (
     MultiHead,
     MultiTaskMLP,
     PaCo,
+    ResidualBlock,
+    ResidualMLP,
+    ScaleMoE,
     SoftModularization,
+    TaskEncoder,
     build,
     gate_named,
 )
@@ -176,6 +180,8 @@ def targets() -> Iterator[Target]:
         },
         PaCo: {"num_sets": 2, "hidden_sizes": (4,)},
         DynamicDepthRouting: {"num_modules": 3, "width": 4, "trunk_sizes": (4,), "router_sizes": (4,)},
+        ResidualMLP: {"width": 4, "blocks": 1, "embedding_features": 3},
+        ScaleMoE: {"num_experts": 2, "width": 4, "blocks": 1, "embedding_features": 3, "router_sizes": (4,)},
     }
     for network, own in made.items():
         yield Target(network.__name__, network, {**common, **own})
@@ -186,6 +192,11 @@ def targets() -> Iterator[Target]:
     paco = PaCo(5, 3, 2, num_sets=2, hidden_sizes=(4,))
     yield Target("PaCo", paco.reinitialize, {"extreme": torch.tensor([True, False, False])})
     yield Target("build", build, {"name": "mt-sac", **common})
+    yield Target("ResidualBlock", ResidualBlock, {"width": 4})
+    encoding = {"state_features": 5, "num_tasks": 3, "width": 4, "embedding_features": 3}
+    yield Target("TaskEncoder", TaskEncoder, encoding)
+    yield Target("dormant_units", capacity.dormant_units, {"activations": torch.randn(4, 3), "tau": 0.1})
+    yield Target("effective_rank", capacity.effective_rank, {"features": torch.randn(4, 3), "share": 0.9})
     yield Target("gate_named", gate_named, {"gate": "top-2"})
 
 

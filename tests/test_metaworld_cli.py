@@ -27,10 +27,11 @@ from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, Ru
 from dynroute_metaworld import cli as commands
 from dynroute_metaworld.arguments import add_options, given_options
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.methods import PUBLISHED, count_parameters, methods_table
+from dynroute_metaworld.methods import PUBLISHED, check_network, count_parameters, methods_table
 from dynroute_metaworld.metrics import MetricsFile, forget_after
 from dynroute_metaworld.presets import QUICK_SIZES, preset
 from dynroute_metaworld.progress import Display
+from dynroute_metaworld.threads import pass_size
 from dynroute_metaworld.training import make_model
 from dynroute_metaworld.views.curves import draw_curves
 from dynroute_sb3 import DamagedError, OneHotTask
@@ -187,6 +188,7 @@ def test_options_that_are_given() -> None:
     given = parse("--max-grad-norm", "none", "--no-bootstrap-timeouts", "--steps", "10_000", "--ent-coef", "0.1")
     assert given == {"max_grad_norm": None, "bootstrap_timeouts": False, "steps": 10_000, "ent_coef": "0.1"}
     assert parse("--network", "a=[1, 2]", "b=dot", "c=0.5") == {"network": {"a": [1, 2], "b": "dot", "c": 0.5}}
+    assert parse("--critic-network", "width=64", "blocks=2") == {"critic_network": {"width": 64, "blocks": 2}}
 
 
 def test_presets() -> None:
@@ -282,6 +284,17 @@ def test_a_run_of_the_learner_of_brc(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "holds a run with bins=11, got 21" in error
 
 
+def test_critics_of_another_size(two_tasks: Any) -> None:
+    sizes = {"network": {"width": 16, "blocks": 1}, "critic_network": {"width": 32, "blocks": 2}}
+    configuration = Configuration(method="brc", benchmark="reach,push", buffer_size=10, device="cpu", **sizes)
+    model = make_model(configuration, two_tasks)
+    assert [net.head.in_features for net in (model.actor.net, *model.critic.nets)] == [16, 32, 32]
+    assert [len(net.blocks) for net in (model.actor.net, *model.critic.nets)] == [1, 2, 2]
+    assert pass_size(configuration) > 4 * pass_size(dataclasses.replace(configuration, critic_network={}))
+    with pytest.raises(ValueError, match="`width` must be at least 1, got 0"):
+        check_network(Configuration(method="brc", critic_network={"width": 0}))
+
+
 class Still(gym.Env[Any, Any]):
     """An environment with the spaces of Meta-World."""
 
@@ -317,6 +330,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "modules": ({"method": "sm", "num_modules": 3}, r"`num_modules` is no option of the method sm; .* d2r, d2r-re"),
     "keyword": ({"network": {"zz": 3}}, r"`zz` is no option of the method d2r; it has level, num_modules"),
+    "keyword of critics": ({"critic_network": {"zz": 3}}, r"`zz` is no option of the method d2r; it has level"),
+    "embedding": (
+        {"method": "brc", "network": {"embedding": 3}},
+        r"`embedding` is no option of the method brc; it has",
+    ),
+    "critics": ({"critic_network": 3}, r"`critic_network` must be of type dict, got 3"),
     "type": ({"steps": "many"}, r"`steps` must be of type int or none, got 'many'"),
     "weights": ({"task_weights": "alpha"}, r"`task_weights` must be one of 'none', 'alpha-sum'"),
 }

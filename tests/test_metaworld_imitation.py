@@ -162,8 +162,9 @@ def test_a_warm_start_is_kept_whatever_becomes_of_the_other_run(cloned: Run, tmp
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_targets_share_what_the_critics_share(cloned: Run, tmp_path: Path) -> None:
-    options = {"benchmark": TASKS, "method": "paco", "horizon": 20, "device": "cpu", "demonstrations": 3}
+@pytest.mark.parametrize("method", ["paco", "brc", "scalemoe-output"])
+def test_targets_share_what_the_critics_share(method: str, tmp_path: Path) -> None:
+    options = {"benchmark": TASKS, "method": method, "horizon": 20, "device": "cpu", "demonstrations": 3}
     usual = {"cloning_steps": 100, "steps": 0, "final_episodes": 1}
     run = Run.create(tmp_path / "run", preset("quick", {**options, **usual}).resolve())
     train(run)

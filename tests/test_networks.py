@@ -1,6 +1,7 @@
 """The networks of the literature compute what their equations say, at the published sizes."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from dynroute.networks import (
     MultiHead,
     Network,
     PaCo,
+    ResidualMLP,
+    ScaleMoE,
     SoftModularization,
     build,
 )
@@ -43,6 +46,9 @@ SMALL: dict[str, dict[str, object]] = {
     "d2r-released": {"num_modules": 5, "width": 4, "trunk_sizes": (5, 6), "router_sizes": (5, 4)},
     "d2r-layer": {"layer_sizes": (2, 3, 2), "width": 4, "trunk_sizes": (5, 6), "router_sizes": (5, 4)},
     "d2r-model": {"num_models": 3, "model_depth": 2, "width": 4, "trunk_sizes": (5, 6), "router_sizes": (5, 4)},
+    "brc": {"width": 5, "blocks": 2, "embedding_features": 3},
+    "scalemoe-feature": {"num_experts": 3, "width": 5, "blocks": 2, "embedding_features": 3, "router_sizes": (4,)},
+    "scalemoe-output": {"num_experts": 3, "width": 5, "blocks": 1, "embedding_features": 3, "router_sizes": (4,)},
 }
 """Sizes that a loop over samples can afford."""
 
@@ -70,6 +76,9 @@ COUNTS = {
     "hard": (581_408, 582_105, 1_163_513, 1_167_673),
     "d2r-layer": (767_100, 767_797, 1_534_897, 1_566_897),
     "d2r-model": (754_764, 755_461, 1_510_225, 1_542_225),
+    "brc": (286_536, 285_441, 571_977, 573_257),
+    "scalemoe-feature": (1_084_240, 1_083_145, 2_167_385, 2_168_665),
+    "scalemoe-output": (1_098_632, 1_084_944, 2_183_576, 2_184_856),
 }
 """Actor and critic for ten tasks; both together for ten and for fifty. A table that both share counts once."""
 
@@ -79,8 +88,8 @@ def test_numbers_of_parameters(name: str) -> None:
     actor, q, *sums = COUNTS[name]
     for tasks, total in zip((10, 50), sums, strict=True):
         policy = build(name, 39, tasks, 8)
-        shared = {"composition": policy.composition} if isinstance(policy, PaCo) else {}
-        critic = build(name, 43, tasks, 1, **shared)
+        assert isinstance(policy, Network)
+        critic = build(name, 43, tasks, 1, **policy.shared)
         counted = {p: p.numel() for net in (policy, critic) for p in net.parameters()}
         assert sum(counted.values()) == total
         if tasks == 10:
@@ -107,6 +116,9 @@ def test_names_are_those_of_the_contract() -> None:
         "d2r-released",
         "d2r-layer",
         "d2r-model",
+        "brc",
+        "scalemoe-feature",
+        "scalemoe-output",
     )
 
 
@@ -115,6 +127,17 @@ def test_names_are_those_of_the_contract() -> None:
 
 def layers(module: nn.Module) -> list[naive.Layer]:
     return [(part.weight, part.bias) for part in module.modules() if isinstance(part, nn.Linear)]
+
+
+def normalized(module: nn.Module) -> list[naive.Normalized]:
+    """The linear layers that have a layer normalization behind them, with that."""
+    parts = [part for part in module.modules() if isinstance(part, (nn.Linear, nn.LayerNorm))]
+    followed = [pair for pair in pairwise(parts) if isinstance(pair[1], nn.LayerNorm)]
+    return [((layer.weight, layer.bias), (norm.weight, norm.bias)) for layer, norm in followed]
+
+
+def residual(module: nn.Module) -> list[list[naive.Normalized]]:
+    return [normalized(part) for part in module.modules() if isinstance(part, networks.ResidualBlock)]
 
 
 def layered(net: Network, sizes: Sequence[int]) -> list[list[naive.Layer]]:
@@ -138,7 +161,16 @@ def oracle_of(net: Network) -> Callable[..., naive.Routed | Tensor]:
     if isinstance(net, PaCo):
         sets = [[(layer.weight[k], layer.bias[k]) for layer in net.layers] for k in range(net.num_sets)]
         return lambda state, task, _: naive.paco(sets, net.composition[task], state)
+    if isinstance(net, ResidualMLP):
+        parts = (net.encoder.embedding, normalized(net.encoder)[0], residual(net), layers(net.head)[0])
+        return lambda state, task, _: naive.brc(*parts, state, task)
     assert graph is not None
+    if isinstance(net, ScaleMoE):
+        experts = list(graph.nodes[:-1])
+        heads = layers(net.head) if net.level == "feature" else [layers(expert)[-1] for expert in experts]
+        blocks = [residual(expert) for expert in experts]
+        parts = (net.encoder.embedding, normalized(net.encoder)[0], blocks, heads, layers(graph.router))
+        return lambda state, task, _, **k: naive.scale_moe(*parts, state, task, deviations=net.merges_deviations, **k)
     if isinstance(net, networks.MixtureOfExperts):
         experts = [layers(node) for node in graph.nodes[:-1]]
         return lambda *sample, **k: naive.mixture_of_experts(experts, layers(graph.router), *sample, **k)
@@ -245,6 +277,16 @@ def assert_same(net: Network, *, replay: bool) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
+def actor(gate: str) -> Network:
+    """A ScaleMoE that merges standard deviations, one of its outputs where their logarithm is limited."""
+    net = small("scalemoe-output", gate=gate, dtype=DOUBLE)
+    net.become_actor()
+    net.encoder.learn_embedding = True  # the oracle knows no other
+    with torch.no_grad():
+        layers(net.routed.nodes[0])[-1][1][-1] += 5
+    return net
+
+
 VARIANTS: dict[str, Callable[[], Network]] = {
     **{name: lambda name=name: small(name, dtype=DOUBLE) for name in SMALL},
     "sm paper": lambda: small("sm", equations="paper", dtype=DOUBLE),
@@ -260,6 +302,13 @@ VARIANTS: dict[str, Callable[[], Network]] = {
     "d2r state-free": lambda: small("d2r", state_free=True, dtype=DOUBLE),
     "d2r without rsg": lambda: small("d2r", protect="none", dtype=DOUBLE),
     "d2r sg": lambda: small("d2r", protect="sg", shortcut=False, dtype=DOUBLE),
+    **{
+        f"scalemoe-{level} {gate}": lambda level=level, gate=gate: small(f"scalemoe-{level}", gate=gate, dtype=DOUBLE)
+        for level in ("feature", "output")
+        for gate in ("soft", "hard", "sample-2")
+    },
+    **{f"scalemoe actor {gate}": lambda gate=gate: actor(gate) for gate in ("soft", "hard", "top-2")},
+    "scalemoe sg": lambda: small("scalemoe-feature", protect="sg", dtype=DOUBLE),
     "d2r-layer soft": lambda: small("d2r-layer", gate="soft", state_free=True, dtype=DOUBLE),
 }
 

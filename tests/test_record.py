@@ -66,7 +66,7 @@ def test_layers_are_recorded_by_their_names(training: bool) -> None:
 def test_networks_of_the_literature(name: str) -> None:
     net = networks.build(name, 4, 3, 2)
     state, task = torch.randn(6, 4), torch.arange(6) % 3
-    if name in ("mt-sac", "paco"):
+    if name in ("mt-sac", "paco", "brc"):
         with pytest.raises(ValueError, match="nothing in this"), record(net):
             pass
         return

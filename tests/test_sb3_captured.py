@@ -187,6 +187,11 @@ def test_an_update_on_another_device_stays_there(
             model.return_bounds.on_device = torch.zeros(4, 2, dtype=torch.float64, device="meta")
         model.policy.set_training_mode(True)
         model.policy.to("meta")
+        # What is shared was moved to this device once for each network.
+        targets = model.critic_target
+        for shared, nets in ((model.policy._shared(), model.critic.nets), (targets.nets[0].shared, targets.nets)):
+            for part in (part for net in nets for part in net.modules()):
+                part._parameters.update({name: shared[name] for name in part._parameters.keys() & shared.keys()})
         assert model.log_ent_coef is not None
         model.log_ent_coef = model.log_ent_coef.detach().to("meta").requires_grad_()
         shared = {id(parameter) for parameter in model.policy._shared().values()}

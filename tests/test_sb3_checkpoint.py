@@ -61,6 +61,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "D2RPolicy": {"num_modules": 3, "width": 8, "trunk_sizes": (16, 16), "router_sizes": (16,)},
     "PaCoPolicy": {"num_sets": 3, "hidden_sizes": (16, 16)},
     "MlpPolicy": {"hidden_sizes": (16, 16)},
+    "BRCPolicy": {"width": 8, "blocks": 1, "embedding_features": 3},
+    "ScaleMoEPolicy": {"num_experts": 3, "width": 8, "embedding_features": 3, "level": "output"},
 }
 
 
@@ -219,6 +221,9 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     **{name: (name, {}, {}) for name in ENVIRONMENTS},
     "paco": ("dummy", {"policy": "PaCoPolicy"}, {}),
     "mt-sac": ("dummy", {"policy": "MlpPolicy"}, {}),
+    "brc": ("dummy", {"policy": "BRCPolicy", "policy_kwargs": {"critic_kwargs": {"width": 16, "blocks": 2}}}, {}),
+    "scalemoe": ("dummy", {"policy": "ScaleMoEPolicy"}, {}),
+    "brc jointly in 16 bits": ("dummy", {"policy": "BRCPolicy", "joint_update": True, "precision": "bf16"}, {}),
     "several updates": ("dummy", {"train_freq": (5, "step"), "gradient_steps": 3, "max_grad_norm": 1.0}, {}),
     "fixed coefficient": ("dummy", {"ent_coef": 0.1, "task_weights": "alpha-sum"}, {}),
     "coefficient with a rate": ("dummy", {"ent_coef_lr": 1e-2, "max_ent_coef": 0.9, "max_task_loss": 1e3}, {}),

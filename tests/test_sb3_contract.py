@@ -63,7 +63,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "CAREPolicy": {"num_encoders": 2} | {f"{part}_sizes": (8,) for part in ("encoder", "context", "gate", "hidden")},
     "PaCoPolicy": {"num_sets": 2, "hidden_sizes": (8,)},
     "D2RPolicy": TINY,
+    "BRCPolicy": {"width": 8, "blocks": 1, "embedding_features": 3},
+    "ScaleMoEPolicy": {"num_experts": 3, "width": 8, "embedding_features": 3},
 }
+SHARING = {"PaCoPolicy", "BRCPolicy", "ScaleMoEPolicy"}
 NETWORKS = {
     "MultiTaskPolicy": "MultiTaskMLP",
     "MlpPolicy": "MultiTaskMLP",
@@ -74,6 +77,8 @@ NETWORKS = {
     "CAREPolicy": "CARE",
     "PaCoPolicy": "PaCo",
     "D2RPolicy": "DynamicDepthRouting",
+    "BRCPolicy": "ResidualMLP",
+    "ScaleMoEPolicy": "ScaleMoE",
 }
 
 
@@ -485,13 +490,13 @@ def test_load_with_another_number_of_environments(tmp_path: Path) -> None:
         MultiTaskSAC.load(tmp_path / "model", env=points(3), device="cpu")
 
 
-@pytest.mark.parametrize("policy", ["D2RPolicy", "PaCoPolicy"])
+@pytest.mark.parametrize("policy", ["D2RPolicy", "PaCoPolicy", "BRCPolicy"])
 def test_get_and_set_parameters(policy: str, tmp_path: Path) -> None:
     model, other = make_model(policy), make_model(policy, seed=1)
     model.learn(60)
     stored = copy.deepcopy(model.get_parameters())
     optimizers = {"actor.optimizer", "critic.optimizer", "ent_coef_optimizer"}
-    assert stored.keys() == {"policy", *optimizers} | ({"policy.shared_optimizer"} if policy == "PaCoPolicy" else set())
+    assert stored.keys() == {"policy", *optimizers} | ({"policy.shared_optimizer"} if policy in SHARING else set())
     assert not same(stored["policy"], other.get_parameters()["policy"])
     other.set_parameters(copy.deepcopy(stored), exact_match=True)  # torch takes the moments of Adam as they are
     assert same(stored, other.get_parameters())
@@ -523,7 +528,7 @@ def test_a_policy_is_saved_alone(policy: str, tmp_path: Path) -> None:
         assert np.array_equal(loaded.predict(observations(), deterministic=deterministic)[0], expected)
 
 
-@pytest.mark.parametrize("policy", ["D2RPolicy", "PaCoPolicy"])
+@pytest.mark.parametrize("policy", ["D2RPolicy", "PaCoPolicy", "BRCPolicy"])
 def test_deepcopy(policy: str) -> None:
     model = make_model(policy)
     model.learn(60)

@@ -20,6 +20,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "paco": {"hidden_sizes": (16,), "num_sets": 2},
     "sm": {"trunk_sizes": (16, 16), "layer_sizes": (2, 2), "width": 8, "router_sizes": (16,)},
     "d2r": {"trunk_sizes": (16, 16), "num_modules": 4, "width": 8, "router_sizes": (16,)},
+    "brc": {"width": 8, "blocks": 1},
+    "scalemoe-output": {"num_experts": 3, "width": 8},
 }
 
 

@@ -509,6 +509,11 @@ KEYWORDS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"net_arch": [8], "network_kwargs": {"hidden_sizes": (9,)}},
         r"`net_arch` and `hidden_sizes` of `network_kwargs` say the same, give one of them; got \[8\] and \(9,\)",
     ),
+    "twice for the critics": (
+        "MlpPolicy",
+        {"net_arch": [8], "critic_kwargs": {"hidden_sizes": (9,)}},
+        r"`net_arch` and `hidden_sizes` of `critic_kwargs` say the same, give one of them; got \[8\] and \(9,\)",
+    ),
     "keys": (
         "MlpPolicy",
         {"net_arch": {"pi": [8], "vf": [8]}},

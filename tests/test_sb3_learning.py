@@ -42,6 +42,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "d2r-released": {**TRUNK, "num_modules": 4, "router_sizes": (64,)},
     "d2r-layer": {"layer_sizes": (2, 2), "width": 64, "trunk_sizes": (128,), "router_sizes": (128,)},
     "d2r-model": {"num_models": 6, "model_depth": 1, "width": 64, "trunk_sizes": (128,), "router_sizes": (128,)},
+    "brc": {"width": 64, "blocks": 1, "embedding_features": 8},
+    "scalemoe-feature": {"num_experts": 3, "width": 32, "embedding_features": 8},
+    "scalemoe-output": {"num_experts": 3, "width": 32, "embedding_features": 8},
 }
 STEPS = {
     "mt-sac": 4400,

@@ -2,6 +2,7 @@
 
 from .care import CARE
 from .depth import DynamicDepthRouting
+from .encoder import TaskEncoder
 from .hard import HardRouting
 from .mixture import MixtureOfExperts
 from .mlp import MultiTaskMLP
@@ -9,6 +10,9 @@ from .multi_head import MultiHead
 from .network import Network, gate_named
 from .paco import PaCo
 from .registry import PRESETS, Preset, available, build
+from .residual import ResidualBlock
+from .residual_mlp import ResidualMLP
+from .scale_moe import ScaleMoE
 from .soft_modularization import SoftModularization
 
 __all__ = [
@@ -22,7 +26,11 @@ __all__ = [
     "Network",
     "PaCo",
     "Preset",
+    "ResidualBlock",
+    "ResidualMLP",
+    "ScaleMoE",
     "SoftModularization",
+    "TaskEncoder",
     "available",
     "build",
     "gate_named",

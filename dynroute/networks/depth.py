@@ -30,6 +30,7 @@ from ..route import Route
 from ..routers import MLPRouter
 from ..topology import Topology
 from .network import Network, Routing, gate_named, run_routed, set_hidden_init, set_output_range
+from .residual import MODULE_KINDS, make_module
 
 __all__ = ["DynamicDepthRouting"]
 
@@ -55,6 +56,10 @@ class DynamicDepthRouting(Network):
         num_models: At model level, the number of networks; 4 if None.
         model_depth: At model level, the number of modules of each network; 4 if None.
         width: The width of a module.
+        module_kind: What modules are: "linear" for Linear - ReLU, as in the paper; "layer-norm" for Linear -
+            LayerNorm - ReLU; "residual" for the residual blocks of BRC, Linear - LayerNorm - ReLU - Linear - LayerNorm
+            and their input added, by the graph's shortcut where it has one. The modules that read F(s) are Linear -
+            LayerNorm - ReLU then. Modules with LayerNorm are drawn as BRC draws them.
         trunk_sizes: The widths of F, which embeds the state, without an activation behind it.
         router_sizes: The hidden widths of G.
         gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`;
@@ -87,6 +92,7 @@ class DynamicDepthRouting(Network):
         num_models: int | None = None,
         model_depth: int | None = None,
         width: int = 128,
+        module_kind: str = "linear",
         trunk_sizes: Sequence[int] = (400, 400),
         router_sizes: Sequence[int] = (256, 256),
         gate: Gate | str = "sample-2",
@@ -101,6 +107,7 @@ class DynamicDepthRouting(Network):
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
         check_choice("level", level, LEVELS)
+        check_choice("module_kind", module_kind, MODULE_KINDS)
         check_sizes("trunk_sizes", trunk_sizes)
         for name, option, owner in (
             ("num_modules", num_modules, "module"),
@@ -118,7 +125,8 @@ class DynamicDepthRouting(Network):
         check_sizes("router_sizes", router_sizes, at_least=0)
         check_count("width", width, at_least=1)
         self.level = level
-        self.variant = f"{level} level"
+        self.module_kind = module_kind
+        self.variant = f"{level} level" + ("" if module_kind == "linear" else f", {module_kind} modules")
         self.state_free = state_free
         shortcut = level != "model" if shortcut is None else shortcut
         features = trunk_sizes[-1]
@@ -135,21 +143,31 @@ class DynamicDepthRouting(Network):
             return MLPRouter(features, topology, router_sizes, device=device, dtype=dtype)
 
         def module(depth: int) -> nn.Module:
-            return perceptron((width if depth else features, width), nn.ReLU, device=device, dtype=dtype)
+            return make_module(
+                module_kind,
+                width if depth else features,
+                width,
+                first=not depth,
+                shortcut=shortcut,
+                device=device,
+                dtype=dtype,
+            )
 
         self.graph: RoutedGraph
         if level == "module":
             count = 16 if num_modules is None else num_modules
             check_count("num_modules", count, at_least=1)
-            modules = [*map(module, range(count)), head]
+            nodes = [*map(module, range(count)), head]
             self.graph = ModuleRouting(
-                modules, gate, router(Topology.dag(len(modules))), shortcut=shortcut, protect=protect, backend=backend
+                nodes, gate, router(Topology.dag(len(nodes))), shortcut=shortcut, protect=protect, backend=backend
             )
         elif level == "layer":
             sizes = (4, 4, 4, 4) if layer_sizes is None else layer_sizes
             check_sizes("layer_sizes", sizes)
-            layers = [
-                LinearBank(size, width if depth else features, width, nn.ReLU, device=device, dtype=dtype)
+            layers: list[Sequence[nn.Module]] = [
+                list(LinearBank(size, width if depth else features, width, nn.ReLU, device=device, dtype=dtype))
+                if module_kind == "linear"
+                else [module(depth) for _ in range(size)]
                 for depth, size in enumerate(sizes)
             ]
             self.graph = LayerRouting(

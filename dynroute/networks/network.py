@@ -64,6 +64,13 @@ class Network(nn.Module, ABC):
         """The parameters that networks for one set of tasks share, by the keyword that hands them to another one."""
         return {}
 
+    def become_actor(self) -> None:
+        """Makes this the network of an actor that learns beside critics of its kind.
+
+        Its outputs are means, and behind them as many logarithms of standard deviations. Most networks change nothing;
+        those of BRC and ScaleMoE read what is :attr:`shared` without its gradient from then on.
+        """
+
     def forward(
         self,
         state: Tensor,

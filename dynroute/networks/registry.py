@@ -16,6 +16,8 @@ from .mlp import MultiTaskMLP
 from .multi_head import MultiHead
 from .network import Network
 from .paco import PaCo
+from .residual_mlp import ResidualMLP
+from .scale_moe import ScaleMoE
 from .soft_modularization import SoftModularization
 
 __all__ = ["PRESETS", "Preset", "available", "build"]
@@ -55,6 +57,9 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "d2r-layer": Preset(DynamicDepthRouting, "the parts of D2R at layer level", {"level": "layer"}),
     "d2r-model": Preset(DynamicDepthRouting, "the parts of D2R at model level", {"level": "model"}),
+    "brc": Preset(ResidualMLP, "residual blocks that read an embedding of the task"),
+    "scalemoe-feature": Preset(ScaleMoE, "residual experts, their features merged"),
+    "scalemoe-output": Preset(ScaleMoE, "residual experts, their outputs merged", {"level": "output"}),
 }
 """The networks that :func:`build` knows by name."""
 

@@ -30,6 +30,7 @@ from ..route import Route
 from ..routers import CascadeRouter
 from ..topology import Topology
 from .network import Network, Routing, gate_named, run_routed, set_hidden_init, set_output_range
+from .residual import MODULE_KINDS, make_module, normalized_linear
 
 __all__ = ["SoftModularization", "activated_layers"]
 
@@ -49,6 +50,11 @@ class SoftModularization(Network):
         trunk_sizes: The widths of the perceptron f that embeds the state.
         layer_sizes: The number of modules in each layer.
         width: The width of a module; 128 in the deep form with four layers of four, 256 in the shallow with two of two.
+        module_kind: What modules are: "linear", as published; "layer-norm" with LayerNorm behind each linear layer;
+            "residual" for the residual blocks of BRC, x + Linear - LayerNorm - ReLU - Linear - LayerNorm, in all layers
+            but the first, whose modules are Linear - LayerNorm - ReLU. The sums that residual blocks read have no ReLU
+            behind them, that of the output has. Modules with LayerNorm are drawn as BRC draws them. The modules of the
+            paper's last layer stay linear.
         router_sizes: The widths of the layers that make E in the released form; the paper's has none.
         gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`.
         protect: How, in training, the gradient to unsuitable modules is stopped; without shortcuts all modes but "none"
@@ -75,6 +81,7 @@ class SoftModularization(Network):
         trunk_sizes: Sequence[int] = (400, 400),
         layer_sizes: Sequence[int] = (4, 4, 4, 4),
         width: int = 128,
+        module_kind: str = "linear",
         router_sizes: Sequence[int] = (256, 256),
         gate: Gate | str = "soft",
         protect: str = "none",
@@ -86,6 +93,7 @@ class SoftModularization(Network):
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
         check_choice("equations", equations, ("released", "paper"))
+        check_choice("module_kind", module_kind, MODULE_KINDS)
         check_sizes("trunk_sizes", trunk_sizes)
         check_sizes("layer_sizes", layer_sizes, at_least=1 if equations == "released" else 2)
         check_sizes("router_sizes", router_sizes, at_least=0)
@@ -97,7 +105,8 @@ class SoftModularization(Network):
                 f'`gate` must be "soft" with equations="paper", whose output is a plain sum, got {gate!r}.'
             )
         self.equations = equations
-        self.variant = f"{equations} equations"
+        self.module_kind = module_kind
+        self.variant = f"{equations} equations" + ("" if module_kind == "linear" else f", {module_kind} modules")
 
         topology = Topology.layered(layer_sizes)
         features = trunk_sizes[-1]
@@ -117,11 +126,11 @@ class SoftModularization(Network):
         head: nn.Module
         layers: Sequence[Sequence[nn.Module]]
         if released:
-            layers = activated_layers(features, width, layer_sizes, device=device, dtype=dtype)
+            layers = activated_layers(features, width, layer_sizes, module_kind, device=device, dtype=dtype)
             head = nn.Sequential(nn.ReLU(), nn.Linear(width, out_features, device=device, dtype=dtype))
             set_output_range(head, output_init)
         else:
-            layers = _summed_layers(features, width, layer_sizes, out_features, device=device, dtype=dtype)
+            layers = _summed_layers(features, width, layer_sizes, out_features, module_kind, device=device, dtype=dtype)
             head = _Sum(layer_sizes[-1])
             for module in layers[-1]:
                 set_output_range(module, output_init)
@@ -143,11 +152,30 @@ def activated_layers(
     in_features: int,
     width: int,
     layer_sizes: Sequence[int],
+    module_kind: str = "linear",
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[list[nn.Module]]:
-    """Layers of linear modules with ReLU behind the sums: every module but those of the first layer begins with it."""
+    """Layers of modules with ReLU behind the sums: every module but those of the first layer begins with it.
+
+    Residual blocks do without: what they add to is a sum as it is.
+    """
+    if module_kind == "residual":
+        return _normalized_layers(in_features, width, layer_sizes, module_kind, device=device, dtype=dtype)
+    if module_kind == "layer-norm":
+        return [
+            [
+                nn.Sequential(
+                    *([nn.ReLU()] if depth else []),
+                    *normalized_linear(
+                        width if depth else in_features, width, activation=False, device=device, dtype=dtype
+                    ),
+                )
+                for _ in range(size)
+            ]
+            for depth, size in enumerate(layer_sizes)
+        ]
     banks = [
         LinearBank(size, width if depth else in_features, width, device=device, dtype=dtype)
         for depth, size in enumerate(layer_sizes)
@@ -162,12 +190,16 @@ def _summed_layers(
     width: int,
     layer_sizes: Sequence[int],
     out_features: int,
+    module_kind: str = "linear",
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[list[nn.Module]]:
-    """Layers of linear modules with ReLU before the sums, the last of them linear and as wide as the output."""
+    """Layers of modules with ReLU before the sums, the last of them linear and as wide as the output."""
     last = len(layer_sizes) - 1
+    if module_kind != "linear":
+        hidden = _normalized_layers(in_features, width, layer_sizes[:-1], module_kind, device=device, dtype=dtype)
+        return [*hidden, list(LinearBank(layer_sizes[-1], width, out_features, device=device, dtype=dtype))]
     return [
         list(
             LinearBank(
@@ -179,6 +211,33 @@ def _summed_layers(
                 dtype=dtype,
             )
         )
+        for depth, size in enumerate(layer_sizes)
+    ]
+
+
+def _normalized_layers(
+    in_features: int,
+    width: int,
+    layer_sizes: Sequence[int],
+    module_kind: str,
+    *,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> list[list[nn.Module]]:
+    """Layers of modules with layer normalization and ReLU, or of residual blocks."""
+    return [
+        [
+            make_module(
+                module_kind,
+                width if depth else in_features,
+                width,
+                first=not depth,
+                shortcut=False,
+                device=device,
+                dtype=dtype,
+            )
+            for _ in range(size)
+        ]
         for depth, size in enumerate(layer_sizes)
     ]
 

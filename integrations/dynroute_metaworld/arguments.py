@@ -8,7 +8,7 @@ import typing
 from collections.abc import Collection
 from typing import Any
 
-from .configuration import Configuration, kinds_of
+from .configuration import KEYWORDS, Configuration, kinds_of
 
 __all__ = ["add_options", "given_options", "key_value"]
 
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) 
         default = f" ({option.default})" if option.default not in (None, dataclasses.MISSING) else ""
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=about["about"] + default, **common)
-        elif option.name == "network":
+        elif kind is dict:
             group.add_argument(flag, nargs="+", type=key_value, metavar="NAME=VALUE", help=about["about"], **common)
         else:
             optional = types.NoneType in kinds and option.default is not None
@@ -47,9 +47,7 @@ def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
     """The options of :class:`~dynroute_metaworld.Configuration` that were given."""
     names = {option.name for option in dataclasses.fields(Configuration)}
     given = {name: value for name, value in vars(namespace).items() if name in names}
-    if "network" in given:
-        given["network"] = dict(given["network"])
-    return given
+    return {name: dict(value) if name in KEYWORDS else value for name, value in given.items()}
 
 
 def key_value(text: str) -> tuple[str, Any]:

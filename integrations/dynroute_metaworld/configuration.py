@@ -26,7 +26,7 @@ from dynroute_sb3.options import BINS, CRITIC_LOSSES, PATHS, PRECISIONS, VALUE_R
 from .environment import GOALS, MAX_HORIZON
 from .tasks import split_benchmark, task_names
 
-__all__ = ["OPTIMIZERS", "ROUTE_LOSSES", "Configuration", "kinds_of"]
+__all__ = ["KEYWORDS", "OPTIMIZERS", "ROUTE_LOSSES", "Configuration", "kinds_of"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """The optimizers of actor and critics, by the option."""
@@ -38,6 +38,9 @@ ROUTE_LOSSES: dict[str, Callable[[Route], Tensor]] = {
     "cloning_entropy": lambda route: -route_entropy(route),
 }
 """The losses of routes that may be added to that of cloning, by the option that is their weight."""
+
+KEYWORDS = ("network", "critic_network")
+"""The options that hold keywords of networks, each with its value."""
 
 
 def _option(
@@ -203,6 +206,10 @@ class Configuration:
         default_factory=dict,
         metadata={"about": "any other keyword of the network, as name=value", "group": NETWORK, "choices": ()},
     )
+    critic_network: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"about": "keywords of the critics' networks where they differ", "group": NETWORK, "choices": ()},
+    )
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -229,7 +236,7 @@ class Configuration:
                 f"`held_out` must be less than the {self.demonstrations} demonstrations, got {self.held_out}."
             )
         _ = self.noise_levels
-        for name in self.network_kwargs:
+        for name in (*self.network_kwargs, *self.critic_network):
             if name not in (known := _keywords(self.method)):
                 fit = [method for method in NETWORKS if name in _keywords(method)]
                 hint = f"methods that have it: {', '.join(fit)}" if fit else f"it has {', '.join(known)}"
@@ -261,6 +268,7 @@ class Configuration:
         kwargs: dict[str, Any] = {
             "network": self.method,
             "network_kwargs": self.network_kwargs,
+            "critic_kwargs": self.critic_network,
             "log_std": self.log_std,
             "log_std_range": (self.log_std_low, self.log_std_high),
             "optimizer_class": OPTIMIZERS[self.optimizer],
@@ -287,7 +295,7 @@ class Configuration:
 
     @property
     def network_kwargs(self) -> dict[str, Any]:
-        """The keywords of the network."""
+        """The keywords of the network; those of the critics may differ by `critic_network`."""
         named = {name: getattr(self, name) for name in ("gate", "protect", "num_modules", "width", "state_free")}
         return {**self.network, **{name: value for name, value in named.items() if value is not None}}
 
@@ -331,7 +339,7 @@ def kinds_of(hint: Any) -> tuple[type, ...]:
 def _keywords(method: str) -> list[str]:
     """The keywords of a method's network that a configuration can hold."""
     names = list(inspect.signature(NETWORKS[method].network).parameters)[3:]
-    return [name for name in names if name not in ("metadata", "composition", "device", "dtype")]
+    return [name for name in names if name not in ("metadata", "composition", "embedding", "device", "dtype")]
 
 
 def _check(option: dataclasses.Field[Any], kind: Any, value: Any) -> None:

@@ -24,6 +24,8 @@ def check_network(configuration: Configuration) -> None:
     """Raises an error if the network of a configuration cannot be built, or cannot learn what is asked of it."""
     shape = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
     network = build(configuration.method, *shape, device="meta", **configuration.network_kwargs)
+    critics = {**configuration.network_kwargs, **configuration.critic_network, **getattr(network, "shared", {})}
+    build(configuration.method, STATE_FEATURES + ACTIONS, shape[1], 1, device="meta", **critics)
     routed = getattr(network, "routed", None)
     for name, weight in configuration.route_losses.items():
         told = f"`{name}` must be 0"
@@ -49,7 +51,7 @@ def count_parameters(method: str, num_tasks: int) -> tuple[int, int]:
         (684240, 1369177)
     """
     actor = build(method, STATE_FEATURES, num_tasks, 2 * ACTIONS, device="meta")
-    shared = {name: getattr(actor, name) for name in getattr(actor, "shared", ())}
+    shared = getattr(actor, "shared", {})
     critic = build(method, STATE_FEATURES + ACTIONS, num_tasks, 1, device="meta", **shared)
     both = {id(parameter): parameter.numel() for net in (actor, critic) for parameter in net.parameters()}
     return sum(parameter.numel() for parameter in actor.parameters()), sum(both.values())
@@ -59,9 +61,9 @@ def methods_table(num_tasks: int = 10) -> str:
     """A row for each method of :func:`dynroute.networks.available`."""
     published = dict(zip((10, 50), zip(*PUBLISHED.values(), strict=True), strict=True)).get(num_tasks)
     told = dict(zip(PUBLISHED, published, strict=True)) if published else {}
-    lines = [f"{'method':13} {'actor':>9} {'with critic':>11} {'published':>9}  what it is, for {num_tasks} tasks"]
+    lines = [f"{'method':16} {'actor':>9} {'with critic':>11} {'published':>9}  what it is, for {num_tasks} tasks"]
     for name, preset in PRESETS.items():
         actor, both = count_parameters(name, num_tasks)
         paper = f"{told[name]:.2f} M" if name in told else ""
-        lines.append(f"{name:13} {actor:>9,} {both:>11,} {paper:>9}  {preset.summary}")
+        lines.append(f"{name:16} {actor:>9,} {both:>11,} {paper:>9}  {preset.summary}")
     return "\n".join(lines)

@@ -156,15 +156,19 @@ QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {
     "d2r-released": {"num_modules": 6, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
     "d2r-layer": {"layer_sizes": [3, 3], "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
     "d2r-model": {"num_models": 3, "model_depth": 2, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+    "brc": {"width": 128, "blocks": 1},
+    "scalemoe-feature": {"num_experts": 4, "width": 64},
+    "scalemoe-output": {"num_experts": 4, "width": 64},
 }
 """The sizes of networks under the preset quick."""
 
 
-BRC_SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "brc": {"brc": {"width": 4096}},
-    "brc-small": {"brc": {"width": 256}},
+BRC_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "brc": {"actor": {"width": 256, "blocks": 1}, "critics": {"width": 4096, "blocks": 2}},
+    "brc-small": {"actor": {"width": 256, "blocks": 1}, "critics": {"width": 256, "blocks": 2}},
 }
-"""The sizes of the network of BRC under its presets."""
+"""The sizes of BRC's networks under its presets. ``--width`` sets that of actor and critics, and ``--critic-network
+width=512`` that of the critics alone."""
 
 
 def preset_options(name: str, method: str) -> Mapping[str, Any]:
@@ -184,9 +188,15 @@ def preset(name: str, options: Mapping[str, Any]) -> Configuration:
     check_choice("preset", name, PRESETS)
     method = options.get("method", PRESETS[name].get("method", "d2r"))
     usual = preset_options(name, method)
+    sizes = BRC_SIZES.get(name, {}) if method == "brc" else {}
+    actor = sizes.get("actor") or {"quick": QUICK_SIZES, "released": RELEASED_NETWORKS}.get(name, {}).get(method, {})
     # What is asked for by name goes before the keywords of the preset, and both before the defaults.
-    keywords = {"quick": QUICK_SIZES, "released": RELEASED_NETWORKS, **BRC_SIZES}.get(name, {}).get(method, {})
-    keywords = {key: value for key, value in keywords.items() if options.get(key) is None}
-    network = {**keywords, **options.get("network", {})}
+    networks = {
+        keywords: {
+            **{key: value for key, value in usual_sizes.items() if options.get(key) is None},
+            **options.get(keywords, {}),
+        }
+        for keywords, usual_sizes in (("network", actor), ("critic_network", sizes.get("critics", {})))
+    }
     has_learned = options.get("warm_start") is not None or options.get("cloning_steps")
-    return Configuration(**{**usual, **(AFTER_IMITATION if has_learned else {}), **options, "network": network})
+    return Configuration(**{**usual, **(AFTER_IMITATION if has_learned else {}), **options, **networks})

@@ -114,7 +114,7 @@ class Run:
         """Takes over options that may change when a run goes on, and refuses others that differ."""
         mine = dataclasses.asdict(self.configuration)
         for name, value in options.items():
-            same = value.items() <= mine[name].items() if name == "network" else value == mine[name]
+            same = value.items() <= mine[name].items() if isinstance(value, dict) else value == mine[name]
             if name not in MOVABLE and not same:
                 raise RunError(
                     f"{self.folder} holds a run with {name}={mine[name]!r}, got {value!r}; leave it out to go on, or "

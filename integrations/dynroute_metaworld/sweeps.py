@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 
 from .cluster import check_nodes, check_room, joined, run_all
-from .configuration import Configuration, kinds_of
+from .configuration import KEYWORDS, Configuration, kinds_of
 from .interrupts import terminable
 from .methods import check_network
 from .presets import IMITATION_ALONE, preset
@@ -114,7 +114,7 @@ def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
     for text in texts:
         name, equals, listed = text.partition("=")
         name = name.strip().replace("-", "_")
-        if not equals or name not in hints or name in (*AXES, "network"):
+        if not equals or name not in hints or name in (*AXES, *KEYWORDS):
             raise ValueError(
                 f"`vary` must be an option of a run and its values, for instance protect=rsg,none, got {text!r}; "
                 "methods, benchmarks and seeds have flags of their own."

@@ -21,7 +21,9 @@ ASKED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def pass_size(configuration: Configuration) -> int:
-    """About how many multiply-adds a pass of the actor over a batch is: its parameters times the rows.
+    """About how many multiply-adds a pass of a network over a batch is: its parameters times the rows.
+
+    The network is the actor's, or one of the critics' size where that differs and is larger.
 
     Example:
         >>> from dynroute_metaworld.threads import pass_size
@@ -29,10 +31,12 @@ def pass_size(configuration: Configuration) -> int:
         850954240
     """
     tasks = len(configuration.tasks)
-    actor = build(
-        configuration.method, STATE_FEATURES, tasks, 2 * ACTIONS, device="meta", **configuration.network_kwargs
-    )
-    return sum(parameter.numel() for parameter in actor.parameters()) * configuration.batch_rows
+    kwargs = configuration.network_kwargs
+    nets = [
+        build(configuration.method, STATE_FEATURES, tasks, 2 * ACTIONS, device="meta", **sizes)
+        for sizes in (kwargs, {**kwargs, **configuration.critic_network})
+    ]
+    return max(sum(p.numel() for p in net.parameters()) for net in nets) * configuration.batch_rows
 
 
 def choose_threads(configuration: Configuration, environment: Mapping[str, str] = os.environ) -> int:

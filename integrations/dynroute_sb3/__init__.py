@@ -6,7 +6,8 @@ try:
 except ImportError as error:
     raise ImportError("dynroute_sb3 needs Stable-Baselines3; type: pip install 'dynroute[sb3]'") from error
 
-from .callbacks import CheckpointDirectory
+from .callbacks import CapacityLogger, CheckpointDirectory
+from .capacity import critic_capacity
 from .checkpoint import latest_checkpoint
 from .demonstrations import DemonstrationBuffer, add_demonstrations
 from .observation import OneHotTask, TaskSpace
@@ -14,6 +15,7 @@ from .on_policy import MultiTaskActorCriticPolicy
 from .overlap import OverlappedSAC
 from .points import PointTask, point_tasks
 from .policies import (
+    BRCPolicy,
     CAREPolicy,
     D2RPolicy,
     HardRoutingPolicy,
@@ -22,6 +24,7 @@ from .policies import (
     MultiHeadPolicy,
     MultiTaskPolicy,
     PaCoPolicy,
+    ScaleMoEPolicy,
     SoftModularPolicy,
 )
 from .replay import RouteReplayBuffer, RouteReplaySamples
@@ -30,7 +33,9 @@ from .storage import DamagedError
 from .vec_normalize import MultiTaskVecNormalize
 
 __all__ = [
+    "BRCPolicy",
     "CAREPolicy",
+    "CapacityLogger",
     "CheckpointDirectory",
     "D2RPolicy",
     "DamagedError",
@@ -49,9 +54,11 @@ __all__ = [
     "PointTask",
     "RouteReplayBuffer",
     "RouteReplaySamples",
+    "ScaleMoEPolicy",
     "SoftModularPolicy",
     "TaskSpace",
     "add_demonstrations",
+    "critic_capacity",
     "latest_checkpoint",
     "point_tasks",
 ]

@@ -1,4 +1,4 @@
-"""Callbacks for training that may be interrupted."""
+"""Callbacks: checkpoints for training that may be interrupted, and the capacity that critics use."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -7,11 +7,65 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from .capacity import critic_capacity
 from .checkpoint import checkpoint_steps, checkpoints, latest_checkpoint
 from .sac import MultiTaskSAC
 from .storage import remove_leftovers
 
-__all__ = ["CheckpointDirectory"]
+__all__ = ["CapacityLogger", "CheckpointDirectory"]
+
+
+class CapacityLogger(BaseCallback):
+    """Logs from time to time how much of their capacity the critics use, see :func:`critic_capacity`.
+
+    The logger gets ``capacity/dormant``, the share of dormant units, and ``capacity/rank``, the effective rank of the
+    features, both as means over the critics, and ``capacity/load_<node>`` where critics have routes: of a mixture it is
+    the mean weight of an expert. Training is not changed by it.
+
+    Args:
+        every: The number of environment steps from one measurement to the next.
+        batch_size: The number of transitions that are measured on.
+        verbose: As in SB3.
+
+    Example:
+        >>> from stable_baselines3.common.logger import Logger
+        >>> model = MultiTaskSAC("ScaleMoEPolicy", DummyVecEnv(point_tasks()), learning_starts=8)
+        >>> model.set_logger(Logger(None, []))
+        >>> model = model.learn(40, callback=CapacityLogger(20, 64))
+        >>> [name for name in model.logger.name_to_value if name.startswith("capacity")][:3]
+        ['capacity/dormant', 'capacity/rank', 'capacity/load_0']
+    """
+
+    model: MultiTaskSAC
+
+    def __init__(self, every: int, batch_size: int = 1024, *, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        for name, number in (("every", every), ("batch_size", batch_size)):
+            if number < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {number}.")
+        self.every = every
+        self.batch_size = batch_size
+        self._last: int | None = None
+
+    def _on_rollout_start(self) -> None:
+        steps, buffer = self.model.num_timesteps, self.model.replay_buffer
+        due = self._last is None or steps - self._last >= self.every
+        if due and self.model._n_updates and buffer is not None and buffer.size():
+            self.write()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def write(self) -> None:
+        """Measures now, and hands the values to the logger."""
+        self._last = self.model.num_timesteps
+        found = critic_capacity(self.model, self.batch_size)
+        self.logger.record("capacity/dormant", sum(each.dormant for each in found) / len(found))
+        self.logger.record("capacity/rank", sum(each.rank for each in found) / len(found))
+        for loads in zip(*(each.load.values() for each in found), strict=True):
+            mean = sum(loads) / len(loads)
+            for node, share in enumerate(mean[:-1].tolist()):  # the output carries everything
+                self.logger.record(f"capacity/load_{node}", share, exclude="stdout")
 
 
 class CheckpointDirectory(BaseCallback):

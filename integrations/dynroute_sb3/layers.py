@@ -23,6 +23,7 @@ def layer_keywords(
     network_kwargs: Mapping[str, Any],
     net_arch: NetArch | None,
     activation_fn: Callable[[], nn.Module] | None,
+    critic_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keywords of the actor's network, and of those of the critics.
 
@@ -31,23 +32,26 @@ def layer_keywords(
         network_kwargs: The keywords of both.
         net_arch: The widths of hidden layers as SB3 takes them, if any.
         activation_fn: What makes the activation between them, if any.
+        critic_kwargs: The keywords of the critics where they differ.
 
     Example:
         >>> from dynroute_sb3.layers import layer_keywords
         >>> layer_keywords("mt-sac", {}, {"pi": [64], "qf": [256, 256]}, None)
         ({'hidden_sizes': (64,)}, {'hidden_sizes': (256, 256)})
     """
-    actor, critic = dict(network_kwargs), dict(network_kwargs)
+    given_kwargs = {"network_kwargs": network_kwargs, "critic_kwargs": critic_kwargs or {}}
+    actor, critic = dict(network_kwargs), {**network_kwargs, **given_kwargs["critic_kwargs"]}
     given = {"net_arch": net_arch, "activation_fn": activation_fn}
     for (name, value), keyword in zip(given.items(), ("hidden_sizes", "activation"), strict=True):
         if value is None:
             continue
         _check_network(name, network)
-        if keyword in network_kwargs:
-            raise ValueError(
-                f"`{name}` and `{keyword}` of `network_kwargs` say the same, give one of them; got {shown(value)} and "
-                f"{shown(network_kwargs[keyword])}."
-            )
+        for place, keywords in given_kwargs.items():
+            if keyword in keywords:
+                raise ValueError(
+                    f"`{name}` and `{keyword}` of `{place}` say the same, give one of them; got {shown(value)} and "
+                    f"{shown(keywords[keyword])}."
+                )
         actor[keyword], critic[keyword] = _widths(value) if name == "net_arch" else (value, value)
     return actor, critic
 

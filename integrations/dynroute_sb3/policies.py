@@ -27,6 +27,7 @@ from .own_networks import check_factory, try_network
 
 __all__ = [
     "POLICIES",
+    "BRCPolicy",
     "CAREPolicy",
     "D2RPolicy",
     "HardRoutingPolicy",
@@ -35,6 +36,7 @@ __all__ = [
     "MultiHeadPolicy",
     "MultiTaskPolicy",
     "PaCoPolicy",
+    "ScaleMoEPolicy",
     "SoftModularPolicy",
     "build_network",
 ]
@@ -75,6 +77,8 @@ class MultiTaskPolicy(SACPolicy):
             ``(state_features, num_tasks, out_features, **network_kwargs)``; :mod:`dynroute_sb3.own_networks` tells what
             is asked of one.
         network_kwargs: Keywords of the network, for instance ``{"num_modules": 8}``.
+        critic_kwargs: Keywords of the critics' networks where they differ, for instance
+            ``{"width": 4096, "blocks": 2}`` beside ``network_kwargs={"width": 256, "blocks": 1}``.
         n_critics: The number of critics.
         use_sde: Not supported.
         optimizer_class: The optimizer.
@@ -123,6 +127,7 @@ class MultiTaskPolicy(SACPolicy):
         value_range: tuple[float, float] = (-10.0, 10.0),
         log_std: str = "clamp",
         log_std_range: tuple[float, float] = LOG_STD_RANGE,
+        critic_kwargs: Mapping[str, Any] | None = None,
         normalize_images: bool = True,
         **others: Any,
     ) -> None:
@@ -151,9 +156,10 @@ class MultiTaskPolicy(SACPolicy):
         self.network = self.default_network if network is None else network
         check_factory(self.network)
         self.network_kwargs = dict(network_kwargs or {})
+        self.critic_kwargs = dict(critic_kwargs or {})
         self.net_arch, self.activation_fn = net_arch, activation_fn  # type: ignore[assignment]
         self._actor_kwargs, self._critic_kwargs = layer_keywords(
-            self.network, self.network_kwargs, net_arch, activation_fn
+            self.network, self.network_kwargs, net_arch, activation_fn, self.critic_kwargs
         )
         self.n_critics = n_critics
         self.bins, self.value_range = bins, value_range
@@ -194,6 +200,8 @@ class MultiTaskPolicy(SACPolicy):
         """Makes the actor; the argument is that of SB3, whose features extractors these networks do without."""
         assert isinstance(self.action_space, spaces.Box)
         net = build_network(self.network, self.task_space, 2 * get_action_dim(self.action_space), **self._actor_kwargs)
+        if (become_actor := getattr(net, "become_actor", None)) is not None:
+            become_actor()
         return MultiTaskActor(self.observation_space, self.action_space, net, self.task_space, **self._distribution)
 
     def make_critic(self, features_extractor: object = None) -> MultiTaskCritic:  # type: ignore[override]
@@ -245,6 +253,7 @@ class MultiTaskPolicy(SACPolicy):
             "num_tasks": self.task_space.num_tasks,
             "network": self.network,
             "network_kwargs": self.network_kwargs,
+            "critic_kwargs": self.critic_kwargs,
             "net_arch": self.net_arch,
             "activation_fn": self.activation_fn,
             "n_critics": self.n_critics,
@@ -331,6 +340,22 @@ class D2RPolicy(MultiTaskPolicy):
     default_network = "d2r"
 
 
+class BRCPolicy(MultiTaskPolicy):
+    """Residual networks with layer normalization, whose actor reads the critics' embedding of the task (BRC).
+
+    Actor and critics have the sizes of ``dynroute.networks.build("brc", ...)``; those of the paper are
+    ``network_kwargs={"blocks": 1}, critic_kwargs={"width": 4096, "blocks": 2}``.
+    """
+
+    default_network = "brc"
+
+
+class ScaleMoEPolicy(MultiTaskPolicy):
+    """Mixtures of residual experts whose features are merged (ScaleMoE)."""
+
+    default_network = "scalemoe-feature"
+
+
 POLICIES: Mapping[str, type[MultiTaskPolicy]] = {
     cls.__name__: cls
     for cls in (
@@ -343,6 +368,8 @@ POLICIES: Mapping[str, type[MultiTaskPolicy]] = {
         CAREPolicy,
         PaCoPolicy,
         D2RPolicy,
+        BRCPolicy,
+        ScaleMoEPolicy,
     )
 }
 """The policies that MultiTaskSAC knows by name."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..configuration import Configuration
+from ..configuration import KEYWORDS, Configuration
 from ..intervals import bootstrap_interval, iqm
 from ..run import Run
 from .evidence import Evidence
@@ -291,8 +291,9 @@ def _differences(mine: Configuration, alike: Sequence[Configuration]) -> str:
 
 def _settings(configuration: Configuration) -> dict[str, str]:
     """What is asked, in words that are short enough for a name."""
-    asked = {**dataclasses.asdict(configuration), **configuration.network_kwargs}
-    told = {name: value for name, value in asked.items() if name not in (*APART, "network")}
+    critics = {f"critic_{name}": value for name, value in configuration.critic_network.items()}
+    asked = {**dataclasses.asdict(configuration), **configuration.network_kwargs, **critics}
+    told = {name: value for name, value in asked.items() if name not in (*APART, *KEYWORDS)}
     if configuration.warm_start is not None:
         name = _without_seed(Path(configuration.warm_start).name, configuration.seed)
         told["warm_start"] = re.sub(r"[-_]?seed$", "", name)

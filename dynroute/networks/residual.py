@@ -1,0 +1,132 @@
+r"""Linear layers with layer normalization, and the residual blocks that BRC stacks.
+
+They are drawn as BRC draws them: orthogonal weights with gain :math:`\sqrt 2`, and biases of 0.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import check_counts, check_dtype
+from ..levels.perceptron import perceptron
+
+__all__ = [
+    "EPSILON",
+    "MODULE_KINDS",
+    "ResidualBlock",
+    "make_module",
+    "normalized_linear",
+    "orthogonal_linear",
+    "residual_body",
+]
+
+EPSILON = 1e-6
+"""What layer normalization adds to a variance, as in the released code of BRC; torch's default is 1e-5."""
+
+MODULE_KINDS = ("linear", "layer-norm", "residual")
+"""The kinds of modules that routed networks can be made of."""
+
+
+class ResidualBlock(nn.Module):
+    r"""Adds a normalized perceptron of one hidden layer to its input (BRC).
+
+    .. math:: y = x + \operatorname{LN}\big(W_2 \operatorname{ReLU}(\operatorname{LN}(W_1 x + b_1)) + b_2\big)
+
+    Args:
+        width: The width of input, hidden layer and output.
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+
+    Example:
+        >>> ResidualBlock(8)(torch.zeros(7, 8)).shape
+        torch.Size([7, 8])
+    """
+
+    def __init__(
+        self, width: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.body = residual_body(width, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes the output, with the shape of the input ``[*, width]``."""
+        y: Tensor = x + self.body(x)
+        return y
+
+
+def residual_body(
+    width: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> nn.Sequential:
+    """What a residual block adds to its input: Linear - LayerNorm - ReLU - Linear - LayerNorm."""
+    return nn.Sequential(
+        *normalized_linear(width, width, device=device, dtype=dtype),
+        orthogonal_linear(width, width, device=device, dtype=dtype),
+        nn.LayerNorm(width, EPSILON, device=device, dtype=dtype),
+    )
+
+
+def normalized_linear(
+    in_features: int,
+    out_features: int,
+    *,
+    activation: bool = True,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Sequential:
+    """Linear - LayerNorm, and ReLU if there is to be an activation."""
+    return nn.Sequential(
+        orthogonal_linear(in_features, out_features, device=device, dtype=dtype),
+        nn.LayerNorm(out_features, EPSILON, device=device, dtype=dtype),
+        *([nn.ReLU()] if activation else []),
+    )
+
+
+@torch.no_grad()
+def orthogonal_linear(
+    in_features: int,
+    out_features: int,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Linear:
+    r"""A linear layer with orthogonal weights of gain :math:`\sqrt 2` and a bias of 0."""
+    check_counts(in_features=in_features, out_features=out_features)
+    check_dtype(dtype)
+    layer = nn.Linear(in_features, out_features, device=device, dtype=dtype)
+    # Matrices of 16 bits have no QR decomposition.
+    drawn = torch.empty_like(layer.weight, dtype=torch.promote_types(layer.weight.dtype, torch.float32))
+    layer.weight.copy_(nn.init.orthogonal_(drawn, gain=math.sqrt(2)))
+    layer.bias.zero_()
+    return layer
+
+
+def make_module(
+    kind: str,
+    in_features: int,
+    width: int,
+    *,
+    first: bool,
+    shortcut: bool,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Makes a module of a routed network, with its activation.
+
+    Args:
+        kind: One of :data:`MODULE_KINDS`: Linear - ReLU, Linear - LayerNorm - ReLU, or a residual block.
+        in_features: The width of its input.
+        width: The width of its output.
+        first: Whether the module reads the input of the graph, where a residual block has no place: it is
+            Linear - LayerNorm - ReLU then.
+        shortcut: Whether the graph adds the input to the output; otherwise a residual block does so itself.
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+    """
+    if kind == "linear":
+        return perceptron((in_features, width), nn.ReLU, device=device, dtype=dtype)
+    if kind == "layer-norm" or first:
+        return normalized_linear(in_features, width, device=device, dtype=dtype)
+    if shortcut:
+        return residual_body(width, device=device, dtype=dtype)
+    return ResidualBlock(width, device=device, dtype=dtype)

@@ -1,0 +1,167 @@
+"""ScaleMoE: residual experts behind one encoder, whose features or outputs a gate merges.
+
+No code of the authors is known to us. What the paper leaves open is decided here:
+
+1. The encoder of BRC, the embedding of the task included, is one for all experts. An expert is a stack of residual
+   blocks, at output level with a head of its own.
+2. The gate reads the encoder's features, by a linear layer unless `router_sizes` says otherwise, and its gradient
+   reaches the encoder.
+3. At output level an actor merges means and standard deviations, where the latter are the exponentials of the outputs,
+   limited to [-20, 2]. A learner that bounds log-standard deviations in another way does so behind that. Critics merge
+   what they put out, values or the logits of bins.
+4. Actor and critics choose their experts on their own.
+"""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import check_choice, check_count, check_sizes
+from ..gates import Gate
+from ..levels import ModelRouting
+from ..route import Route
+from ..routers import MLPRouter
+from ..topology import Topology
+from .encoder import TaskEncoder
+from .network import Network, Routing, gate_named, run_routed
+from .residual import ResidualBlock, orthogonal_linear
+
+__all__ = ["ScaleMoE"]
+
+LEVELS = ("feature", "output")
+
+
+class ScaleMoE(Network):
+    r"""A mixture of residual experts with the encoder of BRC (ScaleMoE).
+
+    .. math:: y = H \sum_j p_j\, B^j(x) \quad\text{(feature)}, \qquad y = \sum_j p_j\, H^j B^j(x) \quad\text{(output)},
+              \qquad p = \operatorname{gate}(G(x))
+
+    :math:`x` is what :class:`TaskEncoder` makes of state and task, :math:`B^j` are residual blocks. With one expert and
+    the gate "soft" it is a :class:`ResidualMLP`.
+
+    Args:
+        state_features: The width of the state, without the task.
+        num_tasks: The number of tasks.
+        out_features: The width of the output.
+        level: "feature" if the experts' features are merged and one head reads them, "output" if each expert has a head
+            and their outputs are merged.
+        num_experts: The number of experts.
+        width: The width of the encoder and of the experts.
+        blocks: The number of residual blocks of an expert.
+        router_sizes: The hidden widths of the router G; none for a linear router.
+        gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`;
+            "hard" reads one expert.
+        protect: How, in training, the gradient to unsuitable experts is stopped, with "sg", or not, with "none".
+        embedding_features: The width of the embedding of the task.
+        embedding: The table of another network to share, with shape ``[num_tasks, embedding_features]``; a new one if
+            None.
+        learn_embedding: Whether the gradient reaches that table.
+        backend: How the graph is executed.
+        device: The device of the parameters.
+        dtype: The type of the parameters.
+
+    Example:
+        >>> ScaleMoE(39, 10, 8, num_experts=16, width=64).describe()
+        'ScaleMoE (feature level): 143,832 parameters, 17 nodes, 16 routed edges, TopK(2)'
+    """
+
+    def __init__(
+        self,
+        state_features: int,
+        num_tasks: int,
+        out_features: int,
+        *,
+        level: str = "feature",
+        num_experts: int = 8,
+        width: int = 256,
+        blocks: int = 1,
+        router_sizes: Sequence[int] = (),
+        gate: Gate | str = "top-2",
+        protect: str = "none",
+        embedding_features: int = 32,
+        embedding: nn.Parameter | None = None,
+        learn_embedding: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(state_features, num_tasks, out_features)
+        check_choice("level", level, LEVELS)
+        for name, count in (("num_experts", num_experts), ("width", width), ("blocks", blocks)):
+            check_count(name, count, at_least=1)
+        check_sizes("router_sizes", router_sizes, at_least=0)
+        self.level = level
+        self.variant = f"{level} level"
+        self.encoder = TaskEncoder(
+            state_features,
+            num_tasks,
+            width,
+            embedding_features=embedding_features,
+            embedding=embedding,
+            learn_embedding=learn_embedding,
+            device=device,
+            dtype=dtype,
+        )
+
+        self.deviations = _Deviations()  # one for all experts, it has nothing of its own but a flag
+
+        def head() -> nn.Linear:
+            return orthogonal_linear(width, out_features, device=device, dtype=dtype)
+
+        def expert() -> nn.Sequential:
+            stack = [ResidualBlock(width, device=device, dtype=dtype) for _ in range(blocks)]
+            return nn.Sequential(*stack, *([head(), self.deviations] if level == "output" else []))
+
+        self.experts = ModelRouting(
+            [expert() for _ in range(num_experts)],
+            gate_named(gate),
+            MLPRouter(width, Topology.parallel(num_experts), router_sizes, device=device, dtype=dtype),
+            protect=protect,
+            backend=backend,
+        )
+        self.head = head() if level == "feature" else None
+
+    def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
+        merged, route = run_routed(self.experts, self.encoder(state, task), None, routing)
+        if self.head is not None:
+            return self.head(merged), route
+        if self.merges_deviations:
+            mean, deviation = merged.chunk(2, dim=-1)
+            merged = torch.cat([mean, deviation.log()], dim=-1)
+        return merged, route
+
+    @property
+    def merges_deviations(self) -> bool:
+        """Whether the second half of the outputs are logarithms of standard deviations, and these are merged."""
+        return self.deviations.active
+
+    @property
+    def shared(self) -> dict[str, nn.Parameter]:
+        return {"embedding": self.encoder.embedding}
+
+    def become_actor(self) -> None:
+        self.encoder.learn_embedding = False
+        if self.level == "output":
+            if self.out_features % 2:
+                raise ValueError(
+                    "`out_features` must be even in an actor, a mean and a log-standard deviation for each number of "
+                    f"an action, got {self.out_features}."
+                )
+            self.deviations.active = True
+
+
+class _Deviations(nn.Module):
+    """Where active, makes standard deviations of their logarithms, the second half of an expert's outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.active = False
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        if not self.active:
+            return outputs
+        mean, log_std = outputs.chunk(2, dim=-1)
+        return torch.cat([mean, log_std.clamp(-20.0, 2.0).exp()], dim=-1)

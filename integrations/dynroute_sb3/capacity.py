@@ -1,0 +1,53 @@
+"""How much of their capacity the critics of a model use, on a batch of its replay buffer."""
+
+import torch
+
+from dynroute.capacity import Capacity, measure
+
+from .attributes import MultiTaskAttributes
+from .randomness import random_state, set_random_state
+
+__all__ = ["critic_capacity"]
+
+
+def critic_capacity(
+    model: MultiTaskAttributes, batch_size: int = 1024, *, tau: float = 0.025, share: float = 0.99
+) -> list[Capacity]:
+    """Measures each critic of a model on transitions drawn from its replay buffer, along the best routes.
+
+    Training goes on as if nothing had been drawn.
+
+    Args:
+        model: A MultiTaskSAC with transitions in its buffer, for instance one from a checkpoint that was loaded with
+            its environments.
+        batch_size: The number of transitions. An effective rank is at most that.
+        tau: See :func:`dynroute.capacity.dormant_units`.
+        share: See :func:`dynroute.capacity.effective_rank`.
+
+    Example:
+        >>> model = MultiTaskSAC("BRCPolicy", DummyVecEnv(point_tasks()), learning_starts=8).learn(40)
+        >>> [found.features for found in critic_capacity(model, 64)]
+        [256, 256]
+    """
+    critic, buffer = model.critic, model.replay_buffer
+    if buffer is None or not buffer.size():
+        raise ValueError(
+            "`model` must have transitions in its replay buffer, got none; a checkpoint that is loaded with its "
+            "environments has them, `save` leaves them out."
+        )
+    before = random_state()
+    batch = buffer.sample(batch_size, env=model._vec_normalize_env)
+    modes = {module: module.training for module in critic.modules()}
+    critic.eval()
+    try:
+        observations, actions = (part.to(model.actor.temperature.dtype) for part in (batch.observations, batch.actions))
+        state, task = critic.task_space.split(observations)
+        inputs = torch.cat([critic.normalizer(state), actions], dim=-1)
+        return [
+            measure(net, inputs, task, tau=tau, share=share, **({"sample": False} if routing else {}))
+            for net, routing in zip(critic.nets, critic.routing, strict=True)
+        ]
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        set_random_state(before)

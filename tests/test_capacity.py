@@ -1,0 +1,223 @@
+"""Dormant units and effective ranks of examples made by hand, and of networks that were crippled on purpose."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor, nn
+
+from dynroute import ModelRouting, TopK, inspect, networks
+from dynroute.capacity import dormant_units, effective_rank, measure
+from dynroute_sb3 import CapacityLogger, MultiTaskSAC, critic_capacity, point_tasks
+from dynroute_sb3.randomness import random_state
+from test_networks import SMALL, STATE, TASKS, small
+
+
+def test_dormant_units_of_a_layer_by_hand() -> None:
+    # Means of absolute values 4, 0, 1, 0.05 and their mean 1.2625: scores 3.17, 0, 0.79, 0.0396.
+    layer = torch.tensor([[-4.0, 0.0, 0.0, 0.1], [4.0, 0.0, 2.0, 0.0]])
+    assert dormant_units(layer).tolist() == [False, True, False, False]
+    assert dormant_units(layer, tau=0.04).tolist() == [False, True, False, True]
+    assert dormant_units(layer, tau=0.0).tolist() == [False, True, False, False]
+    assert dormant_units(layer, tau=1.0).tolist() == [False, True, True, True]
+    assert dormant_units(torch.zeros(3, 2)).tolist() == [True, True]
+    assert dormant_units(layer.reshape(1, 2, 4)).tolist() == dormant_units(layer).tolist()
+    assert dormant_units(layer.bfloat16()).tolist() == dormant_units(layer).tolist()
+
+
+@given(scale=st.floats(1e-3, 1e3), tau=st.floats(0, 0.5), seed=st.integers(0, 99))
+def test_dormant_units_do_not_hang_on_the_scale_of_a_layer(scale: float, tau: float, seed: int) -> None:
+    layer = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).relu()
+    scores = [float(layer[:, i].mean() / layer.mean()) for i in range(5)]
+    if min(abs(score - tau) for score in scores) > 1e-9 or tau == 0:
+        assert dormant_units(layer, tau=tau).tolist() == [score <= tau for score in scores]
+        assert torch.equal(dormant_units(scale * layer, tau=tau), dormant_units(layer, tau=tau))
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "rank"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], 0.99, 4),
+        ([1.0, 1.0, 1.0, 1.0], 0.75, 3),
+        ([1.0, 1.0, 1.0, 1.0], 0.74, 3),
+        ([98.0, 1.0, 0.5, 0.5], 0.99, 2),
+        ([99.0, 0.5, 0.5, 0.0], 0.99, 1),
+        ([3.0, 0.0, 0.0, 0.0], 1.0, 1),
+        ([3.0, 2.0, 1e-3, 0.0], 1.0, 3),
+        ([0.0, 0.0, 0.0, 0.0], 0.99, 0),
+    ],
+)
+def test_effective_ranks_by_hand(values: list[float], share: float, rank: int) -> None:
+    left, right = (torch.linalg.qr(torch.randn(n, 4, dtype=torch.float64)).Q for n in (9, 6))
+    features = left @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ right.mT
+    assert effective_rank(torch.diag(torch.tensor(values)), share=share) == rank
+    if share not in (0.75, 0.99) or len(set(values)) > 1:  # on the edge rounding decides
+        assert effective_rank(features + 0.0, share=share - 1e-9) == rank
+
+
+@given(rank=st.integers(1, 5), seed=st.integers(0, 99))
+def test_a_product_of_thin_matrices_has_their_rank(rank: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (torch.randn(n, rank, dtype=torch.float64, generator=generator) for n in (12, 7))
+    assert effective_rank(first @ second.mT, share=1 - 1e-12) == rank
+
+
+def test_features_that_are_not_finite_have_no_rank() -> None:
+    assert effective_rank(torch.tensor([[1.0, math.nan]])) == 0
+
+
+def test_wrong_arguments_are_said() -> None:
+    with pytest.raises(
+        ValueError, match=r"`activations` must be a floating tensor with shape \(\*, n\), .* got torch.int"
+    ):
+        dormant_units(torch.ones(2, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"`features` must be a floating tensor .* with shape \(3,\)"):
+        effective_rank(torch.ones(3))
+    with pytest.raises(TypeError, match="`activations` must be a tensor, got list"):
+        dormant_units([[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`tau` must be a number of at least 0, got -1"):
+        dormant_units(torch.ones(2, 2), tau=-1)
+    with pytest.raises(ValueError, match=r"`share` must be a number in \(0, 1\], got 99"):
+        effective_rank(torch.ones(2, 2), share=99)
+    with pytest.raises(TypeError, match="`net` must be a module, got 3"):
+        measure(3)  # type: ignore[arg-type]
+
+
+# Networks -------------------------------------------------------------------------------------------------------------
+
+
+def samples(count: int = 60) -> tuple[Tensor, Tensor]:
+    return torch.randn(count, STATE), torch.arange(count) % TASKS
+
+
+def test_units_that_were_killed_are_found() -> None:
+    net = networks.build("brc", STATE, TASKS, 2, width=200, blocks=2)
+    state, task = samples(400)
+    before = measure(net, state, task)
+    assert before.dormant < 0.05
+    assert list(before.layers) == ["encoder.layer.2", "blocks.0.body.2", "blocks.1.body.2"]
+    assert (before.features, before.rank > 20) == (200, True)
+    with torch.no_grad():
+        norm = net.blocks[1].body[1]
+        norm.weight[:50], norm.bias[:50] = 0.0, -1.0
+    after = measure(net, state, task)
+    assert 0.25 <= after.layers["blocks.1.body.2"] <= 0.25 + before.layers["blocks.1.body.2"] + 0.05
+    assert after.dormant == pytest.approx(np.mean(list(after.layers.values())))
+    with torch.no_grad():
+        net.encoder.layer[1].weight.zero_()
+        net.encoder.layer[1].bias.fill_(-1.0)
+    after = measure(net, state, task)
+    assert after.layers["encoder.layer.2"] == 1.0
+    assert after.rank == 0  # nothing passes any more
+    assert not any(part._forward_hooks for part in net.modules())
+
+
+def test_features_are_those_that_the_output_layers_read() -> None:
+    state, task = samples()
+    net = networks.build("mt-sac", STATE, TASKS, 2, hidden_sizes=(7, 5))
+    with torch.no_grad():
+        features = net.layers[:-1](torch.cat([state, torch.eye(TASKS)[task]], dim=-1))
+    found = measure(net, state, task)
+    assert (found.features, found.rank) == (5, effective_rank(features))
+    assert measure(networks.build("mh-sac", STATE, TASKS, 2, hidden_sizes=(7, 5)), state, task).features == 5
+    assert measure(small("scalemoe-output", num_experts=3, width=5), state, task).features == 15
+    assert measure(small("scalemoe-feature", num_experts=3, width=5), state, task).features == 5
+    assert measure(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)), state).features == 6
+    nothing = measure(nn.Identity(), state)
+    assert (nothing.features, nothing.rank, nothing.layers, nothing.load) == (0, 0, {}, {})
+    assert math.isnan(nothing.dormant)
+
+
+def test_a_module_that_is_called_again_is_another_layer() -> None:
+    same = nn.ReLU()
+    net = nn.Sequential(nn.Linear(3, 6), same, nn.Linear(6, 4), same, nn.Linear(4, 2))
+    layers = measure(net, torch.randn(50, 3)).layers
+    assert list(layers) == ["1", "1 (2)"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_network_can_be_measured(name: str) -> None:
+    net = small(name).eval()
+    state, task = samples()
+    expected = net(state, task)
+    found = measure(net, state, task, sample=False)
+    assert torch.equal(net(state, task), expected)
+    assert found.rank > 0
+    assert bool(found.layers) == (name != "paco")
+    if net.routed is None:
+        assert name == "mh-sac" or found.load == {}
+        return
+    (load,) = found.load.values()
+    route = net(state, task, return_route=True)[1]
+    torch.testing.assert_close(load, inspect.load(net.topology, route).mean(dim=0))
+
+
+def test_an_expert_that_nobody_chooses_has_no_load() -> None:
+    net = ModelRouting.mlp(4, 8, 3, 2, gate=TopK(2), router_sizes=())
+    with torch.no_grad():
+        net.router.layers[0].bias[1] = -100.0
+    found = measure(net, torch.randn(50, 4))
+    (load,) = found.load.values()
+    assert load[1] == 0
+    torch.testing.assert_close(load[[0, 2]].sum(), torch.tensor(1.0))
+
+
+# Critics --------------------------------------------------------------------------------------------------------------
+
+
+def make(policy: str) -> MultiTaskSAC:
+    sizes = {"BRCPolicy": {"width": 16}, "D2RPolicy": {"num_modules": 3, "width": 8, "trunk_sizes": (8,)}}
+    kwargs = {"network_kwargs": sizes.get(policy, {"width": 8, "num_experts": 3})}
+    model = MultiTaskSAC(
+        policy,
+        DummyVecEnv(point_tasks()),
+        policy_kwargs=kwargs,
+        learning_starts=40,
+        batch_size=16,
+        seed=0,
+        device="cpu",
+    )
+    model.set_logger(Logger(None, []))
+    return model
+
+
+@pytest.mark.parametrize("policy", ["BRCPolicy", "D2RPolicy", "ScaleMoEPolicy"])
+def test_critics_are_measured_and_nothing_changes(policy: str) -> None:
+    model = make(policy).learn(60)
+    before, mode = random_state(), model.critic.training
+    first, second = critic_capacity(model, 128)
+    assert 0 <= first.dormant <= 1
+    assert 0 < first.rank <= first.features == (16 if policy == "BRCPolicy" else 8)
+    assert second.features == first.features
+    assert bool(first.load) == (policy != "BRCPolicy")
+    after = random_state()
+    assert all(np.array_equal(a, b) for a, b in zip(before["numpy"], after["numpy"], strict=True))
+    assert torch.equal(before["torch"], after["torch"])
+    assert model.critic.training == mode
+
+
+def test_a_model_without_transitions_is_said() -> None:
+    with pytest.raises(ValueError, match="`model` must have transitions in its replay buffer, got none"):
+        critic_capacity(make("BRCPolicy"))
+
+
+def test_logging_does_not_change_training() -> None:
+    plain, watched = make("ScaleMoEPolicy").learn(120), make("ScaleMoEPolicy")
+    watched.learn(120, callback=CapacityLogger(40, 32))
+    values = watched.logger.name_to_value
+    assert {name for name in values if name.startswith("capacity/")} == {
+        "capacity/dormant",
+        "capacity/rank",
+        *(f"capacity/load_{node}" for node in range(3)),
+    }
+    assert sum(values[f"capacity/load_{node}"] for node in range(3)) == pytest.approx(1)
+    for mine, theirs in zip(watched.policy.parameters(), plain.policy.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    for option in ({"every": 0}, {"every": 1, "batch_size": 0}):
+        with pytest.raises(ValueError, match="must be at least 1, got 0"):
+            CapacityLogger(**option)
