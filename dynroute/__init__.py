@@ -6,6 +6,7 @@ from .checks import set_checks
 from .compositional import CompositionalLinear
 from .execution import backend
 from .gates import Gate, Hard, SampleK, Soft, TopK
+from .growth import Resized, grow, open_nodes, prune
 from .levels import LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
 from .recording import Record, Recording, record
 from .route import Route
@@ -26,6 +27,7 @@ __all__ = [
     "OutputRouting",
     "Record",
     "Recording",
+    "Resized",
     "Route",
     "RoutedGraph",
     "Router",
@@ -37,9 +39,12 @@ __all__ = [
     "Topology",
     "backend",
     "functional",
+    "grow",
     "inspect",
     "losses",
     "networks",
+    "open_nodes",
+    "prune",
     "record",
     "set_checks",
     "testing",

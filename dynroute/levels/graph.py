@@ -1,6 +1,6 @@
 """A routed graph of any topology; the four levels are thin makers of it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, Self
 
@@ -59,10 +59,10 @@ class RoutedGraph(nn.Module):
         super().__init__()
         if not isinstance(topology, Topology):
             raise TypeError(f"`topology` must be a Topology, got {topology!r}; for instance Topology.dag(8).")
-        self.nodes = nn.ModuleList(check_modules("modules", modules))
-        if len(self.nodes) != topology.num_nodes:
+        modules = check_modules("modules", modules)
+        if len(modules) != topology.num_nodes:
             raise ValueError(
-                f"`modules` must hold one module for each of the {topology.num_nodes} nodes, got {len(self.nodes)}."
+                f"`modules` must hold one module for each of the {topology.num_nodes} nodes, got {len(modules)}."
             )
         if not isinstance(gate, Gate):
             raise TypeError(f"`gate` must be a Gate such as TopK(2), got {gate!r}.")
@@ -75,13 +75,28 @@ class RoutedGraph(nn.Module):
 
         check_flag("shortcut", shortcut)
 
-        self.topology = topology
+        self._shortcut = shortcut
+        self.arrange(modules, topology)
         self.gate = gate
         self.router = router
         self.protect = protect
         self.backend = backend
+
+    def arrange(self, modules: Sequence[nn.Module], topology: Topology, *, adjacent: bool = False) -> None:
+        """Takes other modules and another topology; :func:`dynroute.grow` changes the router alike.
+
+        Args:
+            modules: One module for each node, in topological order.
+            topology: Which earlier nodes each node may read.
+            adjacent: Whether the parameters of neighbours that read the same nodes are laid side by side.
+        """
+        self.nodes = nn.ModuleList(modules)
+        self.topology = topology
         self._inputs = tuple(node for node, parents in enumerate(topology.parents) if not parents)
-        self._plan = Plan(topology, [shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes)])
+        shortcuts = [self._shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes)]
+        self._plan = Plan(topology, shortcuts)
+        for span in self._plan.groups if adjacent else ():
+            keep_adjacent(list(modules)[slice(*span)])
         self._banks = [span for span in self._plan.groups if are_adjacent(list(self.nodes)[slice(*span)])]
 
     @property
@@ -198,6 +213,11 @@ class RoutedGraph(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         for modules in self._bank_members():
             keep_adjacent(modules)
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether parameters of neighbours that read the same nodes lie side by side, as in a :class:`LinearBank`."""
+        return any(map(are_adjacent, self._bank_members()))
 
     def _bank_members(self) -> list[list[nn.Module]]:
         """The modules of each group whose parameters lay side by side when the graph was made."""
