@@ -2,9 +2,11 @@
 
 from . import functional, inspect, losses, networks, testing
 from .banks import LinearBank
+from .budget import Budget, limit_modules
 from .checks import set_checks
 from .compositional import CompositionalLinear
 from .execution import backend
+from .freezing import Frozen, freeze_modules
 from .gates import Gate, Hard, SampleK, Soft, TopK
 from .growth import Resized, grow, open_nodes, prune
 from .levels import LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
@@ -14,8 +16,10 @@ from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, TableRouter
 from .topology import Topology
 
 __all__ = [
+    "Budget",
     "CascadeRouter",
     "CompositionalLinear",
+    "Frozen",
     "Gate",
     "Hard",
     "LayerRouting",
@@ -38,9 +42,11 @@ __all__ = [
     "TopK",
     "Topology",
     "backend",
+    "freeze_modules",
     "functional",
     "grow",
     "inspect",
+    "limit_modules",
     "losses",
     "networks",
     "open_nodes",

@@ -253,8 +253,8 @@ def prune(net: nn.Module, usage: Tensor | Summary, *, at_most: float = 0.0) -> R
 def open_nodes(net: nn.Module, nodes: Sequence[int], by: float) -> None:
     """Raises the logits with which the output reads some nodes, in place, for every context alike.
 
-    After :func:`grow` the new nodes are closed by :data:`~dynroute.growth.CLOSED`; raised by as much, they score like the average
-    source. Raised by a part of it with each update, they come in without a jump.
+    After :func:`grow` the new nodes are closed by :data:`~dynroute.growth.CLOSED`; raised by as much, they score like
+    the average source. Raised by a part of it with each update, they come in without a jump.
 
     Args:
         net: A routed graph, or a network that contains one.

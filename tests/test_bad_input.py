@@ -109,7 +109,16 @@ def targets() -> Iterator[Target]:
     yield Target("Topology", dag.from_edges, {"values": torch.rand(2, 6), "fill": 0.0})
 
     yield Target("Route", lambda index: route.sample(index), {"index": 1})
-    for name in losses.__all__:
+    topology = Topology([[], [0], [0, 1]])
+    yield Target(
+        "compute_cost", losses.compute_cost, {"route": Soft()(batched), "topology": topology, "costs": [1.0] * 3}
+    )
+    yield Target("limit_modules", dynroute.limit_modules, {"route": Soft()(batched), "topology": topology, "limit": 2})
+    yield Target("Budget", dynroute.Budget, {"target": 2.0, "num_tasks": 3, "initial": 0.1})
+    budget, cost = dynroute.Budget(2.0, 3), torch.rand(4)
+    for method in (budget.forward, budget.multiplier_loss):
+        yield Target("Budget", method, {"cost": cost, "task": torch.tensor([0, 2, 1, 1])})
+    for name in sorted({*losses.__all__} - {"compute_cost"}):
         yield Target(name, getattr(losses, name), {"route": Soft()(batched)})
 
     sizes = {"num_modules": 2, "in_features": 3, "out_features": 4}
@@ -140,6 +149,7 @@ def targets() -> Iterator[Target]:
     def small() -> ModuleRouting:
         return ModuleRouting.mlp(5, 4, 3, 2, router_sizes=(4,))
 
+    yield Target("freeze_modules", dynroute.freeze_modules, {"net": small(), "heads": True})
     yield Target("grow", dynroute.grow, {"net": small(), "modules": 1}, frozenset({"net"}))
     yield Target("grow", lambda net: dynroute.grow(net, 1), {"net": small()})
     yield Target(
