@@ -6,6 +6,7 @@ from .budget import Budget, limit_modules
 from .checks import set_checks
 from .compositional import CompositionalLinear
 from .execution import backend
+from .extraction import Extracted, Extraction, TaskNetwork, extract
 from .freezing import Frozen, freeze_modules
 from .gates import Gate, Hard, SampleK, Soft, TopK
 from .growth import Resized, grow, open_nodes, prune
@@ -19,6 +20,8 @@ __all__ = [
     "Budget",
     "CascadeRouter",
     "CompositionalLinear",
+    "Extracted",
+    "Extraction",
     "Frozen",
     "Gate",
     "Hard",
@@ -38,10 +41,12 @@ __all__ = [
     "SampleK",
     "Soft",
     "TableRouter",
+    "TaskNetwork",
     "TaskRouter",
     "TopK",
     "Topology",
     "backend",
+    "extract",
     "freeze_modules",
     "functional",
     "grow",

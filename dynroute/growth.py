@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from .arguments import check_count, check_modules, check_tensor, shown
 from .inspect import Summary
 from .levels import ModelRouting, RoutedGraph
-from .routers import Router
+from .routers import EdgeParameter, Router
 from .topology import Topology
 
-__all__ = ["CLOSED", "Resized", "find_graph", "grow", "open_nodes", "prune"]
+__all__ = ["CLOSED", "Resized", "find_graph", "grow", "has_slices", "open_nodes", "prune", "slice_edges"]
 
 CLOSED = 20.0
 """How far below the mean of its neighbours the logit of an edge from a new node to the output starts."""
@@ -307,6 +307,40 @@ def find_graph(name: str, net: nn.Module) -> RoutedGraph:
     return next(iter(found.values()))
 
 
+def has_slices(router: Router) -> bool:
+    """Whether a router says which parameters have a slice for each edge, and none of them is computed from others.
+
+    Example:
+        >>> dynroute.growth.has_slices(LinearRouter(5, Topology.dag(3))), dynroute.growth.has_slices(TaskRouter(3))
+        (True, False)
+    """
+    parameters = router.edge_parameters()
+    return bool(parameters) and all(one.name in one.owner._parameters for one in parameters)
+
+
+def slice_edges(router: Router, edges: Sequence[int]) -> None:
+    """Leaves a router the slices of some edges, in place; its topology must be made theirs.
+
+    Example:
+        >>> router = LinearRouter(5, Topology.dag(3))
+        >>> dynroute.growth.slice_edges(router, [0, 2])
+        >>> router.layers[0].bias.shape
+        torch.Size([2])
+    """
+    for parameter in router.edge_parameters():
+        _set(parameter, _slices(getattr(parameter.owner, parameter.name), parameter.dim, [(edge,) for edge in edges]))
+
+
+def _set(place: EdgeParameter, values: Tensor) -> nn.Parameter:
+    """Puts other values in the place of a parameter."""
+    owner, name, dim, _ = place
+    made = nn.Parameter(values, requires_grad=getattr(owner, name).requires_grad)
+    setattr(owner, name, made)
+    if isinstance(owner, nn.Linear):
+        owner.out_features = values.shape[dim]
+    return made
+
+
 def _resize(
     graph: RoutedGraph,
     modules: Sequence[nn.Module],
@@ -324,17 +358,14 @@ def _resize(
     moved = [edge for edge, shift in enumerate(shifts) if shift]
 
     changes = []
-    for owner, name, dim, takes_shift in router.edge_parameters():
+    for place in router.edge_parameters():
+        owner, name, dim, takes_shift = place
         parameter = getattr(owner, name)
         with torch.no_grad():
             values = _slices(parameter, dim, origins)
             if takes_shift and moved:
                 values.index_add_(dim, *_shift(values, dim, moved, shifts[moved[0]]))
-        replaced = nn.Parameter(values, requires_grad=parameter.requires_grad)
-        setattr(owner, name, replaced)
-        if isinstance(owner, nn.Linear):
-            owner.out_features = after.num_edges
-        changes.append(_Change(parameter, replaced, dim, origins))
+        changes.append(_Change(parameter, _set(place, values), dim, origins))
     router.topology = after
 
     graph.arrange(modules, after, adjacent=bank)

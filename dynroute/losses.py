@@ -59,6 +59,7 @@ def compute_cost(route: Route, topology: Topology, costs: Sequence[float] | Tens
             f"`route` must have shape (*, {topology.path_shape[0]}, {topology.path_shape[1]}), got "
             f"{tuple(route.logits.shape)}; was it made by another topology?"
         )
+    topology.check_path(route.path)
     price = _prices(costs, route.logits, topology)
     reads = _draw_probability(mask_softmax(route.logits, _allowed(route)), route.path.sum(dim=-1, keepdim=True))
     single = (route.path.sum(dim=-1) <= 1).all(dim=-1)

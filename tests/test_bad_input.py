@@ -109,11 +109,10 @@ def targets() -> Iterator[Target]:
     yield Target("Topology", dag.from_edges, {"values": torch.rand(2, 6), "fill": 0.0})
 
     yield Target("Route", lambda index: route.sample(index), {"index": 1})
-    topology = Topology([[], [0], [0, 1]])
-    yield Target(
-        "compute_cost", losses.compute_cost, {"route": Soft()(batched), "topology": topology, "costs": [1.0] * 3}
-    )
-    yield Target("limit_modules", dynroute.limit_modules, {"route": Soft()(batched), "topology": topology, "limit": 2})
+    three = Topology.dag(3)
+    priced = {"route": Soft()(batched, allowed=three.allowed), "topology": three}
+    yield Target("compute_cost", losses.compute_cost, {**priced, "costs": [1.0] * 3})
+    yield Target("limit_modules", dynroute.limit_modules, {**priced, "limit": 2})
     yield Target("Budget", dynroute.Budget, {"target": 2.0, "num_tasks": 3, "initial": 0.1})
     budget, cost = dynroute.Budget(2.0, 3), torch.rand(4)
     for method in (budget.forward, budget.multiplier_loss):
@@ -149,6 +148,10 @@ def targets() -> Iterator[Target]:
     def small() -> ModuleRouting:
         return ModuleRouting.mlp(5, 4, 3, 2, router_sizes=(4,))
 
+    wanted = {"net": small(), "context": torch.randn(4, 5), "coverage": 0.9, "x": torch.randn(4, 5)}
+    yield Target("extract", dynroute.extract, wanted)
+    d2r = DynamicDepthRouting(5, 3, 2, num_modules=3, width=4, trunk_sizes=(4,), router_sizes=(4,))
+    yield Target("extract", dynroute.extract, {"net": d2r, "context": torch.randn(4, 5), "task": 1})
     yield Target("freeze_modules", dynroute.freeze_modules, {"net": small(), "heads": True})
     yield Target("grow", dynroute.grow, {"net": small(), "modules": 1}, frozenset({"net"}))
     yield Target("grow", lambda net: dynroute.grow(net, 1), {"net": small()})
