@@ -9,6 +9,7 @@ except ImportError as error:
 from .callbacks import CheckpointDirectory
 from .checkpoint import latest_checkpoint
 from .demonstrations import DemonstrationBuffer, add_demonstrations
+from .growth import GrowOnDemand
 from .observation import OneHotTask, TaskSpace
 from .on_policy import MultiTaskActorCriticPolicy
 from .overlap import OverlappedSAC
@@ -35,6 +36,7 @@ __all__ = [
     "D2RPolicy",
     "DamagedError",
     "DemonstrationBuffer",
+    "GrowOnDemand",
     "HardRoutingPolicy",
     "MlpPolicy",
     "MoEPolicy",
