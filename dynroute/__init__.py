@@ -2,10 +2,14 @@
 
 from . import capacity, functional, inspect, losses, networks, testing
 from .banks import LinearBank
+from .budget import Budget, limit_modules
 from .checks import set_checks
 from .compositional import CompositionalLinear
 from .execution import backend
+from .extraction import Extracted, Extraction, TaskNetwork, extract
+from .freezing import Frozen, freeze_modules
 from .gates import BalancedTopK, ExpertChoice, Gate, Hard, SampleK, Soft, TopK, TopP
+from .growth import Resized, grow, open_nodes, prune
 from .levels import GatedPerceptron, LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
 from .recording import Record, Recording, record
 from .route import Route
@@ -16,9 +20,13 @@ from .topology import Topology
 
 __all__ = [
     "BalancedTopK",
+    "Budget",
     "CascadeRouter",
     "CompositionalLinear",
     "ExpertChoice",
+    "Extracted",
+    "Extraction",
+    "Frozen",
     "Gate",
     "GatedPerceptron",
     "Hard",
@@ -31,6 +39,7 @@ __all__ = [
     "OutputRouting",
     "Record",
     "Recording",
+    "Resized",
     "Route",
     "RoutedGraph",
     "Router",
@@ -38,17 +47,24 @@ __all__ = [
     "SampleK",
     "Soft",
     "TableRouter",
+    "TaskNetwork",
     "TaskRouter",
     "TopK",
     "TopP",
     "Topology",
     "backend",
     "capacity",
+    "extract",
+    "freeze_modules",
     "from_pretrained",
     "functional",
+    "grow",
     "inspect",
+    "limit_modules",
     "losses",
     "networks",
+    "open_nodes",
+    "prune",
     "record",
     "save_pretrained",
     "set_checks",

@@ -87,6 +87,14 @@ class Gate(nn.Module, ABC):
             device: Where its parameters are.
         """
 
+    def resize(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Follows its graph to other nodes; a gate with memory takes that along.
+
+        Args:
+            change: Makes of numbers for the slots of the graph before, with shape ``[T, S]``, those for the graph now;
+                an edge that is new gets the least of its neighbours.
+        """
+
     def forward(
         self,
         logits: Tensor,
@@ -392,6 +400,12 @@ class BalancedTopK(Gate):
                 "each layer."
             )
         self._make_bias(topology.path_shape, device)
+
+    def resize(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Takes the bias along; the load of the graph before is forgotten."""
+        if self.bias is not None:
+            self.bias = change(self.bias)
+            self.load = torch.zeros(self.bias.shape, dtype=torch.long, device=self.bias.device)
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the k best sources of every row, after the bias."""

@@ -13,6 +13,7 @@ from .checks import refuse_where, under_transform
 __all__ = ["Constants", "Topology"]
 
 _CPU = torch.device("cpu")
+_PART = 65_536  # how many packed paths are unpacked at once
 
 
 class Topology:
@@ -174,6 +175,84 @@ class Topology:
             lambda index: f"`bits` must be 0 beyond {self.num_edges} edges, row {index[:-1]} is not; is it damaged?",
         )
         return self.from_edges(edges[..., : self.num_edges], fill=False)
+
+    def lift(self, path: Tensor, to: "Topology") -> Tensor:
+        """Carries a path over to a larger graph, one that :func:`dynroute.grow` made of this one.
+
+        Nodes keep their numbers, but for the output, which stays the last. A node that only the larger graph has reads
+        its first source, and no node of the path reads it: replayed, the path computes what it did.
+
+        Args:
+            path: A boolean path, with shape ``[*, T, S]``.
+            to: The larger graph, which has all edges of this one.
+
+        Returns:
+            A boolean path of the larger graph.
+
+        Example:
+            >>> path = torch.tensor([[True, False], [True, True]])
+            >>> Topology.dag(3).lift(path, Topology.dag(4))
+            tensor([[ True, False, False],
+                    [ True, False, False],
+                    [ True,  True, False]])
+        """
+        self.check_path(path)
+        places, others = self._places(to)
+        edges = path.new_zeros((*path.shape[:-2], to.num_edges))
+        edges[..., others] = True
+        edges[..., places] = self.to_edges(path)
+        return to.from_edges(edges, fill=False)
+
+    def lift_packed(self, bits: Tensor, to: "Topology") -> Tensor:
+        """Does to packed paths what :meth:`lift` does to paths, a part at a time: there may be millions.
+
+        Args:
+            bits: What :meth:`pack` made, uint8 with shape ``[*, ceil(num_edges / 8)]``.
+            to: The larger graph.
+
+        Returns:
+            The packed paths of the larger graph.
+
+        Example:
+            >>> small, large = Topology.dag(3), Topology.dag(4)
+            >>> path = torch.tensor([[True, False], [True, True]])
+            >>> torch.equal(large.unpack(small.lift_packed(small.pack(path), large)), small.lift(path, large))
+            True
+        """
+        check_tensor("bits", bits)
+        self._places(to)
+        rows = bits.reshape(-1, bits.shape[-1]) if bits.dim() else bits
+        parts = [to.pack(self.lift(self.unpack(part), to)) for part in torch.split(rows, _PART)]
+        return torch.cat(parts).reshape(*bits.shape[:-1], -(-to.num_edges // 8))
+
+    def edge_numbers(self) -> dict[tuple[int, int], int]:
+        """The number of each edge (source, destination), in the order of :meth:`to_edges`.
+
+        Example:
+            >>> Topology.dag(3).edge_numbers()
+            {(0, 1): 0, (0, 2): 1, (1, 2): 2}
+        """
+        edges = [(source, node) for node, row in enumerate(self.parents) for source in row]
+        return {edge: number for number, edge in enumerate(edges)}
+
+    def _places(self, to: "Topology") -> tuple[list[int], list[int]]:
+        """The numbers that the edges have in a larger graph, and one edge for each node that only that graph has."""
+        if not isinstance(to, Topology):
+            raise TypeError(f"`to` must be a Topology, got {shown(to)}; for instance that of a net that was grown.")
+        numbers, last = to.edge_numbers(), self.num_nodes - 1
+        kept = {node: node if node < last else to.num_nodes - 1 for node in range(self.num_nodes)}
+        edges = [(kept[source], kept[node]) for source, node in self.edge_numbers()]
+        inputs = {kept[node] for node, row in enumerate(self.parents) if not row}
+        if to.num_nodes < self.num_nodes or not numbers.keys() >= set(edges) or inputs & set(to.destinations):
+            raise ValueError(
+                f"`to` must be this graph with more nodes before its output, got {to} for {self}; was it made by "
+                "dynroute.grow?"
+            )
+        old = set(kept.values())
+        return (
+            [numbers[edge] for edge in edges],
+            [numbers[to.parents[node][0], node] for node in to.destinations if node not in old],
+        )
 
     def edges(self, path: Tensor, weights: Tensor | None = None) -> list[tuple[int, int, float]]:
         """The edges of one sample's path as a list, for people and plots.

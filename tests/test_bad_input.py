@@ -123,13 +123,23 @@ def targets() -> Iterator[Target]:
     yield Target("Topology", Topology.parallel, {"n": 3})
     for method in (dag.used, dag.depth, dag.pack, dag.check_path):
         yield Target("Topology", method, {"path": dag_path})
+    yield Target("Topology", dag.lift, {"path": dag_path, "to": Topology.dag(6)})
+    yield Target("Topology", dag.lift_packed, {"bits": dag.pack(dag_path), "to": Topology.dag(6)})
     yield Target("Topology", dag.unpack, {"bits": dag.pack(dag_path)})
     yield Target("Topology", dag.edges, {"path": dag_path[0], "weights": torch.rand(3, 3)})
     yield Target("Topology", dag.to_edges, {"values": torch.rand(2, 3, 3)})
     yield Target("Topology", dag.from_edges, {"values": torch.rand(2, 6), "fill": 0.0})
 
     yield Target("Route", lambda index: route.sample(index), {"index": 1})
-    for name in losses.__all__:
+    three = Topology.dag(3)
+    priced = {"route": Soft()(batched, allowed=three.allowed), "topology": three}
+    yield Target("compute_cost", losses.compute_cost, {**priced, "costs": [1.0] * 3})
+    yield Target("limit_modules", dynroute.limit_modules, {**priced, "limit": 2})
+    yield Target("Budget", dynroute.Budget, {"target": 2.0, "num_tasks": 3, "initial": 0.1})
+    budget, cost = dynroute.Budget(2.0, 3), torch.rand(4)
+    for method in (budget.forward, budget.multiplier_loss):
+        yield Target("Budget", method, {"cost": cost, "task": torch.tensor([0, 2, 1, 1])})
+    for name in sorted({*losses.__all__} - {"compute_cost"}):
         yield Target(name, getattr(losses, name), {"route": Soft()(batched)})
 
     sizes = {"num_modules": 2, "in_features": 3, "out_features": 4}
@@ -161,6 +171,23 @@ def targets() -> Iterator[Target]:
     yield Target("ModelRouting", ModelRouting.mlp, {**widths, "num_models": 2, "router_sizes": (4,)})
     yield Target("LayerRouting", LayerRouting.mlp, {**widths, "layer_sizes": [2, 2], "router_sizes": (4,)})
     yield Target("OutputRouting", OutputRouting.mlp, {**widths, "num_tasks": 2})
+
+    def small() -> ModuleRouting:
+        return ModuleRouting.mlp(5, 4, 3, 2, router_sizes=(4,))
+
+    wanted = {"net": small(), "context": torch.randn(4, 5), "coverage": 0.9, "x": torch.randn(4, 5)}
+    yield Target("extract", dynroute.extract, wanted)
+    d2r = DynamicDepthRouting(5, 3, 2, num_modules=3, width=4, trunk_sizes=(4,), router_sizes=(4,))
+    yield Target("extract", dynroute.extract, {"net": d2r, "context": torch.randn(4, 5), "task": 1})
+    yield Target("freeze_modules", dynroute.freeze_modules, {"net": small(), "heads": True})
+    yield Target("grow", dynroute.grow, {"net": small(), "modules": 1}, frozenset({"net"}))
+    yield Target("grow", lambda net: dynroute.grow(net, 1), {"net": small()})
+    yield Target(
+        "prune",
+        lambda usage, at_most: dynroute.prune(small(), usage, at_most=at_most),
+        {"usage": torch.ones(2, 4), "at_most": 0.1},
+    )
+    yield Target("open_nodes", dynroute.open_nodes, {"net": small(), "nodes": [1, 2], "by": 1.0})
 
     common: dict[str, Any] = {"state_features": 5, "num_tasks": 3, "out_features": 2}
     small = dict[type[networks.Network], dict[str, Any]]
@@ -259,7 +286,7 @@ def test_every_public_callable_is_called() -> None:
     called = {target.name for target in targets()}
     modules = (functional, gates, levels, losses, networks, routers)
     public = {name for module in modules for name in module.__all__ if callable(getattr(module, name))}
-    bases_and_records = {"Gate", "Router", "Network", "Preset", "available", "full_precision"}
+    bases_and_records = {"EdgeParameter", "Gate", "Router", "Network", "Preset", "available", "full_precision"}
     assert public - called == bases_and_records
     assert {"Topology", "Route", "LinearBank", "CompositionalLinear"} <= called
 

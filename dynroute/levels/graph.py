@@ -1,6 +1,6 @@
 """A routed graph of any topology; the four levels are thin makers of it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -64,15 +64,15 @@ class RoutedGraph(Pretrained):
         super().__init__()
         if not isinstance(topology, Topology):
             raise TypeError(f"`topology` must be a Topology, got {topology!r}; for instance Topology.dag(8).")
-        self.nodes = nn.ModuleList(check_modules("modules", modules))
-        if len(self.nodes) != topology.num_nodes:
+        modules = check_modules("modules", modules)
+        if len(modules) != topology.num_nodes:
             raise ValueError(
-                f"`modules` must hold one module for each of the {topology.num_nodes} nodes, got {len(self.nodes)}."
+                f"`modules` must hold one module for each of the {topology.num_nodes} nodes, got {len(modules)}."
             )
         if not isinstance(gate, Gate):
             raise TypeError(f"`gate` must be a Gate such as TopK(2), got {gate!r}.")
         if router is None:
-            router = _default_router(self.nodes, topology, context_features)
+            router = _default_router(modules, topology, context_features)
         elif context_features is not None:
             raise ValueError(
                 f"`context_features` must be None beside a router, which has its own width, got {context_features}."
@@ -86,16 +86,30 @@ class RoutedGraph(Pretrained):
 
         check_flag("shortcut", shortcut)
 
+        self._shortcut = shortcut
+        self.arrange(modules, topology)
         like = next(router.parameters(), next(self.nodes.parameters(), None))
         gate.bind(topology, None if like is None else like.device)
-
-        self.topology = topology
         self.gate = gate
         self.router = router
         self.protect = protect
         self.backend = backend
+
+    def arrange(self, modules: Sequence[nn.Module], topology: Topology, *, adjacent: bool = False) -> None:
+        """Takes other modules and another topology; :func:`dynroute.grow` changes the router alike.
+
+        Args:
+            modules: One module for each node, in topological order.
+            topology: Which earlier nodes each node may read.
+            adjacent: Whether the parameters of neighbours that read the same nodes are laid side by side.
+        """
+        self.nodes = nn.ModuleList(modules)
+        self.topology = topology
         self._inputs = tuple(node for node, parents in enumerate(topology.parents) if not parents)
-        self._plan = Plan(topology, [shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes)])
+        shortcuts = [self._shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes)]
+        self._plan = Plan(topology, shortcuts)
+        for span in self._plan.groups if adjacent else ():
+            keep_adjacent(list(modules)[slice(*span)])
         self._banks = [span for span in self._plan.groups if are_adjacent(list(self.nodes)[slice(*span)])]
 
     @property
@@ -289,6 +303,11 @@ class RoutedGraph(Pretrained):
         for modules in self._bank_members():
             keep_adjacent(modules)
 
+    @property
+    def has_bank(self) -> bool:
+        """Whether parameters of neighbours that read the same nodes lie side by side, as in a :class:`LinearBank`."""
+        return any(map(are_adjacent, self._bank_members()))
+
     def _bank_members(self) -> list[list[nn.Module]]:
         """The modules of each group whose parameters lay side by side when the graph was made."""
         return [list(self.nodes)[slice(*span)] for span in self._banks]
@@ -368,7 +387,7 @@ class RoutedGraph(Pretrained):
             )
 
 
-def _default_router(nodes: nn.ModuleList, topology: Topology, context_features: int | None) -> Router:
+def _default_router(nodes: Sequence[nn.Module], topology: Topology, context_features: int | None) -> Router:
     """A linear router of the width that the input has, in the type and on the device of the modules."""
     if context_features is None:
         widths = {input_features(nodes[node]) for node, parents in enumerate(topology.parents) if not parents}
@@ -378,7 +397,7 @@ def _default_router(nodes: nn.ModuleList, topology: Topology, context_features: 
                 "`context_features` must be given where no router is, unless all modules that read the input begin "
                 "with a linear layer of one width; for instance context_features=64, or router=LinearRouter(...)."
             )
-    like = next(nodes.parameters(), None)
+    like = next((parameter for node in nodes for parameter in node.parameters()), None)
     device, dtype = (None, None) if like is None else (like.device, like.dtype)
     return LinearRouter(context_features, topology, device=device, dtype=dtype)
 

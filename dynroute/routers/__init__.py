@@ -1,6 +1,6 @@
 """Routers: from a context to the logits of a topology. They hold the parameters of routing."""
 
-from .base import Router, full_precision
+from .base import EdgeParameter, Router, full_precision
 from .cascade import CascadeRouter
 from .mlp import LinearRouter, MLPRouter
 from .noise import RouterNoise
@@ -8,6 +8,7 @@ from .task import TableRouter, TaskRouter
 
 __all__ = [
     "CascadeRouter",
+    "EdgeParameter",
     "LinearRouter",
     "MLPRouter",
     "Router",

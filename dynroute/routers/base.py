@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,23 @@ from ..banks import reset_parts
 from ..topology import Topology
 from .noise import RouterNoise, draw_normal, draw_uniform
 
-__all__ = ["Router", "full_precision"]
+__all__ = ["EdgeParameter", "Router", "full_precision"]
+
+
+class EdgeParameter(NamedTuple):
+    """A parameter with a slice for each edge; the logit of an edge is linear in the slices that are the edge's own."""
+
+    owner: nn.Module
+    """The module that holds it."""
+
+    name: str
+    """Its name in that module."""
+
+    dim: int
+    """The dimension of the edges."""
+
+    shifts: bool
+    """Whether a number that is added to a slice is added to the logit of its edge, as it is to a bias."""
 
 
 class Router(nn.Module, ABC):
@@ -138,6 +155,17 @@ class Router(nn.Module, ABC):
     @abstractmethod
     def score(self, context: Tensor) -> Tensor:
         """Returns one logit for each edge, with shape ``[*, num_edges]``, ordered by destination, then by slot."""
+
+    def edge_parameters(self) -> list[EdgeParameter]:
+        """The parameters that grow and shrink with the edges; all others serve any topology.
+
+        A router of your own overrides it to be grown, pruned or extracted. Without it, its graph keeps its size.
+
+        Example:
+            >>> [(name, dim) for _, name, dim, _ in LinearRouter(5, Topology.dag(3)).edge_parameters()]
+            [('weight', 0), ('bias', 0)]
+        """
+        return []
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[object]:

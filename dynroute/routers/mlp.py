@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..arguments import check_count, check_dtype, check_sizes
 from ..topology import Topology
-from .base import Router
+from .base import EdgeParameter, Router
 
 __all__ = ["LinearRouter", "MLPRouter", "chain", "linear", "real"]
 
@@ -61,6 +61,10 @@ class MLPRouter(Router):
 
     def score(self, context: Tensor) -> Tensor:
         return chain(real(context), self.layers)
+
+    def edge_parameters(self) -> list[EdgeParameter]:
+        last = self.layers[-1]
+        return [EdgeParameter(last, "weight", 0, False), EdgeParameter(last, "bias", 0, True)]
 
 
 class LinearRouter(MLPRouter):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ..arguments import check_count, check_dtype, check_tensor
 from ..checks import refuse_where
 from ..topology import Topology
-from .base import Router
+from .base import EdgeParameter, Router
 
 __all__ = ["TableRouter", "TaskRouter", "task_one_hot"]
 
@@ -54,6 +54,9 @@ class TableRouter(Router):
         ids = task_one_hot(context, self.num_tasks).int().argmax(dim=-1)
         rows = self.table.index_select(0, ids.reshape(-1)).reshape(*ids.shape, self.table.shape[1])
         return rows.to(torch.promote_types(self.table.dtype, torch.float32))
+
+    def edge_parameters(self) -> list[EdgeParameter]:
+        return [EdgeParameter(self, "table", 1, True)]
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}"

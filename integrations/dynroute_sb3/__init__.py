@@ -10,6 +10,7 @@ from .callbacks import CapacityLogger, CheckpointDirectory
 from .capacity import critic_capacity
 from .checkpoint import latest_checkpoint
 from .demonstrations import DemonstrationBuffer, add_demonstrations
+from .growth import GrowOnDemand
 from .observation import OneHotTask, TaskSpace
 from .on_policy import MultiTaskActorCriticPolicy
 from .overlap import OverlappedSAC
@@ -40,6 +41,7 @@ __all__ = [
     "D2RPolicy",
     "DamagedError",
     "DemonstrationBuffer",
+    "GrowOnDemand",
     "HardRoutingPolicy",
     "MlpPolicy",
     "MoEPolicy",

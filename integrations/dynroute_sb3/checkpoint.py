@@ -78,6 +78,7 @@ PROGRESS = (
     "ep_info_buffer",
     "ep_success_buffer",
     "updates_due",  # of an OverlappedSAC
+    "growth_state",  # of GrowOnDemand
 )
 """What changes while a model learns, beside its tensors."""
 

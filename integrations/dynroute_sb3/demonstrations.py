@@ -74,6 +74,10 @@ class DemonstrationBuffer(RouteReplayBuffer):
         super().keep_paths(topology)
         self.shown.keep_paths(topology)
 
+    def lift_paths(self, topology: Topology) -> None:
+        super().lift_paths(topology)
+        self.shown.lift_paths(topology)
+
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> RouteReplaySamples:  # type: ignore[override]
         """Draws transitions as :meth:`RouteReplayBuffer.sample` does, demonstrations first."""
         _, each = self.parts(batch_size)

@@ -120,6 +120,18 @@ class RouteReplayBuffer(ReplayBuffer):
         self.topology = topology
         self.paths = self._allocate((self.num_tasks, self.capacity, -(-topology.num_edges // 8)), np.uint8)
 
+    def lift_paths(self, topology: Topology) -> None:
+        """Carries stored paths over to a larger graph, one that :func:`dynroute.grow` made of the one they are of."""
+        if self.topology is None or self.paths is None:
+            return
+        old, before = self.paths, self.topology
+        self.topology = topology
+        self.paths = self._allocate((self.num_tasks, self.capacity, -(-topology.num_edges // 8)), np.uint8)
+        for task, count in enumerate(self.counts):  # rows without a transition stay unwritten
+            bits = before.lift_packed(torch.from_numpy(np.ascontiguousarray(old[task, :count])), topology)
+            self.paths[task, :count] = bits.numpy()
+        self.version += 1
+
     def reset(self) -> None:
         """Forgets all transitions."""
         self.positions: NDArray[np.int64] = np.zeros(self.num_tasks, dtype=np.int64)

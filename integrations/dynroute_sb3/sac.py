@@ -126,6 +126,9 @@ class MultiTaskSAC(MultiTaskAttributes):
     capture: bool = True
     """Whether updates on a GPU run as CUDA graphs where they can; see :mod:`dynroute_sb3.captured`."""
 
+    growth_state: dict[str, Any] | None = None
+    """What :class:`GrowOnDemand` knows; None without it."""
+
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
 
     def __init__(

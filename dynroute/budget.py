@@ -1,0 +1,185 @@
+"""Keeping to a number of modules: in training by a price that learns, in inference by leaving out the least."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import check_count, check_task, check_tensor, shown
+from .checks import refuse_where
+from .functional import best_k
+from .inspect import load
+from .route import Route
+from .topology import Topology
+
+__all__ = ["Budget", "limit_modules"]
+
+
+class Budget(nn.Module):
+    r"""Holds the mean cost of a batch, or of each task, at or below a target by a multiplier that learns.
+
+    .. math:: J(\theta) = \lambda \, (C_\theta - C^*), \qquad J(\lambda) = - \log \lambda \, (C - C^*)
+
+    The multiplier is the price of a module. It rises while routes cost more than the target :math:`C^*` and falls while
+    they cost less, as the coefficient of entropy of SAC does; its logarithm is what learns, with an optimizer of its
+    own, whose learning rate should be a fraction of the router's: a price that moves before routes can answer swings.
+    The state dict holds it.
+
+    Args:
+        target: The mean cost to keep to, in the unit of :func:`dynroute.losses.compute_cost`.
+        num_tasks: The number of tasks, each of which then has a multiplier of its own; one for all if None.
+        initial: The multiplier at the start.
+
+    Example:
+        >>> net = ModuleRouting.mlp(5, 8, 6, 2)
+        >>> budget = dynroute.Budget(4.0)
+        >>> optimizer = torch.optim.Adam(net.parameters())
+        >>> prices = torch.optim.Adam(budget.parameters(), lr=3e-4)
+        >>> for _ in range(3):
+        ...     y, route = net(torch.randn(16, 5), return_route=True)
+        ...     cost = compute_cost(route, net.topology)
+        ...     optimizer.zero_grad()
+        ...     (y.square().mean() + budget(cost)).backward()
+        ...     optimizer.step()
+        ...     prices.zero_grad()
+        ...     budget.multiplier_loss(cost).backward()
+        ...     prices.step()
+        >>> bool(budget.multiplier > 0.01)  # routes cost more than 4 modules so far
+        True
+    """
+
+    def __init__(self, target: float, num_tasks: int | None = None, *, initial: float = 0.01) -> None:
+        super().__init__()
+        for name, number in (("target", target), ("initial", initial)):
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
+                raise ValueError(f"`{name}` must be a positive number, got {shown(number)}.")
+        if num_tasks is not None:
+            check_count("num_tasks", num_tasks, at_least=1)
+        self.target = target
+        self.num_tasks = num_tasks
+        self.log_multiplier = nn.Parameter(torch.full(() if num_tasks is None else (num_tasks,), math.log(initial)))
+
+    @property
+    def multiplier(self) -> Tensor:
+        """The price of a unit of cost, with shape ``[num_tasks]``, or one for all."""
+        return self.log_multiplier.detach().exp()
+
+    def forward(self, cost: Tensor, task: Tensor | None = None) -> Tensor:
+        """The penalty to add to a loss; its gradient flows to the cost alone.
+
+        Args:
+            cost: The cost of each sample, with shape ``[*]``.
+            task: The task id of each sample, integers with shape ``[*]``, where each task has a multiplier.
+        """
+        return (self._of_samples(self.multiplier, cost, task) * (cost - self.target)).mean()
+
+    def multiplier_loss(self, cost: Tensor, task: Tensor | None = None) -> Tensor:
+        """The loss of the multiplier; its gradient flows to the multiplier alone. The arguments are those of a call."""
+        return -(self._of_samples(self.log_multiplier, cost, task) * (cost.detach() - self.target)).mean()
+
+    def extra_repr(self) -> str:
+        return f"target={self.target}" + ("" if self.num_tasks is None else f", num_tasks={self.num_tasks}")
+
+    def _of_samples(self, values: Tensor, cost: Tensor, task: Tensor | None) -> Tensor:
+        check_tensor("cost", cost)
+        if not cost.is_floating_point() or not cost.numel():
+            raise ValueError(f"`cost` must hold the cost of at least one sample, got {shown(cost)}.")
+        if self.num_tasks is None:
+            if task is not None:
+                raise ValueError("`task` must be None where one multiplier serves all; give the budget `num_tasks`.")
+            return values.expand(cost.shape)
+        if task is None:
+            raise ValueError("`task` must name the task of each sample, since each task has a multiplier; got None.")
+        check_task(task)
+        if task.shape != cost.shape:
+            raise ValueError(f"`task` must have the shape of the costs {tuple(cost.shape)}, got {tuple(task.shape)}.")
+        refuse_where(
+            task,
+            lambda task: (task < 0) | (task >= len(self.log_multiplier)),
+            lambda index: f"`task` must be in 0..{len(self.log_multiplier) - 1}, got {int(task[index])} at {index}.",
+        )
+        return values[task.to(values.device)]
+
+
+def limit_modules(route: Route, topology: Topology, limit: int) -> Tensor:
+    """Cuts the paths of a route so that no sample runs more than some number of modules, the output included.
+
+    A sample that runs no more keeps its path. For any other, the modules that stay are found one after the other:
+
+    1. A chain from the output to the input, so that there is always an output: each node of it stays with the heaviest
+       of its sources from which the rest of the limit still leads to the input, or, if its path has none such, with the
+       one that the router scores highest.
+    2. Of the other nodes that the sample runs, those through which most of the output passes
+       (:func:`dynroute.inspect.load`), as long as there is room and they have a source that stays.
+
+    A node that stays reads the sources of its path that stay; if there are none, the one of highest score that does.
+    Ties go to the lowest index. The path is replayed, so that weights add up to what they do for the gate.
+
+    Args:
+        route: The routes, with batch shape ``*``.
+        topology: Their graph.
+        limit: The most modules that run, at least the length of the shortest chain: 2 at module and model level.
+
+    Returns:
+        The paths, boolean with shape ``[*, T, S]``.
+
+    Example:
+        >>> net = ModuleRouting.mlp(5, 8, 8, 2, gate=TopK(3)).eval()
+        >>> x = torch.randn(64, 5)
+        >>> path = dynroute.limit_modules(net.route(x), net.topology, 4)
+        >>> y, route = net(x, path=path, return_route=True)
+        >>> net.topology.used(route.path).sum(dim=-1).max()
+        tensor(4)
+    """
+    if not isinstance(route, Route):
+        raise TypeError(f"`route` must be a Route, got {shown(route)}; `net.route(context)` makes one.")
+    if not isinstance(topology, Topology):
+        raise TypeError(f"`topology` must be a Topology, got {shown(topology)}; `net.topology` is one.")
+    topology.check_path(route.path)
+    heights: list[int] = []
+    for parents in topology.parents:
+        heights.append(1 + min((heights[j] for j in parents), default=0))
+    check_count("limit", limit, at_least=1)
+    if limit < heights[-1]:
+        raise ValueError(f"`limit` must be at least {heights[-1]}, the shortest chain to the output, got {limit}.")
+
+    shape = route.path.shape
+    logits, path, weights = (tensor.detach().reshape(-1, *topology.path_shape) for tensor in route)
+    used = topology.used(path)
+    kept = _chain(logits, path, weights, topology, limit, heights)
+    kept = _fill(kept, used, load(topology, weights), topology, limit)
+
+    within = torch.cat([kept, kept.new_zeros(len(kept), 1)], dim=-1)  # and no source in the place of padding
+    stays = within[:, topology.on(path.device).sources]
+    cut = path & stays
+    cut = torch.where(cut.any(dim=-1, keepdim=True), cut, best_k(logits, 1, stays))
+    unread = best_k(logits, 1, topology.on(path.device).allowed.expand(path.shape))  # rows of nodes that do not run
+    cut = torch.where(cut.any(dim=-1, keepdim=True), cut, unread)
+    over = used.sum(dim=-1) > limit
+    return torch.where(over[:, None, None], cut, path).reshape(shape)
+
+
+def _chain(logits: Tensor, path: Tensor, weights: Tensor, topology: Topology, limit: int, heights: list[int]) -> Tensor:
+    """The nodes of one chain of each sample, with shape [samples, num_nodes]."""
+    chain = path.new_zeros(len(path), topology.num_nodes)
+    chain[:, -1] = True
+    height = torch.tensor(heights, device=path.device)
+    for t, node in reversed(list(enumerate(topology.destinations))):
+        parents = list(topology.parents[node])
+        width = len(parents)
+        left = limit - chain.sum(dim=-1, keepdim=True)
+        reachable = height[parents] <= left
+        chosen = path[:, t, :width] & reachable
+        heaviest = best_k(weights[:, t, :width], 1, chosen)
+        best = torch.where(chosen.any(dim=-1, keepdim=True), heaviest, best_k(logits[:, t, :width], 1, reachable))
+        chain[:, parents] |= best & chain[:, node, None]
+    return chain
+
+
+def _fill(kept: Tensor, used: Tensor, share: Tensor, topology: Topology, limit: int) -> Tensor:
+    """Adds the nodes with the largest shares that are used and have a source among those that are kept."""
+    for _ in range(limit):
+        ready = torch.stack([kept[:, list(row)].any(dim=-1) | (not row) for row in topology.parents], dim=-1)
+        room = kept.sum(dim=-1, keepdim=True) < limit
+        kept = kept | (best_k(share, 1, used & ready & ~kept) & room)
+    return kept

@@ -1,0 +1,80 @@
+"""Modules that stay as they are while routers learn to use them, for a new task for instance."""
+
+from types import TracebackType
+from typing import Self
+
+from torch import nn
+
+from .arguments import check_flag, shown
+from .levels import RoutedGraph
+
+__all__ = ["Frozen", "freeze_modules"]
+
+
+class Frozen:
+    """What :func:`freeze_modules` froze, and how to undo it; a ``with`` block undoes it at its end.
+
+    Example:
+        >>> net = ModuleRouting.mlp(5, 8, 4, 2)
+        >>> frozen: dynroute.Frozen = dynroute.freeze_modules(net)
+        >>> frozen.undo()
+        >>> all(parameter.requires_grad for parameter in net.parameters())
+        True
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        """The parameters by their names; those that were frozen before are not among them."""
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+
+    def undo(self) -> None:
+        """Lets the parameters learn again."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters.values())
+        return f"Frozen({count:,} numbers in {len(self.parameters)} parameters)"
+
+
+def freeze_modules(net: nn.Module, *, heads: bool = False) -> Frozen:
+    """Keeps the modules of routed graphs as they are, and leaves routers to learn.
+
+    What has no gradient is left alone by every optimizer. Parts outside of routed graphs, such as the embedding of a
+    task, learn on; ``requires_grad_(False)`` freezes those.
+
+    Args:
+        net: A routed graph, or a model that contains some.
+        heads: Whether the last module of each graph, which makes its output, is left to learn too.
+
+    Returns:
+        What was frozen, to undo it.
+
+    Example:
+        >>> net = ModuleRouting.mlp(5, 8, 4, 2)
+        >>> dynroute.freeze_modules(net, heads=True)
+        Frozen(264 numbers in 8 parameters)
+        >>> [name for name, parameter in net.named_parameters() if parameter.requires_grad][:3]
+        ['nodes.4.weight', 'nodes.4.bias', 'router.layers.0.weight']
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"`net` must be a routed graph or a model that contains some, got {shown(net)}.")
+    check_flag("heads", heads)
+    graphs = [part for part in net.modules() if isinstance(part, RoutedGraph)]
+    if not graphs:
+        raise ValueError(f"`net` must contain a routed graph, a {type(net).__name__} has none.")
+    # A graph inside a module of another one has its router among the parameters of that module.
+    learning = {id(one) for graph in graphs for one in graph.router.parameters()}
+    if heads:
+        learning |= {id(one) for graph in graphs for one in graph.nodes[-1].parameters()}
+    routed = {id(one) for graph in graphs for node in graph.nodes for one in node.parameters()} - learning
+    return Frozen({name: one for name, one in net.named_parameters() if id(one) in routed and one.requires_grad})

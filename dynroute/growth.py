@@ -1,0 +1,472 @@
+r"""Networks that change their size while they learn: nodes are added before the output, or those that nobody uses go.
+
+How growth leaves evaluation as it is, and how learning reaches what is new:
+
+1. Logits are linear in the slices that a router has for each edge. An edge from a new node to the output starts with
+   the mean of the slices of the edges to the output, and a bias that is lower by :data:`CLOSED`. So its logit is
+   :math:`\bar z - b`, the mean of the other logits less b, whatever the context; its probability among the n old
+   sources is at most :math:`e^{-b} / n`, by the inequality of the means. With b = 20 that is less than half a rounding
+   error of float32: no gate and no way to stop gradients can tell. A gate that reads k sources may read a new one where
+   an old one is as unlikely; it weighs nothing either.
+2. For the same reason nothing is drawn that is new: the weights of a path come from the clean logits, so that noise on
+   the choice alone would draw nodes that weigh nothing and learn nothing. What must rise are the logits.
+   :func:`open_nodes` raises them, at once or a little with each update. At a distance b a new source is the first that
+   is drawn with a probability of at most :math:`e^{-b} / n`: from b = 2 on, :class:`~dynroute.SampleK` reaches it
+   within some hundred draws, while evaluation, which takes the k best, leaves it out until learning has raised it above
+   the k-th. With :class:`~dynroute.Soft` and :class:`~dynroute.Hard`, evaluation changes as its probability does.
+3. A new node reads what the output reads: its slices are those of the output, so that it starts by refining the mix
+   that the output gets, and it reads another new node as it would read the average source.
+4. The bias of a :class:`~dynroute.BalancedTopK` is for a new source the least of its neighbours: it does not pass one
+   of them until its bias has moved.
+5. In training, the threshold of Eq. 10 follows the number of sources, and so protects a little less than before.
+"""
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import check_count, check_modules, check_tensor, shown
+from .inspect import Summary
+from .levels import ModelRouting, RoutedGraph
+from .routers import EdgeParameter, Router
+from .topology import Topology
+
+__all__ = ["CLOSED", "Resized", "find_graph", "grow", "has_slices", "open_nodes", "prune", "slice_edges"]
+
+CLOSED = 20.0
+"""How far below the mean of its neighbours the logit of an edge from a new node to the output starts."""
+
+Origin = tuple[int, ...]
+"""The edges whose mean slice an edge starts with."""
+
+
+class _Change(NamedTuple):
+    """A parameter with a slice for each edge, before and after."""
+
+    before: nn.Parameter
+    after: nn.Parameter
+    dim: int
+    origins: list[Origin]
+
+    def carried(self, state: Tensor) -> Tensor:
+        """A tensor shaped like the parameter before, such as a moment of Adam, in the shape of the one after."""
+        return _slices(state, self.dim, self.origins)
+
+
+@dataclass(frozen=True, eq=False)
+class Resized:
+    """What :func:`grow` or :func:`prune` changed, for all that must follow: optimizers and recorded paths.
+
+    Example:
+        >>> net = ModuleRouting.mlp(5, 8, 4, 2)
+        >>> optimizer = torch.optim.Adam(net.parameters())
+        >>> grown: dynroute.Resized = dynroute.grow(net, 1)
+        >>> grown.carry(optimizer)
+        >>> len(optimizer.param_groups[0]["params"]) == len(list(net.parameters()))
+        True
+    """
+
+    before: Topology
+    """The graph before."""
+
+    after: Topology
+    """The graph now."""
+
+    added: tuple[int, ...] = ()
+    """The nodes that are new, by their numbers now."""
+
+    dropped: tuple[int, ...] = ()
+    """The nodes that went, by their numbers before."""
+
+    _changes: list[_Change] = field(default_factory=list, repr=False)
+    _old: list[list[nn.Parameter]] = field(default_factory=list, repr=False)
+    _new: list[list[nn.Parameter]] = field(default_factory=list, repr=False)
+
+    @property
+    def num_modules(self) -> int:
+        """The number of modules now, without the output; a network built with so many loads the state dict."""
+        return self.after.num_nodes - 1
+
+    def carry(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lets an optimizer of the parameters before go on with those of now.
+
+        New slices of the router start with the mean of the optimizer's state of the slices that they were made of; new
+        modules start without state, in the group and behind the parameters of the module before them, where an
+        optimizer that is made anew has them. State of another shape than its parameter's is forgotten.
+
+        Args:
+            optimizer: An optimizer of some or all parameters of the net; others in it are left alone.
+        """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"`optimizer` must be an optimizer of torch, got {shown(optimizer)}.")
+        if self.before == self.after:
+            return
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        ours = [change.before for change in self._changes] + [one for node in self._old for one in node]
+        if not held & {id(parameter) for parameter in ours}:
+            raise ValueError(
+                "`optimizer` must hold parameters that the net had before it changed its size, got one without any; "
+                "was it made afterwards, or carried already?"
+            )
+        for change in self._changes:
+            _replace(optimizer, change)
+        kept = {id(parameter) for node in self._new for parameter in node}
+        for node in self.dropped:
+            gone = {id(parameter) for parameter in self._old[node]} - kept
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if id(parameter) in gone:
+                        optimizer.state.pop(parameter, None)
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+        fresh = [one for node in self.added for one in self._new[node] if id(one) not in held]
+        if fresh:
+            behind = [one for node in self._new[: self.added[0]] for one in node][::-1]
+            _insert(optimizer, fresh, behind, self._new[-1] + [change.after for change in self._changes])
+
+
+def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
+    r"""Adds nodes before the output of a net, in place, without changing what it computes in evaluation.
+
+    At module level each new node may read all before it, and the output may read the new ones; at model level new
+    networks stand beside the others. Evaluation stays the same to 1e-6, for every gate: the top of
+    :mod:`dynroute.growth` tells why, and how :func:`open_nodes` lets learning reach the new nodes. The net is then as
+    if built with more modules: its state dict fits a network of that size, see :attr:`Resized.num_modules`.
+
+    Args:
+        net: A graph at module or model level, or a network that contains one, such as
+            :class:`~dynroute.networks.DynamicDepthRouting`. Its router must have
+            :meth:`~dynroute.Router.edge_parameters`.
+        modules: The new modules, or a number of fresh ones like the last before the output.
+
+    Returns:
+        What changed. Optimizers go on by its :meth:`~Resized.carry`, recorded paths by
+        :meth:`Topology.lift <dynroute.Topology.lift>`.
+
+    Example:
+        >>> net = ModuleRouting.mlp(5, 8, 4, 2).eval()
+        >>> x = torch.randn(16, 5)
+        >>> before, route = net(x, return_route=True)
+        >>> grown = dynroute.grow(net, [nn.Sequential(nn.Linear(8, 8), nn.ReLU())])
+        >>> torch.allclose(net(x), before, atol=1e-6)
+        True
+        >>> path = grown.before.lift(route.path, to=grown.after)
+        >>> torch.allclose(net(x, path=path), before, atol=1e-6), grown.num_modules
+        (True, 5)
+    """
+    graph = find_graph("net", net)
+    before = graph.topology
+    at_model_level = before == Topology.parallel(before.num_nodes - 1)
+    if before.num_nodes == 2:  # both at once
+        at_model_level = isinstance(graph, ModelRouting)
+    if before != Topology.dag(before.num_nodes) and not at_model_level:
+        raise ValueError(
+            f"`net` must route at module or model level to grow, got {before}, neither Topology.dag nor "
+            "Topology.parallel; a layer that grows would change what the next one reads."
+        )
+    made = _fresh(graph, modules, at_model_level) if isinstance(modules, int) else check_modules("modules", modules)
+    if not made:
+        raise ValueError("`modules` must hold at least one module, got none.")
+    known = set(graph.modules())
+    for i, module in enumerate(made):
+        if module in known or module in made[:i]:
+            raise ValueError(f"`modules[{i}]` must be a new module, got one that the net has; copy.deepcopy copies it.")
+        module.train(graph.training)
+
+    last, count = before.num_nodes - 1, before.num_nodes + len(made)
+    after = Topology.parallel(count - 1) if at_model_level else Topology.dag(count)
+    kept: list[int | None] = [*range(last), *[None] * len(made), last]
+    numbers, output = before.edge_numbers(), before.parents[-1]
+    origins: list[Origin] = []
+    closed = []
+    for source, node in after.edge_numbers():
+        old, reader = kept[source], kept[node]
+        reader = last if reader is None else reader  # what is new reads as the output does
+        origins.append(tuple(numbers[j, reader] for j in (output if old is None else (old,))))
+        closed.append(-CLOSED if node == count - 1 and old is None else 0.0)
+    nodes = list(graph.nodes)
+    changed = [*nodes[:-1], *made, nodes[-1]]
+    return _resize(graph, changed, after, origins, closed, added=tuple(range(last, count - 1)))
+
+
+def prune(net: nn.Module, usage: Tensor | Summary, *, at_most: float = 0.0) -> Resized:
+    """Drops the nodes that no task uses, in place: the inverse of :func:`grow`.
+
+    With :class:`~dynroute.TopK` and :class:`~dynroute.SampleK` evaluation stays the same wherever no dropped node was
+    used: what was not among the k best of a node that runs does not change which are. :class:`~dynroute.Hard` chooses
+    as before, but its weight is the probability among the sources that are left, and so a little larger.
+    :class:`~dynroute.Soft` uses every node. For an exact copy that need not learn any more, see
+    :func:`dynroute.extract`.
+
+    Args:
+        net: A routed graph, or a network that contains one; any topology.
+        usage: How often each task uses each node, with shape ``[N, num_nodes]``: `used` of a
+            :class:`~dynroute.inspect.Summary` of evaluation, or that summary.
+        at_most: The largest share of a task's samples with which a node counts as not used.
+
+    Returns:
+        What changed; optimizers go on by its :meth:`~Resized.carry`. Recorded paths that use a dropped node are of no
+        use any more.
+
+    Example:
+        >>> net = ModuleRouting.mlp(5, 8, 6, 2, gate=TopK(2)).eval()
+        >>> x = torch.randn(16, 5)
+        >>> before, route = net(x, return_route=True)
+        >>> pruned = dynroute.prune(net, dynroute.inspect.summarize(net.topology, route))
+        >>> torch.allclose(net(x), before, atol=1e-6), len(net.nodes) == 7 - len(pruned.dropped)
+        (True, True)
+    """
+    graph = find_graph("net", net)
+    before = graph.topology
+    used = usage.used if isinstance(usage, Summary) else usage
+    check_tensor("usage", used)
+    if used.dim() == 0 or used.shape[-1] != before.num_nodes:
+        raise ValueError(
+            f"`usage` must have shape (*, {before.num_nodes}), a column for each node, got {tuple(used.shape)}; "
+            "`inspect.summarize(...).used` has it."
+        )
+    if bool(used.isnan().any()):
+        raise ValueError("`usage` must not be NaN: a task without samples does not tell what it uses; give it some.")
+    if not isinstance(at_most, (int, float)) or not 0 <= at_most < 1:
+        raise ValueError(f"`at_most` must be a share from 0 to less than 1, got {shown(at_most)}.")
+
+    runs = (used.detach().float() > at_most).reshape(-1, before.num_nodes).any(dim=0).tolist()
+    kept = [node for node in range(before.num_nodes) if runs[node] or node == before.num_nodes - 1]
+    if len(kept) == before.num_nodes:
+        return Resized(before, before)
+    number = {node: place for place, node in enumerate(kept)}
+    parents = [[number[j] for j in before.parents[node] if j in number] for node in kept]
+    for node, row in zip(kept, parents, strict=True):
+        if before.parents[node] and not row:
+            raise ValueError(
+                f"`usage` must come from routes of this net: it uses node {node} and none of its sources "
+                f"{list(before.parents[node])}."
+            )
+    after, numbers = Topology(parents), before.edge_numbers()
+    origins: list[Origin] = [(numbers[kept[source], kept[node]],) for source, node in after.edge_numbers()]
+    dropped = tuple(node for node in range(before.num_nodes) if node not in number)
+    nodes = list(graph.nodes)
+    return _resize(graph, [nodes[i] for i in kept], after, origins, [0.0] * len(origins), dropped=dropped)
+
+
+def open_nodes(net: nn.Module, nodes: Sequence[int], by: float) -> None:
+    """Raises the logits with which the output reads some nodes, in place, for every context alike.
+
+    After :func:`grow` the new nodes are closed by :data:`~dynroute.growth.CLOSED`; raised by as much, they score like
+    the average source. Raised by a part of it with each update, they come in without a jump.
+
+    Args:
+        net: A routed graph, or a network that contains one.
+        nodes: The nodes, for instance :attr:`Resized.added`.
+        by: What is added to the logits.
+
+    Example:
+        >>> net = ModuleRouting.mlp(5, 8, 4, 2).eval()
+        >>> grown, x = dynroute.grow(net, 1), torch.randn(512, 5)
+        >>> bool(net.route(x, sample=True).path[:, -1, 4].any())  # the output reads node 4 for no sample
+        False
+        >>> dynroute.open_nodes(net, grown.added, by=18.0)
+        >>> bool(net.route(x, sample=True).path[:, -1, 4].any())
+        True
+    """
+    graph = find_graph("net", net)
+    topology = graph.topology
+    if isinstance(by, bool) or not isinstance(by, (int, float)):
+        raise TypeError(f"`by` must be a number, got {shown(by)}.")
+    if not isinstance(nodes, Sequence) or isinstance(nodes, (str, bytes)):
+        raise TypeError(f"`nodes` must list nodes, got {shown(nodes)}; for instance those that `grow` added.")
+    for i, node in enumerate(nodes):
+        check_count(f"nodes[{i}]", node, at_least=0)
+        if node not in topology.parents[-1]:
+            raise ValueError(f"`nodes[{i}]` must be a source of the output, one of {list(topology.parents[-1])}.")
+    numbers = topology.edge_numbers()
+    edges = [numbers[node, topology.num_nodes - 1] for node in nodes]
+    with torch.no_grad():
+        for owner, name, dim, shifts in _router(graph).edge_parameters():
+            if shifts and edges:
+                parameter = getattr(owner, name)
+                parameter.index_add_(dim, *_shift(parameter, dim, edges, by))
+
+
+def find_graph(name: str, net: nn.Module) -> RoutedGraph:
+    """The routed graph that a net is or contains, or an error unless there is exactly one.
+
+    Example:
+        >>> dynroute.growth.find_graph("net", nn.Sequential(nn.Linear(3, 5), ModuleRouting.mlp(5, 8, 4, 2))).topology
+        Topology(num_nodes=5, num_edges=10, path_shape=(4, 4))
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"`{name}` must be a routed graph or a network that contains one, got {shown(net)}.")
+    if isinstance(net, RoutedGraph):
+        return net
+    found = {label: part for label, part in net.named_modules() if isinstance(part, RoutedGraph)}
+    if len(found) != 1:
+        several = f"{len(found)}: {', '.join(found)}; pass one of them" if found else "none"
+        raise ValueError(f"`{name}` must contain one routed graph, a {type(net).__name__} has {several}.")
+    return next(iter(found.values()))
+
+
+def has_slices(router: Router) -> bool:
+    """Whether a router says which parameters have a slice for each edge, and none of them is computed from others.
+
+    Example:
+        >>> dynroute.growth.has_slices(LinearRouter(5, Topology.dag(3))), dynroute.growth.has_slices(TaskRouter(3))
+        (True, False)
+    """
+    parameters = router.edge_parameters()
+    return bool(parameters) and all(one.name in one.owner._parameters for one in parameters)
+
+
+def slice_edges(router: Router, edges: Sequence[int]) -> None:
+    """Leaves a router the slices of some edges, in place; its topology must be made theirs.
+
+    Example:
+        >>> router = LinearRouter(5, Topology.dag(3))
+        >>> dynroute.growth.slice_edges(router, [0, 2])
+        >>> router.layers[0].bias.shape
+        torch.Size([2])
+    """
+    for parameter in router.edge_parameters():
+        _set(parameter, _slices(getattr(parameter.owner, parameter.name), parameter.dim, [(edge,) for edge in edges]))
+
+
+def _set(place: EdgeParameter, values: Tensor) -> nn.Parameter:
+    """Puts other values in the place of a parameter."""
+    owner, name, dim, _ = place
+    made = nn.Parameter(values, requires_grad=getattr(owner, name).requires_grad)
+    setattr(owner, name, made)
+    if isinstance(owner, nn.Linear):
+        owner.out_features = values.shape[dim]
+    return made
+
+
+def _resize(
+    graph: RoutedGraph,
+    modules: Sequence[nn.Module],
+    after: Topology,
+    origins: list[Origin],
+    shifts: list[float],
+    *,
+    added: tuple[int, ...] = (),
+    dropped: tuple[int, ...] = (),
+) -> Resized:
+    """Gives a graph other nodes, and its router the slices of other edges."""
+    router, before = _router(graph), graph.topology
+    old = [list(module.parameters()) for module in graph.nodes]
+    bank = graph.has_bank
+    moved = [edge for edge, shift in enumerate(shifts) if shift]
+
+    changes = []
+    for place in router.edge_parameters():
+        owner, name, dim, takes_shift = place
+        parameter = getattr(owner, name)
+        with torch.no_grad():
+            values = _slices(parameter, dim, origins)
+            if takes_shift and moved:
+                values.index_add_(dim, *_shift(values, dim, moved, shifts[moved[0]]))
+        changes.append(_Change(parameter, _set(place, values), dim, origins))
+    router.topology = after
+
+    def slots(values: Tensor) -> Tensor:
+        edges = before.to_edges(values)
+        return after.from_edges(torch.stack([edges[list(origin)].amin() for origin in origins]), fill=0.0)
+
+    graph.gate.resize(slots)
+    graph.arrange(modules, after, adjacent=bank)
+    return Resized(before, after, added, dropped, changes, old, [list(module.parameters()) for module in modules])
+
+
+def _router(graph: RoutedGraph) -> Router:
+    """The router of a graph, or an error unless it can change its size."""
+    router = graph.router
+    parameters = router.edge_parameters() if isinstance(router, Router) else []
+    name = type(router).__name__
+    if not any(one.shifts for one in parameters):
+        raise ValueError(
+            f"`net` must have a router whose edges can be added and dropped, got a {name}; an MLPRouter, a "
+            "LinearRouter or a TableRouter can, or one of yours that overrides `edge_parameters`."
+        )
+    for one in parameters:
+        if one.name not in one.owner._parameters:
+            raise ValueError(
+                f"`net` must have a router with plain parameters, `{one.name}` of its {name} is computed from others; "
+                "remove the parametrization first."
+            )
+    assert isinstance(router, Router)
+    return router
+
+
+def _fresh(graph: RoutedGraph, count: int, at_model_level: bool) -> list[nn.Module]:
+    """New modules like the last before the output, drawn as torch draws them."""
+    check_count("modules", count, at_least=1)
+    if len(graph.nodes) == 2 and not at_model_level:
+        raise ValueError(
+            "`modules` must list modules where the net has one alone, which reads the input: there is none to take as "
+            f"a pattern, got {count}."
+        )
+    made = []
+    for _ in range(count):
+        module = deepcopy(graph.nodes[-2])
+        for parameter in module.parameters():
+            parameter.data = parameter.data.clone()  # of its own: the copy of a part of a bank holds the whole
+            parameter.requires_grad_(parameter.is_floating_point())
+        for part in module.modules():
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
+        made.append(module)
+    return made
+
+
+def _slices(tensor: Tensor, dim: int, origins: Sequence[Origin]) -> Tensor:
+    """The mean of the slices of each origin, one behind the other."""
+    rows = tensor.detach().movedim(dim, 0)
+    found = rows[[origin[0] for origin in origins]]
+    for edge, origin in enumerate(origins):
+        if len(origin) > 1:
+            found[edge] = rows[list(origin)].mean(dim=0)
+    return found.movedim(0, dim).contiguous()
+
+
+def _shift(tensor: Tensor, dim: int, edges: Sequence[int], by: float) -> tuple[Tensor, Tensor]:
+    """The arguments of `index_add_` that add a number to the slices of some edges."""
+    shape = [*tensor.shape]
+    shape[dim] = len(edges)
+    return torch.tensor(edges, device=tensor.device), tensor.new_full(shape, by)
+
+
+def _replace(optimizer: torch.optim.Optimizer, change: _Change) -> None:
+    for group in optimizer.param_groups:
+        for place, parameter in enumerate(group["params"]):
+            if parameter is not change.before:
+                continue
+            group["params"][place] = change.after
+            state = optimizer.state.pop(parameter, {})
+            fits = [
+                not isinstance(value, Tensor) or value.dim() == 0 or value.shape == parameter.shape
+                for value in state.values()
+            ]
+            if state and all(fits):
+                optimizer.state[change.after] = {
+                    name: change.carried(value) if isinstance(value, Tensor) and value.dim() else value
+                    for name, value in state.items()
+                }
+
+
+def _insert(
+    optimizer: torch.optim.Optimizer,
+    fresh: Sequence[nn.Parameter],
+    behind: Sequence[nn.Parameter],
+    before: Sequence[nn.Parameter],
+) -> None:
+    """Puts new parameters behind the first of some parameters that the optimizer has, or before the first of others."""
+    for offset, anchors in ((1, behind), (0, before)):
+        for anchor in anchors:
+            for group in optimizer.param_groups:
+                for place, parameter in enumerate(group["params"]):
+                    if parameter is anchor:
+                        group["params"][place + offset : place + offset] = fresh
+                        return
+    optimizer.param_groups[0]["params"].extend(fresh)

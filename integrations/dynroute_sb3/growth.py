@@ -1,0 +1,229 @@
+"""Networks that grow while they are trained: a module more where a task has stalled while others learn."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import nn
+
+from dynroute import Resized, grow, networks, open_nodes
+from dynroute.arguments import check_count, shown
+from dynroute.growth import CLOSED, find_graph
+
+from .sac import MultiTaskSAC
+
+__all__ = ["GrowOnDemand", "grow_networks", "measure_tasks", "size_keyword"]
+
+Measure = Callable[[MultiTaskSAC], Sequence[float | None]]
+
+
+class GrowOnDemand(BaseCallback):
+    """Adds a module to actor and critics where a task has stalled while others learn.
+
+    Every `every` steps the tasks are measured. A task has stalled if over the last `patience` measurements it gained
+    less than `gain` and is not solved; others learn if one of them gained as much. Then all networks of the policy grow
+    by a module, and optimizers, targets and stored paths with them; nothing that is evaluated changes at that moment.
+    The module comes in over the next `opening` steps (:func:`dynroute.open_nodes`), and tasks are measured anew.
+
+    What the callback knows is an attribute of the model, `growth_state`, and so is part of checkpoints: with the same
+    callback a run goes on from one exactly. The network must be "d2r", "d2r-model" or "moe", or one of their kind.
+
+    Args:
+        every: The number of environment steps from one measurement to the next.
+        max_modules: The number of modules at which growth ends, without the output.
+        patience: The number of measurements over which a gain counts.
+        gain: The least gain that counts as learning, in the unit of what is measured.
+        solved: A task that reaches this is solved.
+        opening: The number of environment steps over which a new module comes in; `every` if None.
+        measure: Gives a number for each task, more being better, or None where there is none yet: the rate of success
+            if environments tell it, else the mean return, of the last episodes of each task.
+        verbose: Whether growth is told.
+
+    Example:
+        >>> sizes = {"num_modules": 3, "width": 8, "trunk_sizes": (8,), "router_sizes": (8,)}
+        >>> model = MultiTaskSAC("D2RPolicy", DummyVecEnv(point_tasks()), policy_kwargs={"network_kwargs": sizes})
+        >>> stalls = iter([[0, 0, 0, 0], [0, 0.5, 0.5, 0.5]])  # task 0 stays where it is, in this example
+        >>> growth = GrowOnDemand(20, max_modules=5, patience=1, measure=lambda model: next(stalls))
+        >>> model = model.learn(48, callback=growth)
+        >>> model.actor.net.topology.num_nodes, model.policy_kwargs["network_kwargs"]["num_modules"]
+        (5, 4)
+    """
+
+    model: MultiTaskSAC
+
+    def __init__(
+        self,
+        every: int,
+        max_modules: int,
+        *,
+        patience: int = 5,
+        gain: float = 0.05,
+        solved: float = 0.9,
+        opening: int | None = None,
+        measure: Measure | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        check_count("every", every, at_least=1)
+        check_count("max_modules", max_modules, at_least=1)
+        check_count("patience", patience, at_least=1)
+        if opening is not None:
+            check_count("opening", opening, at_least=1)
+        for name, number in (("gain", gain), ("solved", solved)):
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
+                raise ValueError(f"`{name}` must be a positive number, got {shown(number)}.")
+        self.every, self.max_modules = every, max_modules
+        self.patience, self.gain, self.solved = patience, gain, solved
+        self.opening = every if opening is None else opening
+        self.measure: Measure = measure_tasks if measure is None else measure
+
+    def _init_callback(self) -> None:
+        size_keyword(self.model)
+        if getattr(self.model, "growth_state", None) is None:
+            steps = self.model.num_timesteps
+            self.model.growth_state = {"measured_at": steps, "measured": [], "grown_at": [], "nodes": [], "raised": 0.0}
+
+    def _on_training_start(self) -> None:
+        self._state["measured_at"] = min(self._state["measured_at"], self.model.num_timesteps)  # which may start anew
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        state, steps = self._state, self.model.num_timesteps
+        self._open(state, steps)
+        if steps - state["measured_at"] < self.every:
+            return
+        state["measured_at"] = steps
+        found = [None if value is None else float(value) for value in self.measure(self.model)]
+        state["measured"] = [*state["measured"], found][-self.patience - 1 :]
+        if state["nodes"] or not self._is_stalled(state["measured"]):
+            return
+        if find_graph("network", self.model.actor.net).topology.num_nodes - 1 >= self.max_modules:
+            return
+        grown = grow_networks(self.model)
+        state.update(measured=[found], grown_at=[*state["grown_at"], steps], nodes=list(grown.added), raised=0.0)
+        if self.verbose:
+            print(f"{grown.num_modules} modules at {steps} steps")
+
+    @property
+    def _state(self) -> dict[str, Any]:
+        assert self.model.growth_state is not None
+        return self.model.growth_state
+
+    def _open(self, state: dict[str, Any], steps: int) -> None:
+        """Raises the logits of a new module to where they are due."""
+        if not state["nodes"]:
+            return
+        due = max(CLOSED * min((steps - state["grown_at"][-1]) / self.opening, 1.0), state["raised"])
+        for net in _networks(self.model):
+            open_nodes(net, state["nodes"], by=due - state["raised"])
+        state["raised"] = due
+        if due == CLOSED:
+            state["nodes"] = []
+
+    def _is_stalled(self, measured: Sequence[Sequence[float | None]]) -> bool:
+        """Whether some task has stalled while another one learned."""
+        if len(measured) <= self.patience:
+            return False
+        first, last = measured[0], measured[-1]
+        pairs = [(a, b) for a, b in zip(first, last, strict=True) if a is not None and b is not None]
+        stalled = any(b - a < self.gain and b < self.solved for a, b in pairs)
+        return stalled and any(b - a >= self.gain for a, b in pairs)
+
+
+def measure_tasks(model: MultiTaskSAC) -> list[float | None]:
+    """The rate of success of each task's last episodes, or their mean return where environments tell no success.
+
+    Example:
+        >>> from dynroute_sb3.growth import measure_tasks
+        >>> measure_tasks(MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks())))
+        [None, None, None, None]
+    """
+    kept = model.report.successes if any(model.report.successes) else model.report.returns
+    return [float(np.mean(values)) if values else None for values in kept]
+
+
+def grow_networks(model: MultiTaskSAC, count: int = 1) -> Resized:
+    """Adds modules to the networks of a model, between updates, with all that belongs to them.
+
+    Actor, critics, targets and the policy that lags behind get new nodes that they do not use yet, optimizers go on,
+    stored paths are lifted to the larger graph, and the keywords of the policy name the new size, so that what is saved
+    can be loaded.
+
+    Args:
+        model: The model.
+        count: The number of modules.
+
+    Returns:
+        What changed in the actor.
+
+    Example:
+        >>> from dynroute_sb3.growth import grow_networks
+        >>> sizes = {"num_modules": 3, "width": 8, "trunk_sizes": (8,), "router_sizes": (8,)}
+        >>> model = MultiTaskSAC("D2RPolicy", DummyVecEnv(point_tasks()), policy_kwargs={"network_kwargs": sizes})
+        >>> grow_networks(model, 2).num_modules
+        5
+    """
+    keyword, policy = size_keyword(model), model.policy
+    grown, modules = _grow(model.actor.net, count)
+    grown.carry(policy.actor.optimizer)
+    if model.rollout_actor is not None:
+        grow(model.rollout_actor.net, copy.deepcopy(modules))
+        model.rollout_actor.requires_grad_(False)
+    for net, target in zip(policy.critic.nets, policy.critic_target.nets, strict=True):
+        changed, modules = _grow(net, count)
+        changed.carry(policy.critic.optimizer)
+        grow(target, copy.deepcopy(modules))
+    policy.critic_target.requires_grad_(False)
+
+    size = {keyword: grown.num_modules}
+    model.policy_kwargs["network_kwargs"] = {**(model.policy_kwargs.get("network_kwargs") or {}), **size}
+    for keywords in (policy.network_kwargs, policy._actor_kwargs, policy._critic_kwargs):
+        keywords.update(size)
+    if model.replay_buffer is not None:
+        model.replay_buffer.lift_paths(grown.after)
+    model._graphs = None  # they launch the networks as they were
+    return grown
+
+
+def size_keyword(model: MultiTaskSAC) -> str:
+    """The keyword of the network that says how many modules there are, or an error where the model cannot grow.
+
+    Example:
+        >>> from dynroute_sb3.growth import size_keyword
+        >>> size_keyword(MultiTaskSAC("MoEPolicy", DummyVecEnv(point_tasks())))
+        'num_experts'
+    """
+    net = model.actor.net
+    level = getattr(net, "level", "module")
+    if isinstance(net, networks.MixtureOfExperts):
+        keyword = "num_experts"
+    elif isinstance(net, networks.DynamicDepthRouting) and level != "layer":
+        keyword = {"module": "num_modules", "model": "num_models"}[level]
+    else:
+        raise ValueError(
+            "`policy` must have networks that route at module or model level to grow, 'd2r', 'd2r-model' or 'moe', "
+            f"got a {type(net).__name__}."
+        )
+    if model.compile_networks:
+        raise ValueError(
+            "`compile_networks` must be False for networks that grow, got True: what is compiled is fixed."
+        )
+    if hasattr(model, "updates_due"):
+        raise ValueError("`model` must not learn while environments step to grow, got an OverlappedSAC.")
+    return keyword
+
+
+def _networks(model: MultiTaskSAC) -> list[nn.Module]:
+    lagging = [] if model.rollout_actor is None else [model.rollout_actor.net]
+    return [model.actor.net, *lagging, *model.policy.critic.nets, *model.policy.critic_target.nets]
+
+
+def _grow(net: nn.Module, count: int) -> tuple[Resized, list[nn.Module]]:
+    """Grows a network, and returns its new modules too."""
+    grown = grow(net, count)
+    nodes = find_graph("network", net).nodes
+    return grown, [nodes[node] for node in grown.added]

@@ -1,0 +1,208 @@
+"""Models that grow while they learn: actions and values stay, optimizers and paths follow, and resuming is exact."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from dynroute import Topology
+from dynroute_sb3 import (
+    CheckpointDirectory,
+    DemonstrationBuffer,
+    GrowOnDemand,
+    MultiTaskSAC,
+    OverlappedSAC,
+    point_tasks,
+)
+from dynroute_sb3.growth import grow_networks, measure_tasks
+
+SIZES = {"num_modules": 3, "width": 8, "trunk_sizes": (8,), "router_sizes": (8,)}
+
+
+def make(network: str = "d2r", sizes: dict[str, Any] | None = None, **options: Any) -> MultiTaskSAC:
+    kwargs = {"network": network, "network_kwargs": dict(SIZES if sizes is None else sizes)}
+    options = {"learning_starts": 20, "batch_size": 16, "seed": 0, **options}
+    return MultiTaskSAC("MultiTaskPolicy", DummyVecEnv(point_tasks()), policy_kwargs=kwargs, device="cpu", **options)
+
+
+NETWORKS = {
+    "d2r": SIZES,
+    "d2r-model": {"num_models": 2, "model_depth": 1, "width": 8, "trunk_sizes": (8,), "router_sizes": (8,)},
+    "moe": {"num_experts": 2, "width": 8, "depth": 1, "router_sizes": (8,)},
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"lag_rollouts": True}], ids=["", "lag"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_actions_and_values_stay(network: str, options: dict[str, Any]) -> None:
+    model = make(network, NETWORKS[network], **options).learn(40)
+    observations = torch.from_numpy(np.repeat(model.env.reset(), 5, axis=0))
+    actions = torch.rand(20, 2) * 2 - 1
+
+    def outputs() -> list[torch.Tensor]:
+        model.policy.set_training_mode(False)
+        with torch.no_grad():
+            found = [model.actor(observations, deterministic=True)]
+            found += [critic(observations, actions) for critic in (model.critic, model.critic_target)]
+            if model.rollout_actor is not None:
+                found.append(model.rollout_actor(observations, deterministic=True))
+        return found
+
+    before = outputs()
+    grown = grow_networks(model, 2)
+    for old, new in zip(before, outputs(), strict=True):
+        torch.testing.assert_close(new, old, atol=1e-5, rtol=1e-5)
+    (size,) = {"num_modules", "num_models", "num_experts"} & model.policy_kwargs["network_kwargs"].keys()
+    assert model.policy_kwargs["network_kwargs"][size] == grown.num_modules == NETWORKS[network][size] + 2
+
+    for part in (model.actor, model.critic):
+        held = [id(one) for group in part.optimizer.param_groups for one in group["params"]]
+        assert held == [id(one) for one in part.parameters()]
+    assert not any(one.requires_grad for one in model.critic_target.parameters())
+    model.learn(20, reset_num_timesteps=False)
+    assert model.actor.net.topology == grown.after
+
+
+def test_stored_paths_are_lifted() -> None:
+    model = make().learn(40)
+    before = model.replay_buffer.latest_paths(10)
+    grown = grow_networks(model)
+    for old, new in zip(before, model.replay_buffer.latest_paths(10), strict=True):
+        assert torch.equal(grown.before.lift(old, to=grown.after), new)
+    assert model.replay_buffer.topology == Topology.dag(5)
+    batch = model.replay_buffer.sample(16)
+    assert batch.paths.shape == (16, 4, 4)
+
+
+def test_paths_of_demonstrations_are_lifted() -> None:
+    model = make(replay_buffer_class=DemonstrationBuffer, replay_buffer_kwargs={"demonstrations": 4})
+    grow_networks(model)
+    assert model.replay_buffer.shown.topology == model.replay_buffer.topology == Topology.dag(5)
+    moe = make("moe", NETWORKS["moe"])
+    grow_networks(moe)
+    assert moe.replay_buffer.paths is None
+
+
+def stalled(model: MultiTaskSAC) -> list[float | None]:
+    """The first task stays where it is, the others learn with every step, for ever; the last one is not known."""
+    return [0.1, model.num_timesteps / 50, model.num_timesteps / 40, None]
+
+
+def callbacks(folder: Path, *, last: bool = True) -> list[BaseCallback]:
+    growth = GrowOnDemand(20, max_modules=5, patience=2, gain=0.1, opening=32, measure=stalled, solved=99.0)
+    checkpoints = CheckpointDirectory(20, folder, keep=9)
+    return [growth, checkpoints] if last else [checkpoints, growth]
+
+
+@pytest.mark.parametrize(
+    ("options", "last"), [({}, True), ({}, False), ({"lag_rollouts": True}, True)], ids=["behind", "before", "lag"]
+)  # whether the checkpoint of a step is written behind its growth
+def test_a_run_that_grows_goes_on_exactly(options: dict[str, Any], last: bool, tmp_path: Path) -> None:
+    whole = make(**options).learn(200, callback=CallbackList(callbacks(tmp_path / "whole", last=last)))
+    assert whole.growth_state is not None
+    assert whole.growth_state["grown_at"] == [60, 100]
+    assert whole.actor.net.topology == Topology.dag(6)
+
+    for steps in (60, 80):  # as it grew, and while a module comes in
+        checkpoint = tmp_path / "whole" / f"step_{steps}"
+        resumed = MultiTaskSAC.load_checkpoint(checkpoint, DummyVecEnv(point_tasks()), device="cpu")
+        folder = tmp_path / f"from {steps}"
+        left = 200 - resumed.num_timesteps
+        resumed.learn(left, callback=CallbackList(callbacks(folder, last=last)), reset_num_timesteps=False)
+        assert resumed.growth_state == whole.growth_state
+        for name, value in whole.policy.state_dict().items():
+            assert torch.equal(resumed.policy.state_dict()[name], value), (steps, name)
+        assert np.array_equal(resumed.replay_buffer.paths, whole.replay_buffer.paths)
+        ours, theirs = resumed.actor.optimizer.state_dict(), whole.actor.optimizer.state_dict()
+        assert ours["state"].keys() == theirs["state"].keys()
+
+
+def test_a_model_that_grew_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = make().learn(100, callback=callbacks(tmp_path / "checkpoints"))
+    model.save(tmp_path / "model.zip")
+    loaded = MultiTaskSAC.load(tmp_path / "model.zip", env=DummyVecEnv(point_tasks()), device="cpu")
+    assert loaded.growth_state == model.growth_state
+    observation = DummyVecEnv(point_tasks()).reset()
+    assert np.array_equal(
+        loaded.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
+    )
+    loaded.learn(20, callback=callbacks(tmp_path / "others")[0])  # counts its steps from 0 again
+
+
+@pytest.mark.parametrize(
+    ("measured", "grows"),
+    [
+        ([[0.0, 0.0, 0.0, 0.0]] * 4, False),  # nobody learns
+        ([[0.1 * i] * 4 for i in range(4)], False),  # everybody does
+        ([[0.2, 0.1 * i, None, None] for i in range(4)], True),
+        ([[0.95, 0.1 * i, None, None] for i in range(4)], False),  # what is solved does not stall
+        ([[0.0, 0.1 * i, 0.0, 0.0] for i in range(2)] + [[0.0, 0.1, 0.0, 0.0]] * 9, False),  # not for long enough
+    ],
+)
+def test_it_grows_where_a_task_stalls_while_others_learn(measured: list[Any], grows: bool) -> None:
+    model, values = make(learning_starts=999), iter(measured)
+    growth = GrowOnDemand(4, max_modules=4, patience=3, gain=0.15, measure=lambda _: next(values))
+    model.learn(4 * len(measured) + 4, callback=growth)
+    assert model.growth_state is not None
+    assert bool(model.growth_state["grown_at"]) == grows
+    assert model.actor.net.topology == Topology.dag(5 if grows else 4)
+
+
+def test_growth_ends_and_new_modules_come_in_slowly(capsys: pytest.CaptureFixture[str]) -> None:
+    model = make(learning_starts=999)
+    growth = GrowOnDemand(8, max_modules=4, patience=1, gain=0.1, opening=16, measure=stalled, solved=99.0, verbose=1)
+    bias = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            bias.append(float(self.model.critic_target.nets[0].graph.router.layers[-1].bias[-1]))
+            return True
+
+    model.learn(80, callback=[growth, Look()])
+    assert capsys.readouterr().out == "4 modules at 16 steps\n"
+    assert model.growth_state["nodes"] == []
+    rises = np.diff(bias[4:])
+    assert np.allclose(rises[:4], 5.0, atol=1e-4)
+    assert np.allclose(rises[4:], 0.0)
+
+
+def test_tasks_are_measured_by_success_or_return() -> None:
+    model = make()
+    assert measure_tasks(model) == [None] * 4
+    model.report.returns[1].extend([1.0, 2.0])
+    assert measure_tasks(model) == [None, 1.5, None, None]
+    model.report.successes[2].extend([1.0, 0.0, 0.0, 1.0])
+    assert measure_tasks(model) == [None, None, 0.5, None]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: GrowOnDemand(0, 5), "`every` must be at least 1, got 0."),
+        (lambda: GrowOnDemand(5, "a"), "`max_modules` must be an integer, got 'a'."),
+        (lambda: GrowOnDemand(5, 5, patience=0), "`patience` must be at least 1, got 0."),
+        (lambda: GrowOnDemand(5, 5, opening=0), "`opening` must be at least 1, got 0."),
+        (lambda: GrowOnDemand(5, 5, gain=0.0), "`gain` must be a positive number, got 0.0."),
+        (lambda: grow_networks(make("mt-sac", {})), "`policy` must have networks that route at module or model level"),
+        (
+            lambda: grow_networks(make("d2r-layer", {"layer_sizes": (2, 2)})),
+            "`policy` must have networks that route at module or model level",
+        ),
+        (lambda: grow_networks(make(compile_networks="eager")), "`compile_networks` must be False for networks that"),
+        (
+            lambda: grow_networks(
+                OverlappedSAC("D2RPolicy", DummyVecEnv(point_tasks()), policy_kwargs={"network_kwargs": SIZES})
+            ),
+            "`model` must not learn while environments step to grow, got an OverlappedSAC.",
+        ),
+    ],
+)  # fmt: skip
+def test_messages(call: Callable[[], object], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
+        call()
