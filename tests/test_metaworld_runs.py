@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -130,6 +131,40 @@ def test_more_steps(straight: Path, tmp_path: Path) -> None:
     run.agree({"steps": 120, "workers": 1})  # nothing of what is computed depends on these
     train(run)
     assert outcome(folder) == outcome(straight)
+
+
+def test_the_time_is_up(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, left = tmp_path / "run", [math.inf]
+    monkeypatch.setattr(Run, "seconds_left", lambda _: left[0])
+
+    def step(recorder: Recorder) -> bool:
+        if recorder.num_timesteps == 140:  # where nothing is due
+            recorder.deadline, left[0] = -math.inf, 0
+        return True
+
+    monkeypatch.setattr(Recorder, "_on_step", step)
+    run = Run.create(folder, small(hours=1e-9))
+    result = train(run)
+    assert result is not None
+    assert result.episodes == 2
+    assert latest_checkpoint(run.checkpoints) == run.checkpoints / "step_140"
+    monkeypatch.undo()
+    assert Run.open(folder).seconds_left() <= 0
+    assert train(Run.open(folder)) is not None
+    assert len(run.sessions) == 1  # it was finished
+    run = Run.open(folder)
+    run.agree({"hours": 1.0})
+    assert 0 < run.seconds_left() < 3600
+    train(run)
+    assert outcome(folder) == outcome(straight)
+
+
+def test_no_time_at_all(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", small(hours=0.0))
+    assert train(run) is not None
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step_0"]
+    assert train(Run.open(run.folder)) is not None
+    assert len(run.sessions) == 1
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:

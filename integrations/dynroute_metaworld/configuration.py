@@ -94,6 +94,9 @@ class Configuration:
     steps: int | None = _option(
         None, "how long; 1,500,000 for at most ten tasks, 1,000,000 for more", SCHEDULE, least=0
     )
+    hours: float | None = _option(
+        None, "stop after so long, all sessions together, with the evaluation at the end; no limit", SCHEDULE, least=0
+    )
     horizon: int = _option(200, f"steps of an episode, at most {MAX_HORIZON}", SCHEDULE, least=1, most=MAX_HORIZON)
     learning_starts: int = _option(2000, "steps before learning starts", SCHEDULE, least=0)
     warmup_actions: str = _option("random", "what acts in these steps", SCHEDULE, WARMUP_ACTIONS)

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,14 +11,18 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from dynroute.arguments import check_count
-from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC
+from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC, latest_checkpoint
 
 from .evaluation import evaluate, unseen
 from .progress import Display
 from .result import EvaluationResult
 from .run import Run
 
-__all__ = ["Recorder", "Stopped", "evaluate_run"]
+__all__ = ["Recorder", "Stopped", "TimeIsUp", "evaluate_run"]
+
+
+class TimeIsUp(Exception):  # noqa: N818 - it is no error
+    """A run has learned for as long as it may, and has written a checkpoint."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
@@ -42,6 +47,7 @@ class Recorder(BaseCallback):
         self.run, self.display = run, display
         self.checkpoints = CheckpointDirectory(1, run.checkpoints, notes=run.seal)
         self.stopping = False
+        self.deadline = time.monotonic() + run.seconds_left()
 
     def _init_callback(self) -> None:
         self.checkpoints.init_callback(self.model)
@@ -59,6 +65,7 @@ class Recorder(BaseCallback):
 
     def _between(self, *, last: bool) -> None:
         configuration, steps = self.run.configuration, self.model.num_timesteps
+        time_is_up = not last and time.monotonic() >= self.deadline
         if (
             steps > self.run.logged and not self.stopping
         ):  # or it was done before the run was interrupted, or will be after
@@ -72,10 +79,13 @@ class Recorder(BaseCallback):
                     self.model.dump_logs()
                     self.run.logged = steps
                     self._show()
-        if steps > self.start and (last or self.stopping or self._is_due(configuration.checkpoint_every)):
+        due = last or self.stopping or time_is_up or self._is_due(configuration.checkpoint_every)
+        if (steps > self.start and due) or (time_is_up and latest_checkpoint(self.run.checkpoints) is None):
             self.checkpoints.write()
         if self.stopping and not last:
             raise Stopped
+        if time_is_up:
+            raise TimeIsUp
 
     def _is_due(self, every: int) -> bool:
         """Whether a multiple of so many steps of each task was passed since the time of learning before."""

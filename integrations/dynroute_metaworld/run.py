@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import errno
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from .threads import choose_threads, waiting
 
 __all__ = ["MOVABLE", "Run", "RunError"]
 
-MOVABLE = ("steps", "workers", "restart", "device", "checkpoint_every", "final_episodes")
+MOVABLE = ("steps", "hours", "workers", "restart", "device", "checkpoint_every", "final_episodes")
 """What may change when a run goes on, since it changes nothing of what is computed until then."""
 
 
@@ -211,8 +212,17 @@ class Run:
         return float(sum(known)) if known and len(known) == len(sessions) else None
 
     def is_at_end(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint has all steps of the configuration."""
-        return checkpoint_steps(checkpoint) == (self.configuration.steps or 0) * len(self.configuration.tasks)
+        """Whether a checkpoint has all steps of the configuration, or the time for more is up."""
+        steps = (self.configuration.steps or 0) * len(self.configuration.tasks)
+        return checkpoint_steps(checkpoint) == steps or self.seconds_left() <= 0
+
+    def seconds_left(self) -> float:
+        """How long the run may still learn; the time of a session that was killed is not known, and not counted."""
+        if self.configuration.hours is None:
+            return math.inf
+        used = 60 * sum(session.get("minutes", 0) for session in self.sessions)
+        now = 0 if self._began is None else time.monotonic() - self._began
+        return 3600 * self.configuration.hours - used - now
 
     def finished(self) -> EvaluationResult | None:
         """The evaluation at the end, if there is one and it is what the configuration asks for."""
@@ -257,7 +267,7 @@ class Run:
             number = path.stem.removeprefix("step_")
             if number.isdecimal() and int(number) > steps:
                 path.unlink()
-        if steps < (self.configuration.steps or 0) * len(self.configuration.tasks):
+        if last is None or not self.is_at_end(last):
             self._final.unlink(missing_ok=True)  # it is of fewer steps
         self._write_configuration()
         self._write_sessions([*self.sessions, session])

@@ -27,7 +27,7 @@ from .methods import ACTIONS
 from .metrics import MetricsFile, TensorBoardFolder
 from .progress import Display
 from .provenance import versions
-from .recorder import Recorder, Stopped, evaluate_run
+from .recorder import Recorder, Stopped, TimeIsUp, evaluate_run
 from .result import EvaluationResult
 from .run import Run, RunError
 from .threads import describe_threads
@@ -141,6 +141,9 @@ def _learn(run: Run, model: MultiTaskSAC, remarks: Sequence[str]) -> EvaluationR
             with recorder.stopping_on_signals():
                 if total:  # with all steps done, what was due after the last one may still be missing
                     model.learn(total - before, recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        except TimeIsUp:
+            total = model.num_timesteps
+            display.tell(f"the time is up at {total:,} steps; --resume --hours with more of it goes on")
         except Stopped:
             display.tell(f"stopped at {model.num_timesteps:,} steps; --resume goes on")
             return None
