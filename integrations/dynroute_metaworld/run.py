@@ -222,7 +222,7 @@ class Run:
             return math.inf
         used = 60 * sum(session.get("minutes", 0) for session in self.sessions)
         now = 0 if self._began is None else time.monotonic() - self._began
-        return 3600 * self.configuration.hours - used - now
+        return float(3600 * self.configuration.hours - used - now)
 
     def finished(self) -> EvaluationResult | None:
         """The evaluation at the end, if there is one and it is what the configuration asks for."""
