@@ -53,10 +53,9 @@ def make(
     network: str, *, batch_size: int = BATCH, device: torch.device | str = "cpu", sizes: Any = None, **options: Any
 ) -> MultiTaskSAC:
     """A model with the sizes of MT10 and a buffer of random transitions."""
-    env = DummyVecEnv([lambda task=task: OneHotTask(Still(), task, TASKS) for task in range(TASKS)])
     model = MultiTaskSAC(
         "MultiTaskPolicy",
-        env,
+        still_tasks(),
         policy_kwargs={"network": network, "network_kwargs": sizes},
         buffer_size=20_000,
         batch_size=batch_size,
@@ -66,8 +65,19 @@ def make(
         device=device,
         **options,
     )
+    fill(model)
+    return model
+
+
+def still_tasks() -> DummyVecEnv:
+    """Ten tasks that cost next to nothing."""
+    return DummyVecEnv([lambda task=task: OneHotTask(Still(), task, TASKS) for task in range(TASKS)])
+
+
+def fill(model: MultiTaskSAC) -> None:
+    """Puts random transitions into the buffer of a model."""
     model.set_logger(Logger(None, []))
-    model._last_obs = env.reset()
+    model._last_obs = model.env.reset()
     rng = np.random.default_rng(0)
     one_hots = np.eye(TASKS, dtype=np.float32)
     for _ in range(200):
@@ -75,7 +85,6 @@ def make(
         action, reward = rng.uniform(-1, 1, (TASKS, ACTIONS)), rng.normal(size=TASKS)
         model._sample_action(10**9, None, TASKS)
         model.replay_buffer.add(old, new, action, reward, np.zeros(TASKS), [{}] * TASKS, paths=model._behaviour_paths)
-    return model
 
 
 def time_updates(seconds: float) -> list[dict[str, Any]]:
