@@ -36,7 +36,7 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
 
 
 class Capacity(NamedTuple):
-    """What :func:`measure` tells of a network on a batch."""
+    """How much of a network is in use on a batch, as :func:`measure` finds it."""
 
     dormant: float
     """The share of all units that are dormant; NaN in a network without activations that are modules."""
@@ -181,7 +181,7 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[tuple[Ten
 
 
 def _features(read: list[tuple[Tensor, int]], out_features: int | None) -> Tensor | None:
-    """What the output layers read, side by side; each tensor once, whoever reads it."""
+    """The tensors that the output layers read, side by side, each once."""
     inputs = [each for each, width in read if width == out_features] or [each for each, _ in read[-1:]]
     different = list({id(each): each for each in inputs}.values())
     if not different:

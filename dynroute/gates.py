@@ -87,6 +87,13 @@ class Gate(nn.Module, ABC):
             device: Where its parameters are.
         """
 
+    def follow(self, weights: Tensor) -> None:
+        """Hears of the weights of a path that it chose; a gate with memory may wait for their gradient.
+
+        Args:
+            weights: The weights, with shape ``[*, T, S]``.
+        """
+
     def resize(self, change: Callable[[Tensor], Tensor]) -> None:
         """Follows its graph to other nodes; a gate with memory takes that along.
 
@@ -149,7 +156,10 @@ class Gate(nn.Module, ABC):
             path = path.path if isinstance(path, Route) else path
             _check_replay(path, logits, allowed, self.may_be_empty)
             self._count_dropped(None)
-        return Route(logits, path, self.weigh(logits, path))
+            return Route(logits, path, self.weigh(logits, path))
+        weights = self.weigh(logits, path)
+        self.follow(weights)
+        return Route(logits, path, weights)
 
     def _limit(self, logits: Tensor, path: Tensor, allowed: Tensor, sample: bool) -> Tensor:
         """Drops the choices beyond the capacity, and counts them."""
@@ -356,11 +366,12 @@ class BalancedTopK(Gate):
     The bias decides who is chosen, never the weights: those are the softmax of the logits over the path (Eq. 5). No
     auxiliary loss is needed, and none disturbs the gradient (Wang et al., 2024).
 
-    The bias is a buffer and part of the state dict, as is the load of the last pass that counted. A pass counts if the
-    gate is in training mode, gradients are recorded, and it chooses for itself. The bias moves by the load of the last
-    such pass when the next one begins. So it stays as it is on replay, in evaluation and under ``torch.no_grad()``, and
-    while activation checkpointing runs a pass again, which then takes the same path. Functions under ``torch.func`` do
-    not count. Compiled code counts like any other. The bias stays in float32 when the layer is converted to 16 bits.
+    A pass counts if the gate is in training mode, gradients are recorded, and it chooses for itself. Loads add up, and
+    the bias moves by them when the first pass begins after a backward pass. So it moves once, however many passes a
+    backward pass has, and stays as it is on replay, in evaluation and under ``torch.no_grad()``. Activation
+    checkpointing runs a pass again along the same path; with ``use_reentrant=True`` no pass counts. Functions under
+    ``torch.func`` do not count. Compiled code moves the bias with every pass. All of this is in the state dict. The
+    bias stays in float32 when the layer is converted to 16 bits.
 
     Args:
         k: How many sources to read, at least 2; a node with fewer reads all it has.
@@ -370,13 +381,15 @@ class BalancedTopK(Gate):
     Example:
         >>> net = ModelRouting([nn.Linear(5, 2) for _ in range(4)], BalancedTopK(2, rate=0.1))
         >>> for _ in range(2):
-        ...     y = net(torch.ones(8, 5))
+        ...     net(torch.ones(8, 5)).sum().backward()
         >>> net.gate.load, net.gate.bias.abs()
         (tensor([[...]]), tensor([[0.1000, 0.1000, 0.1000, 0.1000]]))
     """
 
     bias: Tensor | None
     load: Tensor | None
+    learned: Tensor | None
+    exists: Tensor | None
 
     def __init__(self, k: int, rate: float = 1e-3, *, capacity: float | None = None) -> None:
         super().__init__()
@@ -386,6 +399,8 @@ class BalancedTopK(Gate):
         self.capacity = capacity
         self.register_buffer("bias", None)
         self.register_buffer("load", None)
+        self.register_buffer("learned", None)  # whether gradients came since the last pass that counted
+        self.register_buffer("exists", None, persistent=False)
 
     @property
     def max_sources(self) -> int | None:
@@ -399,52 +414,77 @@ class BalancedTopK(Gate):
                 "`gate` must belong to one graph, but this BalancedTopK has a bias for another one; make a gate for "
                 "each layer."
             )
-        self._make_bias(topology.path_shape, device)
+        self._make_bias(topology.allowed.to(device))
 
     def resize(self, change: Callable[[Tensor], Tensor]) -> None:
         """Takes the bias along; the load of the graph before is forgotten."""
         if self.bias is not None:
-            self.bias = change(self.bias)
-            self.load = torch.zeros(self.bias.shape, dtype=torch.long, device=self.bias.device)
+            bias = change(self.bias)
+            self._make_bias(change(torch.ones_like(self.bias)) > 0)
+            self.bias = bias
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the k best sources of every row, after the bias."""
         if self.bias is None:
-            self._make_bias(logits.shape[-2:], logits.device)
+            self._make_bias(allowed.reshape(-1, *allowed.shape[-2:]).any(dim=0) if allowed.dim() > 2 else allowed)
         assert self.bias is not None
         if self.bias.shape != logits.shape[-2:]:
             raise ValueError(
                 f"`logits` must have shape (*, {', '.join(map(str, self.bias.shape))}) like the bias of this gate, "
                 f"got {tuple(logits.shape)}; make a gate for each graph."
             )
-        counts = self.training and torch.is_grad_enabled() and _is_first_run()
+        counts = self._counts
         with torch.no_grad():
             if counts:
-                self._move_bias(allowed)
+                self._move_bias()
             probability = mask_softmax(logits, allowed)
             scores = torch.where(logits > -torch.inf, probability + self.bias, -torch.inf)
             path = best_k(scores, self.k, allowed)
             if counts:
                 assert self.load is not None
-                self.load.copy_(path.reshape(-1, *path.shape[-2:]).sum(dim=0) if path.dim() > 2 else path)
+                self.load.add_(path.reshape(-1, *path.shape[-2:]).sum(dim=0) if path.dim() > 2 else path)
         return path
+
+    def follow(self, weights: Tensor) -> None:
+        """Waits for the gradient of a pass that counted."""
+        if not self._counts:
+            return
+        if weights.requires_grad and not torch.compiler.is_compiling():
+            weights.register_hook(self._learn)  # type: ignore[no-untyped-call]
+        else:
+            self._learn()
 
     def reset_parameters(self) -> None:
         """Sets the bias to zero, and forgets the load."""
-        for buffer in (self.bias, self.load):
+        for buffer in (self.bias, self.load, self.learned):
             if buffer is not None:
                 buffer.zero_()
 
-    def _make_bias(self, shape: tuple[int, ...], device: torch.device | None) -> None:
-        self.bias = torch.zeros(shape, dtype=torch.float32, device=device)
-        self.load = torch.zeros(shape, dtype=torch.long, device=device)
+    @property
+    def _counts(self) -> bool:
+        return self.training and torch.is_grad_enabled() and _is_first_run()
 
-    def _move_bias(self, allowed: Tensor) -> None:
+    def _make_bias(self, exists: Tensor) -> None:
+        self.exists = exists.clone()
+        self.bias = torch.zeros(exists.shape, dtype=torch.float32, device=exists.device)
+        self.load = torch.zeros(exists.shape, dtype=torch.long, device=exists.device)
+        self.learned = torch.zeros((), dtype=torch.bool, device=exists.device)
+
+    def _learn(self, _: Tensor | None = None) -> None:
+        assert self.learned is not None
+        with torch.no_grad():
+            self.learned.fill_(True)
+
+    def _move_bias(self) -> None:
+        """Moves the bias by the load, if gradients came; reads no value."""
         assert self.bias is not None
         assert self.load is not None
-        exists = allowed if allowed.dim() < 3 else allowed.flatten(0, -3).any(dim=0)
-        mean = self.load.sum(dim=-1, keepdim=True) / exists.sum(dim=-1, keepdim=True).clamp(min=1)
-        self.bias.add_(torch.where(exists, (mean - self.load).sign(), 0.0), alpha=self.rate)
+        assert self.learned is not None
+        assert self.exists is not None
+        mean = self.load.sum(dim=-1, keepdim=True) / self.exists.sum(dim=-1, keepdim=True).clamp(min=1)
+        self.bias.add_(torch.where(self.exists & self.learned, (mean - self.load).sign(), 0.0), alpha=self.rate)
+        self.load.mul_(~self.learned)
+        self.learned.zero_()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         bias = self.bias
@@ -478,8 +518,20 @@ class ExpertChoice(Gate):
 
     def __init__(self, capacity: float) -> None:
         super().__init__()
+        self.capacity = capacity
+
+    @property
+    def capacity(self) -> float:
+        """How many sources a sample has on average; here the sources choose, and nothing is dropped."""
+        capacity: float = vars(self)["_capacity"]
+        return capacity
+
+    @capacity.setter
+    def capacity(self, capacity: float) -> None:
         check_number("capacity", capacity, above=0.0)
-        self.capacity = capacity  # not that of the base class: the sources choose
+        if "dropped" not in self._buffers:
+            self.register_buffer("dropped", torch.zeros((), dtype=torch.long), persistent=False)
+        self._capacity = capacity
 
     @property
     def may_be_empty(self) -> bool:
@@ -488,7 +540,7 @@ class ExpertChoice(Gate):
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the samples that the sources chose."""
-        return chosen_by_sources(logits, self.capacity, allowed)  # type: ignore[arg-type]  # set by the constructor
+        return chosen_by_sources(logits, self.capacity, allowed)
 
     def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
         """Returns the probabilities of the full softmax on the path."""

@@ -221,3 +221,14 @@ def test_logging_does_not_change_training() -> None:
     for option in ({"every": 0}, {"every": 1, "batch_size": 0}):
         with pytest.raises(ValueError, match="must be at least 1, got 0"):
             CapacityLogger(**option)
+    for option in ({"every": 20.5}, {"every": True}, {"every": 1, "batch_size": "a"}):
+        with pytest.raises(TypeError, match="must be an integer, got"):
+            CapacityLogger(**option)
+
+
+def test_any_number_of_transitions_can_be_asked_for() -> None:
+    model = make("BRCPolicy").learn(80)
+    assert critic_capacity(model, 63)[0].rank <= 60  # as many of each of the four tasks
+    critic_capacity(model, 1)
+    with pytest.raises(TypeError, match="`batch_size` must be an integer, got None"):
+        critic_capacity(model, None)

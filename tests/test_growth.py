@@ -474,7 +474,7 @@ def test_the_bias_of_a_balanced_gate_comes_along(level: str) -> None:
     net = LEVELS[level](BalancedTopK(2, rate=0.3))
     x, context = torch.randn(64, 5), torch.randn(64, 4)
     for _ in range(4):
-        net(x, context)
+        net(x, context).sum().backward()
     gate = net.gate
     assert isinstance(gate, BalancedTopK)
     assert gate.bias is not None

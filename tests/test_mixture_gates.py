@@ -30,6 +30,7 @@ from dynroute import (
     TopP,
 )
 from dynroute.functional import expert_choice_path, limit_path, topp_path
+from dynroute.networks import build
 
 DOUBLE = torch.float64
 GATES: dict[str, Callable[[], Gate]] = {
@@ -290,10 +291,14 @@ def balanced(rate: float = 0.1) -> ModelRouting:
     return ModelRouting.ffn(5, 8, 4, BalancedTopK(2, rate=rate))
 
 
+def learn(net: ModelRouting, x: Tensor) -> None:
+    net(x).sum().backward()
+
+
 def moves(run: Callable[[ModelRouting, Tensor], object], net: ModelRouting | None = None) -> bool:
     """Whether a pass counts, after one that did."""
     net = balanced() if net is None else net
-    net(torch.randn(16, 5))
+    learn(net, torch.randn(16, 5))
     bias = net.gate.bias.clone()
     run(net, torch.randn(16, 5))
     return not torch.equal(net.gate.bias, bias)
@@ -308,7 +313,8 @@ def test_the_bias_follows_the_rule() -> None:
             bias = bias + 0.1 * torch.sign(load.mean() - load)
         best = (torch.softmax(z, -1) + bias).topk(2).indices
         load = torch.zeros(16, 1, 4).scatter(-1, best, 1.0).sum(0)
-        _, route = net(x, return_route=True)
+        output, route = net(x, return_route=True)
+        output.sum().backward()
         torch.testing.assert_close(net.gate.bias, bias)
         assert torch.equal(net.gate.load, load.long())
         torch.testing.assert_close(route.weights.gather(-1, best), torch.softmax(z.gather(-1, best), -1))
@@ -320,7 +326,10 @@ def test_the_bias_evens_the_load() -> None:
         net.router.layers[0].bias += torch.tensor([3.0, 2.0, 0.0, -1.0])
     x = torch.randn(256, 5)
     before = net(x, return_route=True)[1].path.sum(0)
-    loads = [net(x, return_route=True)[1].path.sum(0) for _ in range(300)]
+    loads = []
+    for _ in range(300):
+        learn(net, x)
+        loads.append(net.gate.load.clone())
     after = torch.stack(loads[-100:]).double().mean(0)
     assert before.max() > 230
     assert after.max() < 150
@@ -352,10 +361,47 @@ def test_checkpointing_runs_the_same_path_again() -> None:
         assert torch.equal(net.gate.load, twin.gate.load)
 
 
+def test_checkpointing_of_several_passes_before_one_backward() -> None:
+    for seed in range(10):
+        torch.manual_seed(seed)
+        net = balanced(rate=0.5)
+        learn(net, torch.randn(16, 5))
+        net.zero_grad()
+        twin, batches = copy.deepcopy(net), torch.randn(3, 16, 5)
+        sum(net(x).square().sum() for x in batches).backward()
+        sum(checkpoint(twin, x, use_reentrant=False).square().sum() for x in batches).backward()
+        for mine, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad)
+        assert torch.equal(net.gate.load, twin.gate.load)
+        assert int(net.gate.load.sum()) == 2 * 3 * 16
+        assert torch.equal(net.gate.bias, twin.gate.bias)
+
+
+def test_what_was_learned_is_saved() -> None:
+    net, other = balanced(), balanced()
+    learn(net, torch.randn(16, 5))
+    other.load_state_dict(net.state_dict())
+    x = torch.randn(16, 5)
+    net(x)
+    other(x)
+    assert net.gate.bias.any()
+    assert torch.equal(net.gate.bias, other.gate.bias)
+
+
+def test_the_rule_of_the_bias_counts_sources_that_dropout_closes() -> None:
+    net = balanced(rate=0.01)
+    net.router.dropout = 0.5
+    for _ in range(20):
+        learn(net, torch.randn(1, 5))
+        load, bias = net.gate.load.float(), net.gate.bias.clone()
+        learn(net, torch.randn(1, 5))
+        torch.testing.assert_close(net.gate.bias - bias, 0.01 * torch.sign(load.mean() - load))
+
+
 def test_the_bias_is_saved_copied_and_reset() -> None:
     net, other = balanced(), balanced()
     for _ in range(4):  # three moves, which cannot cancel
-        net(torch.randn(16, 5))
+        learn(net, torch.randn(16, 5))
     other.load_state_dict(net.state_dict())
     x = torch.randn(16, 5)
     for twin in (other, copy.deepcopy(net)):
@@ -369,8 +415,8 @@ def test_the_bias_is_saved_copied_and_reset() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_bias_stays_in_float32(dtype: torch.dtype) -> None:
     net = balanced(rate=1e-4)
-    net(torch.randn(16, 5))
-    net(torch.randn(16, 5))
+    learn(net, torch.randn(16, 5))
+    learn(net, torch.randn(16, 5))
     before = net.gate.bias.clone()
     net.to(dtype)
     assert net.gate.bias.dtype == torch.float32
@@ -462,3 +508,28 @@ def test_tables_have_noise_too() -> None:
     task = torch.arange(60) % 3
     assert len(net.route(torch.eye(3)[task]).path.unique(dim=0)) > 3
     assert len(net.route(task).path.unique(dim=0)) > 3
+
+
+def test_noise_of_another_batch_is_refused() -> None:
+    net = noisy(noise=1.0)
+    x = torch.randn(32, 5)
+    for other in (7, 1):
+        with pytest.raises(ValueError, match=r"`router_noise` must be drawn for a context of shape \(32, 5\), got"):
+            net(x, router_noise=net.router.draw_noise(torch.randn(other, 5)))
+
+
+def test_expert_choice_needs_a_capacity() -> None:
+    gate = ExpertChoice(1.0)
+    with pytest.raises(TypeError, match="`capacity` must be a number, got None"):
+        gate.capacity = None
+    gate.capacity = 2.0
+    assert gate(torch.randn(8, 1, 4)).path.sum(0).tolist() == [[4, 4, 4, 4]]
+
+
+def test_networks_do_not_share_a_gate() -> None:
+    gate = BalancedTopK(2)
+    sizes = {"num_modules": 4, "width": 4, "trunk_sizes": (6,), "router_sizes": (4,)}
+    first, second = (build("d2r", 5, 3, 2, gate=gate, **sizes) for _ in range(2))
+    assert first.graph.gate is not second.graph.gate
+    assert first.graph.gate.bias is not second.graph.gate.bias
+    assert gate.bias is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -290,3 +291,16 @@ def test_batches_over_all_tasks_need_no_transition_of_each(buffer: type) -> None
     model.train(2)
     assert model._n_updates == 2
     assert model.replay_buffer.sample(13).tasks.tolist() == [0] * 13
+
+
+def test_a_model_of_distributions_goes_through_the_files_of_sb3(tmp_path: Path) -> None:
+    model = MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks()), critic_loss="categorical", bins=11, device="cpu")
+    model.save(tmp_path / "model.zip")
+    again = MultiTaskSAC.load(tmp_path / "model.zip", device="cpu")
+    assert (again.bins, again.value_range) == (11, (-10.0, 10.0))
+    observations = np.zeros((4, 8), dtype=np.float32)
+    observations[range(4), range(4, 8)] = 1
+    actions = [each.predict(observations, deterministic=True)[0] for each in (again, model)]
+    assert np.array_equal(*actions)
+    for name, value in again.policy.state_dict().items():
+        assert torch.equal(value, model.policy.state_dict()[name])

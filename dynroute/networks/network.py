@@ -1,5 +1,6 @@
 """What the networks of the literature share: a state and a task go in, a vector comes out."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -156,14 +157,16 @@ def _check_state(state: Tensor, features: int, num_tasks: int) -> None:
 
 
 def gate_named(gate: Gate | str) -> Gate:
-    """The gate of a name: "soft", "hard", "top-k" or "sample-k" with a number for k; a gate is returned as it is.
+    """The gate of a name: "soft", "hard", "top-k" or "sample-k" with a number for k; of a gate, a copy.
+
+    A copy, since networks that are made from the same arguments, as actor and critics are, must not share its memory.
 
     Example:
         >>> gate_named("sample-2")
         SampleK(2)
     """
     if isinstance(gate, Gate):
-        return gate
+        return copy.deepcopy(gate)
     kind, _, k = gate.partition("-") if isinstance(gate, str) else ("", "", "")
     if kind in ("top", "sample") and k == "1":
         raise ValueError(f'`gate` must read at least 2 sources to learn from their weights, got {gate!r}; try "hard".')

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 EPSILON = 1e-6
-"""What layer normalization adds to a variance, as in the released code of BRC; torch's default is 1e-5."""
+"""A number that layer normalization adds to a variance, as in the released code of BRC; torch's default is 1e-5."""
 
 MODULE_KINDS = ("linear", "layer-norm", "residual")
 """The kinds of modules that routed networks can be made of."""
@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
 def residual_body(
     width: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> nn.Sequential:
-    """What a residual block adds to its input: Linear - LayerNorm - ReLU - Linear - LayerNorm."""
+    """The part of a residual block that is added to its input: Linear - LayerNorm - ReLU - Linear - LayerNorm."""
     return nn.Sequential(
         *normalized_linear(width, width, device=device, dtype=dtype),
         orthogonal_linear(width, width, device=device, dtype=dtype),

@@ -39,7 +39,7 @@ class Router(nn.Module, ABC):
 
     Noise, where a router is given some, changes the scores that choose, and only where the layer samples: in training,
     unless it is told otherwise. Weights are those of the clean logits, so that a replayed path gives the same output,
-    and evaluation is deterministic.
+    and evaluation is deterministic. A gate that reads every source, as :class:`Soft` does, has no choice to change.
 
     Args:
         topology: The graph whose edges are scored.
@@ -95,8 +95,7 @@ class Router(nn.Module, ABC):
             generator: The source of randomness; the default generator of the device if None.
         """
         check_tensor("context", context)
-        whole = not (context.is_floating_point() or context.dtype == torch.bool)  # task ids have no features
-        edges = (*(context.shape if whole else context.shape[:-1]), self.topology.num_edges)
+        edges = self._edges_of(context)
         if self.jitter and not context.is_floating_point():
             raise TypeError(f"`context` must be a floating tensor for a router with jitter, got {context.dtype}.")
         return RouterNoise(
@@ -133,6 +132,11 @@ class Router(nn.Module, ABC):
                 )
         return scores
 
+    def _edges_of(self, context: Tensor) -> tuple[int, ...]:
+        """The shape of one number for each edge."""
+        ids = not (context.is_floating_point() or context.dtype == torch.bool)  # of tasks, without features
+        return (*(context.shape if ids else context.shape[:-1]), self.topology.num_edges)
+
     def _check_drawn(self, context: Tensor, drawn: RouterNoise) -> None:
         if not isinstance(drawn, RouterNoise):
             raise TypeError(f"`router_noise` must be a RouterNoise, got {shown(drawn)}; `router.draw_noise` draws it.")
@@ -142,11 +146,13 @@ class Router(nn.Module, ABC):
                     f"`router_noise` must be drawn for this router, with {option}={getattr(self, option)}; "
                     "`router.draw_noise` draws it."
                 )
-        if drawn.jitter is not None and drawn.jitter.shape != context.shape:
-            raise ValueError(
-                f"`router_noise` must be drawn for a context of shape {tuple(context.shape)}, "
-                f"got {tuple(drawn.jitter.shape)}."
-            )
+        edges = self._edges_of(context)
+        for numbers, shape in zip(drawn, (context.shape, edges, edges), strict=True):
+            if numbers is not None and numbers.shape != shape:
+                raise ValueError(
+                    f"`router_noise` must be drawn for a context of shape {tuple(context.shape)}, got numbers of shape "
+                    f"{tuple(numbers.shape)}, not {tuple(shape)}."
+                )
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew; a router with parameters of its own, beside modules, overrides it."""

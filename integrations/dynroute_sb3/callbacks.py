@@ -7,6 +7,8 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from dynroute.arguments import check_count
+
 from .capacity import critic_capacity
 from .checkpoint import checkpoint_steps, checkpoints, latest_checkpoint
 from .sac import MultiTaskSAC
@@ -41,8 +43,7 @@ class CapacityLogger(BaseCallback):
     def __init__(self, every: int, batch_size: int = 1024, *, verbose: int = 0) -> None:
         super().__init__(verbose)
         for name, number in (("every", every), ("batch_size", batch_size)):
-            if number < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {number}.")
+            check_count(name, number, at_least=1)
         self.every = every
         self.batch_size = batch_size
         self._last: int | None = None
@@ -105,8 +106,7 @@ class CheckpointDirectory(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         for name, number in (("every", every), ("keep", keep)):
-            if number < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {number}.")
+            check_count(name, number, at_least=1)
         self.every = every
         self.folder = Path(folder)
         self.keep = keep

@@ -2,6 +2,7 @@
 
 import torch
 
+from dynroute.arguments import check_count
 from dynroute.capacity import Capacity, measure
 
 from .attributes import MultiTaskAttributes
@@ -20,7 +21,8 @@ def critic_capacity(
     Args:
         model: A MultiTaskSAC with transitions in its buffer, for instance one from a checkpoint that was loaded with
             its environments.
-        batch_size: The number of transitions. An effective rank is at most that.
+        batch_size: The number of transitions, at most; an effective rank is no more. As many are of each task where
+            the buffer is balanced.
         tau: See :func:`dynroute.capacity.dormant_units`.
         share: See :func:`dynroute.capacity.effective_rank`.
 
@@ -35,6 +37,9 @@ def critic_capacity(
             "`model` must have transitions in its replay buffer, got none; a checkpoint that is loaded with its "
             "environments has them, `save` leaves them out."
         )
+    check_count("batch_size", batch_size, at_least=1)
+    if buffer.balanced:  # as many of each task
+        batch_size = max(batch_size // buffer.num_tasks, 1) * buffer.num_tasks
     before = random_state()
     batch = buffer.sample(batch_size, env=model._vec_normalize_env)
     modes = {module: module.training for module in critic.modules()}

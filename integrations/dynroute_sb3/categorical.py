@@ -78,7 +78,7 @@ def project(probabilities: Tensor, values: Tensor, value_range: tuple[float, flo
         bins: The number of bins, at a distance :math:`\Delta`.
 
     Returns:
-        The probabilities of the bins, with shape ``[batch, bins]``; NaN for a row whose values are NaN.
+        The probabilities of the bins, with shape ``[batch, bins]``; some are NaN in a row whose values are NaN.
 
     Example:
         >>> from dynroute_sb3.categorical import project

@@ -43,7 +43,7 @@ PRECISIONS = ("float32", "bf16")
 """How networks multiply when they learn."""
 
 CRITIC_LOSSES = ("mse", "categorical")
-"""What critics learn, values by squared errors or distributions of values by cross-entropy."""
+"""How critics learn, values by squared errors or distributions of values by cross-entropy."""
 
 BINS = 101
 """The usual number of bins of a distribution of values."""
@@ -254,10 +254,11 @@ def _check_distributions(model: MultiTaskAttributes) -> None:
             f"leads returns into it, got value_range={value_range} with neither."
         )
     for name, option in (("bins", model.bins), ("value_range", value_range)):
-        told = model.policy_kwargs.get(name)
-        if told is not None and not (categorical and told == option):  # where it filled them in itself
+        given = model.policy_kwargs.get(name)
+        given = tuple(given) if isinstance(given, list) else given  # as JSON has it in the files of SB3
+        if given is not None and not (categorical and given == option):  # where it filled them in itself
             raise ValueError(
-                f"`{name}` must not be given in `policy_kwargs`, got {told!r}: it is an option of MultiTaskSAC, which "
+                f"`{name}` must not be given in `policy_kwargs`, got {given!r}: it is an option of MultiTaskSAC, which "
                 f'learns by it: MultiTaskSAC(..., critic_loss="categorical", {name}=...).'
             )
 

@@ -155,6 +155,9 @@ class MultiTaskPolicy(SACPolicy):
         self.task_space = TaskSpace(observation_space, num_tasks)
         self.network = self.default_network if network is None else network
         check_factory(self.network)
+        for name, keywords in (("network_kwargs", network_kwargs), ("critic_kwargs", critic_kwargs)):
+            if not isinstance(keywords, Mapping | None):
+                raise TypeError(f"`{name}` must be a dictionary of keywords, got {shown(keywords)}.")
         self.network_kwargs = dict(network_kwargs or {})
         self.critic_kwargs = dict(critic_kwargs or {})
         self.net_arch, self.activation_fn = net_arch, activation_fn  # type: ignore[assignment]
