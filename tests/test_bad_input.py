@@ -368,7 +368,7 @@ def noisy_pass(**options: Any) -> None:
         ),
         (lambda: noisy_pass(noise=None), "`router_noise` must be None for a router that adds none, such as this Lin"),
         (lambda: noisy_pass(noise=1.0), "`router_noise` must be drawn for this router, with jitter=0.0; `router.draw"),
-        (lambda: noisy_pass(jitter=0.1), "`router_noise` must be drawn for a context of shape (2, 5), got numbers of shape (3, 5), not (2, 5)."),
+        (lambda: noisy_pass(jitter=0.1), "`router_noise` must be drawn for a context of shape (2, 5), got numbers"),
         (lambda: dynroute.upcycle(3, 2), "`dense` must be a module, got 3."),
         (lambda: dynroute.upcycle(nn.Linear(5, 5), 0), "`num_experts` must be at least 1, got 0."),
         (lambda: dynroute.upcycle(nn.Linear(5, 5), 2, Hard()), "`gate` must give weights that sum to 1 to"),
