@@ -84,7 +84,7 @@ def _run_rows(call: Pass) -> Tensor | None:
                 continue
             if node == topology.num_nodes - 1:
                 output = _Touch.apply(output, *_learning(unused)) if unused else output  # type: ignore[no-untyped-call]
-                return output.reshape(*call.batch, *output.shape[1:])
+                return call.unflat(output)
             if parents and plan.shortcuts[node]:
                 check_shortcut(node, carried[i], output)
                 output = carried[i] + output
@@ -322,7 +322,7 @@ def _run_few(call: Pass) -> Tensor | None:
         if node == last:
             assert outputs is not None
             finite = bool(outputs.sum().isfinite())
-            return output.reshape(*batch, *output.shape[1:]) if finite else None
+            return call.unflat(output) if finite else None
         if output.dim() != 2:
             return None
         if outputs is not None and (output.shape[-1] != outputs.shape[-1] or output.dtype != outputs.dtype):
