@@ -75,7 +75,10 @@ nitpick_ignore_regex = [
     ("py:.*", r"(abc|collections|contextlib|io|typing|torch|zipfile)(\..*)?"),
     ("py:class", r"(bool|bytes|dict|float|frozenset|int|list|object|set|str|tuple|None|Ellipsis)"),
     ("py:exc", r"(AssertionError|RuntimeError|TypeError|ValueError)"),
-    ("py:class", r"(.*\.T|BaseCallback|Module|Path|VecEnv|pathlib.Path|Task)"),  # as they are called in signatures
+    (
+        "py:class",
+        r"(.*\.T|BaseCallback|Module|Path|ProcessGroup|VecEnv|pathlib.Path|Task)",
+    ),  # as they are called in signatures
     ("py:.*", r"(gymnasium|metaworld|multiprocessing|numpy|rich|stable_baselines3|np|gym|spaces)(\..*)?"),
 ]
 

@@ -1,6 +1,6 @@
 """Routing layers for torch: choose, for every sample, which modules run and how their outputs are mixed."""
 
-from . import capacity, functional, inspect, losses, networks, testing
+from . import capacity, distributed, functional, inspect, losses, networks, testing
 from .banks import LinearBank
 from .budget import Budget, limit_modules
 from .checks import set_checks
@@ -54,6 +54,7 @@ __all__ = [
     "Topology",
     "backend",
     "capacity",
+    "distributed",
     "extract",
     "freeze_modules",
     "from_pretrained",

@@ -3,7 +3,7 @@
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,16 @@ from .topology import Topology
 __all__ = ["BalancedTopK", "ExpertChoice", "Gate", "Hard", "SampleK", "Soft", "TopK", "TopP"]
 
 
+class Processes(Protocol):
+    """The processes whose samples a gate counts together with its own, see :func:`dynroute.distributed.share_load`."""
+
+    def sum(self, counts: Tensor) -> Tensor:
+        """Returns the sum of the numbers of all processes."""
+
+    def decide(self, choose: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        """Calls a function with the samples of all processes, ``[samples, T, S]``, and returns its result for ours."""
+
+
 class Gate(nn.Module, ABC):
     """Decides a route from logits; it has no parameters.
 
@@ -41,6 +51,8 @@ class Gate(nn.Module, ABC):
 
     takes_noise = False
     """Whether :meth:`choose` adds Gumbel noise when it samples; a graph then draws it for the edges alone."""
+
+    _processes: Processes | None = None
 
     dropped: Tensor
     """How many choices the last pass dropped; there for gates with a :attr:`~dynroute.Gate.capacity` alone."""
@@ -166,10 +178,19 @@ class Gate(nn.Module, ABC):
         if self.capacity is None or not sample:
             self._count_dropped(None)
             return path
+        capacity = self.capacity
+
+        def limit(path: Tensor, weights: Tensor, allowed: Tensor) -> Tensor:
+            return limited(path, weights, capacity, allowed)
+
         with torch.no_grad():
-            left = limited(path, self.weigh(logits, path), self.capacity, allowed)
+            left = self._decide(limit, path, self.weigh(logits, path), allowed)
         self._count_dropped(path.sum() - left.sum())
         return left
+
+    def _decide(self, choose: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        """Calls a function that looks at all samples together, those of other processes too if they count."""
+        return choose(*values) if self._processes is None else self._processes.decide(choose, *values)
 
     def _count_dropped(self, count: Tensor | None) -> None:
         # Where a transform hides the batch each sample is alone, and nothing was dropped.
@@ -442,7 +463,8 @@ class BalancedTopK(Gate):
             path = best_k(scores, self.k, allowed)
             if counts:
                 assert self.load is not None
-                self.load.add_(path.reshape(-1, *path.shape[-2:]).sum(dim=0) if path.dim() > 2 else path)
+                load = path.reshape(-1, *path.shape[-2:]).sum(dim=0)
+                self.load.add_(load if self._processes is None else self._processes.sum(load))
         return path
 
     def follow(self, weights: Tensor) -> None:
@@ -540,7 +562,11 @@ class ExpertChoice(Gate):
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the samples that the sources chose."""
-        return chosen_by_sources(logits, self.capacity, allowed)
+
+        def choose(logits: Tensor, allowed: Tensor) -> Tensor:
+            return chosen_by_sources(logits, self.capacity, allowed)
+
+        return self._decide(choose, logits, allowed)
 
     def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
         """Returns the probabilities of the full softmax on the path."""

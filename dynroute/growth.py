@@ -354,6 +354,11 @@ def _resize(
     dropped: tuple[int, ...] = (),
 ) -> Resized:
     """Gives a graph other nodes, and its router the slices of other edges."""
+    if "_execute" in vars(graph):
+        raise ValueError(
+            "`net` must have all its modules on this process to change its size, but some live on others; gather them "
+            "with `dynroute.distributed.gather_state_dict` first."
+        )
     router, before = _router(graph), graph.topology
     old = [list(module.parameters()) for module in graph.nodes]
     bank = graph.has_bank

@@ -30,7 +30,7 @@ from .plan import Pass
 from .reference import run_reference
 from .sparse import needs_no_rows, run_sparse
 
-__all__ = ["BACKENDS", "backend", "check_backend", "run_graph"]
+__all__ = ["BACKENDS", "backend", "check_backend", "coupled", "run_graph"]
 
 BACKENDS = ("auto", "fused", "reference", "skip", "sparse")
 """The names of the backends."""
@@ -110,7 +110,7 @@ def _choose(name: str, call: Pass) -> Form:
     elif name == "skip" and torch.is_grad_enabled():
         found = 'gradients are being recorded; run it inside `torch.no_grad()`, or take "sparse"'
     else:
-        found = hidden or _coupled(call) or run_sparse
+        found = hidden or coupled(call) or run_sparse
     if isinstance(found, str):
         raise ValueError(f'`backend` must be able to run the graph, "{name}" cannot: {found}; "auto" can.')
     return found
@@ -136,7 +136,7 @@ def _fitting(call: Pass, hidden: str | None) -> Form:
         form = _fusing(call, None)
         if not isinstance(form, str) and not (small and form.func is not run_dense):
             return form
-    return run_reference if _coupled(call) else run_sparse
+    return run_reference if coupled(call) else run_sparse
 
 
 def _fusing(call: Pass, hidden: str | None) -> partial[Tensor] | str:
@@ -195,7 +195,7 @@ def _no_fast_backend(x: Tensor) -> str | None:
     return None
 
 
-def _coupled(call: Pass) -> str | None:
+def coupled(call: Pass) -> str | None:
     """Why a module may not be called on some of the samples; None if it treats each sample on its own."""
     dims = len(call.weights.shape) - 2
     if call.weights.shape[:-2].numel() == 1 and dims < 2:

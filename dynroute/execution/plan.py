@@ -97,6 +97,10 @@ class Pass:
         suitable = None if self.suitable is None else flat(self.suitable)
         return replace(self, x=flat(self.x), weights=flat(self.weights), suitable=suitable)
 
+    def unflat(self, output: Tensor) -> Tensor:
+        """An output of the flat pass with the batch shape of this one; itself where that is the same, and no view."""
+        return output if len(self.batch) == 1 else output.reshape(*self.batch, *output.shape[1:])
+
 
 def _groups(topology: Topology) -> tuple[Span, ...]:
     groups: list[Span] = []

@@ -5,11 +5,12 @@ and everything between them can be differentiated twice: hooks, parametrizations
 torch's own. The equations are those of the reference, on rows (see `rows`) instead of whole batches.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from ..functional import rsg
@@ -20,7 +21,7 @@ from .plan import Pass
 from .reference import check_shortcut, check_sources, run_reference
 from .rows import Rows, rows_of
 
-__all__ = ["NUMBERS_FROM", "ROWS_FROM", "needs_no_rows", "run_sparse"]
+__all__ = ["NUMBERS_FROM", "ROWS_FROM", "call_on_none", "needs_no_rows", "run_sparse", "touch"]
 
 ROWS_FROM = 64
 """The smallest batch for which inference sorts rows by node; below, a node that is needed runs for all samples."""
@@ -35,7 +36,9 @@ Measured on one core: three destinations of 16 features do not pay for 1,000 sam
 def run_sparse(call: Pass) -> Tensor:
     """Runs a routed graph on the rows that its output needs."""
     count, output = call.batch.numel(), None
-    if count and torch.is_grad_enabled():
+    if _run_jointly(call.nodes):
+        output = _run_rows(call, everywhere=True) if count and call.plan.is_mixture else None
+    elif count and torch.is_grad_enabled():
         output = _run_rows(call)
     elif count == 1:
         output = _run_one(call)
@@ -55,7 +58,20 @@ def needs_no_rows(call: Pass) -> bool:
     return batch * len(call.plan.topology.destinations) ** 2 * linear.linear.out_features < NUMBERS_FROM
 
 
-def _run_rows(call: Pass) -> Tensor | None:
+def _run_jointly(nodes: Sequence[Callable[[Tensor], Tensor]]) -> bool:
+    """Whether a node waits for the same node of other processes, and so must run also where no sample needs it.
+
+    A module of FSDP gathers its parameters when it is called, and one of DDP hands over its gradients.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # before it is imported no module can be one of its own
+    kinds = [getattr(fsdp, name, None) for name in ("FSDPModule", "FullyShardedDataParallel")]
+    joint = (nn.parallel.DistributedDataParallel, *(kind for kind in kinds if isinstance(kind, type)))
+    return any(isinstance(part, joint) for node in nodes if isinstance(node, nn.Module) for part in node.modules())
+
+
+def _run_rows(call: Pass, *, everywhere: bool = False) -> Tensor | None:
     """The sparse form; None where no node that a row reads has run, so that its width is unknown."""
     plan, topology = call.plan, call.plan.topology
     flat, rows, state = call.flat(), rows_of(call), _Outputs(call)
@@ -76,15 +92,16 @@ def _run_rows(call: Pass) -> Tensor | None:
                 continue
             inputs, carried = _mixed(rows, group, sources, edge_weights, stops, separate=call.protect == "input")
         for i, node in enumerate(range(*group)):
-            if not counts[i] and not torch.is_grad_enabled():
+            if not counts[i] and not (everywhere or torch.is_grad_enabled()):
                 continue
-            output: Tensor | None = call.nodes[node](inputs[i]) if counts[i] else _on_none(call.nodes[node], inputs[i])
+            module = call.nodes[node]
+            output: Tensor | None = module(inputs[i]) if counts[i] else call_on_none(module, inputs[i])
             if output is None:
                 unused.append(call.nodes[node])
                 continue
             if node == topology.num_nodes - 1:
-                output = _Touch.apply(output, *_learning(unused)) if unused else output  # type: ignore[no-untyped-call]
-                return output.reshape(*call.batch, *output.shape[1:])
+                output = touch(output, unused) if unused else output
+                return call.unflat(output)
             if parents and plan.shortcuts[node]:
                 check_shortcut(node, carried[i], output)
                 output = carried[i] + output
@@ -92,7 +109,7 @@ def _run_rows(call: Pass) -> Tensor | None:
     raise AssertionError("the last node is the output")
 
 
-def _on_none(module: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | None:
+def call_on_none(module: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | None:
     """Calls a module on an empty batch, so that its parameters receive zeros; None if it fails on one."""
     try:
         output: Tensor = module(inputs)
@@ -101,14 +118,15 @@ def _on_none(module: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | Non
         return None
 
 
-def _learning(modules: Sequence[Callable[[Tensor], Tensor]]) -> list[nn.Parameter]:
+def touch(output: Tensor, modules: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    """Gives zeros to the parameters of modules that an output does not depend on: optimizers tell them from None."""
     parts = [module for module in modules if isinstance(module, nn.Module)]
-    return [parameter for module in parts for parameter in module.parameters() if parameter.requires_grad]
+    learning = [parameter for module in parts for parameter in module.parameters() if parameter.requires_grad]
+    touched: Tensor = _Touch.apply(output, *learning)  # type: ignore[no-untyped-call]
+    return touched
 
 
 class _Touch(torch.autograd.Function):
-    """Gives zeros to parameters that an output does not depend on: optimizers tell them from None."""
-
     @staticmethod
     def forward(ctx: Any, output: Tensor, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(*parameters)
@@ -322,7 +340,7 @@ def _run_few(call: Pass) -> Tensor | None:
         if node == last:
             assert outputs is not None
             finite = bool(outputs.sum().isfinite())
-            return output.reshape(*batch, *output.shape[1:]) if finite else None
+            return call.unflat(output) if finite else None
         if output.dim() != 2:
             return None
         if outputs is not None and (output.shape[-1] != outputs.shape[-1] or output.dtype != outputs.dtype):

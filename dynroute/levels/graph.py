@@ -49,6 +49,9 @@ class RoutedGraph(Pretrained):
         torch.Size([7, 2])
     """
 
+    _execute: Callable[[Pass, str], Tensor] = staticmethod(run_graph)
+    """Runs a pass with a backend; another one where modules live on several processes."""
+
     def __init__(
         self,
         modules: Iterable[nn.Module],
@@ -265,7 +268,7 @@ class RoutedGraph(Pretrained):
         suitable = self._suitable(route) if protected else None
         most = self.gate.max_sources if path is None else None  # another gate may have recorded the path
         call = Pass(self._plan, list(self.nodes), x, route.weights, suitable, self.protect, most)
-        output = self._finish(x, run_graph(call, self.backend))
+        output = self._finish(x, self._execute(call, self.backend))
         return (output, route) if return_route else output
 
     if TYPE_CHECKING:

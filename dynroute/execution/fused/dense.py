@@ -52,7 +52,7 @@ def run_dense(call: Pass, linear: Sequence[LinearNode]) -> Tensor:
     x, parameters = entering(flat, [(node,) for node in linear])
     with full_precision(x):  # every product has its type by now
         mixed: Tensor = _DenseGraph.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
-    return call.nodes[-1](mixed.squeeze(1).reshape(*call.batch, mixed.shape[-1]))
+    return call.nodes[-1](call.unflat(mixed.squeeze(1)))
 
 
 class _DenseGraph(torch.autograd.Function):

@@ -27,7 +27,7 @@ def run_experts(call: Pass, experts: Sequence[Perceptron]) -> Tensor:
     program = _Program(flat, experts, x.dtype)
     with full_precision(x):  # every product has its type by now
         mixed: Tensor = _FusedExperts.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
-    return call.nodes[-1](mixed.reshape(*call.batch, mixed.shape[-1]))
+    return call.nodes[-1](call.unflat(mixed))
 
 
 class _Program:

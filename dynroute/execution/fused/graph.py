@@ -29,7 +29,7 @@ def run_fused(call: Pass, linear: list[LinearNode]) -> Tensor:
     program = _Program(call.plan, linear, call.protect if call.suitable is not None else "none", rows)
     with full_precision(x):  # every product has its type by now
         mixed: Tensor = _FusedGraph.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
-    return call.nodes[-1](mixed.reshape(*call.batch, mixed.shape[-1]))
+    return call.nodes[-1](call.unflat(mixed))
 
 
 class _Program:

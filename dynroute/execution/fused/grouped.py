@@ -73,4 +73,4 @@ def run_grouped(call: Pass, experts: Sequence[Perceptron]) -> Tensor:
             live = flat.suitable[:, 0].gather(-1, chosen).unsqueeze(-1)
             output = torch.where(live, output, output.detach())
         mixed = (shares.unsqueeze(-1) * output).sum(dim=1).to(x.dtype)
-    return call.nodes[-1](mixed.reshape(*call.batch, mixed.shape[-1]))
+    return call.nodes[-1](call.unflat(mixed))

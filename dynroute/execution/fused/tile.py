@@ -64,7 +64,7 @@ def run_tile(call: Pass, linear: Sequence[LinearNode]) -> Tensor:
     x, parameters = entering(flat, [(node,) for node in linear])
     with full_precision(x), torch.cuda.device(x.device if x.is_cuda else -1):  # -1: as it is
         mixed: Tensor = _TileGraph.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
-    return call.nodes[-1](mixed.reshape(*call.batch, mixed.shape[-1]))
+    return call.nodes[-1](call.unflat(mixed))
 
 
 class _Tables(NamedTuple):
