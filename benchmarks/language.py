@@ -10,7 +10,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from multiprocessing import get_context
@@ -35,7 +35,7 @@ RATE, WARM_UP, BALANCE = 2e-3, 50, 0.01
 TESTED = 256
 """How many windows the validation loss is of."""
 
-CLASSES = {
+CLASSES: dict[str, Callable[[str], bool]] = {
     "lower case": str.islower,
     "upper case": str.isupper,
     "digit": str.isdigit,
@@ -87,7 +87,7 @@ class Training:
     @torch.no_grad()
     def test(self, windows: Tensor) -> float:
         self.net.eval()
-        losses = [cross_entropy(self.net(part[:, :-1])[0], part[:, 1:]) for part in windows.split(BATCH)]
+        losses = [cross_entropy(self.net(part[:, :-1])[0], part[:, 1:]) for part in torch.split(windows, BATCH)]
         self.net.train()
         return float(torch.stack(losses).mean())
 
@@ -145,7 +145,7 @@ def read_routes(net: nn.Module, windows: Tensor) -> list[Result]:
     net.eval()
     tokens = windows[:, :-1]
     with record(net) as routes:
-        for part in tokens.split(BATCH):
+        for part in torch.split(tokens, BATCH):
             net(part)
     net.train()
     return [read_layer(layer, tokens.flatten()) for layer in routes.values()]

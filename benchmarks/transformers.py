@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynroute import BalancedTopK, Gate, ModelRouting, ModuleRouting, RoutedGraph, SampleK, TopK
+from dynroute import BalancedTopK, Gate, LinearRouter, ModelRouting, ModuleRouting, RoutedGraph, SampleK, TopK
 from dynroute.losses import load_balance
 
 from .text import SYMBOLS
@@ -50,6 +50,7 @@ class Loop(nn.Module):
 
     def __init__(self, mixture: ModelRouting) -> None:
         super().__init__()
+        assert isinstance(mixture.router, LinearRouter)
         self.experts = nn.ModuleList(list(mixture.nodes)[:-1])
         self.gate = mixture.router.layers[0]
 
