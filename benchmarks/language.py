@@ -213,12 +213,20 @@ QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """Of Student's distribution, for intervals of 95 %, by degrees of freedom."""
 
 
-def summarize(runs: list[Result], base: str = "dense, active size") -> Result:
-    """The losses of all networks at equal time, products and tokens, and what they differ from those of the base."""
-    ends = {unit: min(run["curve"][-1][unit] for run in runs) for unit in ("seconds", "products", "step")}
-    found = {
-        (run["name"], run["seed"], unit): loss_at(run["curve"], unit, end) for run in runs for unit, end in ends.items()
+def summarize(runs: list[Result], ratios: dict[str, float], base: str = "dense, active size") -> Result:
+    """The losses of all networks at equal time, products and tokens, and what they differ from those of the base.
+
+    Time is told twice: by seconds of the processor, which other programs lengthen by crowding its caches, and by the
+    number of steps times the ratio that a step has where all take turns.
+    """
+    curves = {
+        (run["name"], run["seed"]): [point | {"turns": point["step"] * ratios[run["name"]]} for point in run["curve"]]
+        for run in runs
     }
+    ends = {
+        unit: min(curve[-1][unit] for curve in curves.values()) for unit in ("turns", "seconds", "products", "step")
+    }
+    found = {(*key, unit): loss_at(curve, unit, end) for key, curve in curves.items() for unit, end in ends.items()}
     rows = []
     for name in dict.fromkeys(run["name"] for run in sorted(runs, key=lambda run: list(PARTS).index(run["name"]))):
         mine = [run for run in runs if run["name"] == name]
@@ -274,7 +282,7 @@ def equality(runs: list[Result]) -> Result:
 
 def write(path: Path, stored: Result) -> None:
     if stored["runs"]:
-        stored["summary"] = summarize(stored["runs"])
+        stored["summary"] = summarize(stored["runs"], stored["steps"]["to loop"])
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(stored) + "\n")
     unfinished.replace(path)

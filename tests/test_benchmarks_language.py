@@ -121,8 +121,9 @@ def test_losses_are_compared_at_equal_cost() -> None:
         for name, factor in (("dense, active size", 1.0), ("depth", 0.5))
         for seed in range(3)
     ]
-    summary = language.summarize(runs)
-    assert summary["ends"] == {"seconds": 1.5, "products": 3.0, "step": 30}
+    summary = language.summarize(runs, {"dense, active size": 1.0, "depth": 2.0})
+    assert summary["ends"] == {"turns": 30.0, "seconds": 1.5, "products": 3.0, "step": 30}
+    assert summary["rows"][1]["loss"]["turns"]["mean"] == pytest.approx(4.0 - 1.5 * 0.6)
     dense, depth = summary["rows"]
     assert dense["loss"]["seconds"]["mean"] == pytest.approx(2.5)
     assert dense["loss"]["step"]["mean"] == pytest.approx(4.0 - 3 * 1.1)
