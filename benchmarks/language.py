@@ -182,14 +182,18 @@ def entropy(probability: Tensor) -> float:
     return float(-torch.xlogy(probability, probability).sum())
 
 
-def compare(text: Tensor, seconds: float) -> Result:
-    """How long a training step takes, in turns."""
+def compare(text: Tensor, seconds: float, base: str = "loop, loss") -> Result:
+    """How long a training step takes, each network by turns with the loop and no other beside."""
     torch.set_num_threads(1)
-    runs = {name: Training(name, 0, text) for name in PARTS}
-    jobs: dict[str, Job] = {name: run.step for name, run in runs.items()}
-    times = interleave(jobs, seconds=seconds)
-    rounds = len(next(iter(times.values())))
-    return {"ms": medians(times), "to loop": ratios(times, "loop, loss"), "rounds": rounds}
+    others = [name for name in PARTS if name != base]
+    result: Result = {"ms": {}, "to loop": {}, "rounds": []}
+    for name in others:
+        jobs: dict[str, Job] = {each: Training(each, 0, text).step for each in (base, name)}
+        times = interleave(jobs, seconds=seconds / len(others))
+        result["ms"] |= medians(times)
+        result["to loop"] |= ratios(times, base)
+        result["rounds"].append(len(times[base]))
+    return result
 
 
 def settings(texts: tuple[Tensor, Tensor], seconds: float, every: int) -> Result:
@@ -295,7 +299,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, choices=range(1, 6))
     parser.add_argument("--names", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, each with one thread")
-    parser.add_argument("--compare-seconds", type=float, default=60.0, help="for the times of a step, in turns")
+    parser.add_argument("--compare-seconds", type=float, default=90.0, help="for the times of a step, in turns")
     parser.add_argument("--output", type=file, default=Path("benchmarks/results/language.json"))
     options = parser.parse_args(arguments)
 
