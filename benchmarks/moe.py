@@ -8,14 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dynroute import LinearRouter, ModelRouting, TopK, Topology
+from dynroute import Hard, LinearRouter, ModelRouting, TopK, Topology
 
 from .outputs import file
 from .timing import Job, interleave, medians, ratios
 
 
 class Loop(nn.Module):
-    """What people write in ten lines: index the tokens of each expert, run it, add what it gives."""
+    """What people write in ten lines: index the tokens of each expert, run it, add what it gives.
+
+    A single expert is weighed by its probability among all, as in the Switch Transformer.
+    """
 
     def __init__(self, experts: list[nn.Module], features: int, k: int) -> None:
         super().__init__()
@@ -24,8 +27,9 @@ class Loop(nn.Module):
         self.k = k
 
     def forward(self, x: Tensor) -> Tensor:
-        scores, chosen = torch.topk(self.gate(x), self.k)
-        weights = scores.softmax(dim=-1)
+        logits = self.gate(x)
+        scores, chosen = torch.topk(logits, self.k)
+        weights = scores.softmax(dim=-1) if self.k > 1 else logits.softmax(dim=-1).gather(-1, chosen)
         output = torch.zeros_like(x)
         for i, expert in enumerate(self.experts):
             token, slot = torch.where(chosen == i)
@@ -43,7 +47,7 @@ def contenders(num_experts: int, k: int, features: int, hidden: int) -> dict[str
     router = LinearRouter(features, Topology.parallel(num_experts))
     return {
         "loop": Loop(experts, features, k),
-        "dynroute": ModelRouting(experts, TopK(k), router),
+        "dynroute": ModelRouting(experts, TopK(k) if k > 1 else Hard(), router),
         "dense, active size": perceptron(features, k * hidden),
         "one expert": perceptron(features, hidden),
     }
@@ -65,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="for each row of the table")
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 16, 64])
-    parser.add_argument("--k", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--output", type=file, default=Path("benchmarks/results/moe.json"))

@@ -54,6 +54,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "gallery_page",
+    "language_tables",
     "result_tables",
 ]
 exclude_patterns = ["_build"]

@@ -1,9 +1,11 @@
 """The example programs run, show what they promise, and stay short."""
 
 import importlib.util
+import json
 import math
 import re
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 
 import pytest
@@ -35,12 +37,16 @@ def _one_thread_and_own_folder(tmp_path, monkeypatch):
 
 def test_the_programs_are_there():
     assert [program.stem for program in PROGRAMS] == [
+        "compile_and_export",
         "four_levels",
+        "log_routing",
         "multi_task_sac",
         "published_networks",
         "read_and_draw_route",
         "route_without_rl",
+        "single_file_sac",
         "swap_linear",
+        "swap_transformer",
         "what_rsg_stops",
     ]
 
@@ -168,6 +174,46 @@ def test_multi_task_sac_goes_on_from_its_checkpoints(capsys):
     assert list(results) == program.NAMES
     assert all(0 <= success <= 1 and 2 <= used <= 5 for success, used in results.values())
     assert capsys.readouterr().out.count("modules used of 5") == 2
+
+
+def test_swap_transformer_changes_nothing_and_learns_on(capsys):
+    before, changed, after, shares = load("swap_transformer").main(steps=150)
+
+    assert changed < 1e-4
+    assert fmean(after[-20:]) < fmean(before[-20:]) < fmean(before[:5])
+    assert sum(shares) == pytest.approx(2.0)
+    assert min(shares) > 0.2, "the bias keeps every expert in use"
+    assert "the swap changes outputs by" in capsys.readouterr().out
+
+
+def test_compile_and_export_agree_with_eager(capsys):
+    torch.compiler.reset()
+    eager, compiled, gap = load("compile_and_export").main(steps=20)
+
+    assert compiled == pytest.approx(eager, rel=1e-3)
+    assert eager[-1] < 0.8 * eager[0]
+    assert gap < 1e-5
+    assert "the exported program differs by" in capsys.readouterr().out
+
+
+def test_log_routing_writes_what_it_returns(capsys, tmp_path):
+    logged = load("log_routing").main(steps=25, folder="log", every=10)
+
+    rows = [json.loads(line) for line in (tmp_path / "log" / "figures.jsonl").read_text().splitlines()]
+    assert [row.pop("step") for row in rows] == [0, 10, 20]
+    assert rows == logged
+    assert {"loss", "routing/first/load/0", "routing/second/dropped_share", "routing/first/dead"} <= set(logged[0])
+    assert all(math.isfinite(value) for figures in logged for value in figures.values())
+    assert len(list((tmp_path / "log").glob("events.out.tfevents.*"))) == 1
+    assert (tmp_path / "log" / "load.svg").read_text().count('class="load"') == 4
+    assert "tensorboard --logdir log" in capsys.readouterr().out
+
+
+def test_single_file_sac_learns(capsys):
+    before, after = load("single_file_sac").main(steps=400)
+
+    assert before < 0.5 < after
+    assert "after 400 updates" in capsys.readouterr().out
 
 
 def test_the_pictures_of_the_readme_are_what_is_drawn():

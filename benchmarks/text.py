@@ -1,0 +1,48 @@
+"""Text that every Python brings along: the docstrings of its standard library."""
+
+import ast
+import sysconfig
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SYMBOLS = "\n" + "".join(map(chr, range(32, 127)))
+"""The characters that have a number of their own; all others share the number after theirs."""
+
+SKIPPED = {"site-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data"}
+
+
+def docstrings() -> dict[str, str]:
+    """The docstrings of each module of the standard library that has some, one after the other."""
+    root = Path(sysconfig.get_path("stdlib"))
+    texts = {}
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if SKIPPED.isdisjoint(name.parts) and (text := _docstrings_of(path)):
+            texts[name.as_posix()] = text
+    return texts
+
+
+def _docstrings_of(path: Path) -> str:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # some files of a distribution are templates
+        return ""
+    texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented))
+    return "\n\n".join(filter(None, texts))
+
+
+def encode(text: str) -> Tensor:
+    """The numbers of the characters."""
+    numbers = {symbol: number for number, symbol in enumerate(SYMBOLS)}
+    return torch.tensor([numbers.get(symbol, len(SYMBOLS)) for symbol in text])
+
+
+def split(texts: dict[str, str], every: int = 10) -> tuple[Tensor, Tensor]:
+    """Text to learn and text to be tested on: one module of each ten is held out whole."""
+    held = {name for i, name in enumerate(sorted(texts)) if i % every == 0}
+    parts = ("\n\n".join(text for name, text in texts.items() if (name in held) == test) for test in (False, True))
+    learned, tested = map(encode, parts)
+    return learned, tested

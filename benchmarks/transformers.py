@@ -1,0 +1,139 @@
+"""Small transformers that differ in the feed-forward part of their blocks alone."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynroute import BalancedTopK, Gate, LinearRouter, ModelRouting, ModuleRouting, RoutedGraph, SampleK, TopK
+from dynroute.losses import load_balance
+
+from .text import SYMBOLS
+
+WIDTH, HEADS, BLOCKS, LENGTH = 64, 4, 2, 64
+HIDDEN, EXPERTS, ACTIVE = 128, 8, 2
+DEPTH, DEPTH_HIDDEN = 5, 64
+"""How many feed-forward modules a token of the depth-routed transformer may visit in each block; it visits four."""
+
+
+def perceptron(hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(WIDTH, hidden), nn.GELU(), nn.Linear(hidden, WIDTH))
+
+
+class Dense(nn.Module):
+    """The usual feed-forward part; like all parts it returns an auxiliary loss beside its output, here zero."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.perceptron = perceptron(hidden)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.perceptron(x), x.new_zeros(())
+
+
+class Routed(nn.Module):
+    """A routed part, with the loss of the Switch Transformer or without."""
+
+    def __init__(self, graph: RoutedGraph, *, balance: bool = False) -> None:
+        super().__init__()
+        self.graph = graph
+        self.balance = balance
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, route = self.graph(x, return_route=True)
+        return y, load_balance(route) if self.balance else x.new_zeros(())
+
+
+class Loop(nn.Module):
+    """The mixture with its auxiliary loss as people write it, around the experts and the router of one of ours."""
+
+    def __init__(self, mixture: ModelRouting) -> None:
+        super().__init__()
+        assert isinstance(mixture.router, LinearRouter)
+        self.experts = nn.ModuleList(list(mixture.nodes)[:-1])
+        self.gate = mixture.router.layers[0]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        flat = x.flatten(0, -2)
+        logits = self.gate(flat)
+        scores, chosen = torch.topk(logits, ACTIVE)
+        weights = scores.softmax(dim=-1)
+        output = torch.zeros_like(flat)
+        for i, expert in enumerate(self.experts):
+            token, slot = torch.where(chosen == i)
+            output.index_add_(0, token, expert(flat[token]) * weights[token, slot, None])
+        share = F.one_hot(chosen, EXPERTS).to(weights.dtype).mean(dim=(0, 1))
+        return output.view_as(x), EXPERTS * (share * logits.softmax(dim=-1).mean(dim=0)).sum()
+
+
+def mixture(gate: Gate) -> ModelRouting:
+    return ModelRouting.ffn(WIDTH, HIDDEN, EXPERTS, gate, activation=nn.GELU)
+
+
+def depth() -> ModuleRouting:
+    """Feed-forward modules that each token chains as it likes; the output mixes what it visited last."""
+    modules = [nn.Sequential(nn.LayerNorm(WIDTH), *perceptron(DEPTH_HIDDEN)) for _ in range(DEPTH)]
+    return ModuleRouting([*modules, nn.Identity()], SampleK(2), protect="none", context_features=WIDTH)
+
+
+PARTS: dict[str, Callable[[], nn.Module]] = {
+    "dense, active size": lambda: Dense(ACTIVE * HIDDEN),
+    "dense, total size": lambda: Dense(EXPERTS * HIDDEN),
+    "mixture, loss": lambda: Routed(mixture(TopK(ACTIVE)), balance=True),
+    "mixture, bias": lambda: Routed(mixture(BalancedTopK(ACTIVE))),
+    "mixture, neither": lambda: Routed(mixture(TopK(ACTIVE))),
+    "loop, loss": lambda: Loop(mixture(TopK(ACTIVE))),
+    "depth": lambda: Routed(depth()),
+}
+"""What is compared, by name."""
+
+
+class Attention(nn.Module):
+    """Causal attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, 3 * WIDTH)
+        self.output = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        output: Tensor = self.output(y.transpose(1, 2).flatten(2))
+        return output
+
+
+class Transformer(nn.Module):
+    """Predicts the next character."""
+
+    def __init__(self, part: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        symbols = len(SYMBOLS) + 1
+        self.embed = nn.Embedding(symbols, WIDTH)
+        self.place = nn.Embedding(LENGTH, WIDTH)
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2 * BLOCKS + 1))
+        self.attention = nn.ModuleList(Attention() for _ in range(BLOCKS))
+        self.head = nn.Linear(WIDTH, symbols)
+        self.parts = nn.ModuleList(part() for _ in range(BLOCKS))  # last: what is before it begins alike in all
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the logits and the sum of the auxiliary losses."""
+        x = self.embed(tokens) + self.place.weight[: tokens.shape[-1]]
+        total = x.new_zeros(())
+        for i, (attention, part) in enumerate(zip(self.attention, self.parts, strict=True)):
+            x = x + attention(self.norms[2 * i](x))
+            y, loss = part(self.norms[2 * i + 1](x))
+            x, total = x + y, total + loss
+        return self.head(self.norms[-1](x)), total
+
+
+def products(name: str, modules: float = ACTIVE) -> float:
+    """Multiplications of the matrix products for one token, forward; `modules` run in each routed part."""
+    hidden, edges = {
+        "dense, active size": (ACTIVE * HIDDEN, 0),
+        "dense, total size": (EXPERTS * HIDDEN, 0),
+        "depth": (modules * DEPTH_HIDDEN, DEPTH * (DEPTH + 1) // 2),
+    }.get(name, (ACTIVE * HIDDEN, EXPERTS))
+    attention = 4 * WIDTH**2 + 2 * LENGTH * WIDTH
+    return BLOCKS * (attention + 2 * WIDTH * hidden + WIDTH * edges) + WIDTH * (len(SYMBOLS) + 1)
