@@ -3,6 +3,8 @@
 import importlib.util
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -40,6 +42,7 @@ def test_the_programs_are_there():
         "published_networks",
         "read_and_draw_route",
         "route_without_rl",
+        "run_extracted_policy",
         "swap_linear",
         "what_rsg_stops",
     ]
@@ -168,6 +171,25 @@ def test_multi_task_sac_goes_on_from_its_checkpoints(capsys):
     assert list(results) == program.NAMES
     assert all(0 <= success <= 1 and 2 <= used <= 5 for success, used in results.values())
     assert capsys.readouterr().out.count("modules used of 5") == 2
+
+
+def test_run_extracted_policy_needs_nothing_that_trained_it(capsys, tmp_path):
+    program = [sys.executable, str(EXAMPLES / "run_extracted_policy.py")]
+    check = "import sys, runpy; runpy.run_path({!r}, run_name='__main__'); print([n for n in sys.modules if {}])"
+    trained = "n.startswith(('dynroute_', 'stable_baselines3', 'gymnasium', 'metaworld'))"
+    text = check.format(program[1], trained)
+    ended = subprocess.run([program[0], "-c", text], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[-1] == "[]"
+    assert lines[0].startswith("policy.safetensors: ")
+    assert lines[-2].startswith("1000 actions of 4 numbers within 0.")
+
+    module = load("run_extracted_policy")
+    module.make(tmp_path / "made.safetensors")
+    policy = module.main(steps=3, file=str(tmp_path / "made.safetensors"))
+    assert policy.notes["task"] == "nothing yet"
+    assert "made.safetensors" in capsys.readouterr().out
 
 
 def test_the_pictures_of_the_readme_are_what_is_drawn():
