@@ -135,12 +135,12 @@ def compare(run: Run, task: str, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def load(path: Path, settings: dict[str, Any], form: str) -> dict[str, Any]:
     """What was measured before with the same settings."""
     if not path.exists():
-        return {"format": FORMAT, "settings": settings, "sessions": [], "runs": {}, "rows": []}
+        return {"format": form, "settings": settings, "sessions": [], "runs": {}, "rows": []}
     stored: dict[str, Any] = json.loads(path.read_text())
-    if stored.get("format") != FORMAT or stored["settings"] != settings:
+    if stored.get("format") != form or stored["settings"] != settings:
         raise SystemExit(f"{path} has other settings, {stored.get('settings')}; name another file")
     return stored
 
@@ -160,7 +160,7 @@ def _origin(run: Run) -> dict[str, Any]:
 
 
 def measure(runs: Sequence[Path], tasks: Sequence[str] | None, settings: dict[str, Any], output: Path) -> None:
-    stored = load(output, settings)
+    stored = load(output, settings, FORMAT)
     done = {(row["run"], row["task"]) for row in stored["rows"]}
     torch.set_num_threads(1)
     session = {
