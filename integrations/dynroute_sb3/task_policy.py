@@ -24,6 +24,14 @@ class TaskPolicy(nn.Module):
         network: The network of the task, from states to means and as many logarithms of deviations.
         center: The middle of the range of actions.
         reach: Half of that range.
+
+    Example:
+        >>> sizes = {"num_modules": 3, "width": 8, "trunk_sizes": (8,), "router_sizes": (8,)}
+        >>> env = DummyVecEnv(point_tasks())
+        >>> model = MultiTaskSAC("D2RPolicy", env, policy_kwargs={"network_kwargs": sizes})
+        >>> policy: TaskPolicy = extract_policy(model, torch.as_tensor(env.reset()[:, :-4]), task=0)
+        >>> policy.report.parameters <= policy.report.parameters_before
+        True
     """
 
     center: Tensor
@@ -70,7 +78,7 @@ def extract_policy(model: MultiTaskSAC, states: Tensor, *, task: int, coverage: 
         >>> model = MultiTaskSAC("D2RPolicy", env, policy_kwargs={"network_kwargs": sizes})
         >>> observations = env.reset()
         >>> states = torch.as_tensor(observations[:, :-4])
-        >>> policy: TaskPolicy = extract_policy(model, states, task=2)
+        >>> policy = extract_policy(model, states, task=2)
         >>> actions, _ = model.predict(observations, deterministic=True)
         >>> import numpy as np
         >>> np.allclose(policy(states[2]).detach(), actions[2], atol=1e-6)
