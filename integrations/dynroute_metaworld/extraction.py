@@ -45,7 +45,7 @@ FORMATS: Mapping[str, str] = {"torch": ".safetensors", "export": ".pt2", "onnx":
 alone reads, and only from those one trusts; "onnx" is that of ``torch.onnx``."""
 
 STATES = ("policy", "demonstrations")
-"""Where the states come from for which a policy is made: from episodes of the policy, or from demonstrations."""
+"""The sources of the states for which a policy is made, episodes of the policy or demonstrations."""
 
 ELSEWHERE = 1_000_000
 """How far the seed of these episodes is from that of an evaluation, so that neither meets the goals of the other."""
