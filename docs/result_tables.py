@@ -125,6 +125,73 @@ class Gain(Directive):
         ]
 
 
+class Extractions(Directive):
+    """Shows what `benchmarks.extraction` stored: policies of one task beside the whole network and a perceptron.
+
+    The argument is the file's stem.
+    """
+
+    required_arguments = 1
+    policies = ("whole", "extracted", "perceptron")
+
+    def run(self) -> list[nodes.Node]:
+        path = RESULTS / f"{self.arguments[0]}.json"
+        self.env.note_dependency(str(path))
+        stored = json.loads(path.read_text())
+        header = ["task", "router left", "nodes", "parameters", "KB of the file", "ms, module", "ms, file", "success"]
+        lines = table([header, *map(self._row, stored["rows"])])
+        commands = [run["session"]["command"] for run in stored["runs"].values()]
+        commands += [session["command"] for session in stored["sessions"]]
+        return self.parse_text_to_nodes("\n".join([*lines, "", *told(commands, stored)]))
+
+    def _row(self, row: Mapping[str, Any]) -> list[str]:
+        before, after = row["nodes"]
+        left = {"nothing": "none", "weights": "of one path", "routes": "chooses"}[row["reads"]]
+
+        def cell(key: str, form: str, scale: float = 1) -> str:
+            return " / ".join(format(scale * row[name][key], form) for name in self.policies)
+
+        return [
+            row["task"],
+            left,
+            f"{before} / {after}",
+            cell("parameters", ",.0f"),
+            cell("bytes", ",.0f", 1e-3),
+            cell("ms module", ".2f"),
+            cell("ms file", ".2f"),
+            cell("success", ".2f"),
+        ]
+
+
+class Transfer(Directive):
+    """Shows what `benchmarks.transfer` stored: how new tasks are learned; the argument is the file's stem."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        path = RESULTS / f"{self.arguments[0]}.json"
+        self.env.note_dependency(str(path))
+        stored = json.loads(path.read_text())
+        shown, tasks = stored["settings"]["shown"], stored["settings"]["held_out"]
+        header = ["network", "what learns", *(f"{task}, {count}" for task in tasks for count in shown), "old tasks"]
+        ways = list(dict.fromkeys((row["method"], row["way"]) for row in stored["rows"]))
+        rows = [self._row(stored["rows"], *way, [(task, count) for task in tasks for count in shown]) for way in ways]
+        commands = [session["command"] for session in stored["sessions"]]
+        return self.parse_text_to_nodes("\n".join([*table([header, *rows]), "", *told(commands, stored)]))
+
+    @staticmethod
+    def _row(rows: Sequence[Mapping[str, Any]], method: str, way: str, columns: Sequence[Any]) -> list[str]:
+        mine = [row for row in rows if (row["method"], row["way"]) == (method, way)]
+        cells = []
+        for column in columns:
+            rates = [row["success"] for row in mine if (row["task"], row["shown"]) == column]
+            cells.append(f"{sum(rates) / len(rates):.2f}")
+        after = [row["old after"] for row in mine if row["old after"] is not None]
+        before = [row["old before"] for row in mine]
+        change = f"{sum(before) / len(before):.2f} to {sum(after) / len(after):.2f}" if after else "never learned"
+        return [method, way, *cells, change]
+
+
 class PageSpeed(Directive):
     """Tells the stored results of `benchmarks.page`: how long a page about many points takes."""
 
@@ -139,6 +206,22 @@ milliseconds, at most {max(opened["all"]):.0f} in {len(opened["all"])} times ({s
 cores; ``python -m benchmarks.page``).
 """
         return self.parse_text_to_nodes(" ".join(text.split()))
+
+
+def told(commands: Sequence[str], stored: Mapping[str, Any]) -> list[str]:
+    """Lines on how figures came about: commands, commits, machines and versions."""
+    sessions = stored["sessions"]
+    commits = sorted({commit(session["commit"]) for session in sessions})
+    machines = sorted({machine(session["machine"]) for session in sessions})
+    versions = sorted({f"{name} {number}" for session in sessions for name, number in session["versions"].items()})
+    load = ", ".join(f"{session['load']:.1f}" for session in sessions)
+    return [
+        ".. code-block:: console",
+        "",
+        *(f"   $ {command}" for command in dict.fromkeys(commands)),
+        "",
+        f"Commit {', '.join(commits)}, {'; '.join(machines)}, load {load} at the start; {', '.join(versions)}.",
+    ]
 
 
 def span(interval: Sequence[float] | None) -> str:
@@ -169,4 +252,6 @@ def setup(app: Sphinx) -> None:
     app.add_directive("sweep", Sweep)
     app.add_directive("sweep-tasks", SweepTasks)
     app.add_directive("gain", Gain)
+    app.add_directive("extractions", Extractions)
+    app.add_directive("transfer", Transfer)
     app.add_directive("page-speed", PageSpeed)

@@ -11,6 +11,7 @@ from .freezing import Frozen, freeze_modules
 from .gates import BalancedTopK, ExpertChoice, Gate, Hard, SampleK, Soft, TopK, TopP
 from .growth import Resized, grow, open_nodes, prune
 from .levels import GatedPerceptron, LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
+from .program import Program, trace_program
 from .recording import Record, Recording, record
 from .route import Route
 from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, RouterNoise, TableRouter, TaskRouter
@@ -37,6 +38,7 @@ __all__ = [
     "ModelRouting",
     "ModuleRouting",
     "OutputRouting",
+    "Program",
     "Record",
     "Recording",
     "Resized",
@@ -71,6 +73,7 @@ __all__ = [
     "set_checks",
     "swap",
     "testing",
+    "trace_program",
     "upcycle",
 ]
 

@@ -4,6 +4,8 @@ import importlib.util
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
@@ -44,6 +46,7 @@ def test_the_programs_are_there():
         "published_networks",
         "read_and_draw_route",
         "route_without_rl",
+        "run_extracted_policy",
         "single_file_sac",
         "swap_linear",
         "swap_transformer",
@@ -214,6 +217,25 @@ def test_single_file_sac_learns(capsys):
 
     assert before < 0.5 < after
     assert "after 400 updates" in capsys.readouterr().out
+
+
+def test_run_extracted_policy_needs_nothing_that_trained_it(capsys, tmp_path):
+    program = [sys.executable, str(EXAMPLES / "run_extracted_policy.py")]
+    check = "import sys, runpy; runpy.run_path({!r}, run_name='__main__'); print([n for n in sys.modules if {}])"
+    trained = "n.startswith(('dynroute_', 'stable_baselines3', 'gymnasium', 'metaworld'))"
+    text = check.format(program[1], trained)
+    ended = subprocess.run([program[0], "-c", text], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[-1] == "[]"
+    assert lines[0].startswith("policy.safetensors: ")
+    assert lines[-2].startswith("1000 actions of 4 numbers within 0.")
+
+    module = load("run_extracted_policy")
+    module.make(tmp_path / "made.safetensors")
+    policy = module.main(steps=3, file=str(tmp_path / "made.safetensors"))
+    assert policy.notes["task"] == "nothing yet"
+    assert "made.safetensors" in capsys.readouterr().out
 
 
 def test_the_pictures_of_the_readme_are_what_is_drawn():

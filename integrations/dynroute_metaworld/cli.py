@@ -15,6 +15,7 @@ from .arguments import add_options, given_options
 from .bench import bench
 from .environment import GOALS
 from .evaluation import evaluate
+from .extraction import FORMATS, STATES, extract_task
 from .methods import methods_table
 from .presets import AFTER_IMITATION, IMITATION_ALONE, PRESETS, preset, preset_options
 from .progress import Display
@@ -42,6 +43,7 @@ examples:
   dynroute evaluate runs/MT10-random-d2r-seed1 --episodes 100
   dynroute train --method d2r --benchmark MT10 --demonstrations 20 --warm-start runs/MT10-random-d2r-imitation-seed1
   dynroute evaluate scripted --benchmark MT50                       what Meta-World's own policies reach
+  dynroute extract runs/MT10-random-d2r-seed1 --task drawer-close   the plain policy of one task, in a small file
   dynroute report runs/MT10-random-d2r-seed1                        a page with curves and a route explorer
   dynroute sweep --imitate --methods d2r mt-sac --seeds 1 2 3       many runs, on all cores or on a cluster
 """
@@ -171,6 +173,27 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.add_argument("--output", type=Path, help="a file for all figures, as JSON")
     evaluating.set_defaults(command=_evaluate)
 
+    extracting = commands.add_parser(
+        "extract",
+        help="save the plain policy of one task of a run",
+        description="Makes the policy of one task from what its routes use, from the state to the action in -1..1,\n"
+        "saves it, and compares it with the whole network.\n\n"
+        "formats:\n"
+        "  torch   one safetensors file; dynroute.Program.load reads it, and nothing in it can run\n"
+        "  export  a .pt2 file of torch.export: torch alone reads it, and only from those one trusts\n"
+        "  onnx    an .onnx file; needs the packages onnx and onnxscript, and onnxruntime to be tried",
+        **kind,
+    )
+    extracting.add_argument("run", type=Path, help="the directory of a run")
+    extracting.add_argument("--task", required=True, help="one of its tasks: drawer-close")
+    extracting.add_argument("--format", default="torch", help=f"{'|'.join(FORMATS)} (torch)")
+    extracting.add_argument("--coverage", type=float, default=1.0, help="share of states whose routes stay whole (1)")
+    extracting.add_argument("--states", default="policy", help=f"{'|'.join(STATES)}: where states come from (policy)")
+    extracting.add_argument("--collect", type=int, default=10, help="episodes of states; a fifth is to check (10)")
+    extracting.add_argument("--episodes", type=int, default=0, help="also evaluates both in so many episodes (0)")
+    extracting.add_argument("--output", type=Path, help="the file (named by the task, in the run)")
+    extracting.set_defaults(command=_extract)
+
     add_parsers(commands)
 
     benching = commands.add_parser("bench", help="measure this machine: how long would a run take?", **kind)
@@ -270,6 +293,24 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(result)
     if options.output is not None:
         result.save(options.output)
+
+
+def _extract(options: argparse.Namespace) -> None:
+    run = Run.open(options.run)
+    with Display(1, ()) as display:
+        told = extract_task(
+            run,
+            load_model(run, "cpu"),
+            options.task,
+            form=options.format,
+            output=options.output,
+            coverage=options.coverage,
+            states=options.states,
+            collected=options.collect,
+            episodes=options.episodes,
+            progress=lambda doing, done, total: display.advance(done, doing, total),
+        )
+    print(told)
 
 
 @contextlib.contextmanager

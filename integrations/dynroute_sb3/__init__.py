@@ -31,6 +31,7 @@ from .policies import (
 from .replay import RouteReplayBuffer, RouteReplaySamples
 from .sac import MultiTaskSAC
 from .storage import DamagedError
+from .task_policy import TaskPolicy, extract_policy
 from .vec_normalize import MultiTaskVecNormalize
 
 __all__ = [
@@ -58,9 +59,11 @@ __all__ = [
     "RouteReplaySamples",
     "ScaleMoEPolicy",
     "SoftModularPolicy",
+    "TaskPolicy",
     "TaskSpace",
     "add_demonstrations",
     "critic_capacity",
+    "extract_policy",
     "latest_checkpoint",
     "point_tasks",
 ]

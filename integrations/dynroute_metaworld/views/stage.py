@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from dynroute import Route
 from dynroute_sb3 import MultiTaskSAC
 
-from ..environment import TaskEnvironment
+from ..episodes import make_task
 from ..evaluation import unseen
 from ..run import Run
-from ..tasks import goals_of
 from .scene import Camera
 
 __all__ = ["Stage", "Step"]
@@ -54,20 +53,7 @@ class Stage:
         self.tasks = [configuration.tasks[row] for row in self.rows]
         if seed is None:
             seed = unseen(configuration.goals, configuration.seed)
-        goals = goals_of(configuration.benchmark_or_tasks, seed)
-        self.environments = [
-            TaskEnvironment(
-                name,
-                goals[name],
-                goals=configuration.goals,
-                horizon=self.horizon,
-                reward_version=configuration.reward_version,
-            )
-            for name in self.tasks
-        ]
-        for row, environment in zip(self.rows, self.environments, strict=True):
-            # What `make_envs` seeds the environment of this task with.
-            environment.seed(int(np.random.SeedSequence([seed, row]).generate_state(1)[0]))
+        self.environments = [make_task(configuration, name, seed) for name in self.tasks]
         self.first_success = np.full(len(self.rows), -1)
         self._one_hots = np.eye(len(configuration.tasks), dtype=np.float32)[self.rows]
         self._cameras: dict[int, Camera] = {}

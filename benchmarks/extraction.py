@@ -1,0 +1,209 @@
+"""The plain policy of each task of d2r runs beside the whole network, and beside a perceptron of about equal success.
+
+The perceptron has two layers, knows one task, and clones the demonstrations that the run cloned of it, with as many
+updates and samples. Of some widths the smallest is taken that solves as many episodes as the extracted policy, at goals
+that the table does not have; the largest if none does. The table counts success at the goals of an evaluation of the
+run, the same for all. Called again, it goes on with the tasks that are missing.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynroute_metaworld import Run, collect, load_model
+from dynroute_metaworld.cloning import _one_cycle
+from dynroute_metaworld.episodes import run_episodes
+from dynroute_metaworld.evaluation import unseen
+from dynroute_metaworld.extraction import ELSEWHERE, load_policy, measure_in_turns, save_policy, task_states
+from dynroute_metaworld.provenance import commit, machine, versions
+from dynroute_sb3 import extract_policy
+from dynroute_sb3.normalizer import StateNormalizer
+from dynroute_sb3.task_policy import whole_policy
+
+from .outputs import file
+
+FORMAT = "dynroute extraction 1"
+
+
+def numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def clone(run: Run, task: str, width: int, updates: int) -> nn.Sequential:
+    """A perceptron for one task, from the demonstrations of a run; that with the smallest error on held-out ones."""
+    configuration = run.configuration
+    demonstrations = collect(
+        configuration.benchmark_or_tasks,
+        episodes=configuration.demonstrations,
+        noise=configuration.noise_levels,
+        seed=configuration.seed,
+        **configuration.problem,
+    )
+    index = configuration.tasks.index(task)
+    parts = demonstrations.split(configuration.held_out)
+    learned, held_out = (
+        tuple(torch.as_tensor(array[index]).flatten(0, 1) for array in (part.observations, part.actions))
+        for part in parts
+    )
+    torch.manual_seed(configuration.seed)
+    normalizer = StateNormalizer(39)
+    normalizer.fit(learned[0])
+    layers = [nn.Linear(39, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4), nn.Tanh()]
+    net = nn.Sequential(normalizer, *layers)
+    optimizer = torch.optim.Adam(net.parameters(), lr=configuration.cloning_rate)
+    best, least = net.state_dict(), float("inf")
+    for update in range(1, updates + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = configuration.cloning_rate * _one_cycle((update - 1) / updates)
+        rows = torch.randint(len(learned[0]), (configuration.cloning_batch_size,))
+        loss = (net(learned[0][rows]) - learned[1][rows]).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        if update % 100 == 0 or update == updates:
+            with torch.no_grad():
+                error = float((net(held_out[0]) - held_out[1]).square().mean())
+            if error < least:
+                best, least = {name: tensor.clone() for name, tensor in net.state_dict().items()}, error
+    net.load_state_dict(best)
+    return net.eval()
+
+
+def compare(run: Run, task: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The row of one task."""
+    configuration, index = run.configuration, run.configuration.tasks.index(task)
+    seed, episodes = unseen(configuration.goals, configuration.seed), settings["episodes"]
+
+    def success(policy: Any, seed: int, episodes: int) -> float:
+        return float(run_episodes(policy, configuration, task, episodes=episodes, seed=seed).solved.mean())
+
+    model = load_model(run, "cpu")
+    whole = whole_policy(model, task=index)
+    states = task_states(run, whole, task, episodes=settings["states"])
+    made_for, others = states[:-2].flatten(0, 1), states[-2:].flatten(0, 1)
+    small = extract_policy(model, made_for, task=index, coverage=settings["coverage"])
+    with torch.no_grad():
+        elsewhere = float((small(others) - whole(others)).abs().max())
+
+    choosing = seed + 2 * ELSEWHERE  # goals of its own
+    wanted, plain, tried = success(small, choosing, settings["choosing"]), nn.Sequential(), {}
+    for width in settings["widths"]:
+        plain = clone(run, task, width, configuration.cloning_steps)
+        tried[width] = success(plain, choosing, settings["choosing"])
+        if tried[width] >= wanted:
+            break
+    policies: dict[str, nn.Module] = {"whole": whole, "extracted": small, "perceptron": plain}
+    jobs: dict[str, Any] = {f"{name} module": policy for name, policy in policies.items()}
+    sizes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, policy in policies.items():
+            path = Path(folder) / f"{name}.safetensors"
+            save_policy(policy, path, "torch", made_for[:2], {})
+            sizes[name], jobs[f"{name} file"] = path.stat().st_size, load_policy(path, "torch")
+    taken = measure_in_turns(jobs, made_for[:1], rounds=settings["rounds"])
+    report = small.report
+    counts = {"whole": report.parameters_before, "extracted": report.parameters, "perceptron": numbers(plain)}
+    return {
+        "run": run.folder.name,
+        "task": task,
+        "nodes": [len(whole.report.nodes), len(report.nodes)],
+        "reads": report.reads,
+        "deviation": report.deviation,
+        "deviation elsewhere": elsewhere,
+        "width": list(tried)[-1],
+        "choosing": {"extracted": wanted, "perceptrons": {str(width): rate for width, rate in tried.items()}},
+        **{
+            name: {
+                "parameters": counts[name],
+                "bytes": sizes[name],
+                "ms module": taken[f"{name} module"],
+                "ms file": taken[f"{name} file"],
+                "success": success(policy, seed, episodes),
+            }
+            for name, policy in policies.items()
+        },
+    }
+
+
+def load(path: Path, settings: dict[str, Any], form: str) -> dict[str, Any]:
+    """What was measured before with the same settings."""
+    if not path.exists():
+        return {"format": form, "settings": settings, "sessions": [], "runs": {}, "rows": []}
+    stored: dict[str, Any] = json.loads(path.read_text())
+    if stored.get("format") != form or stored["settings"] != settings:
+        raise SystemExit(f"{path} has other settings, {stored.get('settings')}; name another file")
+    return stored
+
+
+def save(path: Path, stored: dict[str, Any]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n")
+    part.replace(path)
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    """How a run was made, without where it is."""
+    session = run.sessions[0]
+    words = shlex.split(session["command"])
+    kept = [word for i, word in enumerate(words) if "--run" not in words[max(i - 1, 0) : i + 1]]
+    return {"seed": run.configuration.seed, "session": {**session, "command": shlex.join(kept)}}
+
+
+def measure(runs: Sequence[Path], tasks: Sequence[str] | None, settings: dict[str, Any], output: Path) -> None:
+    stored = load(output, settings, FORMAT)
+    done = {(row["run"], row["task"]) for row in stored["rows"]}
+    torch.set_num_threads(1)
+    session = {
+        "command": shlex.join(["python", "-m", "benchmarks.extraction", *sys.argv[1:]]),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "load": os.getloadavg()[0],
+    }
+    for folder in runs:
+        run = Run.open(folder)
+        stored["runs"][run.folder.name] = _origin(run)
+        for task in tasks or run.configuration.tasks:
+            if (run.folder.name, task) in done:
+                continue
+            row = compare(run, task, settings)
+            stored["rows"].append(row)
+            if session not in stored["sessions"]:
+                stored["sessions"].append(session)
+            save(output, stored)
+            cells = [
+                f"{name} {row[name]['parameters']:,} {row[name]['ms module']:.3f}/{row[name]['ms file']:.3f} ms "
+                f"{row[name]['success']:.2f}"
+                for name in ("whole", "extracted", "perceptron")
+            ]
+            print(f"{run.folder.name} {task} ({row['reads']}): {'; '.join(cells)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="directories of imitation runs of one network")
+    parser.add_argument("--output", type=file, required=True, help="the JSON file, which is gone on with")
+    parser.add_argument("--tasks", nargs="+", help="some tasks (all)")
+    parser.add_argument("--coverage", type=float, default=1.0, help="share of states whose routes stay whole (1)")
+    parser.add_argument("--states", type=int, default=12, help="episodes of states; two are to check (12)")
+    parser.add_argument("--episodes", type=int, default=20, help="episodes of the table (20)")
+    parser.add_argument("--choosing", type=int, default=20, help="episodes that choose the perceptron (20)")
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 256], help="of perceptrons")
+    parser.add_argument("--rounds", type=int, default=500, help="how often each is timed (500)")
+    options = vars(parser.parse_args())
+    runs, tasks, output = (options.pop(name) for name in ("runs", "tasks", "output"))
+    measure(runs, tasks, options, output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Run the policy of one task from its file, without anything that trained it: dynroute, torch and safetensors read it.
+
+`dynroute extract RUN --task drawer-close` writes such a file from a run. Without one, a network that has learned
+nothing is extracted here. One sees what the file tells of itself, that actions are in -1..1, and how long one takes.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from dynroute import Program, extract, trace_program
+from dynroute.networks import build
+
+STATE = 39
+
+
+class Policy(torch.nn.Module):
+    """From a state to the mean action: the network's first half of outputs, squashed."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        mean, _ = self.network(state).chunk(2, dim=-1)
+        return torch.tanh(mean)
+
+
+def make(path: Path) -> None:
+    """Writes the file of a network that routes by the task alone, so that no router is left of it."""
+    net = build("d2r", STATE, 10, 8, num_modules=8, width=32, trunk_sizes=(64,), router_sizes=(32,), state_free=True)
+    states = torch.randn(64, STATE)
+    small = extract(net, states, task=3)
+    notes = {"task": "nothing yet", "parameters": small.report.parameters}
+    trace_program(Policy(small), states, notes=notes).save(path)
+
+
+def main(steps: int = 1000, file: str | None = None) -> Program:
+    """Loads a policy and lets it decide so many times."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(file) if file else Path(folder) / "policy.safetensors"
+        if file is None:
+            make(path)
+        size, policy = path.stat().st_size, Program.load(path)
+
+    print(f"{path.name}: {size:,} bytes, {policy}")
+    for name, note in policy.notes.items():
+        print(f"  {name}: {note}")
+    state, longest, began = torch.zeros(1, STATE), 0.0, time.perf_counter()
+    with torch.inference_mode():
+        for _ in range(steps):
+            action = policy(state)
+            longest = max(longest, action.abs().max().item())
+            state = state + 0.1 * torch.randn(1, STATE)  # where a robot would tell what it sees
+    taken = 1e3 * (time.perf_counter() - began) / steps
+    print(f"{steps} actions of {action.shape[1]} numbers within {longest:.2f} of 0, {taken:.3f} ms each")
+    return policy
+
+
+if __name__ == "__main__":
+    main(file=sys.argv[1] if len(sys.argv) > 1 else None)

@@ -1,0 +1,211 @@
+"""The policy of one task of a run: what it computes, its files, and what the command tells."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dynroute import Program
+from dynroute_metaworld import Run, evaluate, load_model, train
+from dynroute_metaworld.cli import main
+from dynroute_metaworld.episodes import make_task, run_episodes
+from dynroute_metaworld.extraction import ELSEWHERE, extract_task, load_policy, save_policy, task_states
+from dynroute_metaworld.presets import IMITATION_ALONE, preset
+from dynroute_metaworld.recorder import evaluate_run
+from dynroute_sb3 import MultiTaskSAC, extract_policy
+from dynroute_sb3.task_policy import whole_policy
+
+TASKS = "drawer-close,window-close"
+OPTIONS: dict[str, Any] = {
+    **IMITATION_ALONE,
+    "benchmark": TASKS,
+    "demonstrations": 8,
+    "horizon": 100,
+    "cloning_steps": 600,
+    "cloning_batch_size": 32,
+    "final_episodes": 1,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.create(tmp_path_factory.mktemp("runs") / "cloned", preset("quick", OPTIONS).resolve())
+    train(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(run: Run) -> MultiTaskSAC:
+    return load_model(run, "cpu")
+
+
+def test_the_whole_policy_does_what_the_model_does(run: Run, model: MultiTaskSAC) -> None:
+    states = task_states(run, whole_policy(model, task=1), "window-close", episodes=1)[0]
+    observations = torch.cat([states, torch.tensor([[0.0, 1.0]]).expand(len(states), 2)], dim=1)
+    expected, _ = model.predict(observations.numpy(), deterministic=True)
+    with torch.no_grad():
+        found = whole_policy(model, task=1)(states)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(expected).max() > 0.5  # it has learned something
+
+
+def test_episodes_are_those_of_an_evaluation(run: Run, model: MultiTaskSAC) -> None:
+    result = evaluate_run(run, model, 3)
+    for i, task in enumerate(run.configuration.tasks):
+        policy = whole_policy(model, task=i)
+        found = run_episodes(policy, run.configuration, task, episodes=3, seed=result.seed)
+        np.testing.assert_allclose(found.states[:, 0, 36:], result.goal_positions[i])
+        assert found.solved.tolist() == result.success_any[i].tolist()
+    assert result.success_any.any()
+
+
+def test_states_are_of_other_goals_than_an_evaluation(run: Run, model: MultiTaskSAC) -> None:
+    policy = whole_policy(model, task=0)
+    states = task_states(run, policy, "drawer-close", episodes=2)
+    assert states.shape == (2, 100, 39)
+    environment = make_task(run.configuration, "drawer-close", ELSEWHERE * 2)
+    assert np.array_equal(environment.reset(), states[0, 0].numpy())
+    environment.close()
+    shown = task_states(run, policy, "drawer-close", "demonstrations", episodes=3)
+    assert shown.shape == (3, 100, 39)
+    assert not torch.equal(shown[0, 0], states[0, 0])
+    with pytest.raises(ValueError, match=r"`states` must be one of 'policy', 'demonstrations', got 'replay'"):
+        task_states(run, policy, "drawer-close", "replay")
+    alone = Run(run.folder, preset("quick", {"benchmark": TASKS}))
+    with pytest.raises(ValueError, match=r"`states` must be 'policy' for .*cloned, a run without demonstrations"):
+        task_states(alone, policy, "drawer-close", "demonstrations")
+
+
+def test_the_extracted_policy_does_the_same_on_its_states(run: Run, model: MultiTaskSAC) -> None:
+    whole = whole_policy(model, task=0)
+    states = task_states(run, whole, "drawer-close", episodes=2).flatten(0, 1)
+    policy = extract_policy(model, states, task=0)
+    with torch.no_grad():
+        torch.testing.assert_close(policy(states), whole(states), atol=1e-5, rtol=1e-5)
+        assert policy(states[0]).shape == (4,)
+    report = policy.report
+    assert report.deviation is not None
+    assert report.deviation < 1e-5
+    assert report.parameters <= report.parameters_before == whole.report.parameters
+    fewer = extract_policy(model, states, task=0, coverage=0.5).report
+    assert fewer.coverage >= 0.5
+    assert len(fewer.nodes) <= len(report.nodes)
+
+
+@pytest.mark.parametrize("form", ["torch", "export"])
+def test_the_file_computes_what_the_policy_does(form: str, run: Run, model: MultiTaskSAC, tmp_path: Path) -> None:
+    path = tmp_path / {"torch": "p.safetensors", "export": "p.pt2"}[form]
+    told = extract_task(
+        run, model, "drawer-close", form=form, output=path, collected=2, episodes=1, rounds=1, states="demonstrations"
+    )
+    assert told.checked is not None
+    assert told.checked < 1e-5
+    assert told.bytes[1] == path.stat().st_size
+    assert set(told.milliseconds) == {"module", "file"}
+    assert told.success is not None
+    loaded = load_policy(path, form)
+    assert loaded is not None
+    with torch.no_grad():
+        action = loaded(100 * torch.randn(7, 39))
+    assert action.shape == (7, 4)
+    assert action.abs().max() <= 1
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    text = str(told)
+    assert "100 states that demonstrations came to, of which 100.0% keep their routes" in text
+    assert "on those of other episodes" in text
+
+
+def test_the_command(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["extract", str(run.folder), "--task", "drawer-close", "--collect", "1", "--coverage", "0.9"]
+    assert main([*command, "--episodes", "2"]) == 0
+    printed = capsys.readouterr().out
+    path = run.folder / "drawer-close.safetensors"
+    for part in ("nodes", "parameters", "bytes of the file", "ms of an action, file", "success, 2 episodes", str(path)):
+        assert part in printed
+    policy = Program.load(path)
+    assert policy.notes["task"] == "drawer-close"
+    assert policy(torch.zeros(2, 39)).shape == (2, 4)
+    # A policy of one task is a policy of its environments.
+    result = evaluate(OneTask(policy), ["drawer-close"], horizon=20, episodes=1)
+    assert result.success.shape == (1, 1)
+
+
+class OneTask:
+    """A policy of SB3's kind made of one that takes states."""
+
+    def __init__(self, policy: Program) -> None:
+        self.policy = policy
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> Any:
+        return self.policy(torch.as_tensor(observation[:, :39])).numpy(), None
+
+
+WRONG = {
+    "task": (["--task", "reach"], "`task` must be one of 'drawer-close', 'window-close', got 'reach'"),
+    "format": (["--format", "pt"], "`format` must be one of 'torch', 'export', 'onnx', got 'pt'"),
+    "coverage": (["--coverage", "0", "--collect", "1"], "`coverage` must be a share above 0 and at most 1, got 0.0"),
+    "folder": (["--output", "no/p.safetensors"], "`output` must be in a directory that is there, got no/p.safetensors"),
+    "end": (["--output", "p.pt"], "`output` must end with .safetensors in the format torch, got p.pt"),
+    "states": (["--states", "replay"], "`states` must be one of 'policy', 'demonstrations', got 'replay'"),
+    "collect": (["--collect", "0"], "`collected` must be at least 1, got 0"),
+    "episodes": (["--episodes", "-1"], "`episodes` must be at least 0, got -1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_the_command_refuses(
+    name: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags, message = WRONG[name]
+    assert main(["extract", str(run.folder), "--task", "drawer-close", *flags]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_has_nothing_to_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {**OPTIONS, "method": "mt-sac", "horizon": 10, "cloning_steps": 2, "demonstrations": 3}
+    run = Run.create(tmp_path / "run", preset("quick", options).resolve())
+    train(run)
+    capsys.readouterr()
+    assert main(["extract", str(run.folder), "--task", "drawer-close", "--collect", "1"]) == 1
+    told = "`model` must have a network of dynroute.networks that contains a routed graph, got a MultiTaskMLP"
+    assert told in capsys.readouterr().err
+
+
+def test_onnx(
+    run: Run, model: MultiTaskSAC, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.onnx"
+    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
+        policy = whole_policy(model, task=0)
+        save_policy(policy, path, "onnx", torch.randn(2, 39), {})
+        assert path.stat().st_size > 0
+        if (loaded := load_policy(path, "onnx")) is not None:
+            states = torch.randn(5, 39)
+            with torch.no_grad():
+                torch.testing.assert_close(loaded(states), policy(states), atol=1e-5, rtol=1e-4)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if "onnx" in name else find(name, *more))
+    assert main(["extract", str(run.folder), "--task", "drawer-close", "--format", "onnx"]) == 1
+    told = (
+        "`format` onnx needs onnx and onnxscript, by which torch.onnx exports; type: pip install onnx onnxscript (and"
+    )
+    assert told in capsys.readouterr().err
+    assert load_policy(path, "onnx") is None
+    assert "onnxruntime" not in sys.modules or find("onnxruntime") is not None

@@ -1,0 +1,176 @@
+"""A program computes what its module did, comes from a file without its classes, and runs nothing but operations."""
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from dynroute import Hard, LayerRouting, ModelRouting, ModuleRouting, Program, Soft, TopP, extract, trace_program
+from dynroute.networks import build
+
+SIZES = {"num_modules": 5, "width": 8, "trunk_sizes": (8,), "router_sizes": (6,)}
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "module": lambda: ModuleRouting.mlp(5, 8, 6, 3),
+    "module hard": lambda: ModuleRouting.mlp(5, 8, 6, 3, gate=Hard()),
+    "layer": lambda: LayerRouting.mlp(5, 8, [3, 2], 3, gate=Soft()),
+    "model": lambda: ModelRouting.mlp(5, 8, 3, 3),
+    "top-p": lambda: ModelRouting.ffn(5, 8, 4, gate=TopP(0.6)),
+    "perceptron": lambda: nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 3)),
+    "extracted": lambda: extract(build("d2r", 5, 3, 2, **SIZES), torch.randn(32, 5), task=1),
+    "extracted without a router": lambda: extract(
+        build("d2r", 5, 3, 2, **SIZES, state_free=True), torch.randn(32, 5), task=1
+    ),
+    "normalized embedding": lambda: extract(
+        build("scalemoe-output", 5, 3, 2, num_experts=3, width=8, blocks=1, embedding_features=4, router_sizes=(4,)),
+        torch.randn(32, 5),
+        task=1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_loaded_program_computes_what_its_module_did(name: str, tmp_path: Path) -> None:
+    module = MODULES[name]()
+    program = trace_program(module, torch.randn(4, 5), notes={"name": name})
+    program.save(tmp_path / "p.safetensors")
+    loaded = Program.load(tmp_path / "p.safetensors")
+    module.eval()
+    for count in (1, 2, 33):
+        x = torch.randn(count, 5)
+        torch.testing.assert_close(program(x), module(x), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(loaded(x), program(x), atol=1e-6, rtol=1e-5)
+    assert loaded.notes == {"name": name}
+    assert repr(loaded) == repr(program)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
+
+
+def test_a_program_has_memory_of_its_own_and_leaves_the_module_as_it_was() -> None:
+    module = MODULES["perceptron"]().train()
+    x = torch.randn(4, 5)
+    program = trace_program(module, x)
+    assert module.training
+    before = program(x)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    assert torch.equal(program(x), before)
+    assert torch.equal(program(x), before)  # no dropout
+
+
+def test_a_program_moves_and_takes_other_types() -> None:
+    program = trace_program(MODULES["module"](), torch.randn(4, 5))
+    assert program.to("meta")(torch.randn(7, 5, device="meta")).shape == (7, 3)
+    double = ModuleRouting.mlp(5, 8, 6, 3, dtype=torch.float64)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    torch.testing.assert_close(trace_program(double, x)(x), double.eval()(x))
+
+
+def test_a_file_needs_neither_classes_nor_training(tmp_path: Path) -> None:
+    program = trace_program(MODULES["extracted"](), torch.randn(4, 5))
+    program.save(tmp_path / "p.safetensors")
+    x = torch.randn(3, 5)
+    text = f"""
+import sys, torch
+from dynroute import Program
+y = Program.load({str(tmp_path / "p.safetensors")!r})(torch.tensor({x.tolist()}))
+assert not [name for name in sys.modules if name.startswith(("dynroute_", "stable_baselines3", "gymnasium"))]
+print(y.tolist())
+"""
+    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    torch.testing.assert_close(torch.tensor(json.loads(ended.stdout)), program(x))
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A file whose description was changed by hand."""
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    told = json.loads(metadata["program"])
+    change(told)
+    other = path.with_name("other.safetensors")
+    safetensors.torch.save_file(tensors, other, metadata={**metadata, "program": json.dumps(told)})
+    return other
+
+
+def operation(told: dict[str, Any]) -> list[Any]:
+    found: list[Any] = told["operations"][0]
+    return found
+
+
+CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a file is read": (lambda told: operation(told).__setitem__(1, "from_file.default"), "'from_file.default' is no"),
+    "a function of Python": (lambda told: operation(told).__setitem__(1, "__class__.mro"), "is no operation"),
+    "another library": (lambda told: operation(told).__setitem__(1, "os.system"), "'os.system' is no operation"),
+    "no operation": (lambda told: operation(told).__setitem__(1, "linear"), "'linear' is no operation"),
+    "text": (lambda told: operation(told)[2].append("x"), "must be a number, a value or a list, got 'x'"),
+    "no type": (lambda told: operation(told)[2].append({"dtype": "load"}), "'load' is no dtype"),
+    "a keyword": (lambda told: operation(told)[3].update({"a=b": 1}), "keywords must be names"),
+    "a later value": (lambda told: operation(told)[2].__setitem__(0, {"value": "v5"}), "v5"),
+    "no output": (lambda told: told.update(output="y"), "y"),
+    "a tensor": (lambda told: told["tensors"].append("more"), "more"),
+    "not a list": (lambda told: told.update(operations=3), "int"),
+    "nothing": (lambda told: told.clear(), "tensors"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_file_must_not_hold(name: str, tmp_path: Path) -> None:
+    change, message = CHANGES[name]
+    trace_program(MODULES["perceptron"](), torch.randn(4, 5)).save(tmp_path / "p.safetensors")
+    path = rewritten(tmp_path / "p.safetensors", change)
+    with pytest.raises(ValueError, match=f"`path` must hold operations that this torch has, .* does not: .*{message}"):
+        Program.load(path)
+
+
+def test_files_of_other_kinds(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors must be a file that Program\.save wrote, there is"):
+        Program.load(tmp_path / "none.safetensors")
+    (tmp_path / "text").write_text("text")
+    with pytest.raises(ValueError, match=r"`path` must be a whole safetensors file, .*text is not"):
+        Program.load(tmp_path / "text")
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"`path` must be a file that Program\.save wrote, .*plain is another one"):
+        Program.load(tmp_path / "plain")
+
+
+def test_bad_arguments() -> None:
+    program = trace_program(MODULES["perceptron"](), torch.randn(4, 5))
+    with pytest.raises(ValueError, match=r"`x` must have shape \(batch, 5\), got \(5,\)"):
+        program(torch.randn(5))
+    with pytest.raises(
+        ValueError, match=r"`x` must have shape \(batch, features\) with at least two rows, got \(1, 5\)"
+    ):
+        trace_program(MODULES["perceptron"](), torch.randn(1, 5))
+    with pytest.raises(TypeError, match="`module` must be a module, got 3"):
+        trace_program(3, torch.randn(4, 5))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`notes` must be plain data with finite numbers, got "):
+        trace_program(MODULES["perceptron"](), torch.randn(4, 5), notes={"a": float("nan")})
+
+
+class Random(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bernoulli(x.sigmoid())
+
+
+def test_what_is_no_basic_operation_is_refused_when_it_is_traced() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=r"is no operation that a program may have"):
+            trace_program(Random(), torch.randn(4, 5))
+    assert trace_program(nn.Identity(), torch.randn(4, 5)).operations == []
+
+
+def test_without_safetensors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = trace_program(MODULES["perceptron"](), torch.randn(4, 5))
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ImportError, match=r"`Program\.save` needs safetensors; type: pip install 'dynroute\[safetens"):
+        program.save(tmp_path / "p.safetensors")
