@@ -135,6 +135,28 @@ def test_a_model_that_grew_is_saved_and_loaded(tmp_path: Path) -> None:
     loaded.learn(20, callback=callbacks(tmp_path / "others")[0])  # counts its steps from 0 again
 
 
+def test_critics_of_a_size_of_their_own_are_saved_and_loaded(tmp_path: Path) -> None:
+    kwargs = {"network": "d2r", "network_kwargs": dict(SIZES), "critic_kwargs": {"num_modules": 5}}
+    env = DummyVecEnv(point_tasks())
+    model = MultiTaskSAC("MultiTaskPolicy", env, policy_kwargs=kwargs, learning_starts=20, seed=0, device="cpu")
+    model.learn(40, callback=CheckpointDirectory(20, tmp_path / "before"))
+    grow_networks(model, 1)
+    assert model.policy_kwargs["network_kwargs"]["num_modules"] == 4
+    assert model.policy_kwargs["critic_kwargs"]["num_modules"] == 6
+    assert kwargs["critic_kwargs"] == {"num_modules": 5}  # that of the caller
+    twin = model.policy.make_critic()
+    twin.load_state_dict(model.critic.state_dict())
+    model.learn(20, callback=CheckpointDirectory(20, tmp_path / "checkpoints"), reset_num_timesteps=False)
+    model.save(tmp_path / "model.zip")
+    model.policy.save(tmp_path / "policy.pt")
+    loaded = MultiTaskSAC.load(tmp_path / "model.zip", env=env, device="cpu")
+    resumed = MultiTaskSAC.load_checkpoint(tmp_path / "checkpoints" / "step_60", env, device="cpu")
+    policy = type(model.policy).load(tmp_path / "policy.pt", device="cpu")
+    for other in (loaded.policy, resumed.policy, policy):
+        for name, value in model.policy.state_dict().items():
+            assert torch.equal(other.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize(
     ("measured", "grows"),
     [

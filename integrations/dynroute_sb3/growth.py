@@ -179,10 +179,14 @@ def grow_networks(model: MultiTaskSAC, count: int = 1) -> Resized:
         grow(target, copy.deepcopy(modules))
     policy.critic_target.requires_grad_(False)
 
-    size = {keyword: grown.num_modules}
+    size, critic_size = {keyword: grown.num_modules}, {keyword: changed.num_modules}
     model.policy_kwargs["network_kwargs"] = {**(model.policy_kwargs.get("network_kwargs") or {}), **size}
-    for keywords in (policy.network_kwargs, policy._actor_kwargs, policy._critic_kwargs):
-        keywords.update(size)
+    policy.network_kwargs.update(size)
+    policy._actor_kwargs.update(size)
+    policy._critic_kwargs.update(critic_size)
+    if keyword in policy.critic_kwargs:  # critics of a size of their own
+        model.policy_kwargs["critic_kwargs"] = {**model.policy_kwargs["critic_kwargs"], **critic_size}
+        policy.critic_kwargs.update(critic_size)
     if model.replay_buffer is not None:
         model.replay_buffer.lift_paths(grown.after)
     model._graphs = None  # they launch the networks as they were
