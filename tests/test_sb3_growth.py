@@ -194,6 +194,23 @@ def test_growth_ends_and_new_modules_come_in_slowly(capsys: pytest.CaptureFixtur
     assert np.allclose(rises[4:], 0.0)
 
 
+def test_a_module_goes_on_coming_in_when_steps_are_counted_anew() -> None:
+    model = make(learning_starts=999)
+    growth = GrowOnDemand(8, max_modules=4, patience=1, gain=0.1, opening=16, measure=stalled, solved=99.0)
+    raised = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            raised.append(self.model.growth_state["raised"])
+            return True
+
+    for steps in (24, 4, 4):  # it grows at step 16
+        model.learn(steps, callback=[growth, Look()])
+    assert raised == [0.0] * 5 + [5.0, 10.0, 15.0]
+    assert model.growth_state["raised"] == 20.0
+    assert model.growth_state["nodes"] == []
+
+
 def test_tasks_are_measured_by_success_or_return() -> None:
     model = make()
     assert measure_tasks(model) == [None] * 4

@@ -86,10 +86,17 @@ class GrowOnDemand(BaseCallback):
             self.model.growth_state = {"measured_at": steps, "measured": [], "grown_at": [], "nodes": [], "raised": 0.0}
 
     def _on_training_start(self) -> None:
-        self._state["measured_at"] = min(self._state["measured_at"], self.model.num_timesteps)  # which may start anew
+        state, steps = self._state, self.model.num_timesteps  # which may start anew
+        state["measured_at"] = min(state["measured_at"], steps)
+        if state["nodes"]:  # the new modules go on coming in from where they are
+            opened_for = round(self.opening * state["raised"] / CLOSED)
+            state["grown_at"] = [*state["grown_at"][:-1], min(state["grown_at"][-1], steps - opened_for)]
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_training_end(self) -> None:
+        self._open(self._state, self.model.num_timesteps)  # the last steps count, however they are counted next
 
     def _on_rollout_start(self) -> None:
         state, steps = self._state, self.model.num_timesteps
