@@ -220,6 +220,10 @@ def test_tasks_are_measured_by_success_or_return() -> None:
     assert measure_tasks(model) == [None, None, 0.5, None]
 
 
+def measure_by(measure: Callable[[MultiTaskSAC], Any]) -> MultiTaskSAC:
+    return make(learning_starts=999).learn(12, callback=GrowOnDemand(4, max_modules=4, measure=measure))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -228,6 +232,11 @@ def test_tasks_are_measured_by_success_or_return() -> None:
         (lambda: GrowOnDemand(5, 5, patience=0), "`patience` must be at least 1, got 0."),
         (lambda: GrowOnDemand(5, 5, opening=0), "`opening` must be at least 1, got 0."),
         (lambda: GrowOnDemand(5, 5, gain=0.0), "`gain` must be a positive number, got 0.0."),
+        (lambda: GrowOnDemand(5, 5, gain=float("inf")), "`gain` must be finite, got inf: no task would ever learn."),
+        (lambda: GrowOnDemand(5, 5, measure=3), "`measure` must be a function that gives a number for each task, got"),
+        (lambda: measure_by(lambda _: [0.0, 1.0]), "`measure` must give 4 numbers, one for each task or None where"),
+        (lambda: measure_by(lambda _: 1.0), "`measure` must give 4 numbers, one for each task or None where there is"),
+        (lambda: measure_by(lambda _: ["a"] * 4), "`measure` must give 4 numbers, one for each task or None where"),
         (lambda: grow_networks(make("mt-sac", {})), "`policy` must have networks that route at module or model level"),
         (
             lambda: grow_networks(make("d2r-layer", {"layer_sizes": (2, 2)})),

@@ -1,6 +1,7 @@
 """Networks that grow while they are trained: a module more where a task has stalled while others learn."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,6 +75,10 @@ class GrowOnDemand(BaseCallback):
         for name, number in (("gain", gain), ("solved", solved)):
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
                 raise ValueError(f"`{name}` must be a positive number, got {shown(number)}.")
+        if math.isinf(gain):
+            raise ValueError(f"`gain` must be finite, got {gain}: no task would ever learn.")
+        if measure is not None and not callable(measure):
+            raise TypeError(f"`measure` must be a function that gives a number for each task, got {shown(measure)}.")
         self.every, self.max_modules = every, max_modules
         self.patience, self.gain, self.solved = patience, gain, solved
         self.opening = every if opening is None else opening
@@ -104,7 +109,7 @@ class GrowOnDemand(BaseCallback):
         if steps - state["measured_at"] < self.every:
             return
         state["measured_at"] = steps
-        found = [None if value is None else float(value) for value in self.measure(self.model)]
+        found = self._measured()
         state["measured"] = [*state["measured"], found][-self.patience - 1 :]
         if state["nodes"] or not self._is_stalled(state["measured"]):
             return
@@ -119,6 +124,20 @@ class GrowOnDemand(BaseCallback):
     def _state(self) -> dict[str, Any]:
         assert self.model.growth_state is not None
         return self.model.growth_state
+
+    def _measured(self) -> list[float | None]:
+        """A number for each task, or an error if `measure` gives something else."""
+        num_tasks, values = self.model.policy.task_space.num_tasks, self.measure(self.model)
+        try:
+            found = [None if value is None else float(value) for value in values]
+        except (TypeError, ValueError):
+            found = []
+        if len(found) != num_tasks:
+            raise ValueError(
+                f"`measure` must give {num_tasks} numbers, one for each task or None where there is none yet, "
+                f"got {shown(values)}."
+            )
+        return found
 
     def _open(self, state: dict[str, Any], steps: int) -> None:
         """Raises the logits of a new module to where they are due."""
