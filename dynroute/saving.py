@@ -16,7 +16,7 @@ from .arguments import shown
 from .banks import are_adjacent, keep_adjacent
 from .topology import Topology
 
-__all__ = ["CONFIG", "WEIGHTS", "Makes", "Pretrained", "from_pretrained", "save_pretrained"]
+__all__ = ["CONFIG", "WEIGHTS", "Filled", "Makes", "Pretrained", "from_pretrained", "kept_arguments", "save_pretrained"]
 
 CONFIG = "config.json"
 """The file that says which classes are made with which arguments."""
@@ -39,6 +39,18 @@ class Makes(NamedTuple):
     """What a call made."""
 
 
+class Filled(NamedTuple):
+    """A tensor argument whose numbers are among the parameters and buffers of the module; its shape alone is saved.
+
+    Example:
+        >>> dynroute.saving.Filled((10, 768))
+        Filled(shape=(10, 768))
+    """
+
+    shape: tuple[int, ...]
+    """The shape of the tensor."""
+
+
 class Pretrained(nn.Module):
     """A module that saves itself to a folder, and is made again from one.
 
@@ -51,7 +63,7 @@ class Pretrained(nn.Module):
 
         By default each argument of the constructor is the attribute of the same name. Override it where that is not so.
         """
-        return _attributes(self)
+        return kept_arguments(self)
 
     def save_pretrained(self, folder: str | Path, **hub: Any) -> Any:
         """Saves the module to a folder, see :func:`dynroute.save_pretrained`.
@@ -207,6 +219,43 @@ def from_pretrained(
     return module.to(device).eval() if device is not None else module.eval()
 
 
+def kept_arguments(module: nn.Module, others: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The arguments of a module's constructor, each the attribute of the same name, `device` and `dtype` left out.
+
+    An argument that is not kept is an error; classes of ``torch.nn`` may leave out what has a default.
+
+    Args:
+        module: The module.
+        others: Arguments that are not taken from attributes, by name; what the constructor does not take is left out.
+
+    Example:
+        >>> dynroute.saving.kept_arguments(TopK(2, capacity=1.5))
+        {'k': 2, 'capacity': 1.5}
+    """
+    kind, others = type(module), others or {}
+    if kind.__init__ is nn.Module.__init__:
+        return {}
+    of_torch = kind.__module__.startswith("torch.")
+    found: dict[str, Any] = {}
+    for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
+        several = parameter.kind is parameter.VAR_POSITIONAL
+        if name in ("device", "dtype") or parameter.kind is parameter.VAR_KEYWORD or (several and _is_known(kind)):
+            continue
+        if name in others:
+            found[name] = others[name]
+            continue
+        value = getattr(module, name, parameter.default if of_torch else parameter.empty)
+        if value is parameter.empty or several:
+            raise TypeError(
+                f"`{name}` of {kind.__name__} must be kept as an attribute of that name to be saved; or give the class "
+                "a method `constructor_arguments`."
+            )
+        if name == "bias" and (value is None or isinstance(value, Tensor)):
+            value = value is not None
+        found[name] = value
+    return found
+
+
 class _Writer:
     """Turns modules and their arguments into plain data."""
 
@@ -226,7 +275,7 @@ class _Writer:
             children = {name: self.module(part, f"{place}.{name}") for name, part in parts.items()}
             return {"class": _name(kind), "children": children}
         own = getattr(module, "constructor_arguments", None)
-        arguments = own() if callable(own) else _attributes(module)
+        arguments = own() if callable(own) else kept_arguments(module)
         return {
             "class": _name(kind),
             "arguments": {name: self.value(value, f"{place}.{name}") for name, value in arguments.items()},
@@ -237,6 +286,8 @@ class _Writer:
             return self.module(value, place)
         if isinstance(value, Makes):
             return {"makes": self.module(value.module, place)}
+        if isinstance(value, Filled):
+            return {"filled": list(value.shape)}
         if isinstance(value, Topology):
             return {"topology": [list(parents) for parents in value.parents]}
         if isinstance(value, list | tuple):
@@ -290,6 +341,8 @@ class _Reader:
             case {"makes": part}:
                 made = [self.module(part)]
                 return lambda: made.pop() if made else self.module(part)
+            case {"filled": list(shape)}:
+                return torch.zeros(shape)
             case {"topology": parents}:
                 return Topology(parents)
             case {"adjacent": list(parts)}:
@@ -323,28 +376,6 @@ class _Reader:
                 "made without being given."
             )
         return kind
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The arguments of a constructor, from the attributes of the same names."""
-    kind = type(module)
-    if kind.__init__ is nn.Module.__init__:
-        return {}
-    found: dict[str, Any] = {}
-    for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
-        several = parameter.kind is parameter.VAR_POSITIONAL
-        if name in ("device", "dtype") or parameter.kind is parameter.VAR_KEYWORD or (several and _is_known(kind)):
-            continue
-        value = getattr(module, name, parameter.default)
-        if value is parameter.empty or several:
-            raise TypeError(
-                f"`{name}` of {kind.__name__} must be kept as an attribute of that name to be saved; or give the class "
-                "a method `constructor_arguments`."
-            )
-        if name == "bias" and (value is None or isinstance(value, Tensor)):
-            value = value is not None
-        found[name] = value
-    return found
 
 
 def _name(kind: type[nn.Module]) -> str:

@@ -31,9 +31,13 @@ from dynroute import (
     Topology,
     TopP,
     from_pretrained,
+    grow,
+    networks,
     save_pretrained,
 )
+from dynroute.networks import Network
 from dynroute.routers import TaskRouter
+from test_networks import OUT, SMALL, STATE, TASKS
 
 GATES: dict[str, Callable[[], Gate]] = {
     "soft": Soft,
@@ -148,6 +152,81 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
     mine = Mixture(5, 3).eval()
     mine.save_pretrained(tmp_path)
     assert torch.equal(Mixture.from_pretrained(tmp_path, classes=[Expert])(x), mine(x))
+
+
+class Scaled(nn.Module):
+    """Keeps an argument with a default under another name."""
+
+    def __init__(self, n: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.n, self.factor = n, scale
+
+
+def test_arguments_with_defaults_must_be_kept_too(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"`scale` of Scaled must be kept as an attribute of that name to be saved;"):
+        save_pretrained(Scaled(3, scale=0.5), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def loaded(net: Network, folder: Path) -> nn.Module:
+    """The network saved and loaded, which must be as it was."""
+    save_pretrained(net, folder)
+    twin = from_pretrained(folder, classes=[type(net)])
+    assert type(twin) is type(net)
+    assert repr(twin) == repr(net)
+    assert twin.constructor_arguments().keys() == net.constructor_arguments().keys()
+    assert net.state_dict().keys() == twin.state_dict().keys()
+    for name, value in net.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value)
+    state = torch.randn(9, STATE, dtype=next(net.parameters()).dtype)
+    task = torch.arange(9) % TASKS
+    assert torch.equal(twin(state, task), net.eval()(state, task))
+    return twin
+
+
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in networks.available()},
+    "no SampleK": ("d2r", {"gate": "top-2", "protect": "none"}),
+    "options": ("d2r", {"gate": TopP(0.6), "shortcut": False, "state_free": True, "hidden_init": "released"}),
+    "residual layers": ("d2r-layer", {"module_kind": "residual", "output_init": None, "backend": "reference"}),
+    "layers in double": ("d2r-layer", {"layer_sizes": (2, 3), "dtype": torch.float64}),
+    "deep models": ("d2r-model", {"num_models": 3, "model_depth": 2, "module_kind": "layer-norm"}),
+    "paper": ("sm", {"equations": "paper", "layer_sizes": (2, 3), "output_init": None}),
+    "tanh": ("mt-sac", {"hidden_sizes": (6,), "activation": lambda: nn.LeakyReLU(0.3)}),
+    "linear": ("mt-sac", {"hidden_sizes": ()}),
+    "heads": ("mh-sac", {"hidden_sizes": (6, 7), "activation": nn.PReLU}),
+    "metadata": ("care", {"metadata": torch.arange(TASKS * 5.0).reshape(TASKS, 5), "attention": "dot"}),
+    "no task": ("care", {"num_encoders": 3, "task_in_trunk": False, "gate": "hard"}),
+    "sets": ("paco", {"num_sets": 3}),
+    "learned elsewhere": ("brc", {"learn_embedding": False, "blocks": 3, "embedding_features": 7}),
+    "experts": ("scalemoe-output", {"num_experts": 3, "router_sizes": (5,), "gate": Hard(capacity=1.5)}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_networks_come_back(name: str, tmp_path: Path) -> None:
+    network, sizes = OTHERS[name]
+    net = networks.build(network, STATE, TASKS, OUT, **{**SMALL[network], **sizes})
+    assert isinstance(net, Network)
+    net.become_actor()
+    loaded(net, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["d2r", "d2r-model", "moe", "scalemoe-output"])
+def test_networks_that_grew_come_back(name: str, tmp_path: Path) -> None:
+    net = networks.build(name, STATE, TASKS, OUT, **SMALL[name])
+    assert isinstance(net, Network)
+    grow(net, 2)
+    twin = loaded(net, tmp_path)
+    assert isinstance(twin, Network)
+    assert twin.topology == net.topology
+
+
+def test_networks_that_share_a_table_are_not_saved_together(tmp_path: Path) -> None:
+    actor = networks.build("paco", STATE, TASKS, OUT, **SMALL["paco"])
+    critic = networks.build("paco", STATE, TASKS, 1, **SMALL["paco"], **actor.shared)
+    with pytest.raises(ValueError, match="but other parameters are shared"):
+        save_pretrained(nn.ModuleList([actor, critic]), tmp_path)
 
 
 def test_shared_parts_stay_shared(tmp_path: Path) -> None:
