@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_count, check_modules, check_tensor, shown
+from .gates import ExpertChoice
 from .inspect import Summary
 from .levels import ModelRouting, RoutedGraph
 from .routers import EdgeParameter, Router
@@ -132,7 +133,8 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
     r"""Adds nodes before the output of a net, in place, without changing what it computes in evaluation.
 
     At module level each new node may read all before it, and the output may read the new ones; at model level new
-    networks stand beside the others. Evaluation stays the same to 1e-6, for every gate: the top of
+    networks stand beside the others. Evaluation stays the same to 1e-6, for every gate that decides each sample on its
+    own, so not for :class:`~dynroute.ExpertChoice`, whose sources share out the samples of a batch: the top of
     :mod:`dynroute.growth` tells why, and how :func:`open_nodes` lets learning reach the new nodes. The net is then as
     if built with more modules: its state dict fits a network of that size, see :attr:`Resized.num_modules`.
 
@@ -157,7 +159,7 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
         >>> torch.allclose(net(x, path=path), before, atol=1e-6), grown.num_modules
         (True, 5)
     """
-    graph = find_graph("net", net)
+    graph = _find_independent(net)
     before = graph.topology
     at_model_level = before == Topology.parallel(before.num_nodes - 1)
     if before.num_nodes == 2:  # both at once
@@ -202,7 +204,8 @@ def prune(net: nn.Module, usage: Tensor | Summary, *, at_most: float = 0.0) -> R
     :func:`dynroute.extract`.
 
     Args:
-        net: A routed graph, or a network that contains one; any topology.
+        net: A routed graph, or a network that contains one; any topology, and any gate but
+            :class:`~dynroute.ExpertChoice`.
         usage: How often each task uses each node, with shape ``[N, num_nodes]``: `used` of a
             :class:`~dynroute.inspect.Summary` of evaluation, or that summary.
         at_most: The largest share of a task's samples with which a node counts as not used.
@@ -219,7 +222,7 @@ def prune(net: nn.Module, usage: Tensor | Summary, *, at_most: float = 0.0) -> R
         >>> torch.allclose(net(x), before, atol=1e-6), len(net.nodes) == 7 - len(pruned.dropped)
         (True, True)
     """
-    graph = find_graph("net", net)
+    graph = _find_independent(net)
     before = graph.topology
     used = usage.used if isinstance(usage, Summary) else usage
     check_tensor("usage", used)
@@ -377,6 +380,17 @@ def _resize(
     graph.gate.resize(slots)
     graph.arrange(modules, after, adjacent=bank)
     return Resized(before, after, added, dropped, changes, old, [list(module.parameters()) for module in modules])
+
+
+def _find_independent(net: nn.Module) -> RoutedGraph:
+    """The routed graph of a net, or an error unless its gate decides each sample on its own."""
+    graph = find_graph("net", net)
+    if isinstance(graph.gate, ExpertChoice):
+        raise ValueError(
+            "`net` must have a gate that decides each sample on its own, got ExpertChoice: how many samples a source "
+            "takes depends on how many sources there are."
+        )
+    return graph
 
 
 def _router(graph: RoutedGraph) -> Router:

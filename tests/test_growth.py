@@ -14,6 +14,7 @@ import dynroute
 from dynroute import (
     BalancedTopK,
     CascadeRouter,
+    ExpertChoice,
     Gate,
     Hard,
     LayerRouting,
@@ -405,6 +406,7 @@ def test_layers_can_be_pruned() -> None:
 
 
 NET = module_level(TopK(2))
+CHOICE = model_level(ExpertChoice(1.0))
 LAYERS = LayerRouting.mlp(5, 8, [2, 2], 3, 4, TopK(2))
 TABLE = ModelRouting([nn.Linear(5, 2)] * 2, Soft(), CascadeRouter(5, Topology.parallel(2)))
 
@@ -428,6 +430,8 @@ def parametrized() -> RoutedGraph:
         (lambda: grow(OutputRouting.mlp(5, 4, 3, 2), 1), "`net` must have a router whose edges can be added and drop"),
         (lambda: grow(TABLE, 1), "`net` must have a router whose edges can be added and dropped, got a CascadeRouter;"),
         (lambda: grow(parametrized(), 1), "`net` must have a router with plain parameters, `weight` of its MLPRouter"),
+        (lambda: grow(CHOICE, 1), "`net` must have a gate that decides each sample on its own, got ExpertChoice: how "),
+        (lambda: prune(CHOICE, torch.tensor([1.0, 1, 0, 1])), "`net` must have a gate that decides each sample on its"),
         (lambda: grow(NET, 0), "`modules` must be at least 1, got 0."),
         (lambda: grow(NET, []), "`modules` must hold at least one module, got none."),
         (lambda: grow(NET, nn.ReLU()), "`modules` must list modules, got ReLU()"),
