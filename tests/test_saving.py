@@ -222,6 +222,17 @@ def test_networks_that_grew_come_back(name: str, tmp_path: Path) -> None:
     assert twin.topology == net.topology
 
 
+@pytest.mark.parametrize("net", [ModuleRouting.mlp(5, 8, 1, 2), LayerRouting.mlp(5, 8, [2], 2, shortcut=True)])
+def test_shortcuts_come_back_where_no_node_has_one_yet(net: RoutedGraph, tmp_path: Path) -> None:
+    net.save_pretrained(tmp_path)
+    assert from_pretrained(tmp_path).constructor_arguments()["shortcut"]
+    assert not net.shortcut
+    if isinstance(net, ModuleRouting):
+        twin = ModuleRouting.from_pretrained(tmp_path)
+        grow(twin, [nn.Linear(8, 8)])
+        assert twin.shortcut
+
+
 def test_networks_that_share_a_table_are_not_saved_together(tmp_path: Path) -> None:
     actor = networks.build("paco", STATE, TASKS, OUT, **SMALL["paco"])
     critic = networks.build("paco", STATE, TASKS, 1, **SMALL["paco"], **actor.shared)

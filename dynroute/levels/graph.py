@@ -278,7 +278,7 @@ class RoutedGraph(Pretrained):
             "topology": self.topology,
             "gate": self.gate,
             "router": self.router,
-            "shortcut": self.shortcut,
+            "shortcut": self._shortcut,  # also where no node has one yet
             "protect": self.protect,
             "backend": self.backend,
         }
