@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .arguments import shown
 from .banks import are_adjacent, keep_adjacent
+from .gates import Gate
 from .topology import Topology
 
 __all__ = ["CONFIG", "WEIGHTS", "Filled", "Makes", "Pretrained", "from_pretrained", "kept_arguments", "save_pretrained"]
@@ -276,10 +277,13 @@ class _Writer:
             return {"class": _name(kind), "children": children}
         own = getattr(module, "constructor_arguments", None)
         arguments = own() if callable(own) else kept_arguments(module)
-        return {
+        tree = {
             "class": _name(kind),
             "arguments": {name: self.value(value, f"{place}.{name}") for name, value in arguments.items()},
         }
+        if isinstance(module, Gate) and "capacity" not in arguments and module.capacity is not None:
+            tree["capacity"] = self.value(module.capacity, f"{place}.capacity")  # every gate can be given one
+        return tree
 
     def value(self, value: object, place: str) -> Any:
         if isinstance(value, nn.Module):
@@ -327,6 +331,8 @@ class _Reader:
                 values = {key: self.value(value) for key, value in arguments.items()}
                 try:
                     made = kind(**values)
+                    if "capacity" in tree and isinstance(made, Gate):
+                        made.capacity = tree["capacity"]
                 except (TypeError, RuntimeError) as error:
                     raise ValueError(f"`folder` must hold the arguments of {name}, but: {error}") from error
             case _:
@@ -391,7 +397,11 @@ def _is_known(kind: type[nn.Module]) -> bool:
 
 def _check_same(module: nn.Module, made: nn.Module) -> None:
     """Raises an error if a module that was made from the arguments of another one is not like it."""
-    wanted, got = ({name: t.shape for name, t in each.state_dict().items()} for each in (module, made))
+    wanted, got = (
+        {name: t.shape for name, t in each.state_dict().items()}
+        | {name: repr(part) for name, part in each.named_modules() if isinstance(part, Gate)}
+        for each in (module, made)
+    )
     ties = [
         sorted(
             sorted(name for name, other in each.named_parameters(remove_duplicate=False) if other is parameter)

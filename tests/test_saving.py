@@ -110,6 +110,18 @@ def test_gates_come_back(name: str, tmp_path: Path) -> None:
     assert torch.equal(twin(x), net.eval()(x))
 
 
+def test_a_capacity_comes_back_that_a_gate_was_given(tmp_path: Path) -> None:
+    net = ModelRouting.ffn(5, 8, 4, Soft())
+    net.gate.capacity = 1.5
+    net.save_pretrained(tmp_path)
+    assert ModelRouting.from_pretrained(tmp_path).gate.capacity == 1.5
+    hard = networks.build("hard", STATE, TASKS, OUT, **SMALL["hard"])
+    assert isinstance(hard, networks.HardRouting)
+    hard.modular.gate.capacity = 1.5  # the network has no argument for it
+    with pytest.raises(ValueError, match=r"`modular\.gate` differs; was a part changed after it was made"):
+        save_pretrained(hard, tmp_path / "none")
+
+
 class Expert(nn.Module):
     def __init__(self, width: int, *, slope: float = 0.5, inner: nn.Module | None = None) -> None:
         super().__init__()
