@@ -4,7 +4,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -169,7 +169,14 @@ def save_pretrained(module: nn.Module, folder: str | Path) -> None:
     writer = _Writer()
     tree = writer.module(module, "module")
     with torch.device("meta"):
-        _check_same(module, _Reader({_name(kind): kind for kind in writer.classes}).module(tree))
+        try:
+            made = _Reader({_name(kind): kind for kind in writer.classes}).module(tree)
+        except _NotMadeError as error:
+            raise ValueError(
+                "`module` must be of classes that can be made again by their arguments, but one cannot: "
+                f"{error.kind}: {error.__cause__}"
+            ) from error
+        _check_same(module, made)
     library = sys.modules[__package__ or "dynroute"]
     config = {"format": "dynroute", "version": library.__version__, "module": tree}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
@@ -307,6 +314,14 @@ class _Writer:
         )
 
 
+class _NotMadeError(ValueError):
+    """A class refused its arguments."""
+
+    def __init__(self, kind: str, error: Exception) -> None:
+        super().__init__(f"`folder` must hold the arguments of {kind}, but: {error or type(error).__name__}")
+        self.kind = kind
+
+
 class _Reader:
     """Makes modules of plain data."""
 
@@ -325,7 +340,13 @@ class _Reader:
                     raise ValueError(f"`folder` must describe {name} by its arguments, got children.")
                 made: nn.Module = kind()
                 for child, part in children.items():
-                    made.add_module(child, self.module(part))
+                    inner = self.module(part)
+                    try:
+                        made.add_module(child, inner)
+                    except KeyError as error:  # torch refuses dots and names that are taken
+                        raise ValueError(
+                            f"`folder` must describe the parts of {name} by names, got {child!r}: {error.args[0]}."
+                        ) from error
             case {"class": str(name), "arguments": dict(arguments)}:
                 kind, place = self._kind(name), self._next()
                 values = {key: self.value(value) for key, value in arguments.items()}
@@ -333,8 +354,8 @@ class _Reader:
                     made = kind(**values)
                     if "capacity" in tree and isinstance(made, Gate):
                         made.capacity = tree["capacity"]
-                except (TypeError, RuntimeError) as error:
-                    raise ValueError(f"`folder` must hold the arguments of {name}, but: {error}") from error
+                except Exception as error:  # a class may fail in any way on arguments that are not its own
+                    raise _NotMadeError(name, error) from error
             case _:
                 raise ValueError(f"`folder` must describe a module by its class and arguments, got {shown(tree)}.")
         self._made[place] = made
@@ -348,9 +369,9 @@ class _Reader:
                 made = [self.module(part)]
                 return lambda: made.pop() if made else self.module(part)
             case {"filled": list(shape)}:
-                return torch.zeros(shape)
+                return self._made_by(torch.zeros, shape)
             case {"topology": parents}:
-                return Topology(parents)
+                return self._made_by(Topology, parents)
             case {"adjacent": list(parts)}:
                 modules = [self.module(part) for part in parts]
                 keep_adjacent(modules)
@@ -361,6 +382,12 @@ class _Reader:
             case dict():
                 raise ValueError(f"`folder` must describe arguments, got {shown(tree)}.")
         return tree
+
+    def _made_by(self, make: Callable[[Any], object], description: object) -> object:
+        try:
+            return make(description)
+        except Exception as error:
+            raise ValueError(f"`folder` must describe arguments, got {shown(description)}: {error}") from error
 
     def _next(self) -> int:
         self._seen += 1

@@ -279,6 +279,7 @@ def test_what_cannot_be_made_again_is_not_saved(tmp_path: Path) -> None:
         (Forgetful(3), TypeError, "`secret` of Forgetful must be kept as an attribute of that name to be saved"),
         (Expert(3, slope=torch.zeros(2)), TypeError, r"`module\.slope` must be a number, text, a module, .* got a ten"),
         (Expert(3, slope=float("nan")), TypeError, r"`module\.slope` must be a number, .* got nan"),
+        (nn.GRU(3, 4), ValueError, "`module` must be of classes that can be made again .* cannot: torch.nn.GRU: .*"),
         (3, TypeError, "`module` must be a module, got 3"),
     ]:
         with pytest.raises(error, match=message):
@@ -296,6 +297,10 @@ def damaged(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     return tmp_path
 
 
+def part(name: str, **arguments: object) -> dict[str, Any]:
+    return {"class": f"torch.nn.{name}", "arguments": arguments}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -306,6 +311,13 @@ def damaged(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
         (lambda c: c["module"].update({"class": "dynroute.save_pretrained"}), "`classes` must hold dynroute.save_pre"),
         (lambda c: c["module"].update({"class": "dynroute.Gate", "arguments": {}}), "the arguments of dynroute.Gate"),
         (lambda c: c["module"].update({"class": "torch.nn.Linear", "arguments": {}}), "the arguments of torch.nn.Lin"),
+        (lambda c: c.update(module=part("MultiheadAttention", embed_dim=3, num_heads=2)), "torch.nn.Mult.*divisible"),
+        (lambda c: c.update(module=part("GroupNorm", num_groups=0, num_channels=4)), "the arguments of torch.nn.Group"),
+        (lambda c: c.update(module={"class": "torch.nn.Sequential", "children": {"a.b": part("ReLU")}}), "got 'a.b'"),
+        (lambda c: c.update(module={"class": "torch.nn.Sequential", "children": {"": part("ReLU")}}), "names, got ''"),
+        (lambda c: c["module"]["arguments"].update(gate={"topology": 3}), "`folder` must describe arguments, got 3: "),
+        (lambda c: c["module"]["arguments"].update(gate={"filled": ["a"]}), "`folder` must describe arguments, got"),
+        (lambda c: c["module"]["arguments"]["gate"].update(capacity="a"), "of dynroute.TopK, but: `capacity`"),
         (lambda c: c.update(module={"class": "torch.nn.ReLU", "children": {}}), "must describe torch.nn.ReLU by its"),
         (lambda c: c["module"]["arguments"].update(gate={"odd": 1}), "`folder` must describe arguments, got"),
         (lambda c: c["module"]["arguments"].update(shared=[{"class": "torch.nn.ReLU", "arguments": {}}] * 2, models=[
