@@ -86,6 +86,8 @@ class Resized:
     _changes: list[_Change] = field(default_factory=list, repr=False)
     _old: list[list[nn.Parameter]] = field(default_factory=list, repr=False)
     _new: list[list[nn.Parameter]] = field(default_factory=list, repr=False)
+    _old_names: dict[nn.Parameter, str] = field(default_factory=dict, repr=False)
+    _new_names: dict[nn.Parameter, str] = field(default_factory=dict, repr=False)
 
     @property
     def num_modules(self) -> int:
@@ -97,7 +99,8 @@ class Resized:
 
         New slices of the router start with the mean of the optimizer's state of the slices that they were made of; new
         modules start without state, in the group and behind the parameters of the module before them, where an
-        optimizer that is made anew has them. State of another shape than its parameter's is forgotten.
+        optimizer that is made anew has them. State of another shape than its parameter's is forgotten. The names that
+        an optimizer has of ``named_parameters()`` become those of now.
 
         Args:
             optimizer: An optimizer of some or all parameters of the net; others in it are left alone.
@@ -113,8 +116,12 @@ class Resized:
                 "`optimizer` must hold parameters that the net had before it changed its size, got one without any; "
                 "was it made afterwards, or carried already?"
             )
+        names = _names(optimizer)
+        prefix = _prefix(names, self._old_names)
         for change in self._changes:
             _replace(optimizer, change)
+            if change.before in names:
+                names[change.after] = names[change.before]
         kept = {id(parameter) for node in self._new for parameter in node}
         for node in self.dropped:
             gone = {id(parameter) for parameter in self._old[node]} - kept
@@ -127,6 +134,12 @@ class Resized:
         if fresh:
             behind = [one for node in self._new[: self.added[0]] for one in node][::-1]
             _insert(optimizer, fresh, behind, self._new[-1] + [change.after for change in self._changes])
+        if names:
+            now = names if prefix is None else {one: prefix + name for one, name in self._new_names.items()}
+            for group in optimizer.param_groups:
+                group["param_names"] = [
+                    now.get(one) or names.get(one) or self._new_names[one] for one in group["params"]
+                ]
 
 
 def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
@@ -358,6 +371,7 @@ def _resize(
 ) -> Resized:
     """Gives a graph other nodes, and its router the slices of other edges."""
     router, before = _router(graph), graph.topology
+    old_names = {parameter: name for name, parameter in graph.named_parameters()}
     old = [list(module.parameters()) for module in graph.nodes]
     bank = graph.has_bank
     moved = [edge for edge, shift in enumerate(shifts) if shift]
@@ -379,7 +393,10 @@ def _resize(
 
     graph.gate.resize(slots)
     graph.arrange(modules, after, adjacent=bank)
-    return Resized(before, after, added, dropped, changes, old, [list(module.parameters()) for module in modules])
+    new, new_names = [list(module.parameters()) for module in modules], dict(graph.named_parameters())
+    return Resized(
+        before, after, added, dropped, changes, old, new, old_names, {one: name for name, one in new_names.items()}
+    )
 
 
 def _find_independent(net: nn.Module) -> RoutedGraph:
@@ -467,6 +484,20 @@ def _replace(optimizer: torch.optim.Optimizer, change: _Change) -> None:
                     name: change.carried(value) if isinstance(value, Tensor) and value.dim() else value
                     for name, value in state.items()
                 }
+
+
+def _names(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
+    """The names of an optimizer's parameters; empty if it was made without them."""
+    named = [group for group in optimizer.param_groups if "param_names" in group]
+    return {one: name for group in named for one, name in zip(group["params"], group["param_names"], strict=True)}
+
+
+def _prefix(names: dict[nn.Parameter, str], own: dict[nn.Parameter, str]) -> str | None:
+    """What stands before a graph's own names of its parameters in others; None if these are of another kind."""
+    for parameter, name in names.items():
+        if parameter in own and f".{name}".endswith(f".{own[parameter]}"):
+            return name.removesuffix(own[parameter])
+    return None
 
 
 def _insert(

@@ -246,6 +246,38 @@ def test_optimizers_go_on(name: str, level: str) -> None:
     torch.testing.assert_close(net.eval()(x, context), twin.eval()(x, context), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_names_of_parameters_go_on(level: str) -> None:
+    net = nn.ModuleDict({"first": nn.Linear(2, 2), "net": LEVELS[level](TopK(2))})
+    optimizer = torch.optim.Adam(net.parameters())
+    optimizer.param_groups[0]["param_names"] = [name for name, _ in net.named_parameters()]  # as torch 2.6 keeps them
+    grown = grow(net, 2)
+    grown.carry(optimizer)
+
+    def check() -> None:
+        (group,) = optimizer.param_groups
+        assert group["param_names"] == [name for name, _ in net.named_parameters()]
+        assert [id(one) for one in group["params"]] == [id(one) for one in net.parameters()]
+
+    check()
+    usage = torch.ones(net["net"].topology.num_nodes)
+    usage[list(grown.added)[:1]] = 0.0
+    prune(net, usage).carry(optimizer)
+    check()
+
+    net = LEVELS[level](TopK(2))
+    optimizer = torch.optim.Adam(net.parameters())
+    optimizer.param_groups[0]["param_names"] = [f"my {i}" for i, _ in enumerate(net.parameters())]
+    grown = grow(net, 1)
+    grown.carry(optimizer)
+    (group,) = optimizer.param_groups
+    fresh = [f"nodes.{grown.added[0]}.{name}" for name, _ in net.nodes[grown.added[0]].named_parameters()]
+    assert sorted(set(group["param_names"]) - {f"my {i}" for i in range(99)}) == sorted(fresh)
+    assert [name for name in group["param_names"] if name not in fresh] == [
+        f"my {i}" for i in range(len(group["params"]) - len(fresh))
+    ]
+
+
 def test_moments_of_new_edges_are_those_of_what_they_were_made_of() -> None:
     net = module_level(TopK(2), modules=3)
     optimizer = torch.optim.Adam(net.parameters())
