@@ -37,7 +37,7 @@ from dynroute import (
 )
 from dynroute.banks import are_adjacent
 from dynroute.inspect import summarize
-from dynroute.networks import DynamicDepthRouting, MixtureOfExperts
+from dynroute.networks import DynamicDepthRouting, MixtureOfExperts, ScaleMoE
 from dynroute.testing import assert_routed
 
 GATES: dict[str, Callable[[], Gate]] = {
@@ -173,6 +173,17 @@ def test_a_mixture_of_experts_grows() -> None:
     before = net(state, task)
     grow(net, 1)
     torch.testing.assert_close(net(state, task), before, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("first", ["actor", "growth"])
+def test_experts_that_are_new_merge_deviations_as_the_others_do(first: str) -> None:
+    net = ScaleMoE(6, 4, 8, level="output", num_experts=4, width=16).eval()
+    for step in (net.become_actor, lambda: grow(net, 1))[:: 1 if first == "actor" else -1]:
+        step()
+    state, task = torch.randn(9, 6), torch.arange(9) % 4
+    outputs = torch.stack([node(net.encoder(state, torch.eye(4)[task])) for node in list(net.experts.nodes)[:-1]])
+    assert outputs.shape == (5, 9, 8)
+    assert (outputs[..., 4:] > 0).all()  # deviations, not their logarithms
 
 
 def test_routing_by_a_table_grows() -> None:

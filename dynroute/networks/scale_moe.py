@@ -116,7 +116,7 @@ class ScaleMoE(Network):
             dtype=dtype,
         )
 
-        self.deviations = _Deviations()  # one for all experts, it has nothing of its own but a flag
+        self.deviations = _Deviations()  # one for all experts that are made here, it has nothing but a flag
 
         def head() -> nn.Linear:
             return orthogonal_linear(width, out_features, device=device, dtype=dtype)
@@ -174,7 +174,9 @@ class ScaleMoE(Network):
                 "`out_features` must be even in an actor, a mean and a log-standard deviation for each number of "
                 f"an action, got {self.out_features}."
             )
-        self.deviations.active = True
+        for part in self.modules():  # an expert that a net grew has a copy
+            if isinstance(part, _Deviations):
+                part.active = True
 
 
 class _Deviations(nn.Module):
