@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_count, check_modules, check_tensor, shown
+from .arguments import check_count, check_modules, check_number, check_tensor, shown
 from .gates import ExpertChoice
 from .inspect import Summary
 from .levels import ModelRouting, RoutedGraph
@@ -290,8 +290,7 @@ def open_nodes(net: nn.Module, nodes: Sequence[int], by: float) -> None:
     """
     graph = find_graph("net", net)
     topology = graph.topology
-    if isinstance(by, bool) or not isinstance(by, (int, float)):
-        raise TypeError(f"`by` must be a number, got {shown(by)}.")
+    check_number("by", by)
     if not isinstance(nodes, Sequence) or isinstance(nodes, (str, bytes)):
         raise TypeError(f"`nodes` must list nodes, got {shown(nodes)}; for instance those that `grow` added.")
     for i, node in enumerate(nodes):

@@ -486,6 +486,7 @@ def parametrized() -> RoutedGraph:
         (lambda: prune(NET, torch.zeros(6)), "`usage` must come from routes of this net: it uses node 5 and none of"),
         (lambda: prune(NET, torch.ones(6), at_most=1.0), "`at_most` must be a share from 0 to less than 1, got 1.0."),
         (lambda: open_nodes(NET, [0], True), "`by` must be a number, got True."),
+        (lambda: open_nodes(NET, [0], float("nan")), "`by` must be finite, got nan."),
         (lambda: open_nodes(NET, 4, 1.0), "`nodes` must list nodes, got 4; for instance those that `grow` added."),
         (lambda: open_nodes(NET, ["a"], 1.0), "`nodes[0]` must be an integer, got 'a'."),
         (lambda: open_nodes(NET, [5], 1.0), "`nodes[0]` must be a source of the output, one of [0, 1, 2, 3, 4]."),
