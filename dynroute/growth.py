@@ -60,7 +60,7 @@ class _Change(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Resized:
-    """What :func:`grow` or :func:`prune` changed, for all that must follow: optimizers and recorded paths.
+    """The changes of :func:`grow` or :func:`prune`, for all that must follow: optimizers and recorded paths.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 4, 2)
@@ -492,7 +492,7 @@ def _names(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
 
 
 def _prefix(names: dict[nn.Parameter, str], own: dict[nn.Parameter, str]) -> str | None:
-    """What stands before a graph's own names of its parameters in others; None if these are of another kind."""
+    """The prefix of names before a graph's own names of its parameters; None if names are of another kind."""
     for parameter, name in names.items():
         if parameter in own and f".{name}".endswith(f".{own[parameter]}"):
             return name.removesuffix(own[parameter])
