@@ -37,7 +37,7 @@ class Makes(NamedTuple):
     """
 
     module: nn.Module
-    """What a call made."""
+    """The module that a call made."""
 
 
 class Filled(NamedTuple):
@@ -347,13 +347,14 @@ class _Reader:
                         raise ValueError(
                             f"`folder` must describe the parts of {name} by names, got {child!r}: {error.args[0]}."
                         ) from error
-            case {"class": str(name), "arguments": dict(arguments)}:
+            case {"class": str(name), "arguments": dict(arguments), **others}:
                 kind, place = self._kind(name), self._next()
                 values = {key: self.value(value) for key, value in arguments.items()}
                 try:
                     made = kind(**values)
-                    if "capacity" in tree and isinstance(made, Gate):
-                        made.capacity = tree["capacity"]
+                    capacity: Any = others.get("capacity")
+                    if isinstance(made, Gate) and capacity is not None:
+                        made.capacity = capacity
                 except Exception as error:  # a class may fail in any way on arguments that are not its own
                     raise _NotMadeError(name, error) from error
             case _:
