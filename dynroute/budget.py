@@ -74,8 +74,13 @@ class Budget(nn.Module):
         return (self._of_samples(self.multiplier, cost, task) * (cost - self.target)).mean()
 
     def multiplier_loss(self, cost: Tensor, task: Tensor | None = None) -> Tensor:
-        """The loss of the multiplier; its gradient flows to the multiplier alone. The arguments are those of a call."""
-        return -(self._of_samples(self.log_multiplier, cost, task) * (cost.detach() - self.target)).mean()
+        """The loss of the multiplier; its gradient flows to the multiplier alone. The arguments are those of a call.
+
+        Costs that are not finite are left out, so that one bad sample does not end all learning of the multiplier.
+        """
+        values, finite = self._of_samples(self.log_multiplier, cost, task), cost.isfinite()
+        excess = torch.where(finite, cost.detach() - self.target, 0.0)
+        return -(values * excess).sum() / finite.sum().clamp(min=1)
 
     def extra_repr(self) -> str:
         return f"target={self.target}" + ("" if self.num_tasks is None else f", num_tasks={self.num_tasks}")

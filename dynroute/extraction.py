@@ -1,4 +1,4 @@
-"""What is left of a routed network for some contexts: plain modules, small and exportable.
+"""The part of a routed network that some contexts use, as plain modules, small and exportable.
 
 1. Where all contexts are one, as for one task and a router that looks at the task alone, weights are constants: there
    is no router and no gate left.
@@ -32,7 +32,7 @@ __all__ = ["Extracted", "Extraction", "TaskNetwork", "extract"]
 
 
 class Extraction(NamedTuple):
-    """What :func:`extract` kept, and how far that is from the whole.
+    """The report of :func:`extract`: the nodes that it kept, and how far that is from the whole.
 
     Example:
         >>> net = ModelRouting.mlp(5, 8, 4, 2, gate=TopK(2))
@@ -75,7 +75,7 @@ class Extracted(nn.Module):
         self.body = body
         self.shared = nn.ModuleList(shared)
         self.report = report
-        """What was kept."""
+        """The nodes that were kept, and how far that is from the whole."""
         self.train(False)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -116,7 +116,7 @@ class TaskNetwork(nn.Module):
         self.network = network
         self.register_buffer("task", task)
         self.report = report
-        """What was kept."""
+        """The nodes that were kept, and how far that is from the whole."""
         self.train(False)
 
     def forward(self, state: Tensor) -> Tensor:
@@ -281,7 +281,7 @@ def _is_one(contexts: Tensor) -> bool:
 
 
 def _outputs(graph: RoutedGraph, x: Tensor, context: Tensor, *, needed: bool) -> Tensor | None:
-    """What the whole graph computes; None where contexts are no inputs and none were given."""
+    """The outputs of the whole graph; None where contexts are no inputs and none were given."""
     try:
         output = RoutedGraph.forward(graph, x, context, sample=False)
     except (ValueError, TypeError, RuntimeError, IndexError) as error:

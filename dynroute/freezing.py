@@ -12,7 +12,7 @@ __all__ = ["Frozen", "freeze_modules"]
 
 
 class Frozen:
-    """What :func:`freeze_modules` froze, and how to undo it; a ``with`` block undoes it at its end.
+    """The parameters that :func:`freeze_modules` froze, and the way to undo it; a ``with`` block undoes it at its end.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 4, 2)

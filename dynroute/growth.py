@@ -29,7 +29,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_count, check_modules, check_tensor, shown
+from .arguments import check_count, check_modules, check_number, check_tensor, shown
+from .gates import ExpertChoice
 from .inspect import Summary
 from .levels import ModelRouting, RoutedGraph
 from .routers import EdgeParameter, Router
@@ -59,7 +60,7 @@ class _Change(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Resized:
-    """What :func:`grow` or :func:`prune` changed, for all that must follow: optimizers and recorded paths.
+    """The changes of :func:`grow` or :func:`prune`, for all that must follow: optimizers and recorded paths.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 4, 2)
@@ -85,6 +86,8 @@ class Resized:
     _changes: list[_Change] = field(default_factory=list, repr=False)
     _old: list[list[nn.Parameter]] = field(default_factory=list, repr=False)
     _new: list[list[nn.Parameter]] = field(default_factory=list, repr=False)
+    _old_names: dict[nn.Parameter, str] = field(default_factory=dict, repr=False)
+    _new_names: dict[nn.Parameter, str] = field(default_factory=dict, repr=False)
 
     @property
     def num_modules(self) -> int:
@@ -96,7 +99,8 @@ class Resized:
 
         New slices of the router start with the mean of the optimizer's state of the slices that they were made of; new
         modules start without state, in the group and behind the parameters of the module before them, where an
-        optimizer that is made anew has them. State of another shape than its parameter's is forgotten.
+        optimizer that is made anew has them. State of another shape than its parameter's is forgotten. The names that
+        an optimizer has of ``named_parameters()`` become those of now.
 
         Args:
             optimizer: An optimizer of some or all parameters of the net; others in it are left alone.
@@ -112,8 +116,12 @@ class Resized:
                 "`optimizer` must hold parameters that the net had before it changed its size, got one without any; "
                 "was it made afterwards, or carried already?"
             )
+        names = _names(optimizer)
+        prefix = _prefix(names, self._old_names)
         for change in self._changes:
             _replace(optimizer, change)
+            if change.before in names:
+                names[change.after] = names[change.before]
         kept = {id(parameter) for node in self._new for parameter in node}
         for node in self.dropped:
             gone = {id(parameter) for parameter in self._old[node]} - kept
@@ -126,13 +134,20 @@ class Resized:
         if fresh:
             behind = [one for node in self._new[: self.added[0]] for one in node][::-1]
             _insert(optimizer, fresh, behind, self._new[-1] + [change.after for change in self._changes])
+        if names:
+            now = names if prefix is None else {one: prefix + name for one, name in self._new_names.items()}
+            for group in optimizer.param_groups:
+                group["param_names"] = [
+                    now.get(one) or names.get(one) or self._new_names[one] for one in group["params"]
+                ]
 
 
 def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
     r"""Adds nodes before the output of a net, in place, without changing what it computes in evaluation.
 
     At module level each new node may read all before it, and the output may read the new ones; at model level new
-    networks stand beside the others. Evaluation stays the same to 1e-6, for every gate: the top of
+    networks stand beside the others. Evaluation stays the same to 1e-6, for every gate that decides each sample on its
+    own, so not for :class:`~dynroute.ExpertChoice`, whose sources share out the samples of a batch: the top of
     :mod:`dynroute.growth` tells why, and how :func:`open_nodes` lets learning reach the new nodes. The net is then as
     if built with more modules: its state dict fits a network of that size, see :attr:`Resized.num_modules`.
 
@@ -157,7 +172,7 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
         >>> torch.allclose(net(x, path=path), before, atol=1e-6), grown.num_modules
         (True, 5)
     """
-    graph = find_graph("net", net)
+    graph = _find_independent(net)
     before = graph.topology
     at_model_level = before == Topology.parallel(before.num_nodes - 1)
     if before.num_nodes == 2:  # both at once
@@ -202,7 +217,8 @@ def prune(net: nn.Module, usage: Tensor | Summary, *, at_most: float = 0.0) -> R
     :func:`dynroute.extract`.
 
     Args:
-        net: A routed graph, or a network that contains one; any topology.
+        net: A routed graph, or a network that contains one; any topology, and any gate but
+            :class:`~dynroute.ExpertChoice`.
         usage: How often each task uses each node, with shape ``[N, num_nodes]``: `used` of a
             :class:`~dynroute.inspect.Summary` of evaluation, or that summary.
         at_most: The largest share of a task's samples with which a node counts as not used.
@@ -219,7 +235,7 @@ def prune(net: nn.Module, usage: Tensor | Summary, *, at_most: float = 0.0) -> R
         >>> torch.allclose(net(x), before, atol=1e-6), len(net.nodes) == 7 - len(pruned.dropped)
         (True, True)
     """
-    graph = find_graph("net", net)
+    graph = _find_independent(net)
     before = graph.topology
     used = usage.used if isinstance(usage, Summary) else usage
     check_tensor("usage", used)
@@ -274,8 +290,7 @@ def open_nodes(net: nn.Module, nodes: Sequence[int], by: float) -> None:
     """
     graph = find_graph("net", net)
     topology = graph.topology
-    if isinstance(by, bool) or not isinstance(by, (int, float)):
-        raise TypeError(f"`by` must be a number, got {shown(by)}.")
+    check_number("by", by)
     if not isinstance(nodes, Sequence) or isinstance(nodes, (str, bytes)):
         raise TypeError(f"`nodes` must list nodes, got {shown(nodes)}; for instance those that `grow` added.")
     for i, node in enumerate(nodes):
@@ -360,6 +375,7 @@ def _resize(
             "with `dynroute.distributed.gather_state_dict` first."
         )
     router, before = _router(graph), graph.topology
+    old_names = {parameter: name for name, parameter in graph.named_parameters()}
     old = [list(module.parameters()) for module in graph.nodes]
     bank = graph.has_bank
     moved = [edge for edge, shift in enumerate(shifts) if shift]
@@ -381,7 +397,21 @@ def _resize(
 
     graph.gate.resize(slots)
     graph.arrange(modules, after, adjacent=bank)
-    return Resized(before, after, added, dropped, changes, old, [list(module.parameters()) for module in modules])
+    new, new_names = [list(module.parameters()) for module in modules], dict(graph.named_parameters())
+    return Resized(
+        before, after, added, dropped, changes, old, new, old_names, {one: name for name, one in new_names.items()}
+    )
+
+
+def _find_independent(net: nn.Module) -> RoutedGraph:
+    """The routed graph of a net, or an error unless its gate decides each sample on its own."""
+    graph = find_graph("net", net)
+    if isinstance(graph.gate, ExpertChoice):
+        raise ValueError(
+            "`net` must have a gate that decides each sample on its own, got ExpertChoice: how many samples a source "
+            "takes depends on how many sources there are."
+        )
+    return graph
 
 
 def _router(graph: RoutedGraph) -> Router:
@@ -458,6 +488,20 @@ def _replace(optimizer: torch.optim.Optimizer, change: _Change) -> None:
                     name: change.carried(value) if isinstance(value, Tensor) and value.dim() else value
                     for name, value in state.items()
                 }
+
+
+def _names(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
+    """The names of an optimizer's parameters; empty if it was made without them."""
+    named = [group for group in optimizer.param_groups if "param_names" in group]
+    return {one: name for group in named for one, name in zip(group["params"], group["param_names"], strict=True)}
+
+
+def _prefix(names: dict[nn.Parameter, str], own: dict[nn.Parameter, str]) -> str | None:
+    """The prefix of names before a graph's own names of its parameters; None if names are of another kind."""
+    for parameter, name in names.items():
+        if parameter in own and f".{name}".endswith(f".{own[parameter]}"):
+            return name.removesuffix(own[parameter])
+    return None
 
 
 def _insert(

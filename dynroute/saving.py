@@ -4,7 +4,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from .arguments import shown
 from .banks import are_adjacent, keep_adjacent
+from .gates import Gate
 from .topology import Topology
 
-__all__ = ["CONFIG", "WEIGHTS", "Makes", "Pretrained", "from_pretrained", "save_pretrained"]
+__all__ = ["CONFIG", "WEIGHTS", "Filled", "Makes", "Pretrained", "from_pretrained", "kept_arguments", "save_pretrained"]
 
 CONFIG = "config.json"
 """The file that says which classes are made with which arguments."""
@@ -36,7 +37,19 @@ class Makes(NamedTuple):
     """
 
     module: nn.Module
-    """What a call made."""
+    """The module that a call made."""
+
+
+class Filled(NamedTuple):
+    """A tensor argument whose numbers are among the parameters and buffers of the module; its shape alone is saved.
+
+    Example:
+        >>> dynroute.saving.Filled((10, 768))
+        Filled(shape=(10, 768))
+    """
+
+    shape: tuple[int, ...]
+    """The shape of the tensor."""
 
 
 class Pretrained(nn.Module):
@@ -51,7 +64,7 @@ class Pretrained(nn.Module):
 
         By default each argument of the constructor is the attribute of the same name. Override it where that is not so.
         """
-        return _attributes(self)
+        return kept_arguments(self)
 
     def save_pretrained(self, folder: str | Path, **hub: Any) -> Any:
         """Saves the module to a folder, see :func:`dynroute.save_pretrained`.
@@ -156,7 +169,14 @@ def save_pretrained(module: nn.Module, folder: str | Path) -> None:
     writer = _Writer()
     tree = writer.module(module, "module")
     with torch.device("meta"):
-        _check_same(module, _Reader({_name(kind): kind for kind in writer.classes}).module(tree))
+        try:
+            made = _Reader({_name(kind): kind for kind in writer.classes}).module(tree)
+        except _NotMadeError as error:
+            raise ValueError(
+                "`module` must be of classes that can be made again by their arguments, but one cannot: "
+                f"{error.kind}: {error.__cause__}"
+            ) from error
+        _check_same(module, made)
     library = sys.modules[__package__ or "dynroute"]
     config = {"format": "dynroute", "version": library.__version__, "module": tree}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
@@ -207,6 +227,43 @@ def from_pretrained(
     return module.to(device).eval() if device is not None else module.eval()
 
 
+def kept_arguments(module: nn.Module, others: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The arguments of a module's constructor, each the attribute of the same name, `device` and `dtype` left out.
+
+    An argument that is not kept is an error; classes of ``torch.nn`` may leave out what has a default.
+
+    Args:
+        module: The module.
+        others: Arguments that are not taken from attributes, by name; what the constructor does not take is left out.
+
+    Example:
+        >>> dynroute.saving.kept_arguments(TopK(2, capacity=1.5))
+        {'k': 2, 'capacity': 1.5}
+    """
+    kind, others = type(module), others or {}
+    if kind.__init__ is nn.Module.__init__:
+        return {}
+    of_torch = kind.__module__.startswith("torch.")
+    found: dict[str, Any] = {}
+    for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
+        several = parameter.kind is parameter.VAR_POSITIONAL
+        if name in ("device", "dtype") or parameter.kind is parameter.VAR_KEYWORD or (several and _is_known(kind)):
+            continue
+        if name in others:
+            found[name] = others[name]
+            continue
+        value = getattr(module, name, parameter.default if of_torch else parameter.empty)
+        if value is parameter.empty or several:
+            raise TypeError(
+                f"`{name}` of {kind.__name__} must be kept as an attribute of that name to be saved; or give the class "
+                "a method `constructor_arguments`."
+            )
+        if name == "bias" and (value is None or isinstance(value, Tensor)):
+            value = value is not None
+        found[name] = value
+    return found
+
+
 class _Writer:
     """Turns modules and their arguments into plain data."""
 
@@ -226,17 +283,22 @@ class _Writer:
             children = {name: self.module(part, f"{place}.{name}") for name, part in parts.items()}
             return {"class": _name(kind), "children": children}
         own = getattr(module, "constructor_arguments", None)
-        arguments = own() if callable(own) else _attributes(module)
-        return {
+        arguments = own() if callable(own) else kept_arguments(module)
+        tree = {
             "class": _name(kind),
             "arguments": {name: self.value(value, f"{place}.{name}") for name, value in arguments.items()},
         }
+        if isinstance(module, Gate) and "capacity" not in arguments and module.capacity is not None:
+            tree["capacity"] = self.value(module.capacity, f"{place}.capacity")  # every gate can be given one
+        return tree
 
     def value(self, value: object, place: str) -> Any:
         if isinstance(value, nn.Module):
             return self.module(value, place)
         if isinstance(value, Makes):
             return {"makes": self.module(value.module, place)}
+        if isinstance(value, Filled):
+            return {"filled": list(value.shape)}
         if isinstance(value, Topology):
             return {"topology": [list(parents) for parents in value.parents]}
         if isinstance(value, list | tuple):
@@ -250,6 +312,14 @@ class _Writer:
             f"`{place}` must be a number, text, a module, a Topology, None or a list of those to be saved, "
             f"got {shown(value)}."
         )
+
+
+class _NotMadeError(ValueError):
+    """A class refused its arguments."""
+
+    def __init__(self, kind: str, error: Exception) -> None:
+        super().__init__(f"`folder` must hold the arguments of {kind}, but: {error or type(error).__name__}")
+        self.kind = kind
 
 
 class _Reader:
@@ -270,14 +340,23 @@ class _Reader:
                     raise ValueError(f"`folder` must describe {name} by its arguments, got children.")
                 made: nn.Module = kind()
                 for child, part in children.items():
-                    made.add_module(child, self.module(part))
-            case {"class": str(name), "arguments": dict(arguments)}:
+                    inner = self.module(part)
+                    try:
+                        made.add_module(child, inner)
+                    except KeyError as error:  # torch refuses dots and names that are taken
+                        raise ValueError(
+                            f"`folder` must describe the parts of {name} by names, got {child!r}: {error.args[0]}."
+                        ) from error
+            case {"class": str(name), "arguments": dict(arguments), **others}:
                 kind, place = self._kind(name), self._next()
                 values = {key: self.value(value) for key, value in arguments.items()}
                 try:
                     made = kind(**values)
-                except (TypeError, RuntimeError) as error:
-                    raise ValueError(f"`folder` must hold the arguments of {name}, but: {error}") from error
+                    capacity: Any = others.get("capacity")
+                    if isinstance(made, Gate) and capacity is not None:
+                        made.capacity = capacity
+                except Exception as error:  # a class may fail in any way on arguments that are not its own
+                    raise _NotMadeError(name, error) from error
             case _:
                 raise ValueError(f"`folder` must describe a module by its class and arguments, got {shown(tree)}.")
         self._made[place] = made
@@ -290,8 +369,10 @@ class _Reader:
             case {"makes": part}:
                 made = [self.module(part)]
                 return lambda: made.pop() if made else self.module(part)
+            case {"filled": list(shape)}:
+                return self._made_by(torch.zeros, shape)
             case {"topology": parents}:
-                return Topology(parents)
+                return self._made_by(Topology, parents)
             case {"adjacent": list(parts)}:
                 modules = [self.module(part) for part in parts]
                 keep_adjacent(modules)
@@ -302,6 +383,12 @@ class _Reader:
             case dict():
                 raise ValueError(f"`folder` must describe arguments, got {shown(tree)}.")
         return tree
+
+    def _made_by(self, make: Callable[[Any], object], description: object) -> object:
+        try:
+            return make(description)
+        except Exception as error:
+            raise ValueError(f"`folder` must describe arguments, got {shown(description)}: {error}") from error
 
     def _next(self) -> int:
         self._seen += 1
@@ -325,28 +412,6 @@ class _Reader:
         return kind
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The arguments of a constructor, from the attributes of the same names."""
-    kind = type(module)
-    if kind.__init__ is nn.Module.__init__:
-        return {}
-    found: dict[str, Any] = {}
-    for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
-        several = parameter.kind is parameter.VAR_POSITIONAL
-        if name in ("device", "dtype") or parameter.kind is parameter.VAR_KEYWORD or (several and _is_known(kind)):
-            continue
-        value = getattr(module, name, parameter.default)
-        if value is parameter.empty or several:
-            raise TypeError(
-                f"`{name}` of {kind.__name__} must be kept as an attribute of that name to be saved; or give the class "
-                "a method `constructor_arguments`."
-            )
-        if name == "bias" and (value is None or isinstance(value, Tensor)):
-            value = value is not None
-        found[name] = value
-    return found
-
-
 def _name(kind: type[nn.Module]) -> str:
     if _is_known(kind):
         return f"{'torch.nn' if kind.__module__.startswith('torch.') else 'dynroute'}.{kind.__name__}"
@@ -360,7 +425,11 @@ def _is_known(kind: type[nn.Module]) -> bool:
 
 def _check_same(module: nn.Module, made: nn.Module) -> None:
     """Raises an error if a module that was made from the arguments of another one is not like it."""
-    wanted, got = ({name: t.shape for name, t in each.state_dict().items()} for each in (module, made))
+    wanted, got = (
+        {name: t.shape for name, t in each.state_dict().items()}
+        | {name: repr(part) for name, part in each.named_modules() if isinstance(part, Gate)}
+        for each in (module, made)
+    )
     ties = [
         sorted(
             sorted(name for name, other in each.named_parameters(remove_duplicate=False) if other is parameter)

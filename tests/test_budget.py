@@ -141,6 +141,21 @@ def test_a_price_that_learns_holds_each_task_at_its_target(gate: Gate) -> None:
     assert (budget.multiplier.diff() > 0).all()  # who wants more pays more
 
 
+def test_costs_that_are_not_finite_leave_the_price_alone() -> None:
+    bad, inf, task = float("nan"), float("inf"), torch.tensor([0, 1, 1])
+    for cost, finite in [([bad, 5.0], [5.0]), ([bad, inf, 6.0, 5.0], [6.0, 5.0])]:
+        budgets = [Budget(4.0), Budget(4.0)]
+        for budget, costs in zip(budgets, (cost, finite), strict=True):
+            budget.multiplier_loss(torch.tensor(costs)).backward()
+        assert torch.equal(budgets[0].log_multiplier.grad, budgets[1].log_multiplier.grad)
+    budget = Budget(4.0, 2)
+    budget.multiplier_loss(torch.tensor([bad, 5.0, 6.0]), task).backward()
+    assert budget.log_multiplier.grad.tolist() == [0.0, -1.5]
+    budget = Budget(4.0)
+    budget.multiplier_loss(torch.tensor([bad, inf])).backward()
+    assert budget.log_multiplier.grad == 0
+
+
 def test_a_price_falls_below_the_target_and_is_part_of_the_state() -> None:
     budget = Budget(4.0)
     prices = torch.optim.SGD(budget.parameters(), lr=1.0)

@@ -14,6 +14,7 @@ import dynroute
 from dynroute import (
     BalancedTopK,
     CascadeRouter,
+    ExpertChoice,
     Gate,
     Hard,
     LayerRouting,
@@ -36,7 +37,7 @@ from dynroute import (
 )
 from dynroute.banks import are_adjacent
 from dynroute.inspect import summarize
-from dynroute.networks import DynamicDepthRouting, MixtureOfExperts
+from dynroute.networks import DynamicDepthRouting, MixtureOfExperts, ScaleMoE
 from dynroute.testing import assert_routed
 
 GATES: dict[str, Callable[[], Gate]] = {
@@ -174,6 +175,17 @@ def test_a_mixture_of_experts_grows() -> None:
     torch.testing.assert_close(net(state, task), before, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("first", ["actor", "growth"])
+def test_experts_that_are_new_merge_deviations_as_the_others_do(first: str) -> None:
+    net = ScaleMoE(6, 4, 8, level="output", num_experts=4, width=16).eval()
+    for step in (net.become_actor, lambda: grow(net, 1))[:: 1 if first == "actor" else -1]:
+        step()
+    state, task = torch.randn(9, 6), torch.arange(9) % 4
+    outputs = torch.stack([node(net.encoder(state, torch.eye(4)[task])) for node in list(net.experts.nodes)[:-1]])
+    assert outputs.shape == (5, 9, 8)
+    assert (outputs[..., 4:] > 0).all()  # deviations, not their logarithms
+
+
 def test_routing_by_a_table_grows() -> None:
     modules = [nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)]
     net = ModuleRouting(modules, TopK(2), TableRouter(3, Topology.dag(4))).eval()
@@ -243,6 +255,38 @@ def test_optimizers_go_on(name: str, level: str) -> None:
         learn(net, optimizer, x, context)
         learn(twin, other, x, context)
     torch.testing.assert_close(net.eval()(x, context), twin.eval()(x, context), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_names_of_parameters_go_on(level: str) -> None:
+    net = nn.ModuleDict({"first": nn.Linear(2, 2), "net": LEVELS[level](TopK(2))})
+    optimizer = torch.optim.Adam(net.parameters())
+    optimizer.param_groups[0]["param_names"] = [name for name, _ in net.named_parameters()]  # as torch 2.6 keeps them
+    grown = grow(net, 2)
+    grown.carry(optimizer)
+
+    def check() -> None:
+        (group,) = optimizer.param_groups
+        assert group["param_names"] == [name for name, _ in net.named_parameters()]
+        assert [id(one) for one in group["params"]] == [id(one) for one in net.parameters()]
+
+    check()
+    usage = torch.ones(net["net"].topology.num_nodes)
+    usage[list(grown.added)[:1]] = 0.0
+    prune(net, usage).carry(optimizer)
+    check()
+
+    net = LEVELS[level](TopK(2))
+    optimizer = torch.optim.Adam(net.parameters())
+    optimizer.param_groups[0]["param_names"] = [f"my {i}" for i, _ in enumerate(net.parameters())]
+    grown = grow(net, 1)
+    grown.carry(optimizer)
+    (group,) = optimizer.param_groups
+    fresh = [f"nodes.{grown.added[0]}.{name}" for name, _ in net.nodes[grown.added[0]].named_parameters()]
+    assert sorted(set(group["param_names"]) - {f"my {i}" for i in range(99)}) == sorted(fresh)
+    assert [name for name in group["param_names"] if name not in fresh] == [
+        f"my {i}" for i in range(len(group["params"]) - len(fresh))
+    ]
 
 
 def test_moments_of_new_edges_are_those_of_what_they_were_made_of() -> None:
@@ -405,6 +449,7 @@ def test_layers_can_be_pruned() -> None:
 
 
 NET = module_level(TopK(2))
+CHOICE = model_level(ExpertChoice(1.0))
 LAYERS = LayerRouting.mlp(5, 8, [2, 2], 3, 4, TopK(2))
 TABLE = ModelRouting([nn.Linear(5, 2)] * 2, Soft(), CascadeRouter(5, Topology.parallel(2)))
 
@@ -428,6 +473,8 @@ def parametrized() -> RoutedGraph:
         (lambda: grow(OutputRouting.mlp(5, 4, 3, 2), 1), "`net` must have a router whose edges can be added and drop"),
         (lambda: grow(TABLE, 1), "`net` must have a router whose edges can be added and dropped, got a CascadeRouter;"),
         (lambda: grow(parametrized(), 1), "`net` must have a router with plain parameters, `weight` of its MLPRouter"),
+        (lambda: grow(CHOICE, 1), "`net` must have a gate that decides each sample on its own, got ExpertChoice: how "),
+        (lambda: prune(CHOICE, torch.tensor([1.0, 1, 0, 1])), "`net` must have a gate that decides each sample on its"),
         (lambda: grow(NET, 0), "`modules` must be at least 1, got 0."),
         (lambda: grow(NET, []), "`modules` must hold at least one module, got none."),
         (lambda: grow(NET, nn.ReLU()), "`modules` must list modules, got ReLU()"),
@@ -439,6 +486,7 @@ def parametrized() -> RoutedGraph:
         (lambda: prune(NET, torch.zeros(6)), "`usage` must come from routes of this net: it uses node 5 and none of"),
         (lambda: prune(NET, torch.ones(6), at_most=1.0), "`at_most` must be a share from 0 to less than 1, got 1.0."),
         (lambda: open_nodes(NET, [0], True), "`by` must be a number, got True."),
+        (lambda: open_nodes(NET, [0], float("nan")), "`by` must be finite, got nan."),
         (lambda: open_nodes(NET, 4, 1.0), "`nodes` must list nodes, got 4; for instance those that `grow` added."),
         (lambda: open_nodes(NET, ["a"], 1.0), "`nodes[0]` must be an integer, got 'a'."),
         (lambda: open_nodes(NET, [5], 1.0), "`nodes[0]` must be a source of the output, one of [0, 1, 2, 3, 4]."),

@@ -31,9 +31,13 @@ from dynroute import (
     Topology,
     TopP,
     from_pretrained,
+    grow,
+    networks,
     save_pretrained,
 )
+from dynroute.networks import Network
 from dynroute.routers import TaskRouter
+from test_networks import OUT, SMALL, STATE, TASKS
 
 GATES: dict[str, Callable[[], Gate]] = {
     "soft": Soft,
@@ -106,6 +110,18 @@ def test_gates_come_back(name: str, tmp_path: Path) -> None:
     assert torch.equal(twin(x), net.eval()(x))
 
 
+def test_a_capacity_comes_back_that_a_gate_was_given(tmp_path: Path) -> None:
+    net = ModelRouting.ffn(5, 8, 4, Soft())
+    net.gate.capacity = 1.5
+    net.save_pretrained(tmp_path)
+    assert ModelRouting.from_pretrained(tmp_path).gate.capacity == 1.5
+    hard = networks.build("hard", STATE, TASKS, OUT, **SMALL["hard"])
+    assert isinstance(hard, networks.HardRouting)
+    hard.modular.gate.capacity = 1.5  # the network has no argument for it
+    with pytest.raises(ValueError, match=r"`modular\.gate` differs; was a part changed after it was made"):
+        save_pretrained(hard, tmp_path / "none")
+
+
 class Expert(nn.Module):
     def __init__(self, width: int, *, slope: float = 0.5, inner: nn.Module | None = None) -> None:
         super().__init__()
@@ -150,6 +166,92 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
     assert torch.equal(Mixture.from_pretrained(tmp_path, classes=[Expert])(x), mine(x))
 
 
+class Scaled(nn.Module):
+    """Keeps an argument with a default under another name."""
+
+    def __init__(self, n: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.n, self.factor = n, scale
+
+
+def test_arguments_with_defaults_must_be_kept_too(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"`scale` of Scaled must be kept as an attribute of that name to be saved;"):
+        save_pretrained(Scaled(3, scale=0.5), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def loaded(net: Network, folder: Path) -> nn.Module:
+    """The network saved and loaded, which must be as it was."""
+    save_pretrained(net, folder)
+    twin = from_pretrained(folder, classes=[type(net)])
+    assert type(twin) is type(net)
+    assert repr(twin) == repr(net)
+    assert twin.constructor_arguments().keys() == net.constructor_arguments().keys()
+    assert net.state_dict().keys() == twin.state_dict().keys()
+    for name, value in net.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value)
+    state = torch.randn(9, STATE, dtype=next(net.parameters()).dtype)
+    task = torch.arange(9) % TASKS
+    assert torch.equal(twin(state, task), net.eval()(state, task))
+    return twin
+
+
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in networks.available()},
+    "no SampleK": ("d2r", {"gate": "top-2", "protect": "none"}),
+    "options": ("d2r", {"gate": TopP(0.6), "shortcut": False, "state_free": True, "hidden_init": "released"}),
+    "residual layers": ("d2r-layer", {"module_kind": "residual", "output_init": None, "backend": "reference"}),
+    "layers in double": ("d2r-layer", {"layer_sizes": (2, 3), "dtype": torch.float64}),
+    "deep models": ("d2r-model", {"num_models": 3, "model_depth": 2, "module_kind": "layer-norm"}),
+    "paper": ("sm", {"equations": "paper", "layer_sizes": (2, 3), "output_init": None}),
+    "tanh": ("mt-sac", {"hidden_sizes": (6,), "activation": lambda: nn.LeakyReLU(0.3)}),
+    "linear": ("mt-sac", {"hidden_sizes": ()}),
+    "heads": ("mh-sac", {"hidden_sizes": (6, 7), "activation": nn.PReLU}),
+    "metadata": ("care", {"metadata": torch.arange(TASKS * 5.0).reshape(TASKS, 5), "attention": "dot"}),
+    "no task": ("care", {"num_encoders": 3, "task_in_trunk": False, "gate": "hard"}),
+    "sets": ("paco", {"num_sets": 3}),
+    "learned elsewhere": ("brc", {"learn_embedding": False, "blocks": 3, "embedding_features": 7}),
+    "experts": ("scalemoe-output", {"num_experts": 3, "router_sizes": (5,), "gate": Hard(capacity=1.5)}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_networks_come_back(name: str, tmp_path: Path) -> None:
+    network, sizes = OTHERS[name]
+    net = networks.build(network, STATE, TASKS, OUT, **{**SMALL[network], **sizes})
+    assert isinstance(net, Network)
+    net.become_actor()
+    loaded(net, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["d2r", "d2r-model", "moe", "scalemoe-output"])
+def test_networks_that_grew_come_back(name: str, tmp_path: Path) -> None:
+    net = networks.build(name, STATE, TASKS, OUT, **SMALL[name])
+    assert isinstance(net, Network)
+    grow(net, 2)
+    twin = loaded(net, tmp_path)
+    assert isinstance(twin, Network)
+    assert twin.topology == net.topology
+
+
+@pytest.mark.parametrize("net", [ModuleRouting.mlp(5, 8, 1, 2), LayerRouting.mlp(5, 8, [2], 2, shortcut=True)])
+def test_shortcuts_come_back_where_no_node_has_one_yet(net: RoutedGraph, tmp_path: Path) -> None:
+    net.save_pretrained(tmp_path)
+    assert from_pretrained(tmp_path).constructor_arguments()["shortcut"]
+    assert not net.shortcut
+    if isinstance(net, ModuleRouting):
+        twin = ModuleRouting.from_pretrained(tmp_path)
+        grow(twin, [nn.Linear(8, 8)])
+        assert twin.shortcut
+
+
+def test_networks_that_share_a_table_are_not_saved_together(tmp_path: Path) -> None:
+    actor = networks.build("paco", STATE, TASKS, OUT, **SMALL["paco"])
+    critic = networks.build("paco", STATE, TASKS, 1, **SMALL["paco"], **actor.shared)
+    with pytest.raises(ValueError, match="but other parameters are shared"):
+        save_pretrained(nn.ModuleList([actor, critic]), tmp_path)
+
+
 def test_shared_parts_stay_shared(tmp_path: Path) -> None:
     expert = nn.Linear(5, 5)
     save_pretrained(nn.Sequential(expert, nn.ReLU(), expert), tmp_path)
@@ -177,6 +279,7 @@ def test_what_cannot_be_made_again_is_not_saved(tmp_path: Path) -> None:
         (Forgetful(3), TypeError, "`secret` of Forgetful must be kept as an attribute of that name to be saved"),
         (Expert(3, slope=torch.zeros(2)), TypeError, r"`module\.slope` must be a number, text, a module, .* got a ten"),
         (Expert(3, slope=float("nan")), TypeError, r"`module\.slope` must be a number, .* got nan"),
+        (nn.GRU(3, 4), ValueError, "`module` must be of classes that can be made again .* cannot: torch.nn.GRU: .*"),
         (3, TypeError, "`module` must be a module, got 3"),
     ]:
         with pytest.raises(error, match=message):
@@ -194,6 +297,10 @@ def damaged(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     return tmp_path
 
 
+def part(name: str, **arguments: object) -> dict[str, Any]:
+    return {"class": f"torch.nn.{name}", "arguments": arguments}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -204,6 +311,13 @@ def damaged(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
         (lambda c: c["module"].update({"class": "dynroute.save_pretrained"}), "`classes` must hold dynroute.save_pre"),
         (lambda c: c["module"].update({"class": "dynroute.Gate", "arguments": {}}), "the arguments of dynroute.Gate"),
         (lambda c: c["module"].update({"class": "torch.nn.Linear", "arguments": {}}), "the arguments of torch.nn.Lin"),
+        (lambda c: c.update(module=part("MultiheadAttention", embed_dim=3, num_heads=2)), "torch.nn.Mult.*divisible"),
+        (lambda c: c.update(module=part("GroupNorm", num_groups=0, num_channels=4)), "the arguments of torch.nn.Group"),
+        (lambda c: c.update(module={"class": "torch.nn.Sequential", "children": {"a.b": part("ReLU")}}), "got 'a.b'"),
+        (lambda c: c.update(module={"class": "torch.nn.Sequential", "children": {"": part("ReLU")}}), "names, got ''"),
+        (lambda c: c["module"]["arguments"].update(gate={"topology": 3}), "`folder` must describe arguments, got 3: "),
+        (lambda c: c["module"]["arguments"].update(gate={"filled": ["a"]}), "`folder` must describe arguments, got"),
+        (lambda c: c["module"]["arguments"]["gate"].update(capacity="a"), "of dynroute.TopK, but: `capacity`"),
         (lambda c: c.update(module={"class": "torch.nn.ReLU", "children": {}}), "must describe torch.nn.ReLU by its"),
         (lambda c: c["module"]["arguments"].update(gate={"odd": 1}), "`folder` must describe arguments, got"),
         (lambda c: c["module"]["arguments"].update(shared=[{"class": "torch.nn.ReLU", "arguments": {}}] * 2, models=[

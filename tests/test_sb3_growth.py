@@ -135,6 +135,28 @@ def test_a_model_that_grew_is_saved_and_loaded(tmp_path: Path) -> None:
     loaded.learn(20, callback=callbacks(tmp_path / "others")[0])  # counts its steps from 0 again
 
 
+def test_critics_of_a_size_of_their_own_are_saved_and_loaded(tmp_path: Path) -> None:
+    kwargs = {"network": "d2r", "network_kwargs": dict(SIZES), "critic_kwargs": {"num_modules": 5}}
+    env = DummyVecEnv(point_tasks())
+    model = MultiTaskSAC("MultiTaskPolicy", env, policy_kwargs=kwargs, learning_starts=20, seed=0, device="cpu")
+    model.learn(40, callback=CheckpointDirectory(20, tmp_path / "before"))
+    grow_networks(model, 1)
+    assert model.policy_kwargs["network_kwargs"]["num_modules"] == 4
+    assert model.policy_kwargs["critic_kwargs"]["num_modules"] == 6
+    assert kwargs["critic_kwargs"] == {"num_modules": 5}  # that of the caller
+    twin = model.policy.make_critic()
+    twin.load_state_dict(model.critic.state_dict())
+    model.learn(20, callback=CheckpointDirectory(20, tmp_path / "checkpoints"), reset_num_timesteps=False)
+    model.save(tmp_path / "model.zip")
+    model.policy.save(tmp_path / "policy.pt")
+    loaded = MultiTaskSAC.load(tmp_path / "model.zip", env=env, device="cpu")
+    resumed = MultiTaskSAC.load_checkpoint(tmp_path / "checkpoints" / "step_60", env, device="cpu")
+    policy = type(model.policy).load(tmp_path / "policy.pt", device="cpu")
+    for other in (loaded.policy, resumed.policy, policy):
+        for name, value in model.policy.state_dict().items():
+            assert torch.equal(other.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize(
     ("measured", "grows"),
     [
@@ -172,6 +194,23 @@ def test_growth_ends_and_new_modules_come_in_slowly(capsys: pytest.CaptureFixtur
     assert np.allclose(rises[4:], 0.0)
 
 
+def test_a_module_goes_on_coming_in_when_steps_are_counted_anew() -> None:
+    model = make(learning_starts=999)
+    growth = GrowOnDemand(8, max_modules=4, patience=1, gain=0.1, opening=16, measure=stalled, solved=99.0)
+    raised = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            raised.append(self.model.growth_state["raised"])
+            return True
+
+    for steps in (24, 4, 4):  # it grows at step 16
+        model.learn(steps, callback=[growth, Look()])
+    assert raised == [0.0] * 5 + [5.0, 10.0, 15.0]
+    assert model.growth_state["raised"] == 20.0
+    assert model.growth_state["nodes"] == []
+
+
 def test_tasks_are_measured_by_success_or_return() -> None:
     model = make()
     assert measure_tasks(model) == [None] * 4
@@ -179,6 +218,10 @@ def test_tasks_are_measured_by_success_or_return() -> None:
     assert measure_tasks(model) == [None, 1.5, None, None]
     model.report.successes[2].extend([1.0, 0.0, 0.0, 1.0])
     assert measure_tasks(model) == [None, None, 0.5, None]
+
+
+def measure_by(measure: Callable[[MultiTaskSAC], Any]) -> MultiTaskSAC:
+    return make(learning_starts=999).learn(12, callback=GrowOnDemand(4, max_modules=4, measure=measure))
 
 
 @pytest.mark.parametrize(
@@ -189,6 +232,11 @@ def test_tasks_are_measured_by_success_or_return() -> None:
         (lambda: GrowOnDemand(5, 5, patience=0), "`patience` must be at least 1, got 0."),
         (lambda: GrowOnDemand(5, 5, opening=0), "`opening` must be at least 1, got 0."),
         (lambda: GrowOnDemand(5, 5, gain=0.0), "`gain` must be a positive number, got 0.0."),
+        (lambda: GrowOnDemand(5, 5, gain=float("inf")), "`gain` must be finite, got inf: no task would ever learn."),
+        (lambda: GrowOnDemand(5, 5, measure=3), "`measure` must be a function that gives a number for each task, got"),
+        (lambda: measure_by(lambda _: [0.0, 1.0]), "`measure` must give 4 numbers, one for each task or None where"),
+        (lambda: measure_by(lambda _: 1.0), "`measure` must give 4 numbers, one for each task or None where there is"),
+        (lambda: measure_by(lambda _: ["a"] * 4), "`measure` must give 4 numbers, one for each task or None where"),
         (lambda: grow_networks(make("mt-sac", {})), "`policy` must have networks that route at module or model level"),
         (
             lambda: grow_networks(make("d2r-layer", {"layer_sizes": (2, 2)})),

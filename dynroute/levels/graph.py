@@ -281,7 +281,7 @@ class RoutedGraph(Pretrained):
             "topology": self.topology,
             "gate": self.gate,
             "router": self.router,
-            "shortcut": self.shortcut,
+            "shortcut": self._shortcut,  # also where no node has one yet
             "protect": self.protect,
             "backend": self.backend,
         }
@@ -331,7 +331,7 @@ class RoutedGraph(Pretrained):
     def _scores(
         self, context: Tensor, logits: Tensor, generator: torch.Generator | None, drawn: RouterNoise | None
     ) -> Tensor | None:
-        """What decides a choice in place of the logits; None if the router adds no noise."""
+        """The scores that decide a choice in place of the logits; None if the router adds no noise."""
         router = self.router
         if not isinstance(router, Router) or not router.adds_noise:
             if drawn is not None:

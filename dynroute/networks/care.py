@@ -14,7 +14,7 @@ The paper fixes neither the sizes nor all of the wiring, and its code differs fr
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from ..levels.perceptron import perceptron
 from ..route import Route
 from ..routers import Router, full_precision
 from ..routers.mlp import chain
+from ..saving import Filled
 from ..topology import Topology
 from .network import Network, Routing, gate_named, run_routed
 
@@ -115,6 +116,9 @@ class CARE(Network):
         def network(sizes: Sequence[int], out: int) -> nn.Sequential:
             return perceptron(sizes, nn.ReLU, out_features=out, device=device, dtype=dtype)
 
+        self.embedding_features = embedding_features
+        self.encoder_sizes, self.context_sizes = encoder_sizes, context_sizes
+        self.gate_sizes, self.hidden_sizes = gate_sizes, hidden_sizes
         self.attention = attention
         self.variant = f"{attention} attention"
         self.task_in_trunk = task_in_trunk
@@ -145,6 +149,15 @@ class CARE(Network):
         )
         read = encoder_sizes[-1] + context + (num_tasks if task_in_trunk else 0)
         self.trunk = network((read, *hidden_sizes), out_features)
+
+    @property
+    def num_encoders(self) -> int:
+        """The number of encoders."""
+        return len(self.encoders)
+
+    def constructor_arguments(self, **others: Any) -> dict[str, Any]:
+        metadata = None if self.metadata is None else Filled(tuple(self.metadata.shape))
+        return super().constructor_arguments(metadata=metadata, **others)
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         if self.embedding is not None:

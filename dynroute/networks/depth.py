@@ -125,10 +125,13 @@ class DynamicDepthRouting(Network):
         check_sizes("router_sizes", router_sizes, at_least=0)
         check_count("width", width, at_least=1)
         self.level = level
+        self.layer_sizes, self.model_depth, self.width = layer_sizes, model_depth, width
+        self.trunk_sizes, self.router_sizes = trunk_sizes, router_sizes
+        self.hidden_init, self.output_init = hidden_init, output_init
         self.module_kind = module_kind
         self.variant = f"{level} level" + ("" if module_kind == "linear" else f", {module_kind} modules")
         self.state_free = state_free
-        shortcut = level != "model" if shortcut is None else shortcut
+        self.shortcut = shortcut = level != "model" if shortcut is None else shortcut
         features = trunk_sizes[-1]
         gate = gate_named(gate)
 
@@ -190,6 +193,16 @@ class DynamicDepthRouting(Network):
                 [*models, head], topology, gate, router(topology), protect=protect, backend=backend
             )
         set_hidden_init(self, hidden_init, outputs=[head])
+
+    @property
+    def num_modules(self) -> int | None:
+        """The number of modules at module level, without the output; None at another one."""
+        return len(self.graph.nodes) - 1 if self.level == "module" else None
+
+    @property
+    def num_models(self) -> int | None:
+        """The number of networks at model level; None at another one."""
+        return len(self.graph.nodes) - 1 if self.level == "model" else None
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         features = self.trunk(state)

@@ -62,6 +62,8 @@ class HardRouting(Network):
         check_sizes("layer_sizes", layer_sizes)
         check_count("width", width, at_least=1)
         check_dtype(dtype)
+        self.trunk_sizes, self.layer_sizes, self.width = trunk_sizes, layer_sizes, width
+        self.output_init = output_init
         head = nn.Sequential(nn.ReLU(), nn.Linear(width, out_features, device=device, dtype=dtype))
         set_output_range(head, output_init)
         self.trunk = perceptron(

@@ -62,6 +62,7 @@ class MixtureOfExperts(Network):
         check_sizes("router_sizes", router_sizes, at_least=0)
         for name, count in (("num_experts", num_experts), ("width", width), ("depth", depth)):
             check_count(name, count, at_least=1)
+        self.width, self.depth, self.router_sizes = width, depth, router_sizes
         self.experts = ModelRouting.mlp(
             state_features + num_tasks,
             width,
@@ -75,6 +76,11 @@ class MixtureOfExperts(Network):
             device=device,
             dtype=dtype,
         )
+
+    @property
+    def num_experts(self) -> int:
+        """The number of perceptrons."""
+        return len(self.experts.nodes) - 1
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         return run_routed(self.experts, torch.cat([state, task], dim=-1), None, routing)

@@ -1,7 +1,7 @@
 """MT-SAC: one perceptron for all tasks."""
 
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..arguments import check_sizes
 from ..levels.perceptron import perceptron
 from ..route import Route
+from ..saving import Makes
 from .network import Network, Routing
 
 __all__ = ["MultiTaskMLP"]
@@ -44,12 +45,18 @@ class MultiTaskMLP(Network):
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
         check_sizes("hidden_sizes", hidden_sizes, at_least=0)
+        self.hidden_sizes = hidden_sizes
         self.layers = perceptron(
             (state_features + num_tasks, *hidden_sizes),
             activation,
             out_features=out_features,
             device=device,
             dtype=dtype,
+        )
+
+    def constructor_arguments(self, **others: Any) -> dict[str, Any]:
+        return super().constructor_arguments(
+            activation=Makes(self.layers[1] if self.hidden_sizes else nn.ReLU()), **others
         )
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:

@@ -1,7 +1,7 @@
 """MH-SAC: one trunk for all tasks, one head for each."""
 
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from ..arguments import check_sizes
 from ..levels import OutputRouting
 from ..levels.perceptron import perceptron
 from ..route import Route
+from ..saving import Makes
 from .network import Network, Routing
 
 __all__ = ["MultiHead"]
@@ -47,6 +48,7 @@ class MultiHead(Network):
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
         check_sizes("hidden_sizes", hidden_sizes)
+        self.hidden_sizes = hidden_sizes
         self.trunk = perceptron((state_features + num_tasks, *hidden_sizes), activation, device=device, dtype=dtype)
         self.heads = OutputRouting(
             nn.Linear(hidden_sizes[-1], out_features, device=device, dtype=dtype) for _ in range(num_tasks)
@@ -56,6 +58,9 @@ class MultiHead(Network):
     def routed(self) -> None:
         """None: which head runs is given by the task."""
         return None
+
+    def constructor_arguments(self, **others: Any) -> dict[str, Any]:
+        return super().constructor_arguments(activation=Makes(self.trunk[1]), **others)
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         output = self.heads(self.trunk(torch.cat([state, task], dim=-1)), task)

@@ -4,7 +4,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..gates import Gate, Hard, SampleK, Soft, TopK
 from ..levels import RoutedGraph
 from ..route import Route
 from ..routers.task import task_one_hot
+from ..saving import kept_arguments
 from ..topology import Topology
 
 __all__ = ["Network", "Routing", "gate_named", "run_routed", "set_hidden_init", "set_output_range"]
@@ -71,6 +72,20 @@ class Network(nn.Module, ABC):
         Its outputs are means, and behind them as many logarithms of standard deviations. Most networks change nothing;
         those of BRC and ScaleMoE read what is :attr:`shared` without its gradient from then on.
         """
+
+    def constructor_arguments(self, **others: Any) -> dict[str, Any]:
+        """The arguments that make a network like this one, for :func:`dynroute.save_pretrained`.
+
+        Each is the attribute of the same name. `gate`, `protect` and `backend` are those that the routed graph has now,
+        and a table that networks share is made anew.
+
+        Args:
+            others: Arguments that are no attributes of the network.
+        """
+        now: dict[str, Any] = dict.fromkeys(self.shared)
+        if self.routed is not None:
+            now |= {name: getattr(self.routed, name) for name in ("gate", "protect", "backend")}
+        return kept_arguments(self, {**now, **others})
 
     def forward(
         self,

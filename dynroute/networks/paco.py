@@ -71,7 +71,7 @@ class PaCo(Network):
                 f"`composition` must have shape ({num_tasks}, {num_sets}), a row for each task, "
                 f"got {tuple(composition.shape)}; share the table of a network with as many tasks and sets."
             )
-        self.num_sets = num_sets
+        self.num_sets, self.hidden_sizes = num_sets, hidden_sizes
         self.composition = composition
         self.layers = nn.ModuleList(
             CompositionalLinear(num_sets, width, following, device=device, dtype=dtype)

@@ -7,7 +7,7 @@ The network is that of the released code of "Bigger, Regularized, Categorical" b
 2. With a single task its networks read no embedding; here they do.
 """
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,7 @@ class ResidualMLP(Network):
         super().__init__(state_features, num_tasks, out_features)
         check_count("width", width, at_least=1)
         check_count("blocks", blocks, at_least=0)
+        self.width, self.embedding_features = width, embedding_features
         self.encoder = TaskEncoder(
             state_features,
             num_tasks,
@@ -79,6 +80,10 @@ class ResidualMLP(Network):
         )
         self.blocks = nn.Sequential(*(ResidualBlock(width, device=device, dtype=dtype) for _ in range(blocks)))
         self.head = orthogonal_linear(width, out_features, device=device, dtype=dtype)
+
+    def constructor_arguments(self, **others: Any) -> dict[str, Any]:
+        counts = {"blocks": len(self.blocks), "learn_embedding": self.encoder.learn_embedding}
+        return super().constructor_arguments(**counts, **others)
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         return self.head(self.blocks(self.encoder(state, task))), None

@@ -13,12 +13,12 @@ No code of the authors is known to us. What the paper leaves open is decided her
 """
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_choice, check_count, check_sizes
+from ..arguments import check_choice, check_count, check_flag, check_sizes
 from ..gates import Gate
 from ..levels import ModelRouting
 from ..route import Route
@@ -59,6 +59,8 @@ class ScaleMoE(Network):
         embedding: The table of another network to share, with shape ``[num_tasks, embedding_features]``; a new one if
             None.
         learn_embedding: Whether the gradient reaches that table.
+        merge_deviations: Whether the second half of the outputs are logarithms of standard deviations, and these are
+            merged, at output level; :meth:`become_actor` sets it.
         backend: How the graph is executed.
         device: The device of the parameters.
         dtype: The type of the parameters.
@@ -84,6 +86,7 @@ class ScaleMoE(Network):
         embedding_features: int = 32,
         embedding: nn.Parameter | None = None,
         learn_embedding: bool = True,
+        merge_deviations: bool = False,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -93,7 +96,14 @@ class ScaleMoE(Network):
         for name, count in (("num_experts", num_experts), ("width", width), ("blocks", blocks)):
             check_count(name, count, at_least=1)
         check_sizes("router_sizes", router_sizes, at_least=0)
+        check_flag("merge_deviations", merge_deviations)
+        if merge_deviations and level != "output":
+            raise ValueError(
+                f'`merge_deviations` must be False with level="{level}", whose experts put out no deviations, got True.'
+            )
         self.level = level
+        self.width, self.blocks, self.router_sizes = width, blocks, router_sizes
+        self.embedding_features = embedding_features
         self.variant = f"{level} level"
         self.encoder = TaskEncoder(
             state_features,
@@ -106,7 +116,7 @@ class ScaleMoE(Network):
             dtype=dtype,
         )
 
-        self.deviations = _Deviations()  # one for all experts, it has nothing of its own but a flag
+        self.deviations = _Deviations()  # one for all experts that are made here, it has nothing but a flag
 
         def head() -> nn.Linear:
             return orthogonal_linear(width, out_features, device=device, dtype=dtype)
@@ -123,6 +133,17 @@ class ScaleMoE(Network):
             backend=backend,
         )
         self.head = head() if level == "feature" else None
+        if merge_deviations:
+            self._merge_deviations()
+
+    @property
+    def num_experts(self) -> int:
+        """The number of experts."""
+        return len(self.experts.nodes) - 1
+
+    def constructor_arguments(self, **others: Any) -> dict[str, Any]:
+        flags = {"learn_embedding": self.encoder.learn_embedding, "merge_deviations": self.merges_deviations}
+        return super().constructor_arguments(**flags, **others)
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         merged, route = run_routed(self.experts, self.encoder(state, task), None, routing)
@@ -145,12 +166,17 @@ class ScaleMoE(Network):
     def become_actor(self) -> None:
         self.encoder.learn_embedding = False
         if self.level == "output":
-            if self.out_features % 2:
-                raise ValueError(
-                    "`out_features` must be even in an actor, a mean and a log-standard deviation for each number of "
-                    f"an action, got {self.out_features}."
-                )
-            self.deviations.active = True
+            self._merge_deviations()
+
+    def _merge_deviations(self) -> None:
+        if self.out_features % 2:
+            raise ValueError(
+                "`out_features` must be even in an actor, a mean and a log-standard deviation for each number of "
+                f"an action, got {self.out_features}."
+            )
+        for part in self.modules():  # an expert that a net grew has a copy
+            if isinstance(part, _Deviations):
+                part.active = True
 
 
 class _Deviations(nn.Module):

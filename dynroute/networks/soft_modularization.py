@@ -105,6 +105,9 @@ class SoftModularization(Network):
                 f'`gate` must be "soft" with equations="paper", whose output is a plain sum, got {gate!r}.'
             )
         self.equations = equations
+        self.layer_sizes, self.width = layer_sizes, width
+        self.trunk_sizes, self.router_sizes = trunk_sizes, router_sizes
+        self.hidden_init, self.output_init = hidden_init, output_init
         self.module_kind = module_kind
         self.variant = f"{equations} equations" + ("" if module_kind == "linear" else f", {module_kind} modules")
 

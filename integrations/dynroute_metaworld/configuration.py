@@ -1,4 +1,4 @@
-"""What a run is: every hyper-parameter and every ablation, with the settings of the D2R paper as defaults."""
+"""A run: every hyper-parameter and every ablation, with the settings of the D2R paper as defaults."""
 
 import dataclasses
 import inspect
@@ -252,12 +252,12 @@ class Configuration:
 
     @property
     def benchmark_or_tasks(self) -> str | list[str]:
-        """What :func:`make_envs` takes."""
+        """The keywords of :func:`make_envs`."""
         return split_benchmark(self.benchmark)
 
     @property
     def problem(self) -> dict[str, Any]:
-        """What :func:`make_envs`, :func:`collect` and :func:`evaluate` take alike: an episode, and who runs it."""
+        """The keywords that :func:`make_envs`, :func:`collect` and :func:`evaluate` share, of episodes and workers."""
         return {name: getattr(self, name) for name in ("goals", "horizon", "reward_version", "workers")}
 
     @property
@@ -267,7 +267,7 @@ class Configuration:
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
-        """What :class:`dynroute_sb3.MultiTaskPolicy` takes."""
+        """The keywords of :class:`dynroute_sb3.MultiTaskPolicy`."""
         kwargs: dict[str, Any] = {
             "network": self.method,
             "network_kwargs": self.network_kwargs,
@@ -282,7 +282,7 @@ class Configuration:
 
     @property
     def noise_levels(self) -> list[float]:
-        """What :func:`collect` takes."""
+        """The keywords of :func:`collect`."""
         try:
             levels = [float(level) for level in self.noise.split(",")]
         except ValueError:

@@ -1,6 +1,7 @@
 """Networks that grow while they are trained: a module more where a task has stalled while others learn."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,6 +75,10 @@ class GrowOnDemand(BaseCallback):
         for name, number in (("gain", gain), ("solved", solved)):
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
                 raise ValueError(f"`{name}` must be a positive number, got {shown(number)}.")
+        if math.isinf(gain):
+            raise ValueError(f"`gain` must be finite, got {gain}: no task would ever learn.")
+        if measure is not None and not callable(measure):
+            raise TypeError(f"`measure` must be a function that gives a number for each task, got {shown(measure)}.")
         self.every, self.max_modules = every, max_modules
         self.patience, self.gain, self.solved = patience, gain, solved
         self.opening = every if opening is None else opening
@@ -86,10 +91,17 @@ class GrowOnDemand(BaseCallback):
             self.model.growth_state = {"measured_at": steps, "measured": [], "grown_at": [], "nodes": [], "raised": 0.0}
 
     def _on_training_start(self) -> None:
-        self._state["measured_at"] = min(self._state["measured_at"], self.model.num_timesteps)  # which may start anew
+        state, steps = self._state, self.model.num_timesteps  # which may start anew
+        state["measured_at"] = min(state["measured_at"], steps)
+        if state["nodes"]:  # the new modules go on coming in from where they are
+            opened_for = round(self.opening * state["raised"] / CLOSED)
+            state["grown_at"] = [*state["grown_at"][:-1], min(state["grown_at"][-1], steps - opened_for)]
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_training_end(self) -> None:
+        self._open(self._state, self.model.num_timesteps)  # the last steps count, however they are counted next
 
     def _on_rollout_start(self) -> None:
         state, steps = self._state, self.model.num_timesteps
@@ -97,7 +109,7 @@ class GrowOnDemand(BaseCallback):
         if steps - state["measured_at"] < self.every:
             return
         state["measured_at"] = steps
-        found = [None if value is None else float(value) for value in self.measure(self.model)]
+        found = self._measured()
         state["measured"] = [*state["measured"], found][-self.patience - 1 :]
         if state["nodes"] or not self._is_stalled(state["measured"]):
             return
@@ -112,6 +124,20 @@ class GrowOnDemand(BaseCallback):
     def _state(self) -> dict[str, Any]:
         assert self.model.growth_state is not None
         return self.model.growth_state
+
+    def _measured(self) -> list[float | None]:
+        """A number for each task, or an error if `measure` gives something else."""
+        num_tasks, values = self.model.policy.task_space.num_tasks, self.measure(self.model)
+        try:
+            found = [None if value is None else float(value) for value in values]
+        except (TypeError, ValueError):
+            found = []
+        if len(found) != num_tasks:
+            raise ValueError(
+                f"`measure` must give {num_tasks} numbers, one for each task or None where there is none yet, "
+                f"got {shown(values)}."
+            )
+        return found
 
     def _open(self, state: dict[str, Any], steps: int) -> None:
         """Raises the logits of a new module to where they are due."""
@@ -179,10 +205,14 @@ def grow_networks(model: MultiTaskSAC, count: int = 1) -> Resized:
         grow(target, copy.deepcopy(modules))
     policy.critic_target.requires_grad_(False)
 
-    size = {keyword: grown.num_modules}
+    size, critic_size = {keyword: grown.num_modules}, {keyword: changed.num_modules}
     model.policy_kwargs["network_kwargs"] = {**(model.policy_kwargs.get("network_kwargs") or {}), **size}
-    for keywords in (policy.network_kwargs, policy._actor_kwargs, policy._critic_kwargs):
-        keywords.update(size)
+    policy.network_kwargs.update(size)
+    policy._actor_kwargs.update(size)
+    policy._critic_kwargs.update(critic_size)
+    if keyword in policy.critic_kwargs:  # critics of a size of their own
+        model.policy_kwargs["critic_kwargs"] = {**model.policy_kwargs["critic_kwargs"], **critic_size}
+        policy.critic_kwargs.update(critic_size)
     if model.replay_buffer is not None:
         model.replay_buffer.lift_paths(grown.after)
     model._graphs = None  # they launch the networks as they were

@@ -57,7 +57,7 @@ def mean_by_task(values: Tensor, tasks: Tensor) -> Tensor:
 
 
 def sample_shares(weights: Tensor, kept: Tensor, tasks: Tensor, counted: Tensor | None = None) -> Tensor:
-    r"""What each sample contributes to the loss: the mean over tasks, weighted, of the means of those that are kept.
+    r"""The contribution of each sample to the loss: the mean over tasks, weighted, of the means of those that are kept.
 
     .. math:: J = \frac{1}{|C|} \sum_{\mathcal T \in K} w_{\mathcal T} \,
               \frac{1}{n_{\mathcal T}} \sum_{i \in \mathcal T} J_i
@@ -80,7 +80,7 @@ def sample_shares(weights: Tensor, kept: Tensor, tasks: Tensor, counted: Tensor 
 def td_target(
     rewards: Tensor, dones: Tensor, next_values: Tensor, next_log_probs: Tensor, alpha: Tensor, gamma: float
 ) -> Tensor:
-    r"""What a Q-function is to predict, with the entropy of the next action.
+    r"""The target of a Q-function, with the entropy of the next action.
 
     .. math:: y = r + \gamma (1 - d) \Big( Q(s', a') - \alpha \log \pi(a' | s') \Big)
 
@@ -114,7 +114,7 @@ def combine_critics(values: Tensor, rule: str) -> Tensor:
 def return_scale(
     bounds: Tensor, alpha: Tensor, gamma: float, target_entropy: float, value_range: tuple[float, float]
 ) -> Tensor:
-    r"""What the rewards of each task are divided by, so that values lie in a range, the bonus of entropy among them.
+    r"""The divisors of the rewards of each task, so that values lie in a range, the bonus of entropy among them.
 
     .. math:: \frac{1}{10} \Big( \max\big(R_{\max}, |R_{\min}|\big)
               - \frac{\alpha \bar{\mathcal H}}{2 (1 - \gamma)} \Big)

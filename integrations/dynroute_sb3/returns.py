@@ -131,10 +131,10 @@ class ReturnBounds:
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Goes on from what :meth:`state_dict` returned; nothing of it may be missing, `strict` or not."""
         for name in ("returns", "rewards", "ended"):
-            mine, stored = getattr(self, name), state[name].cpu().numpy()
-            if stored.shape != mine.shape:
-                raise ValueError(f"`{name}` of bounds must have shape {mine.shape}, got {stored.shape}.")
-            mine[...] = stored
+            current, stored = getattr(self, name), state[name].cpu().numpy()
+            if stored.shape != current.shape:
+                raise ValueError(f"`{name}` of bounds must have shape {current.shape}, got {stored.shape}.")
+            current[...] = stored
         self.running = [[float(reward) for reward in rewards] for rewards in state["running"]]
         self._changed = True
 

@@ -127,7 +127,7 @@ class MultiTaskSAC(MultiTaskAttributes):
     """Whether updates on a GPU run as CUDA graphs where they can; see :mod:`dynroute_sb3.captured`."""
 
     growth_state: dict[str, Any] | None = None
-    """What :class:`GrowOnDemand` knows; None without it."""
+    """The state of :class:`GrowOnDemand`; None without it."""
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
 
@@ -431,14 +431,14 @@ class MultiTaskSAC(MultiTaskAttributes):
         self._runs_eagerly, self._graphs = True, None
 
     def _networks(self) -> Networks:
-        """What an update changes."""
+        """The parts of the model that an update changes."""
         log_alpha = self.entropy_coefficients.log() if self.log_ent_coef is None else self.log_ent_coef
         shared = self.policy.shared_optimizer
         bounds = None if self.return_bounds is None else self.return_bounds.update()
         return Networks(self.actor, self.critic, self.critic_target, log_alpha, self.ent_coef_optimizer, shared, bounds)
 
     def _coefficients(self) -> Coefficients:
-        """What the next update is told."""
+        """The settings of the next update."""
         weight, learned = self.demonstration_weight, self._n_updates - self.actor_starts
         if self.demonstration_decay is not None:
             weight *= min(max(1 - learned / self.demonstration_decay, 0), 1)

@@ -39,7 +39,7 @@ __all__ = ["Coefficients", "Networks", "TaskReport", "follow", "joint_update", "
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """What an update changes.
+    """The parts of a model that an update changes.
 
     Attributes:
         actor: The policy, with its optimizer.
@@ -114,7 +114,7 @@ class Coefficients:
 
 @dataclass
 class TaskReport:
-    """What an update did, a number for each task.
+    """The figures of an update, a number for each task.
 
     Attributes:
         actor_loss: The loss of the actor, before weights; 0 while the actor waits.
@@ -332,7 +332,7 @@ def _limit(log_alpha: Tensor, given: Coefficients) -> None:
 
 @torch.no_grad()
 def _target(rows: _Rows, networks: Networks, alpha: Tensor, given: Coefficients) -> tuple[Tensor, Tensor]:
-    """What the critics learn to predict, with shape ``[batch, 1 or bins]``, and how much of it is out of range."""
+    """The targets of the critics, with shape ``[batch, 1 or bins]``, and how much of it is out of range."""
     with _products(given, alpha):
         actions, log_probs, _ = networks.actor.action_log_prob(rows.next_observations, epsilon=given.log_prob_epsilon)
         outputs = networks.critic_target.outputs(rows.next_observations, actions)
