@@ -580,7 +580,7 @@ def test_what_is_left_of_other_steps(done: Run) -> None:
         ({"ent_coef": "abc"}, "`ent_coef` must be a number or one of auto, auto_NUMBER, got 'abc'"),
         ({"ent_coef": "auto_"}, "`ent_coef` must be a number or one of auto, auto_NUMBER, got 'auto_'"),
         ({"route_temperature": "warm"}, "`route_temperature` must be a number or one of inverse-alpha-sum, "),
-        ({"target_entropy": "low"}, "`target_entropy` must be a number or one of auto, got 'low'"),
+        ({"target_entropy": "low"}, "`target_entropy` must be a number or one of auto, auto_NUMBER, got 'low'"),
         ({"device": "cda"}, "`device` must be cpu, cuda or auto, got 'cda'"),
         ({"seed": 2**40}, "`seed` must be an integer in"),
         ({"reward_scale": 0.0}, "`reward_scale` must be positive"),
