@@ -41,8 +41,8 @@ class DemonstrationBuffer(RouteReplayBuffer):
 
     Example:
         >>> env = DummyVecEnv(point_tasks())
-        >>> spaces = env.observation_space, env.action_space
-        >>> buffer = DemonstrationBuffer(100, *spaces, n_envs=4, num_tasks=4, demonstrations=5)
+        >>> shapes = env.observation_space, env.action_space
+        >>> buffer = DemonstrationBuffer(100, *shapes, n_envs=4, num_tasks=4, demonstrations=5)
         >>> buffer.capacity, buffer.shown.capacity  # of each task
         (25, 5)
     """
