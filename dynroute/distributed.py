@@ -58,6 +58,7 @@ class RemoteExpert(nn.Module):
         self.process = process
 
     def forward(self, x: Tensor) -> Tensor:
+        """Raises an error that tells where the expert runs."""
         raise RuntimeError(
             f"This expert lives on process {self.process} and runs there; call the layer, or gather the experts with "
             "`dynroute.distributed.gather_state_dict`."
