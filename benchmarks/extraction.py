@@ -136,7 +136,7 @@ def compare(run: Run, task: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(path: Path, settings: dict[str, Any], form: str) -> dict[str, Any]:
-    """What was measured before with the same settings."""
+    """Rows that were measured before with the same settings."""
     if not path.exists():
         return {"format": form, "settings": settings, "sessions": [], "runs": {}, "rows": []}
     stored: dict[str, Any] = json.loads(path.read_text())

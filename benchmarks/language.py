@@ -197,7 +197,7 @@ def compare(text: Tensor, seconds: float, base: str = "loop, loss") -> Result:
 
 
 def settings(texts: tuple[Tensor, Tensor], seconds: float, every: int) -> Result:
-    """What all runs of a file must have in common."""
+    """Settings that all runs of a file share."""
     sizes = {name.lower(): value for name, value in vars(transformers).items() if isinstance(value, int)}
     return {
         **sizes,

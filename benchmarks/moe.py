@@ -15,7 +15,7 @@ from .timing import Job, interleave, medians, ratios
 
 
 class Loop(nn.Module):
-    """What people write in ten lines: index the tokens of each expert, run it, add what it gives.
+    """A loop as people write it in ten lines: index the tokens of each expert, run it, add what it gives.
 
     A single expert is weighed by its probability among all, as in the Switch Transformer.
     """

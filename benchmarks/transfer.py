@@ -124,7 +124,7 @@ def adapt(learner: Learner, way: str, task: int, shown: Shown, settings: dict[st
 
 
 def old_learner(method: str, shown: Shown, settings: dict[str, Any], seed: int, folder: Path) -> Learner:
-    """What has learned the old tasks; kept in a file, so that an interruption costs little."""
+    """The network that has learned the old tasks, kept in a file, so that an interruption costs little."""
     torch.manual_seed(seed)
     learner, path = Learner(method, settings["sizes"]), folder / f"{method}-{settings['sizes']}-seed{seed}.pt"
     learner.normalizer.fit(torch.cat([states for states, _ in shown.values()]))

@@ -86,7 +86,7 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "loop, loss": lambda: Loop(mixture(TopK(ACTIVE))),
     "depth": lambda: Routed(depth()),
 }
-"""What is compared, by name."""
+"""The feed-forward parts that are compared, by name."""
 
 
 class Attention(nn.Module):

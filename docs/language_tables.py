@@ -1,6 +1,7 @@
 """Directives that show the stored results of `benchmarks.language`, transformers on a text."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,16 @@ UNITS = {
 VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "`": "´"})
 
 
-class Stored(Directive):
-    """What the tables have in common: they read one file."""
+class Stored(Directive, ABC):
+    """Shows lines that a subclass makes of the stored results."""
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(LANGUAGE))
         return self.parse_text_to_nodes("\n".join(self.lines(json.loads(LANGUAGE.read_text()))))
 
+    @abstractmethod
     def lines(self, stored: dict[str, Any]) -> list[str]:
-        raise NotImplementedError
+        """Returns the lines of a table, as reStructuredText."""
 
 
 class LanguageLosses(Stored):

@@ -457,7 +457,7 @@ def _whole(value: Any) -> Any:
 
 
 def _exchanged(held: dict[str, Any], like: torch.device, group: "ProcessGroup | None") -> dict[str, Any]:
-    """What each process holds, on all of them."""
+    """Gathers the objects of all processes on each of them."""
     rank, size = _position(group)
     shapes = {key: (value.shape, value.dtype) if isinstance(value, Tensor) else value for key, value in held.items()}
     every: list[Any] = [None] * size

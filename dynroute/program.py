@@ -24,7 +24,7 @@ from .arguments import check_tensor, shown
 __all__ = ["EXTRA", "FORMAT", "Program", "trace_program"]
 
 FORMAT = "dynroute program 1"
-"""What the metadata of a file says it is."""
+"""The name of the format, in the metadata of a file."""
 
 EXTRA = ("linear.default", "linalg_vector_norm.default", "sort.stable")
 """Operations beside torch's core ones that a program may have."""
