@@ -441,8 +441,9 @@ def kill_often(root: Path) -> None:
 
 
 def test_sigkill(tmp_path: Path) -> None:
-    command = f"import test_sb3_checkpoint as t; t.kill_often(t.Path({str(tmp_path)!r}))"
-    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = f"import test_checkpoint as t; t.kill_often(t.Path({str(tmp_path)!r}))"
+    tests = Path(__file__).parents[1]
+    paths = os.pathsep.join(map(str, [tests / "sb3", tests / "shared", *filter(None, [os.environ.get("PYTHONPATH")])]))
     environ = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", command], env=environ, capture_output=True, text=True, timeout=600, check=False

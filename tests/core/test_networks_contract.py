@@ -7,13 +7,13 @@ import pickle
 
 import pytest
 import torch
+from small_networks import OUT, SMALL, STATE, TASKS, small
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dynroute import Route, networks
 from dynroute.functional import gumbel_noise
 from dynroute.networks import HardRouting, MultiHead, MultiTaskMLP, Network, PaCo, build
-from test_networks import OUT, SMALL, STATE, TASKS, small
 
 SHAPES = [(), (1,), (7,), (2, 3), (0,)]
 

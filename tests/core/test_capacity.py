@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_networks import SMALL, STATE, TASKS, small
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from dynroute import ModelRouting, TopK, inspect, networks
 from dynroute.capacity import dormant_units, effective_rank, measure
 from dynroute_sb3 import CapacityLogger, MultiTaskSAC, critic_capacity, point_tasks
 from dynroute_sb3.randomness import random_state
-from test_networks import SMALL, STATE, TASKS, small
 
 
 def test_dormant_units_of_a_layer_by_hand() -> None:

@@ -13,11 +13,10 @@ unless it is given; `protect` is "rsg", "input", "sg" or "none", and acts in tra
 
 from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
-
 import oracle
+import torch
 from oracle import Path, Rows
+from torch import Tensor
 
 Layer = tuple[Tensor, Tensor]
 Normalized = tuple[Layer, Layer]

@@ -2,13 +2,13 @@
 
 import math
 
+import oracle
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import oracle
 from dynroute.functional import (
     gumbel_noise,
     mask_softmax,

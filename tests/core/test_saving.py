@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from small_networks import OUT, SMALL, STATE, TASKS
 from torch import Tensor, nn
 
 from dynroute import (
@@ -37,7 +38,6 @@ from dynroute import (
 )
 from dynroute.networks import Network
 from dynroute.routers import TaskRouter
-from test_networks import OUT, SMALL, STATE, TASKS
 
 GATES: dict[str, Callable[[], Gate]] = {
     "soft": Soft,

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 
+import oracle
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import dynroute
-import oracle
 from dynroute import (
     BalancedTopK,
     ExpertChoice,

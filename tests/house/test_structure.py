@@ -19,7 +19,7 @@ import dynroute
 import dynroute_metaworld
 import dynroute_sb3
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CORE = ROOT / "dynroute"
 FILES = sorted(CORE.rglob("*.py"))
 INTEGRATIONS = ROOT / "integrations"

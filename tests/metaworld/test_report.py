@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_runs import PLAIN, SMALL, draws, there_is, write_metrics
 
 from dynroute_metaworld import Configuration, EvaluationResult, Run, train
 from dynroute_metaworld.cli import main
@@ -21,7 +22,6 @@ from dynroute_metaworld.views.analysis import look
 from dynroute_metaworld.views.explorer import entries_of
 from dynroute_metaworld.views.page import report
 from dynroute_metaworld.views.tables import details, number, span, table
-from test_metaworld_analysis import PLAIN, SMALL, draws, there_is, write_metrics
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VOID = {"meta", "link", "input", "img", "br", "hr"}

@@ -16,7 +16,7 @@ from dynroute import ModuleRouting, Topology
 from dynroute.execution import Pass, Plan
 from dynroute.execution.fused import linear_nodes, run_tile, tile, tiles
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is there for Linux alone")
 
@@ -25,7 +25,7 @@ def test_the_cases_pass_in_the_interpreter() -> None:
     # Triton asks once, when it is imported; in this process torch.compile would find its kernels interpreted, too.
     command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "--tb=short", "-p", "no:cacheprovider"]
     result = subprocess.run(
-        [*command, "-o", "addopts=", "tests/tile_cases.py"],
+        [*command, "-o", "addopts=", "tests/shared/tile_cases.py"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

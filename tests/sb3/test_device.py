@@ -6,23 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_cases import SMALL, NoReading
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynroute
 from dynroute.networks import available
 from dynroute_sb3 import MultiTaskSAC, point_tasks
 from dynroute_sb3.update import follow, update
-
-SMALL: dict[str, dict[str, Any]] = {
-    "mt-sac": {"hidden_sizes": (16, 16)},
-    "paco": {"hidden_sizes": (16,), "num_sets": 2},
-    "sm": {"trunk_sizes": (16, 16), "layer_sizes": (2, 2), "width": 8, "router_sizes": (16,)},
-    "d2r": {"trunk_sizes": (16, 16), "num_modules": 4, "width": 8, "router_sizes": (16,)},
-    "brc": {"width": 8, "blocks": 1},
-    "scalemoe-output": {"num_experts": 3, "width": 8},
-}
 
 
 def make(network: str, **options: Any) -> MultiTaskSAC:
@@ -43,16 +34,6 @@ def make(network: str, **options: Any) -> MultiTaskSAC:
     )
     model.set_logger(Logger(None, []))
     return model.learn(80)
-
-
-class NoReading(TorchDispatchMode):
-    """Refuses what would wait for a GPU: values that are read, and sizes that depend on them."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "bincount")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func.overloadpacket.__name__ not in self.FORBIDDEN, f"{func} reads values"
-        return func(*args, **(kwargs or {}))
 
 
 BRC = {"critic_loss": "categorical", "q_target": "mean", "normalize_returns": True, "shared_ent_coef": True}

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("stable_baselines3")
 
+import oracle_sac
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-import oracle_sac
 from dynroute_sb3 import (
     DemonstrationBuffer,
     MultiTaskSAC,

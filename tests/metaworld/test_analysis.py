@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from small_runs import PLAIN, SMALL, draws, there_is, write_metrics
 
 from dynroute import inspect
 from dynroute_metaworld import Configuration, EvaluationResult, Run, iqm, load_model, make_envs, train
@@ -39,24 +39,6 @@ from dynroute_metaworld.views.scene import OpenGLError, find_opengl
 from dynroute_metaworld.views.series import read_curves, thin
 from dynroute_metaworld.views.sharing import Sharing
 from dynroute_metaworld.views.watching import THRESHOLD, Routes, embed, watch
-
-SMALL: dict[str, Any] = {
-    "benchmark": "drawer-close,reach",
-    "horizon": 20,
-    "steps": 60,
-    "learning_starts": 20,
-    "batch_size": 4,
-    "log_every": 10,
-    "checkpoint_every": 100,
-    "evaluate_every": 30,
-    "evaluation_episodes": 1,
-    "final_episodes": 3,
-    "num_modules": 4,
-    "width": 8,
-    "network": {"trunk_sizes": [8, 8], "router_sizes": [8]},
-    "device": "cpu",
-}
-PLAIN = {**SMALL, "method": "mt-sac", "num_modules": None, "width": None, "network": {"hidden_sizes": [8]}}
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +69,6 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def write_metrics(path: Path, count: int, *names: str) -> None:
-    with path.open("w") as file:
-        for step in range(1, count + 1):
-            values = ", ".join(f'"{name}": {math.sin(step / 3000) + step % 7 / 10:.4f}' for name in names)
-            file.write(f'{{"step": {step}, {values}}}\n')
 
 
 # Curves
@@ -770,23 +745,6 @@ def test_how_far_a_policy_has_come_is_said(runs: dict[str, Path], monkeypatch: p
 
 
 # Films
-
-
-def there_is(tool: str, found: bool) -> bool:
-    """Whether a tool that tests use is there; where DYNROUTE_REQUIRE_TOOLS is set, as in `.ci/run`, it must be."""
-    assert found or not os.environ.get("DYNROUTE_REQUIRE_TOOLS"), (
-        f"DYNROUTE_REQUIRE_TOOLS is set, and {tool} is missing"
-    )
-    return found
-
-
-def draws() -> bool:
-    """Whether this machine can draw; the automated tests are given libosmesa6, which others may lack."""
-    try:
-        find_opengl()
-    except OpenGLError:
-        return there_is("OpenGL", False)
-    return True
 
 
 def test_a_missing_tool_fails_where_it_is_required(blind: None, monkeypatch: pytest.MonkeyPatch) -> None:

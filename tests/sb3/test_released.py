@@ -13,21 +13,14 @@ from torch import Tensor, nn
 
 pytest.importorskip("stable_baselines3")
 
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv
-
 import oracle_sac
-from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC, OverlappedSAC
-from dynroute_sb3.actor import MultiTaskActor
-from dynroute_sb3.gaussian import sample_action
-from dynroute_sb3.points import point_tasks
-from dynroute_sb3.update import follow
-from test_sb3_update import (
+from sac_cases import (
     SHOWN,
     TASKS,
     Recorder,
     assert_agree,
     assert_updated_as_specified,
+    distance,
     draw,
     make,
     spread_rewards,
@@ -35,6 +28,14 @@ from test_sb3_update import (
     translate,
     update,
 )
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC, OverlappedSAC
+from dynroute_sb3.actor import MultiTaskActor
+from dynroute_sb3.gaussian import sample_action
+from dynroute_sb3.points import point_tasks
+from dynroute_sb3.update import follow
 
 D2R: dict[str, Any] = {
     "ent_coef_lr": 1e-4,
@@ -61,19 +62,6 @@ RELEASED: dict[str, tuple[str, dict[str, Any]]] = {
     "sm": ("sm", SM),
     "paco": ("paco", {**D2R, "shared_lr": 1e-4, "task_weights": "none"}),
 }
-
-
-def distance(model: MultiTaskSAC, sac: oracle_sac.SAC) -> float:
-    """The largest difference of a parameter of ours to that of the oracle."""
-    ours = (model.actor.net, *model.critic.nets, *model.critic_target.nets)
-    pairs = [
-        (x, y)
-        for net, other in zip(ours, (sac.actor, *sac.critics, *sac.targets), strict=True)
-        for x, y in zip(net.parameters(), other.parameters(), strict=True)
-    ]
-    assert sac.log_ent_coef is not None
-    pairs.append((model.log_ent_coef, sac.log_ent_coef))
-    return max(float((x.detach() - y.detach()).abs().max()) for x, y in pairs)
 
 
 @pytest.mark.parametrize("name", RELEASED)

@@ -11,6 +11,7 @@ from torch import Tensor
 pytest.importorskip("stable_baselines3")
 
 import oracle_sac
+
 from dynroute_sb3 import categorical
 from dynroute_sb3.categorical import (
     combine_distributions,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import oracle
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import dynroute
-import oracle
 from dynroute import (
     Gate,
     Hard,

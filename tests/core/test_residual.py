@@ -5,17 +5,17 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import oracle
+import oracle_networks as naive
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_networks import OUT, STATE, TASKS, head, layers, normalized, small
 from torch import Tensor, nn
 
 import dynroute
-import oracle
-import oracle_networks as naive
 from dynroute.networks import DynamicDepthRouting, Network, ResidualMLP, ScaleMoE, SoftModularization, build
-from test_networks import OUT, STATE, TASKS, head, layers, normalized, small
 
 DOUBLE = torch.float64
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

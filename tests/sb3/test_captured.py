@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_cases import SMALL, NoReading
+from replay_cases import TASKS, fill
+from replay_cases import make as make_buffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
@@ -29,9 +32,6 @@ from dynroute_sb3 import (
 from dynroute_sb3.device_replay import DeviceReplay
 from dynroute_sb3.report import Report
 from dynroute_sb3.update import follow, update
-from tests.test_sb3_device import SMALL, NoReading
-from tests.test_sb3_replay import TASKS, fill
-from tests.test_sb3_replay import make as make_buffer
 
 
 class Tape(TorchDispatchMode):

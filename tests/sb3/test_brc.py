@@ -11,18 +11,13 @@ import torch
 
 pytest.importorskip("stable_baselines3")
 
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv
-
 import oracle_sac
-from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC, RouteReplayBuffer, point_tasks
-from dynroute_sb3.update import follow
-from test_sb3_released import distance
-from test_sb3_update import (
+from sac_cases import (
     SHOWN,
     Recorder,
     assert_agree,
     assert_updated_as_specified,
+    distance,
     draw,
     make,
     spread_rewards,
@@ -30,6 +25,11 @@ from test_sb3_update import (
     translate,
     update,
 )
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC, RouteReplayBuffer, point_tasks
+from dynroute_sb3.update import follow
 
 ADAMW = {"optimizer_class": torch.optim.AdamW}
 CATEGORICAL: dict[str, Any] = {"critic_loss": "categorical", "bins": 11, "value_range": (-4.0, 4.0)}
