@@ -26,7 +26,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from dynroute_metaworld import make_envs
-from dynroute_metaworld.tasks import goals_of
+from dynroute_metaworld.envs.tasks import goals_of
 
 from .outputs import folder
 from .timing import Job, interleave, medians, ratios

@@ -19,9 +19,9 @@ from stable_baselines3.common.logger import Logger
 
 import dynroute
 from dynroute_metaworld import evaluate
-from dynroute_metaworld.configuration import Configuration
-from dynroute_metaworld.presets import preset
-from dynroute_metaworld.training import environments, make_model
+from dynroute_metaworld.runs.configuration import Configuration
+from dynroute_metaworld.runs.presets import preset
+from dynroute_metaworld.runs.training import environments, make_model
 
 from .gpu import commit
 from .outputs import file

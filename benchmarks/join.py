@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynroute_metaworld.summary import SUMMARY, summary_rows, summary_table
+from dynroute_metaworld.runs.summary import SUMMARY, summary_rows, summary_table
 
 from .outputs import file
 

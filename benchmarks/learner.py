@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from dynroute_metaworld.presets import preset
-from dynroute_metaworld.training import make_model
+from dynroute_metaworld.runs.presets import preset
+from dynroute_metaworld.runs.training import make_model
 
 from .outputs import folder
 from .sac import fill, still_tasks

@@ -80,8 +80,8 @@ def peak() -> float:
 
 def read(folder: Path) -> dict[str, float]:
     """Reads the files of the run alone, and returns what it took."""
-    from dynroute_metaworld.views.evidence import gather
-    from dynroute_metaworld.views.page import POINTS
+    from dynroute_metaworld.report.evidence import gather
+    from dynroute_metaworld.report.page import POINTS
 
     before, start, used = peak(), time.perf_counter(), time.process_time()
     gather(folder, limit=POINTS)
@@ -91,7 +91,7 @@ def read(folder: Path) -> dict[str, float]:
 
 def write(folder: Path, page: Path) -> dict[str, float]:
     """Writes the page, for which the policy acts as well, and returns what it took."""
-    from dynroute_metaworld.views import report
+    from dynroute_metaworld.report import report
 
     start, used = time.perf_counter(), time.process_time()
     report([folder], page, frames=False, device="cpu", tell=lambda sentence: None)

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dynroute_metaworld.environment import MAX_HORIZON
-from dynroute_metaworld.evaluation import evaluate
-from dynroute_metaworld.intervals import wilson_interval
+from dynroute_metaworld.envs.environment import MAX_HORIZON
+from dynroute_metaworld.runs.evaluation import evaluate
+from dynroute_metaworld.runs.intervals import wilson_interval
 
 from .outputs import folder
 

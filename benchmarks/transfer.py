@@ -28,10 +28,10 @@ from dynroute import freeze_modules, grow, open_nodes
 from dynroute.growth import CLOSED
 from dynroute.networks import build
 from dynroute_metaworld import Configuration, collect
-from dynroute_metaworld.cloning import _one_cycle
-from dynroute_metaworld.episodes import run_episodes
-from dynroute_metaworld.presets import QUICK_SIZES
-from dynroute_metaworld.provenance import commit, machine, versions
+from dynroute_metaworld.imitation.cloning import _one_cycle
+from dynroute_metaworld.runs.episodes import run_episodes
+from dynroute_metaworld.runs.presets import QUICK_SIZES
+from dynroute_metaworld.runs.provenance import commit, machine, versions
 from dynroute_sb3.normalizer import StateNormalizer
 
 from .extraction import load, save

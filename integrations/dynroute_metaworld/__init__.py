@@ -3,8 +3,9 @@
 import os
 
 try:
-    import metaworld as metaworld
     import stable_baselines3 as stable_baselines3
+
+    import metaworld as metaworld
 except ImportError as error:
     raise ImportError("dynroute_metaworld needs Meta-World; type: pip install 'dynroute[metaworld]'") from error
 except (AttributeError, RuntimeError) as error:  # so MuJoCo fails where the library that MUJOCO_GL names is missing
@@ -15,23 +16,23 @@ except (AttributeError, RuntimeError) as error:  # so MuJoCo fails where the lib
         "for osmesa, libegl1 for egl) or unset MUJOCO_GL, which only drawing needs."
     ) from error
 
-from .collection import collect
-from .configuration import Configuration
-from .demonstrations import Demonstrations
-from .evaluation import evaluate
-from .intervals import bootstrap_interval, iqm, wilson_interval
-from .metrics import read_metrics
-from .presets import PRESETS
-from .result import EvaluationResult
-from .run import Run, RunError
-from .scripted import ScriptedPolicy
-from .summary import summarize
-from .sweeps import sweep
-from .tasks import BENCHMARKS, task_names
-from .training import load_model, train
-from .vec_env import MetaWorldVecEnv, make_envs
-from .views import analyze, render, report
-from .workers import WorkerError
+from .envs.scripted import ScriptedPolicy
+from .envs.tasks import BENCHMARKS, task_names
+from .envs.vec_env import MetaWorldVecEnv, make_envs
+from .envs.workers import WorkerError
+from .imitation.collection import collect
+from .imitation.demonstrations import Demonstrations
+from .report import analyze, render, report
+from .runs.configuration import Configuration
+from .runs.evaluation import evaluate
+from .runs.intervals import bootstrap_interval, iqm, wilson_interval
+from .runs.metrics import read_metrics
+from .runs.presets import PRESETS
+from .runs.result import EvaluationResult
+from .runs.run import Run, RunError
+from .runs.summary import summarize
+from .runs.sweeps import sweep
+from .runs.training import load_model, train
 
 __all__ = [
     "BENCHMARKS",

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Collection
 from typing import Any
 
-from .configuration import KEYWORDS, Configuration, kinds_of
+from .runs.configuration import KEYWORDS, Configuration, kinds_of
 
 __all__ = ["add_options", "given_options", "key_value"]
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
 
-from .configuration import Configuration
-from .provenance import machine, versions
-from .threads import choose_threads
-from .training import check_device, make_model
-from .vec_env import MetaWorldVecEnv, make_envs
+from .envs.vec_env import MetaWorldVecEnv, make_envs
+from .runs.configuration import Configuration
+from .runs.provenance import machine, versions
+from .runs.threads import choose_threads
+from .runs.training import check_device, make_model
 
 __all__ = ["bench"]
 

@@ -13,23 +13,23 @@ import torch
 
 from .arguments import add_options, given_options
 from .bench import bench
-from .environment import GOALS
-from .evaluation import evaluate
-from .extraction import FORMATS, STATES, extract_task
-from .methods import methods_table
-from .presets import AFTER_IMITATION, IMITATION_ALONE, PRESETS, preset, preset_options
-from .progress import Display
-from .provenance import versions
-from .recorder import evaluate_run
-from .result import EvaluationResult
-from .run import MOVABLE, Run, RunError
-from .summary import summarize, summary_table
-from .sweeps import AXES, read_variants, sweep
-from .tasks import split_benchmark, task_names
-from .training import load_model, train
-from .views.commands import add_parsers
-from .views.curves import draw_curves
-from .workers import WorkerError
+from .envs.environment import GOALS
+from .envs.tasks import split_benchmark, task_names
+from .envs.workers import WorkerError
+from .report.commands import add_parsers
+from .report.curves import draw_curves
+from .runs.evaluation import evaluate
+from .runs.extraction import FORMATS, STATES, extract_task
+from .runs.methods import methods_table
+from .runs.presets import AFTER_IMITATION, IMITATION_ALONE, PRESETS, preset, preset_options
+from .runs.progress import Display
+from .runs.provenance import versions
+from .runs.recorder import evaluate_run
+from .runs.result import EvaluationResult
+from .runs.run import MOVABLE, Run, RunError
+from .runs.summary import summarize, summary_table
+from .runs.sweeps import AXES, read_variants, sweep
+from .runs.training import load_model, train
 
 __all__ = ["main"]
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import extraction, transfer
 from dynroute_metaworld import Run, train
-from dynroute_metaworld.presets import IMITATION_ALONE, preset
+from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -137,7 +137,7 @@ def test_an_example_of_a_text_shows_what_it_uses_or_raises() -> None:
     >>> net.draw()
     Traceback (most recent call last):
         ...
-    dynroute_metaworld.run.RunError: a sentence about Hard
+    dynroute_metaworld.runs.run.RunError: a sentence about Hard
     """
     assert shown(text) & {"Topology", "backend", "Soft", "Hard", "record", "draw", "RunError"} == {
         "backend",

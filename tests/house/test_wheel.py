@@ -47,7 +47,7 @@ def test_top_level_of_the_wheel(wheel: Path) -> None:
         "dynroute_command",
     }
     assert {"dynroute/py.typed", "dynroute_sb3/py.typed", "dynroute_metaworld/py.typed"} <= set(names)
-    assert {f"dynroute_metaworld/views/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
+    assert {f"dynroute_metaworld/report/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -22,23 +22,23 @@ from small_runs import PLAIN, SMALL, draws, there_is, write_metrics
 from dynroute import inspect
 from dynroute_metaworld import Configuration, EvaluationResult, Run, iqm, load_model, make_envs, train
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.intervals import bootstrap_interval, whole_run_interval
-from dynroute_metaworld.views import analysis as analyses
-from dynroute_metaworld.views import export, group_figures
-from dynroute_metaworld.views import scene as scenes
-from dynroute_metaworld.views.analysis import look
-from dynroute_metaworld.views.canvas import legend, metric_panels, scale, style
-from dynroute_metaworld.views.comparison import group_runs, origin
-from dynroute_metaworld.views.curves import draw_curves
-from dynroute_metaworld.views.evidence import gather, gather_all
-from dynroute_metaworld.views.export import OF_A_RUN, OF_ALL, analyze
-from dynroute_metaworld.views.film import GRAPH, LINE, _beside, render
-from dynroute_metaworld.views.group_figures import write_groups
-from dynroute_metaworld.views.raster import rasterize
-from dynroute_metaworld.views.scene import OpenGLError, find_opengl
-from dynroute_metaworld.views.series import read_curves, thin
-from dynroute_metaworld.views.sharing import Sharing
-from dynroute_metaworld.views.watching import THRESHOLD, Routes, embed, watch
+from dynroute_metaworld.report import analysis as analyses
+from dynroute_metaworld.report import export, group_figures
+from dynroute_metaworld.report import scene as scenes
+from dynroute_metaworld.report.analysis import look
+from dynroute_metaworld.report.canvas import legend, metric_panels, scale, style
+from dynroute_metaworld.report.comparison import group_runs, origin
+from dynroute_metaworld.report.curves import draw_curves
+from dynroute_metaworld.report.evidence import gather, gather_all
+from dynroute_metaworld.report.export import OF_A_RUN, OF_ALL, analyze
+from dynroute_metaworld.report.film import GRAPH, LINE, _beside, render
+from dynroute_metaworld.report.group_figures import write_groups
+from dynroute_metaworld.report.raster import rasterize
+from dynroute_metaworld.report.scene import OpenGLError, find_opengl
+from dynroute_metaworld.report.series import read_curves, thin
+from dynroute_metaworld.report.sharing import Sharing
+from dynroute_metaworld.report.watching import THRESHOLD, Routes, embed, watch
+from dynroute_metaworld.runs.intervals import bootstrap_interval, whole_run_interval
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +380,7 @@ def test_what_is_kept_of_routes(routes: Routes, tmp_path: Path) -> None:
 
 
 def test_tasks_act_some_at_a_time(runs: dict[str, Path], routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynroute_metaworld.views.watching.TOGETHER", 1)
+    monkeypatch.setattr("dynroute_metaworld.report.watching.TOGETHER", 1)
     run, told = Run.open(runs["d2r-1"]), []
     model = load_model(run, "cpu")
     other = watch(run, model, episodes=3, samples=30, moments=4, progress=lambda *done: told.append(done))
@@ -651,8 +651,8 @@ def test_a_checkpoint_of_which_nothing_can_be_made(runs: dict[str, Path], tmp_pa
 
 
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "dynroute_metaworld.views.figures", None)
-    monkeypatch.delattr("dynroute_metaworld.views.figures", raising=False)
+    monkeypatch.setitem(sys.modules, "dynroute_metaworld.report.figures", None)
+    monkeypatch.delattr("dynroute_metaworld.report.figures", raising=False)
 
 
 def test_nothing_of_an_analysis_of_before_stays(
@@ -795,7 +795,7 @@ def test_a_graph_that_is_taller_than_the_scene_is_whole() -> None:
 
 
 def test_cameras_of_several_tasks_do_not_mix(runs: dict[str, Path]) -> None:
-    from dynroute_metaworld.views.stage import Stage
+    from dynroute_metaworld.report.stage import Stage
 
     if not draws():
         with pytest.raises(OpenGLError, match="install a graphics driver"):

@@ -27,13 +27,13 @@ from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, Ru
 from dynroute_metaworld import cli as commands
 from dynroute_metaworld.arguments import add_options, given_options
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.methods import PUBLISHED, check_network, count_parameters, methods_table
-from dynroute_metaworld.metrics import MetricsFile, forget_after
-from dynroute_metaworld.presets import QUICK_SIZES, preset
-from dynroute_metaworld.progress import Display
-from dynroute_metaworld.threads import pass_size
-from dynroute_metaworld.training import make_model
-from dynroute_metaworld.views.curves import draw_curves
+from dynroute_metaworld.report.curves import draw_curves
+from dynroute_metaworld.runs.methods import PUBLISHED, check_network, count_parameters, methods_table
+from dynroute_metaworld.runs.metrics import MetricsFile, forget_after
+from dynroute_metaworld.runs.presets import QUICK_SIZES, preset
+from dynroute_metaworld.runs.progress import Display
+from dynroute_metaworld.runs.threads import pass_size
+from dynroute_metaworld.runs.training import make_model
 from dynroute_sb3 import DamagedError, OneHotTask
 
 TINY = ["--benchmark", "reach", "--goals", "fixed", "--horizon", "5", "--device", "cpu", "--learning-starts", "4"]

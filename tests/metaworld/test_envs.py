@@ -22,8 +22,8 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 import metaworld
 from dynroute_metaworld import BENCHMARKS, MetaWorldVecEnv, WorkerError, make_envs, task_names
-from dynroute_metaworld.environment import STATE, TaskEnvironment
-from dynroute_metaworld.tasks import goals_of
+from dynroute_metaworld.envs.environment import STATE, TaskEnvironment
+from dynroute_metaworld.envs.tasks import goals_of
 from dynroute_sb3 import MultiTaskSAC
 
 TASKS = ("reach", "push", "door-open")
@@ -421,7 +421,7 @@ class Failing(TaskEnvironment):
 
 
 def test_an_error_in_an_environment_tells_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynroute_metaworld.workers.TaskEnvironment", Failing)
+    monkeypatch.setattr("dynroute_metaworld.envs.workers.TaskEnvironment", Failing)
     with envs() as env:
         env.reset()
         told = (
@@ -562,8 +562,8 @@ def test_missing_opengl_is_told_at_once(workers: int, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("metaworld.SawyerXYZEnv.render", render)
     if workers:  # its answer is that of the process that makes the environments
-        monkeypatch.setattr("dynroute_metaworld.workers.multiprocessing.get_all_start_methods", lambda: ["spawn"])
-        monkeypatch.setattr("dynroute_metaworld.workers.multiprocessing.get_context", _forked)
+        monkeypatch.setattr("dynroute_metaworld.envs.workers.multiprocessing.get_all_start_methods", lambda: ["spawn"])
+        monkeypatch.setattr("dynroute_metaworld.envs.workers.multiprocessing.get_context", _forked)
     with pytest.raises(
         (RuntimeError, WorkerError), match=r"needs OpenGL, .* set MUJOCO_GL=egl .*libegl1.*MUJOCO_GL=osmesa"
     ):

@@ -16,12 +16,12 @@ from scipy.stats import binomtest, trim_mean
 from stable_baselines3 import PPO
 
 from dynroute_metaworld import make_envs
-from dynroute_metaworld.environment import TaskEnvironment
-from dynroute_metaworld.evaluation import SEEDS, evaluate
-from dynroute_metaworld.intervals import bootstrap_interval, iqm, wilson_interval
-from dynroute_metaworld.result import EvaluationResult
-from dynroute_metaworld.scripted import ScriptedPolicy
-from dynroute_metaworld.tasks import goals_of
+from dynroute_metaworld.envs.environment import TaskEnvironment
+from dynroute_metaworld.envs.scripted import ScriptedPolicy
+from dynroute_metaworld.envs.tasks import goals_of
+from dynroute_metaworld.runs.evaluation import SEEDS, evaluate
+from dynroute_metaworld.runs.intervals import bootstrap_interval, iqm, wilson_interval
+from dynroute_metaworld.runs.result import EvaluationResult
 from dynroute_sb3 import DamagedError, MultiTaskSAC
 from dynroute_sb3.randomness import random_state
 

@@ -13,10 +13,10 @@ import torch
 from dynroute import Program
 from dynroute_metaworld import Run, evaluate, load_model, train
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.episodes import make_task, run_episodes
-from dynroute_metaworld.extraction import ELSEWHERE, extract_task, load_policy, save_policy, task_states
-from dynroute_metaworld.presets import IMITATION_ALONE, preset
-from dynroute_metaworld.recorder import evaluate_run
+from dynroute_metaworld.runs.episodes import make_task, run_episodes
+from dynroute_metaworld.runs.extraction import ELSEWHERE, extract_task, load_policy, save_policy, task_states
+from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
+from dynroute_metaworld.runs.recorder import evaluate_run
 from dynroute_sb3 import MultiTaskSAC, extract_policy
 from dynroute_sb3.task_policy import whole_policy
 

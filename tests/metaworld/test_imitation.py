@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dynroute_metaworld.imitation.imitation.collection import collect
+from dynroute_metaworld.imitation.imitation.demonstrations import Demonstrations
 from torch import Tensor
 
 from dynroute import Route, losses
 from dynroute_metaworld import Configuration, Run, RunError, ScriptedPolicy, load_model, read_metrics, train
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.cloning import Cloning, _one_cycle
-from dynroute_metaworld.collection import collect
-from dynroute_metaworld.dagger import correct
-from dynroute_metaworld.demonstrations import Demonstrations
-from dynroute_metaworld.presets import AFTER_IMITATION, IMITATION_ALONE, preset
-from dynroute_metaworld.progress import Display
-from dynroute_metaworld.training import environments, make_model
+from dynroute_metaworld.imitation.cloning import Cloning, _one_cycle
+from dynroute_metaworld.imitation.dagger import correct
+from dynroute_metaworld.runs.presets import AFTER_IMITATION, IMITATION_ALONE, preset
+from dynroute_metaworld.runs.progress import Display
+from dynroute_metaworld.runs.training import environments, make_model
 from dynroute_sb3 import DamagedError, DemonstrationBuffer, MultiTaskSAC
 
 TASKS = "drawer-close,window-close"

@@ -16,12 +16,12 @@ from small_runs import PLAIN, SMALL, draws, there_is, write_metrics
 
 from dynroute_metaworld import Configuration, EvaluationResult, Run, train
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.views import page as page_module
-from dynroute_metaworld.views import scene as scenes
-from dynroute_metaworld.views.analysis import look
-from dynroute_metaworld.views.explorer import entries_of
-from dynroute_metaworld.views.page import report
-from dynroute_metaworld.views.tables import details, number, span, table
+from dynroute_metaworld.report import page as page_module
+from dynroute_metaworld.report import scene as scenes
+from dynroute_metaworld.report.analysis import look
+from dynroute_metaworld.report.explorer import entries_of
+from dynroute_metaworld.report.page import report
+from dynroute_metaworld.report.tables import details, number, span, table
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VOID = {"meta", "link", "input", "img", "br", "hr"}
@@ -248,7 +248,7 @@ def test_frames_that_are_left_out(runs: list[Path], monkeypatch: pytest.MonkeyPa
     analysis.routes["d2r"] = dataclasses.replace(routes, moments=tuple(pictured))
     notes, sentence = list(analysis.notes), "Some frames are left out, lest the page become too large."
     assert entries_of(analysis)[2] == []
-    monkeypatch.setattr("dynroute_metaworld.views.explorer.ROOM", 1)
+    monkeypatch.setattr("dynroute_metaworld.report.explorer.ROOM", 1)
     _, entries, left_out = entries_of(analysis)
     assert left_out == [sentence]
     assert [bool(moment["frame"]) for entry in entries for moment in entry["moments"]] == [True, False, False, False]

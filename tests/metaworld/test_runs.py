@@ -23,10 +23,10 @@ import pytest
 import torch
 
 from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, read_metrics, train
-from dynroute_metaworld.evaluation import SEEDS
-from dynroute_metaworld.recorder import Recorder, evaluate_run
-from dynroute_metaworld.threads import choose_threads, describe_threads
-from dynroute_metaworld.views.curves import draw_curves
+from dynroute_metaworld.report.curves import draw_curves
+from dynroute_metaworld.runs.evaluation import SEEDS
+from dynroute_metaworld.runs.recorder import Recorder, evaluate_run
+from dynroute_metaworld.runs.threads import choose_threads, describe_threads
 from dynroute_sb3 import DamagedError, MultiTaskSAC, latest_checkpoint, storage
 from dynroute_sb3.tree import read_tree
 

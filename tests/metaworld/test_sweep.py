@@ -24,10 +24,10 @@ from benchmarks.join import join
 from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, train
 from dynroute_metaworld import cluster as module
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
-from dynroute_metaworld.presets import IMITATION_ALONE, preset
-from dynroute_metaworld.summary import SUMMARY, read_sweep, summarize, summary_rows, summary_table
-from dynroute_metaworld.sweeps import _check_rows, _combine, _held, _note, read_variants, sweep
+from dynroute_metaworld.runs.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
+from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
+from dynroute_metaworld.runs.summary import SUMMARY, read_sweep, summarize, summary_rows, summary_table
+from dynroute_metaworld.runs.sweeps import _check_rows, _combine, _held, _note, read_variants, sweep
 from dynroute_sb3 import DamagedError
 
 SMALL = ["--methods", "mt-sac", "--benchmarks", "reach", "--horizon", "20", "--final-episodes", "2"]
@@ -234,7 +234,7 @@ def test_a_run_that_always_dies(member: Cluster, tmp_path: Path, monkeypatch: py
         yield "started", "there"
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("dynroute_metaworld.cluster._work", die)
+    monkeypatch.setattr("dynroute_metaworld.runs.cluster._work", die)
     run, lines = Run(tmp_path / "run", Configuration(benchmark="reach")), list[str]()
     failures = run_all({"run": run}, "token", {"num_cpus": 1}, lines.append)
     assert "its process died 4 times at the same place" in failures["run"]

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dynroute_metaworld.views.scene import OpenGLError, find_opengl
+from dynroute_metaworld.report.scene import OpenGLError, find_opengl
 
 SMALL: dict[str, Any] = {
     "benchmark": "drawer-close,reach",

@@ -1,0 +1,1 @@
+"""Tasks, environments and the processes that run them."""

@@ -1,0 +1,298 @@
+"""Processes that hold several environments each and share memory with the process that learns."""
+
+import atexit
+import contextlib
+import ctypes
+import itertools
+import multiprocessing
+import signal
+import traceback
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from metaworld.types import Task
+from numpy.typing import NDArray
+
+from ..runs.interrupts import shielded, uninterrupted
+from .environment import STATE_FEATURES, TaskEnvironment
+
+__all__ = ["LAYOUT", "Group", "Remote", "Shared", "Specification", "WorkerError", "deal", "processes"]
+
+
+class WorkerError(RuntimeError):
+    """A process that holds environments has died, or an environment has raised an error.
+
+    Example:
+        >>> env = make_envs("reach")
+        >>> env.set_state({**env.get_state(), "states": [{"task": "reach"}]})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        dynroute_metaworld.envs.workers.WorkerError: task 'reach' failed in set_state after 0 steps of its episode: ...
+    """
+
+
+@dataclass(frozen=True)
+class Specification:
+    """How an environment is made.
+
+    Attributes:
+        name: The task.
+        tasks: The goals of the benchmark.
+        goals: Where goals come from.
+        horizon: The number of steps of an episode.
+        reward_version: The version of the reward.
+        render_mode: "rgb_array", or None without pictures.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    goals: str
+    horizon: int
+    reward_version: str
+    render_mode: str | None = None
+
+    def make(self) -> TaskEnvironment:
+        """Makes the environment."""
+        options = {name: value for name, value in vars(self).items() if name not in ("name", "tasks")}
+        return TaskEnvironment(self.name, self.tasks, **options)
+
+
+class Shared:
+    """What environments are told and tell, in memory that processes share.
+
+    Args:
+        count: The number of environments.
+        context: What makes the processes.
+    """
+
+    def __init__(self, count: int, context: Any) -> None:
+        self.count = count
+        self.raw = {
+            name: context.RawArray(ctypes.c_byte, count * width * np.dtype(dtype).itemsize)
+            for name, (width, dtype) in LAYOUT.items()
+        }
+
+    @classmethod
+    def of(cls, raw: dict[str, Any]) -> "Shared":
+        """The memory that another process made."""
+        shared = cls.__new__(cls)
+        shared.raw, shared.count = raw, len(raw["dones"])
+        return shared
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The same memory as arrays, one row for each environment."""
+        return {
+            name: np.frombuffer(self.raw[name], dtype=dtype).reshape((self.count, width) if width > 1 else self.count)
+            for name, (width, dtype) in LAYOUT.items()
+        }
+
+
+LAYOUT: dict[str, tuple[int, type]] = {
+    "actions": (4, np.float32),
+    "observations": (STATE_FEATURES, np.float32),
+    "last": (STATE_FEATURES, np.float32),
+    "rewards": (1, np.float32),
+    "dones": (1, np.bool_),
+    "solved": (1, np.bool_),
+    "successes": (1, np.bool_),
+    "returns": (1, np.float64),
+    "lengths": (1, np.int64),
+}
+"""The width and the type of what is shared. `last` is the last observation of an episode that ended with the step,
+`solved` tells of the step alone, and `successes`, `returns` and `lengths` of the episode up to it."""
+
+
+REMOTES: "weakref.WeakSet[Remote]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_remotes() -> None:
+    """Ends workers before multiprocessing would, by a signal that they ignore."""
+    for remote in list(REMOTES):
+        remote.close()
+
+
+class Group:
+    """Some of the environments, in the process that runs them.
+
+    Args:
+        specifications: How they are made.
+        rows: Their rows.
+        shared: The rows of all environments.
+    """
+
+    dead = False
+
+    def __init__(self, specifications: Sequence[Specification], rows: Sequence[int], shared: Shared) -> None:
+        self.specifications, self.rows = specifications, rows
+        self.environments = [specification.make() for specification in specifications]
+        self.shared = shared.arrays()
+
+    def send(self, command: str, arguments: Sequence[Any] | None = None) -> None:
+        """Notes what is asked; :meth:`receive` does it, as if a worker did."""
+        self.asked = command, arguments
+
+    def receive(self) -> list[Any]:
+        """Does what was asked last."""
+        return self.call(*self.asked)
+
+    def call(self, command: str, arguments: Sequence[Any] | None = None) -> list[Any]:
+        """Does what is asked with each environment: step, reset, seed, get_state, set_state or frame."""
+        given = arguments or [None] * len(self.rows)
+        answers = []
+        for row, environment, argument in zip(self.rows, self.environments, given, strict=True):
+            try:
+                answers.append(self._do(command, row, environment, argument))
+            except Exception as error:
+                where = f"task {environment.name!r} failed in {command} after {environment.steps} steps of its episode"
+                raise WorkerError(f"{where}: {error!r}") from error
+        return answers
+
+    def close(self) -> None:
+        """Frees what the environments hold."""
+        for environment in self.environments:
+            environment.close()
+
+    def _do(self, command: str, row: int, environment: TaskEnvironment, argument: Any) -> Any:
+        shared = self.shared
+        if command == "step":
+            observation, reward, done, solved = environment.step(shared["actions"][row])
+            shared["rewards"][row], shared["dones"][row], shared["solved"][row] = reward, done, solved
+            shared["successes"][row] = environment.success
+            shared["returns"][row], shared["lengths"][row] = environment.total, environment.steps
+            if done:
+                shared["last"][row] = observation
+                observation = environment.reset()
+            shared["observations"][row] = observation
+            return None
+        answer = getattr(environment, command)(*([] if argument is None else [argument]))
+        if command in ("reset", "set_state"):
+            shared["observations"][row] = environment.observation
+            shared["returns"][row], shared["lengths"][row] = environment.total, environment.steps
+        return answer if command in ("get_state", "frame") else None
+
+
+class Remote:
+    """Some of the environments, in a process of their own.
+
+    Args:
+        specifications: How they are made.
+        rows: Their rows.
+        shared: The rows of all environments.
+        context: What makes the process.
+    """
+
+    def __init__(
+        self, specifications: Sequence[Specification], rows: Sequence[int], shared: Shared, context: Any
+    ) -> None:
+        self.specifications, self.rows, self.shared, self.context = specifications, rows, shared, context
+        self.start()
+
+    def start(self) -> None:
+        """Starts the process, or another one in its place."""
+        # Importing Meta-World and torch takes seconds: one process does it, and the workers are its copies.
+        self.context.set_forkserver_preload(["__main__", __name__])
+        REMOTES.add(self)
+        self.connection, theirs = self.context.Pipe()
+        self.waiting = self.dead = False
+        self.process = self.context.Process(
+            target=_work, args=(theirs, self.specifications, self.rows, self.shared.raw), daemon=True
+        )
+        with shielded():
+            self.process.start()
+        theirs.close()
+
+    def send(self, command: str, arguments: Sequence[Any] | None = None) -> None:
+        """Asks for something; :meth:`receive` waits for the answer."""
+        if self.waiting:  # for what was interrupted before its answer came
+            with contextlib.suppress(WorkerError):
+                self.receive()
+        try:
+            with uninterrupted():
+                self.connection.send((command, arguments))
+                self.waiting = True
+        except (BrokenPipeError, ConnectionError) as error:
+            raise self._dead() from error
+
+    def receive(self) -> list[Any]:
+        """The answer to what was asked last."""
+        try:
+            self.connection.poll(None)
+            with uninterrupted():
+                failure, answer = self.connection.recv()
+                self.waiting = False
+        except (EOFError, ConnectionError) as error:
+            raise self._dead() from error
+        if failure is not None:
+            told = WorkerError(failure)
+            told.add_note(f"In the worker:\n{answer}")
+            raise told
+        assert isinstance(answer, list)
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.connection.close()  # at which it ends by itself, unless it is in a step
+        self.process.join(timeout=1)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        REMOTES.discard(self)
+
+    def _dead(self) -> WorkerError:
+        self.waiting, self.dead = False, True
+        self.process.join(timeout=5)
+        names, code = ", ".join(specification.name for specification in self.specifications), self.process.exitcode
+        hint = "was it killed, or short of memory? make_envs(restart=True) replaces such workers."
+        if code == 1:
+            hint = "workers import the program first: what it does must stand under `if __name__ == '__main__':`."
+        return WorkerError(f"the worker of the tasks {names} has died with exit code {code}; {hint}")
+
+
+def deal(count: int, workers: int) -> list[list[int]]:
+    """The rows of each worker, dealt out to and fro.
+
+    Neighbours in a benchmark often cost alike: this balances the slow tasks of MT10, push, pick-place and peg-insert.
+
+    Example:
+        >>> from dynroute_metaworld.envs.workers import deal
+        >>> deal(10, workers=2)
+        [[0, 3, 4, 7, 8], [1, 2, 5, 6, 9]]
+    """
+    rows: list[list[int]] = [[] for _ in range(workers)]
+    for row, mine in zip(range(count), itertools.cycle([*rows, *reversed(rows)]), strict=False):
+        mine.append(row)
+    return rows
+
+
+def processes() -> Any:
+    """What makes processes that do not inherit threads and locks."""
+    kinds = multiprocessing.get_all_start_methods()
+    return multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
+
+
+def _work(connection: Connection, specifications: Sequence[Specification], rows: Sequence[int], raw: Any) -> None:
+    """What a process does: makes its environments and answers until the connection ends."""
+    # Ctrl-C, or a signal to all processes of a job, is for the process that learns, which ends this one.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    group: Group | None = None
+    while True:
+        try:
+            command, arguments = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        try:
+            group = group or Group(specifications, rows, Shared.of(raw))
+            answer: tuple[str | None, Any] = (None, group.call(command, arguments))
+        except Exception as error:
+            failure = str(error) if isinstance(error, WorkerError) else f"a worker could not start: {error}"
+            answer = (failure, traceback.format_exc())
+        try:
+            connection.send(answer)
+        except ConnectionError:
+            return

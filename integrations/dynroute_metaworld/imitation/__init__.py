@@ -1,0 +1,1 @@
+"""Demonstrations of the scripted policies, and policies cloned from them."""

@@ -1,0 +1,249 @@
+"""The collection of demonstrations from Meta-World's scripted policies, once; they are kept on the disk."""
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dynroute_sb3 import DamagedError
+from dynroute_sb3.storage import check_folder, writing_folder
+
+from ..envs.environment import STATE_FEATURES
+from ..envs.scripted import ScriptedPolicy
+from ..envs.tasks import BENCHMARKS, goals_of, task_names
+from ..envs.vec_env import make_envs
+from ..envs.workers import Specification, WorkerError, processes
+from .demonstrations import Demonstrations
+
+__all__ = ["FORMAT", "collect"]
+
+FORMAT = "dynroute demonstrations 1"
+"""The form of the stored files and the way in which episodes follow from the settings."""
+
+SETTINGS = "settings.json"
+ARRAYS = ("observations", "actions", "executed", "rewards", "solved")
+FILES = {"manifest.json", SETTINGS, *(f"{name}.npy" for name in ARRAYS)}
+
+
+def collect(
+    benchmark: str | Sequence[str],
+    *,
+    episodes: int = 20,
+    goals: str = "random",
+    horizon: int = 200,
+    noise: ArrayLike = (0.0, 0.3),
+    seed: int = 0,
+    workers: int = 0,
+    reward_version: str = "v2",
+    folder: str | Path | None = None,
+    rebuild: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> Demonstrations:
+    """Lets the scripted policies show every task of a benchmark, or reads what they showed before.
+
+    Each task is kept in a folder of its own once all its episodes are there. What was interrupted goes on with the
+    tasks that are missing. What comes of it depends on neither that nor on the number of workers.
+
+    Args:
+        benchmark: "MT10", "MT25", "MT50", a task, or a list of tasks.
+        episodes: The number of episodes of each task.
+        goals: Where the goal of an episode comes from. The goals are those that :func:`make_envs` draws from the same
+            seed, so that evaluation, whose seed is another one, meets goals that were not shown.
+        horizon: The number of steps of an episode, at most 500.
+        noise: The standard deviations of the Gaussian noise on what is done, one for each episode, in turn. It leads
+            to where a learner that errs will be. At 0.3 most tasks are still solved; push, assembly and
+            peg-insert-side in 6 or 7 episodes of 10.
+        seed: What goals and noise depend on; each task draws its own.
+        workers: The number of processes, each of which collects one task at a time; 0 collects in this one.
+        reward_version: "v2" or "v1".
+        folder: Where they are kept; a folder of these settings in ``~/.cache/dynroute/demonstrations`` if None, or
+            that of ``$XDG_CACHE_HOME``. Processes may share it: each task is collected by one, and others wait.
+        rebuild: Whether what is kept there is removed and made anew.
+        progress: Called after each task that was collected with the number of tasks that are there and that of all.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     demonstrations = collect("reach", episodes=2, horizon=100, folder=folder)
+        >>> demonstrations.actions.shape, demonstrations.solved.all()
+        ((1, 2, 100, 4), np.True_)
+    """
+    options = {"goals": goals, "horizon": horizon, "seed": seed, "reward_version": reward_version}
+    settings = _settings(benchmark, episodes, noise, options)
+    if not isinstance(workers, (int, np.integer)) or workers < 0:
+        raise ValueError(f"`workers` must be an integer of at least 0, got {workers!r}.")
+    names = settings["tasks"]
+    if folder is None:
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = cache / "dynroute" / "demonstrations" / key
+    folder = Path(folder)
+    if rebuild or not all((folder / name).is_dir() for name in names):
+        # This refuses wrong options before anything is removed or written.
+        make_envs(names[0], goals=goals, horizon=horizon, seed=seed, reward_version=reward_version).close()
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = _kept(folder, settings, rebuild)
+    missing = [name for name in names if name not in kept]
+    if missing:
+        drawn = goals_of(benchmark, seed)
+        specifications = [Specification(name, drawn[name], goals, horizon, reward_version) for name in missing]
+        task = functools.partial(_collect_task, folder, settings)
+        counts = itertools.count(len(kept) + 1)
+        _collect(task, specifications, workers, lambda: progress and progress(next(counts), len(names)))
+    read = [kept.get(name) or _read(folder / name, settings) for name in names]
+    return Demonstrations.of(settings, {name: np.stack([arrays[name] for arrays in read]) for name in read[0]})
+
+
+def _settings(benchmark: str | Sequence[str], episodes: int, noise: ArrayLike, rest: dict[str, Any]) -> dict[str, Any]:
+    """All that demonstrations depend on, as it is read from a file."""
+    names = task_names(benchmark)
+    if not isinstance(episodes, (int, np.integer)) or episodes < 1:
+        raise ValueError(f"`episodes` must be an integer of at least 1, got {episodes!r}.")
+    levels = np.ravel(np.asarray(noise, dtype=np.float64)).tolist()
+    if not levels or not all(0 <= level < math.inf for level in levels):
+        raise ValueError(f"`noise` must be standard deviations, at least one, finite and not negative, got {noise!r}.")
+    whole = isinstance(benchmark, str) and benchmark.upper() in BENCHMARKS  # the goals of its tasks are drawn together
+    drawn_for = str(benchmark).upper() if whole else ", ".join(names)
+    settings = {"format": FORMAT, "benchmark": drawn_for, "tasks": names, "episodes": episodes, "noise": levels, **rest}
+    settings |= {"observation": STATE_FEATURES, **{name: version(name) for name in ("metaworld", "mujoco")}}
+    return dict(json.loads(json.dumps(settings, default=int)))  # numbers may be those of numpy
+
+
+def _kept(folder: Path, settings: dict[str, Any], rebuild: bool) -> dict[str, dict[str, NDArray[Any]]]:
+    """What is there of each task; or nothing, once it is removed."""
+    kept = {}
+    stored = [folder / name for name in BENCHMARKS["MT50"] if (folder / name).is_dir()]
+    for path in stored:
+        try:
+            kept[path.name] = _read(path, settings)
+        except DamagedError:
+            if not rebuild:
+                raise
+            if others := {file.name for file in path.iterdir()} - FILES:
+                raise FileExistsError(f"{path} holds other files, {sorted(others)}; name another folder.") from None
+    for path in stored if rebuild else []:
+        with _lock(path):
+            shutil.rmtree(path)
+    return {} if rebuild else kept
+
+
+def _lock(path: Path) -> filelock.BaseFileLock:
+    """What one process at a time has that reads, writes or removes a task; one that dies lets it go."""
+    return filelock.FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def _read(path: Path, settings: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    """The arrays of a task, if they are whole and those of the settings."""
+    advice = f"remove {path}, or collect anew by rebuild=True or --rebuild, where the run is there --resume --rebuild"
+    try:
+        with _lock(path):
+            check_folder(path, advice)
+            stored = json.loads((path / SETTINGS).read_text())
+            arrays = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
+    except DamagedError:
+        raise
+    except (OSError, ValueError, EOFError) as error:
+        raise DamagedError(f"{str(error).rstrip('.')}; {advice}.") from error
+    wanted = {**settings, "task": path.name}
+    differ = [f"{key} {stored.get(key)!r}, not {wanted[key]!r}" for key in wanted if stored.get(key) != wanted[key]]
+    if differ:
+        told = f"{path} has {'; '.join(differ)}"
+        raise ValueError(
+            f"`folder` must hold demonstrations of the same settings or none, {told}; name another folder."
+        )
+    states = arrays.pop("observations")
+    return {**arrays, "observations": states[:, :-1], "next_observations": states[:, 1:]}
+
+
+def _collect(
+    task: Callable[[Specification], None], specifications: list[Specification], workers: int, done: Callable[[], object]
+) -> None:
+    """Collects tasks in this process or in others, and tells when each is stored."""
+    if not workers:
+        for specification in specifications:
+            task(specification)
+            done()
+        return
+    context = processes()
+    context.set_forkserver_preload(["__main__", __name__])  # as for the workers of make_envs
+    theirs, mine = context.Pipe(duplex=False)
+    with theirs, mine, ProcessPoolExecutor(min(workers, len(specifications)), context, _follow, (theirs,)) as pool:
+        try:
+            for future in as_completed([pool.submit(task, specification) for specification in specifications]):
+                future.result()
+                done()
+        except BrokenProcessPool as error:
+            hint = "was it killed, short of memory, or does the program lack `if __name__ == '__main__':`?"
+            raise WorkerError(
+                f"a process that collects demonstrations has died; {hint} Call it again to go on."
+            ) from error
+        except BaseException:
+            mine.close()  # which ends the processes at once, and not after their tasks
+            raise
+
+
+def _follow(connection: Connection) -> None:
+    """Lets this process end, whatever it does, when the one that started it closes the connection or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for that one
+
+    def end() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            connection.recv()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def _collect_task(folder: Path, settings: dict[str, Any], specification: Specification) -> None:
+    """Stores the episodes of a task, unless another process does."""
+    path = folder / specification.name
+    with _lock(path):
+        if path.is_dir():
+            return
+        for left in folder.glob(f".{path.name}.*.part"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with writing_folder(path) as part:
+            for name, array in _episodes(specification, settings).items():
+                np.save(part / f"{name}.npy", array, allow_pickle=False)
+            (part / SETTINGS).write_text(json.dumps({**settings, "task": path.name}, indent=1))
+
+
+def _episodes(specification: Specification, settings: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    """The arrays of a task as they are stored: the observations with the last one of each episode."""
+    episodes, horizon, levels = (settings[name] for name in ("episodes", "horizon", "noise"))
+    observations = np.empty((episodes, horizon + 1, STATE_FEATURES), dtype=np.float32)
+    actions = np.empty((episodes, horizon, 4), dtype=np.float32)
+    executed, rewards = np.empty_like(actions), np.empty((episodes, horizon), dtype=np.float32)
+    solved = np.empty(episodes, dtype=np.bool_)
+    seeds = np.random.SeedSequence([settings["seed"], settings["tasks"].index(specification.name)])
+    rng = np.random.default_rng(seeds.spawn(1)[0])
+    policy = ScriptedPolicy(specification.name)
+    with contextlib.closing(specification.make()) as env:
+        env.seed(int(seeds.generate_state(1)[0]))  # as make_envs does
+        for i in range(episodes):
+            observations[i, 0] = env.reset()
+            noise = levels[i % len(levels)] * rng.standard_normal((horizon, 4))
+            for t in range(horizon):
+                # The script reads the number that is stored, so that the action is that of the stored observation.
+                actions[i, t], _ = policy.predict(np.append(observations[i, t], np.float32(1)))
+                executed[i, t] = np.clip(actions[i, t] + noise[t], -1, 1)
+                observations[i, t + 1], rewards[i, t], _, _ = env.step(executed[i, t])
+            solved[i] = env.success
+    return dict(zip(ARRAYS, (observations, actions, executed, rewards, solved), strict=True))

@@ -1,0 +1,25 @@
+"""Pictures of a run."""
+
+from pathlib import Path
+
+from ..runs.run import Run
+from .evidence import gather
+
+__all__ = ["draw_curves"]
+
+
+def draw_curves(run: Run) -> Path | None:
+    """Draws success, returns and modules used over steps, a line for each task, to ``curves.png`` in the run.
+
+    It needs matplotlib, the extra `report`, and no display; without matplotlib nothing is drawn, and None returned.
+    """
+    try:
+        from .figures import learning
+    except ImportError:
+        return None
+    figure = learning(gather(run.folder))
+    if figure is None:
+        return None
+    path = run.folder / "curves.png"
+    figure.savefig(path, dpi=110)
+    return path

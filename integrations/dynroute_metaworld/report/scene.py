@@ -1,0 +1,99 @@
+"""Small pictures of a task's scene, and whether OpenGL can draw them here."""
+
+import functools
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..envs.environment import CAMERA, TaskEnvironment
+
+__all__ = ["BACKENDS", "Camera", "OpenGLError", "find_opengl"]
+
+BACKENDS = ("egl", "osmesa")
+"""What draws without a display, in the order in which it is tried."""
+
+PROBE = """
+import mujoco
+context = mujoco.GLContext(8, 8)
+context.make_current()
+mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
+context.free()
+"""
+
+
+class OpenGLError(OSError):
+    """Nothing can be drawn on this machine."""
+
+
+def find_opengl() -> str:
+    """Finds what draws on this machine, and lets MuJoCo use it from now on.
+
+    That is what the variable ``MUJOCO_GL`` names, if it is set, and else the first of :data:`BACKENDS` that works. It
+    is tried in a process of its own, which may crash.
+
+    Returns:
+        The value of ``MUJOCO_GL``.
+    """
+    wanted = os.environ.get("MUJOCO_GL")
+    for backend in (wanted,) if wanted else BACKENDS:
+        if _works(backend):
+            os.environ["MUJOCO_GL"] = backend
+            return backend
+    tried = f"MUJOCO_GL={wanted} does not" if wanted else f"neither MUJOCO_GL={' nor MUJOCO_GL='.join(BACKENDS)} does"
+    raise OpenGLError(
+        f"frames need OpenGL that works without a display, but {tried}; install a graphics driver or Debian's libegl1 "
+        "for egl, or libosmesa6 for osmesa."
+    )
+
+
+@functools.cache
+def _works(backend: str) -> bool:
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", PROBE], env={**os.environ, "MUJOCO_GL": backend}, capture_output=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return probe.returncode == 0
+
+
+class Camera:
+    """Takes pictures of the scene of an environment, without shadows, which cost more than all the rest.
+
+    Call :func:`find_opengl` first. Taking a picture changes nothing that steps depend on.
+
+    Args:
+        environment: The environment.
+        size: The width and the height of a picture.
+    """
+
+    def __init__(self, environment: TaskEnvironment, size: int = 240) -> None:
+        self.size = size
+        model, data = environment.env.model, environment.env.data
+        model.vis.quality.shadowsize, model.vis.quality.offsamples = 0, 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = 2 * size
+        # Twice as large and made smaller has smooth edges at less cost than the samples of OpenGL.
+        self._renderer: Any = MujocoRenderer(model, data, width=2 * size, height=2 * size, camera_name=CAMERA)
+
+    def frame(self) -> NDArray[np.uint8]:
+        """A picture, with shape ``[size, size, 3]``."""
+        self._make_current()
+        picture = self._renderer.render("rgb_array")
+        upright = np.ascontiguousarray(picture[::-1, ::-1])  # the cameras in the corners hang upside down
+        return np.asarray(Image.fromarray(upright).resize((self.size, self.size), Image.Resampling.BOX))
+
+    def close(self) -> None:
+        """Frees what OpenGL holds."""
+        self._make_current()
+        self._renderer.close()
+
+    def _make_current(self) -> None:
+        """Lets OpenGL draw with what belongs to this camera, and not to the one that drew last."""
+        if self._renderer.viewer is not None:
+            self._renderer.viewer.make_context_current()

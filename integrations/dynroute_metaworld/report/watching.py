@@ -1,0 +1,205 @@
+"""The routes that a trained policy takes in its tasks, a bounded number of them, and moments to look at."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dynroute import Route, Topology
+from dynroute.arguments import check_count
+from dynroute.inspect import Summary, live_path, similarity, summarize
+from dynroute_sb3 import MultiTaskSAC
+
+from ..runs.run import Run
+from .stage import Stage
+
+__all__ = ["THRESHOLD", "TOGETHER", "Moment", "Routes", "embed", "watch"]
+
+THRESHOLD = 0.01
+"""A source that weighs more counts as read (D2R, Fig. 10)."""
+
+EMBEDDED = 1000
+"""At most about how many routes t-SNE places."""
+
+TOGETHER = 10
+"""How many tasks act at a time; each holds some 100 MB while frames are taken."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A step of the first episode of a task.
+
+    Attributes:
+        task: The number of the task.
+        step: The step, from 1 on.
+        route: The route that was chosen; None in a network without learned routes.
+        frame: The picture of the scene; None where nothing can be drawn.
+    """
+
+    task: int
+    step: int
+    route: Route | None
+    frame: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Routes:
+    """What a policy did in some episodes of each task.
+
+    Attributes:
+        tasks: The tasks.
+        topology: The graph; None in a network without learned routes.
+        route: The routes at evenly spaced steps, with shape ``[samples, T, S]``; None without learned routes.
+        task: The number of the task of each sample.
+        step: The step of each sample in its episode.
+        first_success: After how many steps each episode solved its task, -1 if never, with shape ``[tasks, episodes]``.
+        moments: Steps of the first episode of each task.
+    """
+
+    tasks: tuple[str, ...]
+    topology: Topology | None
+    route: Route | None
+    task: Tensor
+    step: Tensor
+    first_success: NDArray[np.int64]
+    moments: tuple[Moment, ...]
+
+    def summary(self) -> Summary:
+        """The figures of the routes of each task, see :func:`dynroute.inspect.summarize`."""
+        topology, route = self._known()
+        return summarize(topology, route, self.task, num_tasks=len(self.tasks))
+
+    def features(self) -> Tensor:
+        """What tells routes apart, with shape ``[samples, num_edges]``: paths, or weights if all sources are read."""
+        topology, route = self._known()
+        path = live_path(topology, route)
+        dense = bool((route.path == topology.allowed).all())
+        return topology.to_edges(route.weights * path if dense else path.float())
+
+    def similarity(self) -> Tensor:
+        """How much of their routes each two tasks share, see :func:`dynroute.inspect.similarity`."""
+        features = self.features()
+        return similarity(torch.stack([features[self.task == i].mean(dim=0) for i in range(len(self.tasks))]))
+
+    def sources(self) -> Tensor:
+        """How many sources weigh more than :data:`THRESHOLD`, for each sample and node that reads others."""
+        return (self._known()[1].weights > THRESHOLD).sum(dim=-1)
+
+    def save(self, path: Path) -> None:
+        """Writes everything but the frames to an npz file, whose arrays need no pickle."""
+        arrays: dict[str, Any] = {
+            "tasks": np.array(self.tasks),
+            "first_success": self.first_success,
+            "task": self.task.numpy(),
+            "step": self.step.numpy(),
+        }
+        if self.topology is not None and self.route is not None:
+            summary = self.summary()
+            arrays |= {f"summary_{name}": value.numpy() for name, value in summary._asdict().items()}
+            arrays |= {name: value.numpy() for name, value in self.route._asdict().items()}
+            arrays["modules_used"] = self.topology.used(self.route.path).sum(dim=-1).numpy()
+            arrays["similarity"], arrays["sources"] = self.similarity().numpy(), self.sources().numpy()
+            arrays["parents"] = np.array([",".join(map(str, row)) for row in self.topology.parents])
+        np.savez_compressed(path, **arrays)
+
+    def _known(self) -> tuple[Topology, Route]:
+        if self.topology is None or self.route is None:
+            raise ValueError("this network has no learned routes.")
+        return self.topology, self.route
+
+
+def watch(
+    run: Run,
+    model: MultiTaskSAC,
+    *,
+    episodes: int = 2,
+    samples: int = 100,
+    moments: int = 12,
+    frames: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> Routes:
+    """Lets the policy of a model act, and keeps some of its routes.
+
+    Args:
+        run: The run.
+        model: Its model.
+        episodes: The number of episodes of each task; with fixed goals all would be equal, and one is run.
+        samples: About how many routes of each task are kept.
+        moments: How many steps of the first episode of each task are kept to be looked at.
+        frames: Whether to take a picture at each of them; call
+            :func:`~dynroute_metaworld.report.scene.find_opengl` first.
+        progress: Called after each step of all tasks with the number of steps that are done and that of all.
+    """
+    check_count("episodes", episodes, at_least=1)
+    tasks, horizon = run.configuration.tasks, run.configuration.horizon
+    episodes = 1 if run.configuration.goals == "fixed" else episodes
+    sampled = _spread(horizon, -(-samples // episodes))
+    shown = _spread(horizon, moments)
+    kept: list[Route] = []
+    task: list[int] = []
+    steps: list[int] = []
+    seen: list[Moment] = []
+    solved = np.full((len(tasks), episodes), -1)
+    total, done = -(-len(tasks) // TOGETHER) * episodes * horizon, 0
+    for start in range(0, len(tasks), TOGETHER):
+        rows = range(start, min(start + TOGETHER, len(tasks)))
+        with Stage(run, model, rows) as stage:
+            for episode in range(episodes):
+                for step in stage.episode():
+                    if step.route is not None and step.number in sampled:
+                        kept.append(step.route)
+                        task += rows
+                        steps += [step.number] * len(rows)
+                    if episode == 0 and step.number in shown:
+                        for i, row in enumerate(rows):
+                            route = None if step.route is None else step.route.sample(i)
+                            seen.append(Moment(row, step.number, route, stage.frame(i) if frames else None))
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+                solved[list(rows), episode] = stage.first_success
+    return Routes(
+        tasks=tasks,
+        topology=model.policy.topology if kept else None,
+        route=Route(*map(torch.cat, zip(*kept, strict=True))) if kept else None,
+        task=torch.tensor(task, dtype=torch.long),
+        step=torch.tensor(steps, dtype=torch.long),
+        first_success=solved,
+        moments=tuple(sorted(seen, key=lambda moment: (moment.task, moment.step))),
+    )
+
+
+def _spread(horizon: int, count: int) -> set[int]:
+    """So many steps of an episode, evenly spread, the first and the last among them."""
+    return set(np.linspace(1, horizon, min(count, horizon)).round().astype(int).tolist())
+
+
+def embed(routes: Routes) -> tuple[NDArray[np.float64] | None, str | None]:
+    """Places routes on a plane by t-SNE, those that are alike near each other.
+
+    Returns:
+        A row for each task and route that it took: the number of the task, the two coordinates, and how many samples
+        there are; and in a sentence why there are none.
+    """
+    features = routes.features()
+    kept = torch.arange(0, len(features), -(-len(features) // EMBEDDED))
+    # Equal routes have one place: t-SNE would spread them in rings that mean nothing, and take longer.
+    different, which = torch.unique(features[kept], dim=0, return_inverse=True)
+    if len(different) < 3:
+        return None, "There is no t-SNE: fewer than three different routes were taken."
+    try:
+        from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return None, "There is no t-SNE, which needs scikit-learn; type: pip install 'dynroute[report]'"
+    with threadpool_limits(1):  # threads wait for each other longer than they compute
+        start = {"init": "random", "random_state": 0, "perplexity": min(30.0, (len(different) - 1) / 3)}
+        places = TSNE(**start).fit_transform(different.double().numpy())
+    pairs, counts = torch.unique(torch.stack([routes.task[kept], which]), dim=1, return_counts=True)
+    columns = [pairs[0].numpy(), *places[pairs[1].numpy()].T, counts.numpy()]
+    return np.stack(columns, axis=1).astype(np.float64), None

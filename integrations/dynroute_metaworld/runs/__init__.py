@@ -1,0 +1,1 @@
+"""Runs: their configuration, their files, training, evaluation and sweeps."""

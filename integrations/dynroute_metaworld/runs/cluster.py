@@ -1,0 +1,301 @@
+"""Runs on the cores of a machine or of a cluster, through Ray; what dies is done again from its last checkpoint."""
+
+import contextlib
+import os
+import platform
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from ..report.curves import draw_curves
+from .configuration import Configuration
+from .provenance import versions
+from .run import Run, RunError
+from .summary import read_sweep
+from .training import train
+
+__all__ = ["check_nodes", "check_room", "joined", "run_all"]
+
+RETRIES = 3  # in a row, without a checkpoint between them
+RELEASE = 60.0  # seconds after which the processes of a killed sweep must have ended; most do within two
+IDLE = 10  # half minutes in which nothing could be started
+STOPPING = 120.0  # seconds for the checkpoints of runs that are asked to stop
+QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
+
+
+@contextlib.contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """Joins a cluster, or makes one of this machine; one that the program has joined by itself is used as it is."""
+    ray = _ray()
+    if ray.is_initialized():
+        if address is not None:
+            raise ValueError(f"`address` must be None where ray.init was called before, got {address!r}.")
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # or minutes would be those of what the machine has to spare
+        ray.init("local", include_dashboard=False, object_store_memory=10**8, **QUIET)
+    else:
+        _knock(address)
+        try:
+            ray.init(address, **QUIET)
+        except (Exception, SystemExit) as error:
+            raise ConnectionError(
+                f"the cluster at {address} cannot be joined: {error}; this machine must be one of its nodes "
+                f"(`ray start --address={address}`), with the same versions of Ray and Python."
+            ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("a sweep needs Ray; type: pip install 'dynroute[sweep]'") from error
+    return ray
+
+
+def _knock(address: str) -> None:
+    """Raises an error at once where no cluster answers; Ray itself tries for minutes, and ends the process."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise ValueError(f"`address` must be HOST:PORT, as `ray start --head` tells it, got {address!r}.")
+    if host in ("localhost", "127.0.0.1"):  # Ray takes these for
+        host = _ray().util.get_node_ip_address()
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "1":
+                return
+            # A cluster speaks HTTP/2, where both sides begin with a frame of settings, whose type is 4.
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0")
+            if connection.recv(9)[3:4] != b"\x04":
+                raise ConnectionError("what answers there is no cluster of Ray")
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(
+            f"no cluster can be reached at {host}:{port} ({error}); `address` must be what `ray start --head` tells, "
+            "or left out to run on this machine."
+        ) from error
+
+
+def check_room(cores: int, gpus: float, tell: Callable[[str], object], patience: float = 10.0) -> None:
+    """Raises an error unless a node is large enough for a run, and some of its cores are free.
+
+    Args:
+        cores: The cores of a run.
+        gpus: The GPUs of a run.
+        tell: What is told while cores are waited for.
+        patience: For how many seconds; a sweep that was killed a moment ago still holds its own.
+    """
+    ray = _ray()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asked = {"CPU": ("cores_per_run", "cores", cores), "GPU": ("gpus_per_run", "GPUs", gpus)}
+    fit = nodes  # those with enough of what was looked at: a run takes all of one node
+    for kind, (argument, what, amount) in asked.items():
+        most = max((node.get(kind, 0) for node in fit), default=0)
+        if amount > most:
+            raise ValueError(
+                f"`{argument}` must be at most {most:g}, the {what} of the largest of {len(fit)} nodes, got {amount:g}."
+            )
+        fit = [node for node in fit if node.get(kind, 0) >= amount]
+    end, told = time.monotonic() + patience, False
+    while True:
+        free = ray.available_resources()
+        taken = [
+            f"of {sum(node.get(kind, 0) for node in nodes):g} {what} {free.get(kind, 0):g} are free, and a run needs "
+            f"{amount:g}"
+            for kind, (_, what, amount) in asked.items()
+            if free.get(kind, 0) < amount
+        ]
+        if not taken:
+            return
+        if time.monotonic() > end:
+            raise RunError(f"the cluster is busy: {', '.join(taken)}; wait until others end, or use another cluster.")
+        if not told:
+            tell(f"the cluster is busy: {', '.join(taken)}; waiting {patience:g} seconds")
+            told = True
+        time.sleep(0.5)
+
+
+def check_nodes(folder: Path, token: str) -> None:
+    """Raises an error that names a node which does not see the folder of a sweep, or cannot run dynroute."""
+    ray = _ray()
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    looks = [
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            folder, token
+        )
+        for node in nodes
+    ]
+    for node, answer in zip(nodes, looks, strict=True):
+        where = f"the node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        try:
+            seen, theirs = ray.get(answer, timeout=120)
+        except ray.exceptions.RayError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise RunError(f"{where} cannot run dynroute: {last}; install it as it is installed here.") from error
+        if not seen:
+            raise RunError(f"{where} does not see {folder}; the nodes of a sweep must share its file system.")
+        differ = [
+            f"{name} {theirs.get(name)}, not {own}" for name, own in versions().items() if theirs.get(name) != own
+        ]
+        if differ:
+            raise RunError(f"{where} has {', '.join(differ)}; install there what is installed here.")
+
+
+def _look(folder: Path, token: str) -> tuple[bool, dict[str, str]]:
+    return _sees(folder, token), versions()
+
+
+def _sees(folder: Path, token: str) -> bool:
+    """Whether this node has the folder, and not another one of the same name."""
+    try:
+        return bool(read_sweep(folder)["token"] == token)
+    except OSError:
+        return False
+
+
+def run_all(
+    runs: Mapping[str, Run],
+    token: str,
+    resources: Mapping[str, float],
+    tell: Callable[[str], object],
+) -> dict[str, str]:
+    """Does runs, each in a process of its own, as many at a time as there is room for.
+
+    A run whose process or node dies is done again, from its last checkpoint; one that fails is told, and others go on.
+
+    Args:
+        runs: The runs by name.
+        token: The token of the sweep.
+        resources: What a run takes, as Ray calls it: ``num_cpus`` and ``num_gpus``.
+        tell: What is told of each event.
+
+    Returns:
+        Why runs failed, by name.
+    """
+    ray = _ray()
+    # Streams tell when a run starts; a process of its own leaves nothing of one run to the next.
+    task = ray.remote(max_calls=1, max_retries=0, num_returns="streaming", **resources)(_work)
+    streams = {task.remote(run.folder, run.configuration, token, sys.argv): name for name, run in runs.items()}
+    total, started, failures, idle = len(runs), set[str](), dict[str, str](), 0
+    deaths: dict[str, list[list[str]]] = {name: [] for name in runs}
+
+    def say(event: str) -> None:
+        told = f"{len(started)} running, {len(streams) - len(started)} waiting"
+        tell(f"[{total - len(streams)}/{total}] {event}; {told}")
+
+    try:
+        while streams:
+            ready, _ = ray.wait(list(streams), num_returns=1, timeout=30, fetch_local=False)
+            if not ready:
+                idle = 0 if started else idle + 1
+                if idle:
+                    say("no node has room for a run, though none is running")
+                if idle == IDLE:
+                    raise RunError("no node had room for a run for minutes; do others use the cluster, or is it gone?")
+                continue
+            stream = ready[0]
+            name = streams[stream]
+            try:
+                what, told = ray.get(next(stream))
+            except ray.exceptions.RayTaskError as error:
+                what, told = "failed", str(error).strip().splitlines()[-1]
+            except ray.exceptions.RayError as error:
+                what, told = "died", type(error).__name__
+            if what == "started":
+                started.add(name)
+                say(f"started {name} on {told}")
+                continue
+            del streams[stream]
+            started.discard(name)
+            if what == "died":
+                deaths[name].append(_written(runs[name].folder))
+                if deaths[name][-RETRIES - 1 :].count(deaths[name][-1]) <= RETRIES:
+                    again = task.remote(runs[name].folder, runs[name].configuration, token, sys.argv)
+                    streams[again] = name
+                    say(f"retried {name}: its process or node died ({told})")
+                    continue
+                what, told = (
+                    "failed",
+                    f"its process died {RETRIES + 1} times at the same place ({told}); short of memory?",
+                )
+            if what == "finished":
+                success, minutes = told
+                say(f"finished {name} with {success:.3f} success after {minutes:.1f} minutes")
+            else:
+                failures[name] = told
+                say(f"failed {name}: {told}")
+    except KeyboardInterrupt:
+        tell(f"stopping {len(started)} runs, which keep what they have; once more to stop at once")
+        for stream in streams:
+            ray.cancel(stream)
+        with contextlib.suppress(RunError):
+            _wait_for_release([runs[name] for name in started], STOPPING)
+        raise
+    return failures
+
+
+def _written(folder: Path) -> list[str]:
+    """How far a run has come: the names of what it goes on from."""
+    patterns = ("checkpoints/*", "cloning/*", "cloning/*/*")
+    return sorted(str(path) for pattern in patterns for path in folder.glob(pattern))
+
+
+def _wait_for_release(runs: Sequence[Run], patience: float) -> None:
+    """Waits until no process holds the runs, or raises an error."""
+    end = time.monotonic() + patience
+    for run in runs:
+        while True:
+            try:
+                with run.locked():
+                    break
+            except RunError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+
+
+def _work(folder: Path, configuration: Configuration, token: str, command: list[str]) -> Iterator[tuple[str, Any]]:
+    """What a process of the cluster does: it tells that a run is started, and then what came of it."""
+    node = _ray().get_runtime_context().get_node_id()
+    with folder.with_name(f"{folder.name}.txt").open("a", buffering=1) as output:
+        print(f"--- on {platform.node()}, node {node}, process {os.getpid()}", file=output)
+        yield "started", platform.node()
+        sys.argv = command  # the session notes what was typed
+        with redirect_stdout(output), redirect_stderr(output):
+            outcome = _attempt(Run(folder, configuration), token)
+        yield outcome
+
+
+def _attempt(run: Run, token: str) -> tuple[str, Any]:
+    try:
+        if not _sees(run.folder.parent, token):
+            raise RunError(f"{platform.node()} does not see {run.folder.parent}; nodes must share its file system.")
+        if not (run.folder / "config.json").exists():
+            Run.create(run.folder, run.configuration)
+        _wait_for_release([run], RELEASE)
+        began = time.monotonic()
+        result = train(run)
+        if result is None:
+            return "failed", "it was asked to stop; the same command goes on"
+        print(result)
+        try:
+            draw_curves(run)
+        except Exception:  # a run is not lost for a picture
+            traceback.print_exc()
+        return "finished", (result.mean_success, (time.monotonic() - began) / 60)
+    except Exception as error:  # whatever it is, others go on
+        traceback.print_exc()
+        return "failed", str(error) or repr(error)

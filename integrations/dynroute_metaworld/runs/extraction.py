@@ -1,0 +1,359 @@
+"""The plain policy of one task of a run: made, saved, and compared with the whole network."""
+
+import contextlib
+import gc
+import importlib.util
+import io
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynroute import Extraction, Program, trace_program
+from dynroute.arguments import check_choice, check_count
+from dynroute_sb3 import MultiTaskSAC, extract_policy
+from dynroute_sb3.task_policy import whole_policy
+
+from ..imitation.collection import collect
+from .episodes import run_episodes
+from .evaluation import unseen
+from .run import Run
+
+__all__ = [
+    "FORMATS",
+    "STATES",
+    "ExtractedTask",
+    "extract_task",
+    "load_policy",
+    "measure_in_turns",
+    "save_policy",
+    "task_states",
+]
+
+FORMATS: Mapping[str, str] = {"torch": ".safetensors", "export": ".pt2", "onnx": ".onnx"}
+"""The formats of a policy, with the ends of their files' names.
+
+"torch" is a :class:`dynroute.Program`, whose file cannot run code; "export" is that of ``torch.export``, which torch
+alone reads, and only from those one trusts; "onnx" is that of ``torch.onnx``."""
+
+STATES = ("policy", "demonstrations")
+"""The sources of the states for which a policy is made, episodes of the policy or demonstrations."""
+
+ELSEWHERE = 1_000_000
+"""How far the seed of these episodes is from that of an evaluation, so that neither meets the goals of the other."""
+
+Act = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class ExtractedTask:
+    """The policy of a task, where it was saved, and how it compares with the whole network.
+
+    Attributes:
+        task: The task.
+        format: The format of the file.
+        path: The file.
+        origin: Where the states came from, in words.
+        report: What was kept; the deviation is that of actions on these states.
+        nodes_before: The number of nodes of the whole network.
+        deviation_elsewhere: The largest deviation of actions on states of other episodes; None without any.
+        bytes: The sizes of the files of the whole network and of the policy.
+        milliseconds: What an action of one state takes on one core, by "module" and "file"; the medians of the whole
+            network and of the policy. Files of ONNX are measured where onnxruntime is installed.
+        success: The success of both, if it was asked for.
+        episodes: In how many episodes.
+        checked: The largest difference between the actions of the file and those of the policy; None if the file
+            could not be run.
+    """
+
+    task: str
+    format: str
+    path: Path
+    origin: str
+    report: Extraction
+    nodes_before: int
+    deviation_elsewhere: float | None
+    bytes: tuple[int, int]
+    milliseconds: dict[str, tuple[float, float]]
+    success: tuple[float, float] | None
+    episodes: int
+    checked: float | None
+
+    def __str__(self) -> str:
+        report = self.report
+        rows = [
+            (f"{self.task}", "whole", "extracted"),
+            ("nodes", str(self.nodes_before), str(len(report.nodes))),
+            ("parameters", f"{report.parameters_before:,}", f"{report.parameters:,}"),
+            ("bytes of the file", *(f"{size:,}" for size in self.bytes)),
+            *(
+                (f"ms of an action, {part}", *(f"{taken:.3f}" for taken in pair))
+                for part, pair in self.milliseconds.items()
+            ),
+        ]
+        if self.success is not None:
+            rows.append((f"success, {self.episodes} episodes", *(f"{rate:.2f}" for rate in self.success)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        deviation = "" if report.deviation is None else f"actions differ by at most {report.deviation:.1e} on them"
+        if self.deviation_elsewhere is not None:
+            deviation += f", and by {self.deviation_elsewhere:.1e} on those of other episodes"
+        left = {"nothing": "no router is left", "weights": "the router weighs one path", "routes": "the router chooses"}
+        lines += [
+            f"made for {self.origin}, of which {report.coverage:.1%} keep their routes; {left[report.reads]}",
+            deviation,
+        ]
+        if self.checked is None:
+            lines.append(f"saved, and not run: {self.path}")
+        else:
+            lines.append(f"saved, and run with a difference of at most {self.checked:.1e}: {self.path}")
+        return "\n".join(lines)
+
+
+def extract_task(
+    run: Run,
+    model: MultiTaskSAC,
+    task: str,
+    *,
+    form: str = "torch",
+    output: Path | None = None,
+    coverage: float = 1.0,
+    states: str = "policy",
+    collected: int = 10,
+    episodes: int = 0,
+    rounds: int = 300,
+    progress: Callable[[str, int, int], object] | None = None,
+) -> ExtractedTask:
+    """Makes the policy of one task of a run, saves it, and compares it with the whole network.
+
+    Args:
+        run: The run.
+        model: Its model, from :func:`~dynroute_metaworld.load_model`.
+        task: The task.
+        form: The format, one of :data:`FORMATS`.
+        output: The file; named by the task in the directory of the run if None.
+        coverage: The share of the states whose routes are kept whole.
+        states: Where the states come from, one of :data:`STATES`.
+        collected: The number of episodes of states.
+        episodes: The number of episodes in which both are evaluated; 0 leaves that out.
+        rounds: How often each is timed.
+        progress: Called with what is done, the number of steps that are done, and that of all.
+    """
+    configuration = run.configuration
+    task = task.removesuffix("-v3")
+    check_choice("task", task, configuration.tasks)
+    check_choice("format", form, FORMATS)
+    check_count("episodes", episodes, at_least=0)
+    path = run.folder / f"{task}{FORMATS[form]}" if output is None else output
+    if path.suffix != FORMATS[form]:
+        raise ValueError(f"`output` must end with {FORMATS[form]} in the format {form}, got {path}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"`output` must be in a directory that is there, got {path}.")
+    _check_packages(form)
+    index = configuration.tasks.index(task)
+    whole = whole_policy(model, task=index)
+
+    def telling(doing: str) -> Callable[[int, int], object] | None:
+        return None if progress is None else lambda done, total: progress(doing, done, total)
+
+    seen = task_states(run, whole, task, states, episodes=collected, progress=telling("collecting states"))
+    aside = len(seen) // 5 or len(seen) - 1
+    made_for, others = seen[: len(seen) - aside].flatten(0, 1), seen[len(seen) - aside :].flatten(0, 1)
+    policy = extract_policy(model, made_for, task=index, coverage=coverage)
+    with torch.no_grad():
+        elsewhere = float((policy(others) - whole(others)).abs().max()) if len(others) else None
+
+    notes = {
+        "task": task,
+        "run": run.folder.name,
+        "method": configuration.method,
+        "input": "the state without the one-hot of the task",
+        "output": "the action, in -1..1",
+        "parameters": policy.report.parameters,
+    }
+    save_policy(policy, path, form, made_for[:2], notes)
+    with tempfile.TemporaryDirectory() as folder:
+        other = Path(folder) / f"whole{FORMATS[form]}"
+        save_policy(whole, other, form, made_for[:2], notes)
+        sizes = other.stat().st_size, path.stat().st_size
+        loaded = load_policy(other, form), load_policy(path, form)
+    jobs: dict[str, Act] = {"whole module": whole, "extracted module": policy}
+    checked = None
+    if loaded[0] is not None and loaded[1] is not None:
+        jobs |= {"whole file": loaded[0], "extracted file": loaded[1]}
+        with torch.no_grad():
+            checked = float((loaded[1](made_for) - policy(made_for)).abs().max())
+    taken = measure_in_turns(jobs, made_for[:1], rounds=rounds)
+    parts = [part for part in ("module", "file") if f"whole {part}" in taken]
+    success = None
+    if episodes:
+        seed = unseen(configuration.goals, configuration.seed)
+        solved = [
+            run_episodes(each, configuration, task, episodes=episodes, seed=seed, progress=telling(doing)).solved
+            for doing, each in (("evaluating the whole", whole), ("evaluating what was extracted", policy))
+        ]
+        success, episodes = (float(solved[0].mean()), float(solved[1].mean())), len(solved[0])
+    origin = {"policy": "the policy came to", "demonstrations": "demonstrations came to"}[states]
+    return ExtractedTask(
+        task=task,
+        format=form,
+        path=path,
+        origin=f"{len(made_for):,} states that {origin}",
+        report=policy.report,
+        nodes_before=len(whole.report.nodes),
+        deviation_elsewhere=elsewhere,
+        bytes=sizes,
+        milliseconds={part: (taken[f"whole {part}"], taken[f"extracted {part}"]) for part in parts},
+        success=success,
+        episodes=episodes,
+        checked=checked,
+    )
+
+
+def task_states(
+    run: Run,
+    policy: Act,
+    task: str,
+    origin: str = "policy",
+    *,
+    episodes: int = 10,
+    progress: Callable[[int, int], object] | None = None,
+) -> Tensor:
+    """States of a task that a run comes to, with shape ``[episodes, horizon, 39]``.
+
+    Goals are neither those of training nor those of an evaluation.
+
+    Args:
+        run: The run.
+        policy: What acts.
+        task: The task.
+        origin: One of :data:`STATES`; those of demonstrations are read where the run read them.
+        episodes: The number of episodes, at most as many as there are demonstrations.
+        progress: Called after each step with the number of steps that are done and that of all.
+    """
+    check_choice("states", origin, STATES)
+    check_count("collected", episodes, at_least=1)
+    configuration = run.configuration
+    if origin == "policy":
+        seed = unseen(configuration.goals, configuration.seed) + ELSEWHERE * (configuration.goals == "random")
+        found = run_episodes(policy, configuration, task, episodes=episodes, seed=seed, progress=progress)
+        return torch.from_numpy(found.states)
+    if not configuration.demonstrations:
+        raise ValueError(f"`states` must be 'policy' for {run.folder}, a run without demonstrations.")
+    demonstrations = collect(
+        configuration.benchmark_or_tasks,
+        episodes=configuration.demonstrations,
+        noise=configuration.noise_levels,
+        seed=configuration.seed,
+        **configuration.problem,
+    )
+    return torch.from_numpy(demonstrations.observations[configuration.tasks.index(task)][:episodes].copy())
+
+
+def save_policy(policy: nn.Module, path: Path, form: str, example: Tensor, notes: Mapping[str, Any]) -> None:
+    """Saves a policy in one of :data:`FORMATS`; the file appears whole or not at all.
+
+    Args:
+        policy: The policy, from states to actions.
+        path: The file.
+        form: The format.
+        example: At least two states.
+        notes: What is known of it, which "torch" keeps.
+    """
+    _check_packages(form)
+    if form == "torch":
+        trace_program(policy, example, notes=notes).save(path)
+        return
+    part = path.with_name(f".{path.stem}.part{path.suffix}")  # torch looks at the end of the name
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    if form == "export":
+        torch.export.save(torch.export.export(policy, (example,), dynamic_shapes=shapes), part)
+    else:
+        logging.disable(logging.WARNING)  # what the exporter tells is about itself
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as ending:
+            ending.callback(logging.disable, logging.NOTSET)
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                policy,
+                (example,),
+                part,
+                input_names=["state"],
+                output_names=["action"],
+                dynamic_shapes=shapes,
+                dynamo=True,
+                external_data=False,
+            )
+    part.replace(path)
+
+
+def load_policy(path: Path, form: str) -> Act | None:
+    """A policy that was saved; None for ONNX where onnxruntime is not installed.
+
+    Args:
+        path: The file. One of "export" must come from those one trusts.
+        form: The format.
+    """
+    if form == "torch":
+        return Program.load(path)
+    if form == "export":
+        module: Act = torch.export.load(path).module()
+        return module
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime  # type: ignore[import-not-found,unused-ignore]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    return lambda state: torch.from_numpy(session.run(None, {"state": state.numpy()})[0])
+
+
+def measure_in_turns(jobs: Mapping[str, Act], state: Tensor, *, rounds: int = 300) -> dict[str, float]:
+    """The median milliseconds of each policy for some states on one core; policies take turns, so that load hits all.
+
+    Args:
+        jobs: The policies.
+        state: The states.
+        rounds: The number of turns; each timed call follows an untimed one.
+
+    Example:
+        >>> from dynroute_metaworld.runs.extraction import measure_in_turns
+        >>> list(measure_in_turns({"tanh": torch.tanh}, torch.zeros(1, 39), rounds=3))
+        ['tanh']
+    """
+    check_count("rounds", rounds, at_least=1)
+    taken: dict[str, list[float]] = {name: [] for name in jobs}
+    threads, collecting = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(1)
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            for _ in range(rounds):
+                for name, job in jobs.items():
+                    job(state)
+                    start = time.perf_counter()
+                    job(state)
+                    taken[name].append(1e3 * (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(threads)
+        if collecting:
+            gc.enable()
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def _check_packages(form: str) -> None:
+    """Raises an error that says what to install where the exporter of ONNX is not there."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if form == "onnx" and missing:
+        raise ImportError(
+            f"`format` onnx needs {' and '.join(missing)}, by which torch.onnx exports; type: pip install onnx "
+            "onnxscript (and onnxruntime, to run the file)."
+        )

@@ -1,0 +1,69 @@
+"""The table of methods: what each is, and how many parameters it has."""
+
+from dynroute import Soft
+from dynroute.networks import PRESETS, build
+
+from ..envs.environment import STATE_FEATURES
+from .configuration import Configuration
+
+__all__ = ["check_network", "count_parameters", "methods_table"]
+
+ACTIONS = 4
+PUBLISHED = {
+    "mt-sac": (1.33, 1.36),
+    "mh-sac": (1.36, 1.54),
+    "sm": (1.59, 1.62),
+    "care": (1.23, 1.26),
+    "paco": (3.39, 3.39),
+    "d2r": (1.37, 1.40),
+}
+"""Millions of parameters in D2R's table 8, for 10 and 50 tasks."""
+
+
+def check_network(configuration: Configuration) -> None:
+    """Raises an error if the network of a configuration cannot be built, or cannot learn what is asked of it."""
+    shape = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
+    network = build(configuration.method, *shape, device="meta", **configuration.network_kwargs)
+    critics = {**configuration.network_kwargs, **configuration.critic_network, **getattr(network, "shared", {})}
+    build(configuration.method, STATE_FEATURES + ACTIONS, shape[1], 1, device="meta", **critics)
+    routed = getattr(network, "routed", None)
+    for name, weight in configuration.route_losses.items():
+        told = f"`{name}` must be 0"
+        if not configuration.cloning_steps:
+            raise ValueError(f"{told} where nothing is cloned, as `dynroute imitate` does, got {weight:g}.")
+        if routed is None:
+            raise ValueError(
+                f"{told} for the method {configuration.method}, which has no learned routes, got {weight:g}."
+            )
+        if name == "cloning_balance" and isinstance(routed.gate, Soft):
+            raise ValueError(
+                f"{told} with the gate soft, which uses all sources alike, got {weight:g}; what they weigh is "
+                "balanced by --cloning-importance."
+            )
+
+
+def count_parameters(method: str, num_tasks: int) -> tuple[int, int]:
+    """The parameters of a method's actor, and of actor and one critic, which is what D2R's table 8 counts.
+
+    Example:
+        >>> from dynroute_metaworld.runs.methods import count_parameters
+        >>> count_parameters("d2r", 10)
+        (684240, 1369177)
+    """
+    actor = build(method, STATE_FEATURES, num_tasks, 2 * ACTIONS, device="meta")
+    shared = getattr(actor, "shared", {})
+    critic = build(method, STATE_FEATURES + ACTIONS, num_tasks, 1, device="meta", **shared)
+    both = {id(parameter): parameter.numel() for net in (actor, critic) for parameter in net.parameters()}
+    return sum(parameter.numel() for parameter in actor.parameters()), sum(both.values())
+
+
+def methods_table(num_tasks: int = 10) -> str:
+    """A row for each method of :func:`dynroute.networks.available`."""
+    published = dict(zip((10, 50), zip(*PUBLISHED.values(), strict=True), strict=True)).get(num_tasks)
+    told = dict(zip(PUBLISHED, published, strict=True)) if published else {}
+    lines = [f"{'method':16} {'actor':>9} {'with critic':>11} {'published':>9}  what it is, for {num_tasks} tasks"]
+    for name, preset in PRESETS.items():
+        actor, both = count_parameters(name, num_tasks)
+        paper = f"{told[name]:.2f} M" if name in told else ""
+        lines.append(f"{name:16} {actor:>9,} {both:>11,} {paper:>9}  {preset.summary}")
+    return "\n".join(lines)

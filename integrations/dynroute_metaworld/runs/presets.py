@@ -1,0 +1,202 @@
+"""Settings that belong together, by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dynroute.arguments import check_choice
+
+from .configuration import Configuration
+
+__all__ = [
+    "AFTER_IMITATION",
+    "BRC_SIZES",
+    "IMITATION_ALONE",
+    "PRESETS",
+    "QUICK_SIZES",
+    "RELEASED",
+    "RELEASED_NETWORKS",
+    "preset",
+    "preset_options",
+]
+
+_BRC: Mapping[str, Any] = {
+    "method": "brc",
+    "learning_starts": 5000,
+    "updates": 2,
+    "mixed_batch_size": 1024,
+    "learning_rate": 3e-4,
+    "optimizer": "adamw",
+    "weight_decay": 1e-4,  # that of the release, whose library has another default than torch
+    "gamma": 0.99,
+    "tau": 0.005,
+    "critic_loss": "categorical",
+    "bins": 101,
+    "value_low": -10.0,
+    "value_high": 10.0,
+    "q_target": "mean",
+    "normalize_returns": True,
+    "reward_scale": 1.0,
+    "log_std": "tanh",
+    "log_std_low": -10.0,
+    "log_std_high": 2.0,
+    "target_entropy": "auto_0.5",
+    "ent_coef": "auto_0.1",
+    "shared_ent_coef": True,
+    "ent_coef_beta1": 0.5,
+    "max_ent_coef": None,
+    "max_task_loss": None,
+    "max_grad_norm": None,
+    "task_weights": "none",
+}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {},
+    "released": {
+        "learning_starts": 4000,
+        "warmup_actions": "policy",
+        "update_every": 200,
+        "updates": 200,
+        "lag_rollouts": True,
+        "ent_coef_lr": 1e-4,
+        "max_ent_coef_grad_norm": 1.0,
+        "task_weights": "inverse-alpha-mean",
+        "mask_rule": "total",
+        "joint_update": True,
+        "log_prob_epsilon": 1e-6,
+        "route_temperature": "inverse-alpha-mean",
+        "bootstrap_timeouts": False,
+    },
+    "quick": {
+        "threads": 1,  # a second one makes small networks slower
+        "steps": 12_000,
+        "horizon": 150,
+        "learning_starts": 500,
+        "update_every": 2,
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "gamma": 0.97,
+        "ent_coef": "auto_0.03",
+        "ent_coef_lr": 3e-4,
+        "reward_scale": 0.2,
+        "log_every": 300,
+        "checkpoint_every": 3000,
+        "evaluate_every": 3000,
+        "evaluation_episodes": 5,
+        "final_episodes": 20,
+    },
+    "refine": {
+        "steps": 6000,
+        "demonstrations": 20,
+        "demonstration_weight": 1.0,
+        "update_every": 4,
+        "batch_size": 16,
+        "learning_rate": 1e-4,
+        "gamma": 0.95,
+        "log_every": 200,
+        "checkpoint_every": 1000,
+        "evaluate_every": 2000,
+        "evaluation_episodes": 10,
+        "final_episodes": 20,
+    },
+    "brc": {**_BRC, "benchmark": "MT50"},
+    "brc-small": {**_BRC, "updates": 1, "mixed_batch_size": 512},
+}
+"""Settings by name. They are those of the D2R paper, those of its released code where they differ (its network is the
+method d2r-released; :data:`RELEASED` has what is another's), those for a first look on two CPU cores, those to go on
+from imitation for some minutes, those of BRC, and those of BRC for the ten tasks of MT10 on a CPU core."""
+
+_SOFT_MODULARIZATION: Mapping[str, Any] = {
+    "ent_coef_lr": None,
+    "max_ent_coef": None,
+    "max_ent_coef_grad_norm": None,
+    "ent_coef_after_step": True,
+    "max_task_loss": None,
+    "mask_rule": "each",
+    "reward_scale": 1.0,
+    "bootstrap_timeouts": True,
+}
+
+RELEASED: Mapping[str, Mapping[str, Any]] = {
+    "sm": _SOFT_MODULARIZATION,
+    "sm-shallow": _SOFT_MODULARIZATION,
+    "paco": {"shared_lr": 1e-4},
+}
+"""The settings in which the preset released differs for a method. Soft Modularization has released code of its own, and
+PaCo is part of that of D2R."""
+
+RELEASED_NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    method: {"hidden_init": "released"}
+    for method in ("d2r", "d2r-released", "d2r-layer", "d2r-model", "sm", "sm-shallow")
+}
+"""Keywords of networks under the preset released."""
+
+IMITATION_ALONE: Mapping[str, Any] = {
+    "steps": 0,
+    "demonstrations": 20,
+    "cloning_steps": 2000,
+    "demonstration_share": 0.0,
+    "final_episodes": 20,
+}
+"""What makes a run imitation alone."""
+
+AFTER_IMITATION: Mapping[str, Any] = {"learning_starts": 0, "ent_coef": "auto_0.001", "actor_starts": 1000}
+"""What is usual where SAC goes on from an actor that has learned. It neither acts at random nor is drowned in entropy,
+and critics learn what it is worth before they change it."""
+
+QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "mt-sac": {"hidden_sizes": [256, 256, 256]},
+    "mh-sac": {"hidden_sizes": [256, 256, 256]},
+    "moe": {"width": 128, "depth": 3, "router_sizes": [64]},
+    "hard": {"trunk_sizes": [128, 128], "layer_sizes": [3, 3], "width": 64},
+    "sm": {"trunk_sizes": [128, 128], "layer_sizes": [3, 3], "width": 64, "router_sizes": [64]},
+    "sm-shallow": {"trunk_sizes": [128, 128], "layer_sizes": [2, 2], "width": 64, "router_sizes": [64]},
+    "care": {"encoder_sizes": [64], "context_sizes": [64], "gate_sizes": [64], "hidden_sizes": [256, 256]},
+    "paco": {"num_sets": 3, "hidden_sizes": [256, 256]},
+    "d2r": {"num_modules": 6, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+    "d2r-released": {"num_modules": 6, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+    "d2r-layer": {"layer_sizes": [3, 3], "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+    "d2r-model": {"num_models": 3, "model_depth": 2, "width": 64, "trunk_sizes": [128, 128], "router_sizes": [64]},
+    "brc": {"width": 128, "blocks": 1},
+    "scalemoe-feature": {"num_experts": 4, "width": 64},
+    "scalemoe-output": {"num_experts": 4, "width": 64},
+}
+"""The sizes of networks under the preset quick."""
+
+
+BRC_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "brc": {"actor": {"width": 256, "blocks": 1}, "critics": {"width": 4096, "blocks": 2}},
+    "brc-small": {"actor": {"width": 256, "blocks": 1}, "critics": {"width": 256, "blocks": 2}},
+}
+"""The sizes of BRC's networks under its presets. ``--width`` sets that of actor and critics, and ``--critic-network
+width=512`` that of the critics alone."""
+
+
+def preset_options(name: str, method: str) -> Mapping[str, Any]:
+    """The options of a preset for a method, its network left out."""
+    check_choice("preset", name, PRESETS)
+    return {**PRESETS[name], **(RELEASED.get(method, {}) if name == "released" else {})}
+
+
+def preset(name: str, options: Mapping[str, Any]) -> Configuration:
+    """The configuration of a preset with some options of one's own.
+
+    Example:
+        >>> from dynroute_metaworld.runs.presets import preset
+        >>> preset("quick", {"method": "d2r", "steps": 500}).batch_size
+        32
+    """
+    check_choice("preset", name, PRESETS)
+    method = options.get("method", PRESETS[name].get("method", "d2r"))
+    usual = preset_options(name, method)
+    sizes = BRC_SIZES.get(name, {}) if method == "brc" else {}
+    actor = sizes.get("actor") or {"quick": QUICK_SIZES, "released": RELEASED_NETWORKS}.get(name, {}).get(method, {})
+    # What is asked for by name goes before the keywords of the preset, and both before the defaults.
+    networks = {
+        keywords: {
+            **{key: value for key, value in usual_sizes.items() if options.get(key) is None},
+            **options.get(keywords, {}),
+        }
+        for keywords, usual_sizes in (("network", actor), ("critic_network", sizes.get("critics", {})))
+    }
+    has_learned = options.get("warm_start") is not None or options.get("cloning_steps")
+    return Configuration(**{**usual, **(AFTER_IMITATION if has_learned else {}), **options, **networks})

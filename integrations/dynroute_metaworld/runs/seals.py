@@ -1,0 +1,135 @@
+"""Seals: what the files of a run were when a checkpoint was written, so that it goes on with the same ones."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from dynroute_sb3 import DamagedError
+from dynroute_sb3.checkpoint import read_notes
+
+__all__ = ["Seal", "digest_of"]
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Seal:
+    """The configuration of a run, and the sizes and SHA-256 of its files.
+
+    Of a file of lines, which grows, what is sealed is its beginning.
+
+    Args:
+        configuration: The options, as they come back from JSON.
+        logged: The steps at which metrics were logged last.
+        files: The sizes and digests by the names of the files in the folder of the run.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from dynroute_metaworld.runs.seals import Seal
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "metrics.jsonl").write_text("{}")
+        >>> seal = Seal.of(folder, {}, 0, ["metrics.jsonl"])
+        >>> _ = (folder / "metrics.jsonl").write_text("{}[]")
+        >>> seal.missing(folder)
+        []
+        >>> (folder / "metrics.jsonl").unlink()
+        >>> seal.missing(folder)
+        ['metrics.jsonl']
+    """
+
+    configuration: Mapping[str, Any]
+    logged: int
+    files: Mapping[str, tuple[int, str]]
+
+    @classmethod
+    def of(cls, folder: Path, configuration: Mapping[str, Any], logged: int, names: Iterable[str]) -> Self:
+        """Seals files as they are now, once they are on the disk; empty ones and those that are not there are not."""
+        files = {}
+        for name in names:
+            if (folder / name).exists() and (folder / name).stat().st_size:
+                with (folder / name).open("rb") as file:
+                    os.fsync(file.fileno())
+                    files[name] = _digest(file, None)
+        return cls(configuration, logged, files)
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Self | None:
+        """The seal in the notes of a checkpoint; None for one without notes."""
+        if (notes := read_notes(checkpoint)) is None:
+            return None
+        try:
+            files = {str(name): (int(size), str(digest)) for name, (size, digest) in notes["files"].items()}
+            return cls(dict(notes["configuration"]), int(notes["logged"]), files)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise DamagedError(
+                f"{checkpoint / 'notes.json'} must have the options of the run, and the size and the SHA-256 of each "
+                f"of its files, got {notes!r:.80}; take another checkpoint."
+            ) from error
+
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint keeps in its notes."""
+        return dataclasses.asdict(self)
+
+    def check_configuration(self, path: Path, found: Mapping[str, Any], free: Collection[str]) -> None:
+        """Raises an error that names an option which is not what it was, unless it is free to change."""
+        for name, value in self.configuration.items():
+            if name not in free and name in found and found[name] != value:
+                raise DamagedError(
+                    f"{path} was altered: it has {name}={found[name]!r}, and its checkpoint was written with "
+                    f"{value!r}; put that back."
+                )
+
+    def missing(self, folder: Path, *, done_without: Collection[str] = ()) -> list[str]:
+        """Raises an error that names the first file which was altered or cut, and returns those that are not there.
+
+        Args:
+            folder: The folder.
+            done_without: Files that were missing before. What stands in their place is no part of the seal.
+        """
+        missing = []
+        for name, seal in self.files.items():
+            path = folder / name
+            wrong = _difference(path, *seal) if path.is_file() else None
+            if wrong is not None and name not in done_without:
+                raise DamagedError(
+                    f"{path} {wrong}; put back what was there, or remove it, and --resume goes on without it."
+                )
+            if wrong is not None or not path.is_file():
+                missing.append(name)
+        return missing
+
+    def cut_back(self, path: Path, missing: Collection[str]) -> None:
+        """Removes what was appended to a file since, which is all of it where what was sealed is missing."""
+        size, _ = self.files.get(path.name, (0, ""))
+        if path.exists():
+            os.truncate(path, 0 if path.name in missing else size)
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return _digest(file, None)[1]
+
+
+def _difference(path: Path, size: int, digest: str) -> str | None:
+    """How a file differs from its seal."""
+    grows, found = path.suffix == ".jsonl", path.stat().st_size
+    if found < size or (found > size and not grows):
+        return f"was altered or cut: it must have {'at least ' * grows}{size} bytes, got {found}"
+    with path.open("rb") as file:
+        same = _digest(file, size)[1] == digest
+    return None if same else "was altered: its SHA-256 is not the stored one"
+
+
+def _digest(file: BinaryIO, size: int | None) -> tuple[int, str]:
+    """How many bytes of the beginning of a file there are, at most so many, and their SHA-256."""
+    digest, left = hashlib.sha256(), size
+    while data := file.read(CHUNK if left is None else min(CHUNK, left)):
+        digest.update(data)
+        left = None if left is None else left - len(data)
+    return file.tell(), digest.hexdigest()

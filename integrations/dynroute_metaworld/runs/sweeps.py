@@ -1,0 +1,262 @@
+"""A sweep: methods x benchmarks x seeds x variants, each an ordinary run, in one folder."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import re
+import secrets
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ..report.comparison import origin
+from .cluster import check_nodes, check_room, joined, run_all
+from .configuration import KEYWORDS, Configuration, kinds_of
+from .interrupts import terminable
+from .methods import check_network
+from .presets import IMITATION_ALONE, preset
+from .run import Run, RunError
+from .summary import FORMAT, ROW, read_sweep
+from .training import check_start
+
+__all__ = ["ASIDE", "AXES", "read_variants", "sweep"]
+
+AXES = ("benchmark", "method", "seed")
+"""The options of a run that every sweep has values of."""
+
+ASIDE = ("seed", "warm_start", "threads", "workers", "restart", "device", "checkpoint_every", "memory_map")
+"""In what runs may differ that a summary takes together; the runs they start from may do so in their seeds alone."""
+
+
+def sweep(
+    folder: str | Path,
+    methods: Sequence[str],
+    benchmarks: Sequence[str] = ("MT10",),
+    seeds: Sequence[int] = (1, 2, 3),
+    *,
+    options: Mapping[str, Any] | None = None,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    settings: str = "paper",
+    imitate: bool = False,
+    cores_per_run: int = 1,
+    gpus_per_run: float = 0,
+    address: str | None = None,
+) -> dict[str, str]:
+    """Runs every method on every benchmark with every seed, as many at a time as there are cores.
+
+    Each is a :class:`~dynroute_metaworld.Run` in a directory of its own. Called again, it skips what is finished and
+    goes on with the rest; with other methods, benchmarks, seeds or variants, these join what is there.
+    :func:`~dynroute_metaworld.runs.summary.summarize` tells what came of it.
+
+    Args:
+        folder: The folder of the sweep; all nodes of a cluster must see it.
+        methods: The networks.
+        benchmarks: Benchmarks, or tasks with commas between them.
+        seeds: The seeds.
+        options: Other options of all runs, as :class:`~dynroute_metaworld.Configuration` takes them. Runs use as many
+            threads as cores unless told otherwise, and a GPU only if `gpus_per_run` is more than 0.
+        vary: Further options, each with the values to try.
+        settings: The preset.
+        imitate: Whether runs are imitation alone, as those of ``dynroute imitate``.
+        cores_per_run: The cores that a run takes of its node.
+        gpus_per_run: The GPUs; half of one lets two runs share it.
+        address: The HOST:PORT of a cluster of Ray, of which this machine is a node; None uses this machine alone.
+
+    Returns:
+        Why runs failed, by name; it is empty if all are finished.
+    """
+    folder = Path(folder).resolve()  # processes may have other working directories
+    _check_number("cores_per_run", cores_per_run, int, 1)
+    _check_number("gpus_per_run", gpus_per_run, (int, float), 0)
+    usual = {**(IMITATION_ALONE if imitate else {}), "threads": cores_per_run}
+    if not gpus_per_run:
+        usual["device"] = "cpu"
+    if wrong := sorted(set(AXES) & set(vary or {})):
+        raise ValueError(f"`vary` must name other options, got {wrong}, which have arguments of their own.")
+    values = {"benchmark": benchmarks, "method": methods, **(vary or {}), "seed": seeds}
+    free = set(usual) - {"device", *IMITATION_ALONE, *(options or {}), *values}  # a run goes on with its own threads
+    usual = {name: value for name, value in usual.items() if name not in values}
+    configurations, noted = _combine(settings, {**usual, **(options or {})}, values)
+    resources = {"num_cpus": cores_per_run, "num_gpus": gpus_per_run}
+    with terminable(), _held(folder), _quiet(folder / "ray.txt") as tell:
+        token = _note(folder, {})
+        runs = {name: _open(folder / name, configuration, free) for name, configuration in configurations.items()}
+        _check_rows(folder, {name: run.configuration for name, run in runs.items()}, noted)
+        left = {name: run for name, run in runs.items() if run.finished() is None}
+        if len(left) < len(runs):
+            tell(f"{len(runs) - len(left)} of {len(runs)} runs are finished already")
+        if not left:
+            _note(folder, noted)
+            return {}
+        with joined(address), terminable():  # Ray has its own way
+            check_room(cores_per_run, gpus_per_run, tell)
+            check_nodes(folder, token)
+            _note(folder, noted)
+            return run_all(left, token, resources, tell)
+
+
+def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of options that are written like ``protect=rsg,none``.
+
+    Example:
+        >>> from dynroute_metaworld.runs.sweeps import read_variants
+        >>> read_variants(["protect=rsg,none", "num_modules=8,none", "state-free=true,false"])
+        {'protect': ['rsg', 'none'], 'num_modules': [8, None], 'state_free': [True, False]}
+    """
+    hints = typing.get_type_hints(Configuration)
+    values: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, listed = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or name not in hints or name in (*AXES, *KEYWORDS):
+            raise ValueError(
+                f"`vary` must be an option of a run and its values, for instance protect=rsg,none, got {text!r}; "
+                "methods, benchmarks and seeds have flags of their own."
+            )
+        kinds = kinds_of(hints[name])
+        values[name] = values.get(name, []) + [_read_value(kinds, word.strip()) for word in listed.split(",")]
+    return values
+
+
+def _read_value(kinds: tuple[type, ...], word: str) -> Any:
+    if str in kinds:
+        return word
+    if types.NoneType in kinds and word == "none":
+        return None
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word  # the configuration tells what is wrong
+
+
+def _check_number(name: str, value: Any, kinds: Any, least: int) -> None:
+    if not isinstance(value, kinds) or isinstance(value, bool) or value < least:
+        kind = "an integer" if kinds is int else "a number"
+        raise ValueError(f"`{name}` must be {kind} of at least {least}, got {value!r}.")
+
+
+def _combine(
+    settings: str, options: Mapping[str, Any], values: Mapping[str, Sequence[Any]]
+) -> tuple[dict[str, Configuration], dict[str, dict[str, Any]]]:
+    """The configuration of every run, and what is noted of it, by name; all are checked before anything starts."""
+    plurals = {"benchmark": "benchmarks", "method": "methods", "seed": "seeds"}
+    for name, several in values.items():
+        told = plurals.get(name, f"vary` of `{name}")
+        if isinstance(several, str) or not len(several) or len({*map(repr, several)}) < len(several):
+            raise ValueError(f"`{told}` must be a list of values, at least one and each once, got {several!r}.")
+        if name in options:
+            raise ValueError(f"`options` must not set `{name}`, of which the sweep has several values.")
+    configurations: dict[str, Configuration] = {}
+    noted: dict[str, dict[str, Any]] = {}
+    for chosen in itertools.product(*values.values()):
+        mine = dict(zip(values, chosen, strict=True))
+        configuration = _started(preset(settings, {**options, **mine}).resolve())
+        check_network(configuration)  # a typo costs nothing
+        variant = ",".join(f"{name}={value}" for name, value in mine.items() if name not in AXES)
+        parts = (configuration.benchmark, configuration.method, variant, f"seed{configuration.seed}")
+        name = re.sub(r"[^\w.,=+-]", "_", "-".join(part for part in parts if part))
+        if name in configurations:
+            raise ValueError(f"`vary` must give runs of different names, got two of {name}.")
+        configurations[name] = configuration
+        noted[name] = {**{axis: mine[axis] for axis in AXES}, "variant": variant}
+    return configurations, noted
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Makes the folder of a sweep, and holds it for one process."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; --folder names another place.")
+    strange = [] if (folder / "sweep.json").exists() or not folder.exists() else sorted(folder.iterdir())
+    if any(path.name not in ("lock", "ray.txt", "sweep.json.part") for path in strange):
+        raise FileExistsError(f"{folder} holds other files, and no sweep; --folder names another place.")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / "lock").acquire(timeout=1):  # one that was killed lets it go
+            yield
+    except filelock.Timeout as error:
+        raise RunError(f"{folder} is in use by another sweep, which must end first.") from error
+
+
+@contextlib.contextmanager
+def _quiet(path: Path) -> Iterator[Callable[[str], None]]:
+    """Keeps what Ray prints in a file; what is returned prints where one looks."""
+    screen = sys.stdout
+
+    def tell(line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # a sweep does not end when nobody reads any more
+            print(line, file=screen, flush=True)
+
+    with path.open("a", buffering=1) as output, contextlib.redirect_stdout(output):
+        yield tell
+
+
+def _note(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Notes what is known of runs, and returns the token of the sweep."""
+    path, part = folder / "sweep.json", folder / "sweep.json.part"
+    noted: dict[str, Any] = read_sweep(folder) if path.exists() else {"token": secrets.token_hex(8), "runs": {}}
+    noted["runs"].update(runs)
+    part.write_text(json.dumps({**noted, "format": FORMAT}, indent=1) + "\n")
+    part.replace(path)
+    return str(noted["token"])
+
+
+def _started(configuration: Configuration) -> Configuration:
+    """A configuration with the directory of the run to start from, which must be there and fit."""
+    if configuration.warm_start is None:
+        return configuration
+    try:
+        named = configuration.warm_start.format(**{axis: getattr(configuration, axis) for axis in AXES})
+    except (LookupError, ValueError) as error:
+        known = ", ".join(f"{{{axis}}}" for axis in AXES)
+        raise ValueError(
+            f"`warm_start` must be the directory of a run, where {known} stand for those of the run that starts from "
+            f"it, got {configuration.warm_start!r}."
+        ) from error
+    other = Run.open(Path(named).resolve())
+    check_start(configuration, other)
+    return dataclasses.replace(configuration, warm_start=str(other.folder))
+
+
+def _check_rows(
+    folder: Path, configurations: Mapping[str, Configuration], noted: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuses runs that would stand in a row of the summary with others of other settings."""
+    rows = {tuple(told[axis] for axis in ROW): configurations[name] for name, told in noted.items()}
+    for name, told in read_sweep(folder)["runs"].items():
+        mine = rows.get(tuple(told[axis] for axis in ROW))
+        if mine is None or name in configurations or not (folder / name / "config.json").exists():
+            continue
+        other = Run.open(folder / name).configuration
+        theirs = dataclasses.asdict(other)
+        differ = [
+            f"{option}={theirs[option]!r}, got {value!r}"
+            for option, value in dataclasses.asdict(mine).items()
+            if option not in ASIDE and theirs[option] != value
+        ]
+        if origin(other) != origin(mine):
+            differ.append(f"warm_start={other.warm_start!r}, got {mine.warm_start!r}")
+        if differ:
+            raise RunError(
+                f"{folder} holds {name} with {'; '.join(differ)}: seeds of other settings do not belong in one row of "
+                "the summary. A sweep goes elsewhere by --folder."
+            )
+
+
+def _open(folder: Path, configuration: Configuration, free: Collection[str]) -> Run:
+    """The run of a configuration, as far as it is there; one that is there must agree, but for some options."""
+    if not (folder / "config.json").exists():
+        return Run(folder, configuration)
+    run = Run.open(folder)
+    try:
+        run.agree({name: value for name, value in dataclasses.asdict(configuration).items() if name not in free})
+    except RunError as error:
+        error.add_note("A sweep goes elsewhere by --folder.")
+        raise
+    return run

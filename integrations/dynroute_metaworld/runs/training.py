@@ -1,0 +1,292 @@
+"""Training from a configuration, in the directory of a run."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.logger import Logger
+
+from dynroute.networks import build
+from dynroute_sb3 import (
+    DamagedError,
+    DemonstrationBuffer,
+    MultiTaskSAC,
+    OverlappedSAC,
+    RouteReplayBuffer,
+    latest_checkpoint,
+)
+from dynroute_sb3.losses import TEMPERATURES
+from dynroute_sb3.randomness import random_state, set_random_state
+
+from ..envs.environment import STATE_FEATURES
+from ..envs.vec_env import MetaWorldVecEnv, make_envs
+from ..imitation.imitation import describe, start_from_demonstrations
+from .configuration import Configuration
+from .methods import ACTIONS
+from .metrics import MetricsFile, TensorBoardFolder
+from .progress import Display
+from .provenance import versions
+from .recorder import Recorder, Stopped, TimeIsUp, evaluate_run
+from .result import EvaluationResult
+from .run import Run, RunError
+from .threads import describe_threads
+
+__all__ = ["check_device", "check_start", "environments", "load_model", "make_model", "train"]
+
+
+def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
+    """Trains until the steps of the configuration are done, from the last checkpoint if there is one.
+
+    Args:
+        run: The run.
+        rebuild: Whether demonstrations are collected anew, though they were collected before.
+
+    Returns:
+        The evaluation at the end; None if the run was asked to stop before.
+    """
+    configuration, threads = run.configuration, torch.get_num_threads()
+    with run.locked(), contextlib.ExitStack() as ending:
+        ending.callback(run.forget)
+        check_device(configuration.device)
+        checkpoint = run.last_checkpoint()
+        starts = checkpoint is None and configuration.demonstrations > 0
+        if rebuild and not starts:
+            why = "no demonstrations" if checkpoint is None else "used its demonstrations already"
+            raise ValueError(f"`rebuild` must be left out: {run.folder} has {why}.")
+        remarks = [] if checkpoint is None else _remarks(run, checkpoint)
+        if checkpoint is not None and run.is_at_end(checkpoint) and (result := run.finished()) is not None:
+            return result
+        ending.callback(torch.set_num_threads, threads)
+        torch.set_num_threads(configuration.threads or _threads_before(run) or threads)
+        remarks.append(describe_threads(configuration, torch.get_num_threads()))
+        env = environments(configuration)
+        ending.callback(env.close)
+        model = make_model(configuration, env) if checkpoint is None else _load(configuration, checkpoint, env)
+        run.start_session()  # only now is it known that everything fits
+        ending.callback(run.end_session)
+        if starts:
+            model = _load(configuration, start_from_demonstrations(run, model, rebuild=rebuild), env)
+        elif checkpoint is None and configuration.warm_start is not None:
+            model.save_checkpoint(run.checkpoints / "step_0", run.seal())  # whatever becomes of the other run
+        return _learn(run, model, remarks)
+
+
+def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTaskSAC:
+    try:
+        return _algorithm(configuration).load_checkpoint(checkpoint, env, configuration.device)
+    except DamagedError as error:
+        raise DamagedError(f"{error} Remove {checkpoint}, and --resume goes on from the one before.") from error
+
+
+def _remarks(run: Run, checkpoint: Path) -> list[str]:
+    """What there is to say about going on from a checkpoint."""
+    missing, remarks = run.check_files(checkpoint), []
+    if missing is None:
+        remarks.append(f"{checkpoint.name} does not tell what metrics and evaluations were: they are taken as they are")
+    elif missing:
+        remarks.append(f"going on without what is missing of the time before {checkpoint.name}: {', '.join(missing)}")
+    if (changes := _changes(run)) is not None:
+        remarks.append(f"results may differ in their last bits from those of the same run without: {changes}")
+    return remarks
+
+
+def _threads_before(run: Run) -> int | None:
+    """The threads of the last session, for runs whose configuration does not have them; another number, other bits."""
+    return next((session["machine"]["threads"] for session in reversed(run.sessions) if "machine" in session), None)
+
+
+def _changes(run: Run) -> str | None:
+    """What differs from the last session that may change results in their last bits."""
+    sessions, now = run.sessions, versions()
+    before = sessions[-1]["versions"] if sessions else {}
+    changed = [f"{name} {old} -> {now.get(name)}" for name, old in before.items() if now.get(name) != old]
+    return ", ".join(changed) or None
+
+
+def check_device(name: str) -> None:
+    """Raises an error unless torch knows a device, and has it."""
+    if name == "auto":
+        return
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"`device` must be cpu, cuda or auto, got {name!r}.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` must be one that is there, got {name!r}: this torch finds no GPU.")
+    try:  # which error torch raises depends on the device
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"`device` must be one that is there, got {name!r}: {told}") from error
+
+
+def _learn(run: Run, model: MultiTaskSAC, remarks: Sequence[str]) -> EvaluationResult | None:
+    """Learns by SAC until the steps are done, and evaluates."""
+    configuration = run.configuration
+    assert configuration.steps is not None
+    total, before = configuration.steps * model.n_envs, model.num_timesteps
+    with Display(max(total, before), configuration.tasks) as display:
+        display.tell(
+            f"{run.folder}: {describe(model)}" if before == 0 else f"{run.folder}: going on from step_{before}"
+        )
+        for remark in remarks:
+            display.tell(remark)
+        model.set_logger(
+            Logger(str(run.folder), [MetricsFile(run.metrics), TensorBoardFolder(run.tensorboard, before)])
+        )
+        recorder = Recorder(run, display)
+        try:
+            with recorder.stopping_on_signals():
+                if total:  # with all steps done, what was due after the last one may still be missing
+                    model.learn(total - before, recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        except TimeIsUp:
+            total = model.num_timesteps
+            display.tell(f"the time is up at {total:,} steps; --resume --hours with more of it goes on")
+        except Stopped:
+            display.tell(f"stopped at {model.num_timesteps:,} steps; --resume goes on")
+            return None
+        finally:
+            model.logger.close()
+        display.advance(max(total, before), "evaluating")
+        try:
+            with recorder.stopping_on_signals():
+                recorder.watch()
+                result = evaluate_run(run, model, configuration.final_episodes, progress=recorder.watch)
+                result.save(run.evaluations / "final.json")
+        except Stopped:
+            display.tell("stopped before the evaluation at the end; --resume does it")
+            return None
+    return result
+
+
+def environments(configuration: Configuration) -> MetaWorldVecEnv:
+    """The environments of a configuration."""
+    return make_envs(
+        configuration.benchmark_or_tasks,
+        seed=configuration.seed,
+        restart=configuration.restart,
+        **configuration.problem,
+    )
+
+
+def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
+    """The algorithm of a configuration, untrained."""
+    configuration = configuration.resolve()
+    start = None if configuration.warm_start is None else Run.open(configuration.warm_start)
+    if start is not None:
+        check_start(configuration, start)
+    tau = configuration.route_temperature
+    temperature: float | str = tau if tau in TEMPERATURES else float(tau)
+    ent_coef, aim = configuration.ent_coef, configuration.target_entropy
+    buffer: dict[str, Any] = {"handle_timeout_termination": configuration.bootstrap_timeouts}
+    if configuration.mixed_batch_size is not None:
+        buffer["balanced"] = False
+    keeps = bool(configuration.demonstrations and configuration.demonstration_share)
+    if keeps:
+        buffer["demonstrations"] = configuration.demonstrations * configuration.horizon
+        buffer["demonstration_share"] = configuration.demonstration_share
+    if configuration.memory_map is not None:
+        buffer["memory_map"] = configuration.memory_map
+    model = _algorithm(configuration)(
+        "MultiTaskPolicy",
+        env,
+        configuration.learning_rate,
+        policy_kwargs=configuration.policy_kwargs,
+        task_names=configuration.tasks,
+        stats_window_size=configuration.window,
+        train_freq=configuration.update_every,
+        gradient_steps=configuration.updates,
+        learning_starts=configuration.learning_starts * len(configuration.tasks),
+        batch_size=configuration.batch_rows,
+        buffer_size=configuration.buffer_size,
+        gamma=configuration.gamma,
+        target_entropy=aim if aim.startswith("auto") else float(aim),
+        target_update_interval=configuration.target_update_every,
+        tau=configuration.tau,
+        ent_coef=ent_coef if ent_coef.startswith("auto") else float(ent_coef),
+        ent_coef_lr=configuration.ent_coef_lr,
+        ent_coef_beta1=configuration.ent_coef_beta1,
+        shared_ent_coef=configuration.shared_ent_coef,
+        max_ent_coef=configuration.max_ent_coef,
+        task_weights=configuration.task_weights or "none",
+        max_task_loss=configuration.max_task_loss,
+        max_grad_norm=configuration.max_grad_norm,
+        reward_scale=configuration.reward_scale,
+        critic_loss=configuration.critic_loss,
+        bins=configuration.bins,
+        value_range=(configuration.value_low, configuration.value_high),
+        q_target=configuration.q_target,
+        normalize_returns=configuration.normalize_returns,
+        actor_paths=configuration.actor_paths,
+        critic_paths=configuration.critic_paths,
+        route_temperature=temperature,
+        compile_networks=configuration.compile,
+        precision=configuration.precision,
+        joint_update=configuration.joint_update,
+        ent_coef_after_step=configuration.ent_coef_after_step,
+        max_ent_coef_grad_norm=configuration.max_ent_coef_grad_norm,
+        mask_rule=configuration.mask_rule,
+        shared_lr=configuration.shared_lr,
+        log_prob_epsilon=configuration.log_prob_epsilon,
+        warmup_actions=configuration.warmup_actions,
+        lag_rollouts=configuration.lag_rollouts,
+        actor_starts=configuration.actor_starts,
+        demonstration_weight=configuration.demonstration_weight,
+        demonstration_decay=configuration.demonstration_decay,
+        replay_buffer_class=DemonstrationBuffer if keeps else RouteReplayBuffer,
+        replay_buffer_kwargs=buffer,
+        seed=configuration.seed,
+        device=configuration.device,
+    )
+    if start is not None:
+        _take_actor(model, start)
+    return model
+
+
+def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
+    """The model of a run's last checkpoint, to predict with."""
+    check_device(device)
+    checkpoint = latest_checkpoint(run.checkpoints)
+    if checkpoint is None:
+        raise FileNotFoundError(f"{run.folder} has no checkpoint yet; it is written every so many steps, or on Ctrl-C.")
+    return _algorithm(run.configuration).load_checkpoint(checkpoint, device=device)
+
+
+def _take_actor(model: MultiTaskSAC, run: Run) -> None:
+    """Starts a model with the actor of another run, and with what that knows of the scale of states."""
+    before = random_state()
+    other = load_model(run, str(model.device))
+    set_random_state(before)  # or all that start from it would draw the same
+    model.actor.load_state_dict(other.actor.state_dict())
+    model.critic.normalizer.load_state_dict(other.actor.normalizer.state_dict())
+    model.critic_target.load_state_dict(model.critic.state_dict())  # with what the critics share with the actor
+
+
+def check_start(configuration: Configuration, run: Run) -> None:
+    """Raises an error unless a run fits another one that is to start from it."""
+    mine, theirs = configuration, run.configuration
+    if (mine.tasks, mine.method, _shapes(mine)) != (theirs.tasks, theirs.method, _shapes(theirs)):
+        raise RunError(
+            f"`warm_start` must be a run with the same tasks, method and sizes, {mine.method} on "
+            f"{', '.join(mine.tasks)} with {mine.network_kwargs or 'the usual sizes'}, got {run.folder} with "
+            f"{theirs.method} on {', '.join(theirs.tasks)} with {theirs.network_kwargs or 'the usual sizes'}."
+        )
+    heads = [{"log_std": (each.log_std, each.log_std_low, each.log_std_high)} for each in (mine, theirs)]
+    if heads[0] != heads[1]:
+        raise RunError(
+            "`warm_start` must be a run whose actor keeps its deviations in the same range, or its outputs would stand "
+            f"for others, {heads[0]['log_std']}, got {run.folder} with {heads[1]['log_std']}; give --log-std, "
+            "--log-std-low and --log-std-high as they are there."
+        )
+
+
+def _shapes(configuration: Configuration) -> dict[str, torch.Size]:
+    sizes = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
+    net = build(configuration.method, *sizes, device="meta", **configuration.network_kwargs)
+    return {name: tensor.shape for name, tensor in net.state_dict().items()}
+
+
+def _algorithm(configuration: Configuration) -> type[MultiTaskSAC]:
+    return OverlappedSAC if configuration.overlap else MultiTaskSAC
