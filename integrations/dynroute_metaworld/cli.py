@@ -18,6 +18,7 @@ from .envs.tasks import split_benchmark, task_names
 from .envs.workers import WorkerError
 from .report.commands import add_parsers
 from .report.curves import draw_curves
+from .runs.configuration import MOVABLE
 from .runs.evaluation import evaluate
 from .runs.extraction import FORMATS, STATES, extract_task
 from .runs.methods import methods_table
@@ -26,7 +27,7 @@ from .runs.progress import Display
 from .runs.provenance import versions
 from .runs.recorder import evaluate_run
 from .runs.result import EvaluationResult
-from .runs.run import MOVABLE, Run, RunError
+from .runs.run import Run, RunError
 from .runs.summary import summarize, summary_table
 from .runs.sweeps import AXES, read_variants, sweep
 from .runs.training import load_model, train

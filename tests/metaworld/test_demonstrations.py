@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dynroute_metaworld.imitation.imitation.collection import collect
-from dynroute_metaworld.imitation.imitation.demonstrations import Demonstrations
+from dynroute_metaworld.imitation.collection import collect
+from dynroute_metaworld.imitation.demonstrations import Demonstrations
 
 from dynroute_metaworld import WorkerError, make_envs
-from dynroute_metaworld import collection as module
+from dynroute_metaworld.imitation import collection as module
 from dynroute_metaworld.envs.scripted import ScriptedPolicy
 from dynroute_sb3 import DamagedError
 from dynroute_sb3.randomness import random_state
@@ -200,7 +200,7 @@ def test_what_was_interrupted_goes_on(workers: int, tmp_path: Path, shown: Demon
 SCRIPT = """
 import multiprocessing, sys
 from pathlib import Path
-from dynroute_metaworld.imitation.imitation.collection import collect
+from dynroute_metaworld.imitation.collection import collect
 
 def progress(*counts):
     print(*counts, *[process.pid for process in multiprocessing.active_children()], flush=True)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dynroute_metaworld.imitation.imitation.collection import collect
-from dynroute_metaworld.imitation.imitation.demonstrations import Demonstrations
+from dynroute_metaworld.imitation.collection import collect
+from dynroute_metaworld.imitation.demonstrations import Demonstrations
 from torch import Tensor
 
 from dynroute import Route, losses

@@ -1,1 +1,3 @@
 """Tasks, environments and the processes that run them."""
+
+__all__ = []

@@ -1,1 +1,3 @@
 """Demonstrations of the scripted policies, and policies cloned from them."""
+
+__all__ = []

@@ -1,6 +1,5 @@
 """Runs that differ in their seeds alone, taken together: curves and figures with intervals."""
 
-import dataclasses
 import itertools
 import json
 import re
@@ -14,18 +13,10 @@ from numpy.typing import NDArray
 
 from ..runs.configuration import KEYWORDS, Configuration
 from ..runs.intervals import bootstrap_interval, iqm
-from ..runs.run import Run
+from ..runs.seeds import settings_key, without_seed
 from .evidence import Evidence
 
-__all__ = ["Band", "Group", "group_runs", "origin"]
-
-APART = (
-    *("seed", "device", "workers", "threads", "restart", "compile", "memory_map", "checkpoint_every", "log_every"),
-    *("evaluate_every", "evaluation_episodes", "final_episodes", "window", "warm_start"),
-)
-"""What may differ between runs of one group: it changes what is drawn, stored or told, and not what is asked.
-
-Where they started from has a path of its own for each seed, so that :func:`origin` tells what it has in common."""
+__all__ = ["Band", "Group", "group_runs"]
 
 POINTS, RESAMPLES = 50, 500
 
@@ -185,7 +176,7 @@ def group_runs(runs: Sequence[Evidence]) -> tuple[list[Group], list[str]]:
     found: dict[object, list[Evidence]] = {}
     for one in runs:
         configuration = one.run.configuration
-        found.setdefault((_asked(configuration), origin(configuration)), []).append(one)
+        found.setdefault(settings_key(configuration), []).append(one)
     groups = [sorted(same, key=lambda one: one.run.configuration.seed) for same in found.values()]
     named = [Group(name, tuple(same)) for name, same in zip(_names(groups), groups, strict=True)]
     notes = []
@@ -200,51 +191,6 @@ def group_runs(runs: Sequence[Evidence]) -> tuple[list[Group], list[str]]:
         if missing := [one.name for one in group.runs if one.result is None]:
             notes.append(f"{group.name}: not evaluated yet and left out of its success: {', '.join(missing)}.")
     return named, notes
-
-
-def origin(configuration: Configuration) -> object:
-    """What a run started from, as a value that is equal for runs that differ in their seeds alone.
-
-    It holds what the configuration of the run that it started from asks, and where that one started in turn. Where the
-    directory of that run is not there any more it holds its path, in which the run's own seed, as in ``seed1``, does
-    not count.
-
-    Args:
-        configuration: The configuration of the run.
-
-    Returns:
-        A value that can be compared and hashed; None for a run that started from no other one.
-
-    Example:
-        >>> from dynroute_metaworld.report.comparison import origin
-        >>> first, second = (Configuration(seed=n, warm_start=f"runs/imitation-seed{n}") for n in (1, 2))
-        >>> origin(first) == origin(second), origin(Configuration()) is None
-        (True, True)
-    """
-    return _origin(configuration, frozenset())
-
-
-def _origin(configuration: Configuration, passed: frozenset[Path]) -> object:
-    if configuration.warm_start is None:
-        return None
-    folder = Path(configuration.warm_start)
-    try:
-        start, place = Run.open(folder).configuration, folder.resolve()
-    except (OSError, ValueError):  # it is gone, or damaged
-        return _without_seed(str(folder), configuration.seed)
-    if place in passed:  # directories that were renamed may lead in a circle
-        return _without_seed(str(folder), configuration.seed)
-    return _asked(start), _origin(start, passed | {place})
-
-
-def _asked(configuration: Configuration) -> str:
-    """What runs of one group have in common, but for where they started."""
-    told = dataclasses.asdict(configuration).items()
-    return json.dumps({name: value for name, value in told if name not in APART and value is not None}, sort_keys=True)
-
-
-def _without_seed(text: str, seed: int) -> str:
-    return re.sub(rf"seed{seed}(?!\d)", "seed", text)
 
 
 def _names(groups: Sequence[Sequence[Evidence]]) -> list[str]:
@@ -292,10 +238,10 @@ def _differences(mine: Configuration, alike: Sequence[Configuration]) -> str:
 def _settings(configuration: Configuration) -> dict[str, str]:
     """What is asked, in words that are short enough for a name."""
     critics = {f"critic_{name}": value for name, value in configuration.critic_network.items()}
-    asked = {**dataclasses.asdict(configuration), **configuration.network_kwargs, **critics}
-    told = {name: value for name, value in asked.items() if name not in (*APART, *KEYWORDS)}
+    asked = {**configuration.result_options, **configuration.network_kwargs, **critics}
+    told = {name: value for name, value in asked.items() if name not in KEYWORDS}
     if configuration.warm_start is not None:
-        name = _without_seed(Path(configuration.warm_start).name, configuration.seed)
+        name = without_seed(Path(configuration.warm_start).name, configuration.seed)
         told["warm_start"] = re.sub(r"[-_]?seed$", "", name)
     words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
     return {name: "none" if word == "null" else word for name, word in words.items()}

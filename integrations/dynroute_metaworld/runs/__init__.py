@@ -1,1 +1,3 @@
 """Runs: their configuration, their files, training, evaluation and sweeps."""
+
+__all__ = []

@@ -26,7 +26,7 @@ from dynroute_sb3.options import BINS, CRITIC_LOSSES, PATHS, PRECISIONS, VALUE_R
 from ..envs.environment import GOALS, MAX_HORIZON
 from ..envs.tasks import split_benchmark, task_names
 
-__all__ = ["KEYWORDS", "OPTIMIZERS", "ROUTE_LOSSES", "Configuration", "kinds_of"]
+__all__ = ["KEYWORDS", "MOVABLE", "OPTIMIZERS", "ROUTE_LOSSES", "Configuration", "kinds_of"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """The optimizers of actor and critics, by the option."""
@@ -43,8 +43,7 @@ KEYWORDS = ("network", "critic_network")
 """The options that hold keywords of networks, each with its value."""
 
 
-def _option(
-    default: Any,
+def _rules(
     about: str,
     group: str,
     choices: tuple[str, ...] = (),
@@ -52,13 +51,27 @@ def _option(
     least: float | None = None,
     most: float = math.inf,
     words: tuple[str, ...] = (),
-) -> Any:
-    """A field, with what the command line tells of it and what is asked of its value.
+    changes_result: bool = True,
+    movable: bool = False,
+) -> dict[str, Any]:
+    """The metadata of an option: its help text, the rules for its value, and its part in a result.
 
-    With `words` it is one of them or a number as text; a word that ends with "_" stands before a number.
+    Args:
+        about: The help text of the command line.
+        group: The group of the help in which it stands.
+        choices: The values that it takes.
+        least: The smallest number.
+        most: The largest number.
+        words: It is one of them or a number as text; a word that ends with "_" stands before a number.
+        changes_result: Whether what is learned depends on it, but for the last bits of floating-point numbers.
+        movable: Whether another value may be given when a run goes on, as nothing that was computed depends on it.
     """
-    told = {"about": about, "group": group, "choices": choices, "least": least, "most": most, "words": words}
-    return field(default=default, metadata=told)
+    return dict(locals())
+
+
+def _option(default: Any, *about: Any, **rules: Any) -> Any:
+    """A field with a default and the metadata of :func:`_rules`."""
+    return field(default=default, metadata=_rules(*about, **rules))
 
 
 RUN, SCHEDULE, LEARNING, NETWORK = "the run", "schedule, in steps of each task", "learning", "network and ablations"
@@ -84,18 +97,39 @@ class Configuration:
     benchmark: str = _option("MT10", "MT10, MT25, MT50, or tasks with commas between them", RUN)
     goals: str = _option("random", "new in each episode, one for all of them, or the benchmark's 50", RUN, GOALS)
     seed: int = _option(1, "decides all that is drawn", RUN, least=0)
-    device: str = _option("auto", "cpu, cuda, or auto for cuda where there is one", RUN)
-    workers: int = _option(0, "processes that run the environments; 0 for none beside this one", RUN, least=0)
-    threads: int | None = _option(None, "cores that torch uses; one for small networks, else all", RUN, least=1)
-    restart: bool = _option(False, "replace a worker that dies, its episodes cut short, instead of stopping", RUN)
+    device: str = _option(
+        "auto", "cpu, cuda, or auto for cuda where there is one", RUN, changes_result=False, movable=True
+    )
+    workers: int = _option(
+        0,
+        "processes that run the environments; 0 for none beside this one",
+        RUN,
+        least=0,
+        changes_result=False,
+        movable=True,
+    )
+    threads: int | None = _option(
+        None, "cores that torch uses; one for small networks, else all", RUN, least=1, changes_result=False
+    )
+    restart: bool = _option(
+        False,
+        "replace a worker that dies, its episodes cut short, instead of stopping",
+        RUN,
+        changes_result=False,
+        movable=True,
+    )
     overlap: bool = _option(False, "learn while the environments step, which act on networks one update older", RUN)
-    compile: bool = _option(False, "compile the networks by torch.compile", RUN)
+    compile: bool = _option(False, "compile the networks by torch.compile", RUN, changes_result=False)
 
     steps: int | None = _option(
-        None, "how long; 1,500,000 for at most ten tasks, 1,000,000 for more", SCHEDULE, least=0
+        None, "how long; 1,500,000 for at most ten tasks, 1,000,000 for more", SCHEDULE, least=0, movable=True
     )
     hours: float | None = _option(
-        None, "stop after so long, all sessions together, with the evaluation at the end; no limit", SCHEDULE, least=0
+        None,
+        "stop after so long, all sessions together, with the evaluation at the end; no limit",
+        SCHEDULE,
+        least=0,
+        movable=True,
     )
     horizon: int = _option(200, f"steps of an episode, at most {MAX_HORIZON}", SCHEDULE, least=1, most=MAX_HORIZON)
     learning_starts: int = _option(2000, "steps before learning starts", SCHEDULE, least=0)
@@ -103,12 +137,22 @@ class Configuration:
     update_every: int = _option(1, "steps from one time of learning to the next", SCHEDULE, least=1)
     updates: int = _option(1, "updates each time", SCHEDULE, least=1)
     lag_rollouts: bool = _option(False, "act on the policy as it was one time of learning before", SCHEDULE)
-    log_every: int = _option(1000, "steps from one line of metrics to the next", SCHEDULE, least=1)
-    window: int = _option(20, "newest episodes of which success is logged and shown", SCHEDULE, least=1)
-    checkpoint_every: int = _option(10_000, "steps from one checkpoint to the next", SCHEDULE, least=1)
-    evaluate_every: int = _option(10_000, "steps from one evaluation to the next", SCHEDULE, least=1)
-    evaluation_episodes: int = _option(32, "episodes of an evaluation", SCHEDULE, least=1)
-    final_episodes: int = _option(100, "episodes of the evaluation at the end", SCHEDULE, least=1)
+    log_every: int = _option(
+        1000, "steps from one line of metrics to the next", SCHEDULE, least=1, changes_result=False
+    )
+    window: int = _option(
+        20, "newest episodes of which success is logged and shown", SCHEDULE, least=1, changes_result=False
+    )
+    checkpoint_every: int = _option(
+        10_000, "steps from one checkpoint to the next", SCHEDULE, least=1, changes_result=False, movable=True
+    )
+    evaluate_every: int = _option(
+        10_000, "steps from one evaluation to the next", SCHEDULE, least=1, changes_result=False
+    )
+    evaluation_episodes: int = _option(32, "episodes of an evaluation", SCHEDULE, least=1, changes_result=False)
+    final_episodes: int = _option(
+        100, "episodes of the evaluation at the end", SCHEDULE, least=1, changes_result=False, movable=True
+    )
 
     learning_rate: float = _option(3e-4, "of actor and critics", LEARNING, least=0)
     optimizer: str = _option("adam", "of actor and critics", LEARNING, tuple(OPTIMIZERS))
@@ -123,7 +167,9 @@ class Configuration:
     buffer_size: int | None = _option(
         None, "transitions of all tasks that are kept; 1M for at most ten tasks, else 10M", LEARNING, least=1
     )
-    memory_map: str | None = _option(None, "a directory for them, where memory is short", LEARNING)
+    memory_map: str | None = _option(
+        None, "a directory for them, where memory is short", LEARNING, changes_result=False
+    )
     critic_loss: str = _option("mse", "critics learn values, or distributions of them", LEARNING, CRITIC_LOSSES)
     bins: int = _option(BINS, "of these distributions", LEARNING, least=2)
     value_low: float = _option(VALUE_RANGE[0], "value of the first bin", LEARNING)
@@ -206,12 +252,10 @@ class Configuration:
     width: int | None = _option(None, "features of a module", NETWORK, least=1)
     state_free: bool | None = _option(None, "d2r routes by the task alone", NETWORK)
     network: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"about": "any other keyword of the network, as name=value", "group": NETWORK, "choices": ()},
+        default_factory=dict, metadata=_rules("any other keyword of the network, as name=value", NETWORK)
     )
     critic_network: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"about": "keywords of the critics' networks where they differ", "group": NETWORK, "choices": ()},
+        default_factory=dict, metadata=_rules("keywords of the critics' networks where they differ", NETWORK)
     )
 
     def __post_init__(self) -> None:
@@ -302,6 +346,15 @@ class Configuration:
         named = {name: getattr(self, name) for name in ("gate", "protect", "num_modules", "width", "state_free")}
         return {**self.network, **{name: value for name, value in named.items() if value is not None}}
 
+    @property
+    def result_options(self) -> dict[str, Any]:
+        """The options that change the result, without those in which the runs of one row or curve differ.
+
+        These are the seed and the run to start from, which :func:`~dynroute_metaworld.runs.seeds.origin` compares.
+        """
+        names = [option.name for option in dataclasses.fields(self) if option.metadata["changes_result"]]
+        return {name: getattr(self, name) for name in names if name not in ("seed", "warm_start")}
+
     def resolve(self) -> Self:
         """The same with what depends on the number of tasks and on the method filled in."""
         few = len(self.tasks) <= 10
@@ -325,6 +378,10 @@ class Configuration:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DamagedError(f"{path} is no configuration of a run: {error}") from error
+
+
+MOVABLE = tuple(option.name for option in dataclasses.fields(Configuration) if option.metadata["movable"])
+"""The options that may change when a run goes on, as nothing that was computed depends on them."""
 
 
 def kinds_of(hint: Any) -> tuple[type, ...]:
@@ -352,13 +409,13 @@ def _check(option: dataclasses.Field[Any], kind: Any, value: Any) -> None:
     if not fits or (isinstance(value, bool) and bool not in kinds):
         names = " or ".join("none" if one is types.NoneType else one.__name__ for one in kinds)
         raise ValueError(f"`{option.name}` must be of type {names}, got {value!r}.")
-    choices, least = option.metadata["choices"], option.metadata.get("least")
+    choices, least = option.metadata["choices"], option.metadata["least"]
     if choices and value is not None:
         check_choice(option.name, value, choices)
-    if (words := option.metadata.get("words")) and not _is_number_or(words, value):
+    if (words := option.metadata["words"]) and not _is_number_or(words, value):
         told = ", ".join(f"{word}NUMBER" if word.endswith("_") else word for word in words)
         raise ValueError(f"`{option.name}` must be a number or one of {told}, got {value!r}.")
-    most = option.metadata.get("most", math.inf)
+    most = option.metadata["most"]
     if least is not None and value is not None and not (least <= value <= most and value < math.inf):
         rule = f"in {least}..{most}" if most < math.inf else f"at least {least} and finite"
         raise ValueError(f"`{option.name}` must be {rule}, got {value!r}.")

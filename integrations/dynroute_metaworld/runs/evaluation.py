@@ -67,8 +67,8 @@ def evaluate(
             deterministic policy are equal, so that one episode tells as much as many.
         horizon: The number of steps of an episode, at most 500.
         episodes: The number of episodes of each task.
-        seed: What the goals depend on; that of :data:`~dynroute_metaworld.runs.evaluation.SEEDS` if None. Fixed goals and
-            those of the benchmark are those that were trained on if the seed is that of the environments of training.
+        seed: What the goals depend on; that of :data:`~dynroute_metaworld.runs.evaluation.SEEDS` if None. Fixed goals
+            and those of the benchmark are those of training if the seed is that of its environments.
         workers: The number of processes that run the environments; 0 runs them in this one.
         success: Which steps count: "any" step of the episode, or the "last" one.
         reward_version: "v2" or "v1".

@@ -17,7 +17,7 @@ import filelock
 from dynroute_sb3 import DamagedError, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
 
-from .configuration import Configuration
+from .configuration import MOVABLE, Configuration
 from .methods import check_network
 from .metrics import forget_after, read_metrics
 from .provenance import commit, machine, typed, versions
@@ -25,11 +25,7 @@ from .result import EvaluationResult
 from .seals import Seal, digest_of
 from .threads import choose_threads, waiting
 
-__all__ = ["MOVABLE", "Run", "RunError"]
-
-MOVABLE = ("steps", "hours", "workers", "restart", "device", "checkpoint_every", "final_episodes")
-"""What may change when a run goes on, since it changes nothing of what is computed until then."""
-
+__all__ = ["Run", "RunError"]
 
 LONGEST = 3900
 """The length of the path of a run, in bytes. Linux takes 4095, of which files inside of it need some."""

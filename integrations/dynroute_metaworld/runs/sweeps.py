@@ -15,23 +15,20 @@ from typing import Any
 
 import filelock
 
-from ..report.comparison import origin
 from .cluster import check_nodes, check_room, joined, run_all
 from .configuration import KEYWORDS, Configuration, kinds_of
 from .interrupts import terminable
 from .methods import check_network
 from .presets import IMITATION_ALONE, preset
 from .run import Run, RunError
+from .seeds import origin
 from .summary import FORMAT, ROW, read_sweep
 from .training import check_start
 
-__all__ = ["ASIDE", "AXES", "read_variants", "sweep"]
+__all__ = ["AXES", "read_variants", "sweep"]
 
 AXES = ("benchmark", "method", "seed")
 """The options of a run that every sweep has values of."""
-
-ASIDE = ("seed", "warm_start", "threads", "workers", "restart", "device", "checkpoint_every", "memory_map")
-"""In what runs may differ that a summary takes together; the runs they start from may do so in their seeds alone."""
 
 
 def sweep(
@@ -234,12 +231,8 @@ def _check_rows(
         if mine is None or name in configurations or not (folder / name / "config.json").exists():
             continue
         other = Run.open(folder / name).configuration
-        theirs = dataclasses.asdict(other)
-        differ = [
-            f"{option}={theirs[option]!r}, got {value!r}"
-            for option, value in dataclasses.asdict(mine).items()
-            if option not in ASIDE and theirs[option] != value
-        ]
+        found = other.result_options
+        differ = [f"{k}={found[k]!r}, got {value!r}" for k, value in mine.result_options.items() if found[k] != value]
         if origin(other) != origin(mine):
             differ.append(f"warm_start={other.warm_start!r}, got {mine.warm_start!r}")
         if differ:

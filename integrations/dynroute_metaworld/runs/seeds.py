@@ -1,0 +1,65 @@
+"""Runs that differ in their seeds alone."""
+
+import json
+import re
+from pathlib import Path
+
+from .configuration import Configuration
+from .run import Run
+
+__all__ = ["origin", "settings_key", "without_seed"]
+
+
+def settings_key(configuration: Configuration) -> object:
+    """A value that is equal for runs that differ in their seeds alone, and in options that change no result."""
+    return _comparable(configuration), origin(configuration)
+
+
+def origin(configuration: Configuration) -> object:
+    """What a run started from, as a value that is equal for runs that differ in their seeds alone.
+
+    It holds what the configuration of the run that it started from asks, and where that one started in turn. Where the
+    directory of that run is not there any more it holds its path, in which the run's own seed, as in ``seed1``, does
+    not count.
+
+    Args:
+        configuration: The configuration of the run.
+
+    Returns:
+        A value that can be compared and hashed; None for a run that started from no other one.
+
+    Example:
+        >>> from dynroute_metaworld.runs.seeds import origin
+        >>> first, second = (Configuration(seed=n, warm_start=f"runs/imitation-seed{n}") for n in (1, 2))
+        >>> origin(first) == origin(second), origin(Configuration()) is None
+        (True, True)
+    """
+    return _origin(configuration, frozenset())
+
+
+def _origin(configuration: Configuration, passed: frozenset[Path]) -> object:
+    if configuration.warm_start is None:
+        return None
+    folder = Path(configuration.warm_start)
+    try:
+        start, place = Run.open(folder).configuration, folder.resolve()
+    except (OSError, ValueError):  # it is gone, or damaged
+        return without_seed(str(folder), configuration.seed)
+    if place in passed:  # directories that were renamed may lead in a circle
+        return without_seed(str(folder), configuration.seed)
+    return _comparable(start), _origin(start, passed | {place})
+
+
+def _comparable(configuration: Configuration) -> str:
+    return json.dumps(configuration.result_options, sort_keys=True)
+
+
+def without_seed(text: str, seed: int) -> str:
+    """A path without the number of the seed in it.
+
+    Example:
+        >>> from dynroute_metaworld.runs.seeds import without_seed
+        >>> without_seed("runs/MT10-d2r-seed1", 1)
+        'runs/MT10-d2r-seed'
+    """
+    return re.sub(rf"seed{seed}(?!\d)", "seed", text)
