@@ -91,10 +91,10 @@ def read(folder: Path) -> dict[str, float]:
 
 def write(folder: Path, page: Path) -> dict[str, float]:
     """Writes the page, for which the policy acts as well, and returns what it took."""
-    from dynroute_metaworld.report import report
+    from dynroute_metaworld.report import write_report
 
     start, used = time.perf_counter(), time.process_time()
-    report([folder], page, frames=False, device="cpu", tell=lambda sentence: None)
+    write_report([folder], page, frames=False, device="cpu", tell=lambda sentence: None)
     took = {"seconds": time.perf_counter() - start, "seconds of CPU": time.process_time() - used}
     return {**took, "peak MB": peak(), "page MB": page.stat().st_size / 1e6}
 

@@ -22,7 +22,7 @@ from .envs.vec_env import MetaWorldVecEnv, make_envs
 from .envs.workers import WorkerError
 from .imitation.collection import collect
 from .imitation.demonstrations import Demonstrations
-from .report import analyze, render, report
+from .report import analyze, render, write_report
 from .runs.configuration import Configuration
 from .runs.evaluation import evaluate
 from .runs.intervals import bootstrap_interval, iqm, wilson_interval
@@ -54,10 +54,10 @@ __all__ = [
     "make_envs",
     "read_metrics",
     "render",
-    "report",
     "summarize",
     "sweep",
     "task_names",
     "train",
     "wilson_interval",
+    "write_report",
 ]

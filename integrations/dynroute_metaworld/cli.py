@@ -263,6 +263,7 @@ def _sweep(options: argparse.Namespace) -> int:
             cores_per_run=options.cores_per_run,
             gpus_per_run=options.gpus_per_run,
             address=options.address,
+            finish=draw_curves,
         )
     print(summary_table(summarize(folder)))
     for run, why in failures.items():

@@ -69,6 +69,20 @@ def test_imports_have_no_circle(package: Path, depth: int | None) -> None:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
+ARROWS = ("envs", "imitation", "runs", "report")
+"""The folders of dynroute_metaworld; each imports only those before it, and the command's files import them all."""
+
+
+@pytest.mark.parametrize("folder", ARROWS)
+def test_folders_of_meta_world_import_those_before_them(folder: str) -> None:
+    known = modules(INTEGRATIONS / "dynroute_metaworld")
+    allowed = tuple(f"dynroute_metaworld.{one}" for one in ARROWS[: ARROWS.index(folder) + 1])
+    for name, path in known.items():
+        if name.startswith(allowed[-1]):
+            above = sorted(one for one in imported(name, path, known) & known.keys() if not one.startswith(allowed))
+            assert not above, f"{name} must import only {', '.join(allowed)}, it imports {', '.join(above)}"
+
+
 @pytest.mark.parametrize(
     ("package", "foreign"),
     [(CORE, {"dynroute_sb3"}), (INTEGRATIONS / "dynroute_sb3", {"dynroute_metaworld"})],

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dynroute_metaworld.imitation.collection import collect
-from dynroute_metaworld.imitation.demonstrations import Demonstrations
 
 from dynroute_metaworld import WorkerError, make_envs
-from dynroute_metaworld.imitation import collection as module
 from dynroute_metaworld.envs.scripted import ScriptedPolicy
+from dynroute_metaworld.imitation import collection as module
+from dynroute_metaworld.imitation.collection import collect
+from dynroute_metaworld.imitation.demonstrations import Demonstrations
 from dynroute_sb3 import DamagedError
 from dynroute_sb3.randomness import random_state
 

@@ -20,7 +20,7 @@ from dynroute_metaworld.report import page as page_module
 from dynroute_metaworld.report import scene as scenes
 from dynroute_metaworld.report.analysis import look
 from dynroute_metaworld.report.explorer import entries_of
-from dynroute_metaworld.report.page import report
+from dynroute_metaworld.report.page import write_report
 from dynroute_metaworld.report.tables import details, number, span, table
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -82,7 +82,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    return report(runs, path, episodes=1, device="cpu", tell=lambda _: None)
+    return write_report(runs, path, episodes=1, device="cpu", tell=lambda _: None)
 
 
 def check_form(text: str) -> Page:
@@ -178,7 +178,7 @@ def test_a_run_of_which_much_is_missing(runs: list[Path], tmp_path: Path, monkey
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 130, "succ')
     said: list[str] = []
-    assert report([folder], device="cpu", tell=said.append) == folder / "report.html"
+    assert write_report([folder], device="cpu", tell=said.append) == folder / "report.html"
     shown = "".join(check_form((folder / "report.html").read_text()).text)
     for part in (
         "There is no checkpoint: no policy can act, so that there are neither routes nor frames.",
@@ -192,12 +192,12 @@ def test_a_run_of_which_much_is_missing(runs: list[Path], tmp_path: Path, monkey
     assert any("is cut short" in sentence for sentence in said)
 
     (folder / "metrics.jsonl").unlink()
-    report([folder], device="cpu", tell=said.append)
+    write_report([folder], device="cpu", tell=said.append)
     assert "Nothing was logged that could be drawn over steps." in (folder / "report.html").read_text()
 
     monkeypatch.setattr(scenes, "PROBE", "raise SystemExit(1)")
     scenes._works.cache_clear()
-    path = report([runs[2]], tmp_path / "plain.html", device="cpu", tell=said.append)
+    path = write_report([runs[2]], tmp_path / "plain.html", device="cpu", tell=said.append)
     scenes._works.cache_clear()
     shown = "".join(check_form(path.read_text()).text)
     assert "There are no frames: frames need OpenGL" in shown
@@ -209,7 +209,7 @@ def test_a_page_about_a_long_run_stays_small(runs: list[Path], tmp_path: Path) -
     shutil.rmtree(folder / "checkpoints")
     names = [f"{metric}/{task}" for metric in ("success", "return") for task in ("drawer-close", "reach")]
     write_metrics(folder / "metrics.jsonl", 100_000, *names)
-    path = report([folder], device="cpu", tell=lambda _: None)
+    path = write_report([folder], device="cpu", tell=lambda _: None)
     assert path.stat().st_size < 200_000
     lines = [line for view in data_of(path.read_text())["views"] for line in view["lines"]]
     assert {line["label"] for line in lines} == {"drawer-close", "reach"}
@@ -236,9 +236,9 @@ def test_where_a_page_cannot_be_is_said_at_once(
 ) -> None:
     monkeypatch.setattr(page_module, "look", None)  # nothing is done before
     with pytest.raises(FileNotFoundError, match="`output` must be in a directory that is there, got "):
-        report(runs, tmp_path / "no" / "page.html")
+        write_report(runs, tmp_path / "no" / "page.html")
     with pytest.raises(IsADirectoryError, match=r"`output` must be a file, got the directory .*report\.html is one"):
-        report(runs, tmp_path)
+        write_report(runs, tmp_path)
 
 
 def test_frames_that_are_left_out(runs: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_frames_that_are_left_out(runs: list[Path], monkeypatch: pytest.MonkeyPa
     assert analysis.notes == notes  # asking changes nothing
     said: list[str] = []
     monkeypatch.setattr(page_module, "look", lambda *_, **__: analysis)
-    report(runs[:1], tmp_path / "page.html", tell=said.append)
+    write_report(runs[:1], tmp_path / "page.html", tell=said.append)
     assert said.count(sentence) == 1
 
 

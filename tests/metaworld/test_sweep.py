@@ -22,8 +22,8 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.join import join
 from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, train
-from dynroute_metaworld.runs import cluster as module
 from dynroute_metaworld.cli import main
+from dynroute_metaworld.runs import cluster as module
 from dynroute_metaworld.runs.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
 from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
 from dynroute_metaworld.runs.summary import SUMMARY, read_sweep, summarize, summary_rows, summary_table
@@ -418,7 +418,9 @@ def test_rows_hold_runs_of_the_same_settings(tmp_path: Path) -> None:
             sweep(tmp_path, ["sm"], ["reach"], [2], settings=settings, options=options)
         with pytest.raises(RunError, match="holds a run with "):  # but for what may change when a run goes on
             sweep(tmp_path, ["sm"], ["reach"], [1], settings=settings, options={**options, "gamma": 0.5})
-    changed, told = _combine("quick", {"log_every": 7, "final_episodes": 1}, {"benchmark": ["reach"], "method": ["sm"], "seed": [2]})
+    changed, told = _combine(
+        "quick", {"log_every": 7, "final_episodes": 1}, {"benchmark": ["reach"], "method": ["sm"], "seed": [2]}
+    )
     _check_rows(tmp_path, changed, told)  # in these options runs of a row may differ
     with pytest.raises(ValueError, match=r"`vary` must name other options, got \['method', 'seed'\], which have"):
         sweep(tmp_path, ["sm"], ["reach"], [2], vary={"seed": [1], "method": ["sm"]})

@@ -6,9 +6,10 @@ import ctypes
 import itertools
 import multiprocessing
 import signal
+import threading
 import traceback
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,7 +18,6 @@ import numpy as np
 from metaworld.types import Task
 from numpy.typing import NDArray
 
-from ..runs.interrupts import shielded, uninterrupted
 from .environment import STATE_FEATURES, TaskEnvironment
 
 __all__ = ["LAYOUT", "Group", "Remote", "Shared", "Specification", "WorkerError", "deal", "processes"]
@@ -202,7 +202,7 @@ class Remote:
         self.process = self.context.Process(
             target=_work, args=(theirs, self.specifications, self.rows, self.shared.raw), daemon=True
         )
-        with shielded():
+        with _shielded():
             self.process.start()
         theirs.close()
 
@@ -212,7 +212,7 @@ class Remote:
             with contextlib.suppress(WorkerError):
                 self.receive()
         try:
-            with uninterrupted():
+            with _uninterrupted():
                 self.connection.send((command, arguments))
                 self.waiting = True
         except (BrokenPipeError, ConnectionError) as error:
@@ -222,7 +222,7 @@ class Remote:
         """The answer to what was asked last."""
         try:
             self.connection.poll(None)
-            with uninterrupted():
+            with _uninterrupted():
                 failure, answer = self.connection.recv()
                 self.waiting = False
         except (EOFError, ConnectionError) as error:
@@ -296,3 +296,32 @@ def _work(connection: Connection, specifications: Sequence[Specification], rows:
             connection.send(answer)
         except ConnectionError:
             return
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Lets Ctrl-C wait while a message passes: after half of one, nothing that follows could be understood."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread is interrupted
+        yield
+        return
+    came: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *what: came.append(what))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came and callable(before):
+            before(*came[-1])
+
+
+@contextlib.contextmanager
+def _shielded() -> Iterator[None]:
+    """Keeps Ctrl-C from processes that are started here, which are only told to ignore it once they have begun."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,34 +1,62 @@
 """Cloning: the actor learns the actions of demonstrations, and is the start of a run."""
 
-import contextlib
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dynroute import Route
+from dynroute.losses import importance, load_balance, route_entropy, router_z_loss
 from dynroute_sb3 import MultiTaskSAC
 from dynroute_sb3.storage import check_folder, remove_leftovers, writing_folder
 from dynroute_sb3.tree import read_tree, write_tree
 
-from ..runs.configuration import ROUTE_LOSSES, Configuration
-from ..runs.metrics import MetricsFile, forget_after
-from ..runs.progress import Display
-from ..runs.run import RunError
 from .demonstrations import Demonstrations
 
-__all__ = ["ERRORS", "Cloning"]
+__all__ = ["ROUTE_LOSSES", "Cloning", "CloningOptions"]
 
 CHECK_EVERY = 100
 """The number of updates between two looks at what was held out."""
 
-ERRORS = "errors.jsonl"
-"""The file of the error on held-out episodes, the root of the squared one, by task and update."""
-
 SHOW_EVERY = 10
+
+ROUTE_LOSSES: dict[str, Callable[[Route], Tensor]] = {
+    "cloning_balance": load_balance,
+    "cloning_importance": importance,
+    "cloning_z_loss": router_z_loss,
+    "cloning_entropy": lambda route: -route_entropy(route),
+}
+"""The losses of routes that may be added to that of cloning, by the option that is their weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloningOptions:
+    """The options of cloning.
+
+    Attributes:
+        held_out: The number of episodes of each task that tell when to stop, the last ones of each part.
+        batch_size: The samples of each task in an update.
+        rate: The highest learning rate; it rises and falls.
+        sample: Whether routes are sampled, as in SAC.
+        std: The deviation of the policy afterwards, before tanh.
+        patience: Hundreds of updates without a gain before cloning stops.
+        seed: What the batches depend on.
+        route_losses: The weights of :data:`ROUTE_LOSSES` that are not 0.
+    """
+
+    held_out: int
+    batch_size: int
+    rate: float
+    sample: bool
+    std: float
+    patience: int
+    seed: int
+    route_losses: Mapping[str, float]
 
 
 class Cloning:
@@ -36,15 +64,14 @@ class Cloning:
 
     .. math:: L = \lVert \tanh \mu(s, \mathcal T) - a \rVert^2 + c \, (\log \sigma - \log \bar\sigma)^2
 
-    Routes are sampled as in training, and the second term sets how much a policy explores that goes on with SAC. The
-    configuration may add losses of routes, :data:`~dynroute_metaworld.runs.configuration.ROUTE_LOSSES`. The networks with
-    the smallest error on held-out episodes are kept, along the best routes. It can be interrupted: what it depends on
-    is written every :data:`CHECK_EVERY` updates.
+    Routes are sampled as in training, and the second term sets how much a policy explores that goes on with SAC. Losses
+    of routes may be added, :data:`ROUTE_LOSSES`. The networks with the smallest error on held-out episodes are kept,
+    along the best routes. It can be interrupted: what it depends on is written every :data:`CHECK_EVERY` updates.
 
     Args:
         model: The model whose actor learns.
-        demonstrations: What it learns from; the last episodes of each part are held out.
-        configuration: How it learns.
+        demonstrations: The parts of what it learns from.
+        options: How it learns.
         steps: The number of updates.
         folder: Where it is written.
     """
@@ -53,53 +80,55 @@ class Cloning:
         self,
         model: MultiTaskSAC,
         demonstrations: Sequence[Demonstrations],
-        configuration: Configuration,
+        options: CloningOptions,
         steps: int,
         folder: Path,
     ) -> None:
-        self.model, self.actor, self.configuration, self.folder = model, model.actor, configuration, folder
+        self.model, self.actor, self.options, self.folder = model, model.actor, options, folder
         self.steps = steps
         self.fingerprint = " ".join(part.fingerprint for part in demonstrations)
-        learned, held_out = zip(*(part.split(configuration.held_out) for part in demonstrations), strict=True)
+        learned, held_out = zip(*(part.split(options.held_out) for part in demonstrations), strict=True)
         self.learned, self.held_out = self._tensors(learned), self._tensors(held_out)
         parameters = list(self.actor.parameters())
-        self.optimizer = torch.optim.Adam(parameters, lr=configuration.cloning_rate, fused=True)
-        self.generator = torch.Generator(model.device).manual_seed(configuration.seed)
+        self.optimizer = torch.optim.Adam(parameters, lr=options.rate, fused=True)
+        self.generator = torch.Generator(model.device).manual_seed(options.seed)
         self.update = self.best_update = 0
         self.best, self.best_error = self._networks(), math.inf
         self._read()
 
-    def run(self, display: Display) -> None:
-        """Learns until the updates are done, or until nothing held out was gained for long."""
-        configuration, steps = self.configuration, self.steps
+    def run(
+        self,
+        progress: Callable[[int, int], object] | None = None,
+        checked: Callable[[int, Tensor], object] | None = None,
+    ) -> float:
+        """Learns until the updates are done, or until nothing held out was gained for long.
+
+        Args:
+            progress: Called with the number of updates that are done and that of all.
+            checked: Called with the number of updates and the squared error of each task on held-out episodes.
+
+        Returns:
+            The smallest error, the root of the mean over tasks; infinite if it never was finite.
+        """
         self.model.policy.set_training_mode(True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        forget_after(self.folder / ERRORS, self.update)
-        with contextlib.closing(MetricsFile(self.folder / ERRORS)) as errors:
-            while self.update < steps and self.update - self.best_update < configuration.patience * CHECK_EVERY:
-                self._learn()
-                if self.update % SHOW_EVERY == 0:
-                    display.advance(self.update, "cloning", steps)
-                if self.update % CHECK_EVERY == 0 or self.update == steps:
-                    squared = self._check()
-                    told = f"error {squared.mean().sqrt():.3f} on held-out episodes"
-                    display.tell(f"{self.update:>9,} of {steps:,} updates, {told}")
-                    by_task = zip(self.model.task_names or (), squared.sqrt().tolist(), strict=True)
-                    errors.write({f"cloning_error/{task}": error for task, error in by_task}, {}, self.update)
-                    self._write()
-        if not math.isfinite(self.best_error):
-            raise RunError(
-                f"cloning in {self.folder} came to nothing: its error on held-out episodes is not finite; start "
-                f"another run with a `cloning_rate` below {configuration.cloning_rate:g}."
-            )
+        while self.update < self.steps and self.update - self.best_update < self.options.patience * CHECK_EVERY:
+            self._learn()
+            if progress is not None and self.update % SHOW_EVERY == 0:
+                progress(self.update, self.steps)
+            if self.update % CHECK_EVERY == 0 or self.update == self.steps:
+                squared = self._check()
+                if checked is not None:
+                    checked(self.update, squared)
+                self._write()
         self.actor.load_state_dict(self.best)
         self.model.critic_target.load_state_dict(self.model.critic.state_dict())  # what it shares with the actor
         self.model.policy.set_training_mode(False)
+        return math.sqrt(self.best_error)
 
     def _learn(self) -> None:
         """An update."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.configuration.cloning_rate * _one_cycle(self.update / self.steps)
+            group["lr"] = self.options.rate * _one_cycle(self.update / self.steps)
         loss = self._loss(*self._batch())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -111,19 +140,19 @@ class Cloning:
         """As many samples of each task."""
         states, actions = self.learned
         tasks, count = states.shape[:2]
-        shape = (tasks, self.configuration.cloning_batch_size)
+        shape = (tasks, self.options.batch_size)
         rows = torch.randint(count, shape, generator=self.generator, device=states.device)
         which = torch.arange(tasks, device=states.device).unsqueeze(1)
         observations = self.actor.task_space.join(states[which, rows].flatten(0, 1), which.expand(shape).flatten())
         return observations, actions[which, rows].flatten(0, 1)
 
     def _loss(self, observations: Tensor, actions: Tensor) -> Tensor:
-        sample = self.configuration.cloning_sample
+        sample = self.options.sample
         mean, log_std, route = self.actor.distribution(observations, sample=sample, generator=self.generator)
         loss = (torch.tanh(mean) - actions).square().mean()
-        loss = loss + 0.01 * (log_std - math.log(self.configuration.cloning_std)).square().mean()
+        loss = loss + 0.01 * (log_std - math.log(self.options.std)).square().mean()
         if route is not None:
-            for name, weight in self.configuration.route_losses.items():
+            for name, weight in self.options.route_losses.items():
                 loss = loss + weight * ROUTE_LOSSES[name](route)
         return loss
 

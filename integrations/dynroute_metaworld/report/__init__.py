@@ -2,6 +2,6 @@
 
 from .export import analyze
 from .film import render
-from .page import report
+from .page import write_report
 
-__all__ = ["analyze", "render", "report"]
+__all__ = ["analyze", "render", "write_report"]

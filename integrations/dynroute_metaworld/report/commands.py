@@ -7,7 +7,7 @@ from typing import Any
 
 from .export import analyze
 from .film import render
-from .page import report
+from .page import write_report
 
 __all__ = ["add_parsers"]
 
@@ -74,7 +74,7 @@ def _analyze(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     frames = not options.no_frames
     chosen: dict[str, Any] = {"episodes": options.episodes, "frames": frames, "device": options.device}
-    print(report(options.runs, options.output, tell=_tell, **chosen))
+    print(write_report(options.runs, options.output, tell=_tell, **chosen))
 
 
 def _render(options: argparse.Namespace) -> None:

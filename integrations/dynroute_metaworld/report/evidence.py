@@ -9,9 +9,9 @@ import numpy as np
 
 from dynroute_sb3 import DamagedError, latest_checkpoint
 
-from ..imitation.cloning import ERRORS
 from ..runs.result import EvaluationResult
 from ..runs.run import Run
+from ..runs.start import ERRORS
 from .series import LIMIT, Curve, Metrics, read_curves
 
 __all__ = ["BY_TASK", "SHARES", "Evidence", "gather", "gather_all", "unit_of"]

@@ -14,13 +14,13 @@ from .evidence import Evidence
 from .explorer import curve_controls, entries_of, graph_of, route_controls, views_of
 from .tables import details, number, span, table
 
-__all__ = ["report"]
+__all__ = ["write_report"]
 
 POINTS = 400
 """The largest number of points of a curve on the page."""
 
 
-def report(
+def write_report(
     folders: Sequence[str | Path],
     output: str | Path | None = None,
     *,

@@ -37,7 +37,7 @@ class Step:
 class Stage:
     """The environments of some tasks of a run, in which the policy of a model acts along its best routes.
 
-    Goals are those of :func:`~dynroute_metaworld.runs.recorder.evaluate_run`: the first episodes here are its first ones.
+    Goals are those of :func:`~dynroute_metaworld.runs.recorder.evaluate_run`, whose first episodes are the first here.
 
     Args:
         run: The run.

@@ -12,7 +12,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from ..report.curves import draw_curves
 from .configuration import Configuration
 from .provenance import versions
 from .run import Run, RunError
@@ -171,6 +170,7 @@ def run_all(
     token: str,
     resources: Mapping[str, float],
     tell: Callable[[str], object],
+    finish: Callable[[Run], object] | None = None,
 ) -> dict[str, str]:
     """Does runs, each in a process of its own, as many at a time as there is room for.
 
@@ -181,6 +181,7 @@ def run_all(
         token: The token of the sweep.
         resources: What a run takes, as Ray calls it: ``num_cpus`` and ``num_gpus``.
         tell: What is told of each event.
+        finish: Called with each run once it is finished, in its process; a run is not lost for an error there.
 
     Returns:
         Why runs failed, by name.
@@ -188,7 +189,7 @@ def run_all(
     ray = _ray()
     # Streams tell when a run starts; a process of its own leaves nothing of one run to the next.
     task = ray.remote(max_calls=1, max_retries=0, num_returns="streaming", **resources)(_work)
-    streams = {task.remote(run.folder, run.configuration, token, sys.argv): name for name, run in runs.items()}
+    streams = {task.remote(run.folder, run.configuration, token, sys.argv, finish): name for name, run in runs.items()}
     total, started, failures, idle = len(runs), set[str](), dict[str, str](), 0
     deaths: dict[str, list[list[str]]] = {name: [] for name in runs}
 
@@ -223,7 +224,7 @@ def run_all(
             if what == "died":
                 deaths[name].append(_written(runs[name].folder))
                 if deaths[name][-RETRIES - 1 :].count(deaths[name][-1]) <= RETRIES:
-                    again = task.remote(runs[name].folder, runs[name].configuration, token, sys.argv)
+                    again = task.remote(runs[name].folder, runs[name].configuration, token, sys.argv, finish)
                     streams[again] = name
                     say(f"retried {name}: its process or node died ({told})")
                     continue
@@ -267,7 +268,13 @@ def _wait_for_release(runs: Sequence[Run], patience: float) -> None:
                 time.sleep(0.2)
 
 
-def _work(folder: Path, configuration: Configuration, token: str, command: list[str]) -> Iterator[tuple[str, Any]]:
+def _work(
+    folder: Path,
+    configuration: Configuration,
+    token: str,
+    command: list[str],
+    finish: Callable[[Run], object] | None,
+) -> Iterator[tuple[str, Any]]:
     """What a process of the cluster does: it tells that a run is started, and then what came of it."""
     node = _ray().get_runtime_context().get_node_id()
     with folder.with_name(f"{folder.name}.txt").open("a", buffering=1) as output:
@@ -275,11 +282,11 @@ def _work(folder: Path, configuration: Configuration, token: str, command: list[
         yield "started", platform.node()
         sys.argv = command  # the session notes what was typed
         with redirect_stdout(output), redirect_stderr(output):
-            outcome = _attempt(Run(folder, configuration), token)
+            outcome = _attempt(Run(folder, configuration), token, finish)
         yield outcome
 
 
-def _attempt(run: Run, token: str) -> tuple[str, Any]:
+def _attempt(run: Run, token: str, finish: Callable[[Run], object] | None = None) -> tuple[str, Any]:
     try:
         if not _sees(run.folder.parent, token):
             raise RunError(f"{platform.node()} does not see {run.folder.parent}; nodes must share its file system.")
@@ -292,7 +299,8 @@ def _attempt(run: Run, token: str) -> tuple[str, Any]:
             return "failed", "it was asked to stop; the same command goes on"
         print(result)
         try:
-            draw_curves(run)
+            if finish is not None:
+                finish(run)
         except Exception:  # a run is not lost for a picture
             traceback.print_exc()
         return "finished", (result.mean_success, (time.monotonic() - began) / 60)

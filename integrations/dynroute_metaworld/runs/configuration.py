@@ -6,17 +6,13 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
-from dynroute import Route
 from dynroute.arguments import check_choice, check_interval
-from dynroute.losses import importance, load_balance, route_entropy, router_z_loss
 from dynroute.networks import PRESETS as NETWORKS
 from dynroute_sb3 import DamagedError
 from dynroute_sb3.gaussian import LOG_STD_LIMITS, LOG_STD_RANGE
@@ -25,19 +21,12 @@ from dynroute_sb3.options import BINS, CRITIC_LOSSES, PATHS, PRECISIONS, VALUE_R
 
 from ..envs.environment import GOALS, MAX_HORIZON
 from ..envs.tasks import split_benchmark, task_names
+from ..imitation.cloning import ROUTE_LOSSES, CloningOptions
 
-__all__ = ["KEYWORDS", "MOVABLE", "OPTIMIZERS", "ROUTE_LOSSES", "Configuration", "kinds_of"]
+__all__ = ["KEYWORDS", "MOVABLE", "OPTIMIZERS", "Configuration", "kinds_of"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """The optimizers of actor and critics, by the option."""
-
-ROUTE_LOSSES: dict[str, Callable[[Route], Tensor]] = {
-    "cloning_balance": load_balance,
-    "cloning_importance": importance,
-    "cloning_z_loss": router_z_loss,
-    "cloning_entropy": lambda route: -route_entropy(route),
-}
-"""The losses of routes that may be added to that of cloning, by the option that is their weight."""
 
 KEYWORDS = ("network", "critic_network")
 """The options that hold keywords of networks, each with its value."""
@@ -336,9 +325,18 @@ class Configuration:
         return levels
 
     @property
-    def route_losses(self) -> dict[str, float]:
-        """The weights of :data:`~dynroute_metaworld.runs.configuration.ROUTE_LOSSES` that are not 0."""
-        return {name: weight for name in ROUTE_LOSSES if (weight := getattr(self, name))}
+    def cloning(self) -> CloningOptions:
+        """The options of :class:`~dynroute_metaworld.imitation.cloning.Cloning`."""
+        return CloningOptions(
+            held_out=self.held_out,
+            batch_size=self.cloning_batch_size,
+            rate=self.cloning_rate,
+            sample=self.cloning_sample,
+            std=self.cloning_std,
+            patience=self.patience,
+            seed=self.seed,
+            route_losses={name: weight for name in ROUTE_LOSSES if (weight := getattr(self, name))},
+        )
 
     @property
     def network_kwargs(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def check_network(configuration: Configuration) -> None:
     critics = {**configuration.network_kwargs, **configuration.critic_network, **getattr(network, "shared", {})}
     build(configuration.method, STATE_FEATURES + ACTIONS, shape[1], 1, device="meta", **critics)
     routed = getattr(network, "routed", None)
-    for name, weight in configuration.route_losses.items():
+    for name, weight in configuration.cloning.route_losses.items():
         told = f"`{name}` must be 0"
         if not configuration.cloning_steps:
             raise ValueError(f"{told} where nothing is cloned, as `dynroute imitate` does, got {weight:g}.")

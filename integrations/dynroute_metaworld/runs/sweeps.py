@@ -6,7 +6,9 @@ import itertools
 import json
 import re
 import secrets
+import signal
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,7 +19,6 @@ import filelock
 
 from .cluster import check_nodes, check_room, joined, run_all
 from .configuration import KEYWORDS, Configuration, kinds_of
-from .interrupts import terminable
 from .methods import check_network
 from .presets import IMITATION_ALONE, preset
 from .run import Run, RunError
@@ -44,6 +45,7 @@ def sweep(
     cores_per_run: int = 1,
     gpus_per_run: float = 0,
     address: str | None = None,
+    finish: Callable[[Run], object] | None = None,
 ) -> dict[str, str]:
     """Runs every method on every benchmark with every seed, as many at a time as there are cores.
 
@@ -64,6 +66,7 @@ def sweep(
         cores_per_run: The cores that a run takes of its node.
         gpus_per_run: The GPUs; half of one lets two runs share it.
         address: The HOST:PORT of a cluster of Ray, of which this machine is a node; None uses this machine alone.
+        finish: Called with each run once it is finished, in the process that did it; the command draws curves there.
 
     Returns:
         Why runs failed, by name; it is empty if all are finished.
@@ -81,7 +84,7 @@ def sweep(
     usual = {name: value for name, value in usual.items() if name not in values}
     configurations, noted = _combine(settings, {**usual, **(options or {})}, values)
     resources = {"num_cpus": cores_per_run, "num_gpus": gpus_per_run}
-    with terminable(), _held(folder), _quiet(folder / "ray.txt") as tell:
+    with _terminable(), _held(folder), _quiet(folder / "ray.txt") as tell:
         token = _note(folder, {})
         runs = {name: _open(folder / name, configuration, free) for name, configuration in configurations.items()}
         _check_rows(folder, {name: run.configuration for name, run in runs.items()}, noted)
@@ -91,11 +94,11 @@ def sweep(
         if not left:
             _note(folder, noted)
             return {}
-        with joined(address), terminable():  # Ray has its own way
+        with joined(address), _terminable():  # Ray has its own way
             check_room(cores_per_run, gpus_per_run, tell)
             check_nodes(folder, token)
             _note(folder, noted)
-            return run_all(left, token, resources, tell)
+            return run_all(left, token, resources, tell, finish)
 
 
 def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -163,6 +166,23 @@ def _combine(
         configurations[name] = configuration
         noted[name] = {**{axis: mine[axis] for axis in AXES}, "variant": variant}
     return configurations, noted
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Makes SIGTERM end what runs here as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

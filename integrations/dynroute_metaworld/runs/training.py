@@ -22,7 +22,6 @@ from dynroute_sb3.randomness import random_state, set_random_state
 
 from ..envs.environment import STATE_FEATURES
 from ..envs.vec_env import MetaWorldVecEnv, make_envs
-from ..imitation.imitation import describe, start_from_demonstrations
 from .configuration import Configuration
 from .methods import ACTIONS
 from .metrics import MetricsFile, TensorBoardFolder
@@ -31,6 +30,7 @@ from .provenance import versions
 from .recorder import Recorder, Stopped, TimeIsUp, evaluate_run
 from .result import EvaluationResult
 from .run import Run, RunError
+from .start import describe, start_from_demonstrations
 from .threads import describe_threads
 
 __all__ = ["check_device", "check_start", "environments", "load_model", "make_model", "train"]

@@ -1,24 +1,31 @@
-"""What demonstrations are for before the first step of a run: they are cloned, and kept beside what is to come."""
+"""The start of a run from demonstrations: the actor clones them, and the replay buffer keeps them."""
 
+import contextlib
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dynroute.networks import Network
 from dynroute_sb3 import MultiTaskSAC, add_demonstrations
 from dynroute_sb3.storage import remove_leftovers
 
-from ..runs.configuration import Configuration
-from ..runs.progress import Display
-from ..runs.run import Run
-from .cloning import Cloning
-from .collection import collect
-from .dagger import correct
-from .demonstrations import Demonstrations
+from ..imitation.cloning import Cloning
+from ..imitation.collection import collect
+from ..imitation.dagger import correct
+from ..imitation.demonstrations import Demonstrations
+from .metrics import MetricsFile, forget_after
+from .progress import Display
+from .run import Run, RunError
 
-__all__ = ["describe", "start_from_demonstrations"]
+__all__ = ["ERRORS", "describe", "start_from_demonstrations"]
+
+ERRORS = "errors.jsonl"
+"""The file of the error on held-out episodes, the root of the squared one, by task and update."""
 
 
 def start_from_demonstrations(run: Run, model: MultiTaskSAC, *, rebuild: bool) -> Path:
@@ -52,25 +59,43 @@ def start_from_demonstrations(run: Run, model: MultiTaskSAC, *, rebuild: bool) -
     if configuration.cloning_steps:
         _clone(run, model, demonstrations)
     if configuration.demonstration_share:
-        _keep(configuration, model, demonstrations)
+        _keep(model, demonstrations)
     checkpoint = run.checkpoints / "step_0"
     model.save_checkpoint(checkpoint, run.seal())
     return checkpoint
 
 
 def _clone(run: Run, model: MultiTaskSAC, demonstrations: Demonstrations) -> None:
-    """Lets the actor imitate demonstrations, and what scripts say where that leads it (DAgger)."""
-    configuration, folder, parts = run.configuration, run.folder / "cloning", [demonstrations]
-    rounds = 1 + configuration.dagger_rounds
+    """Lets the actor imitate demonstrations, and the corrections of scripts where that leads it (DAgger)."""
+    configuration, parts, rounds = run.configuration, [demonstrations], 1 + run.configuration.dagger_rounds
     with Display(configuration.cloning_steps, configuration.tasks) as display:
         for number in range(rounds):
             if number:
                 display.tell(f"round {number} of corrections")
                 parts.append(_corrections(run, model, number, display))
-            steps = (
-                configuration.cloning_steps * (number + 1) // rounds - configuration.cloning_steps * number // rounds
-            )
-            Cloning(model, parts, configuration, steps, folder / f"round_{number}").run(display)
+            first, last = (configuration.cloning_steps * i // rounds for i in (number, number + 1))
+            folder = run.folder / "cloning" / f"round_{number}"
+            cloning = Cloning(model, parts, configuration.cloning, last - first, folder)
+            if not math.isfinite(_clone_round(cloning, configuration.tasks, display)):
+                raise RunError(
+                    f"cloning in {folder} came to nothing: its error on held-out episodes is not finite; start "
+                    f"another run with a `cloning_rate` below {configuration.cloning_rate:g}."
+                )
+
+
+def _clone_round(cloning: Cloning, tasks: Sequence[str], display: Display) -> float:
+    """Clones, and writes and shows the error on held-out episodes, which is returned."""
+    cloning.folder.mkdir(parents=True, exist_ok=True)
+    forget_after(cloning.folder / ERRORS, cloning.update)
+    with contextlib.closing(MetricsFile(cloning.folder / ERRORS)) as errors:
+
+        def checked(update: int, squared: Tensor) -> None:
+            error = squared.mean().sqrt()
+            display.tell(f"{update:>9,} of {cloning.steps:,} updates, error {error:.3f} on held-out episodes")
+            by_task = zip(tasks, squared.sqrt().tolist(), strict=True)
+            errors.write({f"cloning_error/{task}": error for task, error in by_task}, {}, update)
+
+        return cloning.run(lambda done, total: display.advance(done, "cloning", total), checked)
 
 
 def _corrections(run: Run, model: MultiTaskSAC, number: int, display: Display) -> Demonstrations:
@@ -92,7 +117,7 @@ def _corrections(run: Run, model: MultiTaskSAC, number: int, display: Display) -
     return corrections
 
 
-def _keep(configuration: Configuration, model: MultiTaskSAC, demonstrations: Demonstrations) -> None:
+def _keep(model: MultiTaskSAC, demonstrations: Demonstrations) -> None:
     """Puts demonstrations beside the experience that is to come."""
     tasks, episodes, horizon = demonstrations.actions.shape[:3]
     ids = torch.arange(tasks).repeat_interleave(episodes * horizon)
