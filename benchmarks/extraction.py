@@ -21,9 +21,15 @@ from torch import nn
 
 from dynroute_metaworld import Run, collect, load_model
 from dynroute_metaworld.imitation.cloning import _one_cycle
-from dynroute_metaworld.runs.episodes import run_episodes
 from dynroute_metaworld.runs.evaluation import unseen
-from dynroute_metaworld.runs.extraction import ELSEWHERE, load_policy, measure_in_turns, save_policy, task_states
+from dynroute_metaworld.runs.extraction import (
+    ELSEWHERE,
+    load_policy,
+    measure_in_turns,
+    run_episodes,
+    save_policy,
+    task_states,
+)
 from dynroute_metaworld.runs.provenance import commit, machine, versions
 from dynroute_sb3 import extract_policy
 from dynroute_sb3.normalizer import StateNormalizer

@@ -80,11 +80,11 @@ def peak() -> float:
 
 def read(folder: Path) -> dict[str, float]:
     """Reads the files of the run alone, and returns what it took."""
-    from dynroute_metaworld.report.evidence import gather
+    from dynroute_metaworld.report.data import read_run
     from dynroute_metaworld.report.page import POINTS
 
     before, start, used = peak(), time.perf_counter(), time.process_time()
-    gather(folder, limit=POINTS)
+    read_run(folder, limit=POINTS)
     took = {"seconds": time.perf_counter() - start, "seconds of CPU": time.process_time() - used}
     return {**took, "peak MB": peak(), "peak MB before": before}
 

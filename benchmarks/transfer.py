@@ -29,7 +29,7 @@ from dynroute.growth import CLOSED
 from dynroute.networks import build
 from dynroute_metaworld import Configuration, collect
 from dynroute_metaworld.imitation.cloning import _one_cycle
-from dynroute_metaworld.runs.episodes import run_episodes
+from dynroute_metaworld.runs.extraction import run_episodes
 from dynroute_metaworld.runs.presets import QUICK_SIZES
 from dynroute_metaworld.runs.provenance import commit, machine, versions
 from dynroute_sb3.normalizer import StateNormalizer

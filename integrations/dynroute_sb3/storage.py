@@ -1,4 +1,4 @@
-"""Folders that are whole or not there, and files that are read without running code."""
+"""Folders and files that are whole or not there, and files that are read without running code."""
 
 import contextlib
 import hashlib
@@ -23,6 +23,7 @@ __all__ = [
     "read_sealed",
     "remove_leftovers",
     "write_rows",
+    "writing_file",
     "writing_folder",
 ]
 
@@ -112,6 +113,24 @@ def writing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         _flush(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def writing_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary file to write to, which then takes the place of the real one.
+
+    A process that is killed leaves the old file, and at most a temporary one, whose name begins with ``.part-``.
+
+    Args:
+        path: The file. The temporary one has the same end of the name, which tells some formats.
+    """
+    part = path.with_name(f".part-{path.name}")
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
         raise
 
 

@@ -1,5 +1,6 @@
 """Looking at runs: thinned curves, groups of seeds, the routes of a policy, and the files of an analysis."""
 
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -23,22 +24,20 @@ from dynroute import inspect
 from dynroute_metaworld import Configuration, EvaluationResult, Run, iqm, load_model, make_envs, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.report import analysis as analyses
-from dynroute_metaworld.report import export, group_figures
+from dynroute_metaworld.report import export, figures
 from dynroute_metaworld.report import scene as scenes
-from dynroute_metaworld.report.analysis import look
-from dynroute_metaworld.report.canvas import legend, metric_panels, scale, style
-from dynroute_metaworld.report.comparison import group_runs, origin
+from dynroute_metaworld.report.analysis import inspect_runs
+from dynroute_metaworld.report.canvas import draw_graph, legend, metric_panels, scale, style
+from dynroute_metaworld.report.comparison import GroupRoutes, group_runs
 from dynroute_metaworld.report.curves import draw_curves
-from dynroute_metaworld.report.evidence import gather, gather_all
+from dynroute_metaworld.report.data import read_curves, read_run, read_runs, thin
 from dynroute_metaworld.report.export import OF_A_RUN, OF_ALL, analyze
+from dynroute_metaworld.report.figures import write_groups
 from dynroute_metaworld.report.film import GRAPH, LINE, _beside, render
-from dynroute_metaworld.report.group_figures import write_groups
-from dynroute_metaworld.report.raster import rasterize
+from dynroute_metaworld.report.routes import THRESHOLD, Rollout, Routes, collect_routes, embed
 from dynroute_metaworld.report.scene import OpenGLError, find_opengl
-from dynroute_metaworld.report.series import read_curves, thin
-from dynroute_metaworld.report.sharing import Sharing
-from dynroute_metaworld.report.watching import THRESHOLD, Routes, embed, watch
-from dynroute_metaworld.runs.intervals import bootstrap_interval, whole_run_interval
+from dynroute_metaworld.runs.intervals import bootstrap_interval
+from dynroute_metaworld.runs.seeds import origin
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def routes(runs: dict[str, Path]) -> Routes:
     run = Run.open(runs["d2r-1"])
-    return watch(run, load_model(run, "cpu"), episodes=3, samples=30, moments=4)
+    return collect_routes(run, load_model(run, "cpu"), episodes=3, samples=30, moments=4)
 
 
 @pytest.fixture
@@ -135,7 +134,7 @@ def test_evidence_of_imitation(runs: dict[str, Path], tmp_path: Path) -> None:
         (folder / "cloning" / f"round_{number}").mkdir(parents=True)
         path = folder / "cloning" / f"round_{number}" / "errors.jsonl"
         path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    curve = gather(folder).curves("cloning_error")["reach"]
+    curve = read_run(folder).curves("cloning_error")["reach"]
     assert (curve.steps.tolist(), curve.values.tolist()) == (
         [100, 200, 300],
         [0.5, 0.4, 0.3],
@@ -145,11 +144,11 @@ def test_evidence_of_imitation(runs: dict[str, Path], tmp_path: Path) -> None:
     alone = dataclasses.replace(Run.open(folder).configuration, steps=0)
     (folder / "config.json").unlink()
     alone.write(folder / "config.json")
-    assert not any("nothing was logged" in note for note in gather(folder).notes)  # SAC had no step to log
+    assert not any("nothing was logged" in note for note in read_run(folder).notes)  # SAC had no step to log
 
 
 def test_evidence_of_a_run(runs: dict[str, Path]) -> None:
-    one = gather(runs["d2r-1"])
+    one = read_run(runs["d2r-1"])
     final = EvaluationResult.load(runs["d2r-1"] / "evaluations" / "final.json")
     assert one.result is not None
     assert (one.result.returns == final.returns).all()
@@ -160,7 +159,7 @@ def test_evidence_of_a_run(runs: dict[str, Path]) -> None:
     step = EvaluationResult.load(runs["d2r-1"] / "evaluations" / "step_60.json")
     assert one.curves("evaluation_return")["reach"].values[0] == step.returns[1].mean()
     assert one.curves("route_temperature")
-    assert not gather(runs["mt-sac"]).curves("modules_used")
+    assert not read_run(runs["mt-sac"]).curves("modules_used")
     assert draw_curves(one.run) == runs["d2r-1"] / "curves.png"
 
 
@@ -169,7 +168,7 @@ def test_what_is_missing_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
     shutil.rmtree(folder / "checkpoints")
     (folder / "evaluations" / "final.json").write_text("{")
     (folder / "sessions.jsonl").write_text('{"started": "now"}\nno\n')
-    one = gather(folder)
+    one = read_run(folder)
     told = " ".join(one.notes)
     for part in (
         "There is no checkpoint: no policy can act, so that there are neither routes nor frames.",
@@ -183,19 +182,19 @@ def test_what_is_missing_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
     shutil.copy(runs["mt-sac"] / "evaluations" / "final.json", folder / "evaluations" / "step_1.json")
     text = (folder / "evaluations" / "step_1.json").read_text().replace('"reach"', '"push"')
     (folder / "evaluations" / "step_1.json").write_text(text)
-    assert "evaluations/step_1.json is of other tasks and left out." in gather(folder).notes
+    assert "evaluations/step_1.json is of other tasks and left out." in read_run(folder).notes
     for name in ("evaluations", "sessions.jsonl", "metrics.jsonl"):
         shutil.rmtree(folder / name) if name == "evaluations" else (folder / name).unlink()
-    told = " ".join(gather(folder).notes)
+    told = " ".join(read_run(folder).notes)
     assert "There is no evaluation yet: success is not known." in told
     assert "There is no sessions.jsonl: it is not known where the run was trained." in told
     assert "There is no metrics.jsonl: nothing was logged." in told
     with pytest.raises(FileNotFoundError, match="is no directory of a run"):
-        gather(tmp_path)
+        read_run(tmp_path)
 
 
 def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
-    found = gather_all([runs["d2r-2"], runs["mt-sac"], runs["d2r-1"], runs["d2r-1"]])
+    found = read_runs([runs["d2r-2"], runs["mt-sac"], runs["d2r-1"], runs["d2r-1"]])
     assert [one.name for one in found] == ["d2r-2", "mt-sac", "d2r-1"]  # each once
     groups, notes = group_runs(found)
     assert [(group.name, group.seeds) for group in groups] == [("d2r", [1, 2]), ("mt-sac", [1])]
@@ -208,7 +207,7 @@ def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
     assert groups[1].row()["iqm_interval"] is None
     assert groups[1].row()["modules_used"] is None
     rates = groups[1].task_rows()
-    assert gather(runs["mt-sac"]).result is not None
+    assert read_run(runs["mt-sac"]).result is not None
     low, high = EvaluationResult.load(runs["mt-sac"] / "evaluations" / "final.json").intervals()
     assert [one["interval"] for one in rates] == [[low[0], high[0]], [low[1], high[1]]]
 
@@ -230,7 +229,7 @@ def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
     (other / "config.json").write_text(text)
     same = shutil.copytree(runs["d2r-1"], tmp_path / "again")
     shutil.rmtree(same / "evaluations")
-    found = gather_all([runs["d2r-1"], other, same])
+    found = read_runs([runs["d2r-1"], other, same])
     assert len({one.name for one in found}) == 3
     assert found[2].name.endswith("again")
     groups, notes = group_runs(found)
@@ -243,9 +242,9 @@ def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
         .replace('"gamma": 0.99', '"gamma": 0')
     )
     (elsewhere / "config.json").write_text(text)
-    several, _ = group_runs(gather_all([runs["d2r-1"], runs["d2r-2"], elsewhere]))
+    several, _ = group_runs(read_runs([runs["d2r-1"], runs["d2r-2"], elsewhere]))
     assert [group.name for group in several] == ["d2r on 2 tasks", "d2r on 2 tasks #2"]
-    alone, _ = group_runs(gather_all([runs["d2r-1"], elsewhere]))
+    alone, _ = group_runs(read_runs([runs["d2r-1"], elsewhere]))
     assert [group.name for group in alone] == ["d2r-1", "elsewhere"]
     assert any("seed 1 comes more than once, and intervals take each for another seed" in note for note in notes)
     assert any("not evaluated yet and left out of its success: " in note for note in notes)
@@ -258,7 +257,7 @@ def untrained(path: Path, **options: Any) -> Path:
 
 
 def names_of(*folders: Path) -> list[str]:
-    return [group.name for group in group_runs(gather_all(folders))[0]]
+    return [group.name for group in group_runs(read_runs(folders))[0]]
 
 
 def test_single_runs_are_called_by_their_directories(tmp_path: Path) -> None:
@@ -308,7 +307,7 @@ def test_runs_that_started_elsewhere_are_no_group(tmp_path: Path) -> None:
     runs = [untrained(tmp_path / f"{seed}", seed=seed, warm_start=str(start)) for seed, start in enumerate(starts, 1)]
     runs.append(untrained(tmp_path / "3", seed=3, warm_start=str(longer)))
     runs.append(untrained(tmp_path / "4", seed=4))
-    groups, _ = group_runs(gather_all(runs))
+    groups, _ = group_runs(read_runs(runs))
     assert [group.seeds for group in groups] == [[1, 2], [3], [4]]
 
 
@@ -349,7 +348,7 @@ def test_episodes_are_those_of_the_evaluation(runs: dict[str, Path], routes: Rou
     assert (routes.first_success == final.first_success).all()
     assert final.modules_used is not None
     run = Run.open(runs["d2r-1"])
-    whole = watch(run, load_model(run, "cpu"), episodes=3, samples=1000, moments=2)
+    whole = collect_routes(run, load_model(run, "cpu"), episodes=3, samples=1000, moments=2)
     assert whole.route is not None
     assert len(whole.task) == 3 * 20 * 2
     assert whole.summary().num_used.numpy() == pytest.approx(final.modules_used.mean(axis=1))
@@ -380,10 +379,10 @@ def test_what_is_kept_of_routes(routes: Routes, tmp_path: Path) -> None:
 
 
 def test_tasks_act_some_at_a_time(runs: dict[str, Path], routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynroute_metaworld.report.watching.TOGETHER", 1)
+    monkeypatch.setattr("dynroute_metaworld.report.routes.TOGETHER", 1)
     run, told = Run.open(runs["d2r-1"]), []
     model = load_model(run, "cpu")
-    other = watch(run, model, episodes=3, samples=30, moments=4, progress=lambda *done: told.append(done))
+    other = collect_routes(run, model, episodes=3, samples=30, moments=4, progress=lambda *done: told.append(done))
     assert told[-1] == (120, 120)
     assert (other.first_success == routes.first_success).all()
     assert [(moment.task, moment.step) for moment in other.moments] == [(m.task, m.step) for m in routes.moments]
@@ -426,17 +425,17 @@ def test_places_of_routes(routes: Routes) -> None:
 
 def test_what_cannot_be_asked_of_routes(runs: dict[str, Path]) -> None:
     run = Run.open(runs["mt-sac"])
-    plain = watch(run, load_model(run, "cpu"), episodes=1)
+    plain = collect_routes(run, load_model(run, "cpu"), episodes=1)
     assert plain.route is None
     assert plain.first_success.shape == (2, 1)
     with pytest.raises(ValueError, match="this network has no learned routes"):
         plain.summary()
     with pytest.raises(ValueError, match="`episodes` must be at least 1, got 0"):
-        watch(run, load_model(run, "cpu"), episodes=0)
+        collect_routes(run, load_model(run, "cpu"), episodes=0)
     with pytest.raises(ValueError, match="`folders` must name at least one run, got none"):
-        look([])
+        inspect_runs([])
     with pytest.raises(ValueError, match="`episodes` must be at least 1, got 0"):
-        look([runs["mt-sac"]], episodes=0)
+        inspect_runs([runs["mt-sac"]], episodes=0)
 
 
 def with_routes(routes: Routes, paths: torch.Tensor) -> Routes:
@@ -450,11 +449,11 @@ def test_what_seeds_agree_on(runs: dict[str, Path], routes: Routes) -> None:
     assert routes.route is not None
     assert routes.topology is not None
     allowed = routes.topology.allowed
-    (group,), _ = group_runs(gather_all([runs["d2r-1"], runs["d2r-2"]]))
+    (group,), _ = group_runs(read_runs([runs["d2r-1"], runs["d2r-2"]]))
     everything = with_routes(routes, allowed.expand_as(routes.route.path))
     first = allowed & (allowed.cumsum(dim=-1) == 1)  # each node reads its first source alone
     apart = torch.where((routes.task == 0)[:, None, None], first, allowed)  # the tasks differ
-    sharing = Sharing.of(group, {"d2r-1": everything, "d2r-2": with_routes(routes, apart), "other": routes})
+    sharing = GroupRoutes.of(group, {"d2r-1": everything, "d2r-2": with_routes(routes, apart), "other": routes})
     assert sharing is not None
     assert list(sharing.routes) == ["d2r-1", "d2r-2"]
     assert sharing.similarity.shape == (2, 2, 2)
@@ -485,18 +484,18 @@ def test_what_seeds_agree_on(runs: dict[str, Path], routes: Routes) -> None:
     assert row["similarity"] == pytest.approx((alike + unlike) / 2)
     assert row["similarity_interval"] == [rows[0]["low"], rows[0]["high"]]
 
-    alone = Sharing.of(group, {"d2r-2": everything})
+    alone = GroupRoutes.of(group, {"d2r-2": everything})
     assert alone is not None
     assert alone.row()["similarity_interval"] is None
     assert alone.similarity_rows()[0] == {"task": "", "other": "", "iqm": pytest.approx(1), "low": None, "high": None}
-    assert Sharing.of(group, {"other": routes}) is None
+    assert GroupRoutes.of(group, {"other": routes}) is None
 
 
 def test_pairs_of_tasks_are_not_taken_for_independent() -> None:
     seeds = np.array([0.3, 0.4, 0.5, 0.6, 0.7])
     similar = seeds[:, None] + np.random.default_rng(0).normal(0, 0.01, (5, 45))
-    low, high = whole_run_interval(similar)
-    alone = whole_run_interval(seeds[:, None])
+    low, high = bootstrap_interval(similar, whole_runs=True)
+    alone = bootstrap_interval(seeds[:, None], whole_runs=True)
     assert (low, high) == pytest.approx(alone, abs=0.03)
     assert high - low > 3 * np.subtract(*bootstrap_interval(similar)[::-1])
     exact = [iqm(similar[list(drawn)]) for drawn in itertools.product(range(5), repeat=5)]  # all resamples
@@ -507,15 +506,15 @@ def test_pairs_of_tasks_are_not_taken_for_independent() -> None:
         ([0.5, 0.5], r"must have shape \[runs, tasks\], got shape \(2,\)"),
         ([[0.5], [np.nan]], "must be finite, those of run 1 are not"),
     ):
-        with pytest.raises(ValueError, match=f"`figures` {told}"):
-            whole_run_interval(wrong)
+        with pytest.raises(ValueError, match=f"`scores` {told}"):
+            bootstrap_interval(wrong, whole_runs=True)
 
 
 def test_what_seeds_share_is_drawn(
     runs: dict[str, Path], routes: Routes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (group,), _ = group_runs(gather_all([runs["d2r-1"], runs["d2r-2"]]))
-    sharing = Sharing.of(group, {"d2r-1": routes, "d2r-2": routes})
+    (group,), _ = group_runs(read_runs([runs["d2r-1"], runs["d2r-2"]]))
+    sharing = GroupRoutes.of(group, {"d2r-1": routes, "d2r-2": routes})
     assert sharing is not None
     points = np.array([[0.0, 1.0, 2.0, 5.0], [1.0, 0.0, 1.0, 3.0]])
     written = write_groups(tmp_path, [group], [sharing], {"d2r-2": points})  # the other seed has no places
@@ -526,7 +525,7 @@ def test_what_seeds_share_is_drawn(
     assert names == {"similarity_by_method.png", "sparsity_by_method.png", "paths_by_method.png"}
 
     drawn: dict[str, Figure] = {}
-    monkeypatch.setattr(group_figures, "save", lambda folder, figures: drawn.update(figures))
+    monkeypatch.setattr(figures, "save", lambda folder, figures: drawn.update(figures))
     write_groups(tmp_path, [group], [sharing, sharing], {"d2r-1": points, "d2r-2": points})
     whole = sharing.row()["similarity"]
     titles = [axis.get_title(loc="left") for axis in drawn["similarity_by_method"].axes]
@@ -603,12 +602,12 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     assert {"mt-sac/routes.npz", "mt-sac/learning.png"} < names
     assert not {"mt-sac/routes.svg", "mt-sac/similarity.png", "mt-sac/modules.png"} & names
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    one = gather(runs["d2r-1"])
+    one = read_run(runs["d2r-1"])
     values = [float(row["value"]) for row in rows(folder / "curves.csv") if row["run"] == "d2r-1"]
     assert values[:2] == one.curves("evaluation")["drawer-close"].values.tolist()
     success = {(row["method"], row["task"]): row for row in rows(folder / "success.csv")}
     assert len(success) == 4
-    assert float(success["mt-sac", "reach"]["success"]) == gather(runs["mt-sac"]).result.success_rates[1]  # type: ignore[union-attr]
+    assert float(success["mt-sac", "reach"]["success"]) == read_run(runs["mt-sac"]).result.success_rates[1]  # type: ignore[union-attr]
     assert {row["method"] for row in rows(folder / "curves_by_method.csv")} == {"d2r", "mt-sac"}
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["method"] for row in summary["methods"]] == ["d2r", "mt-sac"]
@@ -645,7 +644,7 @@ def test_an_analysis_without_what_draws(
 def test_a_checkpoint_of_which_nothing_can_be_made(runs: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(runs["d2r-1"], tmp_path / "run")
     (next((folder / "checkpoints").iterdir()) / "model.safetensors").write_bytes(b"")
-    analysis = look([folder], tell=lambda _: None, frames=False)
+    analysis = inspect_runs([folder], tell=lambda _: None, frames=False)
     assert analysis.routes == {}
     assert any(note.startswith("There are neither routes nor frames: ") for note in analysis.notes)
 
@@ -695,7 +694,7 @@ def test_nothing_of_an_analysis_of_before_stays(
 def test_where_an_analysis_cannot_be_is_said_at_once(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(export, "look", None)  # nothing is done before
+    monkeypatch.setattr(export, "inspect_runs", None)  # nothing is done before
     file = tmp_path / "file"
     file.touch()
     for path in (file, file / "inside"):
@@ -716,31 +715,31 @@ def test_the_first_policy_of_a_group_that_can_act(runs: dict[str, Path], tmp_pat
     folders = [first, runs["d2r-2"], runs["mt-sac"]]
     chosen: dict[str, Any] = {"episodes": 1, "frames": False, "device": "cpu", "tell": lambda _: None}
     note = "d2r-2: its routes stand for those of first, whose policy cannot act."
-    analysis = look(folders, every=False, **chosen)
+    analysis = inspect_runs(folders, every=False, **chosen)
     assert list(analysis.routes) == ["d2r-2", "mt-sac"]
     assert note in analysis.notes
     damaged = shutil.copytree(runs["d2r-1"], tmp_path / "damaged" / "first")
     (next((damaged / "checkpoints").iterdir()) / "model.safetensors").write_bytes(b"")
-    analysis = look([damaged, *folders[1:]], every=False, **chosen)
+    analysis = inspect_runs([damaged, *folders[1:]], every=False, **chosen)
     assert list(analysis.routes) == ["d2r-2", "mt-sac"]
     assert note in analysis.notes
     assert any(told.startswith("first: There are neither routes nor frames: ") for told in analysis.notes)
-    analysis = look([runs["d2r-1"], runs["d2r-2"]], every=False, **chosen)
+    analysis = inspect_runs([runs["d2r-1"], runs["d2r-2"]], every=False, **chosen)
     assert list(analysis.routes) == ["d2r-1"]
     assert not any("stand for" in told for told in analysis.notes)
-    assert list(look(folders, **chosen).routes) == ["d2r-2", "mt-sac"]
+    assert list(inspect_runs(folders, **chosen).routes) == ["d2r-2", "mt-sac"]
 
 
 def test_how_far_a_policy_has_come_is_said(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     chosen: dict[str, Any] = {"episodes": 1, "frames": False, "device": "cpu", "tell": said.append}
     monkeypatch.setattr(analyses, "OFTEN", 0.0)
-    look([runs["d2r-1"]], **chosen)
+    inspect_runs([runs["d2r-1"]], **chosen)
     assert said[:2] == ["d2r-1: its policy acts in 2 tasks ...", "d2r-1: 5% of its steps are done ..."]
     assert len(said) == 20
     said.clear()
     monkeypatch.setattr(analyses, "OFTEN", 1e9)
-    look([runs["d2r-1"]], **chosen)
+    inspect_runs([runs["d2r-1"]], **chosen)
     assert len(said) == 1
 
 
@@ -759,7 +758,7 @@ def test_a_missing_tool_fails_where_it_is_required(blind: None, monkeypatch: pyt
 def test_a_film(runs: dict[str, Path], routes: Routes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert routes.topology is not None
     assert routes.route is not None
-    graph = rasterize(routes.topology, routes.route.sample(0), GRAPH).height
+    graph = draw_graph(routes.topology, routes.route.sample(0), GRAPH).height
     assert graph > 64
     for name, width, height in (("d2r-1", 64 + GRAPH, graph + graph % 2), ("mt-sac", 64, 64)):
         path = tmp_path / f"{name}.gif"
@@ -795,8 +794,6 @@ def test_a_graph_that_is_taller_than_the_scene_is_whole() -> None:
 
 
 def test_cameras_of_several_tasks_do_not_mix(runs: dict[str, Path]) -> None:
-    from dynroute_metaworld.report.stage import Stage
-
     if not draws():
         with pytest.raises(OpenGLError, match="install a graphics driver"):
             find_opengl()
@@ -812,12 +809,12 @@ def test_cameras_of_several_tasks_do_not_mix(runs: dict[str, Path]) -> None:
         pictures.append(env.get_images()[0])
         env.close()
     assert (pictures[0] == pictures[1]).all()
-    for tasks in ([0], [0, 1]):
-        with Stage(run, model, tasks) as stage:
-            next(stage.episode())
+    for tasks in (["drawer-close"], ["drawer-close", "reach"]):
+        with contextlib.closing(Rollout(run, model, tasks)) as rollout:
+            rollout.env.reset()
             for i in range(len(tasks)):
-                stage.frame(i, 64)
-            frames.append(stage.frame(0, 64))
+                rollout.frame(i, 64)
+            frames.append(rollout.frame(0, 64))
     assert (frames[0] == frames[1]).all()
 
 
@@ -863,11 +860,11 @@ def test_routes_as_pixels(routes: Routes) -> None:
     assert routes.topology is not None
     assert routes.route is not None
     route = routes.route.sample(0)
-    picture = rasterize(routes.topology, route, 200)
+    picture = draw_graph(routes.topology, route, 200)
     assert picture.width == 200
     pixels = np.asarray(picture, dtype=int)
     green = (np.abs(pixels - np.array([0x14, 0x6E, 0x3C])).sum(axis=-1) < 60).sum()
-    none = rasterize(routes.topology, route._replace(path=torch.zeros_like(route.path)), 200)
+    none = draw_graph(routes.topology, route._replace(path=torch.zeros_like(route.path)), 200)
     less = (np.abs(np.asarray(none, dtype=int) - np.array([0x14, 0x6E, 0x3C])).sum(axis=-1) < 60).sum()
     assert green > less > 0  # the output runs in any case
-    assert rasterize(routes.topology, route, 5000).width < 600  # no larger than it is drawn
+    assert draw_graph(routes.topology, route, 5000).width < 600  # no larger than it is drawn

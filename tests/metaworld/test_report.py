@@ -18,10 +18,8 @@ from dynroute_metaworld import Configuration, EvaluationResult, Run, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.report import page as page_module
 from dynroute_metaworld.report import scene as scenes
-from dynroute_metaworld.report.analysis import look
-from dynroute_metaworld.report.explorer import entries_of
-from dynroute_metaworld.report.page import write_report
-from dynroute_metaworld.report.tables import details, number, span, table
+from dynroute_metaworld.report.analysis import inspect_runs
+from dynroute_metaworld.report.page import details, entries_of, number, span, table, write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VOID = {"meta", "link", "input", "img", "br", "hr"}
@@ -234,7 +232,7 @@ def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
 def test_where_a_page_cannot_be_is_said_at_once(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_module, "look", None)  # nothing is done before
+    monkeypatch.setattr(page_module, "inspect_runs", None)  # nothing is done before
     with pytest.raises(FileNotFoundError, match="`output` must be in a directory that is there, got "):
         write_report(runs, tmp_path / "no" / "page.html")
     with pytest.raises(IsADirectoryError, match=r"`output` must be a file, got the directory .*report\.html is one"):
@@ -242,13 +240,13 @@ def test_where_a_page_cannot_be_is_said_at_once(
 
 
 def test_frames_that_are_left_out(runs: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    analysis = look(runs[:1], episodes=1, moments=2, frames=False, device="cpu", tell=lambda _: None)
+    analysis = inspect_runs(runs[:1], episodes=1, moments=2, frames=False, device="cpu", tell=lambda _: None)
     routes = analysis.routes["d2r"]
     pictured = [dataclasses.replace(moment, frame=np.zeros((8, 8, 3), np.uint8)) for moment in routes.moments]
     analysis.routes["d2r"] = dataclasses.replace(routes, moments=tuple(pictured))
     notes, sentence = list(analysis.notes), "Some frames are left out, lest the page become too large."
     assert entries_of(analysis)[2] == []
-    monkeypatch.setattr("dynroute_metaworld.report.explorer.ROOM", 1)
+    monkeypatch.setattr("dynroute_metaworld.report.page.ROOM", 1)
     _, entries, left_out = entries_of(analysis)
     assert left_out == [sentence]
     assert [bool(moment["frame"]) for entry in entries for moment in entry["moments"]] == [True, False, False, False]
@@ -257,7 +255,7 @@ def test_frames_that_are_left_out(runs: list[Path], monkeypatch: pytest.MonkeyPa
     assert sentence in "".join(Page(text).text)
     assert analysis.notes == notes  # asking changes nothing
     said: list[str] = []
-    monkeypatch.setattr(page_module, "look", lambda *_, **__: analysis)
+    monkeypatch.setattr(page_module, "inspect_runs", lambda *_, **__: analysis)
     write_report(runs[:1], tmp_path / "page.html", tell=said.append)
     assert said.count(sentence) == 1
 

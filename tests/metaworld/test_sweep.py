@@ -27,7 +27,7 @@ from dynroute_metaworld.runs import cluster as module
 from dynroute_metaworld.runs.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
 from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
 from dynroute_metaworld.runs.summary import SUMMARY, read_sweep, summarize, summary_rows, summary_table
-from dynroute_metaworld.runs.sweeps import _check_rows, _combine, _held, _note, read_variants, sweep
+from dynroute_metaworld.runs.sweeps import _check_rows, _combine, _locked, _note, read_variants, sweep
 from dynroute_sb3 import DamagedError
 
 SMALL = ["--methods", "mt-sac", "--benchmarks", "reach", "--horizon", "20", "--final-episodes", "2"]
@@ -246,7 +246,7 @@ def test_a_run_that_always_dies(member: Cluster, tmp_path: Path, monkeypatch: py
 def test_a_folder_that_another_sweep_holds(tmp_path: Path) -> None:
     _note(tmp_path, {})
     refused = pytest.raises(RunError, match="is in use by another sweep, which must end first")
-    with _held(tmp_path), refused, _held(tmp_path):
+    with _locked(tmp_path), refused, _locked(tmp_path):
         pass
 
 
@@ -270,7 +270,8 @@ def test_addresses_where_no_cluster_is() -> None:
             pass
 
 
-def test_something_else_at_the_address() -> None:
+def test_something_else_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ANSWER", 5.0)
     command = [sys.executable, "-m", "http.server", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
@@ -292,8 +293,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "method": (["--methods", "sm", "d2"], "`method` must be one of 'mt-sac', "),
     "benchmark": (["--methods", "sm", "--benchmarks", "MT11"], "`benchmark` must be MT10, MT25, MT50 or tasks of Meta"),
     "preset": (["--methods", "sm", "--preset", "fast"], "`preset` must be one of"),
-    "cores": (["--methods", "sm", "--cores-per-run", "0"], "`cores_per_run` must be an integer of at least 1, got 0"),
-    "GPUs": (["--methods", "sm", "--gpus-per-run", "-1"], "`gpus_per_run` must be a number of at least 0, got -1.0"),
+    "cores": (["--methods", "sm", "--cores-per-run", "0"], "`cores_per_run` must be at least 1, got 0"),
+    "GPUs": (["--methods", "sm", "--gpus-per-run", "-1"], "`gpus_per_run` must be at least 0, got -1.0"),
     "vary": (["--methods", "sm", "--vary", "protct=rsg"], "`vary` must be an option of a run and its values, for inst"),
     "vary a method": (["--methods", "sm", "--vary", "method=d2r"], "methods, benchmarks and seeds have flags of their"),
     "twice": (["--methods", "sm", "--vary", "gamma=1,1"], "`vary` of `gamma` must be a list of values, at least one"),
@@ -323,7 +324,7 @@ def test_a_cluster_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("versions differ")
 
-    monkeypatch.setattr(module, "_knock", lambda address: None)
+    monkeypatch.setattr(module, "_check_address", lambda address: None)
     monkeypatch.setattr(ray, "init", refuse)
     message = r"the cluster at head:6379 cannot be joined: versions differ; this machine must be one of its nodes"
     with pytest.raises(ConnectionError, match=message), joined("head:6379"):

@@ -13,7 +13,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.types import Task
 from numpy.typing import NDArray
 
-__all__ = ["GOALS", "MAX_HORIZON", "STATE_FEATURES", "Lean", "TaskEnvironment", "lean"]
+__all__ = ["GOALS", "MAX_HORIZON", "STATE_FEATURES", "FastMethods", "TaskEnvironment", "fast_class"]
 
 GOALS = ("fixed", "random", "benchmark")
 """Where goals come from. They are the first of the benchmark's; new ones, drawn for each episode; or its 50 in turn."""
@@ -29,8 +29,8 @@ STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 PLAIN = (bool, int, float, str, np.generic, np.ndarray, type(None))
 
 
-class Lean:
-    """The same numbers as Meta-World's own, by fewer calls of Python; mixed into the class of a task.
+class FastMethods:
+    """Faster methods with the results of Meta-World's own, mixed into the class of a task.
 
     A step of Meta-World takes longer in Python than in the simulator. These methods are those whose cost can be avoided
     without another result: tests compare every bit of what follows.
@@ -96,10 +96,10 @@ class Lean:
 
 
 @functools.cache
-def lean(name: str) -> Any:
-    """The class of a task with :class:`Lean` mixed in; that of Meta-World stays as it is."""
+def fast_class(name: str) -> Any:
+    """The class of a task with :class:`FastMethods` mixed in; that of Meta-World stays as it is."""
     kind = ALL_V3_ENVIRONMENTS[f"{name}-v3"]
-    return type(kind.__name__, (Lean, kind), {})
+    return type(kind.__name__, (FastMethods, kind), {})
 
 
 class TaskEnvironment:
@@ -125,7 +125,7 @@ class TaskEnvironment:
         render_mode: str | None = None,
     ) -> None:
         self.name, self.tasks, self.goals, self.horizon = name, tasks, goals, horizon
-        self.env = lean(name)(reward_function_version=reward_version, render_mode=render_mode, camera_name=CAMERA)
+        self.env = fast_class(name)(reward_function_version=reward_version, render_mode=render_mode, camera_name=CAMERA)
         self.env.set_task(tasks[0])
         self.seed(0)
         self.observation = np.zeros(STATE_FEATURES, dtype=np.float32)
@@ -134,7 +134,7 @@ class TaskEnvironment:
             self.frame()  # what is missing is told now, and not after hours
 
     def seed(self, seed: int) -> None:
-        """Seeds what draws goals."""
+        """Seeds the generators of goals."""
         self.rng = np.random.default_rng(seed)
         self.env.seed(seed)
         self.order: list[int] = []

@@ -18,7 +18,7 @@ __all__ = ["ScriptedPolicy"]
 
 
 class ScriptedPolicy:
-    """What Meta-World's authors wrote by hand to solve each task, with the `predict` of SB3.
+    """Meta-World's own policies, written by hand for each task, with the `predict` of SB3.
 
     It learns nothing and knows the meaning of each number of an observation: it says what can be reached within a
     horizon, checks environments and evaluation, and gives demonstrations.
@@ -54,14 +54,7 @@ class ScriptedPolicy:
         episode_start: NDArray[Any] | None = None,
         deterministic: bool = True,
     ) -> tuple[NDArray[np.float32], None]:
-        """The actions for an observation or a batch, clipped into -1..1 as Meta-World's environments clip them.
-
-        Args:
-            observation: Vectors that end with the one-hot of the task.
-            state: Not used: a script has no memory.
-            episode_start: Not used.
-            deterministic: Not used: a script draws nothing.
-        """
+        """The actions for observations that end with the one-hot, clipped into -1..1 as Meta-World does."""
         observations = np.asarray(observation)
         tasks = self.task_space.tasks(observations, name="the observation")
         states = observations.reshape(len(tasks), -1)[:, :STATE_FEATURES].astype(np.float64)

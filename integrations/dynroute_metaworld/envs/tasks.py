@@ -11,9 +11,9 @@ from metaworld.types import Task
 
 import metaworld
 
-from .environment import lean
+from .environment import fast_class
 
-__all__ = ["BENCHMARKS", "goals_of", "split_benchmark", "task_names"]
+__all__ = ["BENCHMARKS", "derive_seed", "goals_of", "split_benchmark", "task_names"]
 
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     name: tuple(task.removesuffix("-v3") for task in classes)
@@ -23,7 +23,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
 
 
 def split_benchmark(text: str) -> str | list[str]:
-    """What a command line calls a benchmark, or tasks with commas between them, as :func:`task_names` takes it.
+    """Turns the name of a benchmark, or tasks with commas between them, into the argument of :func:`task_names`.
 
     Example:
         >>> from dynroute_metaworld.envs.tasks import split_benchmark
@@ -79,13 +79,24 @@ def goals_of(benchmark: str | Sequence[str], seed: int) -> dict[str, tuple[Task,
     return {name: _drawn((name,), (seed + i) % 2**32)[name] for i, name in enumerate(names)}
 
 
+def derive_seed(seed: int, *numbers: int) -> int:
+    """The seed of a part, for instance of the environment of a task by its row in the benchmark.
+
+    Example:
+        >>> from dynroute_metaworld.envs.tasks import derive_seed
+        >>> derive_seed(0, 1), derive_seed(1, 0)
+        (2446811535, 1835504127)
+    """
+    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0])
+
+
 @functools.lru_cache(maxsize=64)
 def _drawn(names: tuple[str, ...], seed: int) -> dict[str, tuple[Task, ...]]:
     """The goals of one benchmark object of Meta-World: the tasks share one stream of random numbers."""
     generator, goals = np.random.RandomState(seed), {}
     for name in names:
         vectors = []
-        with contextlib.closing(lean(name)()) as env:
+        with contextlib.closing(fast_class(name)()) as env:
             env.still, env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = True, False, True, True
             env.np_random = generator
             env._set_task_inner()

@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from dynroute.arguments import check_choice
 
-from .environment import GOALS, MAX_HORIZON, STATE_FEATURES
-from .tasks import goals_of, task_names
+from .environment import GOALS, MAX_HORIZON, STATE_FEATURES, TaskEnvironment
+from .tasks import derive_seed, goals_of, task_names
 from .workers import Group, Remote, Shared, Specification, WorkerError, deal, processes
 
 __all__ = ["MetaWorldVecEnv", "make_envs"]
@@ -31,6 +31,7 @@ def make_envs(
     reward_scale: float = 1.0,
     restart: bool = False,
     render_mode: str | None = None,
+    only: Sequence[str] | None = None,
 ) -> "MetaWorldVecEnv":
     """Makes an environment for each task of a benchmark, as one vectorized environment.
 
@@ -45,6 +46,7 @@ def make_envs(
         reward_scale: Multiplies the rewards; the returns in the infos are without it.
         restart: Whether a worker that dies is replaced, its episodes cut short, instead of ending the run.
         render_mode: "rgb_array" for ``render()`` and ``get_images()``, which need OpenGL.
+        only: Tasks of the benchmark that alone are made, with the goals and the one-hots that they have among all.
 
     Example:
         >>> env = make_envs(["reach", "window-open"], goals="fixed", horizon=150)
@@ -52,9 +54,12 @@ def make_envs(
         (2, 41)
     """
     names = task_names(benchmark)
+    for name in only or ():
+        check_choice("only", name, names)
+    rows = [row for row, name in enumerate(names) if only is None or name in only]
     check_choice("goals", goals, GOALS)
     _check_integer("horizon", horizon, 1, MAX_HORIZON, "where Meta-World ends an episode")
-    _check_integer("workers", workers, 0, len(names), "the number of environments")
+    _check_integer("workers", workers, 0, len(rows), "the number of environments")
     _check_integer("seed", seed, 0, 2**32 - 1, "the seeds of numpy")
     if reward_version not in ("v1", "v2"):
         raise ValueError(f"`reward_version` must be 'v1' or 'v2', got {reward_version!r}; v3 is that of the tasks.")
@@ -62,7 +67,8 @@ def make_envs(
         raise ValueError(f"`reward_scale` must be positive, got {reward_scale!r}.")
     check_choice("render_mode", render_mode, (None, "rgb_array"))
     drawn = goals_of(benchmark, int(seed))
-    specifications = [Specification(name, drawn[name], goals, horizon, reward_version, render_mode) for name in names]
+    rest = (goals, horizon, reward_version, render_mode)
+    specifications = [Specification(names[row], row, len(names), drawn[names[row]], *rest) for row in rows]
     return MetaWorldVecEnv(specifications, seed=seed, workers=workers, reward_scale=reward_scale, restart=restart)
 
 
@@ -89,11 +95,12 @@ class MetaWorldVecEnv(VecEnv):
         reward_scale: float = 1.0,
         restart: bool = False,
     ) -> None:
-        count = self.num_tasks = len(specifications)
+        count, self.num_tasks = len(specifications), specifications[0].num_tasks
+        self.horizon = specifications[0].horizon
         self.task_names = [specification.name for specification in specifications]
         self.reward_scale, self.restart = np.float32(reward_scale), restart
         self._attributes: dict[str, list[Any]] = {
-            "num_tasks": [count] * count,
+            "num_tasks": [self.num_tasks] * count,
             "task_name": self.task_names,
             "render_mode": [specification.render_mode for specification in specifications],
         }
@@ -107,10 +114,10 @@ class MetaWorldVecEnv(VecEnv):
         self._finalizer = weakref.finalize(self, _close, self._parts)
         self._lost: list[Group | Remote] = []
         self._replaced = 0
-        self._one_hots = np.eye(count, dtype=np.float32)
+        self._task_rows = [specification.row for specification in specifications]
+        self._one_hots = np.eye(self.num_tasks, dtype=np.float32)[self._task_rows]
         self._started = time.time()
-        high = np.concatenate([np.full(STATE_FEATURES, np.inf), np.ones(count)]).astype(np.float32)
-        low = np.concatenate([np.full(STATE_FEATURES, -np.inf), np.zeros(count)]).astype(np.float32)
+        low, high = np.repeat([[-np.inf, 0], [np.inf, 1]], [STATE_FEATURES, self.num_tasks], axis=1).astype(np.float32)
         super().__init__(count, spaces.Box(low, high), spaces.Box(-1, 1, (4,), dtype=np.float32))
         try:
             self.seed(seed)
@@ -137,7 +144,7 @@ class MetaWorldVecEnv(VecEnv):
         return self._observations()
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Hands out the actions; workers step until :meth:`step_wait` asks for what came of it."""
+        """Sends the actions; workers step until :meth:`step_wait` asks for the results."""
         self._check_open()
         if np.shape(actions) != (self.num_envs, 4):
             raise ValueError(f"`actions` must have shape ({self.num_envs}, 4), got {np.shape(actions)}.")
@@ -184,6 +191,11 @@ class MetaWorldVecEnv(VecEnv):
         self._lost.clear()
         return self._observations(), rows["rewards"] * self.reward_scale, dones, infos
 
+    @property
+    def environments(self) -> Sequence[TaskEnvironment]:
+        """The environments themselves, where they are in this process and not in workers."""
+        return [environment for part in self._parts if isinstance(part, Group) for environment in part.environments]
+
     def get_images(self) -> list[NDArray[np.uint8] | None]:
         """A picture of each environment; ``render()`` puts them side by side."""
         if self.render_mode is None:
@@ -195,7 +207,7 @@ class MetaWorldVecEnv(VecEnv):
         return {"states": self._ask("get_state"), "seed": self._seed}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`get_state` returned: what follows is what would have followed there."""
+        """Restores a state of :meth:`get_state`, exactly: the same actions then lead to the same results."""
         tasks = [saved["task"] for saved in state["states"]]
         if tasks != self.task_names:
             raise ValueError(f"`state` must be that of the tasks {self.task_names}, got {tasks}.")
@@ -209,7 +221,7 @@ class MetaWorldVecEnv(VecEnv):
         self._finalizer()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """What is known of the environments: `num_tasks`, `task_name` and `render_mode`."""
+        """The attributes `num_tasks`, `task_name` and `render_mode` of environments."""
         if attr_name not in self._attributes:
             raise AttributeError(f"environments of Meta-World have no attribute {attr_name!r} that can be read here.")
         return [self._attributes[attr_name][i] for i in self._get_indices(indices)]
@@ -228,8 +240,7 @@ class MetaWorldVecEnv(VecEnv):
         return np.concatenate([self._rows["observations"], self._one_hots], axis=1)
 
     def _seed_of(self, row: int) -> int:
-        entropy = [self._seed, row] if not self._replaced else [self._seed, row, self._replaced]
-        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        return derive_seed(self._seed, self._task_rows[row], *([self._replaced] if self._replaced else []))
 
     def _check_open(self) -> None:
         if not self._finalizer.alive:

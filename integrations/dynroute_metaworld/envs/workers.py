@@ -1,4 +1,7 @@
-"""Processes that hold several environments each and share memory with the process that learns."""
+"""Processes that hold several environments each and share memory with the process that learns.
+
+They are written here since shared memory was measured to be 1.5 to 1.7 times as fast as the pipes of SubprocVecEnv.
+"""
 
 import atexit
 import contextlib
@@ -6,10 +9,9 @@ import ctypes
 import itertools
 import multiprocessing
 import signal
-import threading
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -19,6 +21,7 @@ from metaworld.types import Task
 from numpy.typing import NDArray
 
 from .environment import STATE_FEATURES, TaskEnvironment
+from .signals import shielded, uninterrupted
 
 __all__ = ["LAYOUT", "Group", "Remote", "Shared", "Specification", "WorkerError", "deal", "processes"]
 
@@ -41,6 +44,8 @@ class Specification:
 
     Attributes:
         name: The task.
+        row: Its row in the benchmark, on which its seed and its one-hot depend.
+        num_tasks: The number of tasks of the benchmark.
         tasks: The goals of the benchmark.
         goals: Where goals come from.
         horizon: The number of steps of an episode.
@@ -49,6 +54,8 @@ class Specification:
     """
 
     name: str
+    row: int
+    num_tasks: int
     tasks: tuple[Task, ...]
     goals: str
     horizon: int
@@ -57,17 +64,12 @@ class Specification:
 
     def make(self) -> TaskEnvironment:
         """Makes the environment."""
-        options = {name: value for name, value in vars(self).items() if name not in ("name", "tasks")}
-        return TaskEnvironment(self.name, self.tasks, **options)
+        options = ("goals", "horizon", "reward_version", "render_mode")
+        return TaskEnvironment(self.name, self.tasks, **{name: getattr(self, name) for name in options})
 
 
 class Shared:
-    """What environments are told and tell, in memory that processes share.
-
-    Args:
-        count: The number of environments.
-        context: What makes the processes.
-    """
+    """The actions and the results of environments, in memory that processes share."""
 
     def __init__(self, count: int, context: Any) -> None:
         self.count = count
@@ -117,13 +119,7 @@ def _close_remotes() -> None:
 
 
 class Group:
-    """Some of the environments, in the process that runs them.
-
-    Args:
-        specifications: How they are made.
-        rows: Their rows.
-        shared: The rows of all environments.
-    """
+    """Some of the environments, in the process that runs them."""
 
     dead = False
 
@@ -177,14 +173,7 @@ class Group:
 
 
 class Remote:
-    """Some of the environments, in a process of their own.
-
-    Args:
-        specifications: How they are made.
-        rows: Their rows.
-        shared: The rows of all environments.
-        context: What makes the process.
-    """
+    """Some of the environments, in a process of their own."""
 
     def __init__(
         self, specifications: Sequence[Specification], rows: Sequence[int], shared: Shared, context: Any
@@ -202,7 +191,7 @@ class Remote:
         self.process = self.context.Process(
             target=_work, args=(theirs, self.specifications, self.rows, self.shared.raw), daemon=True
         )
-        with _shielded():
+        with shielded():
             self.process.start()
         theirs.close()
 
@@ -212,7 +201,7 @@ class Remote:
             with contextlib.suppress(WorkerError):
                 self.receive()
         try:
-            with _uninterrupted():
+            with uninterrupted():
                 self.connection.send((command, arguments))
                 self.waiting = True
         except (BrokenPipeError, ConnectionError) as error:
@@ -222,7 +211,7 @@ class Remote:
         """The answer to what was asked last."""
         try:
             self.connection.poll(None)
-            with _uninterrupted():
+            with uninterrupted():
                 failure, answer = self.connection.recv()
                 self.waiting = False
         except (EOFError, ConnectionError) as error:
@@ -270,13 +259,13 @@ def deal(count: int, workers: int) -> list[list[int]]:
 
 
 def processes() -> Any:
-    """What makes processes that do not inherit threads and locks."""
+    """The context that makes processes which do not inherit threads and locks."""
     kinds = multiprocessing.get_all_start_methods()
     return multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
 
 
 def _work(connection: Connection, specifications: Sequence[Specification], rows: Sequence[int], raw: Any) -> None:
-    """What a process does: makes its environments and answers until the connection ends."""
+    """Makes the environments of a process, and answers until the connection ends."""
     # Ctrl-C, or a signal to all processes of a job, is for the process that learns, which ends this one.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -296,32 +285,3 @@ def _work(connection: Connection, specifications: Sequence[Specification], rows:
             connection.send(answer)
         except ConnectionError:
             return
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Lets Ctrl-C wait while a message passes: after half of one, nothing that follows could be understood."""
-    if threading.current_thread() is not threading.main_thread():  # no other thread is interrupted
-        yield
-        return
-    came: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *what: came.append(what))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if came and callable(before):
-            before(*came[-1])
-
-
-@contextlib.contextmanager
-def _shielded() -> Iterator[None]:
-    """Keeps Ctrl-C from processes that are started here, which are only told to ignore it once they have begun."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -26,9 +26,10 @@ from dynroute_sb3 import DamagedError
 from dynroute_sb3.storage import check_folder, writing_folder
 
 from ..envs.environment import STATE_FEATURES
+from ..envs.episodes import play
 from ..envs.scripted import ScriptedPolicy
 from ..envs.tasks import BENCHMARKS, goals_of, task_names
-from ..envs.vec_env import make_envs
+from ..envs.vec_env import MetaWorldVecEnv, make_envs
 from ..envs.workers import Specification, WorkerError, processes
 from .demonstrations import Demonstrations
 
@@ -56,7 +57,7 @@ def collect(
     rebuild: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> Demonstrations:
-    """Lets the scripted policies show every task of a benchmark, or reads what they showed before.
+    """Collects episodes of the scripted policies in every task of a benchmark, or reads those stored before.
 
     Each task is kept in a folder of its own once all its episodes are there. What was interrupted goes on with the
     tasks that are missing. What comes of it depends on neither that nor on the number of workers.
@@ -103,7 +104,9 @@ def collect(
     missing = [name for name in names if name not in kept]
     if missing:
         drawn = goals_of(benchmark, seed)
-        specifications = [Specification(name, drawn[name], goals, horizon, reward_version) for name in missing]
+        rest = (goals, horizon, reward_version)
+        rows = [names.index(name) for name in missing]
+        specifications = [Specification(names[row], row, len(names), drawn[names[row]], *rest) for row in rows]
         task = functools.partial(_collect_task, folder, settings)
         counts = itertools.count(len(kept) + 1)
         _collect(task, specifications, workers, lambda: progress and progress(next(counts), len(names)))
@@ -127,7 +130,7 @@ def _settings(benchmark: str | Sequence[str], episodes: int, noise: ArrayLike, r
 
 
 def _kept(folder: Path, settings: dict[str, Any], rebuild: bool) -> dict[str, dict[str, NDArray[Any]]]:
-    """What is there of each task; or nothing, once it is removed."""
+    """The stored arrays of each task; none where they are to be made anew, and were removed."""
     kept = {}
     stored = [folder / name for name in BENCHMARKS["MT50"] if (folder / name).is_dir()]
     for path in stored:
@@ -145,7 +148,7 @@ def _kept(folder: Path, settings: dict[str, Any], rebuild: bool) -> dict[str, di
 
 
 def _lock(path: Path) -> filelock.BaseFileLock:
-    """What one process at a time has that reads, writes or removes a task; one that dies lets it go."""
+    """The lock of a process that reads, writes or removes a task; one that dies releases it."""
     return filelock.FileLock(path.with_name(f".{path.name}.lock"))
 
 
@@ -231,19 +234,25 @@ def _episodes(specification: Specification, settings: dict[str, Any]) -> dict[st
     observations = np.empty((episodes, horizon + 1, STATE_FEATURES), dtype=np.float32)
     actions = np.empty((episodes, horizon, 4), dtype=np.float32)
     executed, rewards = np.empty_like(actions), np.empty((episodes, horizon), dtype=np.float32)
-    solved = np.empty(episodes, dtype=np.bool_)
-    seeds = np.random.SeedSequence([settings["seed"], settings["tasks"].index(specification.name)])
+    solved = np.zeros(episodes, dtype=np.bool_)
+    seeds = np.random.SeedSequence([settings["seed"], specification.row])
     rng = np.random.default_rng(seeds.spawn(1)[0])
-    policy = ScriptedPolicy(specification.name)
-    with contextlib.closing(specification.make()) as env:
-        env.seed(int(seeds.generate_state(1)[0]))  # as make_envs does
-        for i in range(episodes):
-            observations[i, 0] = env.reset()
-            noise = levels[i % len(levels)] * rng.standard_normal((horizon, 4))
-            for t in range(horizon):
-                # The script reads the number that is stored, so that the action is that of the stored observation.
-                actions[i, t], _ = policy.predict(np.append(observations[i, t], np.float32(1)))
-                executed[i, t] = np.clip(actions[i, t] + noise[t], -1, 1)
-                observations[i, t + 1], rewards[i, t], _, _ = env.step(executed[i, t])
-            solved[i] = env.success
+    script, ones = ScriptedPolicy(specification.name), np.ones((1, 1), np.float32)
+    wanted = noise = np.empty((horizon, 4))
+    episode = itertools.count()
+
+    def act(seen: NDArray[np.float32], number: int) -> NDArray[np.float32]:
+        nonlocal noise, wanted
+        if number == 1:
+            noise = levels[next(episode) % len(levels)] * rng.standard_normal((horizon, 4))
+        # The script reads the numbers that are stored, so that the action is that of the stored observation.
+        wanted, _ = script.predict(np.concatenate([seen[:, :STATE_FEATURES], ones], axis=1))
+        return np.asarray(np.clip(wanted + noise[number - 1], -1, 1), np.float32)
+
+    with contextlib.closing(MetaWorldVecEnv([specification], seed=settings["seed"], workers=0)) as env:
+        for step in play(env, act, episodes):
+            i, t = step.episode, step.number - 1
+            observations[i, t], observations[i, t + 1] = step.observations[0, :STATE_FEATURES], step.states[0]
+            actions[i, t], executed[i, t], rewards[i, t] = wanted[0], step.actions[0], step.rewards[0]
+            solved[i] |= step.solved[0]
     return dict(zip(ARRAYS, (observations, actions, executed, rewards, solved), strict=True))

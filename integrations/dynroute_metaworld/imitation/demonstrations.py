@@ -1,4 +1,4 @@
-"""Demonstrations: what was seen and done in episodes of every task."""
+"""Demonstrations: the observations and actions of episodes of every task."""
 
 import hashlib
 import json
@@ -54,11 +54,7 @@ class Demonstrations:
     fingerprint: str
 
     def split(self, held_out: int) -> tuple["Demonstrations", "Demonstrations"]:
-        """Those to learn from and those to check with, which are the last episodes of each task.
-
-        Args:
-            held_out: The number of episodes of each task to check with.
-        """
+        """The demonstrations to learn from, and the last `held_out` episodes of each task to check with."""
         episodes = self.solved.shape[1]
         if not 0 <= held_out < episodes:
             why = f"to leave some of the {episodes} episodes of a task to learn from"
@@ -70,7 +66,7 @@ class Demonstrations:
 
     @classmethod
     def of(cls, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> "Demonstrations":
-        """Those of some settings and arrays, with their fingerprint."""
+        """Makes demonstrations of settings and arrays, with their fingerprint."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, array in sorted(arrays.items()):
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())

@@ -1,4 +1,4 @@
-"""What there is to look at: data, figures and pages of runs, and films of their policies."""
+"""Data, figures and pages of runs, and films of their policies."""
 
 from .export import analyze
 from .film import render

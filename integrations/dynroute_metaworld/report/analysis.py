@@ -1,4 +1,4 @@
-"""What is known of runs: what their files tell, and what their policies do."""
+"""The analysis of runs: their files, read together, and the routes of their policies."""
 
 import dataclasses
 import time
@@ -6,19 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dynroute.arguments import check_count
 from dynroute_sb3 import DamagedError, latest_checkpoint
 
+from ..runs.threads import one_thread
 from ..runs.training import load_model
 from .comparison import Group, group_runs
-from .evidence import Evidence, gather_all
+from .data import LIMIT, RunData, read_runs
+from .routes import Routes, collect_routes
 from .scene import OpenGLError, find_opengl
-from .series import LIMIT
-from .watching import Routes, watch
 
-__all__ = ["Analysis", "look", "own_place", "watch_run"]
+__all__ = ["Analysis", "default_output", "inspect_runs"]
 
 OFTEN = 10.0
 """Seconds from one sentence to the next that tells how far a policy has come."""
@@ -26,7 +24,7 @@ OFTEN = 10.0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Analysis:
-    """What is known of some runs.
+    """The files of some runs, their groups, and the routes of their policies.
 
     Attributes:
         runs: What their files tell.
@@ -35,17 +33,17 @@ class Analysis:
         notes: What is missing, in sentences.
     """
 
-    runs: list[Evidence]
+    runs: list[RunData]
     groups: list[Group]
     routes: dict[str, Routes]
     notes: list[str]
 
-    def run(self, name: str) -> Evidence:
+    def run(self, name: str) -> RunData:
         """The run of a name."""
         return next(one for one in self.runs if one.name == name)
 
 
-def look(
+def inspect_runs(
     folders: Sequence[str | Path],
     *,
     episodes: int = 2,
@@ -56,7 +54,7 @@ def look(
     every: bool = True,
     tell: Callable[[str], object] = print,
 ) -> Analysis:
-    """Reads runs, and lets their policies act.
+    """Reads runs, and collects the routes of their policies.
 
     Args:
         folders: The directories of the runs.
@@ -71,7 +69,7 @@ def look(
     if not folders:
         raise ValueError("`folders` must name at least one run, got none.")
     check_count("episodes", episodes, at_least=1)
-    runs = gather_all(folders, limit=limit)
+    runs = read_runs(folders, limit=limit)
     groups, apart = group_runs(runs)
     several = len(runs) > 1
     notes = [f"{one.name}: {note}" if several else note for one in runs for note in one.notes] + apart
@@ -87,7 +85,7 @@ def look(
         for one in (one for one in wanted if one in able):
             tell(f"{one.name}: its policy acts in {len(one.tasks)} task{'s' * (len(one.tasks) > 1)} ...")
             chosen: dict[str, Any] = {"episodes": episodes, "moments": moments, "frames": frames, "device": device}
-            found, missing = watch_run(one, **chosen, progress=_now_and_then(tell, one.name))
+            found, missing = _run_routes(one, **chosen, progress=_tell_progress(tell, one.name))
             notes += [f"{one.name}: {missing}" if several else missing] if missing else []
             if found is None:
                 continue
@@ -98,8 +96,8 @@ def look(
     return Analysis(runs, groups, routes, notes)
 
 
-def _now_and_then(tell: Callable[[str], object], name: str) -> Callable[[int, int], None]:
-    """What tells how far the policy of a run has come, not more often than one likes to read it."""
+def _tell_progress(tell: Callable[[str], object], name: str) -> Callable[[int, int], None]:
+    """Returns a function that tells the progress of a policy every few seconds."""
     before = time.monotonic()
 
     def progress(done: int, total: int) -> None:
@@ -111,43 +109,22 @@ def _now_and_then(tell: Callable[[str], object], name: str) -> Callable[[int, in
     return progress
 
 
-def watch_run(
-    one: Evidence,
-    *,
-    episodes: int = 2,
-    moments: int = 12,
-    frames: bool = False,
-    device: str = "auto",
-    progress: Callable[[int, int], object] | None = None,
-) -> tuple[Routes | None, str | None]:
-    """What the policy of a run's last checkpoint does, see :func:`~dynroute_metaworld.report.watching.watch`.
-
-    Returns:
-        The routes, and in a sentence what they lack.
-    """
+def _run_routes(one: RunData, device: str, moments: int, **options: Any) -> tuple[Routes | None, str | None]:
+    """The routes of the policy of a run's last checkpoint, and in a sentence what they lack."""
     try:
         model = load_model(one.run, device)
     except (DamagedError, ValueError, OSError) as error:  # damaged, or of another version
         return None, f"There are neither routes nor frames: {error}"
     # A frame takes a while to draw, and a page of fifty tasks shall not grow without limit.
     moments = min(moments, max(4, 240 // len(one.tasks)))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a batch of a few tasks is too small for more
-    try:
-        found = watch(one.run, model, episodes=episodes, moments=moments, frames=frames, progress=progress)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        found = collect_routes(one.run, model, moments=moments, **options)
     if found.route is None:
         return found, f"The method {one.run.configuration.method} has no learned routes: nothing of them is shown."
     return found, None
 
 
-def own_place(folders: Sequence[str | Path], name: str) -> Path:
-    """Where something is written unless told otherwise: in the run, or here if there are several.
-
-    Args:
-        folders: The directories of the runs.
-        name: The name of the file or of the directory.
-    """
+def default_output(folders: Sequence[str | Path], name: str) -> Path:
+    """The default place of a file: in the run, or in the working directory if there are several."""
     different = {Path(folder).resolve() for folder in folders}
     return different.pop() / name if len(different) == 1 else Path(name)

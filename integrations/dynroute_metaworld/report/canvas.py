@@ -1,29 +1,41 @@
-"""What figures are made of, by matplotlib, which the extra `report` brings."""
+"""Parts of figures, and the graph of a film, by matplotlib, which the extra `report` brings."""
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure  # unlike pyplot, it needs no display
+from matplotlib.patches import Circle
 from numpy.typing import NDArray
+from PIL import Image
 
-from .evidence import SHARES, unit_of
+from dynroute import Route, Topology
 
-__all__ = ["INK", "heat_map", "legend", "metric_panels", "save", "scale", "scatter", "style"]
+from .data import SHARES, unit_of
+
+__all__ = ["INK", "draw_graph", "heat_map", "legend", "metric_panels", "save", "scale", "scatter", "style"]
 
 INK = "#146e3c"
-"""The colour of what is not told apart by colours."""
+"""The colour of figures that need no others."""
+
+UNUSED = "#7d8590"
+"""The colour of nodes that do not run."""
 
 BESIDE = 12
 """The largest number of names beside a panel."""
+
+STEP, DPI = 64, 100
+"""The most pixels from one column of a graph to the next, and those of an inch."""
 
 COLUMN = 2.1
 """How wide a column of names below it is, in inches."""
 
 
 def save(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
-    """Writes figures by their names, but for those that there are not."""
+    """Writes figures by their names; those that are None are left out."""
     written = []
     for name, figure in figures.items():
         if figure is not None:
@@ -33,7 +45,7 @@ def save(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
 
 
 def metric_panels(metrics: Sequence[str], height: float = 2.4) -> tuple[Figure, Any]:
-    """A panel for each metric; those over the same are aligned, and the last of them tells what that is."""
+    """A panel for each metric; those over the same unit are aligned, and the last one names it."""
     figure = Figure(figsize=(9, height * len(metrics)), layout="constrained")
     units = [unit_of(metric) for metric in metrics]
     axes = figure.subplots(len(metrics), 1, sharex=len({*units}) == 1, squeeze=False)[:, 0]
@@ -50,7 +62,7 @@ def style(number: int) -> dict[str, Any]:
 
 
 def scale(axis: Any, metric: str) -> None:
-    """Gives shares the whole scale, and others one on which noise does not look like a change."""
+    """Gives shares the whole scale, and other metrics one on which noise stays small."""
     axis.grid(alpha=0.3)
     if metric in SHARES:
         axis.set_ylim(-0.02, 1.02)
@@ -63,7 +75,7 @@ def scale(axis: Any, metric: str) -> None:
 
 
 def legend(figure: Figure, axes: Iterable[Any]) -> Any:
-    """Names what panels show, beside them all; where that is much, below them, and the figure grows by it."""
+    """Adds one legend beside all panels; a long one stands below them, and the figure grows by it."""
     named: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -93,15 +105,7 @@ def heat_map(axis: Any, shared: NDArray[np.float64], tasks: Sequence[str]) -> An
 def scatter(
     axis: Any, tasks: Sequence[str], points: NDArray[np.float64], among: Sequence[str], size: float = 400.0
 ) -> None:
-    """Draws routes on a plane, a colour and a sign for each task, the larger the more often it was taken.
-
-    Args:
-        axis: Where it is drawn.
-        tasks: The tasks.
-        points: The routes, as :func:`~dynroute_metaworld.report.watching.embed` places them.
-        among: All tasks of the figure, among which colours and signs are shared out.
-        size: That of a route that a task always takes.
-    """
+    """Draws routes on a plane, a colour and a sign for each task, the larger the more often it was taken."""
     numbers = points[:, 0].astype(int)
     sizes = 12 + size * points[:, 3] / np.bincount(numbers, points[:, 3])[numbers]
     for i, task in enumerate(tasks):
@@ -109,3 +113,41 @@ def scatter(
         look = {"color": f"C{place % 10}", "marker": "osv^D"[place // 10 % 5], "edgecolors": "white", "linewidths": 0.5}
         axis.scatter(points[mine, 1], points[mine, 2], s=sizes[mine], label=task, alpha=0.7, **look)
     axis.set(xticks=[], yticks=[])
+
+
+def draw_graph(topology: Topology, route: Route, width: int) -> Image.Image:
+    """Draws the route of one sample: nodes that run are filled, edges are the darker the more they weigh.
+
+    Args:
+        topology: The graph.
+        route: The route of the sample.
+        width: The width of the picture, in pixels; that of a small graph is narrower.
+    """
+    column = [0] * topology.num_nodes
+    for node in topology.destinations:
+        column[node] = 1 + max(column[source] for source in topology.parents[node])
+    rows = [(column.count(at) - 1) / 2 - column[:node].count(at) for node, at in enumerate(column)]
+    nodes = np.stack([column, rows], axis=1)
+    ends = np.array([(source, node) for node in topology.destinations for source in topology.parents[node]])
+    start, end = nodes[ends].transpose(1, 0, 2)
+    middle = (start + end) / 2 + (end - start - 1)[:, :1] * (0, 0.4)  # above the nodes between
+    t = np.linspace(0, 1, 25)[:, None, None]
+    curves = ((1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end).swapaxes(0, 1)
+    low, high = nodes[:, 1].min() - 0.5, curves[..., 1].max() + 0.5
+    scale = min(width / (column[-1] + 1), STEP) / DPI
+    figure = Figure(figsize=(scale * (column[-1] + 1), scale * (high - low)), dpi=DPI)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(-0.5, column[-1] + 0.5), ylim=(low, high))
+    axis.set_axis_off()
+    path, weights = (topology.to_edges(part.detach()).numpy() for part in (route.path, route.weights))
+    used = topology.used(route.path).numpy()
+    read = path & used[ends[:, 1]]
+    axis.add_collection(LineCollection(curves[~path], colors="#dfe3e8", linewidths=1))
+    axis.add_collection(LineCollection(curves[path & ~read], colors=UNUSED, linewidths=1, linestyles="--"))
+    colors = [(INK, 0.15 + 0.85 * weight**0.5) for weight in weights[read]]
+    axis.add_collection(LineCollection(curves[read], colors=colors, linewidths=1 + 3 * weights[read]))
+    for node, (x, y) in enumerate(nodes.tolist()):
+        edge, fill, ink = (INK, INK, "white") if used[node] else (UNUSED, "white", UNUSED)
+        axis.add_patch(Circle((x, y), 0.2, facecolor=fill, edgecolor=edge, zorder=2))
+        axis.text(x, y, str(node), color=ink, ha="center", va="center", fontsize="small")
+    figure.savefig(file := io.BytesIO(), format="png")
+    return Image.open(file).convert("RGB")

@@ -1,9 +1,9 @@
-"""Runs that differ in their seeds alone, taken together: curves and figures with intervals."""
+"""Runs that differ in their seeds alone, taken together: their curves, figures and routes, with intervals."""
 
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runs.configuration import KEYWORDS, Configuration
-from ..runs.intervals import bootstrap_interval, iqm
-from ..runs.seeds import settings_key, without_seed
-from .evidence import Evidence
+from dynroute import Topology
 
-__all__ = ["Band", "Group", "group_runs"]
+from ..runs.configuration import KEYWORDS, Configuration
+from ..runs.seeds import over_seeds, settings_key, without_seed
+from .data import RunData
+from .routes import THRESHOLD, Routes
+
+__all__ = ["Band", "Group", "GroupRoutes", "group_runs"]
 
 POINTS, RESAMPLES = 50, 500
 
@@ -51,7 +53,7 @@ class Group:
     """
 
     name: str
-    runs: tuple[Evidence, ...]
+    runs: tuple[RunData, ...]
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -92,9 +94,7 @@ class Group:
             "goals": self.runs[0].run.configuration.goals,
             "seeds": self.seeds,
             "evaluated": len(scores),
-            "mean": float(scores.mean()) if len(scores) else None,
-            "iqm": iqm(scores) if len(scores) else None,
-            "iqm_interval": list(bootstrap_interval(scores)) if len(scores) > 1 else None,
+            **over_seeds(scores),
             "modules_used": None if used is None else float(used.mean()),
             "minutes": float(np.mean(minutes)) if minutes else None,
         }
@@ -106,7 +106,7 @@ class Group:
             return []
         scores, modules, rows = self.scores, self.modules_of_runs, []
         for i, task in enumerate(self.tasks):
-            interval = _over_seeds(scores[:, i])
+            interval = over_seeds(scores[:, i, None])["mean_interval"]
             if interval is None and results[0].goals != "fixed":  # all episodes with a fixed goal are the same
                 interval = np.array(results[0].intervals())[:, i].tolist()
             first = np.concatenate([result.first_success[i] for result in results])
@@ -119,7 +119,7 @@ class Group:
                     "return": float(np.mean([result.returns[i].mean() for result in results])),
                     "first_success": float(first[first > 0].mean()) if (first > 0).any() else None,
                     "modules_used": float(modules[:, i].mean()) if len(modules) else None,
-                    "modules_interval": _over_seeds(modules[:, i]),
+                    "modules_interval": over_seeds(modules[:, i, None])["mean_interval"],
                 }
             )
         return rows
@@ -144,16 +144,9 @@ class Group:
         whole = np.flatnonzero(np.isfinite(table).all(axis=(0, 1)))
         if not len(whole):
             return None
-        center = np.array([iqm(table[..., k]) for k in whole])
-        limits = np.full((2, len(whole)), np.nan)
-        if len(self.runs) > 1:
-            limits = np.array([bootstrap_interval(table[..., k], resamples=RESAMPLES) for k in whole]).T
-        return Band(steps[..., whole].mean(axis=(0, 1)), center, *limits)
-
-
-def _over_seeds(values: NDArray[np.float64]) -> list[float] | None:
-    """The interval of a mean over seeds; one seed has none."""
-    return list(bootstrap_interval(values[:, None], np.mean)) if len(values) > 1 else None
+        figures = [over_seeds(table[..., k], resamples=RESAMPLES) for k in whole]
+        limits = np.array([one["iqm_interval"] or (np.nan, np.nan) for one in figures]).T
+        return Band(steps[..., whole].mean(axis=(0, 1)), np.array([one["iqm"] for one in figures]), *limits)
 
 
 def _means(curve: Any, edges: NDArray[np.float64], of: int = 1) -> NDArray[np.float64]:
@@ -167,13 +160,13 @@ def _means(curve: Any, edges: NDArray[np.float64], of: int = 1) -> NDArray[np.fl
     return np.asarray(sums / counts)
 
 
-def group_runs(runs: Sequence[Evidence]) -> tuple[list[Group], list[str]]:
+def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
     """Takes runs together that differ in their seeds alone.
 
     Returns:
         The groups, and in sentences what their intervals do not tell.
     """
-    found: dict[object, list[Evidence]] = {}
+    found: dict[object, list[RunData]] = {}
     for one in runs:
         configuration = one.run.configuration
         found.setdefault(settings_key(configuration), []).append(one)
@@ -193,8 +186,8 @@ def group_runs(runs: Sequence[Evidence]) -> tuple[list[Group], list[str]]:
     return named, notes
 
 
-def _names(groups: Sequence[Sequence[Evidence]]) -> list[str]:
-    """The methods. Those that come twice are called by their directories, or with several seeds by their settings."""
+def _names(groups: Sequence[Sequence[RunData]]) -> list[str]:
+    """The methods; where one comes twice, the directories, or with several seeds the settings."""
     configurations = [group[0].run.configuration for group in groups]
     methods = [configuration.method for configuration in configurations]
     alone = all(len(group) == 1 for group in groups)
@@ -213,7 +206,7 @@ def _names(groups: Sequence[Sequence[Evidence]]) -> list[str]:
 
 
 def _differences(mine: Configuration, alike: Sequence[Configuration]) -> str:
-    """What tells a configuration from others of its method: the benchmark, and as few settings as do."""
+    """The benchmark and the fewest settings that tell a configuration from others of its method."""
     near = [other for other in alike if other.benchmark == mine.benchmark]
     count = mine.benchmark.count(",") + 1
     where = f" on {mine.benchmark if count == 1 else f'{count} tasks'}" if len(near) < len(alike) else ""
@@ -236,7 +229,7 @@ def _differences(mine: Configuration, alike: Sequence[Configuration]) -> str:
 
 
 def _settings(configuration: Configuration) -> dict[str, str]:
-    """What is asked, in words that are short enough for a name."""
+    """The options as words that are short enough for a name."""
     critics = {f"critic_{name}": value for name, value in configuration.critic_network.items()}
     asked = {**configuration.result_options, **configuration.network_kwargs, **critics}
     told = {name: value for name, value in asked.items() if name not in KEYWORDS}
@@ -245,3 +238,91 @@ def _settings(configuration: Configuration) -> dict[str, str]:
         told["warm_start"] = re.sub(r"[-_]?seed$", "", name)
     words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
     return {name: "none" if word == "null" else word for name, word in words.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class GroupRoutes:
+    """The routes of the runs of a group.
+
+    Modules have no order that seeds have in common, so that mean routes over seeds would mean nothing. What is taken
+    together is what does not depend on it.
+
+    Attributes:
+        group: The runs that differ in their seeds alone.
+        routes: What the policies of those do that have learned routes and can act, by the name of the run.
+    """
+
+    group: Group
+    routes: Mapping[str, Routes]
+
+    @classmethod
+    def of(cls, group: Group, routes: Mapping[str, Routes]) -> "GroupRoutes | None":
+        """The routes of a group; None if no run of it has any."""
+        known = {one.name: routes[one.name] for one in group.runs if one.name in routes}
+        known = {name: one for name, one in known.items() if one.route is not None}
+        return cls(group, known) if known else None
+
+    @property
+    def topology(self) -> Topology:
+        """The graph, the same for all runs."""
+        topology = next(iter(self.routes.values())).topology
+        assert topology is not None
+        return topology
+
+    @property
+    def similarity(self) -> NDArray[np.float64]:
+        """How alike the routes of each two tasks are, with shape ``[runs, tasks, tasks]``."""
+        return np.stack([one.similarity().double().numpy() for one in self.routes.values()])
+
+    @property
+    def sources(self) -> NDArray[np.float64]:
+        """How many sources weigh more than 0.01 in the mean, with shape ``[runs, nodes that read others]``."""
+        return np.stack([one.sources().double().mean(dim=0).numpy() for one in self.routes.values()])
+
+    @property
+    def unread(self) -> NDArray[np.float64]:
+        """The share of edges that weigh at most 0.01, with shape ``[runs, 1]``."""
+        shares = []
+        for one in self.routes.values():
+            assert one.route is not None
+            weights = self.topology.to_edges(one.route.weights)
+            shares.append([float((weights <= THRESHOLD).double().mean())])
+        return np.array(shares)
+
+    def similarity_rows(self) -> list[dict[str, Any]]:
+        """The similarity of each two tasks, of each task with all others, and of all; these have no `other`."""
+        similarity, tasks = self.similarity, self.group.tasks
+        if len(tasks) < 2:
+            return []
+        pairs = np.triu_indices(len(tasks), k=1)
+        tables = [("", "", similarity[(slice(None), *pairs)])]
+        for i, task in enumerate(tasks):
+            tables.append((task, "", np.delete(similarity[:, i], i, axis=1)))
+        for i, j in itertools.combinations(range(len(tasks)), 2):
+            tables.append((tasks[i], tasks[j], similarity[:, i, j, None]))
+        return [{"task": task, "other": other, **_over_seeds(table)} for task, other, table in tables]
+
+    def sparsity_rows(self) -> list[dict[str, Any]]:
+        """How many sources each node may read, and how many it does."""
+        columns, topology = self.sources.T, self.topology
+        return [
+            {"node": node, "may_read": len(topology.parents[node]), **_over_seeds(column[:, None])}
+            for node, column in zip(topology.destinations, columns, strict=True)
+        ]
+
+    def row(self) -> dict[str, Any]:
+        """The similarity over all pairs of tasks, and the share of edges that are not read, as plain data."""
+        pairs = np.triu_indices(len(self.group.tasks), k=1)
+        tables = {"similarity": self.similarity[(slice(None), *pairs)], "edges_unread": self.unread}
+        told: dict[str, Any] = {"seeds_with_routes": len(self.routes)}
+        for name, table in tables.items():
+            figures = over_seeds(table, resamples=RESAMPLES, whole_runs=True)
+            told |= {name: figures["iqm"], f"{name}_interval": figures["iqm_interval"]}
+        return told
+
+
+def _over_seeds(table: NDArray[np.float64]) -> dict[str, float | None]:
+    """The IQM of figures with shape ``[runs, columns]``, and its interval; one run has none."""
+    figures = over_seeds(table, resamples=RESAMPLES, whole_runs=True)
+    low, high = figures["iqm_interval"] or (None, None)
+    return {"iqm": figures["iqm"], "low": low, "high": high}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..runs.run import Run
-from .evidence import gather
+from .data import read_run
 
 __all__ = ["draw_curves"]
 
@@ -17,7 +17,7 @@ def draw_curves(run: Run) -> Path | None:
         from .figures import learning
     except ImportError:
         return None
-    figure = learning(gather(run.folder))
+    figure = learning(read_run(run.folder))
     if figure is None:
         return None
     path = run.folder / "curves.png"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dynroute.inspect import draw, draw_grid
 
-from .watching import Moment, Routes
+from .routes import Routes, RouteStep
 
 __all__ = ["data_uri", "draw_moments", "draw_routes"]
 
@@ -33,12 +33,7 @@ def draw_routes(routes: Routes) -> str:
 
 
 def draw_moments(routes: Routes, width: int = 560) -> str:
-    """Draws the routes at some moments of an episode of each task, each below the frame of that moment if there is one.
-
-    Args:
-        routes: What the policy did.
-        width: The width of a moment.
-    """
+    """Draws the routes at some moments of an episode of each task, each below its frame if there is one."""
     assert routes.topology is not None
     parts, bottom = [], 0
     for task, name in enumerate(routes.tasks):
@@ -65,18 +60,13 @@ def draw_moments(routes: Routes, width: int = 560) -> str:
 
 
 def data_uri(frame: NDArray[np.uint8], quality: int = 75) -> str:
-    """A frame as a JPEG picture inside of a page.
-
-    Args:
-        frame: The frame, with shape ``[height, width, 3]``.
-        quality: That of JPEG, from 1 to 95.
-    """
+    """A frame as a JPEG picture inside of a page."""
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "JPEG", quality=quality, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _graph(routes: Routes, moment: Moment, width: int, top: int) -> tuple[str, int]:
+def _graph(routes: Routes, moment: RouteStep, width: int, top: int) -> tuple[str, int]:
     """The picture of a route in a box of a width, and the height of the box."""
     assert routes.topology is not None
     assert moment.route is not None

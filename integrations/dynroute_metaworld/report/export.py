@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .analysis import Analysis, look, own_place
+from .analysis import Analysis, default_output, inspect_runs
+from .comparison import GroupRoutes
+from .data import BY_TASK
 from .drawings import draw_moments, draw_routes
-from .evidence import BY_TASK
-from .sharing import Sharing
-from .watching import embed
+from .routes import embed
 
 __all__ = ["analyze", "write_tables"]
 
@@ -51,22 +51,22 @@ def analyze(
     Returns:
         The directory.
     """
-    folder = own_place(folders, "analysis") if output is None else Path(output)
+    folder = default_output(folders, "analysis") if output is None else Path(output)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         why = f"where {there.name} is a file; name another place"
         raise NotADirectoryError(f"`output` must be a directory, got {folder}, {why}.")
-    analysis = look(folders, episodes=episodes, device=device, tell=tell)
+    analysis = inspect_runs(folders, episodes=episodes, device=device, tell=tell)
     folder.mkdir(parents=True, exist_ok=True)
     _clear(folder, [one.name for one in analysis.runs])
-    found = (Sharing.of(group, analysis.routes) for group in analysis.groups)
+    found = (GroupRoutes.of(group, analysis.routes) for group in analysis.groups)
     sharings = [sharing for sharing in found if sharing is not None]
     write_tables(analysis, sharings, folder)
     notes, places = list(analysis.notes), {}
     try:
-        from . import figures, group_figures
+        from . import figures
     except ImportError as error:
-        figures = group_figures = None  # type: ignore[assignment]
+        figures = None  # type: ignore[assignment]
         advice = "figures need matplotlib; type: pip install 'dynroute[report]'"
         notes.append(f"There are no figures but those of routes, the data is complete: {advice} ({error})")
     for one in analysis.runs:
@@ -87,8 +87,8 @@ def analyze(
             (where / "moments.svg").write_text(draw_moments(routes), encoding="utf-8")
         if figures is not None:
             figures.write_run(where, one, routes, points)
-    if group_figures is not None:
-        group_figures.write_groups(folder, analysis.groups, sharings if len(analysis.runs) > 1 else [], places)
+    if figures is not None:
+        figures.write_groups(folder, analysis.groups, sharings if len(analysis.runs) > 1 else [], places)
     notes = list(dict.fromkeys(notes))
     (folder / "notes.txt").write_text("".join(f"{note}\n" for note in notes), encoding="utf-8")
     for note in notes:
@@ -119,14 +119,8 @@ def _clear(folder: Path, names: Sequence[str]) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def write_tables(analysis: Analysis, sharings: Sequence[Sharing], folder: Path) -> None:
-    """Writes what is known of the runs as CSV and JSON.
-
-    Args:
-        analysis: What is known.
-        sharings: What is known of the routes of groups.
-        folder: Where they are written.
-    """
+def write_tables(analysis: Analysis, sharings: Sequence[GroupRoutes], folder: Path) -> None:
+    """Writes what is known of the runs as CSV and JSON."""
     _csv(
         folder / "curves.csv",
         ["run", "metric", "task", "steps", "value"],
@@ -156,7 +150,7 @@ def write_tables(analysis: Analysis, sharings: Sequence[Sharing], folder: Path) 
         row["low"], row["high"] = row.pop("interval") or (None, None)
         row["modules_low"], row["modules_high"] = row.pop("modules_interval") or (None, None)
     _csv(folder / "success.csv", names, ([row[name] for name in names] for row in rows))
-    for kind, rows_of in (("similarity", Sharing.similarity_rows), ("sparsity", Sharing.sparsity_rows)):
+    for kind, rows_of in (("similarity", GroupRoutes.similarity_rows), ("sparsity", GroupRoutes.sparsity_rows)):
         if told := [{"method": one.group.name, **row} for one in sharings for row in rows_of(one)]:
             _csv(folder / f"{kind}_by_method.csv", list(told[0]), ([*row.values()] for row in told))
     shared = {one.group.name: one.row() for one in sharings}

@@ -1,6 +1,6 @@
-"""Figures of one run by matplotlib, which the extra `report` brings."""
+"""Figures of one run, and of methods side by side, by matplotlib, which the extra `report` brings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,41 +9,30 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from .canvas import INK, heat_map, legend, metric_panels, save, scale, scatter, style
-from .evidence import BY_TASK, Evidence
-from .watching import THRESHOLD, Routes
+from .comparison import Group, GroupRoutes
+from .data import BY_TASK, RunData
+from .routes import THRESHOLD, Routes
 
-__all__ = ["learning", "write_run"]
+__all__ = ["learning", "write_groups", "write_run"]
 
 BALANCE = {"route_temperature": BY_TASK["route_temperature"], "success": BY_TASK["success"]}
 
 
-def write_run(folder: Path, one: Evidence, routes: Routes | None, points: NDArray[np.float64] | None) -> list[Path]:
-    """Writes the figures of one run.
-
-    Args:
-        folder: Where they are written.
-        one: What the files of the run tell.
-        routes: What its policy does.
-        points: The routes on a plane, as :func:`~dynroute_metaworld.report.watching.embed` places them.
-    """
+def write_run(folder: Path, one: RunData, routes: Routes | None, points: NDArray[np.float64] | None) -> list[Path]:
+    """Writes the figures of one run."""
     figures = {
         "learning": learning(one),
         "balance": learning(one, BALANCE) if one.curves("route_temperature") else None,
         "modules": _modules(one, routes),
     }
-    if routes is not None and routes.route is not None:
-        figures |= {"similarity": _similarity(routes), "sparsity": _sparsity(routes)}
-        figures["paths"] = None if points is None else _paths(routes.tasks, points)
+    if routes is not None and (alone := GroupRoutes.of(Group(one.name, (one,)), {one.name: routes})) is not None:
+        figures |= {"similarity": _similarity([alone]), "sparsity": _run_sparsity(routes)}
+        figures["paths"] = None if points is None else _paths([alone], {one.name: points})
     return save(folder, figures)
 
 
-def learning(one: Evidence, metrics: dict[str, str] = BY_TASK) -> Figure | None:
-    """A panel for each metric, a line for each task.
-
-    Args:
-        one: What the files of the run tell.
-        metrics: The metrics, and the titles of their panels.
-    """
+def learning(one: RunData, metrics: dict[str, str] = BY_TASK) -> Figure | None:
+    """A panel for each metric, a line for each task."""
     found = {metric: curves for metric in metrics if (curves := one.curves(metric))}
     if not found:
         return None
@@ -58,7 +47,7 @@ def learning(one: Evidence, metrics: dict[str, str] = BY_TASK) -> Figure | None:
     return figure
 
 
-def _modules(one: Evidence, routes: Routes | None) -> Figure | None:
+def _modules(one: RunData, routes: Routes | None) -> Figure | None:
     """Modules used by each task, the hardest first (D2R, Fig. 8)."""
     used, success, source = None, None, ""
     if one.result is not None and one.result.modules_used is not None:
@@ -81,29 +70,7 @@ def _modules(one: Evidence, routes: Routes | None) -> Figure | None:
     return figure
 
 
-def _paths(tasks: Sequence[str], points: NDArray[np.float64]) -> Figure:
-    """Routes on a plane."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axis: Any = figure.subplots()
-    scatter(axis, tasks, points, tasks)
-    axis.set_title("t-SNE of routes; the size is how often a task took it", loc="left")
-    for handle in legend(figure, [axis]).legend_handles:
-        handle.set_sizes([30])
-    return figure
-
-
-def _similarity(routes: Routes) -> Figure:
-    """How much of their routes tasks share."""
-    size = max(5.0, 0.35 * len(routes.tasks))
-    figure = Figure(figsize=(size + 2.5, size + 1), layout="constrained")
-    axis: Any = figure.subplots()
-    image = heat_map(axis, routes.similarity().double().numpy(), routes.tasks)
-    axis.set_title("similarity of routes (weighted Jaccard)", loc="left")
-    figure.colorbar(image, ax=axis, shrink=0.7)
-    return figure
-
-
-def _sparsity(routes: Routes) -> Figure:
+def _run_sparsity(routes: Routes) -> Figure:
     """How many sources each node really reads, and how the weights are distributed (D2R, Fig. 10)."""
     assert routes.topology is not None
     assert routes.route is not None
@@ -122,3 +89,153 @@ def _sparsity(routes: Routes) -> Figure:
     below = (weights <= THRESHOLD).mean()
     right.set_title(f"share of edges; {below:.0%} weigh at most {THRESHOLD}", loc="left", fontsize="medium")
     return figure
+
+
+LABELLED = 24
+"""At most so many bars without intervals have their figures written above."""
+
+
+def write_groups(
+    folder: Path, groups: Sequence[Group], sharings: Sequence[GroupRoutes], points: Mapping[str, NDArray[np.float64]]
+) -> list[Path]:
+    """Writes the figures that compare methods: curves, success and modules used of each task, and what routes share."""
+    figures = {
+        "curves": _bands(groups),
+        "success": _by_task(groups, "success", "interval", "success of each task"),
+        "modules_by_method": _by_task(groups, "modules_used", "modules_interval", "modules used by each task"),
+        "similarity_by_method": _similarity(sharings),
+        "sparsity_by_method": _sparsity(sharings),
+        "paths_by_method": _paths(sharings, points),
+    }
+    return save(folder, figures)
+
+
+def _bands(groups: Sequence[Group]) -> Figure | None:
+    """A panel for each metric, a line for each method, with its interval over seeds."""
+    bands = {
+        metric: [(number, band) for number, group in enumerate(groups) if (band := group.band(metric)) is not None]
+        for metric in BY_TASK
+    }
+    found = {metric: lines for metric, lines in bands.items() if lines}
+    if not found:
+        return None
+    figure, axes = metric_panels(list(found))
+    for axis, (metric, lines) in zip(axes, found.items(), strict=True):
+        for number, band in lines:
+            marker = "." if len(band.steps) < 2 else ""
+            axis.plot(band.steps, band.center, label=groups[number].name, marker=marker, **style(number))
+            axis.fill_between(band.steps, band.low, band.high, color=f"C{number % 10}", alpha=0.2, linewidth=0)
+        axis.set_title(f"{BY_TASK[metric]}: IQM over tasks and seeds", loc="left", fontsize="medium")
+        scale(axis, metric)
+    legend(figure, axes)
+    return figure
+
+
+def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> Figure | None:
+    """Bars for a figure of each task, side by side for methods, the hardest task first."""
+    rows = [[row for row in group.task_rows() if row[value] is not None] for group in groups]
+    known = [(number, mine) for number, mine in enumerate(rows) if mine]
+    if not known:
+        return None
+    success: dict[str, list[float]] = {}
+    for _, mine in known:
+        for row in mine:
+            success.setdefault(row["task"], []).append(row["success"])
+    tasks = sorted(success, key=lambda task: float(np.mean(success[task])))
+    figure = Figure(figsize=(max(9, 0.3 * len(tasks) * len(known)), 4), layout="constrained")
+    axis: Any = figure.subplots()
+    width, sure = 0.8 / len(known), False
+    for place, (number, mine) in enumerate(known):
+        x = np.array([tasks.index(row["task"]) for row in mine]) + (place - (len(known) - 1) / 2) * width
+        y = np.array([row[value] for row in mine])
+        label = f"{groups[number].name}, {_counted(len(groups[number].scores))}"
+        axis.bar(x, y, width, color=f"C{number % 10}", label=label)
+        with_interval = [i for i, row in enumerate(mine) if row[interval] is not None]
+        if with_interval:
+            sure, xs, ys = True, x[with_interval], y[with_interval]
+            sides = np.abs(np.array([mine[i][interval] for i in with_interval]) - ys[:, None]).T
+            axis.errorbar(xs, ys, yerr=sides, fmt="none", ecolor="black", capsize=2, elinewidth=0.8)
+        elif len(tasks) * len(known) <= LABELLED:  # a bar of zero cannot be seen
+            for bar_x, bar_y in zip(x, y, strict=True):
+                axis.annotate(f"{bar_y:.3g}", (bar_x, bar_y), ha="center", va="bottom", fontsize="x-small")
+    axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize="small")
+    axis.set_ylim(0, 1.02 if value == "success" else None)
+    axis.set_title(f"{title}{', with 95 % intervals' * sure}; the hardest task first", loc="left")
+    legend(figure, [axis])
+    return figure
+
+
+def _similarity(sharings: Sequence[GroupRoutes]) -> Figure | None:
+    """How much of their routes tasks share, in the mean over seeds: a panel for each method."""
+    sharings = [one for one in sharings if len(one.group.tasks) > 1]
+    if not sharings:
+        return None
+    size, columns = max(4.5, 0.3 * max(len(one.group.tasks) for one in sharings)), min(3, len(sharings))
+    lines = -(-len(sharings) // columns)
+    figure = Figure(figsize=((size + 1) * columns + 1, (size + 0.5) * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis, one in zip(axes, sharings, strict=False):
+        image = heat_map(axis, one.similarity.mean(axis=0), one.group.tasks)
+        row = one.row()
+        axis.set_title(f"{_named(one)}\n{_told('IQM', row['similarity'], row['similarity_interval'])}", loc="left")
+    for axis in axes[len(sharings) :]:
+        axis.set_axis_off()
+    figure.suptitle("similarity of routes (weighted Jaccard), the mean over seeds; IQM over pairs of tasks and seeds")
+    figure.colorbar(image, ax=axes.tolist(), shrink=0.5)
+    return figure
+
+
+def _sparsity(sharings: Sequence[GroupRoutes]) -> Figure | None:
+    """How many sources nodes really read (D2R, Fig. 10), with intervals over seeds."""
+    if not sharings:
+        return None
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axis: Any = figure.subplots()
+    for number, one in enumerate(sharings):
+        rows, drawn = one.sparsity_rows(), one.row()
+        nodes, read = [row["node"] for row in rows], np.array([row["iqm"] for row in rows])
+        ends = np.array([(row["low"], row["high"]) if row["low"] is not None else (row["iqm"],) * 2 for row in rows])
+        unread = _told("", 100 * drawn["edges_unread"], drawn["edges_unread_interval"], scale=100, digits=0)
+        label = f"{_named(one)}:{unread} % of edges are not read"
+        errors = np.abs(ends - read[:, None]).T
+        axis.errorbar(nodes, read, yerr=errors, marker="o", markersize=4, capsize=2, label=label, **style(number))
+    axis.set(xlabel="node", ylim=(0, None))
+    axis.set_title(f"sources that weigh more than {THRESHOLD}: IQM over seeds", loc="left", fontsize="medium")
+    figure.legend(fontsize="small", loc="outside lower left")
+    return figure
+
+
+def _paths(sharings: Sequence[GroupRoutes], points: Mapping[str, NDArray[np.float64]]) -> Figure | None:
+    """Routes on a plane, a line of panels for each method and a panel for each seed: places have no mean."""
+    known = [(one, [name for name in one.routes if name in points]) for one in sharings]
+    known = [(one, names) for one, names in known if names]
+    if not known:
+        return None
+    columns = max(len(names) for _, names in known)
+    tasks = list(dict.fromkeys(task for one, _ in known for task in one.group.tasks))
+    figure = Figure(figsize=(3 * columns + 2.5, 3 * len(known)), layout="constrained")
+    axes = figure.subplots(len(known), columns, squeeze=False)
+    for line, (one, names) in zip(axes, known, strict=True):
+        seeds = {run.name: run.run.configuration.seed for run in one.group.runs}
+        for axis, name in zip(line, names, strict=False):
+            scatter(axis, one.group.tasks, points[name], tasks, size=150.0)
+            axis.set_title(f"{one.group.name}, seed {seeds[name]}", loc="left", fontsize="small")
+        for axis in line[len(names) :]:
+            axis.set_axis_off()
+    for handle in legend(figure, axes.flat).legend_handles:
+        handle.set_sizes([30])
+    figure.suptitle("t-SNE of routes; the size is how often a task took it")
+    return figure
+
+
+def _named(one: GroupRoutes) -> str:
+    return f"{one.group.name}, {_counted(len(one.routes))}"
+
+
+def _counted(seeds: int) -> str:
+    return f"{seeds} seed{'s' * (seeds > 1)}"
+
+
+def _told(name: str, center: float, interval: Sequence[float] | None, scale: float = 1, digits: int = 2) -> str:
+    ends = "" if interval is None else " [" + ", ".join(f"{scale * end:.{digits}f}" for end in interval) + "]"
+    return f"{name} {center:.{digits}f}{ends}"

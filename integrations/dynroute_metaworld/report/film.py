@@ -1,21 +1,23 @@
 """A film of a policy at work in a task, with the route that it takes at each step beside it."""
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from dynroute import Route
 from dynroute.arguments import check_choice, check_count
+from dynroute_sb3.storage import writing_file
 
 from ..runs.run import Run
+from ..runs.threads import one_thread
 from ..runs.training import load_model
-from .raster import rasterize
+from .routes import Rollout
 from .scene import find_opengl
-from .stage import Stage
 
 __all__ = ["render"]
 
@@ -58,8 +60,8 @@ def render(
         The file.
     """
     run = Run.open(folder)
-    tasks, name = run.configuration.tasks, task.removesuffix("-v3")
-    check_choice("task", name, tasks)
+    name = task.removesuffix("-v3")
+    check_choice("task", name, run.configuration.tasks)
     check_count("episodes", episodes, at_least=1)
     if not 64 <= size <= 1024 or size % 2:
         raise ValueError(f"`size` must be an even number of pixels in 64..1024, got {size}.")
@@ -72,51 +74,53 @@ def render(
         raise FileNotFoundError(f"`output` must be in a directory that is there, got {path}.")
     find_opengl()
     tell(f"filming {name} ...")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        pictures = list(_pictures(run, tasks.index(name), episodes, seed, size, device))
-    finally:
-        torch.set_num_threads(threads)
-    part = path.with_name(f".part-{path.name}")  # the end of the name says what is written
-    if path.suffix.lower() == ".gif":
-        # One palette for all, or colours flicker.
-        palette = pictures[len(pictures) // 2].quantize(128)
-        first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
-        first.save(part, save_all=True, append_images=others, duration=PAUSE, loop=0, optimize=False)
-    else:
-        from imageio.v2 import get_writer
+    with one_thread():
+        pictures = _pictures(run, name, episodes, seed, size, device)
+    with writing_file(path) as part:
+        if path.suffix.lower() == ".gif":
+            # One palette for all, or colours flicker.
+            palette = pictures[len(pictures) // 2].quantize(128)
+            first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
+            first.save(part, save_all=True, append_images=others, duration=PAUSE, loop=0, optimize=False)
+        else:
+            from imageio.v2 import get_writer
 
-        film: Any
-        with get_writer(part, fps=1000 / PAUSE, macro_block_size=2) as film:
-            for picture in pictures:
-                film.append_data(np.asarray(picture))
-    part.replace(path)
+            film: Any
+            with get_writer(part, fps=1000 / PAUSE, macro_block_size=2) as film:
+                for picture in pictures:
+                    film.append_data(np.asarray(picture))
     return path
 
 
-def _pictures(run: Run, row: int, episodes: int, seed: int | None, size: int, device: str) -> Iterator[Image.Image]:
-    """The pictures of a film, each with what was chosen there."""
+def _pictures(run: Run, task: str, episodes: int, seed: int | None, size: int, device: str) -> list[Image.Image]:
+    """The pictures of a film, each with the route that was chosen there."""
+    try:
+        from .canvas import draw_graph
+    except ImportError as error:
+        raise ImportError("a film needs matplotlib; type: pip install 'dynroute[report]'") from error
     model, font = load_model(run, device), ImageFont.load_default(size=15)
-    topology = model.policy.topology
-    with Stage(run, model, [row], seed) as stage:
-        for episode in range(1, episodes + 1):
-            for step in stage.episode():
-                if (step.number - 1) % EVERY and step.number < stage.horizon:
-                    continue
-                scene = Image.fromarray(stage.frame(0, size))
-                words = [stage.tasks[0], f"step {step.number} of {stage.horizon}"]
-                words += [f"episode {episode} of {episodes}"] if episodes > 1 else []
-                graph = None
-                if topology is not None and step.route is not None and step.modules_used is not None:
-                    graph = rasterize(topology, step.route.sample(0), GRAPH)
-                    words.append(f"{step.modules_used[0]} of {topology.num_nodes} nodes run")
-                if stage.first_success[0] > 0:
-                    words.append(f"solved at step {stage.first_success[0]}")
-                picture = _beside(scene, graph)
-                place = (8, picture.height - LINE + 5)
-                ImageDraw.Draw(picture).text(place, ", ".join(words), fill="#1f2328", font=font)
-                yield picture
+    topology, horizon = model.policy.topology, run.configuration.horizon
+    pictures: list[Image.Image] = []
+
+    def before(episode: int, number: int, route: Route | None) -> None:
+        if (number - 1) % EVERY and number < horizon:
+            return
+        scene = Image.fromarray(rollout.frame(0, size))
+        words = [task, f"step {number} of {horizon}"]
+        words += [f"episode {episode + 1} of {episodes}"] if episodes > 1 else []
+        graph = None
+        if topology is not None and route is not None:
+            graph = draw_graph(topology, route.sample(0), GRAPH)
+            words.append(f"{int(topology.used(route.path).sum())} of {topology.num_nodes} nodes run")
+        if (first := rollout.first_success[0, episode]) > 0:
+            words.append(f"solved at step {first}")
+        picture = _beside(scene, graph)
+        ImageDraw.Draw(picture).text((8, picture.height - LINE + 5), ", ".join(words), fill="#1f2328", font=font)
+        pictures.append(picture)
+
+    with contextlib.closing(Rollout(run, model, [task], seed)) as rollout:
+        rollout.run(episodes, before)
+    return pictures
 
 
 def _beside(scene: Image.Image, graph: Image.Image | None) -> Image.Image:

@@ -16,7 +16,7 @@ from ..envs.environment import CAMERA, TaskEnvironment
 __all__ = ["BACKENDS", "Camera", "OpenGLError", "find_opengl"]
 
 BACKENDS = ("egl", "osmesa")
-"""What draws without a display, in the order in which it is tried."""
+"""The libraries that draw without a display, in the order in which they are tried."""
 
 PROBE = """
 import mujoco
@@ -32,9 +32,9 @@ class OpenGLError(OSError):
 
 
 def find_opengl() -> str:
-    """Finds what draws on this machine, and lets MuJoCo use it from now on.
+    """Finds the library that draws on this machine, and lets MuJoCo use it from now on.
 
-    That is what the variable ``MUJOCO_GL`` names, if it is set, and else the first of :data:`BACKENDS` that works. It
+    It is the one that ``MUJOCO_GL`` names, if that is set, and else the first of :data:`BACKENDS` that works. It
     is tried in a process of its own, which may crash.
 
     Returns:
@@ -67,10 +67,6 @@ class Camera:
     """Takes pictures of the scene of an environment, without shadows, which cost more than all the rest.
 
     Call :func:`find_opengl` first. Taking a picture changes nothing that steps depend on.
-
-    Args:
-        environment: The environment.
-        size: The width and the height of a picture.
     """
 
     def __init__(self, environment: TaskEnvironment, size: int = 240) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -20,6 +21,7 @@ from .training import train
 
 __all__ = ["check_nodes", "check_room", "joined", "run_all"]
 
+ANSWER = 30.0  # seconds in which `ray status` must have found a cluster; mostly it needs two
 RETRIES = 3  # in a row, without a checkpoint between them
 RELEASE = 60.0  # seconds after which the processes of a killed sweep must have ended; most do within two
 IDLE = 10  # half minutes in which nothing could be started
@@ -41,7 +43,7 @@ def joined(address: str | None) -> Iterator[None]:
         os.environ.setdefault("RAY_worker_niceness", "0")  # or minutes would be those of what the machine has to spare
         ray.init("local", include_dashboard=False, object_store_memory=10**8, **QUIET)
     else:
-        _knock(address)
+        _check_address(address)
         try:
             ray.init(address, **QUIET)
         except (Exception, SystemExit) as error:
@@ -63,24 +65,21 @@ def _ray() -> Any:
     return ray
 
 
-def _knock(address: str) -> None:
-    """Raises an error at once where no cluster answers; Ray itself tries for minutes, and ends the process."""
+def _check_address(address: str) -> None:
+    """Raises an error where no cluster answers; ``ray.init`` tries for minutes, and then ends the process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise ValueError(f"`address` must be HOST:PORT, as `ray start --head` tells it, got {address!r}.")
     if host in ("localhost", "127.0.0.1"):  # Ray takes these for
         host = _ray().util.get_node_ip_address()
+    status = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", f"{host}:{port}"]
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") == "1":
-                return
-            # A cluster speaks HTTP/2, where both sides begin with a frame of settings, whose type is 4.
-            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0")
-            if connection.recv(9)[3:4] != b"\x04":
-                raise ConnectionError("what answers there is no cluster of Ray")
-    except (OSError, OverflowError) as error:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        subprocess.run(status, capture_output=True, timeout=ANSWER)
+    except (OSError, OverflowError, subprocess.TimeoutExpired) as error:
+        why = "what answers there is no cluster of Ray" if isinstance(error, subprocess.TimeoutExpired) else error
         raise ConnectionError(
-            f"no cluster can be reached at {host}:{port} ({error}); `address` must be what `ray start --head` tells, "
+            f"no cluster can be reached at {host}:{port} ({why}); `address` must be what `ray start --head` tells, "
             "or left out to run on this machine."
         ) from error
 
@@ -129,7 +128,7 @@ def check_nodes(folder: Path, token: str) -> None:
     ray = _ray()
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    look = ray.remote(num_cpus=0, max_retries=0)(_check_node)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     looks = [
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
@@ -153,7 +152,7 @@ def check_nodes(folder: Path, token: str) -> None:
             raise RunError(f"{where} has {', '.join(differ)}; install there what is installed here.")
 
 
-def _look(folder: Path, token: str) -> tuple[bool, dict[str, str]]:
+def _check_node(folder: Path, token: str) -> tuple[bool, dict[str, str]]:
     return _sees(folder, token), versions()
 
 
@@ -275,7 +274,7 @@ def _work(
     command: list[str],
     finish: Callable[[Run], object] | None,
 ) -> Iterator[tuple[str, Any]]:
-    """What a process of the cluster does: it tells that a run is started, and then what came of it."""
+    """Does a run in a process of the cluster: yields that it is started, and then its outcome."""
     node = _ray().get_runtime_context().get_node_id()
     with folder.with_name(f"{folder.name}.txt").open("a", buffering=1) as output:
         print(f"--- on {platform.node()}, node {node}, process {os.getpid()}", file=output)

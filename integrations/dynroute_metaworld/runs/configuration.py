@@ -18,6 +18,7 @@ from dynroute_sb3 import DamagedError
 from dynroute_sb3.gaussian import LOG_STD_LIMITS, LOG_STD_RANGE
 from dynroute_sb3.losses import MASK_RULES, Q_TARGETS, TASK_WEIGHTS, TEMPERATURES
 from dynroute_sb3.options import BINS, CRITIC_LOSSES, PATHS, PRECISIONS, VALUE_RANGE, WARMUP_ACTIONS
+from dynroute_sb3.storage import writing_file
 
 from ..envs.environment import GOALS, MAX_HORIZON
 from ..envs.tasks import split_benchmark, task_names
@@ -63,6 +64,11 @@ def _option(default: Any, *about: Any, **rules: Any) -> Any:
     return field(default=default, metadata=_rules(*about, **rules))
 
 
+def _aside(default: Any, *about: Any, **rules: Any) -> Any:
+    """A field on which no result depends."""
+    return _option(default, *about, changes_result=False, **rules)
+
+
 RUN, SCHEDULE, LEARNING, NETWORK = "the run", "schedule, in steps of each task", "learning", "network and ablations"
 IMITATION = "demonstrations of scripted policies"
 
@@ -86,29 +92,16 @@ class Configuration:
     benchmark: str = _option("MT10", "MT10, MT25, MT50, or tasks with commas between them", RUN)
     goals: str = _option("random", "new in each episode, one for all of them, or the benchmark's 50", RUN, GOALS)
     seed: int = _option(1, "decides all that is drawn", RUN, least=0)
-    device: str = _option(
-        "auto", "cpu, cuda, or auto for cuda where there is one", RUN, changes_result=False, movable=True
+    device: str = _aside("auto", "cpu, cuda, or auto for cuda where there is one", RUN, movable=True)
+    workers: int = _aside(
+        0, "processes that run the environments; 0 for none beside this one", RUN, least=0, movable=True
     )
-    workers: int = _option(
-        0,
-        "processes that run the environments; 0 for none beside this one",
-        RUN,
-        least=0,
-        changes_result=False,
-        movable=True,
-    )
-    threads: int | None = _option(
-        None, "cores that torch uses; one for small networks, else all", RUN, least=1, changes_result=False
-    )
-    restart: bool = _option(
-        False,
-        "replace a worker that dies, its episodes cut short, instead of stopping",
-        RUN,
-        changes_result=False,
-        movable=True,
+    threads: int | None = _aside(None, "cores that torch uses; one for small networks, else all", RUN, least=1)
+    restart: bool = _aside(
+        False, "replace a worker that dies, its episodes cut short, instead of stopping", RUN, movable=True
     )
     overlap: bool = _option(False, "learn while the environments step, which act on networks one update older", RUN)
-    compile: bool = _option(False, "compile the networks by torch.compile", RUN, changes_result=False)
+    compile: bool = _aside(False, "compile the networks by torch.compile", RUN)
 
     steps: int | None = _option(
         None, "how long; 1,500,000 for at most ten tasks, 1,000,000 for more", SCHEDULE, least=0, movable=True
@@ -126,22 +119,12 @@ class Configuration:
     update_every: int = _option(1, "steps from one time of learning to the next", SCHEDULE, least=1)
     updates: int = _option(1, "updates each time", SCHEDULE, least=1)
     lag_rollouts: bool = _option(False, "act on the policy as it was one time of learning before", SCHEDULE)
-    log_every: int = _option(
-        1000, "steps from one line of metrics to the next", SCHEDULE, least=1, changes_result=False
-    )
-    window: int = _option(
-        20, "newest episodes of which success is logged and shown", SCHEDULE, least=1, changes_result=False
-    )
-    checkpoint_every: int = _option(
-        10_000, "steps from one checkpoint to the next", SCHEDULE, least=1, changes_result=False, movable=True
-    )
-    evaluate_every: int = _option(
-        10_000, "steps from one evaluation to the next", SCHEDULE, least=1, changes_result=False
-    )
-    evaluation_episodes: int = _option(32, "episodes of an evaluation", SCHEDULE, least=1, changes_result=False)
-    final_episodes: int = _option(
-        100, "episodes of the evaluation at the end", SCHEDULE, least=1, changes_result=False, movable=True
-    )
+    log_every: int = _aside(1000, "steps from one line of metrics to the next", SCHEDULE, least=1)
+    window: int = _aside(20, "newest episodes of which success is logged and shown", SCHEDULE, least=1)
+    checkpoint_every: int = _aside(10_000, "steps from one checkpoint to the next", SCHEDULE, least=1, movable=True)
+    evaluate_every: int = _aside(10_000, "steps from one evaluation to the next", SCHEDULE, least=1)
+    evaluation_episodes: int = _aside(32, "episodes of an evaluation", SCHEDULE, least=1)
+    final_episodes: int = _aside(100, "episodes of the evaluation at the end", SCHEDULE, least=1, movable=True)
 
     learning_rate: float = _option(3e-4, "of actor and critics", LEARNING, least=0)
     optimizer: str = _option("adam", "of actor and critics", LEARNING, tuple(OPTIMIZERS))
@@ -156,9 +139,7 @@ class Configuration:
     buffer_size: int | None = _option(
         None, "transitions of all tasks that are kept; 1M for at most ten tasks, else 10M", LEARNING, least=1
     )
-    memory_map: str | None = _option(
-        None, "a directory for them, where memory is short", LEARNING, changes_result=False
-    )
+    memory_map: str | None = _aside(None, "a directory for them, where memory is short", LEARNING)
     critic_loss: str = _option("mse", "critics learn values, or distributions of them", LEARNING, CRITIC_LOSSES)
     bins: int = _option(BINS, "of these distributions", LEARNING, least=2)
     value_low: float = _option(VALUE_RANGE[0], "value of the first bin", LEARNING)
@@ -366,8 +347,9 @@ class Configuration:
         )
 
     def write(self, path: Path) -> None:
-        """Writes it as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        """Writes it as JSON, whole or not at all."""
+        with writing_file(path) as part:
+            part.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -13,17 +13,19 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from torch import nn
 
 import dynroute
+from dynroute import Route
 from dynroute.arguments import check_choice, check_count
 from dynroute_sb3 import MultiTaskPolicy
 from dynroute_sb3.randomness import random_state, set_random_state
 
 from ..envs.environment import STATE_FEATURES
+from ..envs.episodes import play
 from ..envs.scripted import ScriptedPolicy
 from ..envs.tasks import BENCHMARKS, task_names
 from ..envs.vec_env import MetaWorldVecEnv, make_envs
 from .result import ARRAYS, EvaluationResult
 
-__all__ = ["SEEDS", "evaluate", "unseen"]
+__all__ = ["SEEDS", "act_with_route", "evaluate", "unseen"]
 
 SEEDS = {"random": 1_000_000, "fixed": 0, "benchmark": 0}
 """The seed where none is given. Random goals are then none that training draws with the small seeds that people take;
@@ -35,9 +37,6 @@ def unseen(goals: str, seed: int) -> int:
     if goals != "random":
         return seed
     return SEEDS[goals] + (seed == SEEDS[goals])
-
-
-Act = Callable[[NDArray[Any], Any, NDArray[np.bool_]], tuple[NDArray[Any], Any, NDArray[Any] | None]]
 
 
 def evaluate(
@@ -90,13 +89,9 @@ def evaluate(
     if seed is None:
         seed = SEEDS.get(goals, 0)
     with _undisturbed(policy):
-        env = make_envs(
-            benchmark, goals=goals, horizon=horizon, seed=seed, workers=workers, reward_version=reward_version
-        )
-        try:
-            arrays = _run(_acting(policy), env, episodes, horizon, progress)
-        finally:
-            env.close()
+        options: dict[str, Any] = {"goals": goals, "horizon": horizon, "reward_version": reward_version}
+        with contextlib.closing(make_envs(benchmark, seed=seed, workers=workers, **options)) as env:
+            arrays = _run(policy, env, episodes, progress)
     whole = isinstance(benchmark, str) and benchmark.upper() in BENCHMARKS
     return EvaluationResult(
         benchmark=str(benchmark).upper() if whole else ", ".join(names),
@@ -112,59 +107,59 @@ def evaluate(
 
 
 def _run(
-    act: Act, env: MetaWorldVecEnv, episodes: int, horizon: int, progress: Callable[[int, int], object] | None
+    policy: PolicyPredictor, env: MetaWorldVecEnv, episodes: int, progress: Callable[[int, int], object] | None
 ) -> dict[str, Any]:
-    """The arrays of a result. All environments have the same horizon, so that their episodes end together."""
-    tasks = np.arange(env.num_envs)
+    """The arrays of a result."""
     shape = (env.num_envs, episodes)
     arrays: dict[str, Any] = {name: np.zeros(shape, dtype) for name, dtype in ARRAYS.items()}
     arrays["first_success"][:] = -1
     arrays["goal_positions"] = np.zeros((*shape, 3), np.float32)
-    observations: Any = env.reset()
-    state, starts = None, np.ones(env.num_envs, dtype=bool)
-    for episode in range(episodes):
-        arrays["goal_positions"][:, episode] = observations[:, STATE_FEATURES - 3 : STATE_FEATURES]
-        for step in range(1, horizon + 1):
-            actions, state, used = act(observations, state, starts)
-            observations, _, starts, infos = env.step(actions)
-            solved = np.array([info["success"] for info in infos])
-            arrays["first_success"][tasks[solved & (arrays["first_success"][:, episode] < 0)], episode] = step
-            if used is not None:
-                arrays["modules_used"][:, episode] += used / horizon
-            if progress is not None:
-                progress(episode * horizon + step, episodes * horizon)
-        arrays["success_last"][:, episode] = solved
-        for name, key in (("returns", "r"), ("lengths", "l")):
-            arrays[name][:, episode] = [info["episode"][key] for info in infos]
-    if used is None:
+    actor = _Actor(policy)
+    for step in play(env, actor, episodes, progress):
+        found = {name: array[:, step.episode] for name, array in arrays.items()}
+        if step.number == 1:
+            found["goal_positions"][:] = step.observations[:, STATE_FEATURES - 3 : STATE_FEATURES]
+        found["first_success"][step.solved & (found["first_success"] < 0)] = step.number
+        if actor.used is not None:
+            found["modules_used"] += actor.used / env.horizon
+        if step.number == env.horizon:
+            found["success_last"][:] = step.solved
+            found["returns"][:] = [info["episode"]["r"] for info in step.infos]
+            found["lengths"][:] = [info["episode"]["l"] for info in step.infos]
+    if actor.used is None:
         arrays["modules_used"] = None
     return arrays
 
 
-def _acting(policy: PolicyPredictor) -> Act:
-    """How a policy acts: the actions, what it remembers, and how many modules its routes reach."""
-    inner = policy.policy if isinstance(policy, BaseAlgorithm) else policy
-    if not isinstance(inner, MultiTaskPolicy):
+class _Actor:
+    """A policy with its memory, and the number of modules that its routes reached last; None if it has no routes."""
 
-        def predict(
-            observations: NDArray[Any], state: Any, starts: NDArray[np.bool_]
-        ) -> tuple[NDArray[Any], Any, None]:
-            return *policy.predict(observations, state=state, episode_start=starts, deterministic=True), None
+    def __init__(self, policy: PolicyPredictor) -> None:
+        self.policy = policy
+        self.state: Any = None
+        self.used: NDArray[np.int64] | None = None
+        self.inner = policy.policy if isinstance(policy, BaseAlgorithm) else policy
 
-        return predict
+    def __call__(self, observations: NDArray[np.float32], number: int) -> NDArray[Any]:
+        if not isinstance(self.inner, MultiTaskPolicy):
+            starts: Any = np.full(len(observations), number == 1)
+            options: dict[str, Any] = {"state": self.state, "episode_start": starts, "deterministic": True}
+            actions, self.state = self.policy.predict(observations, **options)
+            return actions
+        actions, route = act_with_route(self.inner, observations)
+        if route is not None and self.inner.topology is not None:
+            self.used = self.inner.topology.used(route.path).sum(dim=-1).numpy()
+        return actions
 
-    inner.set_training_mode(False)
 
-    @torch.no_grad()
-    def act(observations: NDArray[Any], *_: Any) -> tuple[NDArray[Any], None, NDArray[Any] | None]:
-        # What `predict` does, which does not tell the route.
-        actions, route = inner.actor.act(torch.as_tensor(observations, device=inner.device), deterministic=True)
-        topology, used = inner.topology, None
-        if topology is not None and route is not None:
-            used = topology.used(route.path).sum(dim=-1).cpu().numpy()
-        return inner.unscale_action(actions.cpu().numpy()), None, used
-
-    return act
+@torch.no_grad()
+def act_with_route(policy: MultiTaskPolicy, observations: NDArray[Any]) -> tuple[NDArray[Any], Route | None]:
+    """The actions of ``predict`` along the best routes, with these routes on the CPU; None without learned routes."""
+    policy.set_training_mode(False)
+    actions, route = policy.actor.act(torch.as_tensor(observations, device=policy.device), deterministic=True)
+    if route is not None:
+        route = Route(*(part.cpu() for part in route))
+    return policy.unscale_action(actions.cpu().numpy()), route
 
 
 def _check_tasks(policy: PolicyPredictor, names: Sequence[str]) -> None:

@@ -12,28 +12,38 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynroute import Extraction, Program, trace_program
 from dynroute.arguments import check_choice, check_count
 from dynroute_sb3 import MultiTaskSAC, extract_policy
+from dynroute_sb3.storage import writing_file
 from dynroute_sb3.task_policy import whole_policy
 
+from ..envs.environment import STATE_FEATURES
+from ..envs.episodes import play
+from ..envs.vec_env import make_envs
 from ..imitation.collection import collect
-from .episodes import run_episodes
+from .configuration import Configuration
 from .evaluation import unseen
+from .result import format_table
 from .run import Run
+from .threads import one_thread
 
 __all__ = [
     "FORMATS",
     "STATES",
+    "Episodes",
     "ExtractedTask",
     "extract_task",
     "load_policy",
     "measure_in_turns",
+    "run_episodes",
     "save_policy",
     "task_states",
 ]
@@ -51,6 +61,51 @@ ELSEWHERE = 1_000_000
 """How far the seed of these episodes is from that of an evaluation, so that neither meets the goals of the other."""
 
 Act = Callable[[Tensor], Tensor]
+
+
+class Episodes(NamedTuple):
+    """The states of some episodes of a task, and their success."""
+
+    states: NDArray[np.float32]
+    """The states before each step, with shape ``[episodes, horizon, 39]``."""
+
+    solved: NDArray[np.bool_]
+    """Whether the task was solved at any step, with shape ``[episodes]``."""
+
+
+def run_episodes(
+    policy: Act,
+    configuration: Configuration,
+    task: str,
+    *,
+    episodes: int,
+    seed: int,
+    progress: Callable[[int, int], object] | None = None,
+) -> Episodes:
+    """Runs a policy of states in one task; goals are those of an evaluation of the run with the same seed.
+
+    Args:
+        policy: Turns states with shape ``[1, 39]`` into actions.
+        configuration: The configuration of the run.
+        task: The task.
+        episodes: The number of episodes; with fixed goals all would be equal, and one is run.
+        seed: What the goals depend on.
+        progress: Called after each step with the number of steps that are done and that of all.
+    """
+    episodes = 1 if configuration.goals == "fixed" else episodes
+    problem = {**configuration.problem, "workers": 0}
+    states = np.empty((episodes, configuration.horizon, STATE_FEATURES), np.float32)
+    solved = np.zeros(episodes, np.bool_)
+
+    def act(observations: NDArray[np.float32], _: int) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return policy(torch.from_numpy(observations[:, :STATE_FEATURES].copy())).numpy()
+
+    with contextlib.closing(make_envs(configuration.benchmark_or_tasks, only=[task], seed=seed, **problem)) as env:
+        for step in play(env, act, episodes, progress):
+            states[step.episode, step.number - 1] = step.observations[0, :STATE_FEATURES]
+            solved[step.episode] |= step.solved[0]
+    return Episodes(states, solved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +156,7 @@ class ExtractedTask:
         ]
         if self.success is not None:
             rows.append((f"success, {self.episodes} episodes", *(f"{rate:.2f}" for rate in self.success)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        lines = [format_table(rows)]
         deviation = "" if report.deviation is None else f"actions differ by at most {report.deviation:.1e} on them"
         if self.deviation_elsewhere is not None:
             deviation += f", and by {self.deviation_elsewhere:.1e} on those of other episodes"
@@ -272,34 +326,25 @@ def save_policy(policy: nn.Module, path: Path, form: str, example: Tensor, notes
     if form == "torch":
         trace_program(policy, example, notes=notes).save(path)
         return
-    part = path.with_name(f".{path.stem}.part{path.suffix}")  # torch looks at the end of the name
     shapes = ({0: torch.export.Dim("batch", min=1)},)
-    if form == "export":
-        torch.export.save(torch.export.export(policy, (example,), dynamic_shapes=shapes), part)
-    else:
-        logging.disable(logging.WARNING)  # what the exporter tells is about itself
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as ending:
-            ending.callback(logging.disable, logging.NOTSET)
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                policy,
-                (example,),
-                part,
-                input_names=["state"],
-                output_names=["action"],
-                dynamic_shapes=shapes,
-                dynamo=True,
-                external_data=False,
-            )
-    part.replace(path)
+    with contextlib.ExitStack() as ending:
+        part = ending.enter_context(writing_file(path))
+        if form == "export":
+            torch.export.save(torch.export.export(policy, (example,), dynamic_shapes=shapes), part)
+            return
+        ending.enter_context(warnings.catch_warnings())  # what the exporter tells is about itself
+        warnings.simplefilter("ignore")
+        ending.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        ending.callback(logging.disable, logging.NOTSET)
+        logging.disable(logging.WARNING)
+        names: dict[str, Any] = {"input_names": ["state"], "output_names": ["action"]}
+        torch.onnx.export(policy, (example,), part, dynamic_shapes=shapes, dynamo=True, external_data=False, **names)
 
 
 def load_policy(path: Path, form: str) -> Act | None:
     """A policy that was saved; None for ONNX where onnxruntime is not installed.
 
-    Args:
-        path: The file. One of "export" must come from those one trusts.
-        form: The format.
+    A file of "export" must come from those one trusts.
     """
     if form == "torch":
         return Program.load(path)
@@ -319,11 +364,6 @@ def load_policy(path: Path, form: str) -> Act | None:
 def measure_in_turns(jobs: Mapping[str, Act], state: Tensor, *, rounds: int = 300) -> dict[str, float]:
     """The median milliseconds of each policy for some states on one core; policies take turns, so that load hits all.
 
-    Args:
-        jobs: The policies.
-        state: The states.
-        rounds: The number of turns; each timed call follows an untimed one.
-
     Example:
         >>> from dynroute_metaworld.runs.extraction import measure_in_turns
         >>> list(measure_in_turns({"tanh": torch.tanh}, torch.zeros(1, 39), rounds=3))
@@ -331,11 +371,10 @@ def measure_in_turns(jobs: Mapping[str, Act], state: Tensor, *, rounds: int = 30
     """
     check_count("rounds", rounds, at_least=1)
     taken: dict[str, list[float]] = {name: [] for name in jobs}
-    threads, collecting = torch.get_num_threads(), gc.isenabled()
-    torch.set_num_threads(1)
+    collecting = gc.isenabled()
     gc.disable()
     try:
-        with torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             for _ in range(rounds):
                 for name, job in jobs.items():
                     job(state)
@@ -343,7 +382,6 @@ def measure_in_turns(jobs: Mapping[str, Act], state: Tensor, *, rounds: int = 30
                     job(state)
                     taken[name].append(1e3 * (time.perf_counter() - start))
     finally:
-        torch.set_num_threads(threads)
         if collecting:
             gc.enable()
     return {name: statistics.median(times) for name, times in taken.items()}

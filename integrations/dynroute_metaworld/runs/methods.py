@@ -1,12 +1,16 @@
 """The table of methods: what each is, and how many parameters it has."""
 
+from typing import Any
+
+from torch import nn
+
 from dynroute import Soft
 from dynroute.networks import PRESETS, build
 
 from ..envs.environment import STATE_FEATURES
 from .configuration import Configuration
 
-__all__ = ["check_network", "count_parameters", "methods_table"]
+__all__ = ["build_actor", "check_network", "count_parameters", "methods_table"]
 
 ACTIONS = 4
 PUBLISHED = {
@@ -20,12 +24,17 @@ PUBLISHED = {
 """Millions of parameters in D2R's table 8, for 10 and 50 tasks."""
 
 
+def build_actor(configuration: Configuration, **sizes: Any) -> nn.Module:
+    """The network of a configuration's actor, or one of other sizes, without memory for its parameters."""
+    shape = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
+    return build(configuration.method, *shape, device="meta", **{**configuration.network_kwargs, **sizes})
+
+
 def check_network(configuration: Configuration) -> None:
     """Raises an error if the network of a configuration cannot be built, or cannot learn what is asked of it."""
-    shape = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
-    network = build(configuration.method, *shape, device="meta", **configuration.network_kwargs)
+    network = build_actor(configuration)
     critics = {**configuration.network_kwargs, **configuration.critic_network, **getattr(network, "shared", {})}
-    build(configuration.method, STATE_FEATURES + ACTIONS, shape[1], 1, device="meta", **critics)
+    build(configuration.method, STATE_FEATURES + ACTIONS, len(configuration.tasks), 1, device="meta", **critics)
     routed = getattr(network, "routed", None)
     for name, weight in configuration.cloning.route_losses.items():
         told = f"`{name}` must be 0"

@@ -1,23 +1,21 @@
-"""The metrics of a run: one file that only grows, a JSON object in each line."""
+"""Files of JSON objects, one in each line, and the metrics of a run, which are such a file that only grows."""
 
+import io
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stable_baselines3.common.logger import KVWriter
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["MetricsFile", "TensorBoardFolder", "forget_after", "read_metrics"]
+__all__ = ["Line", "MetricsFile", "TensorBoardFolder", "forget_after", "read_lines", "read_metrics"]
 
 
 class MetricsFile(KVWriter):
-    """Writes what an algorithm logs to a file, a line for each time, with the steps of all tasks together.
-
-    Args:
-        path: The file, which is appended to.
-    """
+    """Writes what an algorithm logs to a file, a line for each time, with the steps of all tasks together."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("a")
@@ -34,12 +32,7 @@ class MetricsFile(KVWriter):
 
 
 class TensorBoardFolder(KVWriter):
-    """Writes the same for TensorBoard, in the place of what a run logged there after the steps it goes on from.
-
-    Args:
-        folder: Where event files are.
-        steps: The steps that the run goes on from.
-    """
+    """Writes the same for TensorBoard, in the place of what a run logged there after the steps it goes on from."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=steps + 1)
@@ -69,27 +62,52 @@ def read_metrics(path: str | Path) -> list[dict[str, float | None]]:
         ...     read_metrics(file.name)
         [{'step': 20, 'return': 1.5}]
     """
-    return [json.loads(line) for line in _whole_lines(Path(path))]
+    return [line.value for line in _whole_lines(Path(path)) if line.value is not None]
 
 
 def forget_after(path: Path, step: int) -> None:
     """Removes the lines after a step, which a run that goes on from there will write again."""
     if path.exists():
-        size = sum(len(line) for line in _whole_lines(path) if json.loads(line)["step"] <= step)
-        with path.open("r+b") as file:
-            file.truncate(size)
+        size = sum(len(line.text) for line in _whole_lines(path) if line.value and line.value["step"] <= step)
+        os.truncate(path, size)
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
+class Line(NamedTuple):
+    """A line of a file of JSON objects."""
+
+    number: int
+    """Its number, from 1 on."""
+
+    text: bytes
+    """The line, with its end."""
+
+    value: dict[str, Any] | None
+    """The object; None in a line that is damaged."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the line has no end, since a process was killed or is still writing."""
+        return not self.text.endswith(b"\n")
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """Reads a file of JSON objects, one line at a time; there may be none."""
+    with path.open("rb") if path.exists() else io.BytesIO() as file:
+        for number, text in enumerate(file, start=1):
             try:
-                json.loads(line)["step"]
-            except (ValueError, TypeError, LookupError, RecursionError) as error:
-                raise ValueError(f"{path} is damaged in line {number}: {line[:60]!r}.") from error
-            yield line
+                value = json.loads(text)
+            except (ValueError, RecursionError):
+                value = None
+            yield Line(number, text, value if isinstance(value, dict) else None)
+
+
+def _whole_lines(path: Path) -> Iterator[Line]:
+    for line in read_lines(path):
+        if line.is_cut:
+            return
+        if line.value is None or "step" not in line.value:
+            raise ValueError(f"{path} is damaged in line {line.number}: {line.text[:60]!r}.")
+        yield line
 
 
 def _plain(value: float) -> float | None:

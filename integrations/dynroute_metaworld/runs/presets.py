@@ -137,10 +137,10 @@ IMITATION_ALONE: Mapping[str, Any] = {
     "demonstration_share": 0.0,
     "final_episodes": 20,
 }
-"""What makes a run imitation alone."""
+"""The options of a run of imitation alone."""
 
 AFTER_IMITATION: Mapping[str, Any] = {"learning_starts": 0, "ent_coef": "auto_0.001", "actor_starts": 1000}
-"""What is usual where SAC goes on from an actor that has learned. It neither acts at random nor is drowned in entropy,
+"""The defaults where SAC goes on from an actor that has learned. It neither acts at random nor is drowned in entropy,
 and critics learn what it is worth before they change it."""
 
 QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {

@@ -1,4 +1,4 @@
-"""What one sees of a run while it goes on: a bar, and the success of each task."""
+"""The display of a run while it goes on: a bar, and the success of each task."""
 
 import os
 import sys

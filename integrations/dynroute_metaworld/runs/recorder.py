@@ -1,11 +1,9 @@
-"""What happens between the steps of a run: metrics, evaluations and checkpoints, at fixed numbers of steps."""
+"""Metrics, evaluations and checkpoints between the steps of a run, at fixed numbers of steps."""
 
 import signal
-import threading
 import time
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -13,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from dynroute.arguments import check_count
 from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC, latest_checkpoint
 
+from ..envs.signals import handling
 from .evaluation import evaluate, unseen
 from .progress import Display
 from .result import EvaluationResult
@@ -34,10 +33,6 @@ class Recorder(BaseCallback):
 
     Whether something is due depends on the number of steps alone, so that it makes no difference where a run was
     interrupted.
-
-    Args:
-        run: The run.
-        display: Where it is shown.
     """
 
     model: MultiTaskSAC
@@ -113,12 +108,8 @@ class Recorder(BaseCallback):
         recent = [float(np.mean(kept)) if kept else None for kept in self.model.report.successes]
         self.display.show(self.num_timesteps, dict(zip(self.run.configuration.tasks, recent, strict=True)))
 
-    @contextmanager
-    def stopping_on_signals(self) -> Iterator[None]:
+    def stopping_on_signals(self) -> AbstractContextManager[None]:
         """Makes Ctrl-C and SIGTERM end the run after the step it is in; a second one ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
         def stop(number: int, frame: types.FrameType | None) -> None:
             if self.stopping:
@@ -126,12 +117,7 @@ class Recorder(BaseCallback):
             self.stopping = True
             self.display.tell("stopping with a checkpoint; once more to stop at once")
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return handling(stop, signal.SIGINT, signal.SIGTERM)
 
 
 def evaluate_run(run: Run, model: MultiTaskSAC, episodes: int, **options: object) -> EvaluationResult:

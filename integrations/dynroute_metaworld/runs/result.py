@@ -1,7 +1,8 @@
-"""What an evaluation found, for people, for programs and for a file."""
+"""The result of an evaluation, as a table, as arrays and as a file."""
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynroute_sb3 import DamagedError
+from dynroute_sb3.storage import writing_file
 
 from .intervals import wilson_interval
 
-__all__ = ["ARRAYS", "EvaluationResult"]
+__all__ = ["ARRAYS", "EvaluationResult", "format_table"]
 
 ARRAYS: dict[str, Any] = {
     "first_success": np.int64,
@@ -37,7 +39,7 @@ SETTINGS: dict[str, type] = {
 
 @dataclass(frozen=True, eq=False)
 class EvaluationResult:
-    """What every episode of an evaluation came to, and how it was evaluated.
+    """The results of all episodes of an evaluation, and its settings.
 
     Arrays have the shape ``[tasks, episodes]``.
 
@@ -128,23 +130,19 @@ class EvaluationResult:
         for i, (name, low, high) in enumerate(zip(self.tasks, *self.intervals(confidence), strict=True)):
             rows.append([name, f"{self.success_rates[i]:.2f}", told(low, high), *self._cells(i)])
         rows.append(["mean", f"{self.mean_success:.3f}", "", *self._cells(slice(None))])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-        return "\n".join([self._settings(), *lines])
+        return f"{self._settings()}\n{format_table(rows)}"
 
     def __str__(self) -> str:
         return self.table()
 
     def save(self, path: str | Path) -> None:
         """Writes everything to a JSON file, which appears whole or not at all."""
-        path = Path(path)
         stored = {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         }
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps({"format": FORMAT, **stored}, allow_nan=False), encoding="utf-8")
-        part.replace(path)
+        with writing_file(Path(path)) as part:
+            part.write_text(json.dumps({"format": FORMAT, **stored}, allow_nan=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "EvaluationResult":
@@ -166,7 +164,7 @@ class EvaluationResult:
         )
 
     def _cells(self, rows: int | slice) -> list[str]:
-        """What a row of the table tells beside the success."""
+        """The cells of a row of the table after the success."""
         first, solved = self.first_success[rows], self.success_any[rows]
         return [
             f"{self.returns[rows].mean():.1f}",
@@ -191,3 +189,17 @@ def _restored(stored: dict[str, Any]) -> EvaluationResult:
         if stored[name].shape != expected:
             raise ValueError(f"{name} has shape {stored[name].shape} and not {expected}")
     return EvaluationResult(**{**stored, "tasks": tuple(stored["tasks"])})
+
+
+def format_table(rows: Sequence[Sequence[str]], align: Callable[[str, int], str] = str.rjust) -> str:
+    """Rows as lines of text in columns; all but the first column are aligned as asked for.
+
+    Example:
+        >>> from dynroute_metaworld.runs.result import format_table
+        >>> print(format_table([["task", "success"], ["reach", "1.00"]]))
+        task   success
+        reach     1.00
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join([row[0].ljust(widths[0]), *map(align, row[1:], widths[1:])]).rstrip() for row in rows)
+    return "\n".join(lines)

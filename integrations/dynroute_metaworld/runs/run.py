@@ -16,10 +16,11 @@ import filelock
 
 from dynroute_sb3 import DamagedError, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
+from dynroute_sb3.storage import writing_file
 
 from .configuration import MOVABLE, Configuration
 from .methods import check_network
-from .metrics import forget_after, read_metrics
+from .metrics import forget_after, read_lines, read_metrics
 from .provenance import commit, machine, typed, versions
 from .result import EvaluationResult
 from .seals import Seal, digest_of
@@ -80,7 +81,7 @@ class Run:
         """A run that is there."""
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} is no directory of a run: {_lack(folder)}.")
+            raise FileNotFoundError(f"{folder} is no directory of a run: {_why_no_run(folder)}.")
         return cls(folder, Configuration.read(folder / "config.json"))
 
     @classmethod
@@ -89,7 +90,8 @@ class Run:
         folder = Path(folder)
         if (folder / "config.json").exists():
             raise FileExistsError(f"{folder} holds a run already; --resume goes on with it, --run names another one.")
-        if folder.exists() and any(path.name not in ("lock", "config.json.part") for path in folder.iterdir()):
+        harmless = ("lock", "config.json.part", ".part-config.json")  # of processes that were killed
+        if folder.exists() and any(path.name not in harmless for path in folder.iterdir()):
             lost = (
                 "checkpoints without the config.json of their run; put it back, or" * (folder / "checkpoints").exists()
             )
@@ -104,7 +106,7 @@ class Run:
         configuration = dataclasses.replace(configuration, threads=choose_threads(configuration))
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, configuration)
-        run._write_configuration()
+        configuration.write(folder / "config.json")
         return run
 
     def agree(self, options: Mapping[str, Any]) -> None:
@@ -186,18 +188,14 @@ class Run:
             (self.folder / "config.json").unlink(missing_ok=True)
 
     def read_sessions(self) -> tuple[list[dict[str, Any]], list[int]]:
-        """What was noted each time the run was started, and the numbers of lines that are damaged and left out."""
-        path, sessions, damaged = self.folder / "sessions.jsonl", [], []
-        for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
-            try:
-                sessions.append(dict(json.loads(line)))
-            except (ValueError, TypeError, RecursionError):
-                damaged.append(number)
-        return sessions, damaged
+        """The sessions of the run, and the numbers of damaged lines, which are left out."""
+        lines = list(read_lines(self.folder / "sessions.jsonl"))
+        damaged = [line.number for line in lines if line.value is None]
+        return [line.value for line in lines if line.value is not None], damaged
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
-        """What was noted each time the run was started, as far as it is whole."""
+        """The sessions of the run, one for each time it was started; damaged lines are left out."""
         return self.read_sessions()[0]
 
     @property
@@ -265,7 +263,7 @@ class Run:
                 path.unlink()
         if last is None or not self.is_at_end(last):
             self._final.unlink(missing_ok=True)  # it is of fewer steps
-        self._write_configuration()
+        self.configuration.write(self.folder / "config.json")
         self._write_sessions([*self.sessions, session])
         self._began = time.monotonic()
 
@@ -280,9 +278,8 @@ class Run:
             self._began = None
 
     def _write_sessions(self, sessions: Sequence[Mapping[str, Any]]) -> None:
-        part = self.folder / "sessions.jsonl.part"
-        part.write_text("".join(f"{json.dumps(session)}\n" for session in sessions))
-        part.replace(self.folder / "sessions.jsonl")
+        with writing_file(self.folder / "sessions.jsonl") as part:
+            part.write_text("".join(f"{json.dumps(session)}\n" for session in sessions))
 
     @property
     def _final(self) -> Path:
@@ -293,14 +290,9 @@ class Run:
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.configuration)))
         return plain
 
-    def _write_configuration(self) -> None:
-        part = self.folder / "config.json.part"  # there is no run with half a configuration
-        self.configuration.write(part)
-        part.replace(self.folder / "config.json")
 
-
-def _lack(folder: Path) -> str:
-    """Why a path is no directory of a run, and which ones are inside of it."""
+def _why_no_run(folder: Path) -> str:
+    """Says why a path is no directory of a run, and which runs are inside of it."""
     if not folder.is_dir():
         return "it is a file" if folder.exists() else "there is nothing of that name"
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))

@@ -1,4 +1,4 @@
-"""Seals: what the files of a run were when a checkpoint was written, so that it goes on with the same ones."""
+"""Seals: the sizes and checksums of the files of a run at a checkpoint, so that it goes on with the same files."""
 
 import dataclasses
 import hashlib
@@ -48,7 +48,7 @@ class Seal:
 
     @classmethod
     def of(cls, folder: Path, configuration: Mapping[str, Any], logged: int, names: Iterable[str]) -> Self:
-        """Seals files as they are now, once they are on the disk; empty ones and those that are not there are not."""
+        """Seals files as they are now, once they are on the disk; empty and missing ones are left out."""
         files = {}
         for name in names:
             if (folder / name).exists() and (folder / name).stat().st_size:
@@ -72,7 +72,7 @@ class Seal:
             ) from error
 
     def notes(self) -> dict[str, Any]:
-        """What a checkpoint keeps in its notes."""
+        """The seal as the notes of a checkpoint keep it."""
         return dataclasses.asdict(self)
 
     def check_configuration(self, path: Path, found: Mapping[str, Any], free: Collection[str]) -> None:

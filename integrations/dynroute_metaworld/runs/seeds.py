@@ -1,13 +1,39 @@
-"""Runs that differ in their seeds alone."""
+"""Runs that differ in their seeds alone: which do, and the summary of their figures."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .configuration import Configuration
+from .intervals import bootstrap_interval, iqm
 from .run import Run
 
-__all__ = ["origin", "settings_key", "without_seed"]
+__all__ = ["origin", "over_seeds", "settings_key", "without_seed"]
+
+
+def over_seeds(scores: NDArray[np.float64], **options: Any) -> dict[str, Any]:
+    """The mean and the IQM of figures of several runs, with 95 % intervals over seeds; one run has none.
+
+    Args:
+        scores: The figures, with shape ``[runs, tasks]``.
+        options: Other keywords of :func:`~dynroute_metaworld.bootstrap_interval`.
+
+    Example:
+        >>> import numpy as np
+        >>> from dynroute_metaworld.runs.seeds import over_seeds
+        >>> over_seeds(np.array([[0.0, 0.5, 0.75, 1.0]]))
+        {'mean': 0.5625, 'mean_interval': None, 'iqm': 0.625, 'iqm_interval': None}
+    """
+    figures: dict[str, Any] = {}
+    several = len(scores) > 1 and scores.size > 0
+    for name, statistic in (("mean", np.mean), ("iqm", iqm)):
+        figures[name] = float(statistic(scores)) if scores.size else None
+        figures[f"{name}_interval"] = list(bootstrap_interval(scores, statistic, **options)) if several else None
+    return figures
 
 
 def settings_key(configuration: Configuration) -> object:
@@ -16,14 +42,11 @@ def settings_key(configuration: Configuration) -> object:
 
 
 def origin(configuration: Configuration) -> object:
-    """What a run started from, as a value that is equal for runs that differ in their seeds alone.
+    """The start of a run, as a value that is equal for runs that differ in their seeds alone.
 
     It holds what the configuration of the run that it started from asks, and where that one started in turn. Where the
     directory of that run is not there any more it holds its path, in which the run's own seed, as in ``seed1``, does
     not count.
-
-    Args:
-        configuration: The configuration of the run.
 
     Returns:
         A value that can be compared and hashed; None for a run that started from no other one.

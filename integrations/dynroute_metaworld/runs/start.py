@@ -31,11 +31,6 @@ ERRORS = "errors.jsonl"
 def start_from_demonstrations(run: Run, model: MultiTaskSAC, *, rebuild: bool) -> Path:
     """Clones demonstrations, keeps them for SAC, as the configuration says, and writes the first checkpoint.
 
-    Args:
-        run: The run.
-        model: Its model, untrained.
-        rebuild: Whether they are collected anew where they were collected before.
-
     Returns:
         The checkpoint.
     """

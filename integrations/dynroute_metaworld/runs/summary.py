@@ -1,4 +1,4 @@
-"""What came of a sweep: a row for each method, benchmark and variant, over its seeds."""
+"""The summary of a sweep: a row for each method, benchmark and variant, over its seeds."""
 
 import json
 from collections import defaultdict
@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from dynroute_sb3 import DamagedError
+from dynroute_sb3.storage import writing_file
 
-from .intervals import bootstrap_interval, iqm
-from .result import EvaluationResult
+from .result import EvaluationResult, format_table
 from .run import Run
+from .seeds import over_seeds
 
 __all__ = ["FORMAT", "ROW", "SUMMARY", "read_sweep", "summarize", "summary_rows", "summary_table"]
 
@@ -23,11 +24,11 @@ SUMMARY = "dynroute sweep summary 1"
 """The form of ``summary.json``."""
 
 ROW = ("benchmark", "method", "variant")
-"""What runs have in common that a summary takes together; they differ in their seeds."""
+"""The fields that the runs of a row have in common; they differ in their seeds."""
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """What is noted of a sweep: a token of its own, and its runs by name."""
+    """Reads ``sweep.json``: the token of the sweep, and its runs by name."""
     path = folder / "sweep.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no folder of a sweep: it has no sweep.json.")
@@ -53,18 +54,13 @@ def summarize(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     runs = {name: {**noted, **_figures(folder / name)} for name, noted in read_sweep(folder)["runs"].items()}
     summary = {"format": SUMMARY, "rows": summary_rows(runs.values()), "runs": runs}
-    part = folder / ".summary.json.part"
-    part.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    part.replace(folder / "summary.json")
+    with writing_file(folder / "summary.json") as part:
+        part.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     return summary
 
 
 def summary_rows(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a summary.
-
-    Args:
-        runs: What :func:`summarize` tells of each run.
-    """
+    """The rows of a summary."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         groups[tuple(run[axis] for axis in ROW)].append(run)
@@ -72,7 +68,7 @@ def summary_rows(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _figures(folder: Path) -> dict[str, Any]:
-    """What is known of a run; its success is None until it is finished."""
+    """The figures of a run; its success is None until it is finished."""
     known: dict[str, Any] = {"sessions": [], "success": None, "modules_used": None, "minutes": None}
     if not (folder / "config.json").exists():
         return known
@@ -97,12 +93,8 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     tasks = list(done[0]["success"])
     scores = np.array([[run["success"][task] for task in tasks] for run in done])
     means = scores.mean(axis=0)
-    several = len(done) > 1
     row |= {
-        "mean": float(scores.mean()),
-        "mean_interval": list(bootstrap_interval(scores, np.mean)) if several else None,
-        "iqm": iqm(scores),
-        "iqm_interval": list(bootstrap_interval(scores)) if several else None,
+        **over_seeds(scores),
         "worst_task": tasks[int(means.argmin())],
         "success": dict(zip(tasks, means.tolist(), strict=True)),
         "modules_used": None,
@@ -116,15 +108,14 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """What :func:`summarize` found, for people."""
+    """The summary of :func:`summarize` as a table."""
     rows = [["benchmark", "method", "variant", "seeds", "success", "IQM", "95 % interval", "worst task"]]
     rows[0] += ["modules used", "minutes"]
     for row in summary["rows"]:
         count = len(row["seeds"])
         cells = [row["benchmark"], row["method"], row["variant"] or "-", f"{count} of {count + len(row['missing'])}"]
         rows.append(cells + (_cells(row) if count else ["-"] * 6))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines = [format_table(rows, str.ljust)]
     counts = [len(row["seeds"]) for row in summary["rows"]]
     if max(counts, default=0) > 1:
         lines.append("The interval is that of the IQM over tasks and seeds, by a bootstrap stratified by task.")

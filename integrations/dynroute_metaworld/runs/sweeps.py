@@ -8,7 +8,6 @@ import re
 import secrets
 import signal
 import sys
-import threading
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,6 +16,10 @@ from typing import Any
 
 import filelock
 
+from dynroute.arguments import check_count, check_number
+from dynroute_sb3.storage import writing_file
+
+from ..envs.signals import handling
 from .cluster import check_nodes, check_room, joined, run_all
 from .configuration import KEYWORDS, Configuration, kinds_of
 from .methods import check_network
@@ -72,8 +75,8 @@ def sweep(
         Why runs failed, by name; it is empty if all are finished.
     """
     folder = Path(folder).resolve()  # processes may have other working directories
-    _check_number("cores_per_run", cores_per_run, int, 1)
-    _check_number("gpus_per_run", gpus_per_run, (int, float), 0)
+    check_count("cores_per_run", cores_per_run, at_least=1)
+    check_number("gpus_per_run", gpus_per_run, at_least=0)
     usual = {**(IMITATION_ALONE if imitate else {}), "threads": cores_per_run}
     if not gpus_per_run:
         usual["device"] = "cpu"
@@ -84,7 +87,7 @@ def sweep(
     usual = {name: value for name, value in usual.items() if name not in values}
     configurations, noted = _combine(settings, {**usual, **(options or {})}, values)
     resources = {"num_cpus": cores_per_run, "num_gpus": gpus_per_run}
-    with _terminable(), _held(folder), _quiet(folder / "ray.txt") as tell:
+    with handling(_interrupt, signal.SIGTERM), _locked(folder), _quiet(folder / "ray.txt") as tell:
         token = _note(folder, {})
         runs = {name: _open(folder / name, configuration, free) for name, configuration in configurations.items()}
         _check_rows(folder, {name: run.configuration for name, run in runs.items()}, noted)
@@ -94,7 +97,7 @@ def sweep(
         if not left:
             _note(folder, noted)
             return {}
-        with joined(address), _terminable():  # Ray has its own way
+        with joined(address), handling(_interrupt, signal.SIGTERM):  # Ray has its own way
             check_room(cores_per_run, gpus_per_run, tell)
             check_nodes(folder, token)
             _note(folder, noted)
@@ -135,12 +138,6 @@ def _read_value(kinds: tuple[type, ...], word: str) -> Any:
         return word  # the configuration tells what is wrong
 
 
-def _check_number(name: str, value: Any, kinds: Any, least: int) -> None:
-    if not isinstance(value, kinds) or isinstance(value, bool) or value < least:
-        kind = "an integer" if kinds is int else "a number"
-        raise ValueError(f"`{name}` must be {kind} of at least {least}, got {value!r}.")
-
-
 def _combine(
     settings: str, options: Mapping[str, Any], values: Mapping[str, Sequence[Any]]
 ) -> tuple[dict[str, Configuration], dict[str, dict[str, Any]]]:
@@ -168,30 +165,18 @@ def _combine(
     return configurations, noted
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Makes SIGTERM end what runs here as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _interrupt(*_: Any) -> None:
+    """Ends a sweep as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Makes the folder of a sweep, and holds it for one process."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; --folder names another place.")
     strange = [] if (folder / "sweep.json").exists() or not folder.exists() else sorted(folder.iterdir())
-    if any(path.name not in ("lock", "ray.txt", "sweep.json.part") for path in strange):
+    if any(path.name not in ("lock", "ray.txt", "sweep.json.part", ".part-sweep.json") for path in strange):
         raise FileExistsError(f"{folder} holds other files, and no sweep; --folder names another place.")
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -216,11 +201,11 @@ def _quiet(path: Path) -> Iterator[Callable[[str], None]]:
 
 def _note(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> str:
     """Notes what is known of runs, and returns the token of the sweep."""
-    path, part = folder / "sweep.json", folder / "sweep.json.part"
+    path = folder / "sweep.json"
     noted: dict[str, Any] = read_sweep(folder) if path.exists() else {"token": secrets.token_hex(8), "runs": {}}
     noted["runs"].update(runs)
-    part.write_text(json.dumps({**noted, "format": FORMAT}, indent=1) + "\n")
-    part.replace(path)
+    with writing_file(path) as part:
+        part.write_text(json.dumps({**noted, "format": FORMAT}, indent=1) + "\n")
     return str(noted["token"])
 
 

@@ -1,6 +1,7 @@
 """Training from a configuration, in the directory of a run."""
 
 import contextlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import torch
 from stable_baselines3.common.logger import Logger
 
-from dynroute.networks import build
 from dynroute_sb3 import (
     DamagedError,
     DemonstrationBuffer,
@@ -17,13 +17,11 @@ from dynroute_sb3 import (
     RouteReplayBuffer,
     latest_checkpoint,
 )
-from dynroute_sb3.losses import TEMPERATURES
 from dynroute_sb3.randomness import random_state, set_random_state
 
-from ..envs.environment import STATE_FEATURES
 from ..envs.vec_env import MetaWorldVecEnv, make_envs
 from .configuration import Configuration
-from .methods import ACTIONS
+from .methods import build_actor
 from .metrics import MetricsFile, TensorBoardFolder
 from .progress import Display
 from .provenance import versions
@@ -34,6 +32,9 @@ from .start import describe, start_from_demonstrations
 from .threads import describe_threads
 
 __all__ = ["check_device", "check_start", "environments", "load_model", "make_model", "train"]
+
+SHARED = ("gamma", "tau", "buffer_size", "ent_coef", "target_entropy", "seed", "device")
+"""The options of SB3's SAC that a configuration has under the same names; those of MultiTaskSAC are found by theirs."""
 
 
 def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
@@ -81,7 +82,7 @@ def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTask
 
 
 def _remarks(run: Run, checkpoint: Path) -> list[str]:
-    """What there is to say about going on from a checkpoint."""
+    """Remarks on a run that goes on from a checkpoint."""
     missing, remarks = run.check_files(checkpoint), []
     if missing is None:
         remarks.append(f"{checkpoint.name} does not tell what metrics and evaluations were: they are taken as they are")
@@ -98,7 +99,7 @@ def _threads_before(run: Run) -> int | None:
 
 
 def _changes(run: Run) -> str | None:
-    """What differs from the last session that may change results in their last bits."""
+    """The versions that differ from the last session, which may change results in their last bits."""
     sessions, now = run.sessions, versions()
     before = sessions[-1]["versions"] if sessions else {}
     changed = [f"{name} {old} -> {now.get(name)}" for name, old in before.items() if now.get(name) != old]
@@ -177,9 +178,6 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
     start = None if configuration.warm_start is None else Run.open(configuration.warm_start)
     if start is not None:
         check_start(configuration, start)
-    tau = configuration.route_temperature
-    temperature: float | str = tau if tau in TEMPERATURES else float(tau)
-    ent_coef, aim = configuration.ent_coef, configuration.target_entropy
     buffer: dict[str, Any] = {"handle_timeout_termination": configuration.bootstrap_timeouts}
     if configuration.mixed_batch_size is not None:
         buffer["balanced"] = False
@@ -189,60 +187,33 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
         buffer["demonstration_share"] = configuration.demonstration_share
     if configuration.memory_map is not None:
         buffer["memory_map"] = configuration.memory_map
-    model = _algorithm(configuration)(
-        "MultiTaskPolicy",
-        env,
-        configuration.learning_rate,
-        policy_kwargs=configuration.policy_kwargs,
-        task_names=configuration.tasks,
-        stats_window_size=configuration.window,
-        train_freq=configuration.update_every,
-        gradient_steps=configuration.updates,
-        learning_starts=configuration.learning_starts * len(configuration.tasks),
-        batch_size=configuration.batch_rows,
-        buffer_size=configuration.buffer_size,
-        gamma=configuration.gamma,
-        target_entropy=aim if aim.startswith("auto") else float(aim),
-        target_update_interval=configuration.target_update_every,
-        tau=configuration.tau,
-        ent_coef=ent_coef if ent_coef.startswith("auto") else float(ent_coef),
-        ent_coef_lr=configuration.ent_coef_lr,
-        ent_coef_beta1=configuration.ent_coef_beta1,
-        shared_ent_coef=configuration.shared_ent_coef,
-        max_ent_coef=configuration.max_ent_coef,
-        task_weights=configuration.task_weights or "none",
-        max_task_loss=configuration.max_task_loss,
-        max_grad_norm=configuration.max_grad_norm,
-        reward_scale=configuration.reward_scale,
-        critic_loss=configuration.critic_loss,
-        bins=configuration.bins,
-        value_range=(configuration.value_low, configuration.value_high),
-        q_target=configuration.q_target,
-        normalize_returns=configuration.normalize_returns,
-        actor_paths=configuration.actor_paths,
-        critic_paths=configuration.critic_paths,
-        route_temperature=temperature,
-        compile_networks=configuration.compile,
-        precision=configuration.precision,
-        joint_update=configuration.joint_update,
-        ent_coef_after_step=configuration.ent_coef_after_step,
-        max_ent_coef_grad_norm=configuration.max_ent_coef_grad_norm,
-        mask_rule=configuration.mask_rule,
-        shared_lr=configuration.shared_lr,
-        log_prob_epsilon=configuration.log_prob_epsilon,
-        warmup_actions=configuration.warmup_actions,
-        lag_rollouts=configuration.lag_rollouts,
-        actor_starts=configuration.actor_starts,
-        demonstration_weight=configuration.demonstration_weight,
-        demonstration_decay=configuration.demonstration_decay,
-        replay_buffer_class=DemonstrationBuffer if keeps else RouteReplayBuffer,
-        replay_buffer_kwargs=buffer,
-        seed=configuration.seed,
-        device=configuration.device,
-    )
+    same = [name for name in (*inspect.signature(MultiTaskSAC).parameters, *SHARED) if hasattr(configuration, name)]
+    options: dict[str, Any] = {name: getattr(configuration, name) for name in same}
+    options |= {name: _number_or_word(options[name]) for name in ("ent_coef", "target_entropy", "route_temperature")}
+    options |= {
+        "task_names": configuration.tasks,
+        "stats_window_size": configuration.window,
+        "train_freq": configuration.update_every,
+        "gradient_steps": configuration.updates,
+        "learning_starts": configuration.learning_starts * len(configuration.tasks),
+        "batch_size": configuration.batch_rows,
+        "target_update_interval": configuration.target_update_every,
+        "value_range": (configuration.value_low, configuration.value_high),
+        "compile_networks": configuration.compile,
+        "replay_buffer_class": DemonstrationBuffer if keeps else RouteReplayBuffer,
+        "replay_buffer_kwargs": buffer,
+    }
+    model = _algorithm(configuration)("MultiTaskPolicy", env, **options)
     if start is not None:
         _take_actor(model, start)
     return model
+
+
+def _number_or_word(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
@@ -283,9 +254,7 @@ def check_start(configuration: Configuration, run: Run) -> None:
 
 
 def _shapes(configuration: Configuration) -> dict[str, torch.Size]:
-    sizes = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
-    net = build(configuration.method, *sizes, device="meta", **configuration.network_kwargs)
-    return {name: tensor.shape for name, tensor in net.state_dict().items()}
+    return {name: tensor.shape for name, tensor in build_actor(configuration).state_dict().items()}
 
 
 def _algorithm(configuration: Configuration) -> type[MultiTaskSAC]:

@@ -1,20 +1,140 @@
-"""What the files of a run tell, and in plain sentences what they do not."""
+"""The files of a run: its curves, thinned to be drawn, its evaluation, and in sentences what is missing."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynroute_sb3 import DamagedError, latest_checkpoint
 
+from ..runs.metrics import read_lines
 from ..runs.result import EvaluationResult
 from ..runs.run import Run
 from ..runs.start import ERRORS
-from .series import LIMIT, Curve, Metrics, read_curves
 
-__all__ = ["BY_TASK", "SHARES", "Evidence", "gather", "gather_all", "unit_of"]
+__all__ = [
+    "BY_TASK",
+    "LIMIT",
+    "SHARES",
+    "Curve",
+    "Metrics",
+    "RunData",
+    "read_curves",
+    "read_run",
+    "read_runs",
+    "thin",
+    "unit_of",
+]
+
+LIMIT = 2000
+"""The largest number of points of a curve."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The points of a curve, by steps.
+
+    Attributes:
+        steps: Where they are.
+        values: What they are; all are finite.
+    """
+
+    steps: Floats
+    values: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """The curves of a file of metrics.
+
+    Attributes:
+        curves: By the names of the metrics.
+        notes: What is wrong with the file, in sentences.
+    """
+
+    curves: dict[str, Curve] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_curves(path: Path, names: Iterable[str], limit: int = LIMIT) -> Metrics:
+    """Reads some metrics of a file, line by line.
+
+    Lines that are damaged are left out and named, where :func:`~dynroute_metaworld.read_metrics` refuses the file: here
+    the rest is still worth looking at.
+
+    Args:
+        path: The file, which need not be there.
+        names: The metrics.
+        limit: The largest number of points of a curve, see :func:`thin`.
+    """
+    if not path.exists():
+        return Metrics(notes=(f"There is no {path.name}: nothing was logged.",))
+    points = {name: (array("d"), array("d")) for name in names}
+    gaps = dict.fromkeys(points, 0)
+    lines, damaged, notes = 0, 0, []
+    for line in read_lines(path):
+        told = line.value or {}
+        if not isinstance(step := told.get("step"), (int, float)):
+            if line.is_cut:
+                notes.append(f"The last line of {path.name}, line {line.number}, is cut short and left out.")
+                continue
+            damaged += 1
+            if damaged <= 3:
+                notes.append(f"{path.name} is damaged in line {line.number}, which is left out.")
+            continue
+        lines += 1
+        for name in points.keys() & told.keys():
+            if isinstance(value := told[name], (int, float)) and math.isfinite(value):
+                points[name][0].append(step)
+                points[name][1].append(value)
+            else:
+                gaps[name] += 1
+    if damaged > 3:
+        notes.append(f"{damaged - 3} more damaged lines of {path.name} are left out.")
+    if not lines:
+        notes.append(f"{path.name} holds no whole line: nothing was logged.")
+    notes += [
+        f"{name} was not finite {'once' if count == 1 else f'{count} times'}; those points are left out."
+        for name, count in gaps.items()
+        if count
+    ]
+    known = {name: (np.array(steps), np.array(values)) for name, (steps, values) in points.items() if steps}
+    return Metrics({name: Curve(*thin(*curve, limit)) for name, curve in known.items()}, tuple(notes))
+
+
+def thin(steps: Floats, values: Floats, limit: int = LIMIT) -> tuple[Floats, Floats]:
+    """Leaves out points of a curve that has more than `limit`, evenly over its steps.
+
+    Of each of ``limit // 4`` equal spans of steps the first, the last, the lowest and the highest point stay, so that
+    every point is one that was there, and neither ends nor extremes are lost.
+
+    Example:
+        >>> import numpy as np
+        >>> from dynroute_metaworld.report.data import thin
+        >>> steps, values = thin(np.arange(1000.0), np.sin(np.arange(1000.0)), limit=100)
+        >>> len(steps) <= 100, steps[0], steps[-1]
+        (True, np.float64(0.0), np.float64(999.0))
+    """
+    if len(steps) <= limit:
+        return steps, values
+    order = np.argsort(steps, kind="stable")
+    steps, values = steps[order], values[order]
+    spans = limit // 4
+    width = (steps[-1] - steps[0]) / spans or 1.0
+    span = np.minimum(((steps - steps[0]) / width).astype(int), spans - 1)
+    first = np.flatnonzero(np.append(True, span[1:] != span[:-1]))
+    last = np.append(first[1:], len(steps)) - 1
+    ranked = np.lexsort((values, span))  # within each span from the lowest to the highest
+    kept = np.unique(np.concatenate([first, last, ranked[first], ranked[last]]))
+    return steps[kept], values[kept]
+
 
 BY_TASK = {
     "evaluation": "success in evaluations, along the best routes",
@@ -30,14 +150,14 @@ BY_TASK = {
 """The metrics that are looked at, with titles. Each has a curve for each task, such as ``success/reach``."""
 
 SHARES = ("evaluation", "success")
-"""Those of them that are shares of 1."""
+"""The metrics that are shares of 1."""
 
 
 def unit_of(metric: str) -> str:
-    """What the curves of a metric go over.
+    """The unit of the horizontal axis of a metric.
 
     Example:
-        >>> from dynroute_metaworld.report.evidence import unit_of
+        >>> from dynroute_metaworld.report.data import unit_of
         >>> unit_of("success"), unit_of("cloning_error")
         ('steps of each task', 'updates of cloning')
     """
@@ -45,8 +165,8 @@ def unit_of(metric: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
-    """What the files of a run tell.
+class RunData:
+    """The curves, the evaluation and the sessions of a run, as its files have them.
 
     Attributes:
         run: The run.
@@ -80,14 +200,8 @@ class Evidence:
         return {task: curve for task, curve in found.items() if curve is not None}
 
 
-def gather(folder: str | Path, *, name: str | None = None, limit: int = LIMIT) -> Evidence:
-    """Reads the files of a run; what is missing or damaged is noted, except for ``config.json``.
-
-    Args:
-        folder: The directory of the run.
-        name: What to call it; the name of the directory if None.
-        limit: The largest number of points of a curve.
-    """
+def read_run(folder: str | Path, *, name: str | None = None, limit: int = LIMIT) -> RunData:
+    """Reads the files of a run; what is missing or damaged is noted, except for ``config.json``."""
     run = Run.open(folder)
     tasks = run.configuration.tasks
     notes: list[str] = []
@@ -107,7 +221,7 @@ def gather(folder: str | Path, *, name: str | None = None, limit: int = LIMIT) -
         notes.append(f"Never solved in {count} of the evaluation: {', '.join(never)}.")
     if latest_checkpoint(run.checkpoints) is None:
         notes.append("There is no checkpoint: no policy can act, so that there are neither routes nor frames.")
-    return Evidence(
+    return RunData(
         run,
         name or run.folder.resolve().name,
         Metrics(curves, metrics.notes),
@@ -117,13 +231,13 @@ def gather(folder: str | Path, *, name: str | None = None, limit: int = LIMIT) -
     )
 
 
-def gather_all(folders: Sequence[str | Path], *, limit: int = LIMIT) -> list[Evidence]:
+def read_runs(folders: Sequence[str | Path], *, limit: int = LIMIT) -> list[RunData]:
     """Reads several runs, each once, and calls them by as much of their paths as tells them apart."""
     paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
-    return [gather(path, name="/".join(path.parts[-depth:]), limit=limit) for path in paths]
+    return [read_run(path, name="/".join(path.parts[-depth:]), limit=limit) for path in paths]
 
 
 def _evaluations(run: Run, notes: list[str]) -> dict[int, EvaluationResult]:

@@ -1,6 +1,7 @@
-"""The routes that a trained policy takes in its tasks, a bounded number of them, and moments to look at."""
+"""The routes that a trained policy takes in its tasks, a bounded number of them, some with frames of the scene."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from dynroute.arguments import check_count
 from dynroute.inspect import Summary, live_path, similarity, summarize
 from dynroute_sb3 import MultiTaskSAC
 
+from ..envs.episodes import play
+from ..envs.vec_env import make_envs
+from ..runs.evaluation import act_with_route, unseen
 from ..runs.run import Run
-from .stage import Stage
+from .scene import Camera
 
-__all__ = ["THRESHOLD", "TOGETHER", "Moment", "Routes", "embed", "watch"]
+__all__ = ["THRESHOLD", "TOGETHER", "Rollout", "RouteStep", "Routes", "collect_routes", "embed"]
 
 THRESHOLD = 0.01
 """A source that weighs more counts as read (D2R, Fig. 10)."""
@@ -31,8 +35,8 @@ TOGETHER = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
-    """A step of the first episode of a task.
+class RouteStep:
+    """A step of the first episode of a task, with the route and the scene before it.
 
     Attributes:
         task: The number of the task.
@@ -49,7 +53,7 @@ class Moment:
 
 @dataclass(frozen=True, eq=False)
 class Routes:
-    """What a policy did in some episodes of each task.
+    """The routes that a policy took in some episodes of each task.
 
     Attributes:
         tasks: The tasks.
@@ -67,7 +71,7 @@ class Routes:
     task: Tensor
     step: Tensor
     first_success: NDArray[np.int64]
-    moments: tuple[Moment, ...]
+    moments: tuple[RouteStep, ...]
 
     def summary(self) -> Summary:
         """The figures of the routes of each task, see :func:`dynroute.inspect.summarize`."""
@@ -75,7 +79,7 @@ class Routes:
         return summarize(topology, route, self.task, num_tasks=len(self.tasks))
 
     def features(self) -> Tensor:
-        """What tells routes apart, with shape ``[samples, num_edges]``: paths, or weights if all sources are read."""
+        """Paths, or weights where all sources are read, with shape ``[samples, num_edges]``, to compare routes by."""
         topology, route = self._known()
         path = live_path(topology, route)
         dense = bool((route.path == topology.allowed).all())
@@ -113,7 +117,65 @@ class Routes:
         return self.topology, self.route
 
 
-def watch(
+class Rollout:
+    """The environments of some tasks of a run, in which the policy of a model acts along its best routes.
+
+    Goals are those of :func:`~dynroute_metaworld.runs.recorder.evaluate_run`, whose first episodes are the first here.
+    """
+
+    def __init__(self, run: Run, model: MultiTaskSAC, tasks: Sequence[str], seed: int | None = None) -> None:
+        configuration = run.configuration
+        seed = unseen(configuration.goals, configuration.seed) if seed is None else seed
+        problem = {**configuration.problem, "workers": 0}
+        self.policy = model.policy
+        self.env = make_envs(configuration.benchmark_or_tasks, only=tasks, seed=seed, **problem)
+        self._cameras: dict[int, Camera] = {}
+
+    def run(
+        self,
+        episodes: int,
+        before: Callable[[int, int, Route | None], object],
+        progress: Callable[[int, int], object] | None = None,
+    ) -> NDArray[np.int64]:
+        """Runs episodes, and returns the numbers of the steps that first solved them, -1 for none.
+
+        Args:
+            episodes: The number of episodes of each task.
+            before: Called before each step with the numbers of the episode, from 0 on, and of the step, from 1 on, and
+                with the routes; None without learned ones.
+            progress: Called after each step with the number of steps that are done and that of all.
+
+        Returns:
+            The numbers, with shape ``[tasks, episodes]``.
+        """
+        self.first_success = first_success = np.full((self.env.num_envs, episodes), -1)
+        episode = -1
+
+        def act(observations: NDArray[np.float32], number: int) -> NDArray[Any]:
+            nonlocal episode
+            episode += number == 1
+            actions, route = act_with_route(self.policy, observations)
+            before(episode, number, route)
+            return actions
+
+        for step in play(self.env, act, episodes, progress):
+            first_success[step.solved & (first_success[:, episode] < 0), episode] = step.number
+        return first_success
+
+    def frame(self, index: int, size: int = 240) -> NDArray[np.uint8]:
+        """A picture of the scene of a task, see :class:`~dynroute_metaworld.report.scene.Camera`."""
+        if index not in self._cameras:
+            self._cameras[index] = Camera(self.env.environments[index], size)
+        return self._cameras[index].frame()
+
+    def close(self) -> None:
+        """Frees what the environments and the cameras hold."""
+        for camera in self._cameras.values():
+            camera.close()
+        self.env.close()
+
+
+def collect_routes(
     run: Run,
     model: MultiTaskSAC,
     *,
@@ -143,26 +205,30 @@ def watch(
     kept: list[Route] = []
     task: list[int] = []
     steps: list[int] = []
-    seen: list[Moment] = []
+    seen: list[RouteStep] = []
     solved = np.full((len(tasks), episodes), -1)
-    total, done = -(-len(tasks) // TOGETHER) * episodes * horizon, 0
-    for start in range(0, len(tasks), TOGETHER):
-        rows = range(start, min(start + TOGETHER, len(tasks)))
-        with Stage(run, model, rows) as stage:
-            for episode in range(episodes):
-                for step in stage.episode():
-                    if step.route is not None and step.number in sampled:
-                        kept.append(step.route)
-                        task += rows
-                        steps += [step.number] * len(rows)
-                    if episode == 0 and step.number in shown:
-                        for i, row in enumerate(rows):
-                            route = None if step.route is None else step.route.sample(i)
-                            seen.append(Moment(row, step.number, route, stage.frame(i) if frames else None))
-                    done += 1
-                    if progress is not None:
-                        progress(done, total)
-                solved[list(rows), episode] = stage.first_success
+    groups = [range(start, min(start + TOGETHER, len(tasks))) for start in range(0, len(tasks), TOGETHER)]
+
+    def visit(group: int, rows: range) -> None:
+        def before(episode: int, number: int, route: Route | None) -> None:
+            if route is not None and number in sampled:
+                kept.append(route)
+                task.extend(rows)
+                steps.extend([number] * len(rows))
+            if episode == 0 and number in shown:
+                for i, row in enumerate(rows):
+                    frame = rollout.frame(i) if frames else None
+                    seen.append(RouteStep(row, number, None if route is None else route.sample(i), frame))
+
+        def advance(done: int, total: int) -> None:
+            if progress is not None:
+                progress(group * total + done, len(groups) * total)
+
+        with contextlib.closing(Rollout(run, model, [tasks[row] for row in rows])) as rollout:
+            solved[list(rows)] = rollout.run(episodes, before, advance)
+
+    for group, rows in enumerate(groups):
+        visit(group, rows)
     return Routes(
         tasks=tasks,
         topology=model.policy.topology if kept else None,
