@@ -116,16 +116,16 @@ def _run(
     arrays["goal_positions"] = np.zeros((*shape, 3), np.float32)
     actor = _Actor(policy)
     for step in play(env, actor, episodes, progress):
-        found = {name: array[:, step.episode] for name, array in arrays.items()}
+        episode = (slice(None), step.episode)
         if step.number == 1:
-            found["goal_positions"][:] = step.observations[:, STATE_FEATURES - 3 : STATE_FEATURES]
-        found["first_success"][step.solved & (found["first_success"] < 0)] = step.number
+            arrays["goal_positions"][episode] = step.observations[:, STATE_FEATURES - 3 : STATE_FEATURES]
+        arrays["first_success"][step.solved & (arrays["first_success"][episode] < 0), step.episode] = step.number
         if actor.used is not None:
-            found["modules_used"] += actor.used / env.horizon
+            arrays["modules_used"][episode] += actor.used / env.horizon
         if step.number == env.horizon:
-            found["success_last"][:] = step.solved
-            found["returns"][:] = [info["episode"]["r"] for info in step.infos]
-            found["lengths"][:] = [info["episode"]["l"] for info in step.infos]
+            arrays["success_last"][episode] = step.solved
+            arrays["returns"][episode] = [info["episode"]["r"] for info in step.infos]
+            arrays["lengths"][episode] = [info["episode"]["l"] for info in step.infos]
     if actor.used is None:
         arrays["modules_used"] = None
     return arrays
