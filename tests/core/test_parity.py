@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import oracle
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -248,6 +248,7 @@ def random_net(
     return RoutedGraph([*modules, linear[-1]], topology, EVERY_K[gate], router, shortcut=shortcut, protect=protect)
 
 
+@settings(max_examples=150)
 @given(
     parents=graphs(),
     gate=st.sampled_from(sorted(EVERY_K)),
@@ -297,6 +298,7 @@ def graphs_of_layers(draw: st.DrawFn) -> list[list[int]]:
     return [*parents, list(range(len(parents)))]
 
 
+@settings(max_examples=80)
 @given(
     parents=graphs_of_layers(),
     gate=st.sampled_from(sorted(EVERY_K)),

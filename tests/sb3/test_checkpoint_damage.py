@@ -232,6 +232,7 @@ def places(tree: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
         yield from places(value, (*before, key))
 
 
+@pytest.mark.slow
 def test_whatever_is_changed_is_a_sentence(changed: Path) -> None:
     whole = (changed / "model.json").read_text()
     draw = random.Random(0)

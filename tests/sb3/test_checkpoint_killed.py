@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from checkpoint_cases import ENVIRONMENTS, make_model
 
@@ -136,6 +137,7 @@ def kill_often(root: Path) -> None:
     print(json.dumps({"leftovers": leftovers, "events": events, "history": history}))
 
 
+@pytest.mark.slow
 def test_sigkill(tmp_path: Path) -> None:
     command = f"import test_checkpoint_killed as t; t.kill_often(t.Path({str(tmp_path)!r}))"
     tests = Path(__file__).parents[1]
