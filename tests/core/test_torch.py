@@ -83,8 +83,8 @@ TRACED = [
     *(("module", gate) for gate in GATES),
     ("layer", "soft"),
     ("layer", "topk"),
-    ("model", "hard"),
-    ("model", "samplek"),
+    ("model", "balanced"),
+    ("model", "expert choice"),
 ]
 
 
