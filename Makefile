@@ -27,7 +27,7 @@ test: $(READY) ## Run the tests, but for the slow ones
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: $(READY) ## Run the slow tests: networks that learn, processes that are killed, clusters
-	$(BIN)/python -m pytest tests -m slow
+	$(BIN)/python -m pytest -n auto --dist worksteal tests -m slow
 
 test-all: test test-slow ## Run all tests
 
