@@ -1,25 +1,35 @@
 # Everything a newcomer or a developer runs. `make` alone lists the targets.
 PYTHON ?= python3
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install test demo bench lint types docs format clean
+.PHONY: help install test test-slow test-all demo bench lint types docs format clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
-	@echo "Installing dynroute and its development tools into $(VENV) (once; about two minutes) ..."
+	@echo "Installing dynroute and its development tools into $(VENV) (once; about two minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' | awk '\
+		/^Collecting / { printf "\r\033[K  package %d: %s", ++count, $$2 } \
+		/^Installing collected/ { printf "\r\033[K  unpacking %d packages ...\n", NF - 3 } \
+		{ fflush() }'
 	@touch $@
 
 install: $(READY) ## Make an environment with everything in .venv; source .venv/bin/activate enters it
 	@echo "dynroute is installed; type: source $(VENV)/bin/activate"
 
-test: $(READY) ## Run the tests
-	$(BIN)/python -m pytest -n auto
+test: $(READY) ## Run the tests, but for the slow ones
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-slow: $(READY) ## Run the slow tests: networks that learn, processes that are killed, clusters
+	$(BIN)/python -m pytest -n auto --dist worksteal tests -m slow
+
+test-all: test test-slow ## Run all tests
 
 demo: $(READY) ## Imitate Meta-World's scripted policies with D2R, go on by SAC, and write a page about both
 	$(BIN)/dynroute imitate --method d2r --benchmark MT10 --workers 2 --run demo/imitation --resume
@@ -40,9 +50,9 @@ types: $(READY) ## Check types
 	$(BIN)/mypy
 
 docs: $(READY) ## Build the documentation and run its examples
-	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
-	$(BIN)/python -m sphinx -n -W --keep-going -q -b doctest docs docs/_build/doctest
-	$(BIN)/python -m sphinx -n -W --keep-going -q -b coverage docs docs/_build/coverage
+	for builder in html coverage doctest; do \
+		$(BIN)/python -m sphinx -n -W --keep-going -q -b $$builder -d docs/_build/read docs docs/_build/$$builder; \
+	done
 	@echo "The documentation is docs/_build/html/index.html"
 
 format: $(READY) ## Format the code

@@ -25,7 +25,8 @@ torch.set_num_threads(1)
 # Triton is there for Linux alone.
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["dynroute/*_kernels.py"]
 
-settings.register_profile("dynroute", deadline=None, derandomize=True, print_blob=True)
+# The examples are the same every time; a test that needs more of them says so.
+settings.register_profile("dynroute", max_examples=40, deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("dynroute")
 
 
@@ -48,10 +49,14 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(0)
+    # Without a device, torch.manual_seed formats the stack three times to seed later the devices that are not there.
+    if torch.accelerator.is_available():
+        torch.manual_seed(0)
+    else:
+        torch.default_generator.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def doctest_names(doctest_namespace: dict[str, object]) -> None:
     for module in (
         dynroute,

@@ -18,6 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.ext import autosummary
+from sphinx.ext.doctest import DocTestBuilder
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective as Directive
 
@@ -98,7 +99,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
-# The examples of the docstrings and of these pages know these names.
+# The examples of these pages know these names.
 doctest_global_setup = """
 import torch
 from torch import nn
@@ -305,6 +306,14 @@ nor clips. A step of ``collect_rollouts`` of ten environments takes {ours}, envi
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+class PageExamples(DocTestBuilder):
+    """Runs the examples of the pages; those of docstrings run among the tests."""
+
+    def skipped(self, node: nodes.Element) -> bool:
+        """Whether an example does not run."""
+        return ":docstring of " in (node.source or "") or super().skipped(node)
+
+
 def setup(app: Sphinx) -> None:
     """Registers the above with Sphinx, which calls this function."""
     app.add_directive("picture", Picture)
@@ -316,5 +325,6 @@ def setup(app: Sphinx) -> None:
     app.add_directive("update-speed", UpdateSpeed)
     app.connect("config-inited", _hide_private_names)
     app.connect("autodoc-process-signature", _hide_module_arguments)
-    app.connect("env-check-consistency", _know_real_names)
+    app.add_builder(PageExamples, override=True)
+    app.connect("env-updated", _know_real_names)  # of the builders that read what another has read, too
     app.connect("env-check-consistency", _check_exports)

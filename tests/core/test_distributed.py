@@ -468,6 +468,7 @@ def _live(rank: int, size: int, folder: Path) -> None:
         distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # loads into one process
 def test_several_processes_are_as_one(tmp_path: Path) -> None:
     multiprocessing.set_forkserver_preload(IMPORTED)  # once, not by each process

@@ -226,7 +226,9 @@ def test_presets() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("method", available())
 def test_every_method_with_every_preset(name: str, method: str, two_tasks: Any) -> None:
-    configuration = preset(name, {"method": method, "benchmark": "reach,push", "buffer_size": 10, "device": "cpu"})
+    options = {"method": method, "benchmark": "reach,push", "buffer_size": 10, "device": "cpu"}
+    sizes = {"network": QUICK_SIZES[method], "critic_network": QUICK_SIZES[method]}  # those of BRC take seconds
+    configuration = preset(name, {**options, **sizes})
     model = make_model(configuration, two_tasks)
     assert model.task_names == ["reach", "push"]
     assert model.batch_size == (configuration.mixed_batch_size or 2 * configuration.batch_size)

@@ -91,6 +91,7 @@ def assert_undisturbed(folder: Path, tmp_path: Path) -> None:
     assert (run.evaluations / "final.json").read_text() == (other.evaluations / "final.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     (head, victim) = cluster.list_all_nodes()
@@ -127,6 +128,7 @@ def test_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
     cluster.add_node(**NODE)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "sweep"
     command = [*CLONING, "--folder", str(folder), "--vary", "cloning_std=0.1", "--seeds", "1"]
@@ -158,6 +160,7 @@ def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "reach 0." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_and_a_run_that_fails(number: signal.Signals, cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
@@ -173,6 +176,8 @@ def test_stopped_and_a_run_that_fails(number: signal.Signals, cluster: Cluster, 
     assert "stopping 1 runs, which keep what they have" in printed
     assert "dynroute: stopped; the same command goes on" in printed
     (checkpoint,) = (run / "checkpoints").glob("step_*")
+    if number == signal.SIGTERM:  # which leaves the same
+        return
     steps = int(checkpoint.name.removeprefix("step_"))
     process = start(*command, "--vary", "actor-paths=sampled,replayed", "--steps", str(steps + 10))
     printed, _ = process.communicate(timeout=600)

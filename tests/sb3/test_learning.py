@@ -1,7 +1,8 @@
 """It learns: every network of the registry reaches four goals that contradict each other, told apart by the task alone.
 
 A point that stays where it is has a return of about -14, and one that goes straight to its goal about -1.2. No task may
-stay behind: success and return are asked of each. A network that does not read the task shows that this can fail.
+stay behind: success and return are asked of each. A network that does not read the task shows that this can fail. One
+critic takes two thirds of the time of two, and the networks are told apart as well.
 """
 
 from pathlib import Path
@@ -53,9 +54,11 @@ STEPS = {
     "sm": 4400,
     "sm-shallow": 4400,
     "care": 4400,
+    "hard": 4400,
+    "paco": 4400,
+    "brc": 4400,
     "d2r-model": 8000,
 }
-ONE_CRITIC = {"hard", "d2r-released", "d2r-layer", "d2r-model"}  # which takes two thirds of the time
 
 
 def decaying(rate: float) -> Any:
@@ -68,7 +71,7 @@ def train(
     sizes: dict[str, Any],
     *,
     steps: int,
-    n_critics: int = 2,
+    n_critics: int = 1,
     rate: float = 3e-3,
     policy: dict[str, Any] | None = None,
     **options: Any,
@@ -111,21 +114,22 @@ def assert_learned(model: BaseAlgorithm) -> None:
     assert (returns >= RETURN).all(), told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", networks.available())
 def test_every_network_learns(name: str) -> None:
     model = train(
         name,
         SIZES[name],
         steps=STEPS.get(name, 5600),
-        n_critics=1 if name in ONE_CRITIC else 2,
+        n_critics=2 if name == "d2r" else 1,
         rate=2e-3 if name == "paco" else 3e-3,
     )
     assert_learned(model)
 
 
-@pytest.mark.parametrize("name", ["mt-sac", "d2r"])
-def test_products_in_16_bits_learn(name: str) -> None:
-    assert_learned(train(name, SIZES[name], steps=STEPS.get(name, 5600), precision="bf16"))
+@pytest.mark.slow
+def test_products_in_16_bits_learn() -> None:
+    assert_learned(train("d2r", SIZES["d2r"], steps=5600, n_critics=2, precision="bf16"))
 
 
 BRC: dict[str, Any] = {
@@ -140,9 +144,9 @@ BRC: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_the_learner_of_brc_learns_whatever_the_scale_of_rewards(scale: float) -> None:
-    assert_learned(train("mt-sac", SIZES["mt-sac"], steps=STEPS["mt-sac"], reward_scale=scale, **BRC))
+@pytest.mark.slow
+def test_the_learner_of_brc_learns_whatever_the_scale_of_rewards() -> None:
+    assert_learned(train("mt-sac", SIZES["mt-sac"], steps=STEPS["mt-sac"], n_critics=2, reward_scale=100.0, **BRC))
 
 
 class Blind(nn.Module):
@@ -159,6 +163,7 @@ class Blind(nn.Module):
         return (output, None) if return_route else output
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_know_the_task_does_not_learn() -> None:
     model = train(Blind, {}, steps=STEPS["mt-sac"])
     returns, successes = evaluate(model)
@@ -168,7 +173,7 @@ def test_a_network_that_does_not_know_the_task_does_not_learn() -> None:
         assert_learned(model)
 
 
-def ppo(name: str, sizes: dict[str, Any], rate: float = 2e-3) -> PPO:
+def ppo(name: str, sizes: dict[str, Any], rate: float = 2e-3, epochs: int = 8) -> PPO:
     return PPO(
         MultiTaskActorCriticPolicy,
         DummyVecEnv(point_tasks() * 2),
@@ -177,20 +182,21 @@ def ppo(name: str, sizes: dict[str, Any], rate: float = 2e-3) -> PPO:
         gae_lambda=0.9,
         n_steps=40,
         batch_size=160,
-        n_epochs=8,
+        n_epochs=epochs,
         policy_kwargs={"num_tasks": TASKS, "network": name, "network_kwargs": sizes, "log_std_init": -0.5},
         seed=0,
         device="cpu",
     )
 
 
+@pytest.mark.slow
 def test_ppo_learns() -> None:
     assert_learned(ppo("d2r", SIZES["d2r"]).learn(12_800))
 
 
 @pytest.mark.parametrize("name", networks.available())
 def test_ppo_takes_every_network(name: str, tmp_path: Path) -> None:
-    model = ppo(name, SIZES[name])
+    model = ppo(name, SIZES[name], epochs=1)
     parts = {"actor": model.policy.mlp_extractor.actor, "value": model.policy.mlp_extractor.value}
     before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
     model.learn(640)  # two rollouts: the rate of the last update is 0

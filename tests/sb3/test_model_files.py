@@ -1,0 +1,198 @@
+"""Models, policies, actors and critics are saved, loaded and copied as those of SB3."""
+
+import copy
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sac_models import (
+    TINY,
+    assert_physical,
+    like_sac,
+    make_model,
+    make_plain,
+    observations,
+    parameters,
+    pendulum,
+    points,
+    same,
+)
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor
+
+from dynroute_sb3 import (
+    MultiTaskActorCriticPolicy,
+    MultiTaskSAC,
+    OverlappedSAC,
+    point_tasks,
+)
+from dynroute_sb3.policies import POLICIES
+
+SHARING = {"PaCoPolicy", "BRCPolicy", "ScaleMoEPolicy"}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_save_and_load(policy: str, tmp_path: Path) -> None:
+    model = make_model(policy, task_names=["a", "b", "c", "d"], task_weights="alpha-mean")
+    model.learn(60)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+
+    for device in ("cpu", torch.device("cpu"), "auto"):
+        alone = MultiTaskSAC.load(tmp_path / "model.zip", device=device)
+        assert alone.device.type == ("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
+        assert alone.get_env() is None
+        assert alone.task_names == ["a", "b", "c", "d"]
+        assert same([p.cpu() for p in parameters(alone)], parameters(model))
+
+    loaded = MultiTaskSAC.load(tmp_path / "model", env=points(), device="cpu")
+    assert same(loaded.get_parameters(), model.get_parameters())  # those of the optimizers included
+    assert any(name.endswith("optimizer") and len(p["state"]) for name, p in loaded.get_parameters().items())
+    for name in ("task_weights", "actor_paths", "critic_paths", "num_timesteps", "_n_updates", "batch_size", "gamma"):
+        assert getattr(loaded, name) == getattr(model, name)
+    best, again = (m.predict(observations(), deterministic=True)[0] for m in (model, loaded))
+    assert np.array_equal(best, again)
+    torch.manual_seed(3)
+    drawn = model.predict(observations())[0]
+    torch.manual_seed(3)
+    assert np.array_equal(loaded.predict(observations())[0], drawn)  # at the temperature of each task
+
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded.set_logger(model.logger)
+    for one in (model, loaded):  # both go on alike
+        torch.manual_seed(4)
+        np.random.seed(4)
+        one.train(2, batch_size=16)
+    assert same(loaded.get_parameters(), model.get_parameters())
+    assert same(parameters(loaded), parameters(model))
+    loaded.learn(12, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 72
+    assert_physical(loaded)
+
+
+def test_load_with_another_number_of_environments(tmp_path: Path) -> None:
+    make_model().learn(60).save(tmp_path / "model")
+    loaded = MultiTaskSAC.load(tmp_path / "model", env=DummyVecEnv(point_tasks() * 2), device="cpu", gamma=0.5)
+    assert loaded.learn(160).num_timesteps == 160
+    assert loaded.gamma == 0.5
+    assert_physical(loaded)
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        MultiTaskSAC.load(tmp_path / "model", env=points(3), device="cpu")
+
+
+@pytest.mark.parametrize("policy", ["D2RPolicy", "PaCoPolicy", "BRCPolicy"])
+def test_get_and_set_parameters(policy: str, tmp_path: Path) -> None:
+    model, other = make_model(policy), make_model(policy, seed=1)
+    model.learn(60)
+    stored = copy.deepcopy(model.get_parameters())
+    optimizers = {"actor.optimizer", "critic.optimizer", "ent_coef_optimizer"}
+    assert stored.keys() == {"policy", *optimizers} | ({"policy.shared_optimizer"} if policy in SHARING else set())
+    assert not same(stored["policy"], other.get_parameters()["policy"])
+    other.set_parameters(copy.deepcopy(stored), exact_match=True)  # torch takes the moments of Adam as they are
+    assert same(stored, other.get_parameters())
+    other.learn(60)
+    assert same(stored, model.get_parameters())  # nothing is shared
+
+    with pytest.raises(ValueError, match="Names of parameters do not match"):
+        other.set_parameters({"policy": stored["policy"]}, exact_match=True)
+    first = next(iter(stored["policy"]))
+    other.set_parameters({"policy": {first: torch.full_like(stored["policy"][first], 7.0)}}, exact_match=False)
+    assert (other.policy.state_dict()[first] == 7).all()
+    model.save(tmp_path / "model")
+    other.set_parameters(str(tmp_path / "model.zip"), exact_match=True, device="cpu")
+    assert same(other.get_parameters(), model.get_parameters())
+
+
+@pytest.mark.parametrize("policy", ["D2RPolicy", "PaCoPolicy", "BRCPolicy"])
+def test_deepcopy(policy: str) -> None:
+    model = make_model(policy)
+    model.learn(60)
+    copied = copy.deepcopy(model.policy)
+    before = copy.deepcopy(copied.state_dict())
+    assert same(before, model.policy.state_dict())
+    model.learn(20, reset_num_timesteps=False)
+    assert same(before, copied.state_dict())  # neither weights nor optimizers are shared
+    mine = {id(p) for p in copied.parameters()}
+    for optimizer in (copied.actor.optimizer, copied.critic.optimizer, copied.shared_optimizer):
+        assert optimizer is None or {id(p) for group in optimizer.param_groups for p in group["params"]} <= mine
+    assert copied.predict(observations())[0].shape == (20, 2)
+
+
+def test_an_on_policy_policy_is_saved_with_its_optimizer(tmp_path: Path) -> None:
+    kwargs = {"num_tasks": 4, "network_kwargs": TINY, "optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}}
+    PPO(MultiTaskActorCriticPolicy, points(), policy_kwargs=kwargs, device="cpu").policy.save(str(tmp_path / "policy"))
+    loaded = MultiTaskActorCriticPolicy.load(str(tmp_path / "policy"), device="cpu")
+    assert type(loaded.optimizer) is torch.optim.SGD
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "PaCoPolicy", "D2RPolicy"])
+def test_actor_and_critic_are_saved_alone(policy: str, tmp_path: Path) -> None:
+    model = make_plain(policy).learn(60)
+    actor, critic = model.actor, model.critic
+    actor.save(tmp_path / "actor.pth")
+    critic.save(tmp_path / "critic.pth")
+    best, _ = actor.predict(observations(), deterministic=True)
+    seen = torch.as_tensor(observations())
+    values = critic(seen, torch.zeros(len(seen), 2))
+    expected = copy.deepcopy(critic.state_dict())
+    del model
+
+    loaded = type(actor).load(tmp_path / "actor.pth", device="cpu")
+    assert np.array_equal(loaded.predict(observations(), deterministic=True)[0], best)
+    with pytest.raises(ValueError, match="the observation must end with the one-hot of one of 4 tasks"):
+        loaded.predict(np.zeros(8, np.float32))
+    judge = type(critic).load(tmp_path / "critic.pth", device="cpu")
+    assert torch.equal(judge(seen, torch.zeros(len(seen), 2)), values)
+    assert all(torch.equal(value, expected[name]) for name, value in judge.state_dict().items())
+    shared = [id(part) for net in judge.nets for part in getattr(net, "shared", {}).values()]
+    assert len(set(shared)) <= 1  # PaCo's critics still share their table
+
+
+def test_parameters_of_a_policy_are_replaced_and_saved(tmp_path: Path) -> None:
+    model = make_plain("D2RPolicy")
+    params: dict[str, Tensor] = {name: torch.rand_like(value) for name, value in model.policy.state_dict().items()}
+    model.policy.load_state_dict(params)
+    model.policy.save(tmp_path / "policy.pkl")
+    again = type(model.policy).load(tmp_path / "policy.pkl")
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, params[name])
+
+
+def test_loading_with_other_options() -> None:
+    model, file = like_sac(learning_starts=5).learn(30), io.BytesIO()
+    model.save(file, exclude=["learning_starts"])
+    file.seek(0)
+    loaded = MultiTaskSAC.load(file, pendulum(), "cpu", custom_objects={"learning_rate": 1e-2}, gradient_steps=2)
+    assert (loaded.learning_rate, loaded.gradient_steps) == (1e-2, 2)
+    assert loaded.learning_starts == 100  # SB3's default again
+    loaded.learn(110)
+    assert loaded.actor.optimizer.param_groups[0]["lr"] == 1e-2
+    file.seek(0)
+    with pytest.raises(ValueError, match="specified policy kwargs do not equal"):
+        MultiTaskSAC.load(file, pendulum(), "cpu", policy_kwargs={"net_arch": [32]})
+
+
+def test_what_waits_in_an_overlapped_model_is_not_lost(tmp_path: Path) -> None:
+    model = OverlappedSAC("MlpPolicy", points(), learning_starts=8, device="cpu").learn(40)
+    model.save_checkpoint(tmp_path / "there")
+    with pytest.raises(ValueError, match="is of an OverlappedSAC; load it by"):
+        MultiTaskSAC.load_checkpoint(tmp_path / "there", points())
+    assert OverlappedSAC.load_checkpoint(tmp_path / "there", points()).updates_due == model.updates_due
+
+
+def test_an_option_that_a_checkpoint_hangs_on_stays(tmp_path: Path) -> None:
+    model = make_plain().learn(40)
+    model.lag_rollouts = True
+    with pytest.raises(RuntimeError, match="`lag_rollouts` must stay as it was when the model was made, got True"):
+        model.save_checkpoint(tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
+def test_graphs_that_are_turned_off_stay_off(tmp_path: Path) -> None:
+    model = make_plain().learn(40)
+    model.capture = False
+    model.save_checkpoint(tmp_path / "there")
+    assert not MultiTaskSAC.load_checkpoint(tmp_path / "there", points()).capture
