@@ -3,8 +3,9 @@
 import os
 
 try:
-    import metaworld as metaworld
     import stable_baselines3 as stable_baselines3
+
+    import metaworld as metaworld
 except ImportError as error:
     raise ImportError("dynroute_metaworld needs Meta-World; type: pip install 'dynroute[metaworld]'") from error
 except (AttributeError, RuntimeError) as error:  # so MuJoCo fails where the library that MUJOCO_GL names is missing
