@@ -264,8 +264,8 @@ def similarity(figures: Tensor) -> Tensor:
     .. math:: J_{ab} = \frac{\sum_e \min(f_{ae}, f_{be})}{\sum_e \max(f_{ae}, f_{be})}
 
     For rows of 0 and 1 it is the size of the intersection divided by that of the union. Use the `edges` of a
-    :class:`Summary`, its `used` without the output (``used[:, :-1]``), or its `weights`, which differ between tasks even
-    if a gate reads every source.
+    :class:`Summary`, its `used` without the output (``used[:, :-1]``), or its `weights`, which differ between tasks
+    even if a gate reads every source.
 
     Args:
         figures: The use of nodes or edges by each task, not negative, with shape ``[N, ...]``.

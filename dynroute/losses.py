@@ -27,8 +27,8 @@ def compute_cost(route: Route, topology: Topology, costs: Sequence[float] | Tens
 
     From the output :math:`n` backwards, :math:`r_j` is the probability that node j runs, and :math:`q^i_j` the
     probability that node i reads it: that j is among k draws without replacement from
-    :math:`\operatorname{softmax}(z^i)`, where k is the number of sources on the path. For k = 1 it is the softmax, and no
-    two nodes read j, so :math:`r_j = \sum_i r_i \, q^i_j`. For larger k it is :math:`1 - e^{-\lambda p_j}`, with
+    :math:`\operatorname{softmax}(z^i)`, where k is the number of sources on the path. For k = 1 it is the softmax, and
+    no two nodes read j, so :math:`r_j = \sum_i r_i \, q^i_j`. For larger k it is :math:`1 - e^{-\lambda p_j}`, with
     :math:`\lambda` such that the sum over the sources is k (Rosén, 1972), and 1 if every source is drawn.
 
     The cost is exact if nodes read one source, as for :class:`~dynroute.Hard`, or all. Otherwise it treats the readers

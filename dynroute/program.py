@@ -2,8 +2,8 @@
 
 It is a safetensors file with the parameters as tensors and the operations as JSON in the metadata. Loading looks them
 up by name among torch's core ATen operations and the few of :data:`EXTRA`, which only compute tensors from tensors. It
-needs neither the classes of the module nor its source. A .pt2 file of ``torch.export`` holds as much, but loading one may
-unpickle and evaluates text of the file, so it is only for files that one trusts.
+needs neither the classes of the module nor its source. A .pt2 file of ``torch.export`` holds as much, but loading one
+may unpickle and evaluates text of the file, so it is only for files that one trusts.
 """
 
 import json
@@ -144,7 +144,8 @@ def trace_program(module: nn.Module, x: Tensor, *, notes: Mapping[str, Any] | No
     """Traces a module in evaluation mode to a program for batches of any size.
 
     Args:
-        module: A module with one input that ``torch.export`` can export. Samples need not take the routes of the example.
+        module: A module with one input that ``torch.export`` can export. Samples need not take the routes of the
+            example.
         x: An example of the input, with shape ``[batch, features]`` and at least two rows.
         notes: Further plain data to store.
 
@@ -235,7 +236,7 @@ def _operation(name: str) -> Callable[..., Any]:
     if not isinstance(operation, torch._ops.OpOverload) or not (torch.Tag.core in operation.tags or name in EXTRA):
         raise ValueError(f"{name!r} is not an operation that a program may have.")
     if torch.Tag.nondeterministic_seeded in operation.tags:
-        raise ValueError(f"{name!r} draws random numbers, which a program may not do.")
+        raise ValueError(f"{name!r} draws random numbers and is not an operation that a program may have.")
     return operation
 
 

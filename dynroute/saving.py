@@ -289,7 +289,9 @@ class _Writer:
         if not _is_known(kind):
             self.classes.add(kind)
         if kind in (nn.Sequential, nn.ModuleList):
-            parts = {name: part for name, part in module._modules.items() if part is not None}  # includes repeated parts
+            parts = {
+                name: part for name, part in module._modules.items() if part is not None
+            }  # includes repeated parts
             children = {name: self.module(part, f"{place}.{name}") for name, part in parts.items()}
             return {"class": _name(kind), "children": children}
         method = getattr(module, "constructor_arguments", None)
