@@ -45,7 +45,7 @@ __all__ = [
 
 # The smallest step of a uniform float32 is 2**-24; a smaller draw was rounded to zero, whose logarithm is infinite.
 _SMALLEST_DRAW = 2.0**-25
-_FEW = 4  # the largest k for which sources are found one by one
+_FEW = 4  # the largest k for which sources are chosen one by one
 _SHORT, _MANY = 16, 4096  # rows shorter than a vector register; the least size of a tensor for which tricks pay
 
 

@@ -590,8 +590,8 @@ def _with_scores(scores: Tensor, logits: Tensor, allowed: Tensor) -> tuple[Tenso
     )
     scores = torch.where(allowed, scores.to(logits.dtype), -torch.inf)
     candidates = allowed & ((scores > -torch.inf) | (logits == -torch.inf))
-    found = candidates.any(dim=-1, keepdim=True)
-    return torch.where(found, scores, logits), torch.where(found, candidates, allowed)
+    any_left = candidates.any(dim=-1, keepdim=True)
+    return torch.where(any_left, scores, logits), torch.where(any_left, candidates, allowed)
 
 
 def _check_values(logits: Tensor) -> None:

@@ -127,7 +127,7 @@ class RoutedGraph(Pretrained):
 
     @property
     def backend(self) -> str:
-        """How the graph is executed, a name of :data:`~dynroute.execution.backends.BACKENDS`."""
+        """The execution backend, a name of :data:`~dynroute.execution.backends.BACKENDS`."""
         return self._backend
 
     @backend.setter
@@ -136,7 +136,7 @@ class RoutedGraph(Pretrained):
 
     @property
     def protect(self) -> str:
-        """How the gradient to unsuitable sources is stopped in training."""
+        """The way to stop the gradient to unsuitable sources in training."""
         return self._protect
 
     @protect.setter

@@ -38,7 +38,7 @@ LEVELS = ("module", "layer", "model")
 
 
 class DynamicDepthRouting(Network):
-    r"""Routes every sample through a chain of modules of its own length (D2R; Fig. 2d, Eq. 3-12).
+    r"""Routes every sample through modules to a depth that depends on the sample (D2R; Fig. 2d, Eq. 3-12).
 
     .. math:: z = G(F(s) \cdot H(\mathcal T)), \qquad m^i = x^i + M^i(x^i), \qquad x^i = \sum_{j<i} p^i_j \hat m^j
 

@@ -416,7 +416,7 @@ def _kept_rows(outputs: Tensor, shares: Tensor) -> Tensor:
 
 
 def _exceeds(losses: Tensor, limit: float | None) -> Tensor:
-    """Which losses are extreme; NaN counts as extreme."""
+    """Marks extreme losses; NaN is extreme."""
     return torch.zeros_like(losses, dtype=torch.bool) if limit is None else ~(losses <= limit)
 
 
