@@ -8,15 +8,17 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from .checks import refuse_where
+from .checks import is_autocast, refuse_where
 
 __all__ = [
     "Factory",
+    "check_boolean",
     "check_choice",
     "check_count",
     "check_counts",
     "check_dtype",
     "check_flag",
+    "check_floating",
     "check_generator",
     "check_input",
     "check_interval",
@@ -112,6 +114,20 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"`{name}` must be a tensor, got {type(value).__name__}; torch.as_tensor makes one.")
 
 
+def check_boolean(name: str, tensor: Tensor) -> None:
+    """Raises an error unless a value is a boolean tensor."""
+    check_tensor(name, tensor)
+    if tensor.dtype != torch.bool:
+        raise TypeError(f"`{name}` must be a boolean tensor, got {tensor.dtype}; compare it with 0 to make one.")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raises an error unless a value is a floating tensor."""
+    check_tensor(name, tensor)
+    if not tensor.is_floating_point():
+        raise TypeError(f"`{name}` must be a floating tensor, got {tensor.dtype}; convert it with `.float()`.")
+
+
 def check_dtype(dtype: torch.dtype | None) -> None:
     """Raises an error unless a type is a floating one or None, torch's default."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -132,8 +148,7 @@ def check_input(name: str, x: Tensor, parameter: Tensor) -> None:
     check_tensor(name, x)
     if x.dtype == parameter.dtype:
         return
-    device = x.device.type
-    if not x.is_floating_point() or not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not x.is_floating_point() or not is_autocast(x.device.type):
         raise TypeError(
             f"`{name}` must have the type of the parameters {parameter.dtype}, got {x.dtype}; "
             f"convert it with `.to({parameter.dtype})`."
@@ -181,9 +196,7 @@ def make_activation(activation: Callable[[], nn.Module]) -> nn.Module:
 def check_mask(name: str, mask: Tensor, logits: Tensor) -> None:
     """Raises an error unless a mask is boolean and shaped like the logits."""
     check_logits(logits)
-    check_tensor(name, mask)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"`{name}` must be a boolean tensor, got {mask.dtype}; compare it with 0 to make one.")
+    check_boolean(name, mask)
     if mask.shape != logits.shape:
         raise ValueError(
             f"`{name}` must have shape {tuple(logits.shape)} like the logits, got {tuple(mask.shape)}; "
@@ -193,9 +206,7 @@ def check_mask(name: str, mask: Tensor, logits: Tensor) -> None:
 
 def check_logits(logits: Tensor) -> None:
     """Raises an error unless logits are floating and have a dimension of sources."""
-    check_tensor("logits", logits)
-    if not logits.is_floating_point():
-        raise TypeError(f"`logits` must be a floating tensor, got {logits.dtype}; convert it with `.float()`.")
+    check_floating("logits", logits)
     if logits.dim() == 0:
         raise ValueError("`logits` must have shape (*, n), got a tensor without dimensions.")
 
@@ -205,9 +216,7 @@ def expand_allowed(allowed: Tensor | None, logits: Tensor) -> Tensor:
     check_logits(logits)
     if allowed is None:
         return torch.ones_like(logits, dtype=torch.bool)
-    check_tensor("allowed", allowed)
-    if allowed.dtype != torch.bool:
-        raise TypeError(f"`allowed` must be a boolean tensor, got {allowed.dtype}; compare it with 0 to make one.")
+    check_boolean("allowed", allowed)
     if allowed.dim() > logits.dim() or allowed.shape != logits.shape[logits.dim() - allowed.dim() :]:
         raise ValueError(
             f"`allowed` must have the shape of the last dimensions of the logits {tuple(logits.shape)}, "

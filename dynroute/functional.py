@@ -18,6 +18,7 @@ from torch import Tensor
 from .arguments import (
     check_choice,
     check_count,
+    check_floating,
     check_generator,
     check_mask,
     check_noise,
@@ -485,7 +486,7 @@ def route_temperature(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
         >>> route_temperature(torch.tensor([0.1, 0.3]))
         tensor([0.7500, 0.2500])
     """
-    _check_alpha(alpha)
+    check_floating("alpha", alpha)
     refuse_where(
         alpha,
         lambda alpha: ~(alpha > 0),
@@ -510,14 +511,8 @@ def task_weights(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
         >>> task_weights(torch.tensor([0.2, 0.2]), normalize="mean")
         tensor([1., 1.])
     """
-    _check_alpha(alpha)
+    check_floating("alpha", alpha)
     return _normalized(torch.softmax(-alpha, dim=-1), normalize)
-
-
-def _check_alpha(alpha: Tensor) -> None:
-    check_tensor("alpha", alpha)
-    if not alpha.is_floating_point():
-        raise TypeError(f"`alpha` must be a floating tensor, got {alpha.dtype}; convert it with `.float()`.")
 
 
 def _normalized(shares: Tensor, normalize: str) -> Tensor:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from .arguments import (
     check_count,
     check_flag,
+    check_floating,
     check_logits,
     check_mask,
     check_number,
     check_temperature,
-    check_tensor,
     expand_allowed,
 )
 from .checks import refuse_where, under_transform
@@ -248,7 +248,16 @@ class Soft(Gate):
         return allowed.clone()
 
 
-class Hard(Gate):
+class _Probabilities(Gate):
+    """Weighs sources by their probability among all sources, not rescaled."""
+
+    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
+        """Returns the probabilities of the full softmax on the path."""
+        # The logits of missing slots are -inf, so the full softmax leaves them out.
+        return mask_softmax(logits, logits > -torch.inf).masked_fill(~path, 0.0)
+
+
+class Hard(_Probabilities):
     """Reads the best source, weighted by its probability among all of them, not rescaled.
 
     The weight is the probability, so the router learns although a single source is read. With a capacity this is the
@@ -274,10 +283,6 @@ class Hard(Gate):
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the best source of every row."""
         return best_k(logits, 1, allowed)
-
-    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
-        """Returns the probabilities of the full softmax on the path."""
-        return _unscaled(logits, path)
 
 
 class TopK(_Mixing):
@@ -333,7 +338,7 @@ class SampleK(_Mixing):
         return samplek_path(logits, self.k, temperature=temperature, allowed=allowed, generator=generator, noise=noise)
 
 
-class TopP(Gate):
+class TopP(_Probabilities):
     """Reads the fewest sources whose probabilities sum to p, weighted by these probabilities, not rescaled.
 
     Samples for which the router is uncertain read more sources (Huang et al., 2024). The weights are the probabilities,
@@ -358,10 +363,6 @@ class TopP(Gate):
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the likeliest sources of every row."""
         return likeliest(logits, self.p, allowed)
-
-    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
-        """Returns the probabilities of the full softmax on the path."""
-        return _unscaled(logits, path)
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, [str(self.p), super().extra_repr()]))
@@ -501,7 +502,7 @@ class BalancedTopK(_Mixing):
         return ", ".join(filter(None, [str(self.k), f"rate={self.rate}", Gate.extra_repr(self)]))
 
 
-class ExpertChoice(Gate):
+class ExpertChoice(_Probabilities):
     r"""Lets every source choose its samples, so that the load is even by construction (Zhou et al., 2022).
 
     Of :math:`N` samples each of :math:`n` sources takes the :math:`\lceil c N / n \rceil` with the largest probability,
@@ -549,22 +550,12 @@ class ExpertChoice(Gate):
 
         return self._decide(choose, logits, allowed)
 
-    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
-        """Returns the probabilities of the full softmax on the path."""
-        return _unscaled(logits, path)
-
     def _limit(self, logits: Tensor, path: Tensor, allowed: Tensor, sample: bool) -> Tensor:
         self._count_dropped((~path.any(dim=-1)).sum())
         return path  # within the capacity by construction
 
     def extra_repr(self) -> str:
         return str(self.capacity)
-
-
-def _unscaled(logits: Tensor, path: Tensor) -> Tensor:
-    """The probabilities of the full softmax on a path."""
-    # The logits of missing slots are -inf, so the full softmax leaves them out.
-    return mask_softmax(logits, logits > -torch.inf).masked_fill(~path, 0.0)
 
 
 def _is_first_run() -> bool:
@@ -576,9 +567,7 @@ def _is_first_run() -> bool:
 
 def _with_scores(scores: Tensor, logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
     """The scores that choose, and the slots they may choose from; rows with all scores -inf fall back to the logits."""
-    check_tensor("scores", scores)
-    if not scores.is_floating_point():
-        raise TypeError(f"`scores` must be a floating tensor, got {scores.dtype}; convert it with `.float()`.")
+    check_floating("scores", scores)
     if scores.shape != logits.shape:
         raise ValueError(
             f"`scores` must have the shape of the logits {tuple(logits.shape)}, got {tuple(scores.shape)}."

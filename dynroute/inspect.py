@@ -299,7 +299,6 @@ def similarity(figures: Tensor) -> Tensor:
 
 def _check_shape(name: str, tensor: Tensor, topology: Topology) -> None:
     if tensor.shape[-2:] != topology.path_shape:
-        shape = ", ".join(str(size) for size in topology.path_shape)
         raise ValueError(
-            f"`{name}` must have shape (*, {shape}), got {tuple(tensor.shape)}; was it made by another topology?"
+            f"`{name}` must have shape {topology._slots}, got {tuple(tensor.shape)}; was it made by another topology?"
         )

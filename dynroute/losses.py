@@ -57,8 +57,8 @@ def compute_cost(route: Route, topology: Topology, costs: Sequence[float] | Tens
         raise TypeError(f"`topology` must be a Topology, got {shown(topology)}; `net.topology` is one.")
     if route.logits.shape[-2:] != topology.path_shape:
         raise ValueError(
-            f"`route` must have shape (*, {topology.path_shape[0]}, {topology.path_shape[1]}), got "
-            f"{tuple(route.logits.shape)}; was it made by another topology?"
+            f"`route` must have shape {topology._slots}, got {tuple(route.logits.shape)}; was it made by another "
+            "topology?"
         )
     topology.check_path(route.path)
     price = _prices(costs, route.logits, topology)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import check_count, check_tensor, shown
+from .arguments import check_boolean, check_count, check_tensor, shown
 from .checks import refuse_where, under_transform
 
 __all__ = ["Constants", "Topology"]
@@ -46,6 +46,7 @@ class Topology:
         """The number of possible edges."""
         self.path_shape: tuple[int, int] = (len(self.destinations), max(len(row) for row in self.parents))
         """The shape ``(T, S)`` of the path of one sample."""
+        self._slots = "(*, {}, {})".format(*self.path_shape)  # the shape of a batch of paths, for error messages
 
         cpu = _constants(self.parents, self.path_shape)
         self.sources: Tensor = cpu.sources
@@ -290,8 +291,7 @@ class Topology:
         """Removes the padding: ``[*, T, S]`` becomes ``[*, num_edges]``."""
         check_tensor("values", values)
         if values.shape[-2:] != self.path_shape:
-            shape = ", ".join(str(size) for size in self.path_shape)
-            raise ValueError(f"`values` must have shape (*, {shape}), got {tuple(values.shape)}.")
+            raise ValueError(f"`values` must have shape {self._slots}, got {tuple(values.shape)}.")
         return values.flatten(-2).index_select(-1, self.on(values.device).edge_index)
 
     def from_edges(self, values: Tensor, *, fill: float) -> Tensor:
@@ -311,13 +311,10 @@ class Topology:
 
     def check_path(self, path: Tensor) -> None:
         """Raises an error unless `path` is a boolean path of this topology that uses no forbidden edge."""
-        check_tensor("path", path)
-        if path.dtype != torch.bool:
-            raise TypeError(f"`path` must be a boolean tensor, got {path.dtype}; compare it with 0 to make one.")
+        check_boolean("path", path)
         if path.shape[-2:] != self.path_shape:
-            shape = ", ".join(str(size) for size in self.path_shape)
             raise ValueError(
-                f"`path` must have shape (*, {shape}), got {tuple(path.shape)}; was it recorded by another topology?"
+                f"`path` must have shape {self._slots}, got {tuple(path.shape)}; was it recorded by another topology?"
             )
         refuse_where(
             path,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..arguments import check_choice, check_flag, check_modules, check_tensor
 from ..banks import are_adjacent, keep_adjacent, reset_parts
+from ..checks import is_autocast
 from ..execution import Pass, Plan, check_backend, run_graph
 from ..functional import gumbel_noise, suitable_masked
 from ..gates import Gate
@@ -352,9 +353,8 @@ class RoutedGraph(Pretrained):
 
     def _check_logits(self, logits: Tensor) -> None:
         if logits.shape[-2:] != self.topology.path_shape:
-            shape = ", ".join(str(size) for size in self.topology.path_shape)
             raise ValueError(
-                f"`router` must return logits with shape (*, {shape}), got {tuple(logits.shape)}; "
+                f"`router` must return logits with shape {self.topology._slots}, got {tuple(logits.shape)}; "
                 "was it made for another topology?"
             )
 
@@ -412,14 +412,10 @@ def _keeps_width(module: nn.Module) -> bool:
 def _dtype(linear: nn.Linear, x: Tensor) -> torch.dtype | None:
     """The type of input that a layer takes; None if any type will do or it is unknown."""
     weight = linear._parameters.get("weight")
-    if type(weight) not in (Tensor, nn.Parameter) or (x.is_floating_point() and _is_autocast(x.device.type)):
+    if type(weight) not in (Tensor, nn.Parameter) or (x.is_floating_point() and is_autocast(x.device.type)):
         return None
     assert weight is not None
     return weight.dtype
-
-
-def _is_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _first_linear(module: nn.Module) -> nn.Linear | None:

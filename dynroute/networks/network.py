@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_choice, check_counts, check_input, check_tensor, shown
+from ..arguments import check_choice, check_counts, check_floating, check_input, shown
 from ..gates import Gate, Hard, SampleK, Soft, TopK
 from ..levels import RoutedGraph
 from ..levels.graph import Routing
@@ -151,9 +151,7 @@ class Network(nn.Module, ABC):
 
 
 def _check_state(state: Tensor, features: int, num_tasks: int) -> None:
-    check_tensor("state", state)
-    if not state.is_floating_point():
-        raise TypeError(f"`state` must be a floating tensor, got {state.dtype}; convert it with `.float()`.")
+    check_floating("state", state)
     if state.shape[-1:] == (features,):
         return
     hint = "."

@@ -163,23 +163,16 @@ def activated_layers(
     """
     if module_kind == "residual":
         return _normalized_layers(in_features, width, layer_sizes, module_kind, **factory)
-    if module_kind == "layer-norm":
-        return [
-            [
-                nn.Sequential(
-                    *([nn.ReLU()] if depth else []),
-                    *normalized_linear(width if depth else in_features, width, activation=False, **factory),
-                )
-                for _ in range(size)
-            ]
-            for depth, size in enumerate(layer_sizes)
-        ]
-    banks = [
-        LinearBank(size, width if depth else in_features, width, **factory) for depth, size in enumerate(layer_sizes)
-    ]
-    return [
-        [nn.Sequential(nn.ReLU(), module) if depth else module for module in bank] for depth, bank in enumerate(banks)
-    ]
+    layers: list[list[nn.Module]] = []
+    for depth, size in enumerate(layer_sizes):
+        features = width if depth else in_features
+        if module_kind == "layer-norm":
+            modules = [normalized_linear(features, width, activation=False, **factory) for _ in range(size)]
+            layers.append([nn.Sequential(nn.ReLU(), *module) if depth else module for module in modules])
+        else:
+            bank = LinearBank(size, features, width, **factory)
+            layers.append([nn.Sequential(nn.ReLU(), module) if depth else module for module in bank])
+    return layers
 
 
 def _summed_layers(
@@ -191,22 +184,15 @@ def _summed_layers(
     **factory: Unpack[Factory],
 ) -> list[list[nn.Module]]:
     """Makes layers of modules with ReLU before the sums; the last layer is linear and as wide as the output."""
-    last = len(layer_sizes) - 1
-    if module_kind != "linear":
-        hidden = _normalized_layers(in_features, width, layer_sizes[:-1], module_kind, **factory)
-        return [*hidden, list(LinearBank(layer_sizes[-1], width, out_features, **factory))]
-    return [
-        list(
-            LinearBank(
-                size,
-                width if depth else in_features,
-                width if depth < last else out_features,
-                nn.ReLU if depth < last else None,
-                **factory,
-            )
-        )
-        for depth, size in enumerate(layer_sizes)
-    ]
+    *hidden_sizes, last = layer_sizes
+    if module_kind == "linear":
+        layers = [
+            list(LinearBank(size, width if depth else in_features, width, nn.ReLU, **factory))
+            for depth, size in enumerate(hidden_sizes)
+        ]
+    else:
+        layers = _normalized_layers(in_features, width, hidden_sizes, module_kind, **factory)
+    return [*layers, list(LinearBank(last, width, out_features, **factory))]
 
 
 def _normalized_layers(
@@ -218,18 +204,9 @@ def _normalized_layers(
 ) -> list[list[nn.Module]]:
     """Makes layers of modules with layer normalization and ReLU, or of residual blocks."""
     return [
-        [
-            make_module(
-                module_kind,
-                width if depth else in_features,
-                width,
-                first=not depth,
-                shortcut=False,
-                **factory,
-            )
-            for _ in range(size)
-        ]
+        [make_module(module_kind, features, width, first=not depth, shortcut=False, **factory) for _ in range(size)]
         for depth, size in enumerate(layer_sizes)
+        for features in [width if depth else in_features]
     ]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..arguments import check_number, check_tensor, shown
 from ..banks import reset_parts
+from ..checks import is_autocast
 from ..topology import Topology
 from .noise import RouterNoise, draw_normal, draw_uniform
 
@@ -177,5 +178,4 @@ class Router(nn.Module, ABC):
 def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """Suspends autocast on the device of a tensor."""
     device = like.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if autocast else nullcontext()
+    return torch.autocast(device, enabled=False) if is_autocast(device) else nullcontext()

@@ -95,16 +95,8 @@ class LinearRouter(MLPRouter):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            context_features,
-            topology,
-            (),
-            jitter=jitter,
-            noise=noise,
-            dropout=dropout,
-            device=device,
-            dtype=dtype,
-        )
+        options = {"jitter": jitter, "noise": noise, "dropout": dropout}
+        super().__init__(context_features, topology, (), **options, device=device, dtype=dtype)
 
 
 def real(context: Tensor) -> Tensor:

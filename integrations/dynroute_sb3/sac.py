@@ -1,6 +1,7 @@
 """Multi-task SAC as a Stable-Baselines3 algorithm."""
 
 import copy
+import dataclasses
 import io
 import math
 import warnings
@@ -442,30 +443,10 @@ class MultiTaskSAC(MultiTaskAttributes):
         weight, learned = self.demonstration_weight, self._n_updates - self.actor_starts
         if self.demonstration_decay is not None:
             weight *= min(max(1 - learned / self.demonstration_decay, 0), 1)
-        assert self.actor_paths is not None
-        return Coefficients(
-            gamma=self.gamma,
-            target_entropy=float(self.target_entropy),
-            reward_scale=self.reward_scale,
-            critic_loss=self.critic_loss,
-            value_range=self.value_range,
-            q_target=self.q_target,
-            task_weights=self.task_weights,
-            route_temperature=self.route_temperature,
-            actor_paths=self.actor_paths,
-            critic_paths=self.critic_paths,
-            max_ent_coef=self.max_ent_coef,
-            max_task_loss=self.max_task_loss,
-            max_grad_norm=self.max_grad_norm,
-            actor_learns=learned >= 0,
-            demonstration_weight=weight,
-            precision=self.precision,
-            joint_update=self.joint_update,
-            ent_coef_after_step=self.ent_coef_after_step,
-            max_ent_coef_grad_norm=self.max_ent_coef_grad_norm,
-            mask_rule=self.mask_rule,
-            log_prob_epsilon=self.log_prob_epsilon,
-        )
+        computed = {"target_entropy": float(self.target_entropy), "actor_learns": learned >= 0}
+        names = (field.name for field in dataclasses.fields(Coefficients))
+        options: dict[str, Any] = {name: getattr(self, name) for name in names if name not in computed}
+        return Coefficients(**{**options, **computed, "demonstration_weight": weight})
 
     def _waits_for_tasks(self) -> bool:
         """Whether some tasks have no transitions yet, for instance if an environment changes its task each episode."""

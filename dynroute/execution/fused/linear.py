@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...checks import is_autocast
 from ..plan import Pass
 
 __all__ = [
@@ -218,7 +219,7 @@ def entering(call: Pass, nodes: Sequence[Perceptron]) -> tuple[Tensor, list[Tens
 
 def computed_type(x: Tensor) -> torch.dtype | None:
     """Returns the type of the products; None if it is not supported."""
-    if _is_autocast(x.device.type) and x.dtype in (torch.float32, torch.bfloat16):
+    if is_autocast(x.device.type) and x.dtype in (torch.float32, torch.bfloat16):
         dtype = torch.get_autocast_dtype(x.device.type)
         return dtype if dtype is torch.bfloat16 or x.device.type != "cpu" else None
     return x.dtype if x.dtype in (torch.float32, torch.float64, torch.bfloat16) else None
@@ -236,11 +237,7 @@ def _fits(parameter: Tensor | None, computed: torch.dtype) -> bool:
     """Whether a parameter has the type of the products, or autocast converts it."""
     if parameter is None or parameter.dtype == computed:
         return True
-    return _is_autocast(parameter.device.type) and parameter.dtype in (torch.float32, torch.bfloat16)
-
-
-def _is_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return is_autocast(parameter.device.type) and parameter.dtype in (torch.float32, torch.bfloat16)
 
 
 def linear_node(module: Callable[[Tensor], Tensor]) -> LinearNode | None:

@@ -141,23 +141,10 @@ class _TileGraph(torch.autograd.Function):
         outputs = x.new_empty(len(program.linear), batch, width)
         inner, mixed = x.new_empty(kept, batch, width), x.new_empty(kept or int(program.shortcut), batch, width)
         result = x.new_empty(batch, width)
-        program.launch(
-            walk_forward,
-            batch,
-            [
-                roots,
-                shares,
-                matrices,
-                matrices if biases is None else biases,
-                outputs,
-                inner if kept else outputs,
-                mixed if len(mixed) else outputs,
-                result,
-                *tables[:4],
-            ],
-            BIASED=biases is not None,
-            KEEP=int(program.keep),
-        )
+        read = [roots, shares, matrices, matrices if biases is None else biases]
+        written = [outputs, inner if kept else outputs, mixed if len(mixed) else outputs, result]
+        flags = {"BIASED": biases is not None, "KEEP": int(program.keep)}
+        program.launch(walk_forward, batch, [*read, *written, *tables[:4]], **flags)
         ctx.program = program
         ctx.save_for_backward(x, weights, suitable, roots, outputs, inner, mixed, *parameters)
         return result
@@ -179,27 +166,11 @@ class _TileGraph(torch.autograd.Function):
         around = torch.empty_like(through) if protect == "input" else torch.empty_like(through[0])
         grad_roots, grad_inner = torch.empty_like(roots), torch.empty_like(inner)
         grad_weights = torch.zeros_like(shares)
-        program.launch(
-            walk_backward,
-            batch,
-            [
-                gradients[0].contiguous(),
-                roots,
-                shares,
-                shares if suitable is None else suitable.contiguous(),
-                _stack(parameters, program.inside)[0],
-                outputs,
-                inner,
-                mixed,
-                through,
-                around,
-                grad_roots,
-                grad_inner,
-                grad_weights,
-                *tables,
-            ],
-            PROTECT=protect,
-        )
+        kept = shares if suitable is None else suitable.contiguous()
+        matrices = _stack(parameters, program.inside)[0]
+        read = [gradients[0].contiguous(), roots, shares, kept, matrices, outputs, inner, mixed]
+        written = [through, around, grad_roots, grad_inner, grad_weights]
+        program.launch(walk_backward, batch, [*read, *written, *tables], PROTECT=protect)
 
         wanted = ctx.needs_input_grad
         grads: list[Tensor | None] = [None] * len(parameters)
@@ -220,8 +191,8 @@ class _TileGraph(torch.autograd.Function):
         grad_x = None
         if wanted[1]:
             grad_x = grad_roots @ _stack(parameters, program.roots)[0].flatten(0, 1)
-            read = x if program.root_before.from_input else _entered(program.root_before, x)
-            grad_x = program.root_before.backward(grad_x, read, None)
+            sloped = x if program.root_before.from_input else _entered(program.root_before, x)
+            grad_x = program.root_before.backward(grad_x, sloped, None)
         return (None, grad_x, grad_weights if wanted[2] else None, None, *grads)
 
 
