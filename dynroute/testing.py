@@ -18,7 +18,7 @@ def assert_routed(module: nn.Module, x: Tensor, context: Tensor | None = None, *
 
     The module is called as ``module(x, context, path=..., sample=..., generator=..., return_route=...)`` and has a
     `topology`. The assertions run on a copy, and buffers that a pass changes, such as the bias of
-    :class:`dynroute.BalancedTopK`, are restored before the next pass. In training and in evaluation mode:
+    :class:`dynroute.BalancedTopK`, are restored before the next pass. It asserts, in training and in evaluation mode:
 
     1. the route has the topology's shape, a source in every row (unless a gate says that rows may be empty, see
        :attr:`dynroute.Gate.may_be_empty`), and no weight off its path;

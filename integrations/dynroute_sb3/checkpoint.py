@@ -300,7 +300,7 @@ def _with_functions(
     for name in missing:
         if name not in replace:
             raise ValueError(
-                f"{folder} needs the {name} {missing[name]}, which is no part of it: replace={{{name!r}: ...}}."
+                f"{folder} needs the {name} {missing[name]}, which it does not hold: pass replace={{{name!r}: ...}}."
             )
     if extra := sorted(set(replace) - set(missing) - set(ELSEWHERE)):
         raise ValueError(

@@ -165,7 +165,7 @@ def add_demonstrations(
         if np.shape(array) != (tasks, count, *shape):
             raise ValueError(
                 f"`{name}` must have shape {(tasks, count, *shape)}, {count} transitions for each of {tasks} tasks as "
-                f"the buffer was told, got {np.shape(array)}."
+                f"in the buffer, got {np.shape(array)}."
             )
         if not np.isfinite(array).all():
             task, i = np.argwhere(~np.isfinite(array))[0, :2]

@@ -66,7 +66,7 @@ def restoring(folder: Path | Member) -> Iterator[None]:
             raise
         raise ValueError(f"{folder} cannot be restored: {error}") from error
     except (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError) as error:
-        reason = " ".join(f"{error}".split()) or "no reason is told"
+        reason = " ".join(f"{error}".split()) or "no reason given"
         raise DamagedError(
             f"{folder} cannot be restored, since what it holds does not fit together ({type(error).__name__}: "
             f"{reason:.300}); take another checkpoint."

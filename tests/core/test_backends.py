@@ -136,7 +136,7 @@ def uneven() -> RoutedGraph:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (leaky, r"module 0 is no .*, with a known activation \(GELU, Identity, ReLU, Sigmoid, SiLU, Tanh\)"),
+        (leaky, r"module 0 is not a .*, with a known activation \(GELU, Identity, ReLU, Sigmoid, SiLU, Tanh\)"),
         (hooked, r"module 2 is not a plain nn\.Linear with a known activation \(.*\), or has hooks"),
         (overwriting, r"module 1 is not a plain nn\.Linear"),
         (patched, r"module 2 is not a plain nn\.Linear"),

@@ -869,7 +869,7 @@ def test_what_is_no_part_of_a_checkpoint_is_asked_for(options: dict[str, Any], t
     make_model(ENVIRONMENTS["dummy"](), **options).save_checkpoint(tmp_path / "there")
     told = told.format(module=__name__)
     name = told.split()[0]
-    asked = re.escape(f"needs the {told}, which is no part of it: replace={{{name!r}: ...}}.")
+    asked = re.escape(f"needs the {told}, which it does not hold: pass replace={{{name!r}: ...}}.")
     with pytest.raises(ValueError, match=asked):
         load(tmp_path / "there")
 
