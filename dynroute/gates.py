@@ -539,7 +539,7 @@ class ExpertChoice(_Probabilities):
 
     @property
     def may_be_empty(self) -> bool:
-        """True: a sample may be left without a source."""
+        """True, since a sample may be left without a source."""
         return True
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:

@@ -12,7 +12,7 @@ LOG_STD_RANGE = (-20.0, 2.0)
 """The usual range of a log-standard deviation."""
 
 LOG_STD_LIMITS = ("clamp", "tanh")
-"""The ways to keep an output in that range: clamped, without a gradient outside, or squashed by tanh."""
+"""The ways to keep an output in that range, by clamping, without a gradient outside, or by tanh."""
 
 
 def split_output(

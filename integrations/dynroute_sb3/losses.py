@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 TASK_WEIGHTS = ("none", "alpha-sum", "alpha-mean", "inverse-alpha-sum", "inverse-alpha-mean")
-"""The rules for task weights: equal, proportional to softmax(-alpha), or proportional to 1 / alpha = softmax(-log
-alpha); with a sum or a mean of 1."""
+"""The rules for task weights, which are equal, proportional to softmax(-alpha), or proportional to 1 / alpha =
+softmax(-log alpha); with a sum or a mean of 1."""
 
 MASK_RULES = ("each", "total")
 """The rules for leaving out tasks with extreme losses. With "each", the loss of the critics decides for critics and

@@ -37,13 +37,13 @@ __all__ = [
 ]
 
 PATHS = ("sampled", "replayed", "topk")
-"""The paths that a loss can use: newly sampled ones, those stored with the transitions, or the best."""
+"""The paths that a loss can use, which are newly sampled, stored with the transitions, or the best."""
 
 PRECISIONS = ("float32", "bf16")
 """The precisions of matrix products in updates."""
 
 CRITIC_LOSSES = ("mse", "categorical")
-"""The losses of critics: squared errors of values, or cross-entropy of distributions of values."""
+"""The losses of critics, squared errors of values or cross-entropy of distributions of values."""
 
 BINS = 101
 """The usual number of bins of a distribution of values."""
@@ -55,7 +55,7 @@ LIMITS = ("max_task_loss", "max_grad_norm", "max_ent_coef", "ent_coef_lr", "shar
 """The options that are positive numbers or None."""
 
 WARMUP_ACTIONS = ("random", "policy")
-"""The actions before learning starts: uniform noise or the initial policy."""
+"""The actions before learning starts, uniform noise or those of the initial policy."""
 
 OPTIONS = (
     "learning_rate",
