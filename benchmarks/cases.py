@@ -1,4 +1,4 @@
-"""What is timed: a case is a network, its textbook form and a plain perceptron of the same number of parameters."""
+"""The cases to time: a network, its textbook form and a plain perceptron with the same number of parameters."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ OUT = 8
 
 @dataclass
 class Case:
-    """One network under one load.
+    """One network with one batch size and mode.
 
     Attributes:
-        name: What it is.
+        name: The name of the network.
         batch: The number of samples.
         mode: "training step" or "inference".
         jobs: The contenders.
@@ -65,7 +65,7 @@ def _job(net: nn.Module, inputs: tuple[Tensor, ...], mode: str, backend: str | N
 def make(
     name: str, net: nn.Module, textbook: nn.Module, inputs: tuple[Tensor, ...], mode: str, **others: nn.Module
 ) -> Case:
-    """A case with all backends that can run it."""
+    """Makes a case with all backends that can run it."""
     fast = "fused" if mode == "training step" else "skip"
     jobs = {backend: _job(net, inputs, mode, backend) for backend in ("reference", fast, "auto")}
     try:
@@ -79,7 +79,7 @@ def make(
 
 
 def inputs_of(batch: int, features: int) -> tuple[Tensor, Tensor]:
-    """An input, and a context that makes some sources far better than others."""
+    """Draws an input, and a context for which some sources are far better than others."""
     return torch.randn(batch, features), 3 * torch.randn(batch, CONTEXT)
 
 
@@ -119,7 +119,7 @@ def output_level(batch: int, mode: str, heads: int = 10) -> Case:
 
 
 def whole_d2r(batch: int, mode: str) -> Case:
-    """D2R's actor at its published size, F, H and router included."""
+    """D2R's actor at its published size, including F, H and the router."""
     net = networks.build("d2r", 39, 10, OUT, gate="top-2")
     textbook = D2RNetwork(TextbookModule(400, 400, 128, 16, OUT, 2))
     task = torch.eye(10)[torch.arange(batch) % 10]

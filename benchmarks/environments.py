@@ -1,9 +1,9 @@
-"""How fast ten tasks of Meta-World step with random actions, beside what Stable-Baselines3 and gymnasium offer.
+"""Times steps of ten Meta-World tasks with random actions, beside the vectors of Stable-Baselines3 and gymnasium.
 
     python -m benchmarks.environments
 
 All step the environments of MT10 with goals of one benchmark object, one-hots and a horizon of 100; SB3 and gymnasium
-run a process for each task. A timed block is one episode of every task, its reset included.
+run a process for each task. A timed block is one episode of every task including its reset.
 """
 
 import argparse
@@ -37,7 +37,7 @@ PACKAGES = ("metaworld", "mujoco", "gymnasium", "stable-baselines3", "numpy")
 
 
 def make(name: str, index: int, count: int, tasks: tuple[Task, ...], monitored: bool) -> gym.Env[Any, Any]:
-    """A task as people build it from the wrappers of Meta-World and gymnasium."""
+    """Builds a task from the wrappers of Meta-World and gymnasium, as their users do."""
     env: Any = ALL_V3_ENVIRONMENTS[f"{name}-v3"](reward_function_version="v2")
     env.seed(index)
     env = OneHotWrapper(gym.wrappers.TimeLimit(env, HORIZON), index, count)
@@ -53,7 +53,7 @@ def makers(monitored: bool) -> list[Callable[[], gym.Env[Any, Any]]]:
 
 
 def cpu_seconds(env: Any) -> float:
-    """The processor time that this process and those of an environment have used, which others hardly disturb."""
+    """Returns the CPU time of this process and those of an environment, which other programs hardly affect."""
     workers = getattr(env, "processes", None) or [part.process for part in env._parts if hasattr(part, "process")]
     ticks = 0
     for pid in (os.getpid(), *(worker.pid for worker in workers)):
@@ -64,13 +64,11 @@ def cpu_seconds(env: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=120, help="how long they take turns")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="how many workers ours have")
-    parser.add_argument(
-        "--folder", type=folder, default=Path(__file__).parent / "results", help="where the result goes"
-    )
+    parser.add_argument("--seconds", type=float, default=120, help="duration of the comparison")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of dynroute's workers")
+    parser.add_argument("--folder", type=folder, default=Path(__file__).parent / "results", help="of the result")
     arguments = parser.parse_args()
-    load = os.getloadavg()[0]  # what else used the cores
+    load = os.getloadavg()[0]  # the load of other programs
 
     envs: dict[str, Any] = {
         "SubprocVecEnv": SubprocVecEnv(makers(True)),
@@ -110,13 +108,13 @@ def main() -> None:
             "steps per second": 1e3 * HORIZON * count / middle,
             "microseconds of CPU": 1e6 * statistics.mean(spent[name]) / (HORIZON * count),
             "faster than": {base: 1 / to[base][name] for base in OTHERS},
-            # Where other programs disturb, each one's fastest round tells most about itself.
+            # With other programs on the machine, the fastest rounds are the most reliable.
             "at best": {base: min(times[base]) / min(times[name]) for base in OTHERS},
         }
-        told = "  ".join(f"{row['faster than'][base]:.2f} ({row['at best'][base]:.2f}) x {base}" for base in OTHERS)
+        cells = "  ".join(f"{row['faster than'][base]:.2f} ({row['at best'][base]:.2f}) x {base}" for base in OTHERS)
         rows.append(row)
         print(
-            f"{name:20} {row['steps per second']:6.0f} steps/s  {row['microseconds of CPU']:5.0f} us of CPU  {told}",
+            f"{name:20} {row['steps per second']:6.0f} steps/s  {row['microseconds of CPU']:5.0f} us of CPU  {cells}",
             flush=True,
         )
     result = {

@@ -1,9 +1,9 @@
-"""The plain policy of each task of d2r runs beside the whole network, and beside a perceptron of about equal success.
+"""Compares the extracted policy of each task of d2r runs with the whole network and a perceptron of similar success.
 
-The perceptron has two layers, knows one task, and clones the demonstrations that the run cloned of it, with as many
-updates and samples. Of some widths the smallest is taken that solves as many episodes as the extracted policy, at goals
-that the table does not have; the largest if none does. The table counts success at the goals of an evaluation of the
-run, the same for all. Called again, it goes on with the tasks that are missing.
+The perceptron has two hidden layers and clones the demonstrations of its task in the run, with as many updates and
+samples. Its width is the smallest that solves as many episodes as the extracted policy at separate goals, or the
+largest of the candidates. The table counts success at the goals of an evaluation of the run. Called again, the program
+resumes with the missing tasks.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def numbers(module: nn.Module) -> int:
 
 
 def clone(run: Run, task: str, width: int, updates: int) -> nn.Sequential:
-    """A perceptron for one task, from the demonstrations of a run; that with the smallest error on held-out ones."""
+    """Trains a perceptron for one task on demonstrations of a run; returns that with the smallest held-out error."""
     configuration = run.configuration
     demonstrations = collect(
         configuration.benchmark_or_tasks,
@@ -86,7 +86,7 @@ def clone(run: Run, task: str, width: int, updates: int) -> nn.Sequential:
 
 
 def compare(run: Run, task: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The row of one task."""
+    """Measures the row of one task."""
     configuration, index = run.configuration, run.configuration.tasks.index(task)
     seed, episodes = unseen(configuration.goals, configuration.seed), settings["episodes"]
 
@@ -101,7 +101,7 @@ def compare(run: Run, task: str, settings: dict[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         elsewhere = float((small(others) - whole(others)).abs().max())
 
-    choosing = seed + 2 * ELSEWHERE  # goals of its own
+    choosing = seed + 2 * ELSEWHERE  # separate goals
     wanted, plain, tried = success(small, choosing, settings["choosing"]), nn.Sequential(), {}
     for width in settings["widths"]:
         plain = clone(run, task, width, configuration.cloning_steps)
@@ -142,7 +142,7 @@ def compare(run: Run, task: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(path: Path, settings: dict[str, Any], form: str) -> dict[str, Any]:
-    """Rows that were measured before with the same settings."""
+    """Loads rows that were measured before with the same settings."""
     if not path.exists():
         return {"format": form, "settings": settings, "sessions": [], "runs": {}, "rows": []}
     stored: dict[str, Any] = json.loads(path.read_text())
@@ -158,7 +158,7 @@ def save(path: Path, stored: dict[str, Any]) -> None:
 
 
 def _origin(run: Run) -> dict[str, Any]:
-    """How a run was made, without where it is."""
+    """The seed and the command of a run, without its folder."""
     session = run.sessions[0]
     words = shlex.split(session["command"])
     kept = [word for i, word in enumerate(words) if "--run" not in words[max(i - 1, 0) : i + 1]]
@@ -198,14 +198,14 @@ def measure(runs: Sequence[Path], tasks: Sequence[str] | None, settings: dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="directories of imitation runs of one network")
-    parser.add_argument("--output", type=file, required=True, help="the JSON file, which is gone on with")
+    parser.add_argument("--output", type=file, required=True, help="the JSON file; existing rows are kept")
     parser.add_argument("--tasks", nargs="+", help="some tasks (all)")
-    parser.add_argument("--coverage", type=float, default=1.0, help="share of states whose routes stay whole (1)")
-    parser.add_argument("--states", type=int, default=12, help="episodes of states; two are to check (12)")
+    parser.add_argument("--coverage", type=float, default=1.0, help="share of states with complete routes (1)")
+    parser.add_argument("--states", type=int, default=12, help="episodes of states, two of them for checks (12)")
     parser.add_argument("--episodes", type=int, default=20, help="episodes of the table (20)")
     parser.add_argument("--choosing", type=int, default=20, help="episodes that choose the perceptron (20)")
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 256], help="of perceptrons")
-    parser.add_argument("--rounds", type=int, default=500, help="how often each is timed (500)")
+    parser.add_argument("--rounds", type=int, default=500, help="timings of each policy (500)")
     options = vars(parser.parse_args())
     runs, tasks, output = (options.pop(name) for name in ("runs", "tasks", "output"))
     measure(runs, tasks, options, output)

@@ -1,7 +1,7 @@
-"""What training gained over what it started from: two sweeps of the same runs, on episodes that both were tested with.
+"""Compares two sweeps of the same runs, before and after training, on the episodes of both evaluations.
 
-Episodes of an evaluation have the goals of its seed, so that the first ones of both have the same goals. A row counts
-those that only one of both solved, over all seeds, and has the p-value of the exact sign test of them.
+The seed of an evaluation determines its goals, so the first episodes of both have the same goals. A row counts the
+episodes that only one of both solved, over all seeds, with the p-value of the exact sign test.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from .outputs import file
 
 
 def compare(before: Path, after: Path) -> dict[str, Any]:
-    """The rows of all runs that are finished in both folders."""
+    """Computes the rows of all runs that are finished in both folders."""
     solved: dict[str, list[Any]] = defaultdict(list)
     for folder in sorted(after.glob("*/evaluations/final.json")):
         name = folder.parts[-3]
@@ -53,7 +53,7 @@ def _rows(method: str, runs: list[Any]) -> list[dict[str, Any]]:
 
 
 def sign_test(lost: int, gained: int) -> float:
-    """The probability of counts at least as uneven, if both were equally likely."""
+    """Computes the probability of counts at least as uneven if both were equally likely."""
     count = lost + gained
     tail = sum(math.comb(count, k) for k in range(min(lost, gained) + 1))
     return min(1.0, 2 * tail / 2**count)
@@ -61,8 +61,8 @@ def sign_test(lost: int, gained: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("before", type=Path, help="the folder of the sweep that was started from")
-    parser.add_argument("after", type=Path, help="the folder of the sweep that started there")
+    parser.add_argument("before", type=Path, help="the folder of the sweep before training")
+    parser.add_argument("after", type=Path, help="the folder of the sweep after training")
     parser.add_argument("output", type=file, help="the JSON file")
     options = parser.parse_args()
     result = compare(options.before, options.after)

@@ -1,8 +1,7 @@
 """Correctness and speed on one GPU within a few minutes: `python -m benchmarks.gpu`.
 
-It needs torch and this tree, and for its last section Stable-Baselines3. Errors end their step alone, and the JSON file
-is written after each section, so that what was measured is not lost. `--device cpu --quick` tries the program itself,
-without a GPU.
+It needs torch and this tree, and for its last section Stable-Baselines3. An error ends only its step, and the JSON file
+is written after each section, so no measurement is lost. `--device cpu --quick` tests the program without a GPU.
 """
 
 import argparse
@@ -31,52 +30,52 @@ SECTIONS: dict[str, Callable[[Setup], Steps]] = {
 
 def run_section(name: str, setup: Setup, deadline: float) -> Row:
     """Runs the steps of a section until the deadline."""
-    found: Row = {"rows": [], "skipped": []}
+    section: Row = {"rows": [], "skipped": []}
     if time.monotonic() >= deadline:
-        return {**found, "skipped": ["all"]}
-    for title, step in (attempt(found, "setting up", SECTIONS[name], setup) or {}).items():
+        return {**section, "skipped": ["all"]}
+    for title, step in (attempt(section, "setting up", SECTIONS[name], setup) or {}).items():
         begin = time.monotonic()
         if begin >= deadline:
-            found["skipped"].append(title)
+            section["skipped"].append(title)
             continue
         row: Row = {"step": title}
         row |= attempt(row, "step", step) or {}
-        found["rows"].append(row | {"seconds": round(time.monotonic() - begin, 1)})
+        section["rows"].append(row | {"seconds": round(time.monotonic() - begin, 1)})
         print(f"  {title}: " + ", ".join(f"{column} {cell}" for column, cell in cells(row).items()), flush=True)
         setup.release()
-    return found
+    return section
 
 
 def cells(row: Row) -> dict[str, str]:
-    """What the table says of each contender of a row: a deviation, or milliseconds (ratio to the base) and memory."""
-    found = dict.fromkeys(row.get("cannot", {}), "cannot")
-    found |= {name: f"{gap:.1e}" for name, gap in row.get("deviation", {}).items()}
+    """The cells of a row by contender: a deviation, or milliseconds (ratio to the base) and memory."""
+    texts = dict.fromkeys(row.get("cannot", {}), "cannot")
+    texts |= {name: f"{gap:.1e}" for name, gap in row.get("deviation", {}).items()}
     for name, ms in row.get("ms", {}).items():
         rate = row.get("updates a second", {}).get(name)
         beside = f"{row['to base'].get(name, float('nan')):.2f}" if rate is None else f"{rate:.0f}/s"
-        found[name] = f"{ms:.3f} ({beside})" + (f" {row['MiB'][name]:.0f}M" if row["MiB"][name] else "")
-    return found | dict.fromkeys(row.get("failed", {}), "FAILED")
+        texts[name] = f"{ms:.3f} ({beside})" + (f" {row['MiB'][name]:.0f}M" if row["MiB"][name] else "")
+    return texts | dict.fromkeys(row.get("failed", {}), "FAILED")
 
 
-def table(section: str, found: Row) -> str:
-    """The rows of a section in columns, and below them why something did not run."""
-    lines = [(row["step"], cells(row)) for row in found["rows"]]
+def table(name: str, section: Row) -> str:
+    """Formats the rows of a section in columns, followed by the reasons why something did not run."""
+    lines = [(row["step"], cells(row)) for row in section["rows"]]
     columns = list(dict.fromkeys(name for _, line in lines for name in line))
     widths = [max([len(name), *[len(line.get(name, "")) for _, line in lines]]) + 2 for name in columns]
-    margin = max([len(section), *[len(step) + 2 for step, _ in lines]])
-    text = [section.ljust(margin) + "".join(name.rjust(width) for name, width in zip(columns, widths, strict=True))]
+    margin = max([len(name), *[len(step) + 2 for step, _ in lines]])
+    text = [name.ljust(margin) + "".join(name.rjust(width) for name, width in zip(columns, widths, strict=True))]
     for step, line in lines:
         parts = [line.get(name, "").rjust(width) for name, width in zip(columns, widths, strict=True)]
         text.append(f"  {step}".ljust(margin) + "".join(parts))
     kinds = ("cannot", "failed")
-    parts = (found, *found["rows"])
+    parts = (section, *section["rows"])
     notes = [f"{n} {kind}: {why}" for part in parts for kind in kinds for n, why in part.get(kind, {}).items()]
     text += [f"  {note} ({notes.count(note)} times)" for note in dict.fromkeys(notes)]
-    return "\n".join([*text, *[f"  skipped at the time limit: {title}" for title in found["skipped"]], ""])
+    return "\n".join([*text, *[f"  skipped at the time limit: {title}" for title in section["skipped"]], ""])
 
 
 def commit() -> str:
-    """The commit of this tree, and whether files differ from it."""
+    """Returns the commit of this tree, marked if files differ from it."""
     options: dict[str, Any] = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True}
     try:
         return subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], **options).stdout.strip()
@@ -85,7 +84,7 @@ def commit() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs what the command line asks for, and returns 1 if something failed."""
+    """Runs the sections, and returns 1 if something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="small sizes and two rounds; times mean nothing then")
@@ -116,8 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(name, flush=True)
         sections[name] = run_section(name, setup, deadline)
         output.write_text(json.dumps({"about": about, "sections": sections}, indent=1) + "\n")
-    print("\n" + "\n".join(table(name, found) for name, found in sections.items()))
-    failed = sum(len(part.get("failed", {})) for found in sections.values() for part in (found, *found["rows"]))
+    print("\n" + "\n".join(table(name, section) for name, section in sections.items()))
+    failed = sum(len(part.get("failed", {})) for section in sections.values() for part in (section, *section["rows"]))
     print(f"{failed} failures; written to {output}", flush=True)
     return 1 if failed else 0
 

@@ -1,4 +1,4 @@
-"""The sections of gpu.py: what is computed and timed, step by step."""
+"""The sections of gpu.py, each a set of steps to compute and time."""
 
 import copy
 import gc
@@ -41,12 +41,12 @@ MODES = ("training step", "inference")
 TOLERANCE = {"float32": 1e-4, "bf16": 0.06}
 """The largest deviation of an element that passes, relative to the largest element of its tensor plus 1."""
 CLEAR = 1e-5
-"""How far the probabilities of a sample are from the threshold of Eq. 10, so that rounding does not cross it."""
+"""The least distance of probabilities from the threshold of Eq. 10, so that rounding does not cross it."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Where the program runs, whether in small sizes, and for about how many seconds each comparison is timed."""
+    """The device, whether sizes are small, and the approximate duration of each comparison in seconds."""
 
     device: torch.device
     quick: bool
@@ -63,7 +63,7 @@ class Setup:
         return torch.randn(*shape, device=self.device)
 
     def release(self) -> None:
-        """Returns the memory of a GPU; an error of an earlier kernel was recorded where it happened."""
+        """Frees the memory of a GPU; errors of earlier kernels were recorded already."""
         if self.cuda:
             gc.collect()
             with suppress(RuntimeError):
@@ -75,7 +75,7 @@ def reason(error: Exception) -> str:
 
 
 def attempt(row: Row, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function; None if it raises, and the row then holds why: a refusal of a backend, or a failure."""
+    """Calls a function; if it raises, adds the refusal of a backend or the failure to the row and returns None."""
     try:
         return function(*arguments)
     except Exception as error:
@@ -90,7 +90,7 @@ def attempt(row: Row, name: str, function: Callable[..., Any], *arguments: Any) 
 
 
 def clock(setup: Setup, job: Job) -> float:
-    """The milliseconds of a job, from an idle device to an idle device."""
+    """Times a job in milliseconds, from an idle device to an idle device."""
     if not setup.cuda:
         begin = time.perf_counter()
         job()
@@ -105,7 +105,7 @@ def clock(setup: Setup, job: Job) -> float:
 
 
 def peak(setup: Setup, job: Job) -> float:
-    """The MiB that a job adds to the memory of a GPU; the job runs twice and is warm then."""
+    """Measures the MiB that a job adds to the memory of a GPU; the job runs twice and is warm afterwards."""
     job()
     if not setup.cuda:
         return 0.0
@@ -130,7 +130,7 @@ def compare(setup: Setup, jobs: dict[str, Job], base: str, row: Row | None = Non
     try:
         for _ in range(rounds):
             for name, job in jobs.items():
-                job()  # untimed: the job before it has used the caches
+                job()  # untimed, to restore the caches
                 times[name].append(clock(setup, job))
     finally:
         gc.enable()
@@ -140,7 +140,7 @@ def compare(setup: Setup, jobs: dict[str, Job], base: str, row: Row | None = Non
 def job(
     setup: Setup, net: nn.Module, inputs: Sequence[Tensor], mode: str, backend: str = "", dtype: str = "float32"
 ) -> Job:
-    """A forward pass, and in training the gradients of all parameters too."""
+    """Makes a job of a forward pass, in training with the gradients of all parameters."""
     training = mode == "training step"
 
     def run() -> Any:
@@ -155,11 +155,11 @@ def job(
     return run
 
 
-# The sections, each a function that makes its steps.
+# The sections, each a function that returns its steps.
 
 
 def small_nets(width: int) -> dict[str, RoutedGraph]:
-    """Networks of every level, smooth so that rounding does not switch units on and off."""
+    """Makes networks of every level, smooth so that rounding does not switch units on and off."""
 
     def normed(features: int) -> nn.Module:
         return nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width), nn.GELU())
@@ -183,7 +183,7 @@ def small_nets(width: int) -> dict[str, RoutedGraph]:
 
 
 def draw(net: RoutedGraph, batch: int) -> list[Tensor]:
-    """Input, context, path and gradient of the output for a float64 network on the CPU."""
+    """Draws input, context, path and gradient of the output for a float64 network on the CPU."""
     count = 4 * batch + 8
     output_level = isinstance(net, OutputRouting)
     context = torch.arange(count) % TASKS if output_level else 2 * torch.randn(count, TASKS).double()
@@ -196,7 +196,7 @@ def draw(net: RoutedGraph, batch: int) -> list[Tensor]:
 
 
 def evaluate(net: RoutedGraph, inputs: Sequence[Tensor], mode: str, backend: str, cast: Any) -> list[Tensor | None]:
-    """The output by a replayed path, and in training the gradients of the inputs and the parameters."""
+    """Computes the output by a replayed path, and in training the gradients of the inputs and the parameters."""
     x, context, path, direction = inputs
     training = mode == "training step"
     net.train(training)
@@ -209,10 +209,10 @@ def evaluate(net: RoutedGraph, inputs: Sequence[Tensor], mode: str, backend: str
     return [output, *torch.autograd.grad(output, wanted, direction.to(output.dtype), allow_unused=True)]
 
 
-def deviation(found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -> float:
-    """The largest deviation of an element, relative to the largest one of its tensor plus 1."""
+def deviation(results: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> float:
+    """Computes the largest deviation of an element, relative to the largest one of its tensor plus 1."""
     worst = 0.0
-    for actual, exact in zip(found, wanted, strict=True):
+    for actual, exact in zip(results, expected, strict=True):
         assert (actual is None) == (exact is None), "a gradient is None on one side and a tensor on the other"
         if actual is not None and exact is not None:
             assert actual.shape == exact.shape, f"shape {tuple(actual.shape)} instead of {tuple(exact.shape)}"
@@ -221,9 +221,11 @@ def deviation(found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -
     return worst
 
 
-def judge(row: Row, name: str, found: Callable[[], Sequence[Tensor | None]], wanted: Sequence[Tensor | None]) -> None:
-    """Adds to a row how far results deviate, and a failure if that is too far."""
-    gap = attempt(row, name, lambda: deviation(found(), wanted))
+def judge(
+    row: Row, name: str, results: Callable[[], Sequence[Tensor | None]], expected: Sequence[Tensor | None]
+) -> None:
+    """Adds the deviation of results to a row, and a failure if it exceeds the tolerance."""
+    gap = attempt(row, name, lambda: deviation(results(), expected))
     if gap is not None:
         row["deviation"][name] = max(gap, row["deviation"].get(name, 0.0))
         if gap > row["tolerance"]:
@@ -249,7 +251,7 @@ def correctness(setup: Setup) -> Steps:
 
 
 def d2r(setup: Setup) -> Steps:
-    """D2R's graph beside chained modules without a route, and its form as written without a library."""
+    """D2R's graph beside chained modules without routing, and its textbook form."""
     sizes = features, width, modules, _ = (STATE, 16, 4, OUT) if setup.quick else (400, 128, 16, OUT)
     routed = ModuleRouting.mlp(*sizes, 16, TopK(2), router_sizes=(), device=setup.device)
     textbook = TextbookModule(features, 16, width, modules, OUT, 2).to(setup.device)
@@ -265,7 +267,7 @@ def d2r(setup: Setup) -> Steps:
 
 
 class Loop(nn.Module):
-    """A mixture of experts in ten lines: index, run, add."""
+    """A mixture of experts as a loop that indexes, runs and adds."""
 
     def __init__(self, experts: Sequence[nn.Module], router: nn.Module, k: int) -> None:
         super().__init__()
@@ -281,7 +283,7 @@ class Loop(nn.Module):
 
 
 def moe(setup: Setup) -> Steps:
-    """A layer of experts beside a loop over the same experts, and a dense layer of two experts' size."""
+    """A layer of experts beside a loop over the same experts, and a dense layer of the size of two experts."""
     experts, tokens, width, hidden = (4, 64, 16, 32) if setup.quick else (64, 16384, 1024, 2048)
 
     def perceptron(hidden: int) -> nn.Module:
@@ -301,11 +303,11 @@ def moe(setup: Setup) -> Steps:
         return jobs | {name: job(setup, routed, inputs, mode, name, "bf16") for name in BACKENDS}
 
     def agreement() -> Row:
-        row: Row = {"tolerance": 0.01, "deviation": {}}  # the outputs are a tenth of those that `TOLERANCE` is for
-        found: dict[str, Any] = jobs("inference")
-        wanted = [found["loop"]().double().cpu()]
+        row: Row = {"tolerance": 0.01, "deviation": {}}  # outputs are a tenth of those of `TOLERANCE`
+        contenders: dict[str, Any] = jobs("inference")
+        expected = [contenders["loop"]().double().cpu()]
         for name in BACKENDS:
-            judge(row, name, lambda name=name: [found[name]()], wanted)
+            judge(row, name, lambda name=name: [contenders[name]()], expected)
             setup.release()
         return row
 
@@ -320,16 +322,17 @@ def actors(setup: Setup) -> Steps:
     inputs = setup.randn(batch, 39), torch.eye(10).repeat(batch // 10, 1).to(setup.device)
 
     def step(name: str) -> Row:
-        net, base = (networks.build(each, 39, 10, OUT).to(setup.device) for each in (name, "mt-sac"))
+        net, base = (networks.build(network, 39, 10, OUT).to(setup.device) for network in (name, "mt-sac"))
         backends = ("auto",) if net.routed is None else ("auto", "reference")
         jobs = {"mt-sac": job(setup, base, inputs, MODES[0])}
-        return compare(setup, jobs | {each: job(setup, net, inputs, MODES[0], each) for each in backends}, "mt-sac")
+        jobs |= {backend: job(setup, net, inputs, MODES[0], backend) for backend in backends}
+        return compare(setup, jobs, "mt-sac")
 
     return {f"{name}, batch {batch}, {MODES[0]}": partial(step, name) for name in networks.available()}
 
 
 class Update:
-    """A whole training step: forward, backward and Adam, with the noise of the route fixed."""
+    """A complete training step: forward, backward and Adam, with fixed routing noise."""
 
     def __init__(self, setup: Setup, net: RoutedGraph, inputs: tuple[Tensor, ...]) -> None:
         self.net, self.inputs = copy.deepcopy(net).train(), inputs
@@ -345,7 +348,7 @@ class Update:
 
 
 def captured(setup: Setup, update: Update) -> Job:
-    """Captures an update as a CUDA graph, after three eager ones on another stream, and returns its replay."""
+    """Captures an update as a CUDA graph after three eager ones on another stream; returns its replay."""
     if not setup.cuda:
         raise ValueError("a capture cannot: a CUDA graph needs a GPU")
     current, side = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -358,15 +361,15 @@ def captured(setup: Setup, update: Update) -> Job:
     try:
         with torch.cuda.graph(graph):
             update()
-    except RuntimeError as error:  # the first error says more than the one of the capture that it ends
+    except RuntimeError as error:  # the original error says more than that of the aborted capture
         raise ValueError(f"a capture cannot: {reason(error.__context__ or error)}") from error
     finally:
-        torch.cuda.set_stream(current)  # a failed capture leaves its own stream behind
+        torch.cuda.set_stream(current)  # a failed capture does not restore the stream
     return graph.replay
 
 
 def capture(setup: Setup) -> Steps:
-    """Updates a second of D2R's graph, eager and captured."""
+    """Updates per second of D2R's graph, eager and captured."""
     features, width, modules, batch = (STATE, 16, 4, 64) if setup.quick else (400, 128, 16, 1280)
     net = ModuleRouting.mlp(features, width, modules, OUT, 16, SampleK(2), router_sizes=(), device=setup.device)
     noise = gumbel_noise((batch, *net.topology.path_shape), device=setup.device)
@@ -382,19 +385,19 @@ def capture(setup: Setup) -> Steps:
 
     def agreement() -> Row:
         net.backend = "reference"
-        row: Row = {"tolerance": 5e-4, "deviation": {}}  # five updates that do nothing deviate by 1.4e-3
+        row: Row = {"tolerance": 5e-4, "deviation": {}}  # without the five replays the deviation is 1.4e-3
         eager, graphed = Update(setup, net, inputs), Update(setup, net, inputs)
         replay = attempt(row, "captured", captured, setup, graphed)
         for _ in range(8):
             eager()
-        for _ in range(5 if replay else 0):  # three more before its capture
+        for _ in range(5 if replay else 0):  # three updates ran before the capture
             replay()
         if replay:
-            pairs = [(one.loss, *one.net.parameters()) for one in (graphed, eager)]
-            judge(row, "captured", lambda: pairs[0], [each.detach().double().cpu() for each in pairs[1]])
+            states = [(update.loss, *update.net.parameters()) for update in (graphed, eager)]
+            judge(row, "captured", lambda: states[0], [tensor.detach().double().cpu() for tensor in states[1]])
         return row
 
-    # The reference comes first: a capture that fails may spoil those after it.
+    # The reference comes first, since a failed capture may affect later ones.
     order = ["reference", *[name for name in BACKENDS if name not in ("reference", "skip")]]
     title = f"{features}->{modules}x{width}->{OUT} sample-2, batch {batch}"
     steps = {f"{title}, {name}": partial(step, name) for name in order}
@@ -406,16 +409,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "d2r": {"trunk_sizes": (16, 16), "num_modules": 4, "width": 8, "router_sizes": (16,)},
 }
 UPDATES = 20
-"""How many updates of MultiTaskSAC are timed at once: they follow one another without waiting, as in training."""
+"""The number of consecutive updates of MultiTaskSAC in one timing, which do not wait for each other, as in training."""
 
 
 def sac(setup: Setup) -> Steps:
-    """Whole updates of MultiTaskSAC a second, eager and captured, at the sizes of MT10."""
+    """Updates per second of MultiTaskSAC, eager and captured, at the sizes of MT10."""
     batch, count = (40, 2) if setup.quick else (1280, UPDATES)
 
     def make(network: str, precision: str, name: str) -> Any:
         try:
-            from .sac import make  # the rest of the program does without Stable-Baselines3
+            from .sac import make  # only this section needs Stable-Baselines3
         except ImportError as error:
             raise ValueError(f"MultiTaskSAC cannot: {reason(error)}") from error
         if name != "eager" and not setup.cuda:
@@ -423,7 +426,7 @@ def sac(setup: Setup) -> Steps:
         sizes = SMALL[network] if setup.quick else None
         model = make(network, batch_size=batch, device=setup.device, sizes=sizes, precision=precision, seed=0)
         model.capture = name != "eager"
-        model._learning = True  # as within learn(), where values are read when they are logged
+        model._learning = True  # as in learn(), which reads values only for the log
         return model
 
     def several(row: Row, network: str, precision: str, names: Sequence[str]) -> dict[str, Any]:
@@ -437,11 +440,11 @@ def sac(setup: Setup) -> Steps:
         row: Row = {}
         contenders = {"eager": "auto", "captured": "auto"} | ({"captured, fused": "fused"} if network == "d2r" else {})
         models = several(row, network, precision, list(contenders))
-        made = {name: model for name, model in models.items() if model is not None}
-        jobs: dict[str, Job] = {name: partial(train, model, contenders[name]) for name, model in made.items()}
+        models = {name: model for name, model in models.items() if model is not None}
+        jobs: dict[str, Job] = {name: partial(train, model, contenders[name]) for name, model in models.items()}
         row = compare(setup, jobs, "eager", row)
         row["updates a second"] = {name: round(1e3 * count / ms, 1) for name, ms in row["ms"].items()}
-        for name, model in made.items():
+        for name, model in models.items():
             if model.capture and model._runs_eagerly:
                 row.setdefault("failed", {})[name] = "the updates were not captured, a warning says why"
         return row
@@ -462,8 +465,8 @@ def sac(setup: Setup) -> Steps:
         for _ in range(5):
             update(replay.sample(batch // TASKS), eager._networks(), eager._coefficients())
             follow(eager.critic_target, eager.critic, eager.tau)
-        found, wanted = (list(model.policy.state_dict().values()) for model in (graphed, eager))
-        judge(row, "captured", lambda: found, [each.detach().double().cpu() for each in wanted])
+        results, expected = (list(model.policy.state_dict().values()) for model in (graphed, eager))
+        judge(row, "captured", lambda: results, [tensor.detach().double().cpu() for tensor in expected])
         return row
 
     cases = list(product(SMALL, ("float32", "bf16")))

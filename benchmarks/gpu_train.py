@@ -1,8 +1,8 @@
 """MT10 on one GPU for some minutes: `python -m benchmarks.gpu_train --method d2r --minutes 10`.
 
-The cores step the environments, the GPU learns meanwhile, and both are evaluated from time to time while the clock of
-training stands still. The curve is written after each evaluation, so that nothing is lost. `--device cpu --quick` tries
-the program itself, with two tasks and a small network.
+The CPU steps the environments while the GPU learns. Evaluations at intervals do not count as training time. The curve
+is written after each evaluation, so no measurement is lost. `--device cpu --quick` tests the program with two tasks and
+a small network.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from .outputs import file
 
 QUICK: dict[str, Any] = {"benchmark": "reach,drawer-close", "learning_starts": 10, "batch_size": 16}
 FOREVER = 2**40
-"""More steps than there is time for."""
+"""More steps than fit into the time."""
 
 
 def configure(options: argparse.Namespace) -> Configuration:
-    """How the method is trained: as in its paper, while the environments step."""
+    """Makes the configuration: the method as in its paper, with updates while the environments step."""
     chosen: dict[str, Any] = {"method": options.method, "seed": options.seed, "device": options.device}
     chosen |= {"overlap": True, "updates": options.updates, "precision": options.precision}
     configuration = preset("quick", chosen | QUICK) if options.quick else Configuration(**chosen)
@@ -45,12 +45,12 @@ def vars_of(configuration: Configuration) -> dict[str, Any]:
 
 
 class Curve(BaseCallback):
-    """Evaluates from time to time, and stops when the time is over.
+    """Evaluates at intervals, and stops when the time is over.
 
     Args:
         options: The command line.
-        configuration: How the method is trained.
-        about: What the file tells beside the curve.
+        configuration: The configuration of the run.
+        about: Further content of the file.
     """
 
     def __init__(self, options: argparse.Namespace, configuration: Configuration, about: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class Curve(BaseCallback):
         self.trained, self.began = 0.0, time.monotonic()
 
     def seconds(self) -> float:
-        """How long training took until now, without evaluations."""
+        """The time of training so far, without evaluations."""
         return self.trained + time.monotonic() - self.began
 
     def _on_rollout_start(self) -> None:
@@ -74,7 +74,7 @@ class Curve(BaseCallback):
     def evaluate(self) -> None:
         """Adds a point to the curve and writes the file."""
         if self.model.device.type == "cuda":
-            torch.cuda.synchronize()  # updates that are still queued belong to the time of training
+            torch.cuda.synchronize()  # queued updates count as training time
         self.trained = self.seconds()
         given = self.configuration
         result = evaluate(
@@ -106,7 +106,7 @@ class Curve(BaseCallback):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Trains as the command line asks for, and writes the curve."""
+    """Trains and writes the curve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--method", default="d2r")
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("torch finds no GPU here; `--device cpu --quick` tries the program without one")
     options.output = options.output or Path(__file__).parent / "results" / f"gpu-train-{options.method}.json"
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # the cores are for the environments
+    torch.set_num_threads(1)  # the environments use the cores
 
     configuration = configure(options)
     card = torch.cuda.get_device_name() if torch.device(options.device).type == "cuda" else options.device

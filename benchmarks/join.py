@@ -1,8 +1,8 @@
-"""One summary of a sweep that was done in parts, on machines or days that shared no folder.
+"""Joins the summaries of a sweep that was run in parts, on machines without a shared folder.
 
-The parts differ in their runs alone. What summaries tell of that is checked: the flags of the commands but for methods,
-seeds, variants and folders, the versions, the threads, the tasks and the episodes. An unfinished run gives way to one
-that is finished in another part; one that is finished in two must have ended alike.
+The parts may differ only in their runs. This is checked for the flags of the commands except methods, seeds, variants
+and folders, and for versions, threads, tasks and episodes. A finished run replaces an unfinished one of another part. A
+run that is finished in two parts must have the same results.
 """
 
 import argparse
@@ -16,27 +16,28 @@ from dynroute_metaworld.runs.summary import SUMMARY, summary_rows, summary_table
 from .outputs import file
 
 FREE = ("methods", "seeds", "vary", "folder", "address")
-"""The flags of `dynroute sweep` in which parts may differ; variants have rows of their own."""
+"""The flags of `dynroute sweep` in which parts may differ; variants have separate rows."""
 
 
 def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The summary of all runs."""
+    """Makes the summary of all runs."""
     runs: dict[str, dict[str, Any]] = {}
     for part in parts:
         if part["format"] != SUMMARY:
             raise ValueError(f"a part has the format {part['format']!r} and not {SUMMARY!r}")
         for name, run in part["runs"].items():
-            known = runs.setdefault(name, run)
-            if known["success"] is None:
+            earlier = runs.setdefault(name, run)
+            if earlier["success"] is None:
                 runs[name] = run
-            elif run["success"] is not None and _ending(run) != _ending(known):
+            elif run["success"] is not None and _ending(run) != _ending(earlier):
                 raise ValueError(f"{name} ended differently in two parts")
     first: dict[str, Any] = {}
     for name, run in runs.items():
         if run["success"] is not None:
-            how, other = _how(run), first.setdefault(run["benchmark"], (name, _how(run)))
-            if differ := [key for key in how if how[key] != other[1][key]]:
-                raise ValueError(f"{name} and {other[0]} differ in their {' and '.join(differ)}")
+            settings = _settings(run)
+            other, expected = first.setdefault(run["benchmark"], (name, settings))
+            if differ := [key for key in settings if settings[key] != expected[key]]:
+                raise ValueError(f"{name} and {other} differ in their {' and '.join(differ)}")
     return {"format": SUMMARY, "rows": summary_rows(runs.values()), "runs": runs}
 
 
@@ -44,8 +45,8 @@ def _ending(run: dict[str, Any]) -> list[Any]:
     return [run[key] for key in ("success", "modules_used", "episodes")]
 
 
-def _how(run: dict[str, Any]) -> dict[str, Any]:
-    """How a run was done, as far as its summary tells."""
+def _settings(run: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that its summary holds."""
     session = run["sessions"][0]
     flags = [flag.split() for flag in session["command"].split(" --")]
     return {

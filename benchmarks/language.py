@@ -1,6 +1,6 @@
-"""Trains small transformers on the docstrings of Python's library, dense and routed; `--help` tells the options.
+"""Trains small transformers on the docstrings of Python's library, dense and routed; see `--help`.
 
-Runs that `--output` already holds are not made again, so that the program goes on where it was stopped.
+Runs that `--output` already holds are skipped, so the program resumes where it was stopped.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Result = dict[str, Any]
 BATCH = 32
 RATE, WARM_UP, BALANCE = 2e-3, 50, 0.01
 TESTED = 256
-"""How many windows the validation loss is of."""
+"""The number of windows for the validation loss."""
 
 CLASSES: dict[str, Callable[[str], bool]] = {
     "lower case": str.islower,
@@ -46,7 +46,7 @@ CLASSES: dict[str, Callable[[str], bool]] = {
 
 
 def batches(text: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Windows from anywhere, and the character that follows each of theirs; the same for all networks."""
+    """Draws windows and the following characters, the same for all networks."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         starts = torch.randint(len(text) - LENGTH, (BATCH, 1), generator=generator)
@@ -55,7 +55,7 @@ def batches(text: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def test_windows(text: Tensor) -> Tensor:
-    """Windows that lie evenly in the text which is held out."""
+    """Returns evenly spaced windows of the held-out text."""
     starts = torch.linspace(0, len(text) - LENGTH - 1, TESTED).long()[:, None]
     return text[starts + torch.arange(LENGTH + 1)]
 
@@ -93,7 +93,7 @@ class Training:
 
     @torch.no_grad()
     def modules_run(self, tokens: Tensor) -> float:
-        """How many modules of a routed part a token runs in training."""
+        """Computes the mean number of modules of a routed part that a token runs in training."""
         if not is_routed(self.net):
             return transformers.ACTIVE
         with record(self.net) as routes:
@@ -106,7 +106,7 @@ def is_routed(net: nn.Module) -> bool:
 
 
 def train(name: str, seed: int, texts: tuple[Tensor, Tensor], seconds: float, every: int) -> Result:
-    """Trains until it has taken so many seconds of the processor, and tells how it went."""
+    """Trains for a number of CPU seconds and returns the results."""
     torch.set_num_threads(1)
     run, windows = Training(name, seed, texts[0]), test_windows(texts[1])
     load, began, taken, work = os.getloadavg()[0], time.perf_counter(), 0.0, 0.0
@@ -115,14 +115,14 @@ def train(name: str, seed: int, texts: tuple[Tensor, Tensor], seconds: float, ev
     while taken < seconds or run.steps < every:
         modules = run.modules_run(windows[:BATCH, :-1])
         for i in range(every):
-            listens = seed == 0 and i % 10 == 0 and is_routed(run.net)
+            records = seed == 0 and i % 10 == 0 and is_routed(run.net)
             start = time.process_time()
-            with record(run.net) if listens else nullcontext() as routes:
+            with record(run.net) if records else nullcontext() as routes:
                 run.step()
             taken += time.process_time() - start
             if routes is not None:
                 history.append(torch.stack([layer.load_history[0] for layer in routes.values()]))
-        work += 3 * every * BATCH * LENGTH * products(name, modules)  # backward is two products for each
+        work += 3 * every * BATCH * LENGTH * products(name, modules)  # backward takes two products for each
         curve.append({"step": run.steps, "seconds": taken, "products": work, "loss": run.test(windows)})
     result: Result = {
         "name": name,
@@ -141,7 +141,7 @@ def train(name: str, seed: int, texts: tuple[Tensor, Tensor], seconds: float, ev
 
 @torch.no_grad()
 def read_routes(net: nn.Module, windows: Tensor) -> list[Result]:
-    """For each block: how the load is spread, and what a token's own character has to do with its route."""
+    """Computes, for each block, the distribution of the load and the dependence of a route on the token's character."""
     net.eval()
     tokens = windows[:, :-1]
     with record(net) as routes:
@@ -156,9 +156,9 @@ def read_layer(layer: Record, tokens: Tensor) -> Result:
     shares = used / used.sum(dim=-1, keepdim=True)  # each token counts once
     joint = torch.zeros(len(SYMBOLS) + 1, used.shape[-1], dtype=torch.double).index_add_(0, tokens, shares) / len(used)
     symbol, module = joint.sum(dim=1), joint.sum(dim=0)
-    told = entropy(module) + entropy(symbol) - entropy(joint)
+    information = entropy(module) + entropy(symbol) - entropy(joint)
     lift = joint / (symbol[:, None] * module).clamp(min=1e-12)
-    lift[symbol * len(used) < 100] = 0.0  # too rare to tell
+    lift[symbol * len(used) < 100] = 0.0  # too rare
     first = lift.argsort(dim=0, descending=True, stable=True)[:6]
     kinds = torch.tensor([kind(symbol) for symbol in [*SYMBOLS, "é"]])
     runs = inspect.by_task(used.sum(dim=-1), kinds[tokens], num_tasks=len(CLASSES))
@@ -166,7 +166,7 @@ def read_layer(layer: Record, tokens: Tensor) -> Result:
         "load": [round(share, 4) for share in module.tolist()],
         "entropy": entropy(module) / math.log(len(module)),
         "dead": int((module < 0.1 / len(module)).sum()),
-        "told by the character": told / max(entropy(module), 1e-12),
+        "told by the character": information / max(entropy(module), 1e-12),
         "favourites": ["".join(SYMBOLS[i] for i in column if i < len(SYMBOLS)) for column in first.T.tolist()],
         "modules run": dict(zip(CLASSES, runs.tolist(), strict=True)),
         "modules run by all": float(used.sum(dim=-1).mean()),
@@ -178,17 +178,17 @@ def kind(symbol: str) -> int:
 
 
 def entropy(probability: Tensor) -> float:
-    """In nats."""
+    """Computes the entropy in nats."""
     return float(-torch.xlogy(probability, probability).sum())
 
 
 def compare(text: Tensor, seconds: float, base: str = "loop, loss") -> Result:
-    """How long a training step takes, each network by turns with the loop and no other beside."""
+    """Times a training step of each network, alternating with the loop."""
     torch.set_num_threads(1)
     others = [name for name in PARTS if name != base]
     result: Result = {"ms": {}, "to loop": {}, "rounds": []}
     for name in others:
-        jobs: dict[str, Job] = {each: Training(each, 0, text).step for each in (base, name)}
+        jobs: dict[str, Job] = {network: Training(network, 0, text).step for network in (base, name)}
         times = interleave(jobs, seconds=seconds / len(others))
         result["ms"] |= medians(times)
         result["to loop"] |= ratios(times, base)
@@ -197,7 +197,7 @@ def compare(text: Tensor, seconds: float, base: str = "loop, loss") -> Result:
 
 
 def settings(texts: tuple[Tensor, Tensor], seconds: float, every: int) -> Result:
-    """Settings that all runs of a file share."""
+    """The settings that all runs of a file share."""
     sizes = {name.lower(): value for name, value in vars(transformers).items() if isinstance(value, int)}
     return {
         **sizes,
@@ -214,14 +214,14 @@ def settings(texts: tuple[Tensor, Tensor], seconds: float, every: int) -> Result
 
 
 QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-"""Of Student's distribution, for intervals of 95 %, by degrees of freedom."""
+"""The quantiles of Student's distribution for 95 % intervals, by degrees of freedom."""
 
 
 def summarize(runs: list[Result], ratios: dict[str, float], base: str = "dense, active size") -> Result:
-    """The losses of all networks at equal time, products and tokens, and what they differ from those of the base.
+    """Computes the losses of all networks at equal time, products and tokens, and their differences from the base.
 
-    Time is told twice: by seconds of the processor, which other programs lengthen by crowding its caches, and by the
-    number of steps times the ratio that a step has where all take turns.
+    There are two measures of time: CPU seconds, which other programs increase by using the caches, and the number of
+    steps times the time ratio of a step when networks alternate.
     """
     curves = {
         (run["name"], run["seed"]): [point | {"turns": point["step"] * ratios[run["name"]]} for point in run["curve"]]
@@ -230,30 +230,30 @@ def summarize(runs: list[Result], ratios: dict[str, float], base: str = "dense, 
     ends = {
         unit: min(curve[-1][unit] for curve in curves.values()) for unit in ("turns", "seconds", "products", "step")
     }
-    found = {(*key, unit): loss_at(curve, unit, end) for key, curve in curves.items() for unit, end in ends.items()}
+    losses = {(*key, unit): loss_at(curve, unit, end) for key, curve in curves.items() for unit, end in ends.items()}
     rows = []
     for name in dict.fromkeys(run["name"] for run in sorted(runs, key=lambda run: list(PARTS).index(run["name"]))):
-        mine = [run for run in runs if run["name"] == name]
+        same = [run for run in runs if run["name"] == name]
         row: Result = {
             "name": name,
-            "seeds": sorted(run["seed"] for run in mine),
-            "parameters": mine[0]["parameters"],
-            "products": statistics.mean(run["products"] for run in mine),
+            "seeds": sorted(run["seed"] for run in same),
+            "parameters": same[0]["parameters"],
+            "products": statistics.mean(run["products"] for run in same),
             "loss": {},
             "difference": {},
         }
         for unit in ends:
-            row["loss"][unit] = mean_interval([found[name, seed, unit] for seed in row["seeds"]])
-            both = [seed for seed in row["seeds"] if (base, seed, unit) in found]
+            row["loss"][unit] = mean_interval([losses[name, seed, unit] for seed in row["seeds"]])
+            both = [seed for seed in row["seeds"] if (base, seed, unit) in losses]
             if name != base and both:
-                gaps = [found[name, seed, unit] - found[base, seed, unit] for seed in both]
+                gaps = [losses[name, seed, unit] - losses[base, seed, unit] for seed in both]
                 row["difference"][unit] = mean_interval(gaps)
         rows.append(row)
     return {"ends": ends, "base": base, "rows": rows, "loop to mixture": equality(runs)}
 
 
 def loss_at(curve: list[Result], unit: str, end: float) -> float:
-    """The loss at some point of a curve, between two tests by a straight line."""
+    """Interpolates the loss at a point of a curve linearly."""
     after = next(i for i, point in enumerate(curve) if point[unit] >= end)
     if after == 0:
         return float(curve[0]["loss"])
@@ -263,7 +263,7 @@ def loss_at(curve: list[Result], unit: str, end: float) -> float:
 
 
 def mean_interval(values: list[float]) -> Result:
-    """A mean and, if there are several values, its interval of 95 %."""
+    """Computes a mean and, for several values, its 95 % interval."""
     mean = statistics.mean(values)
     if len(values) == 1:
         return {"mean": mean, "interval": None}
@@ -272,14 +272,14 @@ def mean_interval(values: list[float]) -> Result:
 
 
 def equality(runs: list[Result]) -> Result:
-    """How far the loss of the loop is from that of the mixture at equal steps: first and at most."""
+    """Computes the first and the largest difference of the losses of loop and mixture at equal steps."""
     curves = {(run["name"], run["seed"]): run["curve"] for run in runs}
     gaps: dict[int, float] = {}
     for name, seed in curves:
         if name != "loop, loss" or ("mixture, loss", seed) not in curves:
             continue
-        for ours, theirs in zip(curves["mixture, loss", seed], curves[name, seed], strict=False):
-            gaps[ours["step"]] = max(gaps.get(ours["step"], 0.0), abs(ours["loss"] - theirs["loss"]))
+        for mixture, loop in zip(curves["mixture, loss", seed], curves[name, seed], strict=False):
+            gaps[mixture["step"]] = max(gaps.get(mixture["step"], 0.0), abs(mixture["loss"] - loop["loss"]))
     tested = [gap for step, gap in sorted(gaps.items()) if step]
     return {"first": tested[0], "most": max(tested)} if tested else {}
 
@@ -326,12 +326,12 @@ def main(arguments: list[str] | None = None) -> None:
 def train_all(
     missing: list[tuple[str, int]], texts: tuple[Tensor, Tensor], options: argparse.Namespace
 ) -> Iterator[Result]:
-    """The results of runs as they come."""
+    """Yields the results of runs as they finish."""
     if options.jobs == 1:
-        yield from (train(*each, texts, options.seconds, options.every) for each in missing)
+        yield from (train(*run, texts, options.seconds, options.every) for run in missing)
         return
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        tasks = [pool.submit(train, *each, texts, options.seconds, options.every) for each in missing]
+        tasks = [pool.submit(train, *run, texts, options.seconds, options.every) for run in missing]
         yield from (task.result() for task in as_completed(tasks))
 
 

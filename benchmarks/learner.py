@@ -32,7 +32,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
 
 
 def update_of(preset_name: str, **options: Any) -> Job:
-    """An update by the settings of a preset."""
+    """Makes a job of an update with the settings of a preset."""
     configuration = preset(preset_name, {"mixed_batch_size": BATCH, "benchmark": "MT10", "device": "cpu", **options})
     model = make_model(configuration, still_tasks())
     fill(model)
@@ -41,7 +41,7 @@ def update_of(preset_name: str, **options: Any) -> Job:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10, help="how long the contenders of a row take turns")
+    parser.add_argument("--seconds", type=float, default=10, help="duration of each row")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", type=folder, default=Path(__file__).parent / "results", help="of learner.json")
     options = parser.parse_args(arguments)
@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
             }
             times = interleave({**jobs, "mt-sac": base}, seconds=options.seconds)
             row = {"network": method, "threads": threads, "ms": medians(times), "to mt-sac": ratios(times, "mt-sac")}
-            told = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["to mt-sac"].items() if name != "mt-sac")
-            print(f"{threads} threads  {method:17} {row['ms']['float32']:6.1f} ms  x mt-sac: {told}", flush=True)
+            cells = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["to mt-sac"].items() if name != "mt-sac")
+            print(f"{threads} threads  {method:17} {row['ms']['float32']:6.1f} ms  x mt-sac: {cells}", flush=True)
             rows.append(row)
     result = {"torch": torch.__version__, "batch": BATCH, "rows": rows}
     (options.folder / "learner.json").write_text(json.dumps(result, indent=1) + "\n")

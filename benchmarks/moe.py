@@ -15,9 +15,9 @@ from .timing import Job, interleave, medians, ratios
 
 
 class Loop(nn.Module):
-    """A loop as people write it in ten lines: index the tokens of each expert, run it, add what it gives.
+    """The usual loop of ten lines: index the tokens of each expert, run it, add its outputs.
 
-    A single expert is weighed by its probability among all, as in the Switch Transformer.
+    A single expert is weighted by its probability among all, as in the Switch Transformer.
     """
 
     def __init__(self, experts: list[nn.Module], features: int, k: int) -> None:
@@ -42,7 +42,7 @@ def perceptron(features: int, hidden: int) -> nn.Module:
 
 
 def contenders(num_experts: int, k: int, features: int, hidden: int) -> dict[str, nn.Module]:
-    """The layer of this library, the loop, and dense layers of one expert's and of the active size."""
+    """Makes the layer of this library, the loop, and dense layers of the size of one expert and of the active size."""
     experts = [perceptron(features, hidden) for _ in range(num_experts)]
     router = LinearRouter(features, Topology.parallel(num_experts))
     return {
@@ -54,7 +54,7 @@ def contenders(num_experts: int, k: int, features: int, hidden: int) -> dict[str
 
 
 def job(net: nn.Module, x: Tensor, *, training: bool) -> Job:
-    """A training step, forward and backward, or inference."""
+    """Makes a job of a training step, forward and backward, or of inference."""
 
     def step() -> None:
         with torch.set_grad_enabled(training):
@@ -87,11 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
                     times = interleave(
                         {name: job(net, x, training=training) for name, net in nets.items()}, seconds=options.seconds
                     )
-                    mode, ms, ratio = (
-                        "training step" if training else "inference",
-                        medians(times),
-                        ratios(times, "loop"),
-                    )
+                    mode = "training step" if training else "inference"
+                    ms, ratio = medians(times), ratios(times, "loop")
                     cells = "  ".join(f"{name} {ms[name]:.2f} ({ratio[name]:.2f})" for name in times)
                     print(f"{threads} threads  {num_experts:3} experts top-{k}  {mode:13}  {cells}", flush=True)
                     rows.append(

@@ -1,4 +1,4 @@
-"""What each network of the literature costs beside a plain perceptron of the same size."""
+"""Times each network of the literature beside a plain perceptron of the same size."""
 
 import torch
 from torch import nn
@@ -11,12 +11,12 @@ from .timing import Job, interleave, medians, ratios
 STATE, TASKS, OUT, BATCH = 39, 10, 8, 1280
 
 PUBLIC = {"sm": "2.0 to 2.4", "sm-shallow": "1.3 (update)", "paco": "2.9 (update)", "d2r": "5.1 to 7"}
-"""What public implementations take relative to their own mt-sac, on two cores of the same kind: the authors' torch code
+"""The times of public implementations relative to their mt-sac, on two cores of the same type: the authors' torch code
 for sm and d2r, forward and backward; a jitted implementation for the others, a whole update."""
 
 
 def time_network(name: str, seconds: float) -> dict[str, object]:
-    """The milliseconds of a training step of a network, and of perceptrons of its size and of the size of MT-SAC."""
+    """Times a training step of a network, and of perceptrons of its size and of the size of MT-SAC."""
     net = networks.build(name, STATE, TASKS, OUT)
     size = sum(parameter.numel() for parameter in net.parameters())
     width = equal_mlp(net, STATE + TASKS, OUT)[0].out_features
@@ -34,7 +34,7 @@ def time_network(name: str, seconds: float) -> dict[str, object]:
 
 
 def _step(net: nn.Module) -> Job:
-    """Forward and backward of a batch that is balanced by task, paths drawn as in training."""
+    """Makes a job of forward and backward for a batch balanced by task, with sampled paths."""
     state, parameters = torch.randn(BATCH, STATE), list(net.train().parameters())
     task = torch.eye(TASKS)[torch.arange(TASKS).repeat_interleave(BATCH // TASKS)]
     return lambda: torch.autograd.grad(net(state, task).square().sum(), parameters, allow_unused=True)

@@ -1,4 +1,4 @@
-"""Where benchmarks write: what is not there is made before anything is measured, which may take hours."""
+"""Output paths of benchmarks, created before measurements that may take hours."""
 
 import argparse
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""How long the page about a run with a million logged points takes to be written, and to open in a browser.
+"""Times writing the page about a run with a million logged points, and opening it in a browser.
 
     python -m benchmarks.page --lines 16667
 
-The run is one of a few steps in MT10 whose metrics are replaced by as many lines as are asked for, each with a value of
-every metric for every task. The page holds its curves and its routes, and no frames. Time in the browser counts from
-navigation, on the clock of the page: until the first curve is drawn and laid out, and until the end of loading.
+The run takes a few steps in MT10, and its metrics are replaced by `--lines` lines, each with a value of every metric
+for every task. The page holds curves and routes without frames. Time in the browser counts from navigation on the clock
+of the page, until the first curve is laid out and until the end of loading.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 
 from .outputs import folder
 
-# What a process imports counts in its memory, so that this one imports nothing large for those that it starts.
+# Imports count as memory of the measured processes, so large ones are made only inside functions.
 
 METRICS = ("success", "return", "modules_used", "route_temperature", "ent_coef", "critic_loss")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -34,11 +34,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CLOCK = """
 <script>
 {
-  const lines = [...document.querySelectorAll("#chart path.line")].filter((one) => one.getBBox().width > 0).length;
-  const found = { lines, drawn: performance.now() };
-  addEventListener("load", () => {
-    found.load = performance.now();
-    document.body.dataset.found = JSON.stringify(found);
+  const lines = [...document.querySelectorAll("#chart path.line")].filter((line) => line.getBBox().width > 0).length;
+  const times = { lines, drawn: performance.now() }; addEventListener("load", () => {
+    times.load = performance.now(); document.body.dataset.times = JSON.stringify(times);
   });
 }
 </script>
@@ -52,7 +50,7 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def build(folder: Path, lines: int) -> int:
-    """Makes the run, and returns how many points were logged."""
+    """Makes the run, and returns the number of logged points."""
     import numpy as np
 
     from dynroute_metaworld import Configuration, Run, train
@@ -68,18 +66,18 @@ def build(folder: Path, lines: int) -> int:
     values = np.random.default_rng(0).random((lines, len(METRICS), len(tasks))).round(4)
     with run.metrics.open("w") as file:
         for number, row in enumerate(values.tolist(), start=1):
-            told = {f"{metric}/{task}": row[i][j] for i, metric in enumerate(METRICS) for j, task in enumerate(tasks)}
-            file.write(json.dumps({"step": 1000 * len(tasks) * number, **told}) + "\n")
+            logged = {f"{metric}/{task}": row[i][j] for i, metric in enumerate(METRICS) for j, task in enumerate(tasks)}
+            file.write(json.dumps({"step": 1000 * len(tasks) * number, **logged}) + "\n")
     return values.size
 
 
 def peak() -> float:
-    """The most MB that this process has used."""
+    """Returns the peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def read(folder: Path) -> dict[str, float]:
-    """Reads the files of the run alone, and returns what it took."""
+    """Reads the files of the run, and returns time and memory."""
     from dynroute_metaworld.report.data import read_run
     from dynroute_metaworld.report.page import POINTS
 
@@ -90,7 +88,7 @@ def read(folder: Path) -> dict[str, float]:
 
 
 def write(folder: Path, page: Path) -> dict[str, float]:
-    """Writes the page, for which the policy acts as well, and returns what it took."""
+    """Writes the page, for which the policy acts as well, and returns time and memory."""
     from dynroute_metaworld.report import write_report
 
     start, used = time.perf_counter(), time.process_time()
@@ -100,57 +98,55 @@ def write(folder: Path, page: Path) -> dict[str, float]:
 
 
 def browse(browser: str, page: Path) -> dict[str, float]:
-    """Opens a copy of the page that looks at its clock, in a browser that has not seen it before."""
+    """Opens a copy of the page with a clock in a browser with a new profile."""
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "copy.html"
         copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{CLOCK}</body>"), encoding="utf-8")
         command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={name}/profile"]
         command += ["--window-size=1400,1000", "--dump-dom", f"file://{copy}"]
         dumped = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
-    (told,) = re.findall(r'data-found="(.*?)"', dumped)
-    found: dict[str, float] = json.loads(html.unescape(told))
-    assert found["lines"] > 0, "no curve was drawn"
-    return found
+    (text,) = re.findall(r'data-times="(.*?)"', dumped)
+    times: dict[str, float] = json.loads(html.unescape(text))
+    assert times["lines"] > 0, "no curve was drawn"
+    return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=16_667, help="lines of metrics, 60 points each")
-    parser.add_argument("--times", type=int, default=5, help="how often the page is opened")
-    parser.add_argument(
-        "--folder", type=folder, default=Path(__file__).parent / "results", help="where the result goes"
-    )
+    parser.add_argument("--times", type=int, default=5, help="times to open the page")
+    parser.add_argument("--folder", type=folder, default=Path(__file__).parent / "results", help="of the result")
     arguments = parser.parse_args()
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         parser.error(f"a browser must be there to open the page, one of {', '.join(BROWSERS)}")
-    load = os.getloadavg()[0]  # what else used the cores
+    load = os.getloadavg()[0]  # the load of other programs
 
     with tempfile.TemporaryDirectory() as name:
         run, page = Path(name) / "run", Path(name) / "report.html"
         points = alone(build, run, arguments.lines)
         logged = (run / "metrics.jsonl").stat().st_size / 1e6
-        known, written = alone(read, run), alone(write, run, page)
+        reading, written = alone(read, run), alone(write, run, page)
         opened = [browse(browser, page) for _ in range(arguments.times)]
 
-    times = {part: [round(one[part], 1) for one in opened] for part in ("drawn", "load")}
+    times = {part: [round(opening[part], 1) for opening in opened] for part in ("drawn", "load")}
     version = subprocess.run([browser, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     result = {
         "points": points,
         "metrics MB": logged,
-        "reading": known,
+        "reading": reading,
         "report": written,
         "browser": version,
-        "milliseconds": {part: {"median": statistics.median(each), "all": each} for part, each in times.items()},
+        "milliseconds": {part: {"median": statistics.median(taken), "all": taken} for part, taken in times.items()},
         "load at the start": load,
         "cores": os.cpu_count(),
     }
     print(f"{points:,} points in {logged:.0f} MB of metrics, {written['page MB']:.2f} MB of a page")
-    for what, took in (("read", known), ("written, the policy at work included", written)):
+    for what, took in (("read", reading), ("written, including the policy's actions", written)):
         seconds = f"{took['seconds']:6.1f} s ({took['seconds of CPU']:.1f} of CPU)"
         print(f"{seconds} and {took['peak MB']:.0f} MB of memory until it is {what}")
-    for part, told in (("drawn", "the first curve is drawn"), ("load", "it is loaded")):
-        print(f"{statistics.median(times[part]):6.0f} ms until {told} (at most {max(times[part]):.0f})")
+    for part, event in (("drawn", "the first curve is drawn"), ("load", "it is loaded")):
+        print(f"{statistics.median(times[part]):6.0f} ms until {event} (at most {max(times[part]):.0f})")
     (arguments.folder / "page.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

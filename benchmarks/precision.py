@@ -1,4 +1,4 @@
-"""Learns the point tasks in float32 and with products in bfloat16, from several seeds.
+"""Learns the point tasks in float32 and with matrix products in bfloat16, from several seeds.
 
 python -m benchmarks.precision
 """
@@ -26,7 +26,7 @@ HORIZON, EPISODES = 20, 20
 
 
 def learn(network: str, precision: str, seed: int, steps: int) -> dict[str, float]:
-    """The mean success and return over the tasks after some steps of all of them together."""
+    """Trains, and returns the mean success and return over the tasks."""
     model = MultiTaskSAC(
         "MultiTaskPolicy",
         DummyVecEnv(point_tasks() * 2),

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by operator: `python -m benchmarks.profile module` or `layer`."""
+"""Profiles a training step by operator: `python -m benchmarks.profile module` or `layer`."""
 
 import argparse
 

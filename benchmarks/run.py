@@ -28,7 +28,7 @@ def measure(case: Case, seconds: float) -> Row:
 
 
 def memory() -> Row:
-    """The peak memory of a training step beside what its chained modules hold."""
+    """Measures the peak memory of a training step beside that of chained modules."""
     jobs = module_level(1280, "training step").jobs
     peaks = {name: peak_bytes(job) / 2**20 for name, job in jobs.items()}
     print("peak MiB of a training step, module level 16x128, batch 1280:")
@@ -50,7 +50,7 @@ def plot(curves: dict[str, list[tuple[int, Row]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Runs what the command line asks for."""
+    """Runs the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 10, 128, 1280, 6400])
     parser.add_argument("--only", default="", help="time the cases whose name contains this")

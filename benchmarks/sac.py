@@ -1,4 +1,4 @@
-"""What an update of multi-task SAC costs with each network beside MT-SAC's, and what a step costs around the networks.
+"""Times an update of multi-task SAC with each network beside MT-SAC's, and the overhead of a step.
 
     python -m benchmarks.sac
 
@@ -31,12 +31,13 @@ from .outputs import folder
 from .timing import Job, interleave, medians, ratios
 
 STATE, TASKS, ACTIONS, BATCH = 39, 10, 4, 1280
+NETWORKS = ("mt-sac", "mh-sac", "moe", "hard", "sm", "sm-shallow", "care", "paco", "d2r", "d2r-layer", "d2r-model")
 PUBLIC = {"sm": "1.9", "sm-shallow": "1.3", "paco": "2.9", "d2r": "2.1 to 2.4"}
-"""What other code takes relative to its own mt-sac: a jitted implementation, and a first prototype for d2r."""
+"""The times of other code relative to its mt-sac: a jitted implementation, and a first prototype for d2r."""
 
 
 class Still(gym.Env[Any, Any]):
-    """An environment that costs next to nothing."""
+    """An environment with constant observations."""
 
     observation_space = spaces.Box(-1, 1, (STATE,), dtype=np.float32)
     action_space = spaces.Box(-1, 1, (ACTIONS,), dtype=np.float32)
@@ -52,7 +53,7 @@ class Still(gym.Env[Any, Any]):
 def make(
     network: str, *, batch_size: int = BATCH, device: torch.device | str = "cpu", sizes: Any = None, **options: Any
 ) -> MultiTaskSAC:
-    """A model with the sizes of MT10 and a buffer of random transitions."""
+    """Makes a model with the sizes of MT10 and a buffer of random transitions."""
     model = MultiTaskSAC(
         "MultiTaskPolicy",
         still_tasks(),
@@ -70,7 +71,7 @@ def make(
 
 
 def still_tasks() -> DummyVecEnv:
-    """Ten tasks that cost next to nothing."""
+    """Makes ten tasks of the constant environment."""
     return DummyVecEnv([lambda task=task: OneHotTask(Still(), task, TASKS) for task in range(TASKS)])
 
 
@@ -88,22 +89,10 @@ def fill(model: MultiTaskSAC) -> None:
 
 
 def time_updates(seconds: float) -> list[dict[str, Any]]:
-    """The cost of an update with each network in both precisions, as ratios to mt-sac in float32, all taking turns."""
+    """Times an update with each network in both precisions, alternating with mt-sac in float32."""
     rows = []
     base = make("mt-sac")
-    for network in (
-        "mt-sac",
-        "mh-sac",
-        "moe",
-        "hard",
-        "sm",
-        "sm-shallow",
-        "care",
-        "paco",
-        "d2r",
-        "d2r-layer",
-        "d2r-model",
-    ):
+    for network in NETWORKS:
         jobs: dict[str, Job] = {
             precision: functools.partial(make(network, precision=precision).train, 1, BATCH) for precision in PRECISIONS
         }
@@ -113,7 +102,7 @@ def time_updates(seconds: float) -> list[dict[str, Any]]:
         row |= {"bf16 to mt-sac": to_base["bf16"], "bf16 to float32": to_own["bf16"]}
         print(
             f"{network:12} {row['ms']['float32']:7.1f} ms  {row['to mt-sac']:.2f} x mt-sac; "
-            f"bf16 {row['bf16 to mt-sac']:.2f} x mt-sac in float32, {row['bf16 to float32']:.2f} of its own float32",
+            f"bf16 {row['bf16 to mt-sac']:.2f} x mt-sac in float32, {row['bf16 to float32']:.2f} x float32",
             flush=True,
         )
         rows.append({**row, "public": PUBLIC.get(network, "")})
@@ -121,7 +110,7 @@ def time_updates(seconds: float) -> list[dict[str, Any]]:
 
 
 def bare_update() -> Job:
-    """An update of multi-task SAC in plain torch: one coefficient of entropy for each task and nothing else."""
+    """Makes a job of an update of multi-task SAC in plain torch, with an entropy coefficient for each task."""
 
     def perceptron(inputs: int, outputs: int) -> nn.Sequential:
         widths = [inputs, *[400] * 5]
@@ -155,9 +144,9 @@ def bare_update() -> Job:
         with torch.no_grad():
             next_action, next_log_prob = act(following)
             values = torch.cat([target(torch.cat([following, next_action], 1)) for target in targets], 1)
-            target = reward.squeeze(1) + 0.99 * (values.amin(1) - alpha * next_log_prob)
+            returns = reward.squeeze(1) + 0.99 * (values.amin(1) - alpha * next_log_prob)
         inputs = torch.cat([observation, action], 1)
-        critic_loss = sum(F.mse_loss(critic(inputs).squeeze(1), target) for critic in critics)
+        critic_loss = sum(F.mse_loss(critic(inputs).squeeze(1), returns) for critic in critics)
         optimizers[2].zero_grad()
         critic_loss.backward()
         optimizers[2].step()
@@ -168,15 +157,15 @@ def bare_update() -> Job:
         actor_loss.backward()
         optimizers[1].step()
         with torch.no_grad():
-            for mine, theirs in zip(critics, targets, strict=True):
-                for parameter, other in zip(mine.parameters(), theirs.parameters(), strict=True):
-                    other.mul_(0.995).add_(parameter, alpha=0.005)
+            for critic, target in zip(critics, targets, strict=True):
+                for source, parameter in zip(critic.parameters(), target.parameters(), strict=True):
+                    parameter.mul_(0.995).add_(source, alpha=0.005)
 
     return update
 
 
 def time_step(network: str, steps: int = 300) -> float:
-    """The milliseconds of a step of collect_rollouts, without those of the environments and of the actor."""
+    """Times a step of collect_rollouts without the environments and the actor, in milliseconds."""
     model = make(network)
     model.num_timesteps = model.learning_starts + 1
     inside = [0.0]
@@ -205,8 +194,8 @@ def time_step(network: str, steps: int = 300) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20, help="how long each pair of updates takes turns")
-    parser.add_argument("--folder", type=folder, default=Path(__file__).parent / "results", help="where sac.json goes")
+    parser.add_argument("--seconds", type=float, default=20, help="duration of each comparison")
+    parser.add_argument("--folder", type=folder, default=Path(__file__).parent / "results", help="of sac.json")
     arguments = parser.parse_args()
     torch.manual_seed(0)
 

@@ -1,8 +1,8 @@
-"""How often Meta-World's scripted policies solve each of the 50 tasks within 150, 200 and 500 steps.
+"""Measures the success of Meta-World's scripted policies on each of the 50 tasks within 150, 200 and 500 steps.
 
     python -m benchmarks.scripted --episodes 20 --workers 2
 
-An episode of 150 steps is the start of one of 500 with the same goal, so that one pass tells of all horizons.
+An episode of 150 steps is the start of one of 500 with the same goal, so one pass gives all horizons.
 """
 
 import argparse
@@ -28,10 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=20, help="the number of episodes of each task")
     parser.add_argument("--workers", type=int, default=2, help="the number of processes that run the environments")
-    parser.add_argument("--seed", type=int, default=3, help="what the goals depend on")
-    parser.add_argument(
-        "--folder", type=folder, default=Path(__file__).parent / "results", help="where it is written to"
-    )
+    parser.add_argument("--seed", type=int, default=3, help="the seed of the goals")
+    parser.add_argument("--folder", type=folder, default=Path(__file__).parent / "results", help="of the result")
     arguments = parser.parse_args()
     result = evaluate(
         "scripted",

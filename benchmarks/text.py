@@ -1,4 +1,4 @@
-"""Text that every Python brings along: the docstrings of its standard library."""
+"""A text that comes with every Python: the docstrings of its standard library."""
 
 import ast
 import sysconfig
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 SYMBOLS = "\n" + "".join(map(chr, range(32, 127)))
-"""The characters that have a number of their own; all others share the number after theirs."""
+"""The characters with distinct numbers; all others share the next number."""
 
 SKIPPED = {"site-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data"}
 
 
 def docstrings() -> dict[str, str]:
-    """The docstrings of each module of the standard library that has some, one after the other."""
+    """Collects the docstrings of each module of the standard library."""
     root = Path(sysconfig.get_path("stdlib"))
     texts = {}
     for path in sorted(root.rglob("*.py")):
@@ -35,13 +35,13 @@ def _docstrings_of(path: Path) -> str:
 
 
 def encode(text: str) -> Tensor:
-    """The numbers of the characters."""
+    """Converts characters to numbers."""
     numbers = {symbol: number for number, symbol in enumerate(SYMBOLS)}
     return torch.tensor([numbers.get(symbol, len(SYMBOLS)) for symbol in text])
 
 
 def split(texts: dict[str, str], every: int = 10) -> tuple[Tensor, Tensor]:
-    """Text to learn and text to be tested on: one module of each ten is held out whole."""
+    """Splits the text into training and test text; one of ten modules is held out."""
     held = {name for i, name in enumerate(sorted(texts)) if i % every == 0}
     parts = ("\n\n".join(text for name, text in texts.items() if (name in held) == test) for test in (False, True))
     learned, tested = map(encode, parts)

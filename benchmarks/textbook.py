@@ -1,4 +1,4 @@
-"""Routing as people write it without a library: lists of linear layers, torch.stack, every module for every sample."""
+"""Routing in plain torch: lists of linear layers, torch.stack, every module for every sample."""
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class TextbookModel(nn.Module):
 
 
 class TextbookOutput(nn.Module):
-    """Output level: every head for every sample, and a gather."""
+    """Output level: every head for every sample, then a gather."""
 
     def __init__(self, features: int, num_heads: int, out: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class TextbookOutput(nn.Module):
 
 
 def plain_mlp(features: int, width: int, depth: int, out: int) -> nn.Sequential:
-    """A perceptron with `depth` hidden layers."""
+    """Makes a perceptron with `depth` hidden layers."""
     layers: list[nn.Module] = []
     for i in range(depth):
         layers += [nn.Linear(width if i else features, width), nn.ReLU()]
@@ -94,7 +94,7 @@ def plain_mlp(features: int, width: int, depth: int, out: int) -> nn.Sequential:
 
 
 def equal_mlp(net: nn.Module, features: int, out: int, depth: int = 5) -> nn.Sequential:
-    """The plain perceptron whose number of parameters is nearest to that of a network."""
+    """Makes the plain perceptron whose number of parameters is nearest to that of a network."""
     wanted = sum(parameter.numel() for parameter in net.parameters())
 
     def gap(width: int) -> int:

@@ -11,9 +11,9 @@ Job = Callable[[], object]
 
 
 def interleave(jobs: dict[str, Job], *, seconds: float) -> dict[str, list[float]]:
-    """The milliseconds of each job in each round, the jobs taking turns so that what disturbs one disturbs all.
+    """Times jobs in alternation, so that disturbances affect all of them; returns milliseconds for each round.
 
-    Every timed run follows an untimed one of the same job, and no garbage is collected meanwhile.
+    Every timed run follows an untimed one of the same job, without garbage collection.
     """
     for job in jobs.values():
         job()
@@ -29,7 +29,7 @@ def interleave(jobs: dict[str, Job], *, seconds: float) -> dict[str, list[float]
     try:
         for _ in range(rounds):
             for name, job in jobs.items():
-                job()  # untimed: the job before it has emptied the caches and returned memory to the system
+                job()  # untimed, to restore caches and memory after the job before
                 start = time.perf_counter()
                 job()
                 times[name].append(1e3 * (time.perf_counter() - start))
@@ -39,20 +39,20 @@ def interleave(jobs: dict[str, Job], *, seconds: float) -> dict[str, list[float]
 
 
 def medians(times: dict[str, list[float]]) -> dict[str, float]:
-    """The median time of each job."""
+    """Computes the median time of each job."""
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def ratios(times: dict[str, list[float]], base: str) -> dict[str, float]:
-    """The median, over the rounds, of the time of each job divided by that of one of them in the same round."""
+    """Computes the median over the rounds of the time of each job divided by that of the base in the same round."""
     return {
-        name: statistics.median(mine / theirs for mine, theirs in zip(taken, times[base], strict=True))
+        name: statistics.median(time / base_time for time, base_time in zip(taken, times[base], strict=True))
         for name, taken in times.items()
     }
 
 
 def peak_bytes(job: Job) -> int:
-    """The most memory that a job holds at once, beyond what was held before it."""
+    """Measures the peak of memory that a job allocates."""
     job()
     gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:

@@ -1,15 +1,15 @@
-"""A new task over modules that old ones taught: imitation of 8 tasks of MT10, then few demonstrations of the others.
+"""Learns a new task with modules trained on old ones: imitation of 8 tasks of MT10, then few demonstrations of others.
 
-What learns of the new task is one of these:
+The parameters that learn the new task are one of these:
 
-- `embedding`: what the network reads of the new task's one-hot, and nothing else; old tasks cannot change.
-- `route`: the router too, over frozen modules and a frozen trunk.
-- `route + module`: and a module that is grown and comes in over the first half of the updates.
-- `all`: everything.
-- `scratch`: everything, in a network that has learned nothing.
+- `embedding`: only the weights of the new task's one-hot, so old tasks cannot change.
+- `route`: the router too, with frozen modules and a frozen trunk.
+- `route + module`: a new module as well, which is opened over the first half of the updates.
+- `all`: all parameters.
+- `scratch`: all parameters of a new network.
 
-mt-sac has no routes, and learns by the last two. All are evaluated at goals that no demonstration had, in the new task
-and in the old ones, whose success before is told beside. Called again, it goes on with what is missing.
+mt-sac has no routes and uses the last two. All are evaluated at goals that no demonstration had, in the new task and in
+the old ones, with the success of the old ones before. Called again, the program resumes with missing rows.
 """
 
 import argparse
@@ -46,7 +46,7 @@ Shown = dict[int, tuple[Tensor, Tensor]]
 
 
 class Learner(nn.Module):
-    """A network for all ten tasks, with what states pass first."""
+    """A network for all ten tasks with a normalizer of states."""
 
     def __init__(self, method: str, sizes: str) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Learner(nn.Module):
         return torch.tanh(self.net(self.normalizer(state), task)[..., :4])
 
     def success(self, task: int, seed: int, episodes: int) -> float:
-        """The success in a task, along the best routes."""
+        """Evaluates the success in a task along the best routes."""
         configuration, ids = Configuration(benchmark="MT10"), torch.tensor([task])
         self.eval()
         name = configuration.tasks[task]
@@ -75,7 +75,7 @@ def learn(
     parameters: Iterable[nn.Parameter],
     added: tuple[int, ...] = (),
 ) -> None:
-    """Clones demonstrations, as many samples of each task in an update; nodes that were added come in meanwhile."""
+    """Clones demonstrations with equally many samples of each task, and opens added nodes meanwhile."""
     generator, learning = torch.Generator().manual_seed(seed), list(parameters)
     optimizer = torch.optim.Adam(learning, lr=settings["rate"])
     learner.train()
@@ -97,7 +97,7 @@ def learn(
 
 
 def adapt(learner: Learner, way: str, task: int, shown: Shown, settings: dict[str, Any], seed: int) -> Learner:
-    """A copy of a learner that has learned a new task in one of the ways."""
+    """Trains a copy of a learner on a new task in one of the ways."""
     learner, added = copy.deepcopy(learner), ()
     if way not in ("all", "scratch"):
         net = learner.net
@@ -110,9 +110,9 @@ def adapt(learner: Learner, way: str, task: int, shown: Shown, settings: dict[st
         embedding = net.task
         assert isinstance(embedding, nn.Linear)
         embedding.weight.requires_grad_(True)
-        own = torch.zeros(embedding.weight.shape)
-        own[:, task] = 1
-        embedding.weight.register_hook(lambda gradient: gradient * own)  # those of old tasks stay
+        mask = torch.zeros(embedding.weight.shape)
+        mask[:, task] = 1
+        embedding.weight.register_hook(lambda gradient: gradient * mask)  # weights of old tasks stay fixed
         if way != "embedding":
             graph.router.requires_grad_(True)
             freeze_modules(net)
@@ -124,7 +124,7 @@ def adapt(learner: Learner, way: str, task: int, shown: Shown, settings: dict[st
 
 
 def old_learner(method: str, shown: Shown, settings: dict[str, Any], seed: int, folder: Path) -> Learner:
-    """The network that has learned the old tasks, kept in a file, so that an interruption costs little."""
+    """Trains a network on the old tasks, or loads it from its file after an interruption."""
     torch.manual_seed(seed)
     learner, path = Learner(method, settings["sizes"]), folder / f"{method}-{settings['sizes']}-seed{seed}.pt"
     learner.normalizer.fit(torch.cat([states for states, _ in shown.values()]))
@@ -167,12 +167,12 @@ def measure(settings: dict[str, Any], seeds: list[int], output: Path, folder: Pa
         def shown(task: int, count: int, states: Tensor = states, actions: Tensor = actions) -> Shown:
             return {task: (states[task, :count].flatten(0, 1), actions[task, :count].flatten(0, 1))}
 
-        known = {task: shown(task, max(settings["shown"]))[task] for task in old}
+        old_shown = {task: shown(task, max(settings["shown"]))[task] for task in old}
         for method, ways in WAYS.items():
-            learner = old_learner(method, known, settings, seed, folder)
+            learner = old_learner(method, old_shown, settings, seed, folder)
 
-            def of_old(one: Learner) -> float:
-                rates = [one.success(task, goals, settings["old_episodes"]) for task in old]
+            def of_old(learner: Learner) -> float:
+                rates = [learner.success(task, goals, settings["old_episodes"]) for task in old]
                 return sum(rates) / len(rates)
 
             before = f"{method}-seed{seed}"
@@ -189,15 +189,15 @@ def measure(settings: dict[str, Any], seeds: list[int], output: Path, folder: Pa
                             torch.manual_seed(seed)
                             start = Learner(method, settings["sizes"])
                             start.normalizer.fit(shown(task, count)[task][0])
-                        found = adapt(start, way, task, shown(task, count), settings, seed)
-                        success = found.success(task, goals, settings["episodes"])
-                        after = None if way == "scratch" else of_old(found)
+                        adapted = adapt(start, way, task, shown(task, count), settings, seed)
+                        success = adapted.success(task, goals, settings["episodes"])
+                        after = None if way == "scratch" else of_old(adapted)
                         keep({**key, "success": success, "old before": stored["runs"][before], "old after": after})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=file, required=True, help="the JSON file, which is gone on with")
+    parser.add_argument("--output", type=file, required=True, help="the JSON file; existing rows are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="(1)")
     parser.add_argument("--held-out", nargs="+", default=["drawer-open", "window-close"], help="the new tasks")
     parser.add_argument("--shown", type=int, nargs="+", default=[1, 5, 20], help="demonstrations of a new task")

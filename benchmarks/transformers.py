@@ -1,4 +1,4 @@
-"""Small transformers that differ in the feed-forward part of their blocks alone."""
+"""Small transformers that differ only in the feed-forward part of their blocks."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from .text import SYMBOLS
 WIDTH, HEADS, BLOCKS, LENGTH = 64, 4, 2, 64
 HIDDEN, EXPERTS, ACTIVE = 128, 8, 2
 DEPTH, DEPTH_HIDDEN = 5, 64
-"""How many feed-forward modules a token of the depth-routed transformer may visit in each block; it visits four."""
+"""The number of feed-forward modules in each block of the depth-routed transformer; a token visits four."""
 
 
 def perceptron(hidden: int) -> nn.Sequential:
@@ -22,7 +22,7 @@ def perceptron(hidden: int) -> nn.Sequential:
 
 
 class Dense(nn.Module):
-    """The usual feed-forward part; like all parts it returns an auxiliary loss beside its output, here zero."""
+    """The usual feed-forward part; all parts return an output and an auxiliary loss, here zero."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Routed(nn.Module):
 
 
 class Loop(nn.Module):
-    """The mixture with its auxiliary loss as people write it, around the experts and the router of one of ours."""
+    """The usual loop of a mixture with its auxiliary loss, with the experts and the router of a ModelRouting."""
 
     def __init__(self, mixture: ModelRouting) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def mixture(gate: Gate) -> ModelRouting:
 
 
 def depth() -> ModuleRouting:
-    """Feed-forward modules that each token chains as it likes; the output mixes what it visited last."""
+    """Makes feed-forward modules that are chained for each token by its route."""
     modules = [nn.Sequential(nn.LayerNorm(WIDTH), *perceptron(DEPTH_HIDDEN)) for _ in range(DEPTH)]
     return ModuleRouting([*modules, nn.Identity()], SampleK(2), protect="none", context_features=WIDTH)
 
@@ -115,7 +115,7 @@ class Transformer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2 * BLOCKS + 1))
         self.attention = nn.ModuleList(Attention() for _ in range(BLOCKS))
         self.head = nn.Linear(WIDTH, symbols)
-        self.parts = nn.ModuleList(part() for _ in range(BLOCKS))  # last: what is before it begins alike in all
+        self.parts = nn.ModuleList(part() for _ in range(BLOCKS))  # last, so that all others are initialized equally
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the logits and the sum of the auxiliary losses."""
@@ -129,7 +129,7 @@ class Transformer(nn.Module):
 
 
 def products(name: str, modules: float = ACTIVE) -> float:
-    """Multiplications of the matrix products for one token, forward; `modules` run in each routed part."""
+    """Counts the multiplications of the forward pass for one token; `modules` run in each routed part."""
     hidden, edges = {
         "dense, active size": (ACTIVE * HIDDEN, 0),
         "dense, total size": (EXPERTS * HIDDEN, 0),

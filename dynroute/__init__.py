@@ -1,6 +1,6 @@
 """Routing layers for torch: choose, for every sample, which modules run and how their outputs are mixed."""
 
-from . import capacity, distributed, functional, inspect, losses, networks, testing
+from . import distributed, functional, inspect, losses, networks, plasticity, testing
 from .banks import LinearBank
 from .budget import Budget, limit_modules
 from .checks import set_checks
@@ -55,7 +55,6 @@ __all__ = [
     "TopP",
     "Topology",
     "backend",
-    "capacity",
     "distributed",
     "extract",
     "freeze_modules",
@@ -67,6 +66,7 @@ __all__ = [
     "losses",
     "networks",
     "open_nodes",
+    "plasticity",
     "prune",
     "record",
     "save_pretrained",

@@ -3,18 +3,22 @@
 import difflib
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from .checks import refuse_where
+from .checks import is_autocast, refuse_where
 
 __all__ = [
+    "Factory",
+    "check_boolean",
     "check_choice",
     "check_count",
     "check_counts",
     "check_dtype",
     "check_flag",
+    "check_floating",
     "check_generator",
     "check_input",
     "check_interval",
@@ -33,8 +37,15 @@ __all__ = [
 ]
 
 
+class Factory(TypedDict, total=False):
+    """The `device` and `dtype` of new parameters."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
 def shown(value: object) -> str:
-    """A value as an error message shows it; a tensor by its type and shape, and what is long by its class."""
+    """Formats a value for an error message; a tensor by its type and shape, a long value by its class."""
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype} with shape {tuple(value.shape)}"
     text = repr(value)
@@ -42,7 +53,7 @@ def shown(value: object) -> str:
 
 
 def check_choice(name: str, value: object, choices: Collection[str | None]) -> None:
-    """Raises an error unless a value is one of some words, which names the one that was likely meant."""
+    """Raises an error unless a value is one of the choices; it suggests the closest one."""
     if not (value is None or isinstance(value, str)) or value not in choices:
         near = difflib.get_close_matches(str(value), filter(None, choices), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
@@ -50,8 +61,8 @@ def check_choice(name: str, value: object, choices: Collection[str | None]) -> N
 
 
 def check_count(name: str, count: int, *, at_least: int) -> None:
-    """Raises an error unless a number of things is an integer and large enough."""
-    # Tensors and arrays have an `__index__` too, and a length.
+    """Raises an error unless a value is an integer of at least some size."""
+    # Tensors and arrays have `__index__` too, and `__len__`.
     if isinstance(count, bool) or not hasattr(type(count), "__index__") or hasattr(count, "__len__"):
         raise TypeError(f"`{name}` must be an integer, got {shown(count)}.")
     if count < at_least:
@@ -59,13 +70,13 @@ def check_count(name: str, count: int, *, at_least: int) -> None:
 
 
 def check_counts(**counts: int) -> None:
-    """Raises an error unless several numbers of things are positive integers."""
+    """Raises an error unless all values are positive integers."""
     for name, count in counts.items():
         check_count(name, count, at_least=1)
 
 
 def check_sizes(name: str, sizes: Sequence[int], *, at_least: int = 1) -> None:
-    """Raises an error unless sizes are a sequence of positive integers, at least so many of them."""
+    """Raises an error unless sizes are a sequence of at least `at_least` positive integers."""
     if not isinstance(sizes, Sequence) or isinstance(sizes, (str, bytes)):
         raise TypeError(f"`{name}` must list sizes, got {shown(sizes)}; for instance (400, 400).")
     if len(sizes) < at_least:
@@ -103,14 +114,28 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"`{name}` must be a tensor, got {type(value).__name__}; torch.as_tensor makes one.")
 
 
+def check_boolean(name: str, tensor: Tensor) -> None:
+    """Raises an error unless a value is a boolean tensor."""
+    check_tensor(name, tensor)
+    if tensor.dtype != torch.bool:
+        raise TypeError(f"`{name}` must be a boolean tensor, got {tensor.dtype}; compare it with 0 to make one.")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raises an error unless a value is a floating tensor."""
+    check_tensor(name, tensor)
+    if not tensor.is_floating_point():
+        raise TypeError(f"`{name}` must be a floating tensor, got {tensor.dtype}; convert it with `.float()`.")
+
+
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raises an error unless parameters can have a type; None is torch's default."""
+    """Raises an error unless a type is a floating one or None, torch's default."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"`dtype` must be a floating type such as torch.float32, got {shown(dtype)}.")
 
 
 def check_generator(generator: torch.Generator | None) -> None:
-    """Raises an error unless a source of randomness is a generator or None."""
+    """Raises an error unless a value is a random generator or None."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"`generator` must be a torch.Generator or None, got {shown(generator)}; "
@@ -119,12 +144,11 @@ def check_generator(generator: torch.Generator | None) -> None:
 
 
 def check_input(name: str, x: Tensor, parameter: Tensor) -> None:
-    """Raises an error unless a tensor has the type of the parameters that multiply it; autocast converts both."""
+    """Raises an error unless a tensor has the type of the parameters, or autocast converts it."""
     check_tensor(name, x)
     if x.dtype == parameter.dtype:
         return
-    device = x.device.type
-    if not x.is_floating_point() or not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not x.is_floating_point() or not is_autocast(x.device.type):
         raise TypeError(
             f"`{name}` must have the type of the parameters {parameter.dtype}, got {x.dtype}; "
             f"convert it with `.to({parameter.dtype})`."
@@ -132,7 +156,7 @@ def check_input(name: str, x: Tensor, parameter: Tensor) -> None:
 
 
 def check_interval(name: str, ends: Sequence[float]) -> tuple[float, float]:
-    """The ends of an interval, or an error unless they are two finite numbers, the lower one first."""
+    """Returns the ends of an interval; raises an error unless they are two finite numbers, the lower one first."""
     pair = tuple(ends) if isinstance(ends, (tuple, list)) else ()
     if len(pair) != 2 or any(isinstance(end, bool) or not isinstance(end, (int, float)) for end in pair):
         raise TypeError(f"`{name}` must be a pair of numbers (low, high), got {shown(ends)}.")
@@ -145,18 +169,18 @@ def check_interval(name: str, ends: Sequence[float]) -> tuple[float, float]:
 
 
 def check_modules(name: str, modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """The modules as a list, or an error unless they are modules."""
+    """Returns the modules as a list; raises an error unless all are modules."""
     if not isinstance(modules, Iterable) or hasattr(modules, "shape"):  # arrays without dimensions cannot be iterated
         raise TypeError(f"`{name}` must list modules, got {shown(modules)}; for instance [nn.Linear(8, 8)].")
-    found = list(modules)
-    for i, module in enumerate(found):
+    modules = list(modules)
+    for i, module in enumerate(modules):
         if not isinstance(module, nn.Module):
             raise TypeError(f"`{name}[{i}]` must be a module, got {shown(module)}.")
-    return found
+    return modules
 
 
 def make_activation(activation: Callable[[], nn.Module]) -> nn.Module:
-    """Calls what makes an activation, or raises an error that tells what to pass."""
+    """Makes an activation; raises an error if `activation` does not return a module."""
     hint = "pass a class such as nn.ReLU, or a function without arguments that returns a module"
     if isinstance(activation, nn.Module) or not callable(activation):
         raise TypeError(f"`activation` must make a module, got {shown(activation)}; {hint}.")
@@ -172,9 +196,7 @@ def make_activation(activation: Callable[[], nn.Module]) -> nn.Module:
 def check_mask(name: str, mask: Tensor, logits: Tensor) -> None:
     """Raises an error unless a mask is boolean and shaped like the logits."""
     check_logits(logits)
-    check_tensor(name, mask)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"`{name}` must be a boolean tensor, got {mask.dtype}; compare it with 0 to make one.")
+    check_boolean(name, mask)
     if mask.shape != logits.shape:
         raise ValueError(
             f"`{name}` must have shape {tuple(logits.shape)} like the logits, got {tuple(mask.shape)}; "
@@ -184,21 +206,17 @@ def check_mask(name: str, mask: Tensor, logits: Tensor) -> None:
 
 def check_logits(logits: Tensor) -> None:
     """Raises an error unless logits are floating and have a dimension of sources."""
-    check_tensor("logits", logits)
-    if not logits.is_floating_point():
-        raise TypeError(f"`logits` must be a floating tensor, got {logits.dtype}; convert it with `.float()`.")
+    check_floating("logits", logits)
     if logits.dim() == 0:
         raise ValueError("`logits` must have shape (*, n), got a tensor without dimensions.")
 
 
 def expand_allowed(allowed: Tensor | None, logits: Tensor) -> Tensor:
-    """The mask of the slots that exist, in the shape of the logits; all of them if None."""
+    """Expands the mask of the slots that exist to the shape of the logits; all True if None."""
     check_logits(logits)
     if allowed is None:
         return torch.ones_like(logits, dtype=torch.bool)
-    check_tensor("allowed", allowed)
-    if allowed.dtype != torch.bool:
-        raise TypeError(f"`allowed` must be a boolean tensor, got {allowed.dtype}; compare it with 0 to make one.")
+    check_boolean("allowed", allowed)
     if allowed.dim() > logits.dim() or allowed.shape != logits.shape[logits.dim() - allowed.dim() :]:
         raise ValueError(
             f"`allowed` must have the shape of the last dimensions of the logits {tuple(logits.shape)}, "
@@ -218,7 +236,7 @@ def check_noise(noise: Tensor, logits: Tensor) -> None:
 
 
 def check_temperature(temperature: float | Tensor, logits: Tensor) -> None:
-    """Raises an error unless a temperature is positive, a number or one for each sample."""
+    """Raises an error unless a temperature is a positive number, or one for each sample."""
     if not isinstance(temperature, Tensor):
         if not isinstance(temperature, (int, float)):
             raise TypeError(f"`temperature` must be a number or a tensor, got {type(temperature).__name__}.")
@@ -240,7 +258,7 @@ def check_temperature(temperature: float | Tensor, logits: Tensor) -> None:
 
 
 def check_task(task: Tensor) -> None:
-    """Raises an error unless tasks are named by integers."""
+    """Raises an error unless tasks are integer ids."""
     check_tensor("task", task)
     if task.is_floating_point() or task.is_complex() or task.dtype == torch.bool:
         raise TypeError(f"`task` must hold integer task ids, got {task.dtype}; use `one_hot.argmax(-1)`.")

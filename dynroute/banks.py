@@ -1,4 +1,4 @@
-"""Stacks of equal linear modules, whose parameters lie side by side so that a layer of them is one product."""
+"""Banks: equal linear modules in one piece of memory, so that a layer of them is one product."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -14,17 +14,16 @@ __all__ = ["LinearBank", "are_adjacent", "keep_adjacent", "lay_adjacent", "reset
 class LinearBank(nn.ModuleList):
     r"""Equal linear modules whose parameters share one piece of memory.
 
-    A bank is a list of ordinary modules, ``nn.Linear`` or ``nn.Sequential(nn.Linear, activation)``, which any routed
-    layer takes. The keys of a ``state_dict`` are those of separate modules. What differs is where the parameters lie:
-    one behind the other, so that the fused backend multiplies with all of them at once without copying them together.
-    Separate modules are stacked at every call, which computes the same. To save the ``state_dict`` of a single member
-    writes the memory of all of them.
+    A bank is a list of ordinary modules, ``nn.Linear`` or ``nn.Sequential(nn.Linear, activation)``, for any routed
+    layer. The keys of its ``state_dict`` are those of separate modules. The parameters lie one behind the other, so the
+    fused backend multiplies with all of them without a copy; it stacks separate modules at every call. Saving the
+    ``state_dict`` of a single member writes the memory of the whole bank.
 
     Args:
         num_modules: The number of modules.
         in_features: The width of their input.
         out_features: The width of their output.
-        activation: Makes the activation behind each module; none if None.
+        activation: Makes the activation behind each module, if any.
         bias: Whether the modules have a bias.
         device: The device of the parameters.
         dtype: The type of the parameters.
@@ -61,10 +60,10 @@ class LinearBank(nn.ModuleList):
             lay_adjacent([layer.bias for layer in linear])
 
     def reset_parameters(self) -> None:
-        """Draws all parameters anew, as ``nn.Linear`` does."""
+        """Resets all parameters as ``nn.Linear`` does."""
         reset_parts(self)
 
-    def __getitem__(self, index: int | slice) -> nn.Module:  # type: ignore[override]  # a part is a plain list
+    def __getitem__(self, index: int | slice) -> nn.Module:  # type: ignore[override]  # a slice is a plain list
         return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -82,9 +81,9 @@ class LinearBank(nn.ModuleList):
 def reset_parts(module: nn.Module) -> None:
     """Calls ``reset_parameters`` of all modules inside a module, once each."""
     done: set[nn.Module] = set()
-    waiting = list(module.children())
-    while waiting:
-        part = waiting.pop(0)
+    queue = list(module.children())
+    while queue:
+        part = queue.pop(0)
         if part in done:
             continue
         done.add(part)
@@ -92,11 +91,11 @@ def reset_parts(module: nn.Module) -> None:
         if callable(reset):
             reset()
         else:
-            waiting += part.children()
+            queue += part.children()
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Equal tensors as one, with a new first dimension: a view where they lie side by side, a copy elsewhere."""
+    """Stacks equal tensors along a new first dimension: a view if they lie side by side, else a copy."""
     first = tensors[0]
     if torch.compiler.is_compiling() or not _adjacent(tensors):
         return torch.stack(list(tensors))
@@ -104,7 +103,7 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def lay_adjacent(parameters: Sequence[Tensor]) -> None:
-    """Moves equal parameters into one piece of memory; they stay the parameters they are."""
+    """Moves equal parameters into one piece of memory; the parameter objects stay the same."""
     with torch.no_grad():
         for parameter, row in zip(parameters, torch.stack(list(parameters)).unbind(), strict=True):
             parameter.data = row
@@ -116,9 +115,9 @@ def are_adjacent(modules: Sequence[nn.Module]) -> bool:
 
 
 def keep_adjacent(modules: Sequence[nn.Module]) -> None:
-    """Lays the parameters of equal modules side by side again, after they were moved, converted or copied.
+    """Restores the shared memory of equal modules after they were moved, converted or copied.
 
-    Parameters that differ by now, or that processes share, stay where they are.
+    Parameters that have come to differ, or that processes share, stay where they are.
     """
     for parameters in _across(modules):
         kinds = {(parameter.shape, parameter.dtype, parameter.device) for parameter in parameters}
@@ -131,7 +130,7 @@ def _is_shared(parameter: Tensor) -> bool:
 
 
 def _across(modules: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
-    """The same parameter of all modules, for each parameter; nothing if the modules differ."""
+    """Groups each parameter over all modules; empty if the modules differ."""
     named = [dict(module.named_parameters()) for module in modules]
     if any(parameters.keys() != named[0].keys() for parameters in named):
         return []
@@ -139,7 +138,7 @@ def _across(modules: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
 
 
 def _adjacent(tensors: Sequence[Tensor]) -> bool:
-    """Whether tensors are contiguous, equal in shape and type, and lie one behind the other in one storage."""
+    """Whether tensors are contiguous, equal in shape and type, and consecutive in one storage."""
     if any(map(nn.parameter.is_lazy, tensors)):
         return False
     first = tensors[0]

@@ -1,4 +1,4 @@
-"""Keeping to a number of modules: in training by a price that learns, in inference by leaving out the least."""
+"""Limits on the number of modules that run: a learned price in training, and a hard limit in inference."""
 
 import math
 
@@ -16,19 +16,18 @@ __all__ = ["Budget", "limit_modules"]
 
 
 class Budget(nn.Module):
-    r"""Holds the mean cost of a batch, or of each task, at or below a target by a multiplier that learns.
+    r"""Keeps the mean cost of a batch, or of each task, at or below a target by a learned multiplier.
 
     .. math:: J(\theta) = \lambda \, (C_\theta - C^*), \qquad J(\lambda) = - \log \lambda \, (C - C^*)
 
     The multiplier is the price of a module. It rises while routes cost more than the target :math:`C^*` and falls while
-    they cost less, as the coefficient of entropy of SAC does; its logarithm is what learns, with an optimizer of its
-    own, whose learning rate should be a fraction of the router's: a price that moves before routes can answer swings.
-    The state dict holds it.
+    they cost less, like the entropy coefficient of SAC. Its logarithm is a parameter with a separate optimizer, whose
+    learning rate should be a fraction of the router's: a price that moves faster than the routes oscillates.
 
     Args:
-        target: The mean cost to keep to, in the unit of :func:`dynroute.losses.compute_cost`.
-        num_tasks: The number of tasks, each of which then has a multiplier of its own; one for all if None.
-        initial: The multiplier at the start.
+        target: The largest mean cost, in the unit of :func:`dynroute.losses.compute_cost`.
+        num_tasks: The number of tasks, for one multiplier per task; default: one for all.
+        initial: The initial multiplier.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 6, 2)
@@ -61,22 +60,22 @@ class Budget(nn.Module):
 
     @property
     def multiplier(self) -> Tensor:
-        """The price of a unit of cost, with shape ``[num_tasks]``, or one for all."""
+        """The price of a unit of cost, with shape ``[num_tasks]``, or a scalar without tasks."""
         return self.log_multiplier.detach().exp()
 
     def forward(self, cost: Tensor, task: Tensor | None = None) -> Tensor:
-        """The penalty to add to a loss; its gradient flows to the cost alone.
+        """Computes the penalty to add to a loss; its gradient flows to the cost only.
 
         Args:
             cost: The cost of each sample, with shape ``[*]``.
-            task: The task id of each sample, integers with shape ``[*]``, where each task has a multiplier.
+            task: The task id of each sample, integers with shape ``[*]``, if each task has a multiplier.
         """
         return (self._of_samples(self.multiplier, cost, task) * (cost - self.target)).mean()
 
     def multiplier_loss(self, cost: Tensor, task: Tensor | None = None) -> Tensor:
-        """The loss of the multiplier; its gradient flows to the multiplier alone. The arguments are those of a call.
+        """Computes the loss of the multiplier from the arguments of a call; its gradient flows to the multiplier only.
 
-        Costs that are not finite are left out, so that one bad sample does not end all learning of the multiplier.
+        Costs that are not finite are left out, since they would make the multiplier NaN for good.
         """
         values, finite = self._of_samples(self.log_multiplier, cost, task), cost.isfinite()
         excess = torch.where(finite, cost.detach() - self.target, 0.0)
@@ -107,23 +106,22 @@ class Budget(nn.Module):
 
 
 def limit_modules(route: Route, topology: Topology, limit: int) -> Tensor:
-    """Cuts the paths of a route so that no sample runs more than some number of modules, the output included.
+    """Cuts the paths of a route so that no sample runs more than a number of modules, including the output.
 
-    A sample that runs no more keeps its path. For any other, the modules that stay are found one after the other:
+    A sample within the limit keeps its path. For all others, modules are kept in this order:
 
-    1. A chain from the output to the input, so that there is always an output: each node of it stays with the heaviest
-       of its sources from which the rest of the limit still leads to the input, or, if its path has none such, with the
-       one that the router scores highest.
+    1. A chain from the output to the input. Each of its nodes reads its heaviest source from which the rest of the
+       limit still leads to the input, or, if its path has no such source, the one with the highest score.
     2. Of the other nodes that the sample runs, those through which most of the output passes
-       (:func:`dynroute.inspect.load`), as long as there is room and they have a source that stays.
+       (:func:`dynroute.inspect.load`), while there is room and one of their sources is kept.
 
-    A node that stays reads the sources of its path that stay; if there are none, the one of highest score that does.
-    Ties go to the lowest index. The path is replayed, so that weights add up to what they do for the gate.
+    A node that is kept reads the kept sources of its path or, if there are none, the kept source with the highest
+    score. Ties go to the lowest index. Replay the path, so that the weights are those of the gate.
 
     Args:
         route: The routes, with batch shape ``*``.
         topology: Their graph.
-        limit: The most modules that run, at least the length of the shortest chain: 2 at module and model level.
+        limit: The largest number of modules, at least the length of the shortest chain: 2 at module and model level.
 
     Returns:
         The paths, boolean with shape ``[*, T, S]``.
@@ -154,26 +152,26 @@ def limit_modules(route: Route, topology: Topology, limit: int) -> Tensor:
     kept = _chain(logits, path, weights, topology, limit, heights)
     kept = _fill(kept, used, load(topology, weights), topology, limit)
 
-    within = torch.cat([kept, kept.new_zeros(len(kept), 1)], dim=-1)  # and no source in the place of padding
-    stays = within[:, topology.on(path.device).sources]
-    cut = path & stays
-    cut = torch.where(cut.any(dim=-1, keepdim=True), cut, best_k(logits, 1, stays))
+    padded = torch.cat([kept, kept.new_zeros(len(kept), 1)], dim=-1)  # the index of padding is num_nodes
+    stays = padded[:, topology.on(path.device).sources]
+    shorter = path & stays
+    shorter = torch.where(shorter.any(dim=-1, keepdim=True), shorter, best_k(logits, 1, stays))
     unread = best_k(logits, 1, topology.on(path.device).allowed.expand(path.shape))  # rows of nodes that do not run
-    cut = torch.where(cut.any(dim=-1, keepdim=True), cut, unread)
+    shorter = torch.where(shorter.any(dim=-1, keepdim=True), shorter, unread)
     over = used.sum(dim=-1) > limit
-    return torch.where(over[:, None, None], cut, path).reshape(shape)
+    return torch.where(over[:, None, None], shorter, path).reshape(shape)
 
 
 def _chain(logits: Tensor, path: Tensor, weights: Tensor, topology: Topology, limit: int, heights: list[int]) -> Tensor:
-    """The nodes of one chain of each sample, with shape [samples, num_nodes]."""
+    """The nodes of one chain for each sample, with shape [samples, num_nodes]."""
     chain = path.new_zeros(len(path), topology.num_nodes)
     chain[:, -1] = True
     height = torch.tensor(heights, device=path.device)
     for t, node in reversed(list(enumerate(topology.destinations))):
         parents = list(topology.parents[node])
         width = len(parents)
-        left = limit - chain.sum(dim=-1, keepdim=True)
-        reachable = height[parents] <= left
+        remaining = limit - chain.sum(dim=-1, keepdim=True)
+        reachable = height[parents] <= remaining
         chosen = path[:, t, :width] & reachable
         heaviest = best_k(weights[:, t, :width], 1, chosen)
         best = torch.where(chosen.any(dim=-1, keepdim=True), heaviest, best_k(logits[:, t, :width], 1, reachable))
@@ -182,7 +180,7 @@ def _chain(logits: Tensor, path: Tensor, weights: Tensor, topology: Topology, li
 
 
 def _fill(kept: Tensor, used: Tensor, share: Tensor, topology: Topology, limit: int) -> Tensor:
-    """Adds the nodes with the largest shares that are used and have a source among those that are kept."""
+    """Adds the used nodes with the largest shares that have a kept source, up to the limit."""
     for _ in range(limit):
         ready = torch.stack([kept[:, list(row)].any(dim=-1) | (not row) for row in topology.parents], dim=-1)
         room = kept.sum(dim=-1, keepdim=True) < limit

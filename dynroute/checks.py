@@ -1,4 +1,4 @@
-"""When the values of a tensor may be read, and the one way to refuse them."""
+"""Checks of tensor values, and whether values may be read."""
 
 from collections.abc import Callable
 
@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["hides_values", "refuse_where", "set_checks", "under_transform"]
+__all__ = ["hides_values", "is_autocast", "refuse_where", "set_checks", "under_transform"]
 
 _enabled: bool | None = None
 
 
 def set_checks(enabled: bool | None) -> None:
-    """Decides where the values of tensors are checked; shapes are checked always.
+    """Sets where the values of tensors are checked; shapes are always checked.
 
-    Reading a value of a CUDA tensor stalls its stream, so that by default only CPU tensors are read.
-    Nothing is read while a graph is compiled, exported or captured.
+    Reading a value of a CUDA tensor stalls its stream, so by default only CPU tensors are checked. Nothing is read
+    while a graph is compiled, exported or captured.
 
     Args:
-        enabled: True checks on every device, False nowhere, None (the default) on the CPU alone.
+        enabled: True checks on every device, False nowhere, None (the default) on the CPU only.
 
     Example:
         >>> dynroute.set_checks(True)
@@ -31,31 +31,36 @@ def set_checks(enabled: bool | None) -> None:
 
 
 def refuse_where(tensor: Tensor, bad: Callable[[Tensor], Tensor], explain: Callable[[tuple[int, ...]], str]) -> None:
-    """Raises a ValueError if values of a tensor are bad and may be read here.
+    """Raises a ValueError if a tensor has bad values, where values may be read.
 
     Args:
-        tensor: The tensor whose values matter.
-        bad: Makes a boolean tensor of it, True where a value is bad; not called where nothing may be read.
-        explain: Makes the message from the index of the first element that is True.
+        tensor: The tensor to check.
+        bad: Returns a boolean tensor that is True where a value is bad.
+        explain: Returns the message, given the index of the first bad value.
     """
     if not _readable(tensor):
         return
-    found = bad(tensor.detach())
+    marked = bad(tensor.detach())
     try:
-        some = bool(found.any())
-    except RuntimeError:  # vmap and fake tensors hide their values: the check needs them, the maths does not
+        refused = bool(marked.any())
+    except RuntimeError:  # vmap and fake tensors hide their values
         return
-    if some:
-        raise ValueError(explain(tuple(int(i) for i in found.nonzero()[0])))
+    if refused:
+        raise ValueError(explain(tuple(int(i) for i in marked.nonzero()[0])))
 
 
 def under_transform() -> bool:
-    """Whether a transform such as vmap is at work, under which values are hidden and tensors may lack a dimension."""
+    """Whether a transform such as vmap is active, which hides values and may hide a dimension."""
     return bool(torch._C._are_functorch_transforms_active())
 
 
+def is_autocast(device: str) -> bool:
+    """Whether autocast is enabled for a type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def hides_values(tensor: Tensor) -> bool:
-    """Whether nothing may depend on the values of a tensor: while compiling or tracing, and on other devices."""
+    """Whether code may not depend on the values of a tensor: while compiling or tracing, and off the CPU."""
     hidden = torch.compiler.is_compiling() or under_transform() or is_in_torch_dispatch_mode()
     return hidden or tensor.device.type != "cpu" or torch._C._get_tracing_state() is not None
 

@@ -14,8 +14,7 @@ class CompositionalLinear(nn.Module):
 
     .. math:: y = \sum_k w_k \, (W_k x + b_k)
 
-    The composition :math:`w` is an argument, so that layers and networks can share it. All sets start as copies of one
-    initialization.
+    The composition :math:`w` is an argument, so layers and networks can share it. All sets start equal.
 
     Args:
         num_sets: The number of sets of parameters.
@@ -53,10 +52,10 @@ class CompositionalLinear(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws one set as ``nn.Linear`` does, and copies it to the others."""
-        one = nn.Linear(self.in_features, self.out_features, device=self.weight.device, dtype=self.weight.dtype)
+        linear = nn.Linear(self.in_features, self.out_features, device=self.weight.device, dtype=self.weight.dtype)
         with torch.no_grad():
-            self.weight.copy_(one.weight)
-            self.bias.copy_(one.bias)
+            self.weight.copy_(linear.weight)
+            self.bias.copy_(linear.bias)
 
     def forward(self, x: Tensor, composition: Tensor) -> Tensor:
         """Applies the layer.
@@ -64,7 +63,7 @@ class CompositionalLinear(nn.Module):
         Args:
             x: The input, with shape ``[*, in_features]``, or ``[*, n, in_features]`` in groups of n samples.
             composition: The weights of the sets, with shape ``[*, num_sets]``. For groups the layer is composed once
-                for each group, which costs as much as one linear layer; for samples it computes all sets.
+                per group, at the cost of one linear layer; for samples it computes all sets.
 
         Returns:
             The output, with the shape of the input but for its last dimension.

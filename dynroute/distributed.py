@@ -1,16 +1,16 @@
-r"""Mixtures whose experts live on several processes (expert parallelism), and gates that count the samples of all.
+r"""Expert parallelism: mixtures whose experts are sharded over processes, and gates that share their load.
 
-Each process holds a share of the experts, and routes a batch of its own:
+Each process holds a share of the experts and routes its own batch:
 
-1. Router and gate run on the samples of the process, as ever.
-2. The processes tell each other how many rows each expert gets, and send the rows to where the experts are: an
-   all-to-all, whose backward pass is another one. The numbers of rows are read on the host, since the size of what
-   arrives depends on them; on a GPU that waits for the device, once in each pass.
-3. Each expert is called on its rows, in training also on none.
-4. The outputs go back and are mixed where the sample is, so that weights and `protect` need no communication.
+1. Router and gate run on the samples of the process.
+2. The processes exchange the number of rows for each expert and send the rows to the experts by an all-to-all, whose
+   backward pass is another all-to-all. The host reads the numbers of rows, which are the sizes of the buffers; on a GPU
+   this waits for the device once in each pass.
+3. Each expert is called on its rows, in training also on an empty batch.
+4. The outputs are sent back and mixed by the process of the sample, so weights and `protect` need no communication.
 
-All processes of a group must run a layer equally often and in the same order, forward and backward; one whose batch is
-empty has to call it too. That holds for a replay, for evaluation and for ``torch.no_grad()``.
+All processes of a group must run a layer equally often and in the same order, forward and backward, even on an empty
+batch. This also holds for replay, evaluation and ``torch.no_grad()``.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,12 +39,12 @@ __all__ = [
 
 
 class RemoteExpert(nn.Module):
-    """Stands where an expert is that lives on another process.
+    """A placeholder for an expert of another process.
 
-    It has no parameters, and ignores those of the expert in a state dict: a whole state dict loads everywhere.
+    It has no parameters and ignores those of the expert in a state dict, so a whole state dict loads on every process.
 
     Args:
-        process: The number of the process in the group.
+        process: The rank of the process in the group.
 
     Example:
         >>> dynroute.distributed.RemoteExpert(process=1)(torch.zeros(5))
@@ -58,7 +58,7 @@ class RemoteExpert(nn.Module):
         self.process = process
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises an error that tells where the expert runs."""
+        """Raises an error that names the process of the expert."""
         raise RuntimeError(
             f"This expert lives on process {self.process} and runs there; call the layer, or gather the experts with "
             "`dynroute.distributed.gather_state_dict`."
@@ -68,28 +68,27 @@ class RemoteExpert(nn.Module):
         return f"process={self.process}"
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        pass  # the keys are those of the expert
+        pass  # the keys belong to the expert
 
 
 def shard_experts(model: nn.Module, group: "ProcessGroup | None" = None, *, average: bool = True) -> nn.Module:
-    """Lets the experts of mixtures live on several processes, in place.
+    """Shards the experts of mixtures over processes, in place.
 
-    Each process keeps a run of neighbouring experts, and a :class:`RemoteExpert` where the others are; if their number
-    cannot be divided, the first processes hold one more. Router, gate, shared experts and everything else stay on
-    every process. The gates count the samples of all processes (:func:`share_load`), so that the layer computes what
-    one process would compute of all batches together.
+    Each process keeps a run of neighbouring experts and a :class:`RemoteExpert` for each of the others. If the number
+    of experts is not divisible, the first processes hold one more. Router, gate, shared experts and everything else
+    stay on every process. The gates share their load (:func:`share_load`), so the layer computes the same as one
+    process would on all batches together.
 
-    Keys of the state dict stay as they are, so that a process has a part of the whole one. Make the optimizer
-    afterwards, with ``model.parameters()`` as ever. Experts are called one after the other; the backend plays no role.
+    Keys of the state dict stay the same, and each process has a part of the whole. Make the optimizer afterwards with
+    ``model.parameters()``. Experts are called one after the other, whatever the backend.
 
     Args:
         model: A :class:`~dynroute.ModelRouting`, or a model that contains some; those inside the modules of another
-            routed graph stay as they are. Every process makes it alike, and of the same parameters: seed the processes
-            alike, load a state dict, or see :func:`data_parallel`.
-        group: The processes; all of them if None.
-        average: Whether the gradients of experts are divided by the number of processes, as ``DistributedDataParallel``
-            and FSDP divide those of everything else. They are then those of the mean of the losses of all processes;
-            those of the sum otherwise.
+            routed graph are not sharded. All processes must have the same parameters: use the same seed, load a state
+            dict, or see :func:`data_parallel`.
+        group: The processes; default: all.
+        average: Whether to divide the gradients of experts by the number of processes, as ``DistributedDataParallel``
+            and FSDP do for all others. They are then those of the mean of the losses of all processes, else of the sum.
 
     Returns:
         The model.
@@ -127,17 +126,17 @@ def shard_experts(model: nn.Module, group: "ProcessGroup | None" = None, *, aver
 
 
 def share_load(model: nn.Module, group: "ProcessGroup | None" = None) -> nn.Module:
-    """Lets gates count the samples of all processes, in place: what looks at a batch looks at all batches together.
+    """Makes gates count the samples of all processes, in place.
 
-    The bias of :class:`~dynroute.BalancedTopK` moves by the load of all processes, and is the same on each. A capacity,
-    and :class:`~dynroute.ExpertChoice`, hold for the batches of all processes one behind the other, which takes the
-    exchange of their logits; ``gate.dropped`` counts those of the process. Other gates need nothing of each other.
+    The bias of :class:`~dynroute.BalancedTopK` moves by the load of all processes and is the same on each. A capacity
+    and :class:`~dynroute.ExpertChoice` apply to the concatenated batches of all processes, whose logits are exchanged;
+    ``gate.dropped`` counts the choices of this process. Other gates need no communication.
 
-    This is for ``DistributedDataParallel`` and FSDP too; :func:`shard_experts` does it by itself.
+    Use it with ``DistributedDataParallel`` and FSDP too; :func:`shard_experts` calls it.
 
     Args:
         model: A gate, or a model that contains some.
-        group: The processes; all of them if None.
+        group: The processes; default: all.
 
     Returns:
         The model.
@@ -162,9 +161,9 @@ def share_load(model: nn.Module, group: "ProcessGroup | None" = None) -> nn.Modu
 
 
 def local_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of experts that this process alone holds, by their names.
+    """Returns the parameters of experts that only this process holds, by name.
 
-    They must not be averaged over the processes: FSDP takes them as ``ignored_params``.
+    They must not be averaged over the processes; pass them to FSDP as ``ignored_params``.
 
     Args:
         model: A model with layers of :func:`shard_experts`, or without.
@@ -180,13 +179,13 @@ def local_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def data_parallel(
     model: nn.Module, group: "ProcessGroup | None" = None, **options: Any
 ) -> nn.parallel.DistributedDataParallel:
-    """Wraps a model in ``DistributedDataParallel``, which leaves sharded experts alone.
+    """Wraps a model in ``DistributedDataParallel``, excluding sharded experts.
 
-    Everything else is the same on every process: it gets the values of the first one, and the mean of all gradients.
+    All other parameters start with the values of the first process and get the mean of all gradients.
 
     Args:
         model: A model with layers of :func:`shard_experts`.
-        group: The processes; all of them if None.
+        group: The processes; default: all.
         **options: Further options of ``DistributedDataParallel``.
 
     Example:
@@ -209,10 +208,10 @@ def data_parallel(
 
 
 def gather_state_dict(model: nn.Module) -> dict[str, Any]:
-    """The state dict of the whole model, with the experts of all processes, on each of them.
+    """Gathers the state dict of the whole model, with the experts of all processes, on each of them.
 
-    It loads into the model on any number of processes, sharded or not. All processes call this together. To write large
-    models without gathering them, hand ``model.state_dict()`` to ``torch.distributed.checkpoint``.
+    It loads into the model on any number of processes, sharded or not. All processes must call this. To store a large
+    model without gathering it, pass ``model.state_dict()`` to ``torch.distributed.checkpoint``.
 
     Args:
         model: A model with layers of :func:`shard_experts`.
@@ -248,7 +247,7 @@ class _Sharded:
         self.average = average
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # a copy of a layer belongs to the same processes
+        return self  # copies of a layer share the processes
 
     def __call__(self, call: Pass, _: str) -> Tensor:
         size = _position(self.group)[1]
@@ -263,7 +262,7 @@ class _Sharded:
         flat, experts = call.flat(), len(call.nodes) - 1
         chosen, weights = flat.read()[:, 0], flat.weights[:, 0]
 
-        # Choices are sorted by expert, and so by process. A cell is a place of a sample for one of its choices.
+        # Choices are sorted by expert, and so by process. A cell is the place of one choice of a sample.
         expert, sample = chosen.t().nonzero(as_tuple=True)
         sent = torch.bincount(expert, minlength=experts)
         parts = [sent[share.start : share.stop] for share in self.shares]
@@ -277,27 +276,27 @@ class _Sharded:
         places = int(chosen.sum(dim=1).max()) if len(chosen) else 0
         cell = sample * places + (chosen.cumsum(dim=1) - 1)[sample, expert]
 
-        # Not indexed by sample: no sum over equal indices on the way back, whose order would be open.
+        # Rows are indexed by cell and not by sample, so the backward pass need not sum over equal indices in any order.
         x = flat.x.unsqueeze(1).expand(-1, places, *flat.x.shape[1:]).flatten(0, 1).index_select(0, cell)
         anchor = torch.zeros((), device=x.device, requires_grad=torch.is_grad_enabled())
         rows = _Exchange.apply(x, anchor, sends, receives, self.group)  # type: ignore[no-untyped-call]
         outputs = self._run(call, rows, counts)
         outputs = _Exchange.apply(outputs, rows, receives, sends, self.group)  # type: ignore[no-untyped-call]
 
-        # The place behind the last row is for the cells of samples that made fewer choices.
+        # Cells of samples with fewer choices read the zero row behind the last.
         order = cell.new_full((len(chosen) * places,), len(cell))
         order = order.index_copy(0, cell, torch.arange(len(cell), device=cell.device))
         slot = cell.new_zeros(len(order)).index_copy(0, cell, expert).view(len(chosen), places)
         padded = torch.cat([outputs, outputs.new_zeros(1, *outputs.shape[1:])])
         read = padded.index_select(0, order).reshape(len(chosen), places, *outputs.shape[1:])
         spread = (len(chosen), places) + (1,) * (read.dim() - 2)
-        if flat.suitable is not None:  # no expert has a shortcut, so that an unsuitable one is stopped whole
+        if flat.suitable is not None:  # experts have no shortcut, so the whole gradient is stopped
             read = torch.where(flat.suitable[:, 0].gather(1, slot).view(spread), read, read.detach())
         mixed = (weights.gather(1, slot).view(spread) * read).sum(dim=1).to(read.dtype)
         return call.nodes[-1](call.unflat(mixed))
 
     def _run(self, call: Pass, rows: Tensor, counts: Tensor) -> Tensor:
-        """The outputs of the experts of this process, for rows sorted by the process they are from, then by expert."""
+        """The outputs of the experts of this process, for rows sorted by sending process, then by expert."""
         own = torch.arange(len(self.own), device=rows.device).repeat(len(counts))
         order = own.repeat_interleave(counts.flatten()).argsort(stable=True)
         factor = 1 / len(self.shares) if self.average else 1.0
@@ -320,7 +319,7 @@ class _Sharded:
 class _Exchange(torch.autograd.Function):
     """Sends rows to the processes of a group, and their gradients back.
 
-    The anchor makes sure that every process takes part in the backward pass, whatever of its own learns.
+    The anchor requires a gradient, so that every process takes part in the backward pass.
     """
 
     @staticmethod
@@ -340,11 +339,10 @@ class _Exchange(torch.autograd.Function):
 
 
 class _Scaled(torch.autograd.Function):
-    """The same values, and a multiple of their gradient.
+    """Returns the values unchanged and scales their gradient.
 
-    Around experts, one behind them and its inverse before them, that is a multiple of the gradients of their parameters
-    and nothing else. It holds for derivatives of any order if what is a value is left alone, and what is a gradient
-    multiplied: the derivative of a gradient is like a value again.
+    Applied behind experts, with the inverse factor before them, it scales the gradients of their parameters and nothing
+    else. For higher derivatives the gradient of a gradient is a value again and is not scaled.
     """
 
     @staticmethod
@@ -358,7 +356,7 @@ class _Scaled(torch.autograd.Function):
 
 
 class _ScaledGradient(torch.autograd.Function):
-    """A multiple of a gradient; see :class:`_Scaled`."""
+    """Scales a gradient; see :class:`_Scaled`."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, factor: float) -> Tensor:
@@ -380,27 +378,27 @@ class _Processes:
         return self
 
     def sum(self, counts: Tensor) -> Tensor:
-        """Returns the sum of the numbers of all processes."""
+        """Sums counts over all processes."""
         _position(self.group)
         total = counts.clone()
         distributed.all_reduce(total, group=self.group)
         return total
 
     def decide(self, choose: Callable[..., Tensor], *values: Tensor) -> Tensor:
-        """Calls a function with the samples of all processes, and returns its result for ours."""
+        """Applies a function to the samples of all processes; returns the rows of this process."""
         rank, size = _position(self.group)
         samples = [value.detach().reshape(-1, *value.shape[-2:]) for value in values]
         count = torch.tensor([len(samples[0])], device=values[0].device)
         counts = [torch.empty_like(count) for _ in range(size)]
         distributed.all_gather(counts, count, group=self.group)
-        sizes = [int(each) for each in counts]
+        sizes = [int(count) for count in counts]
         first = sum(sizes[:rank])
         chosen = choose(*(self._gathered(value, sizes) for value in samples))
         return chosen[first : first + sizes[rank]].reshape(values[0].shape)
 
     def _gathered(self, samples: Tensor, sizes: list[int]) -> Tensor:
         sent = samples.to(torch.uint8) if samples.dtype == torch.bool else samples
-        padded = sent.new_zeros(max(sizes), *sent.shape[1:])  # processes gather tensors of one shape
+        padded = sent.new_zeros(max(sizes), *sent.shape[1:])  # all_gather needs equal shapes
         padded[: len(sent)] = sent
         parts = [torch.empty_like(padded) for _ in sizes]
         distributed.all_gather(parts, padded, group=self.group)
@@ -408,7 +406,7 @@ class _Processes:
 
 
 def _position(group: "ProcessGroup | None") -> tuple[int, int]:
-    """The number of this process in a group, and how many there are."""
+    """The rank of this process in a group, and the size of the group."""
     if not (distributed.is_available() and distributed.is_initialized()):
         raise ValueError(
             "`group` must be a group of processes, and there is none yet; call torch.distributed.init_process_group."
@@ -424,13 +422,13 @@ def _position(group: "ProcessGroup | None") -> tuple[int, int]:
 
 
 def _shares(count: int, size: int) -> list[range]:
-    """Neighbouring experts for each process, one more for the first ones if it cannot be equal."""
+    """The experts of each process, one more for the first ones if the number is not divisible."""
     sizes = [count // size + (i < count % size) for i in range(size)]
     return [range(*bounds) for bounds in pairwise([0, *accumulate(sizes)])]
 
 
 def _outer_graphs(module: nn.Module) -> Iterator[RoutedGraph]:
-    """The routed graphs of a module that are not inside of others, which do not call their modules on every process."""
+    """The routed graphs of a module outside of others; nested ones are not called on every process."""
     if isinstance(module, RoutedGraph):
         yield module
         return
@@ -439,7 +437,7 @@ def _outer_graphs(module: nn.Module) -> Iterator[RoutedGraph]:
 
 
 def _sharded_layers(model: nn.Module) -> Iterator[tuple[_Sharded, tuple[str, ...]]]:
-    """How each layer is sharded, and how the names of the experts of this process begin."""
+    """The sharding of each layer, and the prefixes of the names of its experts on this process."""
     for name, layer in model.named_modules(remove_duplicate=False):
         if isinstance(layer, RoutedGraph) and isinstance(layer._execute, _Sharded):
             place = f"{name}." if name else ""
@@ -451,7 +449,7 @@ def _own_prefixes(model: nn.Module) -> list[str]:
 
 
 def _whole(value: Any) -> Any:
-    """A value of a state dict, gathered if it is a tensor of FSDP."""
+    """A value of a state dict; FSDP's tensors are gathered."""
     gather = getattr(value, "full_tensor", None)
     return value if gather is None else gather()
 
@@ -460,20 +458,20 @@ def _exchanged(held: dict[str, Any], like: torch.device, group: "ProcessGroup | 
     """Gathers the objects of all processes on each of them."""
     rank, size = _position(group)
     shapes = {key: (value.shape, value.dtype) if isinstance(value, Tensor) else value for key, value in held.items()}
-    every: list[Any] = [None] * size
-    distributed.all_gather_object(every, shapes, group=group)
-    found: dict[str, Any] = {}
-    for process, named in enumerate(every):
-        for key, described in named.items():
-            value = held[key] if process == rank else described
-            if isinstance(described, tuple) and isinstance(described[0], torch.Size):
+    all_shapes: list[Any] = [None] * size
+    distributed.all_gather_object(all_shapes, shapes, group=group)
+    gathered: dict[str, Any] = {}
+    for process, process_shapes in enumerate(all_shapes):
+        for key, shape in process_shapes.items():
+            value = held[key] if process == rank else shape
+            if isinstance(shape, tuple) and isinstance(shape[0], torch.Size):
                 if process != rank:
-                    value = torch.empty(described[0], dtype=described[1], device=like)
+                    value = torch.empty(shape[0], dtype=shape[1], device=like)
                 value = value.contiguous()
                 source = process if group is None else distributed.get_global_rank(group, process)
                 distributed.broadcast(value, source, group=group)
-            found[key] = value
-    return found
+            gathered[key] = value
+    return gathered
 
 
 def _shard(layer: ModelRouting, sharded: _Sharded) -> None:
@@ -482,6 +480,6 @@ def _shard(layer: ModelRouting, sharded: _Sharded) -> None:
     nodes[sharded.own.start : sharded.own.stop] = own
     for parameter in (parameter for expert in own for parameter in expert.parameters()):
         if parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size():
-            parameter.data = parameter.data.clone()  # a view would keep the memory of all experts
+            parameter.data = parameter.data.clone()  # a view keeps the memory of all experts
     layer.arrange([*nodes, layer.nodes[-1]], layer.topology)
     layer._execute = sharded

@@ -21,15 +21,15 @@ _GREEN, _GREY, _INK = "#146e3c", "#7d8590", "#1f2328"
 def draw(topology: Topology, route: Route | Tensor, *, used: Tensor | None = None, title: str | None = None) -> str:
     """Draws the route of one sample, or a mean of routes, as an SVG picture.
 
-    The graph flows from left to right, all of it in light grey; the edges of the route are darker the more they weigh;
-    modules that the route does not use are hollow, and what they would read is dashed.
+    The graph flows from left to right, in light grey. Edges of the route are darker the more they weigh. Modules that
+    the route does not use are hollow, and the edges to them dashed.
 
     Args:
         topology: The graph.
         route: The route of one sample, or weights with shape ``[T, S]`` such as a mean over samples.
-        used: How often each node runs, with shape ``[num_nodes]`` and values from 0 to 1: the rarer, the paler. By
-            default every node that the route can reach backwards from the output counts as used always.
-        title: Stands above the picture, and names it for those who hear it.
+        used: The share of samples for which each node runs, with shape ``[num_nodes]``: the rarer, the paler. Default:
+            1 for every node that the route reaches backwards from the output.
+        title: The title above the picture, also its name for screen readers.
 
     Returns:
         The text of the SVG picture.
@@ -58,10 +58,10 @@ def draw_grid(
     Args:
         topology: The graph.
         weights: The weights of each picture, with shape ``[N, T, S]``.
-        used: How often each node runs, with shape ``[N, num_nodes]``, as in :func:`draw`.
-        titles: The name of each picture.
-        title: Stands above all of them.
-        columns: How many pictures stand side by side.
+        used: The share of samples for which each node runs, with shape ``[N, num_nodes]``, as in :func:`draw`.
+        titles: The title of each picture.
+        title: The title above all of them.
+        columns: The number of pictures side by side.
 
     Returns:
         The text of the SVG picture.
@@ -85,7 +85,7 @@ def draw_grid(
             f"got {tuple(used.shape)}."
         )
     pictures = [_picture(topology, w, None if used is None else used[i], titles[i]) for i, w in enumerate(weights)]
-    width, height = max(picture[2] for picture in pictures), pictures[0][3]  # of one graph and of one height
+    width, height = max(picture[2] for picture in pictures), pictures[0][3]  # one graph has one height
     columns, lines = min(columns, len(pictures)), [_heading(title)]
     for i, (name, picture, _, _) in enumerate(pictures):
         place = f"{i % columns * width:.0f} {_MARGIN + i // columns * height:.0f}"
@@ -95,15 +95,15 @@ def draw_grid(
 
 
 def draw_load(load: Tensor, *, title: str = "Load over time") -> str:
-    """Draws how the load of the nodes changes over time, as one SVG picture: a row for each node, time to the right.
+    """Draws the load of the nodes over time as one SVG picture, with a row for each node and time to the right.
 
-    A cell is white where a node has no load and darkest at the largest load of the picture. The name of a node that
-    never has any is hollow. More than 120 points of time are averaged to fewer columns.
+    A cell is white for no load and darkest for the largest load of the picture. The name of a node without any load is
+    hollow. More than 120 points in time are averaged to fewer columns.
 
     Args:
-        load: The load of each node at each point of time, with shape ``[time, nodes]``, for instance the share of the
-            samples that it runs for (:attr:`dynroute.Record.load_history`).
-        title: Stands above the picture.
+        load: The load of each node at each point in time, with shape ``[time, nodes]``, for instance the share of the
+            samples for which it runs (:attr:`dynroute.Record.load_history`).
+        title: The title above the picture.
 
     Returns:
         The text of the SVG picture.
@@ -158,7 +158,7 @@ def draw_load(load: Tensor, *, title: str = "Load over time") -> str:
 def _picture(
     topology: Topology, route: Route | Tensor, used: Tensor | None, title: str | None
 ) -> tuple[str, list[str], float, float]:
-    """The name of a picture, what is in it, its width and its height."""
+    """The name of a picture, its SVG elements, its width and its height."""
     weights = (route.weights if isinstance(route, Route) else route).detach()
     path = route.path if isinstance(route, Route) else weights > 0
     refuse_where(
@@ -183,12 +183,12 @@ def _picture(
     width = max(2 * _MARGIN + max(x for x, _ in places), _room(name))
     height = 2 * _MARGIN + _LINE + above + max(y for _, y in places)
 
-    # The edges not chosen lie below the others, and the heaviest on top.
+    # Edges that were not chosen lie below the others, and the heaviest on top.
     lines = [_edge(places, column, edge, "#dfe3e8", width=1.0) for edge in every if edge not in chosen]
     for (source, node), weight in sorted(chosen.items(), key=lambda item: item[1]):
         hint = f"{source} to {node}: {weight:.3f}"
         if shares[node] > 0:
-            shade = 0.15 + 0.85 * min(weight, 1.0) ** 0.5  # a mean has many edges of little weight
+            shade = 0.15 + 0.85 * min(weight, 1.0) ** 0.5  # the root shows the many light edges of a mean
             lines.append(
                 _edge(places, column, (source, node), _GREEN, width=1.0 + 3.0 * weight, shade=shade, hint=hint)
             )
@@ -202,13 +202,8 @@ def _picture(
             f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle" fill="{ink}">{node}</text>'
         )
 
-    inside = [
-        _heading(name),
-        f'<g transform="translate({_MARGIN} {_MARGIN + _LINE + above:.1f})">',
-        *lines,
-        "</g>",
-    ]
-    return name, inside, width, height
+    move = f'<g transform="translate({_MARGIN} {_MARGIN + _LINE + above:.1f})">'
+    return name, [_heading(name), move, *lines, "</g>"], width, height
 
 
 def _heading(name: str) -> str:
@@ -234,7 +229,7 @@ def _check_used(used: Tensor, topology: Topology) -> None:
 
 
 def _svg(name: str, lines: list[str], width: float, height: float, *, role: str) -> str:
-    """A whole picture on white ground, which shrinks where there is less room."""
+    """A complete picture on a white background, which shrinks to the width of the page."""
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
@@ -249,16 +244,16 @@ def _svg(name: str, lines: list[str], width: float, height: float, *, role: str)
 
 
 def _colors(share: float) -> tuple[str, str, str]:
-    """Fill, ink and line of a node: green if it runs always, paler the rarer it runs, hollow if it never does."""
+    """The fill, text and line colors of a node: green if it always runs, paler the rarer it runs, hollow if never."""
     if share == 0:
         return "#ffffff", _GREY, _GREY
     parts = [round(255 + (int(_GREEN[i : i + 2], 16) - 255) * (0.25 + 0.75 * share)) for i in (1, 3, 5)]
     fill = "#" + "".join(f"{part:02x}" for part in parts)
-    return fill, "#ffffff" if share > 0.7 else _INK, _GREEN  # ink that can be read on the fill
+    return fill, "#ffffff" if share > 0.7 else _INK, _GREEN  # text that is readable on the fill
 
 
 def _columns(topology: Topology) -> list[int]:
-    """How many edges the longest chain to each node has."""
+    """The number of edges on the longest chain to each node."""
     column: list[int] = []
     for parents in topology.parents:
         column.append(1 + max((column[j] for j in parents), default=-1))
@@ -273,7 +268,7 @@ def _places(column: list[int]) -> list[tuple[float, float]]:
 
 
 def _bend(column: list[int], edge: tuple[int, int]) -> float:
-    """How far an edge bends, so that it passes over the nodes of the columns between."""
+    """The bend with which an edge passes over the nodes of the columns between."""
     skipped = column[edge[1]] - column[edge[0]] - 1
     return skipped * _COLUMN * 0.44 + (skipped > 0) * 16.0
 

@@ -1,14 +1,14 @@
-"""The part of a routed network that some contexts use, as plain modules, small and exportable.
+"""Extracting the part of a routed network that some contexts use, as a small and exportable module.
 
-1. Where all contexts are one, as for one task and a router that looks at the task alone, weights are constants: there
-   is no router and no gate left.
-2. Where contexts differ and take one path, the router stays with the edges of that path, whose weights it computes.
-3. Where they take several paths, the router and the gate choose among the edges that some context takes. The k best of
-   these are the k best of all, wherever those are among them.
+1. If all contexts are equal, for instance for one task and a router that reads only the task, weights are constants,
+   and neither router nor gate remains.
+2. If contexts differ and take one path, the router remains with the edges of that path and computes their weights.
+3. If they take several paths, router and gate choose among the edges that some context takes. The k best of these are
+   the k best of all whenever they contain those.
 
-In 2. and 3. the router loses the rows of other edges with :class:`~dynroute.Soft`, :class:`~dynroute.TopK` and
-:class:`~dynroute.SampleK` and a router that has :meth:`~dynroute.Router.edge_parameters`. Other gates may look at every
-logit, as :class:`~dynroute.Hard` does for its probability; there router and gate stay whole, and only modules go.
+In cases 2 and 3 the router loses the rows of other edges if the gate is :class:`~dynroute.Soft`,
+:class:`~dynroute.TopK` or :class:`~dynroute.SampleK` and the router has :meth:`~dynroute.Router.edge_parameters`. Other
+gates may read every logit, as :class:`~dynroute.Hard` does for its probability; then only modules are removed.
 """
 
 import copy
@@ -32,7 +32,7 @@ __all__ = ["Extracted", "Extraction", "TaskNetwork", "extract"]
 
 
 class Extraction(NamedTuple):
-    """The report of :func:`extract`: the nodes that it kept, and how far that is from the whole.
+    """The report of :func:`extract`: the kept nodes and the deviation from the whole net.
 
     Example:
         >>> net = ModelRouting.mlp(5, 8, 4, 2, gate=TopK(2))
@@ -42,26 +42,26 @@ class Extraction(NamedTuple):
     """
 
     nodes: tuple[int, ...]
-    """The nodes that were kept, by their numbers in the whole graph."""
+    """The kept nodes, by their numbers in the whole graph."""
 
     coverage: float
-    """The share of the contexts whose routes were kept whole."""
+    """The share of the contexts whose routes are complete."""
 
     deviation: float | None
-    """The largest difference of an output from the whole net's, over all contexts given; None without inputs for it."""
+    """The largest difference of outputs from those of the whole net over all contexts; None without inputs."""
 
     parameters: int
-    """How many numbers are left."""
+    """The number of parameters that are left."""
 
     parameters_before: int
-    """How many there were."""
+    """The number of parameters of the whole net."""
 
     reads: str
     """The part of routing that is left, "nothing", "weights" of one path, or "routes"."""
 
 
 class Extracted(nn.Module):
-    """A routed graph without what some contexts do not use; :func:`extract` makes it.
+    """The part of a routed graph that some contexts use; :func:`extract` makes it.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 6, 2, context_features=3, gate=TopK(2))
@@ -75,7 +75,7 @@ class Extracted(nn.Module):
         self.body = body
         self.shared = nn.ModuleList(shared)
         self.report = report
-        """The nodes that were kept, and how far that is from the whole."""
+        """The kept nodes and the deviation from the whole net."""
         self.train(False)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -83,7 +83,7 @@ class Extracted(nn.Module):
 
         Args:
             x: The input, with shape ``[*, ...]``.
-            context: What the router looks at, `x` itself if None; not read where nothing of the router is left.
+            context: The input of the router, `x` itself if None; ignored if no router is left.
         """
         routed = isinstance(self.body, RoutedGraph)
         output: Tensor = self.body(x, context, sample=False) if routed else self.body(x)
@@ -92,7 +92,7 @@ class Extracted(nn.Module):
         return output
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, in which it was extracted."""
+        """Keeps evaluation mode."""
         return super().train(False)
 
     def extra_repr(self) -> str:
@@ -116,7 +116,7 @@ class TaskNetwork(nn.Module):
         self.network = network
         self.register_buffer("task", task)
         self.report = report
-        """The nodes that were kept, and how far that is from the whole."""
+        """The kept nodes and the deviation from the whole net."""
         self.train(False)
 
     def forward(self, state: Tensor) -> Tensor:
@@ -126,37 +126,32 @@ class TaskNetwork(nn.Module):
         return output
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, in which it was extracted."""
+        """Keeps evaluation mode."""
         return super().train(False)
 
 
 def extract(
-    net: nn.Module,
-    context: Tensor,
-    coverage: float = 1.0,
-    *,
-    task: int | None = None,
-    x: Tensor | None = None,
+    net: nn.Module, context: Tensor, coverage: float = 1.0, *, task: int | None = None, x: Tensor | None = None
 ) -> Extracted | TaskNetwork:
-    """Makes a plain module with only what the routes of some contexts use in evaluation.
+    """Makes a module with only the parts that the routes of some contexts use in evaluation.
 
-    With a coverage of 1 it computes what the net does for each of these contexts, up to rounding, and for others whose
-    routes use the same edges. With less, the least used nodes go as long as the routes of so large a share of the
-    contexts stay whole; :attr:`Extraction.deviation` tells what that costs the others. The net stays as it is, and
-    shares no memory with what is made of it.
+    With a coverage of 1 it computes the same as the net for these contexts, up to rounding, and for others whose routes
+    use the same edges. With a lower coverage the least used nodes are removed while the routes of this share of the
+    contexts stay complete; :attr:`Extraction.deviation` measures the error for the others. The net is not changed and
+    shares no memory with the result.
 
     Args:
         net: A routed graph, or one of the networks of :mod:`dynroute.networks`.
-        context: For a graph, contexts such as it will see, with shape ``[*, context_features]``, or one of them. For a
-            network, states, with shape ``[*, state_features]``.
-        coverage: The share of the contexts whose routes are kept whole.
-        task: For a network, the id of the task; the result then takes states alone.
-        x: For a graph, inputs that go with the contexts, to measure the deviation; the contexts themselves if None,
-            where they are inputs.
+        context: For a graph, one or more typical contexts, with shape ``[*, context_features]``. For a network, states,
+            with shape ``[*, state_features]``.
+        coverage: The share of the contexts whose routes stay complete.
+        task: For a network, the id of the task; the result takes only states.
+        x: For a graph, inputs that belong to the contexts, to measure the deviation; default: the contexts, if they are
+            valid inputs.
 
     Returns:
         For a graph an :class:`Extracted`, called as ``small(x, context)``; for a network a :class:`TaskNetwork`, called
-        as ``small(state)``. The `report` of both tells what was kept.
+        as ``small(state)``. Both have a `report`.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 12, 2, gate=TopK(2)).eval()
@@ -199,19 +194,19 @@ def extract(
 def _of_network(net: Network, state: Tensor, coverage: float, task: int) -> TaskNetwork:
     net = copy.deepcopy(net).train(False)
     graph = find_graph("net", net)
-    seen: list[tuple[Tensor, Tensor]] = []
+    calls: list[tuple[Tensor, Tensor]] = []
 
-    def look(_: nn.Module, inputs: tuple[Any, ...], __: dict[str, Any]) -> None:
+    def keep_inputs(_: nn.Module, inputs: tuple[Any, ...], __: dict[str, Any]) -> None:
         x, context = inputs
-        seen.append((x, x if context is None else context))
+        calls.append((x, x if context is None else context))
 
     ids = torch.full(state.shape[:-1], task, device=state.device)
-    handle = graph.register_forward_pre_hook(look, with_kwargs=True)
+    handle = graph.register_forward_pre_hook(keep_inputs, with_kwargs=True)
     with torch.no_grad():
         expected = net(state, ids)
     handle.remove()
     before = _count(net)
-    (x, context), one_hot = seen[0], torch.zeros(net.num_tasks, device=state.device)
+    (x, context), one_hot = calls[0], torch.zeros(net.num_tasks, device=state.device)
     one_hot[task] = 1
     body = _of_graph(graph, context, coverage, x)
 
@@ -221,11 +216,11 @@ def _of_network(net: Network, state: Tensor, coverage: float, task: int) -> Task
     if type(embedding) is nn.Linear and embedding.in_features == net.num_tasks:
         with torch.no_grad():
             net.task = _Constant(embedding(one_hot.to(embedding.weight.dtype)))
-    made = TaskNetwork(net, one_hot, body.report)
+    small = TaskNetwork(net, one_hot, body.report)
     with torch.no_grad():
-        deviation = _difference(made(state), expected)
-    made.report = body.report._replace(deviation=deviation, parameters=_count(made), parameters_before=before)
-    return made
+        deviation = _difference(small(state), expected)
+    small.report = body.report._replace(deviation=deviation, parameters=_count(small), parameters_before=before)
+    return small
 
 
 def _of_graph(graph: RoutedGraph, context: Tensor, coverage: float, x: Tensor | None) -> Extracted:
@@ -244,7 +239,7 @@ def _of_graph(graph: RoutedGraph, context: Tensor, coverage: float, x: Tensor | 
         live = (paths & used[:, list(topology.destinations), None])[covered]
         edges = topology.to_edges(live.any(dim=0)).nonzero().flatten().tolist()
 
-        if _is_one(context.reshape(len(paths), -1)):
+        if _are_equal(context.reshape(len(paths), -1)):
             weights = topology.to_edges(route.weights.reshape(-1, *topology.path_shape)[0])
             body: nn.Module = _Fixed(whole, nodes, edges, weights)
             reads = "nothing"
@@ -254,26 +249,26 @@ def _of_graph(graph: RoutedGraph, context: Tensor, coverage: float, x: Tensor | 
             reads = "weights" if one_path else "routes"
         shared: Iterable[nn.Module] = whole.shared if isinstance(whole, ModelRouting) else []
         report = Extraction(tuple(nodes), float(covered.float().mean()), None, 0, _count(graph), reads)
-        made = Extracted(_own_memory(body), report, shared)
-        made.report = report._replace(parameters=_count(made))
+        small = Extracted(_own_memory(body), report, shared)
+        small.report = report._replace(parameters=_count(small))
         if expected is not None:
-            made.report = made.report._replace(deviation=_difference(made(inputs, context), expected))
-    return made
+            small.report = small.report._replace(deviation=_difference(small(inputs, context), expected))
+    return small
 
 
 def _covered(used: Tensor, coverage: float) -> Tensor:
-    """The samples whose nodes are all kept when the least used ones go, as long as enough samples are left."""
+    """The samples that remain complete when the least used nodes are removed, while enough samples are left."""
     covered = used.new_ones(len(used))
     enough = coverage * len(used) - 1e-6
     for node in used.sum(dim=0).argsort(stable=True).tolist():
-        left = covered & ~used[:, node]
-        if int(left.sum()) >= enough:
-            covered = left
+        without = covered & ~used[:, node]
+        if int(without.sum()) >= enough:
+            covered = without
     return covered
 
 
-def _is_one(contexts: Tensor) -> bool:
-    """Whether contexts are equal, but for the rounding of a product over a batch."""
+def _are_equal(contexts: Tensor) -> bool:
+    """Whether contexts are equal up to the rounding of a product over a batch."""
     if not contexts.is_floating_point():
         return bool((contexts == contexts[0]).all())
     spread = (contexts - contexts[0]).abs().amax() if contexts.numel() else contexts.new_zeros(())
@@ -281,7 +276,7 @@ def _is_one(contexts: Tensor) -> bool:
 
 
 def _outputs(graph: RoutedGraph, x: Tensor, context: Tensor, *, needed: bool) -> Tensor | None:
-    """The outputs of the whole graph; None where contexts are no inputs and none were given."""
+    """The outputs of the whole graph; None if the contexts are not valid inputs and no inputs were given."""
     try:
         output = RoutedGraph.forward(graph, x, context, sample=False)
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
@@ -296,12 +291,12 @@ def _outputs(graph: RoutedGraph, x: Tensor, context: Tensor, *, needed: bool) ->
 
 
 def _routed(whole: RoutedGraph, nodes: Sequence[int], edges: Sequence[int], *, one_path: bool) -> RoutedGraph:
-    """A graph of some nodes and edges, with what it needs of router and gate."""
+    """A graph of some nodes and edges, with the part of router and gate that it needs."""
     number = {node: place for place, node in enumerate(nodes)}
-    every = list(whole.topology.edge_numbers())
+    all_edges = list(whole.topology.edge_numbers())
     parents: list[list[int]] = [[] for _ in nodes]
     for edge in edges:
-        source, node = every[edge]
+        source, node = all_edges[edge]
         parents[number[node]].append(number[source])
     small, router = Topology(parents), whole.router
     if type(whole.gate) in (Soft, TopK, SampleK) and isinstance(router, Router) and has_slices(router):
@@ -316,7 +311,7 @@ def _routed(whole: RoutedGraph, nodes: Sequence[int], edges: Sequence[int], *, o
 
 
 class _Fixed(nn.Module):
-    """Some nodes of a graph and constant weights."""
+    """Some nodes of a graph with constant weights."""
 
     weights: Tensor
 
@@ -324,10 +319,10 @@ class _Fixed(nn.Module):
         super().__init__()
         self.nodes = nn.ModuleList(whole.nodes[node] for node in nodes)
         number = {node: place for place, node in enumerate(nodes)}
-        every = list(whole.topology.edge_numbers())
+        all_edges = list(whole.topology.edge_numbers())
         self.reads: list[list[tuple[int, int]]] = [[] for _ in nodes]
         for place, edge in enumerate(edges):
-            source, node = every[edge]
+            source, node = all_edges[edge]
             self.reads[number[node]].append((number[source], place))
         self.shortcuts = [whole._plan.shortcuts[node] for node in nodes]
         self.register_buffer("weights", weights[list(edges)])
@@ -353,7 +348,7 @@ class _Fixed(nn.Module):
 
 
 class _Decided(nn.Module):
-    """The logarithm of the weights that a gate gives to some edges, as logits of the graph of these edges."""
+    """Computes logits of a smaller graph: the logarithms of the weights that the whole gate gives to its edges."""
 
     edges: Tensor
 
@@ -367,17 +362,17 @@ class _Decided(nn.Module):
         logits = self.router(context)
         route: Route = self.gate(logits, allowed=self.topology.on(logits.device).allowed, sample=False)
         decided = self._of_edges(torch.where(route.path, route.weights, 0.0).log())
-        # Where nothing that was chosen is kept, the kept sources share the node.
+        # If no chosen source of a node is kept, it mixes the kept ones by the softmax.
         scores = self._of_edges(route.logits)
-        spare = mask_softmax(scores, scores > -torch.inf).log()
-        return torch.where((decided > -torch.inf).any(dim=-1, keepdim=True), decided, spare)
+        fallback = mask_softmax(scores, scores > -torch.inf).log()
+        return torch.where((decided > -torch.inf).any(dim=-1, keepdim=True), decided, fallback)
 
     def _of_edges(self, values: Tensor) -> Tensor:
         return self.small.from_edges(self.topology.to_edges(values).index_select(-1, self.edges), fill=-torch.inf)
 
 
 class _AsDecided(Gate):
-    """Reads what has a weight, whose logarithm its logits are."""
+    """Reads every source with a weight; the logits are logarithms of the weights."""
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         return allowed & (logits > -torch.inf)
@@ -387,7 +382,7 @@ class _AsDecided(Gate):
 
 
 class _InPlace(nn.Module):
-    """Stands where a routed graph was in a network, and is called as that was."""
+    """Replaces a routed graph in a network and takes the same call."""
 
     def __init__(self, body: Extracted) -> None:
         super().__init__()
@@ -414,7 +409,7 @@ class _Constant(nn.Module):
 
 
 def _own_memory(module: nn.Module) -> nn.Module:
-    """Gives parameters memory of their own: a part of a bank would hold that of the whole."""
+    """Copies the memory of parameters, since a part of a bank holds that of the whole."""
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()
     return module
@@ -424,5 +419,5 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().amax()) if expected.numel() else 0.0
+def _difference(output: Tensor, expected: Tensor) -> float:
+    return float((output - expected).abs().amax()) if expected.numel() else 0.0

@@ -1,4 +1,4 @@
-"""Modules that stay as they are while routers learn to use them, for a new task for instance."""
+"""Freezing modules while routers learn to use them, for instance for a new task."""
 
 from types import TracebackType
 from typing import Self
@@ -12,7 +12,7 @@ __all__ = ["Frozen", "freeze_modules"]
 
 
 class Frozen:
-    """The parameters that :func:`freeze_modules` froze, and the way to undo it; a ``with`` block undoes it at its end.
+    """The parameters that :func:`freeze_modules` froze; a ``with`` block undoes it at its end.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 4, 2)
@@ -24,7 +24,7 @@ class Frozen:
 
     def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
         self.parameters = parameters
-        """The parameters by their names; those that were frozen before are not among them."""
+        """The parameters by name, without those that were frozen before."""
         for parameter in parameters.values():
             parameter.requires_grad_(False)
 
@@ -47,17 +47,17 @@ class Frozen:
 
 
 def freeze_modules(net: nn.Module, *, heads: bool = False) -> Frozen:
-    """Keeps the modules of routed graphs as they are, and leaves routers to learn.
+    """Freezes the modules of routed graphs, so that only their routers learn.
 
-    What has no gradient is left alone by every optimizer. Parts outside of routed graphs, such as the embedding of a
-    task, learn on; ``requires_grad_(False)`` freezes those.
+    Optimizers skip parameters without a gradient. Parts outside of routed graphs, such as the embedding of a task, keep
+    learning; ``requires_grad_(False)`` freezes those.
 
     Args:
         net: A routed graph, or a model that contains some.
-        heads: Whether the last module of each graph, which makes its output, is left to learn too.
+        heads: Whether the last module of each graph, its output, keeps learning too.
 
     Returns:
-        What was frozen, to undo it.
+        The frozen parameters, with a method to undo it.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 4, 2)
@@ -72,9 +72,9 @@ def freeze_modules(net: nn.Module, *, heads: bool = False) -> Frozen:
     graphs = [part for part in net.modules() if isinstance(part, RoutedGraph)]
     if not graphs:
         raise ValueError(f"`net` must contain a routed graph, a {type(net).__name__} has none.")
-    # A graph inside a module of another one has its router among the parameters of that module.
-    learning = {id(one) for graph in graphs for one in graph.router.parameters()}
+    # The router of a graph nested in a module of another graph is among the parameters of that module.
+    learning = {id(p) for graph in graphs for p in graph.router.parameters()}
     if heads:
-        learning |= {id(one) for graph in graphs for one in graph.nodes[-1].parameters()}
-    routed = {id(one) for graph in graphs for node in graph.nodes for one in node.parameters()} - learning
-    return Frozen({name: one for name, one in net.named_parameters() if id(one) in routed and one.requires_grad})
+        learning |= {id(p) for graph in graphs for p in graph.nodes[-1].parameters()}
+    routed = {id(p) for graph in graphs for p in graph.nodes.parameters()} - learning
+    return Frozen({name: p for name, p in net.named_parameters() if id(p) in routed and p.requires_grad})

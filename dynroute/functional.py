@@ -1,10 +1,11 @@
 r"""The equations of routing as pure functions, named as in the papers.
 
-Equation numbers are those of D2R. Logits, paths and weights carry the sources of one destination in their last
-dimension; a whole graph is ``[*, destination, source]``. Three rules hold everywhere: masks are applied before the
-softmax, so that an excluded source can neither overflow the result nor reach its gradient; sources are chosen by index
-and not by comparing scores, so that ties never select too many; and weights come from the clean logits, whatever noise
-or temperature chose the path.
+Equation numbers are those of D2R. The last dimension of logits, paths and weights holds the sources of one destination;
+a whole graph is ``[*, destination, source]``. Three rules hold everywhere:
+
+1. Masks are applied before the softmax, so excluded sources affect neither its value nor its gradient.
+2. Sources are chosen by index and not by comparing scores, so ties never select too many.
+3. Weights come from the clean logits, whatever noise or temperature chose the path.
 """
 
 import math
@@ -17,6 +18,7 @@ from torch import Tensor
 from .arguments import (
     check_choice,
     check_count,
+    check_floating,
     check_generator,
     check_mask,
     check_noise,
@@ -42,10 +44,10 @@ __all__ = [
     "topp_path",
 ]
 
-# The smallest step of a uniform float32 is 2**-24: a draw below it is a rounded zero, whose logarithm is infinite.
+# The smallest step of a uniform float32 is 2**-24; a smaller draw was rounded to zero, whose logarithm is infinite.
 _SMALLEST_DRAW = 2.0**-25
-_FEW = 4  # up to so many sources are found one by one
-_SHORT, _MANY = 16, 4096  # the numbers in a vector register; below that many numbers nothing is to be gained
+_FEW = 4  # the largest k for which sources are chosen one by one
+_SHORT, _MANY = 16, 4096  # rows shorter than a vector register; the least size of a tensor for which tricks pay
 
 
 def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
         if bool((scores.detach().amax(dim=-1) > -math.inf).all()):
             return _softmax(scores)
 
-    # A row without a source becomes a row of zeros, whose softmax is finite, and so is its gradient.
+    # A row without a source becomes a row of zeros, whose softmax and gradient are finite.
     chosen = path & (logits > -math.inf)
     floor = torch.where(chosen.any(dim=-1, keepdim=True), -math.inf, 0.0).to(logits.dtype)
     scores = torch.where(chosen, logits, floor)
@@ -85,7 +87,7 @@ def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tenso
 
     Args:
         logits: The logits :math:`z`, with shape :math:`(*, n)`.
-        k: How many sources to choose; a row with fewer allowed sources takes all of them.
+        k: The number of sources to choose; a row with fewer allowed sources takes all of them.
         allowed: The sources that may be chosen, a boolean mask with the shape of the last dimensions of `logits`.
 
     Returns:
@@ -100,13 +102,13 @@ def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tenso
 
 
 def best_k(logits: Tensor, k: int, allowed: Tensor) -> Tensor:
-    """Eq. 6 for arguments that were checked."""
+    """Eq. 6 for checked arguments."""
     if not hides_values(logits):
         path = _clear_best(torch.where(allowed, logits.detach(), -math.inf), k, allowed)
         if path is not None:
             return path
 
-    # Finite scores keep an allowed source of probability 0 (logit -inf) ahead of the forbidden ones.
+    # Clamped scores keep an allowed source of probability 0 (logit -inf) ahead of the forbidden ones.
     scores = logits.detach().clamp(min=torch.finfo(logits.dtype).min)
     return _best(scores.masked_fill(~allowed, -math.inf), k) & allowed
 
@@ -125,16 +127,16 @@ def samplek_path(
     .. math:: d = \operatorname{TopK}(z / \tau + g, k), \qquad g_j \sim \operatorname{Gumbel}(0, 1)
 
     The k largest of the perturbed logits are distributed as k draws without replacement from
-    :math:`\operatorname{softmax}(z / \tau)`, and stay so where that softmax underflows.
+    :math:`\operatorname{softmax}(z / \tau)`, even where that softmax underflows.
 
     Args:
         logits: The logits :math:`z`, with shape :math:`(*, n)`.
-        k: How many sources to draw; a row with fewer allowed sources takes all of them.
+        k: The number of sources to draw; a row with fewer allowed sources takes all of them.
         temperature: :math:`\tau > 0`, a number or a tensor with the batch shape of `logits`, one value per sample.
         allowed: The sources that may be drawn, a boolean mask with the shape of the last dimensions of `logits`.
-        generator: The source of randomness; the default generator of the device if None.
-        noise: Gumbel noise that was drawn before (see :func:`gumbel_noise`), with the shape of `logits`. It lets a
-            compiled, vectorised or checkpointed function replay a draw.
+        generator: The random generator; default: that of the device.
+        noise: Gumbel noise that was drawn before (see :func:`gumbel_noise`), with the shape of `logits`. With it,
+            compiled, vectorised and checkpointed functions replay a draw.
 
     Returns:
         The boolean path :math:`d` with :math:`\min(k, \text{allowed})` sources per row.
@@ -157,7 +159,7 @@ def samplek_path(
     if not logits.shape[-1]:
         return allowed.clone()
 
-    # In float64, measured from the best source: beside a score of a million, float32 would round the noise away.
+    # In float64 and relative to the best source: beside a score of a million, float32 would round the noise away.
     scores = torch.where(allowed, logits.detach(), -math.inf)
     wide = scores.to(torch.float32 if logits.device.type == "mps" else torch.float64, copy=True)
     lowest = torch.finfo(wide.dtype).min
@@ -170,13 +172,13 @@ def samplek_path(
         if path is not None:
             return path
 
-    # A logit of -inf stays the last resort at any temperature, and ahead of what is forbidden.
+    # A logit of -inf comes last at any temperature, but before forbidden sources.
     wide = wide.clamp(min=lowest / 2).masked_fill(scores == -math.inf, lowest)
     return _best(wide.masked_fill(~allowed, -math.inf), k) & allowed
 
 
 def topp_path(logits: Tensor, p: float, *, allowed: Tensor | None = None) -> Tensor:
-    r"""Chooses the fewest sources of every row that have a probability of p together (Huang et al., 2024).
+    r"""Chooses the fewest sources of every row whose probabilities sum to p (Huang et al., 2024).
 
     .. math:: d_j = 1 \text{ if } \sum_{i : q_i > q_j} q_i < p \text{, else } 0, \qquad q = \operatorname{softmax}(z)
 
@@ -197,7 +199,7 @@ def topp_path(logits: Tensor, p: float, *, allowed: Tensor | None = None) -> Ten
 
 
 def likeliest(logits: Tensor, p: float, allowed: Tensor) -> Tensor:
-    """The path of :func:`topp_path` for arguments that were checked."""
+    """The path of :func:`topp_path` for checked arguments."""
     if p == 1 or not logits.shape[-1]:
         return allowed.clone()
     scores, order = _masked(logits, allowed).sort(dim=-1, descending=True, stable=True)
@@ -212,16 +214,15 @@ def expert_choice_path(logits: Tensor, capacity: float, *, allowed: Tensor | Non
     .. math:: d_{bj} = 1 \text{ if } \operatorname{softmax}(z_b)_j \text{ is among the } \lceil c N / n \rceil
               \text{ largest of all } b \text{, else } 0
 
-    :math:`N` is the number of samples, in all batch dimensions together. The path of a sample depends on the others.
+    :math:`N` is the number of samples over all batch dimensions. The path of a sample depends on the others.
 
     Args:
         logits: The logits :math:`z`, with shape :math:`(*, T, n)`.
-        capacity: How many sources a sample has on average, :math:`c`.
+        capacity: The mean number of sources of a sample, :math:`c`.
         allowed: The sources that exist, a boolean mask with the shape of the last dimensions of `logits`.
 
     Returns:
-        The boolean path :math:`d`, in which a row may have any number of sources, also none. Ties go to the first
-        sample.
+        The boolean path :math:`d`; a row may have any number of sources, including none. Ties go to the first sample.
 
     Example:
         >>> expert_choice_path(torch.tensor([[[2.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]]]), 1.0).squeeze()
@@ -235,7 +236,7 @@ def expert_choice_path(logits: Tensor, capacity: float, *, allowed: Tensor | Non
 
 
 def chosen_by_sources(logits: Tensor, capacity: float, allowed: Tensor) -> Tensor:
-    """The path of :func:`expert_choice_path` for arguments that were checked."""
+    """The path of :func:`expert_choice_path` for checked arguments."""
     scores = _masked(logits, allowed)
     scores = (scores - scores.logsumexp(dim=-1, keepdim=True)).nan_to_num(-math.inf, neginf=-math.inf)
     exists = scores > -math.inf
@@ -245,22 +246,21 @@ def chosen_by_sources(logits: Tensor, capacity: float, allowed: Tensor) -> Tenso
 
 
 def limit_path(path: Tensor, weights: Tensor, capacity: float, *, allowed: Tensor | None = None) -> Tensor:
-    r"""Drops the choices that are more than a source takes, those of least weight first.
+    r"""Drops the choices beyond the capacity of a source, those of least weight first.
 
     .. math:: \text{a source takes at most } \lceil c \, D / n \rceil \text{ samples}
 
-    :math:`D` is the number of choices that all samples make for a destination, and :math:`n` the number of its sources:
-    a `capacity` of 1 leaves room for an even load, and nothing to spare. The samples are those of all batch dimensions
-    together.
+    :math:`D` is the number of choices of all samples for a destination, and :math:`n` the number of its sources. A
+    `capacity` of 1 has room for exactly an even load. Samples are counted over all batch dimensions.
 
     Args:
         path: The boolean path, with shape :math:`(*, T, n)`.
-        weights: What decides who stays, with the same shape.
+        weights: The weights, with the same shape; the heaviest choices stay.
         capacity: The capacity factor :math:`c`.
         allowed: The sources that exist, a boolean mask with the shape of the last dimensions of `path`.
 
     Returns:
-        The rest of the path, with the same shape; a row may have lost all its sources. Ties go to the first sample.
+        The rest of the path, with the same shape; a row may lose all its sources. Ties go to the first sample.
 
     Example:
         >>> path, weights = torch.ones(4, 1, 1, dtype=torch.bool), torch.tensor([0.1, 0.4, 0.3, 0.2])
@@ -274,7 +274,7 @@ def limit_path(path: Tensor, weights: Tensor, capacity: float, *, allowed: Tenso
 
 
 def limited(path: Tensor, weights: Tensor, capacity: float, allowed: Tensor) -> Tensor:
-    """The path of :func:`limit_path` for arguments that were checked."""
+    """The path of :func:`limit_path` for checked arguments."""
     made = _samples(path).sum(dim=0).sum(dim=-1, keepdim=True)
     sources = _samples(allowed).any(dim=0).sum(dim=-1, keepdim=True)
     scores = torch.where(path, weights.detach(), -1.0)
@@ -282,14 +282,14 @@ def limited(path: Tensor, weights: Tensor, capacity: float, allowed: Tensor) -> 
 
 
 def _share(made: Tensor, sources: Tensor, capacity: float) -> Tensor:
-    """How many samples a source takes, of so many choices among so many sources."""
+    """The number of samples that a source takes, given the numbers of choices made and of sources."""
     wide = torch.float32 if made.device.type == "mps" else torch.float64
     even = made.to(wide) / sources.clamp(min=1)
-    return (capacity * even * (1 - 1e-9)).ceil().clamp(min=1)  # a rounding error is no sample more
+    return (capacity * even * (1 - 1e-9)).ceil().clamp(min=1)  # the factor keeps rounding errors from adding a sample
 
 
 def _first(scores: Tensor, limit: Tensor) -> Tensor:
-    """Which samples are among the best of each slot, up to a limit with shape ``[T, 1]``; ties to the first."""
+    """Marks the best samples of each slot, up to a limit with shape ``[T, 1]``; ties go to the first."""
     rows = _samples(scores)
     order = rows.argsort(dim=0, descending=True, stable=True)
     return (order.argsort(dim=0) < limit).reshape(scores.shape)
@@ -318,11 +318,11 @@ def gumbel_noise(
 
     Args:
         shape: The shape of the noise, that of the logits it will perturb.
-        generator: The source of randomness; the default generator of the device if None.
+        generator: The random generator; default: that of the device.
         device: The device of the noise.
 
     Returns:
-        The noise; always finite.
+        The noise, which is always finite.
 
     Example:
         >>> gumbel_noise((2, 3), generator=torch.Generator().manual_seed(0)).shape
@@ -334,8 +334,8 @@ def gumbel_noise(
     for i, size in enumerate(shape):
         check_count(f"shape[{i}]", size, at_least=0)
 
-    # Not exponential_(), which takes five times as long on the CPU.
-    if generator is None:  # named as None, it keeps torch.compile from sizes that change
+    # exponential_() would take five times as long on the CPU.
+    if generator is None:  # passing generator=None breaks torch.compile with dynamic sizes
         uniform = torch.rand(tuple(shape), dtype=torch.float32, device=device)
     else:
         uniform = torch.rand(tuple(shape), dtype=torch.float32, device=device, generator=generator)
@@ -343,11 +343,11 @@ def gumbel_noise(
 
 
 def suitable(logits: Tensor, *, allowed: Tensor | None = None) -> Tensor:
-    r"""Tells which sources suit the current policy (Eq. 10).
+    r"""Finds the sources that suit the current policy (Eq. 10).
 
     .. math:: \operatorname{softmax}(z)_j \ge \sigma, \qquad \sigma = \frac{1}{n + 1}
 
-    The softmax is that of all allowed sources, without temperature and whatever path is being replayed.
+    The softmax is over all allowed sources, without temperature, whatever path is replayed.
 
     Args:
         logits: The logits :math:`z`, with shape :math:`(*, n)`.
@@ -360,37 +360,36 @@ def suitable(logits: Tensor, *, allowed: Tensor | None = None) -> Tensor:
         >>> suitable(torch.tensor([0.0, 0.0, -9.0]))
         tensor([ True,  True, False])
     """
-    everywhere = expand_allowed(allowed, logits)
+    mask = expand_allowed(allowed, logits)
     sources = logits.shape[-1] if allowed is None else allowed.sum(dim=-1, keepdim=True)
-
-    return suitable_masked(logits.detach().masked_fill(~everywhere, -math.inf), sources)
+    return suitable_masked(logits.detach().masked_fill(~mask, -math.inf), sources)
 
 
 def suitable_masked(logits: Tensor, sources: Tensor | int) -> Tensor:
-    """Eq. 10 for logits that are -inf where no source is, given the number of sources of each row."""
+    """Eq. 10 for logits that are -inf where no source exists, given the number of sources of each row."""
     probabilities = _softmax(logits.detach().to(torch.promote_types(logits.dtype, torch.float32)))
     return probabilities >= 1.0 / (sources + torch.ones_like(probabilities[..., :1]))
 
 
 def _clear_best(scores: Tensor, k: int, allowed: Tensor) -> Tensor | None:
-    """The k best of many rows by comparing scores, a third of the cost; None if equal scores made them too many.
+    """The k best of many rows by comparing scores, at a third of the cost; None if ties selected too many.
 
-    Scores are -inf where a source is not allowed. Only where values may be read.
+    Scores are -inf where a source is not allowed. Call it only where values may be read.
     """
-    if k > _FEW or scores.numel() < _MANY:  # a few numbers cost less than the calls
+    if k > _FEW or scores.numel() < _MANY:  # for a small tensor the calls cost more than they save
         return None
     worst = scores.amax(dim=-1, keepdim=True)
     for _ in range(min(k, scores.shape[-1]) - 1):
         worst = torch.where(scores < worst, scores, -math.inf).amax(dim=-1, keepdim=True)
-    # Not >=: with a NaN that takes too few, and rows with too few could hide rows with too many from the count below.
+    # With >= a row with a NaN would select too few, which could hide rows with too many from the count below.
     path = allowed & (scores < worst).logical_not_()
     return path if int(path.count_nonzero()) == _num_chosen(allowed, k) else None
 
 
 def _num_chosen(allowed: Tensor, k: int) -> int:
-    """How many sources all rows together choose."""
+    """The number of sources that all rows choose together."""
     times = 1
-    while allowed.dim() > 1 and allowed.stride(0) == 0:  # the same mask for every sample is counted once
+    while allowed.dim() > 1 and allowed.stride(0) == 0:  # an expanded mask is counted once
         times *= allowed.shape[0]
         allowed = allowed[0]
     return times * int(allowed.sum(dim=-1).clamp(max=k).sum())
@@ -403,7 +402,7 @@ def _best(scores: Tensor, k: int) -> Tensor:
         best = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :k]
         return path.scatter(-1, best, True)
 
-    # One by one costs less than a sort while k is small; argmax takes the first of equals.
+    # For small k, one argmax after the other costs less than a sort; argmax takes the first of equals.
     for left in reversed(range(min(k, scores.shape[-1]))):
         path = path.scatter(-1, scores.argmax(dim=-1, keepdim=True), True)
         scores = scores.masked_fill(path, -math.inf) if left else scores
@@ -411,8 +410,8 @@ def _best(scores: Tensor, k: int) -> Tensor:
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """The softmax of every row; on the CPU, many short rows take a sixth of the time side by side."""
-    # What hides values may hide sizes too.
+    """The softmax of every row; on the CPU, many short rows take a sixth of the time when transposed."""
+    # Where values are hidden, sizes may be too.
     if hides_values(scores) or scores.shape[-1] >= _SHORT or scores.dim() < 2 or scores.numel() < _MANY:
         return torch.softmax(scores, dim=-1)
     rows = scores.reshape(-1, scores.shape[-1])
@@ -434,20 +433,20 @@ class _ResidualStopGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        # Zeros and not None: optimizers treat the two differently, and which samples are stopped depends on data.
+        # Zeros and not None: optimizers treat the two differently, and the data decide which samples are stopped.
         return torch.zeros_like(gradients[0]), gradients[0]
 
 
 def rsg(output: Tensor, shortcut: Tensor) -> Tensor:
-    r"""The residual stop-gradient: the value of the output, the gradient of the shortcut (Eq. 12).
+    r"""Applies the residual stop-gradient: the value of the output, the gradient of the shortcut (Eq. 12).
 
     .. math:: \operatorname{rsg}[m] = x + \operatorname{sg}[M(x)] \quad\text{where}\quad m = x + M(x)
 
-    The module :math:`M` learns nothing from this use of its output, while everything before it still does.
+    The module :math:`M` learns nothing from this use of its output; everything before it still learns.
 
     Args:
         output: The output of a module with its shortcut added, :math:`m`.
-        shortcut: What the shortcut added, :math:`x`, with the same shape.
+        shortcut: The shortcut, :math:`x`, with the same shape.
 
     Returns:
         A tensor equal to `output`. Its gradient goes to `shortcut` unchanged, and `output` receives exact zeros.
@@ -470,7 +469,7 @@ def rsg(output: Tensor, shortcut: Tensor) -> Tensor:
 
 
 def route_temperature(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
-    r"""The temperature of each task's route sampling, from its SAC entropy coefficient (Eq. 14).
+    r"""Computes the temperature of each task's route sampling from its SAC entropy coefficient (Eq. 14).
 
     .. math:: \tau_{\mathcal T} = \frac{1 / \alpha_{\mathcal T}}{\sum_j 1 / \alpha_j}
               = \operatorname{softmax}(-\log \alpha)_{\mathcal T}
@@ -487,7 +486,7 @@ def route_temperature(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
         >>> route_temperature(torch.tensor([0.1, 0.3]))
         tensor([0.7500, 0.2500])
     """
-    _check_alpha(alpha)
+    check_floating("alpha", alpha)
     refuse_where(
         alpha,
         lambda alpha: ~(alpha > 0),
@@ -497,7 +496,7 @@ def route_temperature(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
 
 
 def task_weights(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
-    r"""The weight of each task's loss, from its SAC entropy coefficient (Eq. 15, Soft Modularization Eq. 10).
+    r"""Computes the weight of each task's loss from its SAC entropy coefficient (Eq. 15, Soft Modularization Eq. 10).
 
     .. math:: w_{\mathcal T} = \frac{e^{-\alpha_{\mathcal T}}}{\sum_j e^{-\alpha_j}}
 
@@ -512,14 +511,8 @@ def task_weights(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
         >>> task_weights(torch.tensor([0.2, 0.2]), normalize="mean")
         tensor([1., 1.])
     """
-    _check_alpha(alpha)
+    check_floating("alpha", alpha)
     return _normalized(torch.softmax(-alpha, dim=-1), normalize)
-
-
-def _check_alpha(alpha: Tensor) -> None:
-    check_tensor("alpha", alpha)
-    if not alpha.is_floating_point():
-        raise TypeError(f"`alpha` must be a floating tensor, got {alpha.dtype}; convert it with `.float()`.")
 
 
 def _normalized(shares: Tensor, normalize: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gates: from the scores of a router to the sources that are read and the weights that mix them."""
+"""Gates turn the scores of a router into the sources that are read and the weights that mix them."""
 
 import operator
 from abc import ABC, abstractmethod
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from .arguments import (
     check_count,
     check_flag,
+    check_floating,
     check_logits,
     check_mask,
     check_number,
     check_temperature,
-    check_tensor,
     expand_allowed,
 )
 from .checks import refuse_where, under_transform
@@ -27,19 +27,19 @@ __all__ = ["BalancedTopK", "ExpertChoice", "Gate", "Hard", "SampleK", "Soft", "T
 
 
 class Processes(Protocol):
-    """The processes whose samples a gate counts together with its own, see :func:`dynroute.distributed.share_load`."""
+    """The group of processes that a gate shares its load with, see :func:`dynroute.distributed.share_load`."""
 
     def sum(self, counts: Tensor) -> Tensor:
-        """Returns the sum of the numbers of all processes."""
+        """Sums counts over all processes."""
 
     def decide(self, choose: Callable[..., Tensor], *values: Tensor) -> Tensor:
-        """Calls a function with the samples of all processes, ``[samples, T, S]``, and returns its result for ours."""
+        """Applies a function to the samples of all processes, ``[samples, T, S]``; returns the rows of this process."""
 
 
 class Gate(nn.Module, ABC):
-    """Decides a route from logits; it has no parameters.
+    """Decides a route from logits; a gate has no parameters.
 
-    A gate of your own overrides :meth:`choose`, and :meth:`weigh` if its weights are not those of Eq. 5.
+    To write a gate, override :meth:`choose`, and :meth:`weigh` if its weights are not those of Eq. 5.
 
     Example:
         >>> class Near(Gate):
@@ -55,15 +55,15 @@ class Gate(nn.Module, ABC):
     _processes: Processes | None = None
 
     dropped: Tensor
-    """How many choices the last pass dropped; there for gates with a :attr:`~dynroute.Gate.capacity` alone."""
+    """The number of choices that the last pass dropped; only gates with a :attr:`~dynroute.Gate.capacity` have it."""
 
     @property
     def capacity(self) -> float | None:
-        """How many samples a source takes when the gate samples, as a multiple of an even load; None for any number.
+        """The number of samples a source takes when the gate samples, as a multiple of an even load; None for no limit.
 
         Choices beyond it are dropped, those of least weight first (:func:`~dynroute.functional.limit_path`), and
-        counted in ``gate.dropped``, a tensor. Like sampling it belongs to training: nothing is dropped in evaluation
-        or on replay. It can be set on any gate.
+        counted in the tensor ``gate.dropped``. Nothing is dropped in evaluation or on replay. It can be set on any
+        gate.
         """
         capacity: float | None = vars(self).get("_capacity")
         return capacity
@@ -78,7 +78,7 @@ class Gate(nn.Module, ABC):
 
     @property
     def max_sources(self) -> int | None:
-        """The most sources that a node reads; None if any number may be."""
+        """The largest number of sources that a node reads; None for no limit."""
         return None
 
     @property
@@ -92,26 +92,26 @@ class Gate(nn.Module, ABC):
         return type(self).weigh is Gate.weigh and not self.may_be_empty
 
     def bind(self, topology: Topology, device: torch.device | None = None) -> None:
-        """Tells the gate of the graph that it belongs to; a gate with memory makes room for it.
+        """Attaches the gate to a graph; a gate with state allocates it here.
 
         Args:
             topology: The graph.
-            device: Where its parameters are.
+            device: The device of the parameters of the graph.
         """
 
     def follow(self, weights: Tensor) -> None:
-        """Hears of the weights of a path that it chose; a gate with memory may wait for their gradient.
+        """Receives the weights of a path that the gate chose; a gate with state may wait for their gradient.
 
         Args:
             weights: The weights, with shape ``[*, T, S]``.
         """
 
     def resize(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Follows its graph to other nodes; a gate with memory takes that along.
+        """Adapts the state of the gate to other nodes of its graph.
 
         Args:
-            change: Makes of numbers for the slots of the graph before, with shape ``[T, S]``, those for the graph now;
-                an edge that is new gets the least of its neighbours.
+            change: Maps numbers for the slots of the old graph, with shape ``[T, S]``, to those of the new graph; a new
+                edge gets the smallest number of its neighbours.
         """
 
     def forward(
@@ -134,66 +134,59 @@ class Gate(nn.Module, ABC):
             path: A recorded path, boolean with the shape of `logits`, or the route that holds it. It fixes the choice,
                 and the weights are recomputed from the live logits (Eq. 8).
             temperature: Divides the logits when a path is sampled, and only then; a number, or one value per sample.
-            sample: Whether a gate that can sample does so; in training mode if None.
-            generator: The source of randomness of a gate that samples.
-            noise: Gumbel noise drawn before, with the shape of `logits`, for a gate that samples.
-            scores: What decides the choice in place of the logits, with their shape, as where a router adds noise. The
-                weights are those of the logits. A source of score -inf is not chosen while the row has another.
+            sample: Whether a gate that can sample does so; default: in training mode.
+            generator: The random generator of a gate that samples.
+            noise: Gumbel noise that was drawn before, with the shape of `logits`.
+            scores: Scores that choose in place of the logits, with their shape, for instance with the noise of a
+                router. The weights still come from the logits. A source of score -inf is chosen only if the row has no
+                other.
 
         Returns:
-            The route. Its logits hold -inf where no slot is.
+            The route. Its logits are -inf in slots that do not exist.
         """
         check_logits(logits)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         allowed = expand_allowed(allowed, logits)
-        check_temperature(temperature, logits)  # a wrong one is an error also where nothing is sampled
+        check_temperature(temperature, logits)  # also if nothing is sampled
         logits = torch.where(allowed, logits, -torch.inf)
         _check_values(logits)
         if sample is not None:
             check_flag("sample", sample)
         sample = self.training if sample is None else sample
 
-        if path is None:
-            seen, open_slots = (logits, allowed) if scores is None else _seen(scores, logits, allowed)
-            path = self.choose(
-                seen,
-                open_slots,
-                temperature=temperature,
-                sample=sample,
-                generator=generator,
-                noise=noise,
-            )
-            path = self._limit(logits, path, allowed, sample)
-        else:
+        if path is not None:
             path = path.path if isinstance(path, Route) else path
             _check_replay(path, logits, allowed, self.may_be_empty)
             self._count_dropped(None)
             return Route(logits, path, self.weigh(logits, path))
+        scores, candidates = (logits, allowed) if scores is None else _with_scores(scores, logits, allowed)
+        path = self.choose(scores, candidates, temperature=temperature, sample=sample, generator=generator, noise=noise)
+        path = self._limit(logits, path, allowed, sample)
         weights = self.weigh(logits, path)
         self.follow(weights)
         return Route(logits, path, weights)
 
     def _limit(self, logits: Tensor, path: Tensor, allowed: Tensor, sample: bool) -> Tensor:
         """Drops the choices beyond the capacity, and counts them."""
-        if self.capacity is None or not sample:
+        capacity = self.capacity
+        if capacity is None or not sample:
             self._count_dropped(None)
             return path
-        capacity = self.capacity
 
         def limit(path: Tensor, weights: Tensor, allowed: Tensor) -> Tensor:
             return limited(path, weights, capacity, allowed)
 
         with torch.no_grad():
-            left = self._decide(limit, path, self.weigh(logits, path), allowed)
-        self._count_dropped(path.sum() - left.sum())
-        return left
+            kept = self._decide(limit, path, self.weigh(logits, path), allowed)
+        self._count_dropped(path.sum() - kept.sum())
+        return kept
 
     def _decide(self, choose: Callable[..., Tensor], *values: Tensor) -> Tensor:
-        """Calls a function that looks at all samples together, those of other processes too if they count."""
+        """Calls a function of all samples, including those of other processes if the load is shared."""
         return choose(*values) if self._processes is None else self._processes.decide(choose, *values)
 
     def _count_dropped(self, count: Tensor | None) -> None:
-        # Where a transform hides the batch each sample is alone, and nothing was dropped.
+        # Under a transform such as vmap each sample is a batch of one, and nothing is dropped.
         if "dropped" in self._buffers and (torch.compiler.is_compiling() or not under_transform()):
             with torch.no_grad():
                 self.dropped.zero_() if count is None else self.dropped.copy_(count)
@@ -219,6 +212,29 @@ class Gate(nn.Module, ABC):
         return mask_softmax(logits, path)
 
 
+class _Mixing(Gate):
+    """Reads k sources, at least 2, whose weights sum to 1."""
+
+    def __init__(self, k: int, *, capacity: float | None = None) -> None:
+        super().__init__()
+        if isinstance(k, int) and not isinstance(k, bool) and k == 1:
+            raise ValueError(
+                f"`k` must be at least 2 for {type(self).__name__}, got 1: a single weight renormalises to a constant "
+                "1 and gives the router no gradient; use Hard() for one source."
+            )
+        check_count("k", k, at_least=2)
+        self.k = operator.index(k)
+        self.capacity = capacity
+
+    @property
+    def max_sources(self) -> int | None:
+        """The number `k`; None for a subclass with its own :meth:`choose`."""
+        return self.k if type(self).choose.__module__ == __name__ else None
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, [str(self.k), super().extra_repr()]))
+
+
 class Soft(Gate):
     """Reads every source, weighted by the softmax of the logits.
 
@@ -232,14 +248,23 @@ class Soft(Gate):
         return allowed.clone()
 
 
-class Hard(Gate):
+class _Probabilities(Gate):
+    """Weighs sources by their probability among all sources, not rescaled."""
+
+    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
+        """Returns the probabilities of the full softmax on the path."""
+        # The logits of missing slots are -inf, so the full softmax leaves them out.
+        return mask_softmax(logits, logits > -torch.inf).masked_fill(~path, 0.0)
+
+
+class Hard(_Probabilities):
     """Reads the best source, weighted by its probability among all of them, not rescaled.
 
-    The probability stays in the output, so that the router learns although a single source is read. With a capacity it
-    is the gate of the Switch Transformer.
+    The weight is the probability, so the router learns although a single source is read. With a capacity this is the
+    gate of the Switch Transformer.
 
     Args:
-        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
+        capacity: The limit of samples per source in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> Hard()(torch.tensor([[0.0, 0.0]])).weights
@@ -252,24 +277,20 @@ class Hard(Gate):
 
     @property
     def max_sources(self) -> int | None:
-        """One, unless another class chooses otherwise."""
+        """One; None for a subclass with its own :meth:`choose`."""
         return 1 if type(self).choose is Hard.choose else None
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the best source of every row."""
         return best_k(logits, 1, allowed)
 
-    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
-        """Returns the probabilities of the full softmax on the path."""
-        return _unscaled(logits, path)
 
-
-class TopK(Gate):
+class TopK(_Mixing):
     """Reads the k best sources (Eq. 6), weighted by the softmax over them (Eq. 5).
 
     Args:
-        k: How many sources to read, at least 2; a node with fewer reads all it has.
-        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
+        k: The number of sources to read, at least 2; a node with fewer reads them all.
+        capacity: The limit of samples per source in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> TopK(2)(torch.tensor([[1.0, 1.0, 0.0]])).path
@@ -279,30 +300,17 @@ class TopK(Gate):
         (tensor([[4, 4, 0]]), tensor(4))
     """
 
-    def __init__(self, k: int, *, capacity: float | None = None) -> None:
-        super().__init__()
-        self.k = _check_mixing_k(type(self).__name__, k)
-        self.capacity = capacity
-
-    @property
-    def max_sources(self) -> int | None:
-        """The number `k`, unless another class chooses otherwise."""
-        return self.k if type(self).choose is TopK.choose else None
-
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         """Returns the k best sources of every row."""
         return best_k(logits, self.k, allowed)
 
-    def extra_repr(self) -> str:
-        return ", ".join(filter(None, [str(self.k), super().extra_repr()]))
 
-
-class SampleK(Gate):
+class SampleK(_Mixing):
     """Draws k sources without replacement when sampling (Eq. 7, 13), and is :class:`TopK` otherwise.
 
     Args:
-        k: How many sources to read, at least 2; a node with fewer reads all it has.
-        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
+        k: The number of sources to read, at least 2; a node with fewer reads them all.
+        capacity: The limit of samples per source in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> gate = SampleK(2).eval()
@@ -313,16 +321,6 @@ class SampleK(Gate):
     """
 
     takes_noise = True
-
-    def __init__(self, k: int, *, capacity: float | None = None) -> None:
-        super().__init__()
-        self.k = _check_mixing_k(type(self).__name__, k)
-        self.capacity = capacity
-
-    @property
-    def max_sources(self) -> int | None:
-        """The number `k`, unless another class chooses otherwise."""
-        return self.k if type(self).choose is SampleK.choose else None
 
     def choose(
         self,
@@ -339,19 +337,16 @@ class SampleK(Gate):
             return best_k(logits, self.k, allowed)
         return samplek_path(logits, self.k, temperature=temperature, allowed=allowed, generator=generator, noise=noise)
 
-    def extra_repr(self) -> str:
-        return ", ".join(filter(None, [str(self.k), super().extra_repr()]))
 
+class TopP(_Probabilities):
+    """Reads the fewest sources whose probabilities sum to p, weighted by these probabilities, not rescaled.
 
-class TopP(Gate):
-    """Reads the fewest sources that have a probability of p together, weighted by their probabilities, not rescaled.
-
-    Samples on which the router is not sure read more sources (Huang et al., 2024). The probabilities stay in the
-    output, so that the router learns also where a single source is read.
+    Samples for which the router is uncertain read more sources (Huang et al., 2024). The weights are the probabilities,
+    so the router learns even if a single source is read.
 
     Args:
         p: The probability to reach, above 0 and at most 1.
-        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
+        capacity: The limit of samples per source in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> TopP(0.6)(torch.tensor([[0.5, 0.3, 0.2], [0.7, 0.2, 0.1]]).log()).path
@@ -369,35 +364,30 @@ class TopP(Gate):
         """Returns the likeliest sources of every row."""
         return likeliest(logits, self.p, allowed)
 
-    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
-        """Returns the probabilities of the full softmax on the path."""
-        return _unscaled(logits, path)
-
     def extra_repr(self) -> str:
         return ", ".join(filter(None, [str(self.p), super().extra_repr()]))
 
 
-class BalancedTopK(Gate):
-    r"""Reads the k sources that are best after a bias, which moves until all are read equally often (DeepSeek-V3).
+class BalancedTopK(_Mixing):
+    r"""Reads the k best sources after adding a bias that balances the load (DeepSeek-V3).
 
     .. math:: d = \operatorname{TopK}(\operatorname{softmax}(z) + b, k), \qquad
               b_j \leftarrow b_j + \gamma \operatorname{sign}(\bar n - n_j)
 
-    :math:`n_j` is how many samples chose source :math:`j`, and :math:`\bar n` the mean over the sources of its node.
-    The bias decides who is chosen, never the weights: those are the softmax of the logits over the path (Eq. 5). No
-    auxiliary loss is needed, and none disturbs the gradient (Wang et al., 2024).
+    :math:`n_j` is the number of samples that chose source :math:`j`, and :math:`\bar n` the mean over the sources of
+    its node. The bias affects only the choice. The weights are the softmax of the logits over the path (Eq. 5). No
+    auxiliary loss is needed that would disturb the gradient (Wang et al., 2024).
 
-    A pass counts if the gate is in training mode, gradients are recorded, and it chooses for itself. Loads add up, and
-    the bias moves by them when the first pass begins after a backward pass. So it moves once, however many passes a
-    backward pass has, and stays as it is on replay, in evaluation and under ``torch.no_grad()``. Activation
-    checkpointing runs a pass again along the same path; with ``use_reentrant=True`` no pass counts. Functions under
-    ``torch.func`` do not count. Compiled code moves the bias with every pass. All of this is in the state dict. The
-    bias stays in float32 when the layer is converted to 16 bits.
+    A pass counts if the gate is in training mode, gradients are recorded and no path is replayed. Loads accumulate, and
+    the first pass after a backward pass moves the bias, once for all passes before. Replay, evaluation and
+    ``torch.no_grad()`` leave it unchanged. Activation checkpointing repeats a pass along the same path; with
+    ``use_reentrant=True`` no pass counts, and neither do functions under ``torch.func``. Compiled code moves the bias
+    at every pass. Bias and load are in the state dict. The bias stays in float32 if the layer is converted to 16 bits.
 
     Args:
-        k: How many sources to read, at least 2; a node with fewer reads all it has.
+        k: The number of sources to read, at least 2; a node with fewer reads them all.
         rate: The step :math:`\gamma` of the bias, in units of probability.
-        capacity: How many samples a source takes in training, see :attr:`dynroute.Gate.capacity`.
+        capacity: The limit of samples per source in training, see :attr:`dynroute.Gate.capacity`.
 
     Example:
         >>> net = ModelRouting([nn.Linear(5, 2) for _ in range(4)], BalancedTopK(2, rate=0.1))
@@ -413,23 +403,16 @@ class BalancedTopK(Gate):
     exists: Tensor | None
 
     def __init__(self, k: int, rate: float = 1e-3, *, capacity: float | None = None) -> None:
-        super().__init__()
-        self.k = _check_mixing_k(type(self).__name__, k)
+        super().__init__(k, capacity=capacity)
         check_number("rate", rate, at_least=0.0)
         self.rate = rate
-        self.capacity = capacity
         self.register_buffer("bias", None)
         self.register_buffer("load", None)
-        self.register_buffer("learned", None)  # whether gradients came since the last pass that counted
+        self.register_buffer("learned", None)  # whether a backward pass ran since the last pass that counted
         self.register_buffer("exists", None, persistent=False)
 
-    @property
-    def max_sources(self) -> int | None:
-        """The number `k`, unless another class chooses otherwise."""
-        return self.k if type(self).choose is BalancedTopK.choose else None
-
     def bind(self, topology: Topology, device: torch.device | None = None) -> None:
-        """Makes the bias for a graph; a gate belongs to one graph alone."""
+        """Makes the bias for a graph; a gate belongs to one graph only."""
         if self.bias is not None:
             raise ValueError(
                 "`gate` must belong to one graph, but this BalancedTopK has a bias for another one; make a gate for "
@@ -438,14 +421,14 @@ class BalancedTopK(Gate):
         self._make_bias(topology.allowed.to(device))
 
     def resize(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Takes the bias along; the load of the graph before is forgotten."""
+        """Adapts the bias; the load starts at zero again."""
         if self.bias is not None:
             bias = change(self.bias)
             self._make_bias(change(torch.ones_like(self.bias)) > 0)
             self.bias = bias
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
-        """Returns the k best sources of every row, after the bias."""
+        """Returns the k best sources of every row, with the bias added."""
         if self.bias is None:
             self._make_bias(allowed.reshape(-1, *allowed.shape[-2:]).any(dim=0) if allowed.dim() > 2 else allowed)
         assert self.bias is not None
@@ -468,7 +451,7 @@ class BalancedTopK(Gate):
         return path
 
     def follow(self, weights: Tensor) -> None:
-        """Waits for the gradient of a pass that counted."""
+        """Registers a hook on a pass that counts, which tells when its backward pass has run."""
         if not self._counts:
             return
         if weights.requires_grad and not torch.compiler.is_compiling():
@@ -477,7 +460,7 @@ class BalancedTopK(Gate):
             self._learn()
 
     def reset_parameters(self) -> None:
-        """Sets the bias to zero, and forgets the load."""
+        """Sets the bias and the load to zero."""
         for buffer in (self.bias, self.load, self.learned):
             if buffer is not None:
                 buffer.zero_()
@@ -498,7 +481,7 @@ class BalancedTopK(Gate):
             self.learned.fill_(True)
 
     def _move_bias(self) -> None:
-        """Moves the bias by the load, if gradients came; reads no value."""
+        """Moves the bias by the load if a backward pass ran; reads no value."""
         assert self.bias is not None
         assert self.load is not None
         assert self.learned is not None
@@ -511,27 +494,26 @@ class BalancedTopK(Gate):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         bias = self.bias
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if bias is not None and self.bias is not None and self.bias.dtype.itemsize < 4:  # a step is lost in 16 bits
+        if bias is not None and self.bias is not None and self.bias.dtype.itemsize < 4:  # 16 bits lose small steps
             self.bias = bias.to(self.bias.device)
         return self
 
     def extra_repr(self) -> str:
-        return ", ".join(filter(None, [str(self.k), f"rate={self.rate}", super().extra_repr()]))
+        return ", ".join(filter(None, [str(self.k), f"rate={self.rate}", Gate.extra_repr(self)]))
 
 
-class ExpertChoice(Gate):
+class ExpertChoice(_Probabilities):
     r"""Lets every source choose its samples, so that the load is even by construction (Zhou et al., 2022).
 
-    Of :math:`N` samples each of :math:`n` sources takes the :math:`\lceil c N / n \rceil` that give it the largest
-    probability, and weighs them by it. A sample may be chosen by any number of sources, also by none: then the mix is
-    zero, and ``gate.dropped`` counts it.
+    Of :math:`N` samples each of :math:`n` sources takes the :math:`\lceil c N / n \rceil` with the largest probability,
+    which is also their weight. Any number of sources may choose a sample. If none does, the mix is zero and
+    ``gate.dropped`` counts the sample.
 
-    The path of a sample depends on the others of its batch, in training and in evaluation. Do not use the gate where a
-    sample must not know of others, such as tokens that come later in a text, and expect other outputs for other
-    batches; a replayed path makes them independent.
+    The path of a sample depends on the rest of its batch, in training and in evaluation. Do not use this gate where a
+    sample must not depend on others, such as later tokens of a text. A replayed path makes samples independent.
 
     Args:
-        capacity: How many sources a sample has on average, :math:`c`.
+        capacity: The mean number of sources of a sample, :math:`c`.
 
     Example:
         >>> ExpertChoice(1.0)(torch.randn(8, 1, 4)).path.sum(dim=0)
@@ -544,7 +526,7 @@ class ExpertChoice(Gate):
 
     @property
     def capacity(self) -> float:
-        """How many sources a sample has on average; here the sources choose, and nothing is dropped."""
+        """The mean number of sources of a sample."""
         capacity: float = vars(self)["_capacity"]
         return capacity
 
@@ -557,47 +539,35 @@ class ExpertChoice(Gate):
 
     @property
     def may_be_empty(self) -> bool:
-        """True, since perhaps no source takes a sample."""
+        """True, since a sample may be left without a source."""
         return True
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
-        """Returns the samples that the sources chose."""
+        """Returns the path on which every source has chosen its samples."""
 
         def choose(logits: Tensor, allowed: Tensor) -> Tensor:
             return chosen_by_sources(logits, self.capacity, allowed)
 
         return self._decide(choose, logits, allowed)
 
-    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
-        """Returns the probabilities of the full softmax on the path."""
-        return _unscaled(logits, path)
-
     def _limit(self, logits: Tensor, path: Tensor, allowed: Tensor, sample: bool) -> Tensor:
         self._count_dropped((~path.any(dim=-1)).sum())
-        return path  # the sources took no more than they hold
+        return path  # within the capacity by construction
 
     def extra_repr(self) -> str:
         return str(self.capacity)
 
 
-def _unscaled(logits: Tensor, path: Tensor) -> Tensor:
-    """The probabilities of the full softmax on a path."""
-    # The gate has set the logits of missing slots to -inf, which is how the full softmax leaves them out.
-    return mask_softmax(logits, logits > -torch.inf).masked_fill(~path, 0.0)
-
-
 def _is_first_run() -> bool:
-    """Whether a pass is neither run again by a backward pass nor under a transform."""
+    """Whether the pass is not a recomputation in a backward pass, nor under a transform."""
     if torch.compiler.is_compiling():
         return True
     return torch._C._current_graph_task_id() == -1 and not under_transform()
 
 
-def _seen(scores: Tensor, logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """The scores as logits, and the slots that may be chosen by them."""
-    check_tensor("scores", scores)
-    if not scores.is_floating_point():
-        raise TypeError(f"`scores` must be a floating tensor, got {scores.dtype}; convert it with `.float()`.")
+def _with_scores(scores: Tensor, logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores that choose, and the slots they may choose from; rows with all scores -inf fall back to the logits."""
+    check_floating("scores", scores)
     if scores.shape != logits.shape:
         raise ValueError(
             f"`scores` must have the shape of the logits {tuple(logits.shape)}, got {tuple(scores.shape)}."
@@ -607,20 +577,10 @@ def _seen(scores: Tensor, logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tens
         lambda scores: scores.isnan() | (scores == torch.inf),
         lambda index: f"`scores` must be finite or -inf, got {scores[index].item()} at index {index}.",
     )
-    seen = torch.where(allowed, scores.to(logits.dtype), -torch.inf)
-    left = allowed & ((seen > -torch.inf) | (logits == -torch.inf))
-    some = left.any(dim=-1, keepdim=True)
-    return torch.where(some, seen, logits), torch.where(some, left, allowed)
-
-
-def _check_mixing_k(gate: str, k: int) -> int:
-    if isinstance(k, int) and not isinstance(k, bool) and k == 1:
-        raise ValueError(
-            f"`k` must be at least 2 for {gate}, got 1: a single weight renormalises to a constant 1 and gives the "
-            "router no gradient; use Hard() for one source."
-        )
-    check_count("k", k, at_least=2)
-    return operator.index(k)
+    scores = torch.where(allowed, scores.to(logits.dtype), -torch.inf)
+    candidates = allowed & ((scores > -torch.inf) | (logits == -torch.inf))
+    any_left = candidates.any(dim=-1, keepdim=True)
+    return torch.where(any_left, scores, logits), torch.where(any_left, candidates, allowed)
 
 
 def _check_values(logits: Tensor) -> None:
@@ -632,7 +592,7 @@ def _check_values(logits: Tensor) -> None:
         )
 
     if logits.numel():
-        refuse_where(logits, lambda z: ~(z.amax() < torch.inf), explain)  # the largest is NaN if any is
+        refuse_where(logits, lambda z: ~(z.amax() < torch.inf), explain)  # the maximum is NaN if any value is
 
 
 def _check_replay(path: Tensor, logits: Tensor, allowed: Tensor, may_be_empty: bool) -> None:

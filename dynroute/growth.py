@@ -1,24 +1,24 @@
-r"""Networks that change their size while they learn: nodes are added before the output, or those that nobody uses go.
+r"""Changing the size of networks while they learn: adding nodes before the output, and dropping unused ones.
 
-How growth leaves evaluation as it is, and how learning reaches what is new:
+Growth leaves the evaluation unchanged and lets new nodes learn as follows:
 
-1. Logits are linear in the slices that a router has for each edge. An edge from a new node to the output starts with
-   the mean of the slices of the edges to the output, and a bias that is lower by :data:`CLOSED`. So its logit is
-   :math:`\bar z - b`, the mean of the other logits less b, whatever the context; its probability among the n old
-   sources is at most :math:`e^{-b} / n`, by the inequality of the means. With b = 20 that is less than half a rounding
-   error of float32: no gate and no way to stop gradients can tell. A gate that reads k sources may read a new one where
-   an old one is as unlikely; it weighs nothing either.
-2. For the same reason nothing is drawn that is new: the weights of a path come from the clean logits, so that noise on
-   the choice alone would draw nodes that weigh nothing and learn nothing. What must rise are the logits.
-   :func:`open_nodes` raises them, at once or a little with each update. At a distance b a new source is the first that
-   is drawn with a probability of at most :math:`e^{-b} / n`: from b = 2 on, :class:`~dynroute.SampleK` reaches it
-   within some hundred draws, while evaluation, which takes the k best, leaves it out until learning has raised it above
-   the k-th. With :class:`~dynroute.Soft` and :class:`~dynroute.Hard`, evaluation changes as its probability does.
-3. A new node reads what the output reads: its slices are those of the output, so that it starts by refining the mix
-   that the output gets, and it reads another new node as it would read the average source.
-4. The bias of a :class:`~dynroute.BalancedTopK` is for a new source the least of its neighbours: it does not pass one
-   of them until its bias has moved.
-5. In training, the threshold of Eq. 10 follows the number of sources, and so protects a little less than before.
+1. Logits are linear in the router's slices of the edges. The slice of an edge from a new node to the output starts as
+   the mean of the slices of the other edges to the output, with a bias lower by b, :data:`CLOSED`. Its logit is
+   therefore :math:`\bar z - b`, the mean of the other logits minus b, for every context, and its probability among n
+   old sources is at most :math:`e^{-b} / n`, by the inequality of the means. With b = 20 this is less than half a
+   rounding error of float32, so neither gates nor protection notice it. A gate that reads k sources may choose a new
+   source if an old one is as unlikely; its weight is then negligible too.
+2. Sampling does not draw new nodes for the same reason. Noise on the choice would not help, since weights come from the
+   clean logits: a node without weight learns nothing. :func:`open_nodes` raises the logits, at once or a little with
+   each update. At a distance b a new source is drawn first with a probability of at most :math:`e^{-b} / n`. From b = 2
+   on, :class:`~dynroute.SampleK` draws it within some hundred samples, while evaluation, which takes the k best, leaves
+   it out until learning raises it above the k-th. With :class:`~dynroute.Soft` and :class:`~dynroute.Hard` evaluation
+   changes with its probability.
+3. A new node reads the same sources as the output with the same slices, so it starts by refining the mix of the output.
+   It reads other new nodes like the average source.
+4. In a :class:`~dynroute.BalancedTopK` a new source starts with the smallest bias of its neighbours, so it does not
+   overtake any of them until its bias has moved.
+5. In training, the threshold of Eq. 10 follows the number of sources and protects slightly less than before.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,14 +39,14 @@ from .topology import Topology
 __all__ = ["CLOSED", "Resized", "find_graph", "grow", "has_slices", "open_nodes", "prune", "slice_edges"]
 
 CLOSED = 20.0
-"""How far below the mean of its neighbours the logit of an edge from a new node to the output starts."""
+"""The initial distance of the logit of a new node below the mean of the output's other sources."""
 
 Origin = tuple[int, ...]
-"""The edges whose mean slice an edge starts with."""
+"""The old edges whose mean slice a new edge starts with."""
 
 
 class _Change(NamedTuple):
-    """A parameter with a slice for each edge, before and after."""
+    """A parameter with a slice for each edge, before and after a change of size."""
 
     before: nn.Parameter
     after: nn.Parameter
@@ -54,13 +54,13 @@ class _Change(NamedTuple):
     origins: list[Origin]
 
     def carried(self, state: Tensor) -> Tensor:
-        """A tensor shaped like the parameter before, such as a moment of Adam, in the shape of the one after."""
+        """Converts a tensor with the old shape, such as a moment of Adam, to the new shape."""
         return _slices(state, self.dim, self.origins)
 
 
 @dataclass(frozen=True, eq=False)
 class Resized:
-    """The changes of :func:`grow` or :func:`prune`, for all that must follow: optimizers and recorded paths.
+    """The changes of :func:`grow` or :func:`prune`, needed to adapt optimizers and recorded paths.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 4, 2)
@@ -72,16 +72,16 @@ class Resized:
     """
 
     before: Topology
-    """The graph before."""
+    """The old graph."""
 
     after: Topology
-    """The graph now."""
+    """The new graph."""
 
     added: tuple[int, ...] = ()
-    """The nodes that are new, by their numbers now."""
+    """The added nodes, numbered as in the new graph."""
 
     dropped: tuple[int, ...] = ()
-    """The nodes that went, by their numbers before."""
+    """The dropped nodes, numbered as in the old graph."""
 
     _changes: list[_Change] = field(default_factory=list, repr=False)
     _old: list[list[nn.Parameter]] = field(default_factory=list, repr=False)
@@ -91,27 +91,26 @@ class Resized:
 
     @property
     def num_modules(self) -> int:
-        """The number of modules now, without the output; a network built with so many loads the state dict."""
+        """The new number of modules without the output; a network built with this number loads the state dict."""
         return self.after.num_nodes - 1
 
     def carry(self, optimizer: torch.optim.Optimizer) -> None:
-        """Lets an optimizer of the parameters before go on with those of now.
+        """Replaces the old parameters in an optimizer by the new ones and keeps its state.
 
-        New slices of the router start with the mean of the optimizer's state of the slices that they were made of; new
-        modules start without state, in the group and behind the parameters of the module before them, where an
-        optimizer that is made anew has them. State of another shape than its parameter's is forgotten. The names that
-        an optimizer has of ``named_parameters()`` become those of now.
+        New slices of the router start with the mean state of the slices that they were made from. Parameters of new
+        modules start without state, behind those of the module before them, as in a new optimizer. State with another
+        shape than its parameter is dropped. Parameter names are updated.
 
         Args:
-            optimizer: An optimizer of some or all parameters of the net; others in it are left alone.
+            optimizer: An optimizer of some or all parameters of the net; its other parameters are not changed.
         """
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"`optimizer` must be an optimizer of torch, got {shown(optimizer)}.")
         if self.before == self.after:
             return
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        ours = [change.before for change in self._changes] + [one for node in self._old for one in node]
-        if not held & {id(parameter) for parameter in ours}:
+        old = [change.before for change in self._changes] + [parameter for node in self._old for parameter in node]
+        if not held & set(map(id, old)):
             raise ValueError(
                 "`optimizer` must hold parameters that the net had before it changed its size, got one without any; "
                 "was it made afterwards, or carried already?"
@@ -130,36 +129,34 @@ class Resized:
                     if id(parameter) in gone:
                         optimizer.state.pop(parameter, None)
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
-        fresh = [one for node in self.added for one in self._new[node] if id(one) not in held]
+        fresh = [parameter for node in self.added for parameter in self._new[node] if id(parameter) not in held]
         if fresh:
-            behind = [one for node in self._new[: self.added[0]] for one in node][::-1]
+            behind = [parameter for node in self._new[: self.added[0]] for parameter in node][::-1]
             _insert(optimizer, fresh, behind, self._new[-1] + [change.after for change in self._changes])
         if names:
-            now = names if prefix is None else {one: prefix + name for one, name in self._new_names.items()}
+            new = names if prefix is None else {parameter: prefix + name for parameter, name in self._new_names.items()}
             for group in optimizer.param_groups:
-                group["param_names"] = [
-                    now.get(one) or names.get(one) or self._new_names[one] for one in group["params"]
-                ]
+                group["param_names"] = [new.get(p) or names.get(p) or self._new_names[p] for p in group["params"]]
 
 
 def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
-    r"""Adds nodes before the output of a net, in place, without changing what it computes in evaluation.
+    r"""Adds nodes before the output of a net, in place, without changing its evaluation.
 
-    At module level each new node may read all before it, and the output may read the new ones; at model level new
-    networks stand beside the others. Evaluation stays the same to 1e-6, for every gate that decides each sample on its
-    own, so not for :class:`~dynroute.ExpertChoice`, whose sources share out the samples of a batch: the top of
-    :mod:`dynroute.growth` tells why, and how :func:`open_nodes` lets learning reach the new nodes. The net is then as
-    if built with more modules: its state dict fits a network of that size, see :attr:`Resized.num_modules`.
+    At module level each new node may read all earlier ones, and the output may read the new nodes. At model level new
+    networks stand beside the others. Evaluation stays the same to 1e-6 for every gate that decides each sample
+    independently, so :class:`~dynroute.ExpertChoice` is refused. The docstring of :mod:`dynroute.growth` gives the
+    reasons, and says how :func:`open_nodes` lets the new nodes learn. The state dict of the net fits a network built
+    with the new size, see :attr:`Resized.num_modules`.
 
     Args:
         net: A graph at module or model level, or a network that contains one, such as
             :class:`~dynroute.networks.DynamicDepthRouting`. Its router must have
             :meth:`~dynroute.Router.edge_parameters`.
-        modules: The new modules, or a number of fresh ones like the last before the output.
+        modules: The new modules, or the number of newly initialized copies of the last module before the output.
 
     Returns:
-        What changed. Optimizers go on by its :meth:`~Resized.carry`, recorded paths by
-        :meth:`Topology.lift <dynroute.Topology.lift>`.
+        The changes. Apply :meth:`~Resized.carry` to optimizers and :meth:`Topology.lift <dynroute.Topology.lift>` to
+        recorded paths.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 4, 2).eval()
@@ -175,57 +172,54 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
     graph = _find_independent(net)
     before = graph.topology
     at_model_level = before == Topology.parallel(before.num_nodes - 1)
-    if before.num_nodes == 2:  # both at once
+    if before.num_nodes == 2:  # the topologies of both levels are equal
         at_model_level = isinstance(graph, ModelRouting)
     if before != Topology.dag(before.num_nodes) and not at_model_level:
         raise ValueError(
             f"`net` must route at module or model level to grow, got {before}, neither Topology.dag nor "
             "Topology.parallel; a layer that grows would change what the next one reads."
         )
-    made = _fresh(graph, modules, at_model_level) if isinstance(modules, int) else check_modules("modules", modules)
-    if not made:
+    new = _fresh(graph, modules, at_model_level) if isinstance(modules, int) else check_modules("modules", modules)
+    if not new:
         raise ValueError("`modules` must hold at least one module, got none.")
-    known = set(graph.modules())
-    for i, module in enumerate(made):
-        if module in known or module in made[:i]:
+    existing = set(graph.modules())
+    for i, module in enumerate(new):
+        if module in existing or module in new[:i]:
             raise ValueError(f"`modules[{i}]` must be a new module, got one that the net has; copy.deepcopy copies it.")
         module.train(graph.training)
 
-    last, count = before.num_nodes - 1, before.num_nodes + len(made)
+    last, count = before.num_nodes - 1, before.num_nodes + len(new)
     after = Topology.parallel(count - 1) if at_model_level else Topology.dag(count)
-    kept: list[int | None] = [*range(last), *[None] * len(made), last]
+    old_numbers: list[int | None] = [*range(last), *[None] * len(new), last]
     numbers, output = before.edge_numbers(), before.parents[-1]
     origins: list[Origin] = []
     closed = []
     for source, node in after.edge_numbers():
-        old, reader = kept[source], kept[node]
-        reader = last if reader is None else reader  # what is new reads as the output does
+        old, reader = old_numbers[source], old_numbers[node]
+        reader = last if reader is None else reader  # a new node reads like the output
         origins.append(tuple(numbers[j, reader] for j in (output if old is None else (old,))))
         closed.append(-CLOSED if node == count - 1 and old is None else 0.0)
-    nodes = list(graph.nodes)
-    changed = [*nodes[:-1], *made, nodes[-1]]
-    return _resize(graph, changed, after, origins, closed, added=tuple(range(last, count - 1)))
+    nodes = [*graph.nodes[:-1], *new, graph.nodes[-1]]
+    return _resize(graph, nodes, after, origins, closed, added=tuple(range(last, count - 1)))
 
 
 def prune(net: nn.Module, usage: Tensor | Summary, *, at_most: float = 0.0) -> Resized:
-    """Drops the nodes that no task uses, in place: the inverse of :func:`grow`.
+    """Drops the nodes that no task uses, in place; the inverse of :func:`grow`.
 
-    With :class:`~dynroute.TopK` and :class:`~dynroute.SampleK` evaluation stays the same wherever no dropped node was
-    used: what was not among the k best of a node that runs does not change which are. :class:`~dynroute.Hard` chooses
-    as before, but its weight is the probability among the sources that are left, and so a little larger.
-    :class:`~dynroute.Soft` uses every node. For an exact copy that need not learn any more, see
+    With :class:`~dynroute.TopK` and :class:`~dynroute.SampleK` the evaluation of samples that used no dropped node does
+    not change. With :class:`~dynroute.Hard` the choice does not change, but the weight is slightly larger, since it is
+    the probability among fewer sources. :class:`~dynroute.Soft` uses every node. For an exact copy for inference see
     :func:`dynroute.extract`.
 
     Args:
-        net: A routed graph, or a network that contains one; any topology, and any gate but
+        net: A routed graph, or a network that contains one, with any topology and any gate except
             :class:`~dynroute.ExpertChoice`.
-        usage: How often each task uses each node, with shape ``[N, num_nodes]``: `used` of a
+        usage: The share of samples for which each task uses each node, with shape ``[N, num_nodes]``: `used` of a
             :class:`~dynroute.inspect.Summary` of evaluation, or that summary.
-        at_most: The largest share of a task's samples with which a node counts as not used.
+        at_most: A node counts as unused if no task uses it for a larger share of its samples.
 
     Returns:
-        What changed; optimizers go on by its :meth:`~Resized.carry`. Recorded paths that use a dropped node are of no
-        use any more.
+        The changes; apply :meth:`~Resized.carry` to optimizers. Recorded paths that use a dropped node become invalid.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 6, 2, gate=TopK(2)).eval()
@@ -269,15 +263,15 @@ def prune(net: nn.Module, usage: Tensor | Summary, *, at_most: float = 0.0) -> R
 
 
 def open_nodes(net: nn.Module, nodes: Sequence[int], by: float) -> None:
-    """Raises the logits with which the output reads some nodes, in place, for every context alike.
+    """Raises the logits with which the output reads some nodes, in place and for all contexts.
 
-    After :func:`grow` the new nodes are closed by :data:`~dynroute.growth.CLOSED`; raised by as much, they score like
-    the average source. Raised by a part of it with each update, they come in without a jump.
+    After :func:`grow` the logits of new nodes are lower by :data:`~dynroute.growth.CLOSED`. Raised by this amount, new
+    nodes score like the average source. Raise them by a fraction at each update for a smooth start.
 
     Args:
         net: A routed graph, or a network that contains one.
         nodes: The nodes, for instance :attr:`Resized.added`.
-        by: What is added to the logits.
+        by: The number to add to the logits.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 4, 2).eval()
@@ -307,7 +301,7 @@ def open_nodes(net: nn.Module, nodes: Sequence[int], by: float) -> None:
 
 
 def find_graph(name: str, net: nn.Module) -> RoutedGraph:
-    """The routed graph that a net is or contains, or an error unless there is exactly one.
+    """Finds the routed graph that a net is or contains; raises an error unless there is exactly one.
 
     Example:
         >>> dynroute.growth.find_graph("net", nn.Sequential(nn.Linear(3, 5), ModuleRouting.mlp(5, 8, 4, 2))).topology
@@ -317,26 +311,26 @@ def find_graph(name: str, net: nn.Module) -> RoutedGraph:
         raise TypeError(f"`{name}` must be a routed graph or a network that contains one, got {shown(net)}.")
     if isinstance(net, RoutedGraph):
         return net
-    found = {label: part for label, part in net.named_modules() if isinstance(part, RoutedGraph)}
-    if len(found) != 1:
-        several = f"{len(found)}: {', '.join(found)}; pass one of them" if found else "none"
-        raise ValueError(f"`{name}` must contain one routed graph, a {type(net).__name__} has {several}.")
-    return next(iter(found.values()))
+    graphs = {label: part for label, part in net.named_modules() if isinstance(part, RoutedGraph)}
+    if len(graphs) != 1:
+        number = f"{len(graphs)}: {', '.join(graphs)}; pass one of them" if graphs else "none"
+        raise ValueError(f"`{name}` must contain one routed graph, a {type(net).__name__} has {number}.")
+    return next(iter(graphs.values()))
 
 
 def has_slices(router: Router) -> bool:
-    """Whether a router says which parameters have a slice for each edge, and none of them is computed from others.
+    """Whether a router has parameters with a slice for each edge, none of them parametrized.
 
     Example:
         >>> dynroute.growth.has_slices(LinearRouter(5, Topology.dag(3))), dynroute.growth.has_slices(TaskRouter(3))
         (True, False)
     """
     parameters = router.edge_parameters()
-    return bool(parameters) and all(one.name in one.owner._parameters for one in parameters)
+    return bool(parameters) and all(place.name in place.owner._parameters for place in parameters)
 
 
 def slice_edges(router: Router, edges: Sequence[int]) -> None:
-    """Leaves a router the slices of some edges, in place; its topology must be made theirs.
+    """Keeps only the slices of some edges of a router, in place; set its topology as well.
 
     Example:
         >>> router = LinearRouter(5, Topology.dag(3))
@@ -344,18 +338,18 @@ def slice_edges(router: Router, edges: Sequence[int]) -> None:
         >>> router.layers[0].bias.shape
         torch.Size([2])
     """
-    for parameter in router.edge_parameters():
-        _set(parameter, _slices(getattr(parameter.owner, parameter.name), parameter.dim, [(edge,) for edge in edges]))
+    for place in router.edge_parameters():
+        _set(place, _slices(getattr(place.owner, place.name), place.dim, [(edge,) for edge in edges]))
 
 
 def _set(place: EdgeParameter, values: Tensor) -> nn.Parameter:
-    """Puts other values in the place of a parameter."""
+    """Replaces a parameter by one with other values."""
     owner, name, dim, _ = place
-    made = nn.Parameter(values, requires_grad=getattr(owner, name).requires_grad)
-    setattr(owner, name, made)
+    parameter = nn.Parameter(values, requires_grad=getattr(owner, name).requires_grad)
+    setattr(owner, name, parameter)
     if isinstance(owner, nn.Linear):
         owner.out_features = values.shape[dim]
-    return made
+    return parameter
 
 
 def _resize(
@@ -368,7 +362,7 @@ def _resize(
     added: tuple[int, ...] = (),
     dropped: tuple[int, ...] = (),
 ) -> Resized:
-    """Gives a graph other nodes, and its router the slices of other edges."""
+    """Replaces the nodes of a graph, and the slices of its router."""
     if "_execute" in vars(graph):
         raise ValueError(
             "`net` must have all its modules on this process to change its size, but some live on others; gather them "
@@ -397,14 +391,13 @@ def _resize(
 
     graph.gate.resize(slots)
     graph.arrange(modules, after, adjacent=bank)
-    new, new_names = [list(module.parameters()) for module in modules], dict(graph.named_parameters())
-    return Resized(
-        before, after, added, dropped, changes, old, new, old_names, {one: name for name, one in new_names.items()}
-    )
+    new = [list(module.parameters()) for module in modules]
+    new_names = {parameter: name for name, parameter in graph.named_parameters()}
+    return Resized(before, after, added, dropped, changes, old, new, old_names, new_names)
 
 
 def _find_independent(net: nn.Module) -> RoutedGraph:
-    """The routed graph of a net, or an error unless its gate decides each sample on its own."""
+    """Finds the routed graph of a net; raises an error unless its gate decides each sample on its own."""
     graph = find_graph("net", net)
     if isinstance(graph.gate, ExpertChoice):
         raise ValueError(
@@ -415,54 +408,54 @@ def _find_independent(net: nn.Module) -> RoutedGraph:
 
 
 def _router(graph: RoutedGraph) -> Router:
-    """The router of a graph, or an error unless it can change its size."""
+    """Returns the router of a graph; raises an error unless it can change its size."""
     router = graph.router
     parameters = router.edge_parameters() if isinstance(router, Router) else []
     name = type(router).__name__
-    if not any(one.shifts for one in parameters):
+    if not any(place.shifts for place in parameters):
         raise ValueError(
             f"`net` must have a router whose edges can be added and dropped, got a {name}; an MLPRouter, a "
             "LinearRouter or a TableRouter can, or one of yours that overrides `edge_parameters`."
         )
-    for one in parameters:
-        if one.name not in one.owner._parameters:
+    for place in parameters:
+        if place.name not in place.owner._parameters:
             raise ValueError(
-                f"`net` must have a router with plain parameters, `{one.name}` of its {name} is computed from others; "
-                "remove the parametrization first."
+                f"`net` must have a router with plain parameters, `{place.name}` of its {name} is computed from "
+                "others; remove the parametrization first."
             )
     assert isinstance(router, Router)
     return router
 
 
 def _fresh(graph: RoutedGraph, count: int, at_model_level: bool) -> list[nn.Module]:
-    """New modules like the last before the output, drawn as torch draws them."""
+    """Makes newly initialized copies of the last module before the output."""
     check_count("modules", count, at_least=1)
     if len(graph.nodes) == 2 and not at_model_level:
         raise ValueError(
             "`modules` must list modules where the net has one alone, which reads the input: there is none to take as "
             f"a pattern, got {count}."
         )
-    made = []
+    modules = []
     for _ in range(count):
         module = deepcopy(graph.nodes[-2])
         for parameter in module.parameters():
-            parameter.data = parameter.data.clone()  # of its own: the copy of a part of a bank holds the whole
+            parameter.data = parameter.data.clone()  # the copy of a part of a bank holds the memory of the bank
             parameter.requires_grad_(parameter.is_floating_point())
         for part in module.modules():
             if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()
-        made.append(module)
-    return made
+        modules.append(module)
+    return modules
 
 
 def _slices(tensor: Tensor, dim: int, origins: Sequence[Origin]) -> Tensor:
-    """The mean of the slices of each origin, one behind the other."""
+    """Stacks the mean slice of each origin along a dimension."""
     rows = tensor.detach().movedim(dim, 0)
-    found = rows[[origin[0] for origin in origins]]
+    means = rows[[origin[0] for origin in origins]]
     for edge, origin in enumerate(origins):
         if len(origin) > 1:
-            found[edge] = rows[list(origin)].mean(dim=0)
-    return found.movedim(0, dim).contiguous()
+            means[edge] = rows[list(origin)].mean(dim=0)
+    return means.movedim(0, dim).contiguous()
 
 
 def _shift(tensor: Tensor, dim: int, edges: Sequence[int], by: float) -> tuple[Tensor, Tensor]:
@@ -493,14 +486,14 @@ def _replace(optimizer: torch.optim.Optimizer, change: _Change) -> None:
 def _names(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
     """The names of an optimizer's parameters; empty if it was made without them."""
     named = [group for group in optimizer.param_groups if "param_names" in group]
-    return {one: name for group in named for one, name in zip(group["params"], group["param_names"], strict=True)}
+    return dict(pair for group in named for pair in zip(group["params"], group["param_names"], strict=True))
 
 
-def _prefix(names: dict[nn.Parameter, str], own: dict[nn.Parameter, str]) -> str | None:
-    """The prefix of names before a graph's own names of its parameters; None if names are of another kind."""
+def _prefix(names: dict[nn.Parameter, str], graph_names: dict[nn.Parameter, str]) -> str | None:
+    """The prefix that an optimizer's names have before the names in a graph; None if they do not end with those."""
     for parameter, name in names.items():
-        if parameter in own and f".{name}".endswith(f".{own[parameter]}"):
-            return name.removesuffix(own[parameter])
+        if parameter in graph_names and f".{name}".endswith(f".{graph_names[parameter]}"):
+            return name.removesuffix(graph_names[parameter])
     return None
 
 
@@ -510,7 +503,7 @@ def _insert(
     behind: Sequence[nn.Parameter],
     before: Sequence[nn.Parameter],
 ) -> None:
-    """Puts new parameters behind the first of some parameters that the optimizer has, or before the first of others."""
+    """Inserts new parameters behind the first match of `behind` in the optimizer, else before the first of `before`."""
     for offset, anchors in ((1, behind), (0, before)):
         for anchor in anchors:
             for group in optimizer.param_groups:

@@ -1,7 +1,7 @@
-"""What routes tell: which modules run, how much passes through them, which tasks share them, and how that looks.
+"""Statistics and pictures of routes.
 
-Whatever has a value for each sample is averaged by task with :func:`by_task`; :meth:`dynroute.Topology.used`,
-:meth:`dynroute.Topology.depth` and the functions here make such values.
+:func:`by_task` averages values of samples by task, such as those of :meth:`dynroute.Topology.used`,
+:meth:`dynroute.Topology.depth` and the functions here.
 """
 
 from typing import NamedTuple
@@ -32,16 +32,16 @@ __all__ = [
 
 
 class Summary(NamedTuple):
-    """Figures of the routes of several tasks; each has a row for each task, and NaN where a task has no samples."""
+    """Statistics of the routes of N tasks; the row of a task without samples is NaN."""
 
     samples: Tensor
-    """How many samples there are, with shape ``[N]``."""
+    """The number of samples, with shape ``[N]``."""
 
     used: Tensor
     """The share of the samples for which each node runs, with shape ``[N, num_nodes]``."""
 
     num_used: Tensor
-    """The mean number of nodes that run, the output among them, with shape ``[N]``."""
+    """The mean number of nodes that run, including the output, with shape ``[N]``."""
 
     depth: Tensor
     """The mean number of nodes on the longest chain, with shape ``[N]``."""
@@ -50,7 +50,7 @@ class Summary(NamedTuple):
     """The share of the samples that take each edge of a :func:`live_path`, with shape ``[N, T, S]``."""
 
     weights: Tensor
-    """The mean weight of each edge of a :func:`live_path`, zero where it is not taken, with shape ``[N, T, S]``."""
+    """The mean weight of each edge of a :func:`live_path`, counting 0 if it is not taken, with shape ``[N, T, S]``."""
 
     load: Tensor
     """The mean :func:`load` of each node, with shape ``[N, num_nodes]``."""
@@ -60,13 +60,13 @@ class Summary(NamedTuple):
 
 
 def summarize(topology: Topology, route: Route, task: Tensor | None = None, *, num_tasks: int | None = None) -> Summary:
-    """Computes all figures of the routes of some samples, task by task.
+    """Summarizes the routes of some samples, task by task.
 
     Args:
         topology: The graph.
         route: The routes, with batch shape ``*``.
-        task: The task id of each sample, integers with shape ``[*]``; all are of task 0 if None.
-        num_tasks: The number of tasks; the largest id and one if None.
+        task: The task id of each sample, integers with shape ``[*]``; all 0 if None.
+        num_tasks: The number of tasks; default: the largest id plus one.
 
     Example:
         >>> net = ModelRouting.mlp(5, 8, 4, 2, gate=TopK(2))
@@ -96,12 +96,12 @@ def summarize(topology: Topology, route: Route, task: Tensor | None = None, *, n
 
 
 def by_task(values: Tensor, task: Tensor, *, num_tasks: int | None = None) -> Tensor:
-    """Averages what was found for each sample over the samples of each task.
+    """Averages values over the samples of each task.
 
     Args:
-        values: Numbers or truth values, with shape ``[*, ...]``.
+        values: Numbers or booleans, with shape ``[*, ...]``.
         task: The task id of each sample, integers with shape ``[*]``.
-        num_tasks: The number of tasks; the largest id and one if None.
+        num_tasks: The number of tasks; default: the largest id plus one.
 
     Returns:
         The means, with shape ``[num_tasks, ...]``; NaN for a task without samples.
@@ -130,7 +130,7 @@ def by_task(values: Tensor, task: Tensor, *, num_tasks: int | None = None) -> Te
 
 
 def live_path(topology: Topology, path: Tensor | Route) -> Tensor:
-    """Leaves out of a path what feeds no output: the sources of nodes that do not run.
+    """Removes the sources of nodes that do not run from a path.
 
     Args:
         topology: The graph.
@@ -149,12 +149,12 @@ def live_path(topology: Topology, path: Tensor | Route) -> Tensor:
 
 
 def load(topology: Topology, weights: Tensor | Route) -> Tensor:
-    r"""The share of the output that passes through each node, as the weights tell it.
+    r"""Computes the share of the output that passes through each node, from the weights.
 
     .. math:: L_n = 1, \qquad L_j = \sum_{i > j} L_i \, p^i_j
 
-    The output node :math:`n` carries everything, and each node hands its load to those that it reads. Shortcuts and the
-    size of what the modules compute are left out of account. The share of samples that a node runs for is the mean of
+    The output node :math:`n` has load 1, and each node passes its load on to the nodes that it reads. Shortcuts and the
+    magnitude of outputs are ignored. The share of samples for which a node runs is the mean of
     :meth:`dynroute.Topology.used`.
 
     Args:
@@ -179,11 +179,11 @@ def load(topology: Topology, weights: Tensor | Route) -> Tensor:
 
 
 def entropy(weights: Tensor | Route) -> Tensor:
-    r"""How evenly each node mixes its sources, in nats: 0 if it reads one, :math:`\log k` if it reads k alike.
+    r"""Computes the entropy of the weights of each node, in nats: 0 for one source, :math:`\log k` for k equal ones.
 
     .. math:: -\sum_j q_j \log q_j, \qquad q_j = p_j / \sum_k p_k
 
-    :func:`dynroute.losses.route_entropy` is that of the router, before the gate chose.
+    :func:`dynroute.losses.route_entropy` is the entropy of the router, before the gate chooses.
 
     Args:
         weights: The weights, with shape ``[*, T, S]``, or the route that holds them.
@@ -198,37 +198,37 @@ def entropy(weights: Tensor | Route) -> Tensor:
     weights = (weights.weights if isinstance(weights, Route) else weights).detach()
     total = weights.sum(dim=-1, keepdim=True)
     shares = weights / total.clamp(min=torch.finfo(weights.dtype).tiny)
-    return 0.0 - torch.xlogy(shares, shares).sum(dim=-1)  # a difference, for there is a -0.0
+    return 0.0 - torch.xlogy(shares, shares).sum(dim=-1)  # a difference avoids -0.0
 
 
 def metrics(
     topology: Topology, route: Route, *, dropped: int | Tensor | None = None, nodes: bool = True
 ) -> dict[str, float]:
-    """Figures of the routes of some samples as plain numbers, for a logger to take.
+    """Computes statistics of routes as plain numbers for a logger.
 
     ============= ==========================================================================================
     key           meaning
     ============= ==========================================================================================
-    load/0, ...   the share of the samples for which each node runs, the output left out
-    load_max      the largest of them by their mean: 1 where all have the same load
-    dead          how many nodes no sample used
+    load/0, ...   the share of the samples for which each node runs, without the output
+    load_max      the largest load divided by the mean load: 1 for an even load
+    dead          the number of nodes that no sample uses
     entropy       the mean entropy of the router, in nats (:func:`dynroute.losses.route_entropy`)
-    unrouted      the share of destinations that have no source, as a gate with a capacity may leave them
-    dropped       how many choices a capacity dropped, if that was given
+    unrouted      the share of destinations without a source, which a gate with a capacity may leave
+    dropped       the number of choices that a capacity dropped, if given
     dropped_share the same as a share of all choices
     z_loss        :func:`dynroute.losses.router_z_loss`
     balance_loss  :func:`dynroute.losses.load_balance`
     ============= ==========================================================================================
 
-    The values are numbers of Python: those of a device are waited for. A logger takes the whole, for instance
-    ``writer.add_scalar(key, value, step)`` for each of them, ``wandb.log(figures)`` or Lightning's
+    The values are Python numbers, which waits for the device. Pass them to a logger, for instance with
+    ``writer.add_scalar(key, value, step)`` for each item, ``wandb.log(figures)`` or Lightning's
     ``self.log_dict(figures)``.
 
     Args:
         topology: The graph.
         route: The routes of at least one sample.
-        dropped: How many choices were dropped, ``gate.dropped`` of a gate with a capacity.
-        nodes: Whether to give the load of each node.
+        dropped: The number of dropped choices, ``gate.dropped`` of a gate with a capacity.
+        nodes: Whether to include the load of each node.
 
     Example:
         >>> net = ModelRouting([nn.Linear(5, 2) for _ in range(3)], TopK(2))
@@ -238,7 +238,7 @@ def metrics(
     """
     if not isinstance(topology, Topology):
         raise TypeError(f"`topology` must be a Topology, got {shown(topology)}; `net.topology` is one.")
-    with torch.no_grad():  # they check the route
+    with torch.no_grad():  # these calls also check the route
         z_loss, balance, mean_entropy = router_z_loss(route), load_balance(route), route_entropy(route)
     _check_shape("route", route.weights, topology)
     if not route.path.shape[:-2].numel():
@@ -259,16 +259,16 @@ def metrics(
 
 
 def similarity(figures: Tensor) -> Tensor:
-    r"""How much of their routes each two tasks share: the weighted Jaccard index of their rows.
+    r"""Computes how much of their routes each two tasks share, by the weighted Jaccard index.
 
     .. math:: J_{ab} = \frac{\sum_e \min(f_{ae}, f_{be})}{\sum_e \max(f_{ae}, f_{be})}
 
-    For sets, rows of 0 and 1, it is the size of their intersection by that of their union. The rows may be the
-    `edges` of a :class:`Summary`, its `used` (without the output, which all share: ``used[:, :-1]``), or its `weights`,
-    which tell tasks apart also where a gate reads every source.
+    For rows of 0 and 1 it is the size of the intersection divided by that of the union. Use the `edges` of a
+    :class:`Summary`, its `used` without the output (``used[:, :-1]``), or its `weights`, which differ between tasks
+    even if a gate reads every source.
 
     Args:
-        figures: What each task uses, not negative, with shape ``[N, ...]``.
+        figures: The use of nodes or edges by each task, not negative, with shape ``[N, ...]``.
 
     Returns:
         The similarities from 0 to 1, with shape ``[N, N]``; NaN for a task without samples.
@@ -299,7 +299,6 @@ def similarity(figures: Tensor) -> Tensor:
 
 def _check_shape(name: str, tensor: Tensor, topology: Topology) -> None:
     if tensor.shape[-2:] != topology.path_shape:
-        shape = ", ".join(str(size) for size in topology.path_shape)
         raise ValueError(
-            f"`{name}` must have shape (*, {shape}), got {tuple(tensor.shape)}; was it made by another topology?"
+            f"`{name}` must have shape {topology._slots}, got {tuple(tensor.shape)}; was it made by another topology?"
         )

@@ -1,7 +1,7 @@
-"""Pure functions of a route that can be added to a training loss.
+"""Auxiliary losses: pure functions of a route.
 
-Each but :func:`compute_cost` averages over the samples and over the destinations; all read the slots that exist from
-the route's logits.
+Except for :func:`compute_cost` they average over the samples and the destinations. Slots that do not exist have logits
+of -inf.
 """
 
 from collections.abc import Sequence
@@ -21,29 +21,30 @@ _NEWTON_STEPS = 40
 
 
 def compute_cost(route: Route, topology: Topology, costs: Sequence[float] | Tensor | None = None) -> Tensor:
-    r"""The expected number of modules that run for each sample, the output among them, or their expected cost.
+    r"""Computes the expected number of modules that run for each sample, including the output, or their expected cost.
 
     .. math:: C = \sum_j c_j r_j, \qquad r_n = 1, \qquad r_j = 1 - \prod_{i > j} (1 - r_i \, q^i_j)
 
-    From the output :math:`n` backwards, :math:`r_j` is the probability that some node that runs reads node j, and
-    :math:`q^i_j` that node i reads it: the probability that j is among as many draws without replacement from
-    :math:`\operatorname{softmax}(z^i)` as the path has sources. For one draw that is the softmax, and no two nodes read
-    j, so that :math:`r_j = \sum_i r_i \, q^i_j`. For more, it is :math:`1 - e^{-\lambda p_j}` with the :math:`\lambda`
-    with which all of a node add up to the number of draws (Rosén, 1972), and 1 where every source is drawn.
+    From the output :math:`n` backwards, :math:`r_j` is the probability that node j runs, and :math:`q^i_j` the
+    probability that node i reads it: that j is among k draws without replacement from
+    :math:`\operatorname{softmax}(z^i)`, where k is the number of sources on the path. For k = 1 it is the softmax, and
+    no two nodes read j, so :math:`r_j = \sum_i r_i \, q^i_j`. For larger k it is :math:`1 - e^{-\lambda p_j}`, with
+    :math:`\lambda` such that the sum over the sources is k (Rosén, 1972), and 1 if every source is drawn.
 
-    The sum is exact where nodes read one source, as for :class:`~dynroute.Hard`, or all. In between it takes the
-    readers of a node as independent; on small graphs, of which all paths can be enumerated, it is within a tenth of the
-    truth. :class:`~dynroute.Soft` runs all nodes, and no gradient changes that.
+    The cost is exact if nodes read one source, as for :class:`~dynroute.Hard`, or all. Otherwise it treats the readers
+    of a node as independent, and is within a tenth of the exact value on graphs that are small enough to enumerate.
+    :class:`~dynroute.Soft` runs all nodes, and no gradient changes that.
 
-    The gradient flows to the router: less cost is longer odds for what few other nodes read.
+    The gradient flows to the router and lowers the probability of sources that few other nodes read.
 
     Args:
         route: The routes, with batch shape ``*``.
         topology: Their graph.
-        costs: What each node costs, its parameters or microseconds for instance, with shape ``[num_nodes]``; 1 if None.
+        costs: The cost of each node, for instance its parameters or microseconds, with shape ``[num_nodes]``; 1 if
+            None.
 
     Returns:
-        The expected cost of each sample, with shape ``[*]``; a loss takes its mean, or hands it to a
+        The expected cost of each sample, with shape ``[*]``, to average in a loss or to pass to a
         :class:`dynroute.Budget`.
 
     Example:
@@ -56,8 +57,8 @@ def compute_cost(route: Route, topology: Topology, costs: Sequence[float] | Tens
         raise TypeError(f"`topology` must be a Topology, got {shown(topology)}; `net.topology` is one.")
     if route.logits.shape[-2:] != topology.path_shape:
         raise ValueError(
-            f"`route` must have shape (*, {topology.path_shape[0]}, {topology.path_shape[1]}), got "
-            f"{tuple(route.logits.shape)}; was it made by another topology?"
+            f"`route` must have shape {topology._slots}, got {tuple(route.logits.shape)}; was it made by another "
+            "topology?"
         )
     topology.check_path(route.path)
     price = _prices(costs, route.logits, topology)
@@ -82,12 +83,12 @@ def compute_cost(route: Route, topology: Topology, costs: Sequence[float] | Tens
 
 
 def load_balance(route: Route) -> Tensor:
-    r"""The auxiliary loss of the Switch Transformer: 1 when the sources of a node are used equally, up to n.
+    r"""Computes the load-balancing loss of the Switch Transformer, from 1 for an even load to n.
 
     .. math:: n \sum_j f_j P_j
 
-    :math:`f_j` is the share of choices that went to source :math:`j` and :math:`P_j` the mean probability of that
-    source, for each destination with its :math:`n` sources. The gradient flows through :math:`P`.
+    For each destination with :math:`n` sources, :math:`f_j` is the share of choices of source :math:`j` and :math:`P_j`
+    its mean probability. The gradient flows through :math:`P`.
 
     Example:
         >>> load_balance(TopK(2)(torch.zeros(8, 1, 4)))
@@ -104,7 +105,7 @@ def load_balance(route: Route) -> Tensor:
 
 
 def importance(route: Route) -> Tensor:
-    r"""The squared coefficient of variation of the weight that each source receives (Shazeer et al., 2017).
+    r"""Computes the squared coefficient of variation of the weights of the sources (Shazeer et al., 2017).
 
     .. math:: \frac{\operatorname{Var}_j(w_j)}{\operatorname{Mean}_j(w_j)^2}, \qquad w_j = \sum_b p_{bj}
 
@@ -114,17 +115,17 @@ def importance(route: Route) -> Tensor:
     """
     _check_route(route)
     exists = _batch_mean(_allowed(route).to(route.weights.dtype))
-    number = exists.sum(dim=-1, keepdim=True).clamp(min=1.0)
+    count = exists.sum(dim=-1, keepdim=True).clamp(min=1.0)
 
     weight = _batch_mean(route.weights)
-    mean = weight.sum(dim=-1, keepdim=True) / number
-    variance = ((weight - mean).square() * exists).sum(dim=-1, keepdim=True) / number
+    mean = weight.sum(dim=-1, keepdim=True) / count
+    variance = ((weight - mean).square() * exists).sum(dim=-1, keepdim=True) / count
 
     return (variance / mean.square().clamp(min=torch.finfo(mean.dtype).tiny)).mean()
 
 
 def router_z_loss(route: Route) -> Tensor:
-    r"""Keeps the logits small (ST-MoE): the mean of :math:`\log^2 \sum_j e^{z_j}`.
+    r"""Penalizes large logits (ST-MoE) by the mean of :math:`\log^2 \sum_j e^{z_j}`.
 
     Example:
         >>> router_z_loss(Soft()(torch.zeros(8, 1, 1)))
@@ -135,7 +136,7 @@ def router_z_loss(route: Route) -> Tensor:
 
 
 def route_entropy(route: Route) -> Tensor:
-    r"""The mean entropy, in nats, of the router's distribution over all the sources of a node.
+    r"""Computes the mean entropy, in nats, of the router's distribution over the sources of a node.
 
     .. math:: -\sum_j \operatorname{softmax}(z)_j \log \operatorname{softmax}(z)_j
 
@@ -152,25 +153,25 @@ def route_entropy(route: Route) -> Tensor:
 
 
 def _draw_probability(probability: Tensor, draws: Tensor) -> Tensor:
-    """The probability that each source is among some draws without replacement, in its closed form for many sources."""
+    """The probability that each source is among some draws without replacement, in its limit for many sources."""
     sources = (probability > 0).sum(dim=-1, keepdim=True)
-    every, one = draws >= sources, draws == 1
-    wanted = torch.where(every, sources.clamp(min=1) / 2, draws).to(probability.dtype)  # else there is no solution
+    draws_all, draws_one = draws >= sources, draws == 1
+    target = torch.where(draws_all, sources.clamp(min=1) / 2, draws).to(probability.dtype)  # any solvable number
 
     p = probability.detach()
     most, least = torch.finfo(p.dtype).max / 16, torch.finfo(p.dtype).tiny
-    scale = wanted
-    for _ in range(_NEWTON_STEPS):  # from below, where the sum of a concave function cannot overshoot
-        kept = torch.exp(-scale * p)
-        missing = wanted - (1 - kept).sum(dim=-1, keepdim=True)
-        scale = (scale + missing / (p * kept).sum(dim=-1, keepdim=True).clamp(min=least)).clamp(min=0.0, max=most)
-    # One step more, with the gradient of the implicit function.
-    kept = torch.exp(-scale * probability)
-    slope = (p * kept.detach()).sum(dim=-1, keepdim=True).clamp(min=least)
-    scale = scale + (wanted - (1 - kept).sum(dim=-1, keepdim=True)) / slope
+    scale = target
+    for _ in range(_NEWTON_STEPS):  # starts below the root of a concave function, so no step overshoots
+        undrawn = torch.exp(-scale * p)
+        missing = target - (1 - undrawn).sum(dim=-1, keepdim=True)
+        scale = (scale + missing / (p * undrawn).sum(dim=-1, keepdim=True).clamp(min=least)).clamp(min=0.0, max=most)
+    # One more step has the gradient of the implicit function.
+    undrawn = torch.exp(-scale * probability)
+    slope = (p * undrawn.detach()).sum(dim=-1, keepdim=True).clamp(min=least)
+    scale = scale + (target - (1 - undrawn).sum(dim=-1, keepdim=True)) / slope
 
     drawn = 1 - torch.exp(-scale * probability)
-    return torch.where(one, probability, torch.where(every, (probability > 0).to(p.dtype), drawn))
+    return torch.where(draws_one, probability, torch.where(draws_all, (probability > 0).to(p.dtype), drawn))
 
 
 def _prices(costs: Sequence[float] | Tensor | None, logits: Tensor, topology: Topology) -> Tensor:

@@ -1,9 +1,9 @@
-"""A module as a list of torch's basic operations, in one file that cannot run code.
+"""Programs: modules as lists of basic torch operations, stored in one file that cannot run code.
 
-The file is a safetensors file: the tensors are the parameters, and its metadata holds the operations as JSON. Loading
-looks them up by name among those that compute tensors from tensors, torch's core ATen operations and the few of
-:data:`EXTRA`. It needs neither the classes of the module nor its source. A .pt2 file of ``torch.export`` holds as much,
-but reading one may unpickle, and evaluates text that it contains: it is for files of one's own.
+It is a safetensors file with the parameters as tensors and the operations as JSON in the metadata. Loading looks them
+up by name among torch's core ATen operations and the few of :data:`EXTRA`, which only compute tensors from tensors. It
+needs neither the classes of the module nor its source. A .pt2 file of ``torch.export`` holds as much, but loading one
+may unpickle and evaluates text of the file, so it is only for files that one trusts.
 """
 
 import json
@@ -12,7 +12,6 @@ import operator
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .arguments import check_tensor, shown
+from .saving import import_safetensors
 
 __all__ = ["EXTRA", "FORMAT", "Program", "trace_program"]
 
@@ -27,21 +27,21 @@ FORMAT = "dynroute program 1"
 """The name of the format, in the metadata of a file."""
 
 EXTRA = ("linear.default", "linalg_vector_norm.default", "sort.stable")
-"""Operations beside torch's core ones that a program may have."""
+"""The operations allowed in a program beside torch's core ones."""
 
 Operation = tuple[str, str, list[Any], dict[str, Any]]
-"""The name of a value, the operation that makes it, and the arguments of that, as plain data."""
+"""The name of a value, the operation that computes it, and its arguments as plain data."""
 
 
 class Program(nn.Module):
-    """Operations and tensors that compute what a module did; :func:`trace_program` makes it.
+    """A traced module as operations and tensors; :func:`trace_program` makes it.
 
     Args:
-        operations: The operations in their order, as plain data.
+        operations: The operations in order, as plain data.
         output: The name of the value that is returned.
         tensors: The parameters, buffers and constants by name.
         features: The width of the input.
-        notes: What else is known of it, as plain data.
+        notes: Further plain data to store.
 
     Example:
         >>> import tempfile
@@ -80,18 +80,18 @@ class Program(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers there are, constants included."""
+        """The number of parameters, including constants."""
         return sum(tensor.numel() for tensor in self.buffers())
 
     def save(self, path: str | Path) -> None:
-        """Writes one safetensors file, which appears whole or not at all.
+        """Writes one safetensors file, which appears only when it is complete.
 
         Needs safetensors: ``pip install 'dynroute[safetensors]'``.
 
         Args:
             path: The file.
         """
-        path, save_file = Path(path), _safetensors("save").torch.save_file
+        path, save_file = Path(path), import_safetensors("Program.save").save_file
         description = {
             "operations": self.operations,
             "output": self.output,
@@ -110,43 +110,44 @@ class Program(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
-        """Reads what :meth:`save` wrote; nothing in the file can run.
+        """Loads a program from a file of :meth:`save`; no code in the file can run.
 
         Args:
             path: The file.
-            device: Where to put the tensors.
+            device: The device of the tensors.
         """
-        path, safe_open = Path(path), _safetensors("load").safe_open
+        import_safetensors("Program.load")
+        path, safe_open = Path(path), sys.modules["safetensors"].safe_open
         if not path.is_file():
             raise FileNotFoundError(f"{path} must be a file that Program.save wrote, there is none.")
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except Exception as error:  # damage shows in many ways
+        except Exception as error:  # damaged files raise many kinds of errors
             raise ValueError(f"`path` must be a whole safetensors file, {path} is not: {error}") from error
         if metadata.get("dynroute") != FORMAT:
             raise ValueError(f"`path` must be a file that Program.save wrote, {path} is another one.")
         try:
-            told = json.loads(metadata["program"])
-            ordered = {name: tensors[name] for name in told["tensors"]}
-            made = cls(told["operations"], told["output"], ordered, int(told["features"]), told["notes"])
+            stored = json.loads(metadata["program"])
+            ordered = {name: tensors[name] for name in stored["tensors"]}
+            program = cls(stored["operations"], stored["output"], ordered, int(stored["features"]), stored["notes"])
         except (LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:
             raise ValueError(f"`path` must hold operations that this torch has, {path} does not: {error}") from error
-        return made.to(device).eval()
+        return program.to(device).eval()
 
     def extra_repr(self) -> str:
         return f"{self.features} features, {len(self.operations)} operations, {self.parameter_count:,} numbers"
 
 
 def trace_program(module: nn.Module, x: Tensor, *, notes: Mapping[str, Any] | None = None) -> Program:
-    """Makes a program of what a module computes in evaluation, for batches of any size.
+    """Traces a module in evaluation mode to a program for batches of any size.
 
     Args:
-        module: A module of one input that ``torch.export`` can export. Where a router decides, samples need not take
-            the route of the example.
+        module: A module with one input that ``torch.export`` can export. Samples need not take the routes of the
+            example.
         x: An example of the input, with shape ``[batch, features]`` and at least two rows.
-        notes: What else is to be known of it, as plain data.
+        notes: Further plain data to store.
 
     Returns:
         The program, which shares no memory with the module.
@@ -175,17 +176,17 @@ def trace_program(module: nn.Module, x: Tensor, *, notes: Mapping[str, Any] | No
             part.training = mode
     table = getattr(torch.export, "default_decompositions", lambda: None)()
     if table is not None:
-        table.pop(torch.ops.aten.linear.default, None)  # two operations more for each, and no gain
+        table.pop(torch.ops.aten.linear.default, None)  # decomposed, it takes two more operations without a gain
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*treespec", FutureWarning)  # torch 2.13 warns of itself
+        warnings.filterwarnings("ignore", ".*treespec", FutureWarning)  # torch 2.13 warns about its own use
         exported = exported.run_decompositions(table)
     return _of_export(exported, x.shape[1], plain)
 
 
 def _of_export(exported: Any, features: int, notes: Mapping[str, Any]) -> Program:
-    """The program of an exported one."""
+    """Converts an exported program."""
     signature = exported.graph_signature
-    (given,), (result,) = signature.user_inputs, signature.user_outputs
+    (input_name,), (result,) = signature.user_inputs, signature.user_outputs
     stored = {
         **signature.inputs_to_parameters,
         **signature.inputs_to_buffers,
@@ -193,12 +194,12 @@ def _of_export(exported: Any, features: int, notes: Mapping[str, Any]) -> Progra
     }
     values = {**dict(exported.state_dict), **dict(exported.constants)}
     nodes = {node.name: node for node in exported.graph.nodes}
-    needed, left = set(), [nodes[result]]
-    while left:  # what only checks is needed by nothing
-        node = left.pop()
+    needed, queue = set(), [nodes[result]]
+    while queue:  # no node needs assertions, so they are dropped
+        node = queue.pop()
         if node not in needed:
             needed.add(node)
-            left += node.all_input_nodes
+            queue += node.all_input_nodes
     names: dict[fx.Node, str] = {}
     tensors: dict[str, Tensor] = {}
     operations: list[Operation] = []
@@ -206,8 +207,8 @@ def _of_export(exported: Any, features: int, notes: Mapping[str, Any]) -> Progra
         if node not in needed:
             continue
         if node.op == "placeholder":
-            names[node] = "x" if node.name == given else f"tensor:{stored[node.name]}"
-            if node.name != given:
+            names[node] = "x" if node.name == input_name else f"tensor:{stored[node.name]}"
+            if node.name != input_name:
                 tensors[stored[node.name]] = values[stored[node.name]].detach().clone()
             continue
         args, kwargs = (_plain(part, names) for part in (list(node.args), dict(node.kwargs)))
@@ -226,27 +227,27 @@ def _name(target: Any) -> str:
 
 
 def _operation(name: str) -> Callable[..., Any]:
-    """The operation of a name; a name of anything that may do more than compute is refused."""
+    """Looks up an operation by name; refuses everything but pure computation."""
     if name == "getitem":
         return operator.getitem
     packet, _, overload = name.partition(".")
-    known = packet.isidentifier() and overload.isidentifier() and not name.startswith("__")
-    found = getattr(getattr(torch.ops.aten, packet, None), overload, None) if known else None
-    if not isinstance(found, torch._ops.OpOverload) or not (torch.Tag.core in found.tags or name in EXTRA):
-        raise ValueError(f"{name!r} is no operation that a program may have.")
-    if torch.Tag.nondeterministic_seeded in found.tags:
-        raise ValueError(f"{name!r} draws numbers, and is no operation that a program may have.")
-    return found
+    valid = packet.isidentifier() and overload.isidentifier() and not name.startswith("__")
+    operation = getattr(getattr(torch.ops.aten, packet, None), overload, None) if valid else None
+    if not isinstance(operation, torch._ops.OpOverload) or not (torch.Tag.core in operation.tags or name in EXTRA):
+        raise ValueError(f"{name!r} is not an operation that a program may have.")
+    if torch.Tag.nondeterministic_seeded in operation.tags:
+        raise ValueError(f"{name!r} draws random numbers and is not an operation that a program may have.")
+    return operation
 
 
 def _plain(value: Any, names: Mapping[fx.Node, str]) -> Any:
-    """An argument of an operation as plain data: tensors and sizes by the names of their values."""
+    """Converts an argument of an operation to plain data: tensors and sizes become the names of their values."""
     if isinstance(value, fx.Node):
         return {"value": names[value]}
     if isinstance(value, (list, tuple)):
-        return [_plain(each, names) for each in value]
+        return [_plain(item, names) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(each, names) for key, each in value.items()}
+        return {key: _plain(item, names) for key, item in value.items()}
     if isinstance(value, torch.device):
         return {"device": True}
     for kind, what in ((torch.dtype, "dtype"), (torch.layout, "layout"), (torch.memory_format, "memory_format")):
@@ -262,28 +263,28 @@ def _plain(value: Any, names: Mapping[fx.Node, str]) -> Any:
 def _compile(
     operations: list[Operation], output: str, tensors: list[str], device: torch.device
 ) -> Callable[..., Tensor]:
-    """A function of the input and the tensors. torch.fx writes its source, and no text of a file gets into it."""
+    """Compiles a function of the input and the tensors; torch.fx writes its source without any text of the file."""
     graph = fx.Graph()
-    made: dict[str, fx.Node] = {"x": graph.placeholder("x")}
+    values: dict[str, fx.Node] = {"x": graph.placeholder("x")}
     for i, name in enumerate(tensors):
-        made[f"tensor:{name}"] = graph.placeholder(f"tensor_{i}")
+        values[f"tensor:{name}"] = graph.placeholder(f"tensor_{i}")
 
     def read(tree: Any) -> Any:
         match tree:
             case {"value": str(name)}:
-                return made[name]
+                return values[name]
             case {"dtype": str(name)} | {"layout": str(name)} | {"memory_format": str(name)}:
                 (kind,) = tree
-                found = getattr(torch, name, None)
-                if not isinstance(found, getattr(torch, kind)):
-                    raise ValueError(f"{name!r} is no {kind} of torch.")
-                return found
+                value = getattr(torch, name, None)
+                if not isinstance(value, getattr(torch, kind)):
+                    raise ValueError(f"{name!r} is not a {kind} of torch.")
+                return value
             case {"float": "inf" | "-inf" | "nan" as text}:
                 return float(text)
             case {"device": True}:
                 return device
             case list():
-                return [read(each) for each in tree]
+                return [read(item) for item in tree]
             case None | bool() | int() | float():
                 return tree
         raise ValueError(f"an argument must be a number, a value or a list, got {shown(tree)}.")
@@ -291,17 +292,8 @@ def _compile(
     for name, operation, args, kwargs in operations:
         if not all(isinstance(key, str) and key.isidentifier() for key in kwargs):
             raise ValueError(f"keywords must be names, got {shown(list(kwargs))}.")
-        given = {key: read(value) for key, value in kwargs.items()}
-        made[str(name)] = graph.call_function(_operation(operation), tuple(read(each) for each in args), given)
-    graph.output(made[output])
+        keywords = {key: read(value) for key, value in kwargs.items()}
+        values[str(name)] = graph.call_function(_operation(operation), tuple(map(read, args)), keywords)
+    graph.output(values[output])
     graph.lint()
-    function = fx.GraphModule({}, graph)
-    return function.forward
-
-
-def _safetensors(method: str) -> Any:
-    try:
-        import_module("safetensors.torch")
-    except ImportError as error:
-        raise ImportError(f"`Program.{method}` needs safetensors; type: pip install 'dynroute[safetensors]'") from error
-    return sys.modules["safetensors"]
+    return fx.GraphModule({}, graph).forward

@@ -1,4 +1,4 @@
-"""The routes of a model, collected while it runs and by the names of its layers."""
+"""Recordings of the routes of a model while it runs, by layer name."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,11 +43,11 @@ class Record:
     """The names of the tasks, by id."""
 
     dropped: tuple[Tensor, ...] = ()
-    """How many choices each pass dropped, if the gate has a capacity (:attr:`dynroute.Gate.capacity`)."""
+    """The number of choices that each pass dropped, if the gate has a capacity (:attr:`dynroute.Gate.capacity`)."""
 
     @property
     def route(self) -> Route:
-        """The routes of all passes, one after the other along the first batch dimension."""
+        """The routes of all passes, concatenated along the first batch dimension."""
         if len(self.passes) == 1:
             return self.passes[0]
         batches = [tuple(route.path.shape[:-2]) for route in self.passes]
@@ -75,15 +75,15 @@ class Record:
 
     @property
     def load_history(self) -> Tensor:
-        """The share of the samples of each pass for which each node runs, the output left out, ``[passes, nodes]``."""
+        """The share of the samples for which each node runs, without the output, with shape ``[passes, nodes]``."""
         used = [self.topology.used(route.path)[..., :-1] for route in self.passes]
-        return torch.stack([each.reshape(-1, each.shape[-1]).double().mean(dim=0) for each in used])
+        return torch.stack([nodes.reshape(-1, nodes.shape[-1]).double().mean(dim=0) for nodes in used])
 
     def metrics(self, *, nodes: bool = True) -> dict[str, float]:
-        """Figures of all passes together as plain numbers for a logger, see :func:`dynroute.inspect.metrics`.
+        """Computes statistics of all passes as plain numbers for a logger, see :func:`dynroute.inspect.metrics`.
 
         Args:
-            nodes: Whether to give the load of each node.
+            nodes: Whether to include the load of each node.
         """
         samples = (Route(*(tensor.reshape(-1, *tensor.shape[-2:]) for tensor in route)) for route in self.passes)
         route = Route(*map(torch.cat, zip(*samples, strict=True)))
@@ -94,20 +94,20 @@ class Record:
         """Draws the load of the nodes from pass to pass, see :func:`dynroute.inspect.draw_load`.
 
         Args:
-            title: Stands above the picture.
+            title: The title above the picture.
         """
         return draw_load(self.load_history, title=title)
 
     def summary(self) -> Summary:
-        """The figures of each task, see :func:`dynroute.inspect.summarize`; one row for all samples if unlabelled."""
+        """Summarizes the routes of each task (:func:`dynroute.inspect.summarize`), or of all samples if unlabelled."""
         return summarize(self.topology, self.route, self.task, num_tasks=len(self.task_names) or None)
 
     def draw(self, *, title: str = "Mean route", columns: int = 3) -> str:
         """Draws the mean route of each task, or of all samples if they are not labelled, as one SVG picture.
 
         Args:
-            title: Stands above the picture.
-            columns: How many tasks stand side by side.
+            title: The title above the picture.
+            columns: The number of tasks side by side.
         """
         summary = self.summary()
         weights, used = summary.weights.nan_to_num(), summary.used.nan_to_num()  # a task without samples uses nothing
@@ -141,9 +141,9 @@ class Record:
 
 
 class Recording(Mapping[str, Record]):
-    """The records of the layers that ran, by the names that ``module.named_modules()`` gives them.
+    """The records of the layers that ran, by their names in ``module.named_modules()``.
 
-    The name of a model that is itself a routed layer is ``""``. A notebook shows a recording as pictures and tables.
+    A model that is itself a routed layer has the name ``""``. Notebooks show a recording as pictures and tables.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 4, 2)
@@ -161,11 +161,11 @@ class Recording(Mapping[str, Record]):
         self._task_names: tuple[str, ...] = ()
 
     def label(self, task: Tensor, names: Sequence[str] | None = None) -> None:
-        """Says of which task the samples are; the labels of several passes are given one after the other.
+        """Labels the samples with their tasks, one call for each pass.
 
         Args:
-            task: Task ids, integers with the batch shape of the passes.
-            names: What the tasks are called, by id.
+            task: Task ids, integers with the batch shape of the pass.
+            names: The names of the tasks, by id.
         """
         check_task(task)
         if names is not None:
@@ -180,13 +180,13 @@ class Recording(Mapping[str, Record]):
         self._task_names = self._task_names if names is None else tuple(map(str, names))
 
     def metrics(self, *, nodes: bool = True) -> dict[str, float]:
-        """Figures of all layers as plain numbers for a logger, under ``layer/key``.
+        """Computes statistics of all layers as plain numbers for a logger, under ``layer/key``.
 
-        The keys are those of :func:`dynroute.inspect.metrics`; a model that is itself a routed layer has no name.
-        Record some steps of training, and log what they give.
+        The keys are those of :func:`dynroute.inspect.metrics`, without a prefix for a model that is itself a routed
+        layer.
 
         Args:
-            nodes: Whether to give the load of each node.
+            nodes: Whether to include the load of each node.
 
         Example:
             >>> model = nn.Sequential(nn.Linear(5, 8), ModelRouting.ffn(8, 16, 4, TopK(2, capacity=1.0)))
@@ -211,8 +211,8 @@ class Recording(Mapping[str, Record]):
                 f"no route of {name!r} was recorded; did the model run inside the block, in this thread, and not as "
                 "compiled code?"
             )
-        known = ", ".join(map(repr, self._topologies))
-        raise KeyError(f"{name!r} is no routed layer of the model; those are {known}.")
+        layers = ", ".join(map(repr, self._topologies))
+        raise KeyError(f"{name!r} is not a routed layer of the model; those are {layers}.")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._passes)
@@ -234,20 +234,19 @@ class Recording(Mapping[str, Record]):
 
 @contextmanager
 def record(module: nn.Module, *, device: torch.device | str | None = None) -> Iterator[Recording]:
-    """Collects the routes of a model's routed layers while it runs inside the block.
+    """Records the routes of a model's routed layers while it runs inside the block.
 
-    Nothing is put on the modules: copies and pickles made inside the block are what they always are. The routes are
-    detached, and stay when the block ends. All forward passes of the thread are heard, in training as in evaluation
-    mode, whether they return their routes or not. :meth:`RoutedGraph.route` alone is no pass, and what activation
-    checkpointing runs again is another one. A layer inside a node sees the samples that reach it, in evaluation mode
-    perhaps a part of the batch.
+    The modules are not modified, so copies and pickles made inside the block are as usual. The routes are detached and
+    remain after the block. All forward passes of the thread are recorded, in training and in evaluation, whether they
+    return their routes or not. :meth:`RoutedGraph.route` alone does not count, and a recomputation of activation
+    checkpointing counts again. A layer inside a node sees only the samples that reach it.
 
-    Compiled and exported code does not tell its routes: record the model as it was before. Functions under
-    ``torch.func`` have no values to keep, and raise an error.
+    Compiled and exported code does not report its routes; record the original model. Functions under ``torch.func``
+    raise an error.
 
     Args:
-        module: A routed layer, or a model that holds some.
-        device: Where to keep the routes, for instance "cpu"; where they were made if None.
+        module: A routed layer, or a model that contains some.
+        device: The device to store the routes on, for instance "cpu"; default: their own.
 
     Yields:
         The :class:`Recording`, a mapping that fills as the model runs.

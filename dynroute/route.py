@@ -1,4 +1,4 @@
-"""What a gate decided: the logits it saw, the sources it chose and the weights that mix them."""
+"""The decision of a gate: the logits, the chosen sources and the weights that mix them."""
 
 import threading
 from collections.abc import Callable
@@ -15,8 +15,8 @@ __all__ = ["Route", "listeners", "report"]
 class Route(NamedTuple):
     """The decision of a gate for a batch of samples.
 
-    All three tensors have shape ``[*, T, S]``: a row for each node that reads other nodes, a column for each source of
-    that node. Slots that a node does not have hold a logit of -inf, a path of False and a weight of exactly 0.
+    All three tensors have shape ``[*, T, S]``: a row for each node that reads other nodes, a column for each of its
+    sources. Slots that do not exist hold a logit of -inf, a path of False and a weight of exactly 0.
 
     Example:
         >>> route = Soft()(torch.zeros(7, 2, 2))
@@ -57,7 +57,7 @@ Listener = Callable[[nn.Module, Route], None]
 
 
 class _Listening(threading.local):
-    """Who wants to hear of routes, one list for each thread."""
+    """The listeners, one list for each thread."""
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
@@ -67,7 +67,7 @@ _listening = _Listening()
 
 
 def listeners() -> list[Listener]:
-    """The functions that hear of every pass of this thread; :func:`report` calls them with the graph and its route.
+    """The functions that :func:`report` calls in this thread, with the graph and its route, at every pass.
 
     :func:`dynroute.record` adds one while its block runs.
 
@@ -79,7 +79,7 @@ def listeners() -> list[Listener]:
 
 
 def report(graph: nn.Module, route: Route) -> None:
-    """Tells all :func:`listeners` by which route a graph runs; compiled code tells nobody.
+    """Passes a graph and its route to all :func:`listeners`; does nothing in compiled code.
 
     Every forward pass of a :class:`dynroute.RoutedGraph` calls it.
 

@@ -1,4 +1,4 @@
-"""Folders with a layer's arguments as JSON and its parameters as safetensors: nothing in them can run."""
+"""Saving modules to a folder, with arguments as JSON and parameters as safetensors; loading one runs no code of it."""
 
 import inspect
 import json
@@ -17,10 +17,20 @@ from .banks import are_adjacent, keep_adjacent
 from .gates import Gate
 from .topology import Topology
 
-__all__ = ["CONFIG", "WEIGHTS", "Filled", "Makes", "Pretrained", "from_pretrained", "kept_arguments", "save_pretrained"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "Filled",
+    "Makes",
+    "Pretrained",
+    "from_pretrained",
+    "import_safetensors",
+    "kept_arguments",
+    "save_pretrained",
+]
 
 CONFIG = "config.json"
-"""The file that says which classes are made with which arguments."""
+"""The file with the classes and their arguments."""
 
 WEIGHTS = "model.safetensors"
 """The file with the parameters and buffers."""
@@ -29,7 +39,7 @@ Plain = bool | int | float | str | None
 
 
 class Makes(NamedTuple):
-    """An argument that is called to make a module, such as the `activation` of a builder; it is saved as the module.
+    """An argument that makes a module, such as the `activation` of a builder; it is saved as that module.
 
     Example:
         >>> dynroute.saving.Makes(nn.SiLU())
@@ -37,11 +47,11 @@ class Makes(NamedTuple):
     """
 
     module: nn.Module
-    """The module that a call made."""
+    """The module that it made."""
 
 
 class Filled(NamedTuple):
-    """A tensor argument whose numbers are among the parameters and buffers of the module; its shape alone is saved.
+    """A tensor argument that is also a parameter or buffer of the module; only its shape is saved.
 
     Example:
         >>> dynroute.saving.Filled((10, 768))
@@ -53,16 +63,16 @@ class Filled(NamedTuple):
 
 
 class Pretrained(nn.Module):
-    """A module that saves itself to a folder, and is made again from one.
+    """A module with ``save_pretrained`` and ``from_pretrained``.
 
-    With ``huggingface_hub`` a class of your own can have both: ``class Mixture(ModelRouting, PyTorchModelHubMixin)``,
-    with the routed layer first, has ``push_to_hub``, and ``from_pretrained`` of it takes the name of a repository.
+    It combines with ``huggingface_hub``: ``class Mixture(ModelRouting, PyTorchModelHubMixin)``, with the routed layer
+    first, has ``push_to_hub``, and its ``from_pretrained`` accepts the name of a repository.
     """
 
     def constructor_arguments(self) -> dict[str, Any]:
-        """The arguments that make a module like this one.
+        """The arguments that construct an equal module.
 
-        By default each argument of the constructor is the attribute of the same name. Override it where that is not so.
+        By default each is the attribute of the same name; override it if that does not hold.
         """
         return kept_arguments(self)
 
@@ -70,7 +80,7 @@ class Pretrained(nn.Module):
         """Saves the module to a folder, see :func:`dynroute.save_pretrained`.
 
         Args:
-            folder: The folder, which is made.
+            folder: The folder, which is created.
             hub: Options of ``huggingface_hub``, for classes that have its mixin.
         """
         mixin = getattr(super(), "save_pretrained", None)
@@ -89,12 +99,12 @@ class Pretrained(nn.Module):
         device: torch.device | str | None = None,
         **hub: Any,
     ) -> Self:
-        """Makes a module again from a folder, see :func:`dynroute.from_pretrained`.
+        """Loads a module from a folder, see :func:`dynroute.from_pretrained`.
 
         Args:
             folder: The folder.
-            classes: Further classes that may be made.
-            device: Where to put the parameters; the CPU if None.
+            classes: Further classes that may be constructed.
+            device: The device of the parameters; the CPU if None.
             hub: Options of ``huggingface_hub``, for classes that have its mixin.
 
         Example:
@@ -116,7 +126,7 @@ class Pretrained(nn.Module):
         return cls._from_pretrained(model_id=str(folder), classes=classes, device=device)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_pretrained(self, save_directory)  # the mixin calls this one
+        save_pretrained(self, save_directory)  # the mixin of huggingface_hub calls this method
 
     @classmethod
     def _from_pretrained(
@@ -142,15 +152,15 @@ class Pretrained(nn.Module):
 def save_pretrained(module: nn.Module, folder: str | Path) -> None:
     """Saves a module to a folder: its classes and their arguments in ``config.json``, its parameters as safetensors.
 
-    Saved are classes of dynroute and of ``torch.nn``, and your own if each argument of their constructor is kept as an
-    attribute of the same name, or if they have a method ``constructor_arguments``. It is tried whether the module can
-    be made again, so that what cannot be loaded is not saved. Hooks are not saved.
+    It saves classes of dynroute and ``torch.nn``, and your own if each argument of their constructor is an attribute of
+    the same name or they have a method ``constructor_arguments``. Before anything is written, the module is constructed
+    again as a test. Hooks are not saved.
 
     Needs safetensors: ``pip install 'dynroute[safetensors]'``.
 
     Args:
         module: The module.
-        folder: The folder, which is made.
+        folder: The folder, which is created.
 
     Example:
         >>> import tempfile
@@ -165,18 +175,18 @@ def save_pretrained(module: nn.Module, folder: str | Path) -> None:
         raise TypeError(f"`module` must be a module, got {shown(module)}.")
     if not isinstance(folder, str | Path):
         raise TypeError(f"`folder` must be a path, got {shown(folder)}.")
-    safetensors = _safetensors("save_pretrained")
+    safetensors = import_safetensors("save_pretrained")
     writer = _Writer()
     tree = writer.module(module, "module")
     with torch.device("meta"):
         try:
-            made = _Reader({_name(kind): kind for kind in writer.classes}).module(tree)
+            rebuilt = _Reader({_name(kind): kind for kind in writer.classes}).module(tree)
         except _NotMadeError as error:
             raise ValueError(
                 "`module` must be of classes that can be made again by their arguments, but one cannot: "
                 f"{error.kind}: {error.__cause__}"
             ) from error
-        _check_same(module, made)
+        _check_same(module, rebuilt)
     library = sys.modules[__package__ or "dynroute"]
     config = {"format": "dynroute", "version": library.__version__, "module": tree}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
@@ -190,14 +200,14 @@ def save_pretrained(module: nn.Module, folder: str | Path) -> None:
 def from_pretrained(
     folder: str | Path, *, classes: Iterable[type[nn.Module]] = (), device: torch.device | str | None = None
 ) -> nn.Module:
-    """Makes a module again that :func:`save_pretrained` saved.
+    """Loads a module that :func:`save_pretrained` saved.
 
-    No code of the folder runs: only classes of dynroute and ``torch.nn`` are made, and those that are given.
+    No code of the folder runs: it constructs only classes of dynroute, of ``torch.nn`` and of `classes`.
 
     Args:
         folder: The folder.
-        classes: Your own classes that the module has parts of.
-        device: Where to put the parameters; the CPU if None.
+        classes: Your own classes in the module.
+        device: The device of the parameters; the CPU if None.
 
     Returns:
         The module, in evaluation mode.
@@ -209,14 +219,14 @@ def from_pretrained(
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise TypeError(f"`classes` must list classes of modules, got {shown(kind)}.")
         given[_name(kind)] = kind
-    safetensors = _safetensors("from_pretrained")
+    safetensors = import_safetensors("from_pretrained")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"`folder` must hold {CONFIG} and {WEIGHTS}, but {folder / name} is missing.")
     try:
         config = json.loads((folder / CONFIG).read_text())
         tensors: dict[str, Tensor] = safetensors.load_file(folder / WEIGHTS)
-    except Exception as error:  # damage shows in many ways
+    except Exception as error:  # damaged files raise many kinds of errors
         raise ValueError(f"`folder` must hold files that can be read, but {folder} does not: {error}") from error
     if not isinstance(config, dict) or config.get("format") != "dynroute":
         raise ValueError(f"`folder` must hold what `save_pretrained` wrote, but {folder / CONFIG} is of another kind.")
@@ -228,13 +238,13 @@ def from_pretrained(
 
 
 def kept_arguments(module: nn.Module, others: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The arguments of a module's constructor, each the attribute of the same name, `device` and `dtype` left out.
+    """Reads the arguments of a module's constructor from the attributes of the same names, except `device` and `dtype`.
 
-    An argument that is not kept is an error; classes of ``torch.nn`` may leave out what has a default.
+    A missing attribute is an error, except for arguments with a default in classes of ``torch.nn``.
 
     Args:
         module: The module.
-        others: Arguments that are not taken from attributes, by name; what the constructor does not take is left out.
+        others: Arguments by name that are not attributes; names that the constructor does not take are ignored.
 
     Example:
         >>> dynroute.saving.kept_arguments(TopK(2, capacity=1.5))
@@ -244,13 +254,13 @@ def kept_arguments(module: nn.Module, others: Mapping[str, Any] | None = None) -
     if kind.__init__ is nn.Module.__init__:
         return {}
     of_torch = kind.__module__.startswith("torch.")
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
         several = parameter.kind is parameter.VAR_POSITIONAL
         if name in ("device", "dtype") or parameter.kind is parameter.VAR_KEYWORD or (several and _is_known(kind)):
             continue
         if name in others:
-            found[name] = others[name]
+            arguments[name] = others[name]
             continue
         value = getattr(module, name, parameter.default if of_torch else parameter.empty)
         if value is parameter.empty or several:
@@ -260,8 +270,8 @@ def kept_arguments(module: nn.Module, others: Mapping[str, Any] | None = None) -
             )
         if name == "bias" and (value is None or isinstance(value, Tensor)):
             value = value is not None
-        found[name] = value
-    return found
+        arguments[name] = value
+    return arguments
 
 
 class _Writer:
@@ -279,17 +289,19 @@ class _Writer:
         if not _is_known(kind):
             self.classes.add(kind)
         if kind in (nn.Sequential, nn.ModuleList):
-            parts = {name: part for name, part in module._modules.items() if part is not None}  # one may be there twice
+            parts = {
+                name: part for name, part in module._modules.items() if part is not None
+            }  # includes repeated parts
             children = {name: self.module(part, f"{place}.{name}") for name, part in parts.items()}
             return {"class": _name(kind), "children": children}
-        own = getattr(module, "constructor_arguments", None)
-        arguments = own() if callable(own) else kept_arguments(module)
+        method = getattr(module, "constructor_arguments", None)
+        arguments = method() if callable(method) else kept_arguments(module)
         tree = {
             "class": _name(kind),
             "arguments": {name: self.value(value, f"{place}.{name}") for name, value in arguments.items()},
         }
         if isinstance(module, Gate) and "capacity" not in arguments and module.capacity is not None:
-            tree["capacity"] = self.value(module.capacity, f"{place}.capacity")  # every gate can be given one
+            tree["capacity"] = self.value(module.capacity, f"{place}.capacity")  # it can be set on every gate
         return tree
 
     def value(self, value: object, place: str) -> Any:
@@ -302,10 +314,10 @@ class _Writer:
         if isinstance(value, Topology):
             return {"topology": [list(parents) for parents in value.parents]}
         if isinstance(value, list | tuple):
-            found = [self.value(each, f"{place}[{i}]") for i, each in enumerate(value)]
-            parts = [each for each in value if isinstance(each, nn.Module)]
+            items = [self.value(item, f"{place}[{i}]") for i, item in enumerate(value)]
+            parts = [item for item in value if isinstance(item, nn.Module)]
             adjacent = len(parts) == len(value) > 1 and are_adjacent(parts)
-            return {"adjacent": found} if adjacent else found
+            return {"adjacent": items} if adjacent else items
         if isinstance(value, bool | int | str) or value is None or (isinstance(value, float) and math.isfinite(value)):
             return value
         raise TypeError(
@@ -323,10 +335,10 @@ class _NotMadeError(ValueError):
 
 
 class _Reader:
-    """Makes modules of plain data."""
+    """Makes modules from plain data."""
 
-    def __init__(self, given: Mapping[str, type[nn.Module]]) -> None:
-        self._given = given
+    def __init__(self, classes: Mapping[str, type[nn.Module]]) -> None:
+        self._classes = classes
         self._made: dict[int, nn.Module] = {}
         self._seen = 0
 
@@ -343,7 +355,7 @@ class _Reader:
                     inner = self.module(part)
                     try:
                         made.add_module(child, inner)
-                    except KeyError as error:  # torch refuses dots and names that are taken
+                    except KeyError as error:  # torch refuses dots and attribute names
                         raise ValueError(
                             f"`folder` must describe the parts of {name} by names, got {child!r}: {error.args[0]}."
                         ) from error
@@ -355,7 +367,7 @@ class _Reader:
                     capacity: Any = others.get("capacity")
                     if isinstance(made, Gate) and capacity is not None:
                         made.capacity = capacity
-                except Exception as error:  # a class may fail in any way on arguments that are not its own
+                except Exception as error:  # wrong arguments raise many kinds of errors
                     raise _NotMadeError(name, error) from error
             case _:
                 raise ValueError(f"`folder` must describe a module by its class and arguments, got {shown(tree)}.")
@@ -378,8 +390,8 @@ class _Reader:
                 keep_adjacent(modules)
                 return modules
             case list():
-                values = [self.value(each) for each in tree]
-                return values if any(isinstance(each, nn.Module | list) for each in values) else tuple(values)
+                values = [self.value(item) for item in tree]
+                return values if any(isinstance(value, nn.Module | list) for value in values) else tuple(values)
             case dict():
                 raise ValueError(f"`folder` must describe arguments, got {shown(tree)}.")
         return tree
@@ -395,15 +407,15 @@ class _Reader:
         return self._seen - 1
 
     def _kind(self, name: str) -> type[nn.Module]:
-        package, _, own = name.rpartition(".")
+        package, _, class_name = name.rpartition(".")
         kind: object = None
         if package == "torch.nn":
-            kind = getattr(nn, own, None)
+            kind = getattr(nn, class_name, None)
         elif package == "dynroute":
             library = sys.modules[__package__ or "dynroute"]
-            kind = getattr(library, own) if own in library.__all__ else None
+            kind = getattr(library, class_name) if class_name in library.__all__ else None
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            kind = self._given.get(name)
+            kind = self._classes.get(name)
         if kind is None:
             raise ValueError(
                 f"`classes` must hold {name}, which the folder has parts of; only classes of dynroute and torch.nn are "
@@ -419,25 +431,25 @@ def _name(kind: type[nn.Module]) -> str:
 
 
 def _is_known(kind: type[nn.Module]) -> bool:
-    """Whether a class is one of dynroute or torch.nn, which are found by their names."""
+    """Whether a class is one of dynroute or torch.nn, found by its name."""
     return getattr(nn, kind.__name__, None) is kind or getattr(sys.modules.get("dynroute"), kind.__name__, None) is kind
 
 
-def _check_same(module: nn.Module, made: nn.Module) -> None:
-    """Raises an error if a module that was made from the arguments of another one is not like it."""
-    wanted, got = (
-        {name: t.shape for name, t in each.state_dict().items()}
-        | {name: repr(part) for name, part in each.named_modules() if isinstance(part, Gate)}
-        for each in (module, made)
+def _check_same(module: nn.Module, rebuilt: nn.Module) -> None:
+    """Raises an error if a module rebuilt from the arguments of another one differs from it."""
+    expected, got = (
+        {name: tensor.shape for name, tensor in net.state_dict().items()}
+        | {name: repr(part) for name, part in net.named_modules() if isinstance(part, Gate)}
+        for net in (module, rebuilt)
     )
     ties = [
         sorted(
-            sorted(name for name, other in each.named_parameters(remove_duplicate=False) if other is parameter)
-            for parameter in each.parameters()
+            sorted(name for name, other in net.named_parameters(remove_duplicate=False) if other is parameter)
+            for parameter in net.parameters()
         )
-        for each in (module, made)
+        for net in (module, rebuilt)
     ]
-    differing = [name for name in {**wanted, **got} if wanted.get(name) != got.get(name)]
+    differing = [name for name in {**expected, **got} if expected.get(name) != got.get(name)]
     if differing or ties[0] != ties[1]:
         where = f"`{differing[0]}` differs" if differing else "other parameters are shared"
         raise ValueError(
@@ -460,7 +472,8 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         raise ValueError(f"`folder` must hold the parameters of a module, but {path} does not fit: {error}") from error
 
 
-def _safetensors(function: str) -> Any:
+def import_safetensors(function: str) -> Any:
+    """Imports ``safetensors.torch`` for a function; the error says what to install."""
     try:
         return import_module("safetensors.torch")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Routing in models that exist: a dense part becomes a mixture, and parts of a model are replaced."""
+"""Adding routing to existing models: turning a dense part into a mixture, and replacing parts of a model."""
 
 import copy
 import fnmatch
@@ -26,18 +26,17 @@ def upcycle(
     protect: str = "none",
     backend: str = "auto",
 ) -> ModelRouting:
-    """Makes a mixture of copies of a module, which computes what the module does (sparse upcycling).
+    """Makes a mixture of copies of a module that computes the same as the module (sparse upcycling).
 
-    The copies are equal at first, and the weights of a sample sum to 1, so that the mixture is the module at that
-    moment, whatever its router says. The experts part ways as each learns from the samples that choose it. The module
-    itself is left alone (Komatsuzaki et al., 2023).
+    The copies are equal at first and the weights of a sample sum to 1, so the router does not matter yet. The experts
+    diverge as each learns from the samples that choose it. The module itself is not changed (Komatsuzaki et al., 2023).
 
     Args:
         dense: The module, for instance the feed-forward part of a transformer block.
         num_experts: The number of copies.
         gate: Turns logits into a route, with weights that sum to 1; ``TopK(2)`` if None.
         router: Turns a context into logits; a :class:`LinearRouter` if None.
-        context_features: The width of the context; that of the input if None, which linear layers tell.
+        context_features: The width of the context; default: that of the input, read from the linear layers.
         protect: As for :class:`ModelRouting`.
         backend: As for :class:`ModelRouting`.
 
@@ -65,14 +64,14 @@ def upcycle(
 def swap(model: nn.Module, where: Where, make: Callable[[nn.Module], nn.Module]) -> dict[str, nn.Module]:
     """Replaces parts of a model in place, for instance by routed layers.
 
-    Nothing is replaced unless all new parts could be made. Inside a part that is replaced nothing else is; a part that
-    is used under several names is replaced under all of them by one new part. New parts take the mode of the old ones,
-    training or evaluation.
+    Parts are replaced only after all new parts were made. Nothing inside a replaced part is replaced separately. A part
+    with several names is replaced under all of them by one new part. New parts keep the mode of the old ones, training
+    or evaluation.
 
     Args:
         model: The model.
-        where: Which parts: a pattern for their names (``"layers.*.mlp"``, as in ``fnmatch``, where ``*`` crosses
-            dots), a class or a tuple of classes, or a function of name and module that returns whether to replace it.
+        where: The parts to replace: a pattern for their names (``"layers.*.mlp"``, as in ``fnmatch``, where ``*``
+            crosses dots), a class or a tuple of classes, or a function of name and module that returns a boolean.
         make: Takes an old part and returns the new one.
 
     Returns:
@@ -90,37 +89,37 @@ def swap(model: nn.Module, where: Where, make: Callable[[nn.Module], nn.Module])
         raise TypeError(f"`make` must be a function of the old module, got {shown(make)}.")
     matches = _predicate(where)
 
-    found: dict[str, nn.Module] = {}
+    old: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        inside = any(name.startswith(f"{outer}.") for outer in found)
+        inside = any(name.startswith(f"{outer}.") for outer in old)
         if name and not inside and matches(name, module):
-            found[name] = module
-    if not found:
+            old[name] = module
+    if not old:
         if matches("", model):
             raise ValueError(
                 f"`where` must match a part of the model, but {shown(where)} matches the model alone, which cannot be "
                 "replaced in place; call `make(model)` instead."
             )
         names = [name for name, _ in model.named_modules() if name]
-        known = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" or "no parts"
+        parts = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" or "no parts"
         raise ValueError(
-            f"`where` must match a part of the model, but {shown(where)} matches none of {known}; print(model) shows "
+            f"`where` must match a part of the model, but {shown(where)} matches none of {parts}; print(model) shows "
             "them all."
         )
 
-    made = {module: _made(name, module, make) for name, module in reversed(list(found.items()))}
-    for name, module in found.items():
+    new = {module: _replacement(name, module, make) for name, module in reversed(list(old.items()))}
+    for name, module in old.items():
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, made[module])
-    return found
+        setattr(model.get_submodule(parent), child, new[module])
+    return old
 
 
 def _predicate(where: Where) -> Callable[[str, nn.Module], bool]:
     if isinstance(where, str):
         return lambda name, module: bool(name) and fnmatch.fnmatchcase(name, where)
     classes = where if isinstance(where, tuple) else (where,)
-    if classes and all(isinstance(each, type) and issubclass(each, nn.Module) for each in classes):
-        return lambda name, module: isinstance(module, classes)  # type: ignore[arg-type]  # they are classes
+    if classes and all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in classes):
+        return lambda name, module: isinstance(module, classes)  # type: ignore[arg-type]  # all are classes
     if callable(where) and not isinstance(where, type | nn.Module):
         return lambda name, module: bool(where(name, module))
     raise TypeError(
@@ -128,7 +127,7 @@ def _predicate(where: Where) -> Callable[[str, nn.Module], bool]:
     )
 
 
-def _made(name: str, module: nn.Module, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
+def _replacement(name: str, module: nn.Module, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
     new = make(module)
     if not isinstance(new, nn.Module):
         raise TypeError(f"`make` must return a module, but for {name!r} it returned {shown(new)}.")

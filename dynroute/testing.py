@@ -1,4 +1,4 @@
-"""The contract of a routed layer, for the tests of people who write their own."""
+"""The contract of a routed layer as an assertion, for tests of your own layers."""
 
 import copy
 from typing import Any
@@ -14,11 +14,11 @@ __all__ = ["assert_routed"]
 
 
 def assert_routed(module: nn.Module, x: Tensor, context: Tensor | None = None, *, tolerance: float = 1e-5) -> None:
-    """Asserts that a module keeps the contract of a routed layer.
+    """Asserts that a module satisfies the contract of a routed layer.
 
     The module is called as ``module(x, context, path=..., sample=..., generator=..., return_route=...)`` and has a
-    `topology`. It is copied first and stays untouched. Buffers that a pass moves, such as the bias of
-    :class:`dynroute.BalancedTopK`, are put back before the next. Asserted, in training and in evaluation mode:
+    `topology`. The assertions run on a copy, and buffers that a pass changes, such as the bias of
+    :class:`dynroute.BalancedTopK`, are restored before the next pass. It asserts, in training and in evaluation mode:
 
     1. the route has the topology's shape, a source in every row (unless a gate says that rows may be empty, see
        :attr:`dynroute.Gate.may_be_empty`), and no weight off its path;
@@ -32,7 +32,7 @@ def assert_routed(module: nn.Module, x: Tensor, context: Tensor | None = None, *
         module: The routed layer.
         x: A batch of at least 2 samples with different values, with shape ``[B, ...]``.
         context: The context of the batch, ``[B, ...]``; `x` itself if None.
-        tolerance: How far two float32 computations of one value may lie apart, relative to the largest value.
+        tolerance: The largest difference of two float32 computations of one value, relative to the largest value.
 
     Example:
         >>> assert_routed(ModuleRouting.mlp(5, 8, 4, 2), torch.randn(16, 5))

@@ -1,4 +1,4 @@
-"""Which earlier nodes each node of a routed graph may read."""
+"""Topologies: which earlier nodes each node of a routed graph may read."""
 
 import operator
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import check_count, check_tensor, shown
+from .arguments import check_boolean, check_count, check_tensor, shown
 from .checks import refuse_where, under_transform
 
 __all__ = ["Constants", "Topology"]
 
 _CPU = torch.device("cpu")
-_PART = 65_536  # how many packed paths are unpacked at once
+_PART = 65_536  # packed paths that are unpacked at once
 
 
 class Topology:
@@ -46,6 +46,7 @@ class Topology:
         """The number of possible edges."""
         self.path_shape: tuple[int, int] = (len(self.destinations), max(len(row) for row in self.parents))
         """The shape ``(T, S)`` of the path of one sample."""
+        self._slots = "(*, {}, {})".format(*self.path_shape)  # the shape of a batch of paths, for error messages
 
         cpu = _constants(self.parents, self.path_shape)
         self.sources: Tensor = cpu.sources
@@ -55,9 +56,9 @@ class Topology:
         self._constants = {_CPU: cpu}
 
     def on(self, device: torch.device) -> "Constants":
-        """The tensors that describe the graph, on a device; they are copied there once."""
+        """The tensors that describe the graph, on a device, to which they are copied once."""
         if device not in self._constants:
-            with torch.inference_mode(False):  # they outlive the call, and training uses them too
+            with torch.inference_mode(False):  # training uses them too
                 self._constants[device] = Constants(*(tensor.to(device) for tensor in self.on(_CPU)))
         return self._constants[device]
 
@@ -91,7 +92,7 @@ class Topology:
         return Topology.layered([n])
 
     def used(self, path: Tensor) -> Tensor:
-        """The nodes that a route runs: those reachable backwards from the output.
+        """Finds the nodes that a route runs: those reachable backwards from the output.
 
         Args:
             path: A boolean path, with shape ``[*, T, S]``.
@@ -111,7 +112,7 @@ class Topology:
         return used
 
     def depth(self, path: Tensor) -> Tensor:
-        """The number of nodes on the longest chain of nodes that a route uses.
+        """Counts the nodes on the longest chain of nodes that a route uses.
 
         Args:
             path: A boolean path, with shape ``[*, T, S]``.
@@ -131,7 +132,7 @@ class Topology:
         return chains[-1]
 
     def pack(self, path: Tensor) -> Tensor:
-        """Packs a path into bits, one for each edge, lowest bit first.
+        """Packs a path into bits, one per edge, lowest bit first.
 
         Args:
             path: A boolean path, with shape ``[*, T, S]``.
@@ -177,10 +178,10 @@ class Topology:
         return self.from_edges(edges[..., : self.num_edges], fill=False)
 
     def lift(self, path: Tensor, to: "Topology") -> Tensor:
-        """Carries a path over to a larger graph, one that :func:`dynroute.grow` made of this one.
+        """Converts a path to a larger graph that :func:`dynroute.grow` made of this one.
 
-        Nodes keep their numbers, but for the output, which stays the last. A node that only the larger graph has reads
-        its first source, and no node of the path reads it: replayed, the path computes what it did.
+        Nodes keep their numbers, except for the output, which stays last. A new node reads its first source, and no
+        node of the path reads it. When replayed, the path computes the same as before.
 
         Args:
             path: A boolean path, with shape ``[*, T, S]``.
@@ -204,10 +205,10 @@ class Topology:
         return to.from_edges(edges, fill=False)
 
     def lift_packed(self, bits: Tensor, to: "Topology") -> Tensor:
-        """Does to packed paths what :meth:`lift` does to paths, a part at a time: there may be millions.
+        """Lifts packed paths as :meth:`lift` does, in parts, since there may be millions.
 
         Args:
-            bits: What :meth:`pack` made, uint8 with shape ``[*, ceil(num_edges / 8)]``.
+            bits: Paths packed by :meth:`pack`, uint8 with shape ``[*, ceil(num_edges / 8)]``.
             to: The larger graph.
 
         Returns:
@@ -226,7 +227,7 @@ class Topology:
         return torch.cat(parts).reshape(*bits.shape[:-1], -(-to.num_edges // 8))
 
     def edge_numbers(self) -> dict[tuple[int, int], int]:
-        """The number of each edge (source, destination), in the order of :meth:`to_edges`.
+        """Numbers the edges (source, destination) in the order of :meth:`to_edges`.
 
         Example:
             >>> Topology.dag(3).edge_numbers()
@@ -236,7 +237,7 @@ class Topology:
         return {edge: number for number, edge in enumerate(edges)}
 
     def _places(self, to: "Topology") -> tuple[list[int], list[int]]:
-        """The numbers that the edges have in a larger graph, and one edge for each node that only that graph has."""
+        """The numbers of the edges in a larger graph, and one edge for each of its new nodes."""
         if not isinstance(to, Topology):
             raise TypeError(f"`to` must be a Topology, got {shown(to)}; for instance that of a net that was grown.")
         numbers, last = to.edge_numbers(), self.num_nodes - 1
@@ -255,11 +256,11 @@ class Topology:
         )
 
     def edges(self, path: Tensor, weights: Tensor | None = None) -> list[tuple[int, int, float]]:
-        """The edges of one sample's path as a list, for people and plots.
+        """Lists the edges of one sample's path, for people and plots.
 
         Args:
             path: The boolean path of one sample, with shape ``[T, S]``.
-            weights: The weights of that sample, with the same shape; every edge weighs 1.0 without them.
+            weights: The weights of that sample, with the same shape; default: 1.0 for every edge.
 
         Returns:
             ``(source, destination, weight)`` of every chosen edge, ordered by destination, then by slot.
@@ -287,15 +288,14 @@ class Topology:
         ]
 
     def to_edges(self, values: Tensor) -> Tensor:
-        """Leaves out the padding: ``[*, T, S]`` becomes ``[*, num_edges]``."""
+        """Removes the padding: ``[*, T, S]`` becomes ``[*, num_edges]``."""
         check_tensor("values", values)
         if values.shape[-2:] != self.path_shape:
-            shape = ", ".join(str(size) for size in self.path_shape)
-            raise ValueError(f"`values` must have shape (*, {shape}), got {tuple(values.shape)}.")
+            raise ValueError(f"`values` must have shape {self._slots}, got {tuple(values.shape)}.")
         return values.flatten(-2).index_select(-1, self.on(values.device).edge_index)
 
     def from_edges(self, values: Tensor, *, fill: float) -> Tensor:
-        """Puts the padding in: ``[*, num_edges]`` becomes ``[*, T, S]`` with `fill` where no edge is."""
+        """Adds the padding: ``[*, num_edges]`` becomes ``[*, T, S]`` with `fill` in slots without an edge."""
         check_tensor("values", values)
         if not isinstance(fill, (int, float)):
             raise TypeError(f"`fill` must be a number, got {shown(fill)}.")
@@ -303,7 +303,7 @@ class Topology:
             raise ValueError(f"`values` must have shape (*, {self.num_edges}), got {tuple(values.shape)}.")
         slots = values.new_full((*values.shape[:-1], self.path_shape[0] * self.path_shape[1]), fill)
         index = self.on(values.device).edge_index
-        if under_transform() or torch.compiler.is_compiling():  # where `values` may have a dimension more
+        if under_transform() or torch.compiler.is_compiling():  # `values` may have a hidden dimension
             slots = slots.index_copy(-1, index, values)
         else:
             slots.index_copy_(-1, index, values)
@@ -311,13 +311,10 @@ class Topology:
 
     def check_path(self, path: Tensor) -> None:
         """Raises an error unless `path` is a boolean path of this topology that uses no forbidden edge."""
-        check_tensor("path", path)
-        if path.dtype != torch.bool:
-            raise TypeError(f"`path` must be a boolean tensor, got {path.dtype}; compare it with 0 to make one.")
+        check_boolean("path", path)
         if path.shape[-2:] != self.path_shape:
-            shape = ", ".join(str(size) for size in self.path_shape)
             raise ValueError(
-                f"`path` must have shape (*, {shape}), got {tuple(path.shape)}; was it recorded by another topology?"
+                f"`path` must have shape {self._slots}, got {tuple(path.shape)}; was it recorded by another topology?"
             )
         refuse_where(
             path,

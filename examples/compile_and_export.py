@@ -1,7 +1,7 @@
 """A transformer block with routed experts is compiled and trained, then exported to a file that needs no dynroute code.
 
-One graph without breaks holds router, gate and experts. The exported program takes batches of any size. The default
-`backend` of torch.compile needs a C++ compiler; "aot_eager" traces the same graphs without one.
+Router, gate and experts compile to one graph without breaks. The exported program takes batches of any size. The
+default `backend` of torch.compile needs a C++ compiler; "aot_eager" traces the same graphs without one.
 """
 
 import copy
@@ -27,7 +27,7 @@ class Block(nn.Module):
 
 
 def train(block: nn.Module, steps: int) -> list[float]:
-    """The losses on the way to a function that differs by the sign of a feature."""
+    """Trains on a function that depends on the sign of a feature, and returns the losses."""
     generator = torch.Generator().manual_seed(0)
     optimizer, losses = torch.optim.Adam(block.parameters(), lr=1e-2), []
     for _ in range(steps):
@@ -41,7 +41,7 @@ def train(block: nn.Module, steps: int) -> list[float]:
 
 
 def main(steps: int = 100, backend: str = "aot_eager") -> tuple[list[float], list[float], float]:
-    """Returns the losses of eager and of compiled training, and how far the exported program is from the block."""
+    """Returns the losses of eager and of compiled training, and the deviation of the exported program."""
     torch.manual_seed(0)
     block = Block()
     twin = copy.deepcopy(block)

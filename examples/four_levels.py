@@ -1,7 +1,7 @@
 """Six contradicting regression tasks, solved by routing at each of the four levels.
 
-The tasks see the same inputs and want different answers; only the context, the one-hot of the task, tells them apart.
-A single network is left with their mean. One sees a table of the levels and pictures of how they learn and route.
+The tasks have the same inputs and different answers; only the context, the one-hot of the task, distinguishes them. A
+single network learns their mean. The output is a table of the levels and pictures of learning and routes.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ ANSWERS = torch.stack([WAVE, VEE, BUMP, WAVE + VEE, WAVE + BUMP, VEE + BUMP])
 
 
 def picture(errors: dict[int, list[float]], nets: nn.ModuleDict) -> Figure:
-    """Draws how the networks learned, and through which nodes the module level came to its answers."""
+    """Draws the learning curves, and the nodes that the module level uses for each task."""
     figure = Figure(figsize=(12, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[2, 1])
     curves, nodes = top.subplots(1, 2)
@@ -29,7 +29,7 @@ def picture(errors: dict[int, list[float]], nets: nn.ModuleDict) -> Figure:
     curves.set(title="Four levels and a single network", xlabel="training step", ylabel="mean squared error")
     curves.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.7))
     weights = nn.functional.pad(nets["module"].route(CONTEXT[:, 0]).weights.detach(), (0, 1, 1, 0))  # node 0 reads none
-    share = (torch.eye(weights.shape[-1]) - weights).inverse()[:, -1]  # adds up all chains of nodes to the output
+    share = (torch.eye(weights.shape[-1]) - weights).inverse()[:, -1]  # the sum over all chains of nodes to the output
     nodes.imshow(share.numpy(), cmap="Purples", vmin=0, vmax=1.2, aspect="auto")
     nodes.set(title="Share of a task's answer that passes through each node", xlabel="node of the module level")
     nodes.set(xticks=range(weights.shape[-1]), yticks=range(len(TASKS)), yticklabels=TASKS)
@@ -44,15 +44,15 @@ def picture(errors: dict[int, list[float]], nets: nn.ModuleDict) -> Figure:
 def main(steps: int = 1000, folder: str = "demo") -> dict[str, float]:
     """Trains all networks side by side and returns the last error of each."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # the tensors are small: more threads would mostly wait for each other
+    torch.set_num_threads(1)  # more threads do not help with small tensors
     sizes, nets = {"context_features": len(TASKS), "router_sizes": [32]}, nn.ModuleDict()
-    nets["single"] = ModelRouting.mlp(1, 66, 1, 1, depth=2, **sizes)  # a mixture of one network has nothing to route
+    nets["single"] = ModelRouting.mlp(1, 66, 1, 1, depth=2, **sizes)  # a mixture of one network has no routes
     nets["output"] = OutputRouting.mlp(1, 26, len(TASKS), 1, depth=2)
     nets["model"] = ModelRouting.mlp(1, 32, 4, 1, depth=2, **sizes)
     nets["layer"] = LayerRouting.mlp(1, 22, [3, 3, 3], 1, **sizes)
     nets["module"] = ModuleRouting.mlp(1, 22, 8, 1, **sizes)
 
-    optimizer, errors = torch.optim.Adam(nets.parameters()), {}  # one for all: the networks share no parameter
+    optimizer, errors = torch.optim.Adam(nets.parameters()), {}  # one for all networks, which share no parameter
     for step in trange(1, steps + 1, desc="training", unit="step"):
         optimizer.param_groups[0]["lr"] = 6e-3 * (1.02 - step / steps)
         optimizer.zero_grad()
@@ -69,10 +69,10 @@ def main(steps: int = 1000, folder: str = "demo") -> dict[str, float]:
         print(f"{level:8}{size:12,}{error:10.5f}{run:7.1f} of {net.topology.num_nodes:2}")
     Path(folder).mkdir(parents=True, exist_ok=True)
     picture(errors, nets).savefig(Path(folder, "four_levels.png"), dpi=120)
-    for task in (3, 4):  # of the last network in the table, the module level
+    for task in (3, 4):  # `net` is the module level, the last in the table
         svg = inspect.draw(net.topology, net.route(CONTEXT[task, 0]), title=f"Module level: {TASKS[task]}")
         Path(folder, f"route_{TASKS[task].replace(' + ', '_')}.svg").write_text(svg)
-    print(f"\nOne toy, one seed: the order of the levels is no benchmark. The pictures are in {folder}/")
+    print(f"\nThis is a toy with one seed and not a benchmark of the levels. The pictures are in {folder}/")
     return dict(zip(nets, errors[steps], strict=True))
 
 

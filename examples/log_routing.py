@@ -1,8 +1,8 @@
 """An ordinary training loop logs what its mixtures of experts do, to TensorBoard and as dictionaries.
 
-The figures are plain numbers by name: TensorBoard takes them one by one, and what takes dictionaries, as `wandb.log` or
-Lightning's `self.log_dict`, takes them whole. Here the dictionaries become lines of a file. The load of the experts is
-drawn in the end. It needs TensorBoard.
+The figures are a dictionary of plain numbers. TensorBoard takes them one by one; `wandb.log` and Lightning's
+`self.log_dict` take the dictionary. Here the dictionaries are also written to a file, and the load of the experts is
+drawn at the end. It needs TensorBoard.
 """
 
 import json
@@ -17,7 +17,7 @@ from dynroute.losses import load_balance
 
 
 class Net(nn.Module):
-    """Two mixtures, one after the other, and the auxiliary loss of both."""
+    """Two consecutive mixtures, and the auxiliary loss of both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Net(nn.Module):
 
 
 def main(steps: int = 200, folder: str = "demo", every: int = 10) -> list[dict[str, float]]:
-    """Trains, and returns what was logged."""
+    """Trains, and returns the logged figures."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     net = Net()

@@ -1,8 +1,8 @@
 """One policy learns four tasks with Stable-Baselines3: push a point to the right, left, top or bottom.
 
-Where to go is told by the one-hot of the task alone. D2R samples routes while it learns, and replays those that were
-taken; checkpoints hold everything, so that running the program again after it was killed goes on from the last one. One
-sees the success of each task and how many modules its routes used. It needs the extra `sb3`.
+Only the one-hot of the task tells the goal. D2R samples routes while it learns, and replays the recorded ones.
+Checkpoints hold everything, so a killed program resumes from the last one. The output is the success of each task and
+the number of modules that its routes use. It needs the extra `sb3`.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ NAMES = ["right", "left", "top", "bottom"]
 
 
 def build(env: VecMonitor) -> MultiTaskSAC:
-    """A small D2R network, and SAC with short-sighted tasks in mind."""
+    """Makes SAC for tasks with a short horizon, with a small D2R network."""
     sizes = {"num_modules": 4, "width": 32, "trunk_sizes": (64, 64), "router_sizes": (64,)}
     return MultiTaskSAC(
         "D2RPolicy",
@@ -35,7 +35,7 @@ def build(env: VecMonitor) -> MultiTaskSAC:
 
 @torch.no_grad()
 def evaluate(model: MultiTaskSAC, env: VecMonitor, episodes: int = 10) -> dict[str, tuple[float, float]]:
-    """The success of each task and the mean number of modules used, along the best routes."""
+    """Computes the success of each task and the mean number of modules used, along the best routes."""
     successes, used = torch.zeros(len(NAMES)), torch.zeros(len(NAMES))
     observations = env.reset()
     for _ in range(20 * episodes):

@@ -1,7 +1,7 @@
 """Three published networks learn seven conflicting tasks; D2R shows how many modules each task uses.
 
-The tasks ask for different answers to the same states, so that a network has to separate them and may share the rest.
-Run it with ``python examples/published_networks.py``.
+The tasks need different answers to the same states, so a network has to separate them and can share the rest. Run it
+with ``python examples/published_networks.py``.
 """
 
 import torch
@@ -13,7 +13,7 @@ TASKS, STATE, OUT = 7, 6, 2
 
 
 def answers(state: Tensor, task: Tensor) -> Tensor:
-    """Every task rotates one shared feature of the state by an angle of its own."""
+    """Rotates one shared feature of the state by an angle for each task."""
     feature = torch.tanh(state @ torch.linspace(-1, 1, 2 * STATE).reshape(STATE, 2))
     angle = task * (2 * torch.pi / TASKS)
     across = torch.stack([feature[:, 1], -feature[:, 0]], dim=1)

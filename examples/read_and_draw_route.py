@@ -1,7 +1,7 @@
 """A route, read: which modules run, how deep they are stacked, what is stored of it, and how it looks.
 
-One sees the route of one sample through a network that is briefly trained, the few bytes that record its path, a replay
-that gives the identical output, and an SVG picture of it that any browser opens.
+The output is the route of one sample through a briefly trained network, the few bytes of its recorded path, a replay
+with the identical output, and an SVG picture.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from dynroute import ModuleRouting, inspect
 
 
 def main(steps: int = 100, folder: str = "demo") -> Path:
-    """Prints what a route holds and returns the path of its picture."""
+    """Prints the parts of a route and returns the path of its picture."""
     torch.manual_seed(0)
     net = ModuleRouting.mlp(4, 16, 7, 1, router_sizes=[32])  # 7 modules and the output; the input is the context
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
@@ -24,7 +24,7 @@ def main(steps: int = 100, folder: str = "demo") -> Path:
 
     x = torch.randn(5, 4)
     topology = net.topology
-    output, route = net(x, return_route=True)  # the network is in training mode: the path is sampled
+    output, route = net(x, return_route=True)  # in training mode the path is sampled
     print("route of 5 samples: ", {name: tuple(tensor.shape) for name, tensor in route._asdict().items()})
     print("nodes that run:     ", topology.used(route.path).sum(dim=-1).tolist(), "of", topology.num_nodes)
     print("depth:              ", topology.depth(route.path).tolist())

@@ -1,8 +1,8 @@
 """Routing without reinforcement learning: six questions about small images, and who shares what to answer them.
 
-Each image holds a horizontal and a vertical bar in noise. Three tasks ask how high the one lies, three how far to the
-left the other. One sees that tasks about the same bar come to share models and modules, though nobody told them to:
-the router knows a task by its number alone. The mean routes of all tasks are drawn.
+Each image has a horizontal and a vertical bar in noise. Three tasks ask for the row of the first, three for the column
+of the second. Tasks about the same bar learn to share models and modules, although the router only reads the number of
+the task. The mean routes of all tasks are drawn.
 """
 
 from pathlib import Path
@@ -15,11 +15,11 @@ from dynroute import ModelRouting, ModuleRouting, inspect, record
 TASKS = ["row < 3", "row < 4", "row < 5", "column < 3", "column < 4", "column < 5"]
 CONTEXT = torch.eye(len(TASKS)).unsqueeze(1)  # [task, sample, feature]
 OTHER_BAR = torch.arange(6).unsqueeze(1) // 3 != torch.arange(6) // 3  # [task, task]
-SAME_BAR = ~OTHER_BAR & ~torch.eye(6, dtype=torch.bool)  # a task is not compared with itself
+SAME_BAR = ~OTHER_BAR & ~torch.eye(6, dtype=torch.bool)  # excludes the task itself
 
 
 def draw_images(n: int) -> tuple[Tensor, Tensor]:
-    """Images of 8 x 8 pixels, flat and the same for all tasks, and the answers with shape [task, n, 1]."""
+    """Draws flat images of 8 x 8 pixels, the same for all tasks, and the answers with shape [task, n, 1]."""
     row, column = torch.randint(8, (2, n))
     images = 0.5 * torch.randn(n, 8, 8)
     images[torch.arange(n), row] += 1.0
@@ -31,10 +31,10 @@ def draw_images(n: int) -> tuple[Tensor, Tensor]:
 def main(steps: int = 300, folder: str = "demo") -> dict[str, tuple[float, float, float]]:
     """Prints and returns the accuracy of each level and the similarity of routes within and between the bars."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # the tensors are small: more threads would mostly wait for each other
+    torch.set_num_threads(1)  # more threads do not help with small tensors
     sizes = {"context_features": len(TASKS), "router_sizes": [32]}
     nets = nn.ModuleDict()
-    nets["model"] = ModelRouting.mlp(64, 32, 4, 1, depth=1, **sizes)  # fewer networks than tasks: they must share
+    nets["model"] = ModelRouting.mlp(64, 32, 4, 1, depth=1, **sizes)  # fewer networks than tasks, which must share
     nets["module"] = ModuleRouting.mlp(64, 32, 8, 1, **sizes)
 
     optimizer = torch.optim.Adam(nets.parameters(), lr=5e-3)
@@ -50,7 +50,7 @@ def main(steps: int = 300, folder: str = "demo") -> dict[str, tuple[float, float
 
     nets.eval()  # paths are no longer sampled
     x, answers = draw_images(500)
-    with torch.no_grad(), record(nets) as routes:  # hears every routed layer in there
+    with torch.no_grad(), record(nets) as routes:  # records every routed layer
         accuracy = {
             name: ((net(x, CONTEXT.expand(-1, 500, -1)) > 0) == answers.bool()).float().mean().item()
             for name, net in nets.items()

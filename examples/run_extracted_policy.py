@@ -1,7 +1,7 @@
 """Run the policy of one task from its file, without anything that trained it: dynroute, torch and safetensors read it.
 
-`dynroute extract RUN --task drawer-close` writes such a file from a run. Without one, a network that has learned
-nothing is extracted here. One sees what the file tells of itself, that actions are in -1..1, and how long one takes.
+`dynroute extract RUN --task drawer-close` writes such a file from a run. Without one, an untrained network is extracted
+here. The output is the content of the file, the range of actions and the time of one.
 """
 
 import sys
@@ -18,7 +18,7 @@ STATE = 39
 
 
 class Policy(torch.nn.Module):
-    """From a state to the mean action: the network's first half of outputs, squashed."""
+    """Computes the mean action of a state, the squashed first half of the network's outputs."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Policy(torch.nn.Module):
 
 
 def make(path: Path) -> None:
-    """Writes the file of a network that routes by the task alone, so that no router is left of it."""
+    """Writes the file of a network that routes only by the task, so that no router is left."""
     net = build("d2r", STATE, 10, 8, num_modules=8, width=32, trunk_sizes=(64,), router_sizes=(32,), state_free=True)
     states = torch.randn(64, STATE)
     small = extract(net, states, task=3)
@@ -39,7 +39,7 @@ def make(path: Path) -> None:
 
 
 def main(steps: int = 1000, file: str | None = None) -> Program:
-    """Loads a policy and lets it decide so many times."""
+    """Loads a policy and calls it `steps` times."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(file) if file else Path(folder) / "policy.safetensors"
@@ -55,7 +55,7 @@ def main(steps: int = 1000, file: str | None = None) -> Program:
         for _ in range(steps):
             action = policy(state)
             longest = max(longest, action.abs().max().item())
-            state = state + 0.1 * torch.randn(1, STATE)  # where a robot would tell what it sees
+            state = state + 0.1 * torch.randn(1, STATE)  # in place of a robot's observation
     taken = 1e3 * (time.perf_counter() - began) / steps
     print(f"{steps} actions of {action.shape[1]} numbers within {longest:.2f} of 0, {taken:.3f} ms each")
     return policy

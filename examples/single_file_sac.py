@@ -1,7 +1,7 @@
 """Soft actor-critic in a single file, in the manner of CleanRL, with an actor whose modules are routed by the task.
 
-Four tasks push a point to four goals, and only the one-hot at the end of an observation tells them apart. Nothing but
-the network of the actor is new: it draws routes when it acts and learns, and takes the best ones in evaluation. The
+Four tasks push a point to four goals, and only the one-hot at the end of an observation distinguishes them. Only the
+network of the actor is new: it samples routes when it acts and learns, and uses the best ones in evaluation. The
 environments need the extra `sb3`.
 """
 
@@ -16,7 +16,7 @@ from dynroute_sb3 import point_tasks
 
 
 def act(actor: ModuleRouting, observation: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws an action, and returns its log-probability; the middle of the distribution in evaluation."""
+    """Draws an action and its log-probability; in evaluation the action is the mean."""
     mean, log_std = actor(*observation.split(4, dim=-1)).chunk(2, dim=-1)  # the input and the context: state and task
     normal = torch.distributions.Normal(mean, (3.5 * log_std.tanh() - 1.5).exp())
     raw = normal.rsample() if actor.training else mean
@@ -30,7 +30,7 @@ def values(critics: nn.ModuleList, *inputs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def play(actor: ModuleRouting, envs: list) -> tuple[list[Tensor], float]:
-    """An episode of each task: observations, actions, rewards, what followed, and the share that reached the goal."""
+    """Plays an episode of each task; returns observations, actions, rewards, next observations and the success."""
     observation, rows = torch.tensor(np.stack([env.reset()[0] for env in envs])), []
     for _ in range(20):
         action, _ = act(actor, observation)
@@ -42,7 +42,7 @@ def play(actor: ModuleRouting, envs: list) -> tuple[list[Tensor], float]:
 
 
 def main(steps: int = 1500) -> tuple[float, float]:
-    """Makes some updates, and returns the success before and after."""
+    """Trains, and returns the success before and after."""
     torch.manual_seed(0)
     envs, actor = [make() for make in point_tasks()], ModuleRouting.mlp(4, 32, 6, 4, context_features=4)
     layers = [[nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)] for _ in range(2)]

@@ -1,8 +1,8 @@
 """One nn.Linear of an ordinary nn.Sequential becomes a routed layer, and nothing else changes.
 
-The right answer follows one of eight linear rules; which one is hidden in the signs of the first three inputs. One sees
-the number of parameters and the test error before and after the swap, and those of a plain network that was widened
-until it has as many parameters as the routed one: the gain is not one of size alone.
+The target follows one of eight linear rules, selected by the signs of the first three inputs. The output is the number
+of parameters and the test error before and after the swap, and those of a plain network with as many parameters as the
+routed one, which shows that the gain is not due to size.
 """
 
 import torch
@@ -19,7 +19,7 @@ def plain(width: int) -> nn.Sequential:
 
 
 def sample(rules: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Draws inputs and their right answers, whose variance is about 1."""
+    """Draws inputs and their targets, whose variance is about 1."""
     x = torch.randn(size, FEATURES)
     regime = ((x[:, :3] > 0) * torch.tensor([1, 2, 4])).sum(dim=1)
     return x, (rules[regime] * x).sum(dim=1, keepdim=True)
@@ -43,8 +43,8 @@ def main(steps: int = 800) -> dict[str, float]:
     torch.manual_seed(0)
     rules = torch.randn(RULES, FEATURES) / FEATURES**0.5
 
-    # The swap: eight linear layers in the place of one. Without a context of its own, the router looks at the input of
-    # the layer, which is why nn.Sequential can call it.
+    # The swap replaces one linear layer by eight. Without a context the router reads the input of the layer, so
+    # nn.Sequential can call it.
     routed = plain(WIDTH)
     routed[0] = ModelRouting(
         models=[nn.Linear(FEATURES, WIDTH) for _ in range(RULES)],

@@ -1,7 +1,7 @@
 """The feed-forward parts of a decoder in the style of Hugging Face become mixtures, and its training loop stays.
 
-It has the interface of such models: a config, layers whose `mlp(hidden_states)` keeps the shape, a loss where there are
-labels. One sees that the swap changes no output, and that the mixtures learn on. BalancedTopK needs no auxiliary loss.
+It has the interface of such models: a config, layers whose `mlp(hidden_states)` keeps the shape, a loss if there are
+labels. The swap changes no output, and the mixtures keep learning. BalancedTopK needs no auxiliary loss.
 """
 
 from types import SimpleNamespace
@@ -51,7 +51,7 @@ class Decoder(nn.Module):
 
 
 def train(model: Decoder, steps: int) -> list[float]:
-    """The losses of an ordinary loop: in each sequence, eight random tokens come three times."""
+    """Trains on sequences of eight random tokens that are repeated three times, and returns the losses."""
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=3e-3), []
     for _ in range(steps):
         tokens = torch.randint(model.config.vocab_size, (16, 8)).repeat(1, 3)
@@ -63,7 +63,7 @@ def train(model: Decoder, steps: int) -> list[float]:
 
 
 def main(steps: int = 300) -> tuple[list[float], float, list[float], list[float]]:
-    """Returns the losses before the swap, what it changed, the losses after it, and the load of four experts."""
+    """Returns the losses before the swap, its change of the outputs, the losses after it, and the load of experts."""
     torch.manual_seed(0)
     model, tokens = Decoder(CONFIG), torch.randint(12, (16, 24))
     before, dense = train(model, steps), model(tokens).logits

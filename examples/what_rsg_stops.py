@@ -1,7 +1,7 @@
 """What the residual stop-gradient stops, on a graph small enough to follow with a finger.
 
 The route is the chain 0 -> 1 -> 2 -> 3, with module 3 as the output. The router finds module 1 unsuitable for module 2,
-but the route is a replayed one that still takes it. One sees the gradient norm of each module under each `protect`.
+but the replayed route still takes it. The output is the gradient norm of each module under each `protect`.
 """
 
 import torch
@@ -21,7 +21,7 @@ VERDICTS = {
 
 
 class Opinion(Router):
-    """A router with a fixed opinion, whatever the context: module 2 had better not read module 1."""
+    """A router with fixed logits: module 2 should not read module 1."""
 
     def score(self, context: Tensor) -> Tensor:
         logits = torch.zeros(self.topology.path_shape)
@@ -30,7 +30,7 @@ class Opinion(Router):
 
 
 def gradient_norms(protect: str, shortcut: bool) -> list[float]:
-    """The norm of the gradient that each module receives from one batch."""
+    """Computes the norm of the gradient of each module for one batch."""
     torch.manual_seed(0)  # the same weights and inputs for every mode
     modules = [nn.Linear(8, 8, bias=False) for _ in range(4)]
     net = ModuleRouting(modules, Soft(), Opinion(TOPOLOGY), shortcut=shortcut, protect=protect)

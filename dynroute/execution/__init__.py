@@ -1,4 +1,4 @@
-"""The ways to execute a routed graph. A backend never changes what is computed, only how."""
+"""Backends that execute a routed graph; they change how it is computed and not the result."""
 
 from .backends import BACKENDS, backend, check_backend, coupled, run_graph
 from .plan import Pass, Plan

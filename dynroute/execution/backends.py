@@ -1,4 +1,4 @@
-"""Which backend runs: the setting of a module, that of a surrounding context, or what fits best."""
+"""The choice of the backend: by a context, by the setting of the module, or automatic."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -36,18 +36,18 @@ BACKENDS = ("auto", "fused", "reference", "skip", "sparse")
 """The names of the backends."""
 
 FAST_FROM = 256
-"""`auto` leaves the reference where the batch times the square of the number of destinations reaches this.
+"""`auto` leaves the reference if the batch times the square of the number of destinations reaches this number.
 
-Sorting rows costs the same for any graph, and saves what grows with the batch, the nodes and the edges between them.
-Measured on two cores: sixteen destinations pay for a single sample, three from 30, one from a few hundred.
+Sorting rows has a fixed cost, and its savings grow with the batch, the nodes and their edges. Measured on two cores, it
+pays for sixteen destinations from one sample, for three from 30, for one from a few hundred.
 """
 
 TILED_DEVICE = "cuda"
-"""The kind of device where the kernel runs that walks all nodes of a graph."""
+"""The type of device that runs the tile kernel."""
 
 
 class _Context(threading.local):
-    """The backend of the surrounding context, one for each thread."""
+    """The backend of the current context, one for each thread."""
 
     name: str | None = None
 
@@ -57,11 +57,11 @@ _context = _Context()
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Runs every routed graph inside the context with one backend, whatever their own settings say.
+    """Runs every routed graph inside the context with one backend, overriding their settings.
 
     Args:
-        name: "reference", "sparse", "fused", "skip" (the sparse form, in inference alone), or "auto" for the
-            fastest that can run a graph.
+        name: "reference", "sparse", "fused", "skip" (the sparse form, only for inference), or "auto" for the fastest
+            one that can run a graph.
 
     Example:
         >>> with dynroute.backend("reference"):
@@ -75,7 +75,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def check_backend(name: str) -> str:
-    """Returns the name of a backend, or raises an error that lists them."""
+    """Returns the name of a backend; raises an error unless it is known."""
     check_choice("backend", name, BACKENDS)
     return name
 
@@ -83,7 +83,7 @@ def check_backend(name: str) -> str:
 def run_graph(call: Pass, setting: str) -> Tensor:
     """Runs a routed graph with the backend of the context, or else of the setting.
 
-    A backend that is asked for by name and cannot run the graph is an error; `auto` takes one that can.
+    It raises an error if a backend named explicitly cannot run the graph; `auto` takes one that can.
     """
     return _choose(_context.name or setting, call)(call)
 
@@ -93,7 +93,7 @@ Form = Callable[[Pass], Tensor]
 
 
 def _choose(name: str, call: Pass) -> Form:
-    """What runs for a name, or an error that says why a backend cannot that was asked for by its own."""
+    """Chooses the form for a backend; raises an error that says why a named backend cannot run the graph."""
     if name == "reference":
         return run_reference
     hidden, obstacle = _hidden_values(call.x), _no_fast_backend(call.x)
@@ -102,29 +102,29 @@ def _choose(name: str, call: Pass) -> Form:
     if name == "auto":
         return _fitting(call, hidden)
 
-    found: Form | str
+    form: Form | str
     if obstacle is not None:
-        found = obstacle
+        form = obstacle
     elif name == "fused":
-        found = _fusing(call, hidden)
+        form = _fusing(call, hidden)
     elif name == "skip" and torch.is_grad_enabled():
-        found = 'gradients are being recorded; run it inside `torch.no_grad()`, or take "sparse"'
+        form = 'gradients are being recorded; run it inside `torch.no_grad()`, or take "sparse"'
     else:
-        found = hidden or coupled(call) or run_sparse
-    if isinstance(found, str):
-        raise ValueError(f'`backend` must be able to run the graph, "{name}" cannot: {found}; "auto" can.')
-    return found
+        form = hidden or coupled(call) or run_sparse
+    if isinstance(form, str):
+        raise ValueError(f'`backend` must be able to run the graph, "{name}" cannot: {form}; "auto" can.')
+    return form
 
 
 def _fitting(call: Pass, hidden: str | None) -> Form:
-    """What `auto` takes for a pass."""
+    """Chooses the form of `auto`."""
     if hidden is not None:
         form = _fusing(call, hidden)
         if isinstance(form, str):
             return run_reference
         if form.func is not run_tile:
             return form
-        linear = form.keywords["linear"]  # no GPU has run the kernel yet
+        linear = form.keywords["linear"]  # the tile kernel has not been tried on a GPU
         return partial(run_dense, linear=linear) if runs_dense(linear, call.plan.layers) else run_reference
     plan, batch = call.plan, call.batch.numel()
     pays = batch * len(plan.topology.destinations) ** 2 >= FAST_FROM
@@ -132,7 +132,7 @@ def _fitting(call: Pass, hidden: str | None) -> Form:
     if not pays and not (inference and batch == 1):
         return run_reference
     small = inference and needs_no_rows(call)
-    if not small or (batch > 1 and _is_full(call)):  # where all run, even a few samples are a product
+    if not small or (batch > 1 and _is_full(call)):  # if all nodes run, products pay even for a few samples
         form = _fusing(call, None)
         if not isinstance(form, str) and not (small and form.func is not run_dense):
             return form
@@ -140,9 +140,9 @@ def _fitting(call: Pass, hidden: str | None) -> Form:
 
 
 def _fusing(call: Pass, hidden: str | None) -> partial[Tensor] | str:
-    """How `fused` runs, or why it cannot."""
+    """Chooses the form of `fused`, or returns the reason why it cannot run."""
     plan, linear = call.plan, linear_nodes(call)
-    experts = perceptrons(call) if plan.is_mixture else "it is no mixture"
+    experts = perceptrons(call) if plan.is_mixture else "it is not a mixture"
     if hidden is not None:
         return _fusing_unseen(call, linear, experts, hidden)
     if not isinstance(linear, str) and runs_dense(linear, plan.layers) and _is_full(call):
@@ -157,7 +157,7 @@ def _fusing(call: Pass, hidden: str | None) -> partial[Tensor] | str:
 def _fusing_unseen(
     call: Pass, linear: list[LinearNode] | str, experts: list[Perceptron] | str, hidden: str
 ) -> partial[Tensor] | str:
-    """How `fused` runs where values must not be read, or why it cannot."""
+    """Chooses the form of `fused` if values must not be read, or returns the reason why it cannot run."""
     if not isinstance(experts, str) and groups(call, experts) is None:
         return partial(run_grouped, experts=experts)
     if isinstance(linear, str):
@@ -170,13 +170,13 @@ def _fusing_unseen(
 
 
 def _is_full(call: Pass) -> bool:
-    """Whether every node runs for every sample and reads the whole layer before it: then there is nothing to skip."""
+    """Whether every node runs for every sample and reads the whole layer before it, so nothing can be skipped."""
     edges = call.weights.shape[:-2].numel() * call.plan.topology.num_edges
     return call.plan.reads_whole_layers and int(call.read().count_nonzero()) == edges
 
 
 def _hidden_values(x: Tensor) -> str | None:
-    """Why values must not be read here, so that nothing may depend on the path; None if they may."""
+    """The reason why values must not be read, so that nothing may depend on the path; None if they may."""
     if torch.compiler.is_compiling():
         return "it reads the path, which is unknown while a graph is compiled or exported"
     if x.device.type != "cpu":
@@ -185,7 +185,7 @@ def _hidden_values(x: Tensor) -> str | None:
 
 
 def _no_fast_backend(x: Tensor) -> str | None:
-    """Why only the reference can run here, whatever the modules; None if others can."""
+    """The reason why only the reference can run, whatever the modules; None if others can."""
     if under_transform():
         return "it reads the path, which a transform such as vmap hides"
     if torch.autograd.forward_ad._current_level >= 0:
@@ -196,7 +196,7 @@ def _no_fast_backend(x: Tensor) -> str | None:
 
 
 def coupled(call: Pass) -> str | None:
-    """Why a module may not be called on some of the samples; None if it treats each sample on its own."""
+    """The reason why a module must not be called on a part of the samples; None if it treats each sample separately."""
     dims = len(call.weights.shape) - 2
     if call.weights.shape[:-2].numel() == 1 and dims < 2:
         return None
@@ -208,11 +208,11 @@ def coupled(call: Pass) -> str | None:
 
 
 def _couples(module: nn.Module, dims: int) -> str | None:
-    """How a part of a module couples samples; asked at every call, hence no `modules()`."""
+    """The way a part of a module couples samples; `modules()` would be too slow for every call."""
     if type(module) is nn.Linear:
         return None
     tracks = vars(module).get("track_running_stats")
-    # Dynamic quantization has one scale for all rows.
+    # Dynamic quantization uses one scale for all rows.
     quantized = type(module).__module__.startswith("torch.ao.nn.quantized.dynamic")
     if quantized or tracks is False or (tracks is True and module.training):
         return "computes statistics of the batch"
@@ -232,4 +232,4 @@ _OF_SEVERAL_DIMENSIONS = (
     nn.RNNBase,
     _ConvNd,
 )
-"""Modules that treat the last two or more dimensions together, so that they must see a batch in its own shape."""
+"""Modules that work on the last two or more dimensions together, so the batch must keep its shape."""

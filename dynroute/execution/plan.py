@@ -1,4 +1,4 @@
-"""What a graph is for execution, made once, and one pass through it."""
+"""The execution plan of a graph, made once, and a pass through the graph."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ Span = tuple[int, int]
 
 
 class Layer(NamedTuple):
-    """Nodes that read the same nodes, their rows of a path, and their sources; no sources if they read the input."""
+    """Nodes that read the same nodes, with their rows of a path and their sources, empty if they read the input."""
 
     nodes: Span
     rows: Span
@@ -25,7 +25,7 @@ class Layer(NamedTuple):
 
 
 class Plan:
-    """What every pass through a graph shares.
+    """The constants of all passes through a graph.
 
     Args:
         topology: The edges of the graph.
@@ -36,25 +36,25 @@ class Plan:
         self.topology = topology
         self.shortcuts = tuple(shortcuts)
         self.groups = _groups(topology)
-        """Neighbouring nodes that read the same nodes, the output node alone in the last group."""
+        """Groups of neighbouring nodes that read the same nodes; the last group is the output node."""
         self.layers = _layers(topology)
-        """The groups as layers; None if the sources of a node have gaps between them, or if nobody reads a node."""
+        """The groups as layers; None if the sources of a node are not consecutive, or if no node reads a node."""
         self.blocks = _blocks(self.layers or ())
-        """The nodes but the last, cut where neither a layer nor the sources of one lie across."""
+        """The nodes without the last, in blocks that contain whole layers and whole source ranges."""
         self.reads_whole_layers = self.layers is not None and all(
             late.sources == early.nodes for early, late in pairwise(self.layers)
         )
-        """Whether each layer reads just the layer before it, so that running every node copies nothing."""
+        """Whether each layer reads exactly the layer before it, so running every node needs no copies."""
         self.is_mixture = topology == Topology.parallel(topology.num_nodes - 1)
         """Whether the last node mixes all others, and these read the input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One pass through a graph: everything that a backend needs."""
+    """One pass through a graph, the argument of backends."""
 
     plan: Plan
-    """What is the same in every pass."""
+    """The constants of the graph."""
 
     nodes: Sequence[Callable[[Tensor], Tensor]]
     """One module for each node."""
@@ -66,13 +66,13 @@ class Pass:
     """The weights of a route, with shape ``[*, T, S]``."""
 
     suitable: Tensor | None
-    """Which sources keep their gradient (Eq. 10), with the shape of the weights; all of them if None."""
+    """The sources that keep their gradient (Eq. 10), boolean with the shape of the weights; all if None."""
 
     protect: str
-    """The way in which gradients of unsuitable sources are stopped, one of "rsg", "input", "sg" and "none"."""
+    """The way to stop gradients of unsuitable sources, one of "rsg", "input", "sg" and "none"."""
 
     max_sources: int | None = None
-    """The most sources that a node reads; None if nothing says so."""
+    """The largest number of sources that a node reads; None if unknown."""
 
     @property
     def batch(self) -> torch.Size:
@@ -80,13 +80,13 @@ class Pass:
         return self.weights.shape[:-2]
 
     def read(self) -> Tensor:
-        """Which slots are read, with shape ``[samples, T, S]``: not those of weight zero, and no padding."""
+        """Marks the slots with a weight, without padding, in shape ``[samples, T, S]``."""
         topology = self.plan.topology
         chosen = self.weights.detach().reshape(-1, *topology.path_shape) != 0
         return chosen & topology.on(chosen.device).allowed
 
     def flat(self) -> "Pass":
-        """The same pass with one batch dimension."""
+        """Returns the same pass with one batch dimension."""
         dims = len(self.batch)
         if dims == 1:
             return self
@@ -98,7 +98,7 @@ class Pass:
         return replace(self, x=flat(self.x), weights=flat(self.weights), suitable=suitable)
 
     def unflat(self, output: Tensor) -> Tensor:
-        """An output of the flat pass with the batch shape of this one; itself where that is the same, and no view."""
+        """Restores the batch shape of an output of the flat pass; returns it unchanged if the shape is the same."""
         return output if len(self.batch) == 1 else output.reshape(*self.batch, *output.shape[1:])
 
 

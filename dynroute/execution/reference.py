@@ -1,6 +1,6 @@
-"""The equations of a routed graph, one node after the other: readable, for any modules, the oracle of other backends.
+"""The reference backend: the equations of a routed graph node by node, for any modules and the tests of others.
 
-What the stopped branch of Eq. 10 holds differs between the paper and its released code; `protect` says which runs:
+The paper and its released code differ in the stopped branch of Eq. 10; `protect` selects one:
 
 ====== ================================= =============================
 mode   the module reads                  its shortcut adds
@@ -28,7 +28,7 @@ def run_reference(call: Pass) -> Tensor:
     topology, weights, suitable, protect = call.plan.topology, call.weights, call.suitable, call.protect
     shortcuts = call.plan.shortcuts
     outputs: list[Tensor] = []  # m^j
-    stopped: list[Tensor] = []  # rsg[m^j], or sg[m^j] where there is no shortcut to carry a gradient
+    stopped: list[Tensor] = []  # rsg[m^j], or sg[m^j] without a shortcut
 
     for node, module in enumerate(call.nodes):
         parents = topology.parents[node]
@@ -59,7 +59,7 @@ def run_reference(call: Pass) -> Tensor:
 
 
 def check_shortcut(node: int, carried: Tensor, output: Tensor) -> None:
-    """Raises an error unless a module kept the shape of its input."""
+    """Raises an error unless a module with a shortcut keeps the shape of its input."""
     if output.shape != carried.shape:
         raise ValueError(
             f"`modules[{node}]` must keep the shape of its input to have a shortcut, "
@@ -68,7 +68,7 @@ def check_shortcut(node: int, carried: Tensor, output: Tensor) -> None:
 
 
 def check_sources(sources: Sequence[Tensor], parents: Sequence[int], node: int) -> None:
-    """Raises an error unless the modules that a node may read gave equal shapes."""
+    """Raises an error unless the modules that a node may read return equal shapes."""
     for j, source in zip(parents, sources, strict=True):
         if source.shape != sources[0].shape:
             raise ValueError(
@@ -88,7 +88,7 @@ def _mix(weights: Tensor, sources: Tensor) -> Tensor:
     """The weighted sum of Eq. 3, in the type of the sources."""
     batch_dims = weights.dim() - 1
     weights = _spread(weights, sources)
-    read = sources.masked_fill(weights == 0, 0.0)  # what is not read does not matter, not even if it is no number
+    read = sources.masked_fill(weights == 0, 0.0)  # a NaN of a source without weight must not matter
     return (weights * read).sum(dim=batch_dims).to(sources.dtype)
 
 

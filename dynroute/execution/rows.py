@@ -1,8 +1,8 @@
-"""Which rows of which nodes have to be computed, and which of them feed each other.
+"""The rows of nodes that a batch needs, and the edges between them.
 
-A row is one sample at one node. Only rows from which the output of their sample can be reached are numbered, node by
-node, so that the rows of a node lie side by side in one matrix, and a mix is a sum over a few rows of that matrix: a
-bag. Everything here is lists of integers, found with a handful of calls for the whole graph.
+A row is one sample at one node. Rows that the output of their sample depends on are numbered node by node, so the rows
+of a node are consecutive in one matrix. A mix is a weighted sum of a few rows of that matrix, a bag. All indices of a
+graph are computed with a few calls.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ __all__ = ["Bags", "Rows", "fill_up", "multiples", "rows_of"]
 
 @dataclass(frozen=True)
 class Bags:
-    """A bag for every row: the edges whose weighted sum it is, grouped by node.
+    """A bag for every row, the edges in its weighted sum, grouped by node.
 
     Attributes:
         members: The row that each edge adds.
@@ -37,13 +37,13 @@ class Bags:
     first_row: list[int]
 
     def sum(self, node: int, values: Tensor, weights: Tensor) -> Tensor:
-        """The bags of one node: sums over rows of `values`, weighted by edge."""
+        """Computes the bags of one node: sums over rows of `values`, weighted by edge."""
         edges = slice(self.first_edge[node], self.first_edge[node + 1])
         offsets = self.offsets[self.first_row[node] : self.first_row[node + 1]]
         return F.embedding_bag(self.members[edges], values, offsets, mode="sum", per_sample_weights=weights[edges])
 
     def of(self, nodes: Span) -> tuple[slice, Tensor]:
-        """The edges of the bags of neighbouring nodes, and the first edge of each bag, counted from the first."""
+        """Returns the edges of the bags of neighbouring nodes, and the first edge of each bag relative to the first."""
         first = self.first_edge[nodes[0]]
         shifts = [self.first_edge[node] - first for node in range(*nodes)]
         counts = [self.first_row[node + 1] - self.first_row[node] for node in range(*nodes)]
@@ -61,23 +61,23 @@ class Rows:
     Args:
         topology: The graph.
         path: The boolean paths, with shape ``[batch, T, S]``.
-        align: The rows of every node but the last are filled up to a multiple of this by rows that nobody reads.
+        align: The rows of every node but the last are padded to a multiple of this number with unread rows.
     """
 
     def __init__(self, topology: Topology, path: Tensor, align: int = 1) -> None:
         batch, _, width = path.shape
         nodes = topology.num_nodes
 
-        chosen = path.transpose(0, 1).contiguous()  # for a batch of 1 still the caller's memory: never written
+        chosen = path.transpose(0, 1).contiguous()  # a batch of 1 shares the caller's memory, so never write to it
         used = _used(topology, chosen)
         real = used.sum(dim=1)
         self.counts: list[int] = real.tolist()
-        """The number of rows of each node that somebody reads."""
+        """The number of rows of each node without padding."""
         spans = [*multiples(self.counts[:-1], align), self.counts[-1]]
         self.first: list[int] = [0, *accumulate(spans)]
         """The first row of each node, then the number of rows."""
         self._spans = torch.tensor(spans, device=path.device)
-        cells = used.flatten().nonzero().squeeze(1)  # a cell is a position in [num_nodes, batch], used or not
+        cells = used.flatten().nonzero().squeeze(1)  # a cell is a position in [num_nodes, batch]
         self._samples = cells - torch.arange(nodes, device=path.device).repeat_interleave(real) * batch
         self._batch = batch
         row_of_cell = used.flatten().cumsum(0) - 1
@@ -108,7 +108,7 @@ class Rows:
         """For each row, the rows that it mixes."""
 
     def samples(self, node: int) -> Tensor | None:
-        """The samples of the rows of a node; None where these are all samples in order."""
+        """The samples of the rows of a node; None for all samples in order."""
         if self.counts[node] == self._batch == self.first[node + 1] - self.first[node]:
             return None
         return self._samples[self.first[node] : self.first[node + 1]]
@@ -119,7 +119,7 @@ class Rows:
 
     @cached_property
     def by_source(self) -> tuple[Bags, Tensor]:
-        """For each row, the rows that read it; and the order that sorts the edges so."""
+        """For each row the rows that read it, and the order of edges by source."""
         sources, order = self.mixes.members.sort(stable=True)
         sizes = torch.bincount(sources, minlength=self.first[-1])
         starts = sizes.cumsum(0) - sizes
@@ -129,7 +129,7 @@ class Rows:
 
 
 def rows_of(call: Pass, align: int = 1) -> Rows:
-    """The rows of a pass; those of paths that take every edge are kept, since only the batch size tells."""
+    """Returns the rows of a pass; those of full paths are cached, since they depend only on the batch size."""
     topology, path = call.plan.topology, call.read()
     if path.shape[0] and int(path.count_nonzero()) == path.shape[0] * topology.num_edges:
         return _full_rows(topology, path.shape[0], align)
@@ -138,27 +138,25 @@ def rows_of(call: Pass, align: int = 1) -> Rows:
 
 @lru_cache(maxsize=4)  # an entry takes a few bytes for each edge of each sample
 def _full_rows(topology: Topology, batch: int, align: int) -> Rows:
-    with torch.inference_mode(False):  # they outlive the call, and training must be able to use them
+    with torch.inference_mode(False):  # training uses the cached rows too
         return Rows(topology, topology.allowed.expand(batch, -1, -1), align)
 
 
 def multiples(counts: Sequence[int], align: int) -> list[int]:
-    """Numbers rounded up."""
+    """Rounds numbers up to multiples of `align`."""
     return [-(-count // align) * align for count in counts]
 
 
 def fill_up(counts: Sequence[int], spans: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Makes room behind groups of rows.
-
-    What is filled in is a copy of a row of its group: nothing strange comes in by it, not even a NaN.
+    """Pads groups of rows with copies of their last row, so that padding adds no new values such as NaN.
 
     Args:
         counts: The number of rows of each group.
-        spans: The number that it is to have, no less, and none where it had none.
+        spans: The padded number of rows, at least as large, and 0 for empty groups.
         device: The device.
 
     Returns:
-        For each new row the old one that it is a copy of, and for each old row its new place.
+        For each new row the old row that it copies, and for each old row its new place.
     """
     old, new = torch.tensor(counts, device=device), torch.tensor(spans, device=device)
     shift = (new - old).cumsum(0) - (new - old)

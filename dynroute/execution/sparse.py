@@ -1,8 +1,8 @@
-"""Every node on the rows that need it: training and inference with modules of any kind.
+"""The sparse backend: every node runs on the rows that need it, for training and inference with any modules.
 
-A module sees the samples whose output needs it, so that it must treat each of them on its own. Modules are called,
-and everything between them can be differentiated twice: hooks, parametrizations, autocast and second derivatives are
-torch's own. The equations are those of the reference, on rows (see `rows`) instead of whole batches.
+A module is called on the samples whose output needs it, so it must treat each sample separately. Everything between the
+modules can be differentiated twice, so hooks, parametrizations, autocast and second derivatives work as in torch. The
+equations are those of the reference on rows (see `rows`) instead of whole batches.
 """
 
 import sys
@@ -24,10 +24,10 @@ from .rows import Rows, rows_of
 __all__ = ["NUMBERS_FROM", "ROWS_FROM", "call_on_none", "needs_no_rows", "run_sparse", "touch"]
 
 ROWS_FROM = 64
-"""The smallest batch for which inference sorts rows by node; below, a node that is needed runs for all samples."""
+"""The smallest batch for which inference sorts rows by node; below it, needed nodes run for all samples."""
 
 NUMBERS_FROM = 400_000
-"""Rows of narrow nodes are sorted where the batch times the square of the destinations times the width reaches this.
+"""Rows of narrow nodes are sorted if the batch times the squared number of destinations times the width reaches this.
 
 Measured on one core: three destinations of 16 features do not pay for 1,000 samples, eight of 128 pay from 64 on.
 """
@@ -49,7 +49,7 @@ def run_sparse(call: Pass) -> Tensor:
 
 
 def needs_no_rows(call: Pass) -> bool:
-    """Whether inference does better to run nodes for all samples, since calls cost more than numbers."""
+    """Whether inference is faster if needed nodes run for all samples, since calls cost more than arithmetic."""
     batch, linear = call.weights.shape[:-2].numel(), None
     if batch >= ROWS_FROM and not call.plan.is_mixture:
         linear = linear_node(call.nodes[0])
@@ -59,20 +59,20 @@ def needs_no_rows(call: Pass) -> bool:
 
 
 def _run_jointly(nodes: Sequence[Callable[[Tensor], Tensor]]) -> bool:
-    """Whether a node waits for the same node of other processes, and so must run also where no sample needs it.
+    """Whether a node synchronizes with other processes, and so must run even if no sample needs it.
 
-    A module of FSDP gathers its parameters when it is called, and one of DDP hands over its gradients.
+    A module of FSDP gathers its parameters when it is called, and one of DDP reduces its gradients.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return False
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # before it is imported no module can be one of its own
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # no module uses it unless it is imported
     kinds = [getattr(fsdp, name, None) for name in ("FSDPModule", "FullyShardedDataParallel")]
     joint = (nn.parallel.DistributedDataParallel, *(kind for kind in kinds if isinstance(kind, type)))
     return any(isinstance(part, joint) for node in nodes if isinstance(node, nn.Module) for part in node.modules())
 
 
 def _run_rows(call: Pass, *, everywhere: bool = False) -> Tensor | None:
-    """The sparse form; None where no node that a row reads has run, so that its width is unknown."""
+    """Runs the sparse form; returns None if no source of a row has run, so that its width is unknown."""
     plan, topology = call.plan, call.plan.topology
     flat, rows, state = call.flat(), rows_of(call), _Outputs(call)
     edge_weights = flat.weights.reshape(-1).index_select(0, rows.slots)
@@ -110,16 +110,16 @@ def _run_rows(call: Pass, *, everywhere: bool = False) -> Tensor | None:
 
 
 def call_on_none(module: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | None:
-    """Calls a module on an empty batch, so that its parameters receive zeros; None if it fails on one."""
+    """Calls a module on an empty batch, so that its parameters receive zero gradients; returns None if that fails."""
     try:
         output: Tensor = module(inputs)
         return output
-    except Exception:  # nobody needs its output, and how a module fails on no rows is its own
+    except Exception:  # modules may fail on an empty batch in any way
         return None
 
 
 def touch(output: Tensor, modules: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-    """Gives zeros to the parameters of modules that an output does not depend on: optimizers tell them from None."""
+    """Gives zero gradients to the parameters of unused modules, since optimizers treat None differently."""
     parts = [module for module in modules if isinstance(module, nn.Module)]
     learning = [parameter for module in parts for parameter in module.parameters() if parameter.requires_grad]
     touched: Tensor = _Touch.apply(output, *learning)  # type: ignore[no-untyped-call]
@@ -138,7 +138,7 @@ class _Touch(torch.autograd.Function):
 
 
 class _Outputs:
-    """What nodes gave, and the same with its gradient stopped where `protect` asks for it."""
+    """The outputs of nodes, plain and with the gradient stopped as `protect` says."""
 
     def __init__(self, call: Pass) -> None:
         self._stops = call.suitable is not None
@@ -148,27 +148,28 @@ class _Outputs:
         self._last: tuple[tuple[int, ...], _Sources] | None = None
 
     def add(self, node: int, output: Tensor, carried: Tensor | None) -> None:
-        """Adds the output of a node, and what its shortcut carried."""
+        """Adds the output of a node; `carried` is its shortcut."""
         self._plain[node] = output
         if self._stops:
             stop = self._plainly or carried is None
             self._stopped[node] = output.detach() if stop or carried is None else rsg(output, carried)
 
     def sources(self, parents: tuple[int, ...], reader: int) -> "_Sources | None":
-        """The rows of the nodes that a node may read; None if none of them has run."""
+        """Returns the rows of the nodes that a node may read; None if none of them has run."""
         if self._last is not None and self._last[0] == parents:
             return self._last[1]
         present = sorted(j for j in parents if j in self._plain)
         if not present:
             return None
         check_sources([self._plain[j][:0] for j in present], present, reader)
-        found = _Sources(present, [self._plain[j] for j in present], [self._stopped[j] for j in present if self._stops])
-        self._last = parents, found
-        return found
+        stopped = [self._stopped[j] for j in present if self._stops]
+        sources = _Sources(present, [self._plain[j] for j in present], stopped)
+        self._last = parents, sources
+        return sources
 
 
 class _Sources:
-    """The rows of several nodes in one matrix, behind them the same rows with their gradient stopped."""
+    """The rows of several nodes in one matrix, followed by the same rows with their gradient stopped."""
 
     def __init__(self, nodes: list[int], plain: list[Tensor], stopped: list[Tensor]) -> None:
         self.nodes = nodes
@@ -177,7 +178,7 @@ class _Sources:
         self.rows = torch.cat([output.reshape(len(output), self.shape.numel()) for output in (*plain, *stopped)])
 
     def positions(self, rows: Rows, members: Tensor) -> Tensor:
-        """Where rows of the whole graph lie in this matrix."""
+        """Returns the positions of rows of the whole graph in this matrix."""
         first, last = self.nodes[0], self.nodes[-1]
         if rows.first[last + 1] - rows.first[first] == self.count:
             return members - rows.first[first]
@@ -188,14 +189,14 @@ class _Sources:
 
 
 def _entered(x: Tensor, rows: Rows, group: tuple[int, int]) -> list[Tensor]:
-    """What the nodes of a group read of the input."""
+    """The inputs of a group of nodes that read the input of the graph."""
     nodes = range(*group)
     if all(rows.counts[node] in (0, len(x)) for node in nodes):
         return [x if rows.counts[node] else x[:0] for node in nodes]
     samples = rows.samples_of(group)
     offsets = torch.arange(len(samples), device=x.device)
     read = bag(x.reshape(len(x), x.shape[1:].numel()), None, samples, offsets)
-    # Not split(): a module may overwrite its input, which a view of several would forbid.
+    # Modules may overwrite their input, which views of split() forbid.
     return list(
         torch.unsafe_split_with_sizes(read.reshape(len(samples), *x.shape[1:]), [rows.counts[node] for node in nodes])
     )
@@ -210,7 +211,7 @@ def _mixed(
     *,
     separate: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What the modules of a group read, and what their shortcuts add."""
+    """The inputs of the modules of a group, and their shortcuts."""
     edges, offsets = rows.mixes.of(group)
     counts = [rows.counts[node] for node in range(*group)]
     members, weights = sources.positions(rows, rows.mixes.members[edges]), edge_weights[edges]
@@ -227,7 +228,7 @@ def _mixed(
 
 
 def bag(values: Tensor, weights: Tensor | None, members: Tensor, offsets: Tensor) -> Tensor:
-    """Weighted sums of rows: one for each offset, of the members from there to the next offset."""
+    """Computes weighted sums of rows, one for each offset, over the members up to the next offset."""
     if weights is not None:
         weights = weights.to(values.dtype)
     result: Tensor = _Bag.apply(values, weights, members, offsets)  # type: ignore[no-untyped-call]
@@ -262,7 +263,7 @@ class _Bag(torch.autograd.Function):
 
 
 _BAGGED = (torch.float32, torch.float64, torch.bfloat16)
-"""The types that torch has a fast kernel of weighted bags for."""
+"""The types for which torch has a fast kernel of weighted bags."""
 
 
 def _bag_of(offsets: Tensor, edges: int) -> Tensor:
@@ -272,14 +273,14 @@ def _bag_of(offsets: Tensor, edges: int) -> Tensor:
 
 
 def _plain_bag(values: Tensor, weights: Tensor | None, members: Tensor, bags: Tensor, count: int) -> Tensor:
-    """Weighted sums of rows by operations that can be differentiated again."""
+    """Computes weighted sums of rows by operations that can be differentiated again."""
     read = values.index_select(0, members)
     read = read if weights is None else read * weights.unsqueeze(-1)
     return read.new_zeros(count, values.shape[-1]).index_add(0, bags, read)
 
 
 def _run_one(call: Pass) -> Tensor | None:
-    """One sample: the nodes of its route and nothing else, the weights as plain numbers; None if one reads nothing."""
+    """Runs the route of one sample with weights as plain numbers; returns None if a node reads nothing."""
     topology, nodes, shortcuts = call.plan.topology, call.nodes, call.plan.shortcuts
     shares: list[list[float]] = call.weights.reshape(topology.path_shape).tolist()
     outputs: dict[int, Tensor] = {}
@@ -306,10 +307,11 @@ def _run_one(call: Pass) -> Tensor | None:
 
 
 def _run_few(call: Pass) -> Tensor | None:
-    """A few samples: every node that one of them needs, for all of them, since calls cost more than sums here.
+    """Runs every node that one of a few samples needs for all of them, since calls cost more than sums here.
 
-    None if that is not possible: a node that reads nothing, nodes of other shapes than vectors of one width, parents
-    with gaps between them, or a NaN or infinite output, which would spoil the sums of samples that do not read it.
+    It returns None if that is not possible: if a node reads nothing, if outputs are not vectors of one width, if
+    sources are not consecutive, or if an output is not finite, which would spoil the sums of samples that do not read
+    it.
     """
     topology, nodes, shortcuts, batch = call.plan.topology, call.nodes, call.plan.shortcuts, call.batch
     last = topology.num_nodes - 1
@@ -332,7 +334,7 @@ def _run_few(call: Pass) -> Tensor | None:
                 return None
             if not shares:
                 shares = weights.to(outputs.dtype).unsqueeze(2).unbind(1)
-            # What has no weight is zero, also where nothing was computed yet.
+            # Nodes that did not run are zero and have no weight.
             share = shares[t] if (first, topology.path_shape[1]) == (0, last) else shares[t][..., : stop - first]
             read = outputs if share is shares[t] else outputs[first:stop]
             mixed = torch.bmm(share, read.transpose(0, 1)).squeeze(1)
@@ -356,12 +358,12 @@ def _run_few(call: Pass) -> Tensor | None:
 
 
 def _needed(topology: Topology, path: Tensor) -> list[tuple[int, int, list[int]]] | None:
-    """The nodes that a path of shape ``[T, S]`` uses: their number, their row of the path and the slots they read.
+    """Lists the nodes that a path of shape ``[T, S]`` uses, each with its row of the path and the slots it reads.
 
-    None if one of them reads nothing, as where the weight of a replayed source is too small for its type.
+    It returns None if one of them reads nothing, for instance if the weight of a replayed source underflows.
     """
     chosen: list[list[bool]] = path.tolist()
-    found: list[tuple[int, int, list[int]]] = []
+    used: list[tuple[int, int, list[int]]] = []
     needed = {topology.num_nodes - 1}
     t = len(topology.destinations)
     for node in reversed(range(topology.num_nodes)):
@@ -372,5 +374,5 @@ def _needed(topology: Topology, path: Tensor) -> list[tuple[int, int, list[int]]
             if parents and not slots:
                 return None
             needed.update(parents[s] for s in slots)
-            found.append((node, t, slots))
-    return found[::-1]
+            used.append((node, t, slots))
+    return used[::-1]

@@ -1,4 +1,4 @@
-"""The four levels of routing (D2R, Fig. 2): thin makers of one routed graph."""
+"""The four levels of routing (D2R, Fig. 2) as constructors of one routed graph."""
 
 from .graph import RoutedGraph
 from .layer import LayerRouting

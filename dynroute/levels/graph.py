@@ -1,14 +1,15 @@
-"""A routed graph of any topology; the four levels are thin makers of it."""
+"""The routed graph of any topology, which the four levels construct."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import check_choice, check_flag, check_modules, check_tensor
 from ..banks import are_adjacent, keep_adjacent, reset_parts
+from ..checks import is_autocast
 from ..execution import Pass, Plan, check_backend, run_graph
 from ..functional import gumbel_noise, suitable_masked
 from ..gates import Gate
@@ -17,9 +18,20 @@ from ..routers import LinearRouter, Router, RouterNoise, full_precision
 from ..saving import Pretrained
 from ..topology import Topology
 
-__all__ = ["RoutedGraph", "input_features"]
+__all__ = ["RoutedGraph", "Routing", "input_features"]
 
 PROTECT_MODES = ("rsg", "input", "sg", "none")
+
+
+class Routing(TypedDict, total=False):
+    """The routing keywords of a forward pass, see :meth:`dynroute.RoutedGraph.forward`."""
+
+    path: Tensor | Route | None
+    temperature: float | Tensor
+    sample: bool | None
+    generator: torch.Generator | None
+    noise: Tensor | None
+    router_noise: RouterNoise | None
 
 
 class RoutedGraph(Pretrained):
@@ -34,12 +46,12 @@ class RoutedGraph(Pretrained):
         router: Turns a context into logits with shape ``[*, T, S]``, a :class:`Router` or any module; a
             :class:`LinearRouter` if None.
         shortcut: Whether the nodes that read others, the last one excepted, add their input to their output (Eq. 11).
-        protect: How, in training, the gradient to a source that does not suit the current logits (Eq. 10) is stopped:
-            "rsg" keeps the gradient of its shortcut (Eq. 11-12), "input" does so for the input of the module only (the
-            released code of D2R), "sg" stops it whole (Eq. 9), "none" does not stop it.
+        protect: How training stops the gradient to sources that do not suit the current logits (Eq. 10): "rsg" keeps
+            the gradient of the shortcut (Eq. 11-12), "input" does so for the input of the module only (the released
+            code of D2R), "sg" stops all of it (Eq. 9), "none" stops nothing.
         backend: How the graph is executed, see :attr:`backend`.
-        context_features: The width of the context of the router that is made if none is given; the width of the input
-            if None, which linear layers tell.
+        context_features: The width of the context for the default router; default: the width of the input, read from
+            the linear layers.
 
     Example:
         >>> topology = Topology([[], [], [0, 1]])
@@ -50,7 +62,7 @@ class RoutedGraph(Pretrained):
     """
 
     _execute: Callable[[Pass, str], Tensor] = staticmethod(run_graph)
-    """Runs a pass with a backend; another one where modules live on several processes."""
+    """Runs a pass with a backend; replaced if the modules are sharded over processes."""
 
     def __init__(
         self,
@@ -86,7 +98,6 @@ class RoutedGraph(Pretrained):
             raise ValueError(
                 f"`router` must be made for the graph's topology {topology}, got one for {router.topology}."
             )
-
         check_flag("shortcut", shortcut)
 
         self._shortcut = shortcut
@@ -99,12 +110,12 @@ class RoutedGraph(Pretrained):
         self.backend = backend
 
     def arrange(self, modules: Sequence[nn.Module], topology: Topology, *, adjacent: bool = False) -> None:
-        """Takes other modules and another topology; :func:`dynroute.grow` changes the router alike.
+        """Replaces the modules and the topology; :func:`dynroute.grow` changes the router as well.
 
         Args:
             modules: One module for each node, in topological order.
             topology: Which earlier nodes each node may read.
-            adjacent: Whether the parameters of neighbours that read the same nodes are laid side by side.
+            adjacent: Whether to store the parameters of neighbours that read the same nodes side by side.
         """
         self.nodes = nn.ModuleList(modules)
         self.topology = topology
@@ -117,7 +128,7 @@ class RoutedGraph(Pretrained):
 
     @property
     def backend(self) -> str:
-        """How the graph is executed, a name of :data:`~dynroute.execution.backends.BACKENDS`."""
+        """The execution backend, a name of :data:`~dynroute.execution.backends.BACKENDS`."""
         return self._backend
 
     @backend.setter
@@ -126,7 +137,7 @@ class RoutedGraph(Pretrained):
 
     @property
     def protect(self) -> str:
-        """How the gradient to unsuitable sources is stopped in training."""
+        """The way to stop the gradient to unsuitable sources in training."""
         return self._protect
 
     @protect.setter
@@ -182,43 +193,18 @@ class RoutedGraph(Pretrained):
         x: Tensor,
         context: Tensor | None = None,
         *,
-        path: Tensor | Route | None = None,
-        temperature: float | Tensor = 1.0,
-        sample: bool | None = None,
-        generator: torch.Generator | None = None,
         return_route: Literal[False] = False,
-        noise: Tensor | None = None,
-        router_noise: RouterNoise | None = None,
+        **routing: Unpack[Routing],
     ) -> Tensor: ...
 
     @overload
     def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        path: Tensor | Route | None = None,
-        temperature: float | Tensor = 1.0,
-        sample: bool | None = None,
-        generator: torch.Generator | None = None,
-        return_route: Literal[True],
-        noise: Tensor | None = None,
-        router_noise: RouterNoise | None = None,
+        self, x: Tensor, context: Tensor | None = None, *, return_route: Literal[True], **routing: Unpack[Routing]
     ) -> tuple[Tensor, Route]: ...
 
     @overload
     def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        path: Tensor | Route | None = None,
-        temperature: float | Tensor = 1.0,
-        sample: bool | None = None,
-        generator: torch.Generator | None = None,
-        return_route: bool,
-        noise: Tensor | None = None,
-        router_noise: RouterNoise | None = None,
+        self, x: Tensor, context: Tensor | None = None, *, return_route: bool, **routing: Unpack[Routing]
     ) -> Tensor | tuple[Tensor, Route]: ...
 
     def forward(
@@ -238,14 +224,15 @@ class RoutedGraph(Pretrained):
 
         Args:
             x: The input of the nodes without sources. Its first dimensions are the batch shape ``*`` of the context.
-            context: What the router looks at, with shape ``[*, context_features]``; `x` itself if None.
+            context: The input of the router, with shape ``[*, context_features]``; `x` itself if None.
             path: A recorded path to replay, boolean with shape ``[*, T, S]``, or the route that holds it (Eq. 8).
             temperature: Divides the logits when a path is sampled; a number or a tensor with shape ``[*]`` (Eq. 13).
-            sample: Whether a gate that can sample does so; in training mode if None.
-            generator: The source of randomness when a path is sampled.
+            sample: Whether a gate that can sample does so; default: in training mode.
+            generator: The random generator for a path that is sampled.
             return_route: Whether to return the route beside the output.
-            noise: Gumbel noise drawn before, with shape ``[*, T, S]``, for functions that are compiled or replayed.
-            router_noise: What :meth:`Router.draw_noise` drew before, likewise, for a router with noise.
+            noise: Gumbel noise that was drawn before, with shape ``[*, T, S]``, for functions that are compiled or
+                replayed.
+            router_noise: The noise of a router, drawn before by :meth:`Router.draw_noise`, for the same purpose.
 
         Returns:
             The output of the last node, or the output and the :class:`Route`.
@@ -266,32 +253,32 @@ class RoutedGraph(Pretrained):
 
         protected = self.training and self.protect != "none"
         suitable = self._suitable(route) if protected else None
-        most = self.gate.max_sources if path is None else None  # another gate may have recorded the path
-        call = Pass(self._plan, list(self.nodes), x, route.weights, suitable, self.protect, most)
+        max_sources = self.gate.max_sources if path is None else None  # another gate may have recorded the path
+        call = Pass(self._plan, list(self.nodes), x, route.weights, suitable, self.protect, max_sources)
         output = self._finish(x, self._execute(call, self.backend))
         return (output, route) if return_route else output
 
     if TYPE_CHECKING:
-        __call__ = forward  # a module's call takes and returns anything, as torch declares it
+        __call__ = forward  # torch declares that calls take and return anything
 
     def constructor_arguments(self) -> dict[str, Any]:
-        """The arguments that make a graph like this one; a class with another constructor overrides it."""
+        """The arguments that construct an equal graph; override it in a class with another constructor."""
         return {
             "modules": list(self.nodes),
             "topology": self.topology,
             "gate": self.gate,
             "router": self.router,
-            "shortcut": self._shortcut,  # also where no node has one yet
+            "shortcut": self._shortcut,  # `shortcut` is False while no node has one
             "protect": self.protect,
             "backend": self.backend,
         }
 
     def reset_parameters(self) -> None:
-        """Draws all parameters anew, those of the modules, the router and the gate, each by its own rule."""
+        """Resets all parameters of the modules, the router and the gate."""
         reset_parts(self)
 
     def _finish(self, x: Tensor, output: Tensor) -> Tensor:
-        """Makes the output of the layer from that of the last node."""
+        """Computes the output of the layer from that of the last node."""
         return output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -308,18 +295,18 @@ class RoutedGraph(Pretrained):
 
     @property
     def has_bank(self) -> bool:
-        """Whether parameters of neighbours that read the same nodes lie side by side, as in a :class:`LinearBank`."""
+        """Whether some neighbours that read the same nodes share memory, as in a :class:`LinearBank`."""
         return any(map(are_adjacent, self._bank_members()))
 
     def _bank_members(self) -> list[list[nn.Module]]:
-        """The modules of each group whose parameters lay side by side when the graph was made."""
+        """The modules of each group whose parameters shared memory when the graph was made."""
         return [list(self.nodes)[slice(*span)] for span in self._banks]
 
     def extra_repr(self) -> str:
         return f"{self.topology}, shortcut={self.shortcut}, protect={self.protect!r}, backend={self.backend!r}"
 
     def _logits(self, context: Tensor) -> Tensor:
-        """The router's logits, in float32 also under autocast, where the layer before hands over 16 bits."""
+        """The router's logits, in float32 also under autocast, where the context may have 16 bits."""
         check_tensor("context", context)
         suspended = full_precision(context)
         if not isinstance(suspended, nullcontext) and context.is_floating_point():
@@ -331,7 +318,7 @@ class RoutedGraph(Pretrained):
     def _scores(
         self, context: Tensor, logits: Tensor, generator: torch.Generator | None, drawn: RouterNoise | None
     ) -> Tensor | None:
-        """The scores that decide a choice in place of the logits; None if the router adds no noise."""
+        """The scores that choose in place of the logits; None if the router adds no noise."""
         router = self.router
         if not isinstance(router, Router) or not router.adds_noise:
             if drawn is not None:
@@ -366,9 +353,8 @@ class RoutedGraph(Pretrained):
 
     def _check_logits(self, logits: Tensor) -> None:
         if logits.shape[-2:] != self.topology.path_shape:
-            shape = ", ".join(str(size) for size in self.topology.path_shape)
             raise ValueError(
-                f"`router` must return logits with shape (*, {shape}), got {tuple(logits.shape)}; "
+                f"`router` must return logits with shape {self.topology._slots}, got {tuple(logits.shape)}; "
                 "was it made for another topology?"
             )
 
@@ -382,16 +368,17 @@ class RoutedGraph(Pretrained):
     def _check_batch(self, x: Tensor, context: Tensor, route: Route) -> None:
         batch = route.weights.shape[:-2]
         if x.shape[: len(batch)] != batch or x.dim() == len(batch):
-            hint = "an integer context holds task ids; convert a one-hot with `.float()`."
+            hint = "pass one context per sample."
+            if not context.is_floating_point():
+                hint = "an integer context holds task ids; convert a one-hot with `.float()`."
             raise ValueError(
                 f"`context` must have the batch shape of `x`, got context {tuple(context.shape)} "
-                f"and x {tuple(x.shape)}; "
-                + (hint if not context.is_floating_point() else "pass one context per sample.")
+                f"and x {tuple(x.shape)}; {hint}"
             )
 
 
 def _default_router(nodes: Sequence[nn.Module], topology: Topology, context_features: int | None) -> Router:
-    """A linear router of the width that the input has, in the type and on the device of the modules."""
+    """A linear router of the width of the input, with the type and device of the modules."""
     if context_features is None:
         widths = {input_features(nodes[node]) for node, parents in enumerate(topology.parents) if not parents}
         context_features = widths.pop() if len(widths) == 1 else None
@@ -406,7 +393,7 @@ def _default_router(nodes: Sequence[nn.Module], topology: Topology, context_feat
 
 
 def input_features(module: nn.Module) -> int | None:
-    """The width of the input that a module reads; None where its layers do not tell."""
+    """The width of the input that a module reads; None if its layers do not say."""
     if type(module) is nn.Sequential:
         reads = next((part for part in module if not _keeps_width(part)), None)
         return None if reads is None else input_features(reads)
@@ -417,26 +404,22 @@ def input_features(module: nn.Module) -> int | None:
 
 
 def _keeps_width(module: nn.Module) -> bool:
-    """Whether a module computes number by number, and tells no width."""
+    """Whether a module works elementwise and so accepts any width."""
     plain = type(module).__module__ == "torch.nn.modules.activation" and not list(module.parameters())
     return plain or isinstance(module, nn.Identity | nn.Dropout)
 
 
 def _dtype(linear: nn.Linear, x: Tensor) -> torch.dtype | None:
-    """The type of input that a layer takes; None where any will do, or where that is not known."""
+    """The type of input that a layer takes; None if any type will do or it is unknown."""
     weight = linear._parameters.get("weight")
-    if type(weight) not in (Tensor, nn.Parameter) or (x.is_floating_point() and _is_autocast(x.device.type)):
+    if type(weight) not in (Tensor, nn.Parameter) or (x.is_floating_point() and is_autocast(x.device.type)):
         return None
     assert weight is not None
     return weight.dtype
 
 
-def _is_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
 def _first_linear(module: nn.Module) -> nn.Linear | None:
-    """The linear layer that reads a module's input; None if another one does, or a hook before it."""
+    """The linear layer that reads a module's input; None if another module or a hook comes first."""
     while type(module) is nn.Sequential and len(module) and not module._forward_pre_hooks:
         module = module[0]
     return module if type(module) is nn.Linear and not module._forward_pre_hooks else None

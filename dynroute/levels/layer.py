@@ -28,14 +28,13 @@ class LayerRouting(RoutedGraph):
     Args:
         layers: At least one layer, each a sequence of at least one module.
         gate: Turns logits into a route.
-        router: Turns a context into the logits of ``Topology.layered(sizes)``, `sizes` being the sizes of the layers;
-            a :class:`~dynroute.LinearRouter` if None.
+        router: Turns a context into the logits of ``Topology.layered(sizes)`` for the sizes of the layers; a
+            :class:`~dynroute.LinearRouter` if None.
         head: Computes the output from the mix of the last layer; the mix itself is the output if None.
         shortcut: Whether the modules behind the first layer add their input to their output.
-        protect: How the gradient to unsuitable sources is stopped in training: "rsg", "input", "sg" or "none".
+        protect: How training stops the gradient to unsuitable sources: "rsg", "input", "sg" or "none".
         backend: How the graph is executed.
-        context_features: The width of the context of the router that is made if none is given; the width of the input
-            if None.
+        context_features: The width of the context for the default router; default: the width of the input.
 
     Example:
         >>> layers = [[nn.Linear(5, 8), nn.Linear(5, 8)], [nn.Linear(8, 2), nn.Linear(8, 2)]]
@@ -83,7 +82,7 @@ class LayerRouting(RoutedGraph):
         )
 
     def constructor_arguments(self) -> dict[str, Any]:
-        """The arguments that make a layer like this one; a class with another constructor overrides it."""
+        """The arguments that construct an equal layer; override it in a class with another constructor."""
         arguments = super().constructor_arguments()
         *modules, head = arguments.pop("modules")
         del arguments["topology"]
@@ -115,10 +114,10 @@ class LayerRouting(RoutedGraph):
             width: The width of every module.
             layer_sizes: The number of modules of each layer.
             out_features: The width of the output.
-            context_features: The width of the context; that of the input if None.
+            context_features: The width of the context; default: that of the input.
             gate: Turns logits into a route; ``Soft()`` if None.
-            router_sizes: The hidden widths of the :class:`~dynroute.CascadeRouter`; in proportion to the modules if
-                None, see :func:`~dynroute.levels.proportion.proportioned`. Soft Modularization uses (256, 256).
+            router_sizes: The hidden widths of the :class:`~dynroute.CascadeRouter`; chosen by
+                :func:`~dynroute.levels.proportion.proportioned` if None. Soft Modularization uses (256, 256).
             activation: Makes the activation of a module.
             shortcut: As for the class.
             protect: As for the class.

@@ -23,21 +23,20 @@ class ModelRouting(RoutedGraph):
 
     .. math:: y = \sum_j p_j \, M^j(x) + \sum_i E^i(x)
 
-    The second sum is that of the shared networks :math:`E^i`, which run for every sample; there are none unless asked
-    for. Where a gate leaves a sample without a network (a full `capacity`, :class:`~dynroute.ExpertChoice`), the first
-    sum is zero: add the layer to its input, as a transformer block does, or share a network.
+    The second sum runs over the shared networks :math:`E^i`, if there are any, for every sample. If a gate leaves a
+    sample without a network (a full `capacity`, :class:`~dynroute.ExpertChoice`), the first sum is zero: add the layer
+    to its input, as a transformer block does, or share a network.
 
     Args:
         models: At least one network; all give outputs of one shape.
         gate: Turns logits into a route.
         router: Turns a context into the logits of ``Topology.parallel(len(models))``; a
             :class:`~dynroute.LinearRouter` if None.
-        protect: How the gradient to unsuitable networks is stopped in training: "sg" or "none". No network has a
-            shortcut here, so that "rsg" and "input" stop it whole like "sg".
+        protect: How training stops the gradient to unsuitable networks: "sg" or "none". Networks have no shortcut here,
+            so "rsg" and "input" are the same as "sg".
         backend: How the graph is executed.
-        context_features: The width of the context of the router that is made if none is given; the width of the input
-            if None.
-        shared: Networks that run for every sample, and whose outputs are added with a weight of one (DeepSeekMoE).
+        context_features: The width of the context for the default router; default: the width of the input.
+        shared: Networks that run for every sample, whose outputs are added with a weight of one (DeepSeekMoE).
 
     Example:
         >>> net = ModelRouting([nn.Linear(5, 2) for _ in range(4)], TopK(2), LinearRouter(5, Topology.parallel(4)))
@@ -89,7 +88,7 @@ class ModelRouting(RoutedGraph):
         return output
 
     def constructor_arguments(self) -> dict[str, Any]:
-        """The arguments that make a mixture like this one; a class with another constructor overrides it."""
+        """The arguments that construct an equal mixture; override it in a class with another constructor."""
         arguments = super().constructor_arguments()
         models = arguments.pop("modules")[:-1]
         kept = {name: arguments[name] for name in ("gate", "router", "protect", "backend")}
@@ -115,7 +114,7 @@ class ModelRouting(RoutedGraph):
     ) -> "ModelRouting":
         """Builds the feed-forward part of a transformer block as a mixture of experts.
 
-        It maps ``[..., features]`` to ``[..., features]``, each token on its own, with a linear router.
+        It maps each token of ``[..., features]`` on its own, with a linear router.
 
         Args:
             features: The width of the input and of the output.
@@ -127,7 +126,7 @@ class ModelRouting(RoutedGraph):
             gated: Whether experts are a :class:`~dynroute.GatedPerceptron` (SwiGLU with the default activation) in
                 place of a perceptron.
             bias: Whether the linear layers of the experts have a bias.
-            context_features: The width of the context; that of the input if None.
+            context_features: The width of the context; default: that of the input.
             protect: As for the class.
             backend: As for the class.
             device: The device of the parameters.
@@ -185,11 +184,11 @@ class ModelRouting(RoutedGraph):
             width: The width of the hidden layers.
             num_models: The number of networks.
             out_features: The width of the output.
-            context_features: The width of the context; that of the input if None.
+            context_features: The width of the context; default: that of the input.
             gate: Turns logits into a route; ``Soft()`` if None.
             depth: The number of hidden layers of each network.
-            router_sizes: The hidden widths of the :class:`~dynroute.MLPRouter`, none for a linear router; in proportion
-                to the networks if None, see :func:`~dynroute.levels.proportion.proportioned`.
+            router_sizes: The hidden widths of the :class:`~dynroute.MLPRouter`, empty for a linear router; chosen by
+                :func:`~dynroute.levels.proportion.proportioned` if None.
             activation: Makes the activation of a hidden layer.
             protect: As for the class.
             backend: As for the class.

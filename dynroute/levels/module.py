@@ -22,8 +22,8 @@ __all__ = ["ModuleRouting"]
 class ModuleRouting(RoutedGraph):
     r"""Routes through a DAG of modules whose depth depends on the sample.
 
-    Module 0 reads the input, module i the mix of the modules before it that the route chose, and the last module is the
-    output. A module that nothing behind it chose is skipped.
+    Module 0 reads the input, module i the mix of the earlier modules that the route chose, and the last module is the
+    output. A module that no later module chose is skipped.
 
     .. math:: m^i = x^i + M^i(x^i), \qquad x^i = \sum_{j < i} p^i_j \, \hat m^j
 
@@ -33,11 +33,10 @@ class ModuleRouting(RoutedGraph):
         router: Turns a context into the logits of ``Topology.dag(len(modules))``; a
             :class:`~dynroute.LinearRouter` if None.
         shortcut: Whether the modules between the first and the last add their input to their output (Eq. 11).
-        protect: How the gradient to unsuitable sources is stopped in training: "rsg" (Eq. 11-12), "input" (the released
-            code of D2R), "sg" (Eq. 9 if `shortcut` is False) or "none".
+        protect: How training stops the gradient to unsuitable sources: "rsg" (Eq. 11-12), "input" (the released code of
+            D2R), "sg" (Eq. 9 if `shortcut` is False) or "none".
         backend: How the graph is executed.
-        context_features: The width of the context of the router that is made if none is given; the width of the input
-            if None.
+        context_features: The width of the context for the default router; default: the width of the input.
 
     Example:
         >>> modules = [nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)]
@@ -75,7 +74,7 @@ class ModuleRouting(RoutedGraph):
         )
 
     def constructor_arguments(self) -> dict[str, Any]:
-        """The arguments that make a layer like this one; a class with another constructor overrides it."""
+        """The arguments that construct an equal layer; override it in a class with another constructor."""
         arguments = super().constructor_arguments()
         del arguments["topology"]
         return arguments
@@ -103,12 +102,12 @@ class ModuleRouting(RoutedGraph):
         Args:
             in_features: The width of the input.
             width: The width of every module.
-            num_modules: The number of modules, without the output, which is routed too: the graph has one node more.
+            num_modules: The number of modules without the output; the graph has one node more.
             out_features: The width of the output.
-            context_features: The width of the context; that of the input if None.
+            context_features: The width of the context; default: that of the input.
             gate: Turns logits into a route; ``SampleK(2)`` if None.
-            router_sizes: The hidden widths of the :class:`~dynroute.MLPRouter`, none for a linear router; in proportion
-                to the modules if None, see :func:`~dynroute.levels.proportion.proportioned`. D2R uses (256, 256).
+            router_sizes: The hidden widths of the :class:`~dynroute.MLPRouter`, empty for a linear router; chosen by
+                :func:`~dynroute.levels.proportion.proportioned` if None. D2R uses (256, 256).
             activation: Makes the activation of a module.
             shortcut: As for the class.
             protect: As for the class.

@@ -17,7 +17,7 @@ __all__ = ["OutputRouting"]
 
 
 class OutputRouting(RoutedGraph):
-    """Gives every task a head of its own. The routing is fixed: nothing of it is learned.
+    """Gives every task its own head; the routing is fixed and not learned.
 
     Args:
         heads: One module for each task; all give outputs of one shape.
@@ -37,7 +37,7 @@ class OutputRouting(RoutedGraph):
         super().__init__([*heads, nn.Identity()], router.topology, Hard(), router, backend=backend)
 
     def constructor_arguments(self) -> dict[str, Any]:
-        """The arguments that make a layer like this one; a class with another constructor overrides it."""
+        """The arguments that construct an equal layer; override it in a class with another constructor."""
         return {"heads": list(self.nodes)[:-1], "backend": self.backend}
 
     @classmethod
@@ -103,7 +103,7 @@ class OutputRouting(RoutedGraph):
             task: Task ids (integers) with shape ``[*]``, or one-hots (floating or boolean) with shape
                 ``[*, num_tasks]``.
             path: A recorded path; it must be that of the task.
-            temperature: Has no effect, nothing is sampled here.
+            temperature: Has no effect, since nothing is sampled.
             sample: Has no effect.
             generator: Has no effect.
             return_route: Whether to return the route beside the output.

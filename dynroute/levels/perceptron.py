@@ -1,4 +1,4 @@
-"""The perceptrons that the convenience builders of the levels put into their nodes, plain and gated."""
+"""The plain and gated perceptrons that the builders of the levels use as nodes."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -23,7 +23,7 @@ def perceptron(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Sequential:
-    """Linear layers of these sizes, each followed by the activation, and a linear output if it is given a width."""
+    """Builds linear layers, each followed by the activation, and a linear output if `out_features` is given."""
     check_dtype(dtype)
     layers: list[nn.Module] = []
     for width, following in pairwise(sizes):
@@ -43,7 +43,7 @@ class GatedPerceptron(nn.Module):
     Args:
         in_features: The width of the input.
         hidden_features: The width of the hidden layer.
-        out_features: The width of the output; that of the input if None.
+        out_features: The width of the output; default: that of the input.
         activation: Makes the activation :math:`a`.
         bias: Whether the linear layers have a bias.
         device: The device of the parameters.
@@ -84,12 +84,10 @@ class GatedPerceptron(nn.Module):
         return output
 
     def constructor_arguments(self) -> dict[str, Any]:
-        """The arguments that make a perceptron like this one."""
-        widths = (self.in_features, self.hidden_features, self.out_features)
-        names = ("in_features", "hidden_features", "out_features")
-        others = {"activation": Makes(self.activation), "bias": self.up.bias is not None}
-        return dict(zip(names, widths, strict=True)) | others
+        """The arguments that construct an equal perceptron."""
+        widths = {name: getattr(self, name) for name in ("in_features", "hidden_features", "out_features")}
+        return {**widths, "activation": Makes(self.activation), "bias": self.up.bias is not None}
 
     def reset_parameters(self) -> None:
-        """Draws all parameters anew, as ``nn.Linear`` does."""
+        """Resets all parameters as ``nn.Linear`` does."""
         reset_parts(self)

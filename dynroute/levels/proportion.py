@@ -1,4 +1,4 @@
-"""Routers in proportion to what they route, which the builders make unless they are told sizes."""
+"""The default size of routers, in proportion to the modules that they route."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,7 +13,7 @@ HIDDEN = (256, 128, 64, 32, 16, 8)
 """The widths that the hidden layer of a router may have."""
 
 SHARE = 0.25
-"""The most parameters of a router with a hidden layer, as a share of those of the modules."""
+"""The largest size of a router with a hidden layer, as a share of the parameters of the modules."""
 
 
 def proportioned(
@@ -24,26 +24,24 @@ def proportioned(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> Router:
-    """Makes a router of given hidden widths, or in proportion to modules if they are None.
+    """Makes a router with given hidden widths, or one in proportion to the modules if `sizes` is None.
 
-    In proportion means one hidden layer, the widest of :data:`HIDDEN` with which the router has at most :data:`SHARE`
-    of the parameters of the modules; none if even the narrowest has more. A router that is larger than what it routes
-    costs time and memory, and rarely decides better.
+    It then has one hidden layer, the widest of :data:`HIDDEN` with which the router has at most :data:`SHARE` of the
+    parameters of the modules, or no hidden layer if even the narrowest has more. A larger router costs time and memory
+    and rarely decides better.
 
     Args:
         make: Takes hidden widths, `device` and `dtype`, and returns a router.
-        modules: What is routed.
+        modules: The modules to route.
         sizes: The hidden widths, or None.
         device: The device of the parameters.
         dtype: The type of the parameters.
     """
     if sizes is None:
-        most = SHARE * sum(parameter.numel() for module in modules for parameter in module.parameters())
-        fitting = (width for width in HIDDEN if _size(make((width,), device="meta")) <= most)
-        width = next(fitting, None)
-        sizes = () if width is None else (width,)
+        limit = SHARE * sum(map(_size, modules))
+        sizes = next(((width,) for width in HIDDEN if _size(make((width,), device="meta")) <= limit), ())
     return make(sizes, device=device, dtype=dtype)
 
 
-def _size(router: Router) -> int:
-    return sum(parameter.numel() for parameter in router.parameters())
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,4 +1,4 @@
-"""The systems of the literature as networks: a state and a task go in, a vector comes out."""
+"""The networks of the literature, from a state and a task to a vector."""
 
 from .care import CARE
 from .depth import DynamicDepthRouting

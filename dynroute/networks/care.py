@@ -1,15 +1,14 @@
-"""CARE: a mixture of encoders of the state, attended by what is known of the task.
+"""CARE: a mixture of encoders of the state, with attention that depends on metadata of the task.
 
-The paper fixes neither the sizes nor all of the wiring, and its code differs from it:
+The paper leaves sizes and some of the wiring open, and its code differs from it:
 
 1. Attention: the dot product of each encoding with the context in the paper (`attention="dot"`), a perceptron of the
-   context in the code (`attention="gate"`, our default: the table of D2R gives sizes for it).
-2. Metadata: the paper embeds descriptions of the tasks with a frozen language model. Here they are an argument, and a
-   learned embedding without it; no model is ever downloaded. The code passes it through ReLU and a projection first.
-3. Sizes: our defaults keep every size that D2R states for CARE, and their number of parameters rounds to those that it
-   reports, 1.23 M and 1.26 M for an actor and a critic of 10 and 50 tasks: 1,226,757 and 1,260,037. For that the
-   embedding is 16 wide, and the trunk reads the one-hot beside mixture and context, which neither paper nor code does
-   (`task_in_trunk=False`).
+   context in the code (`attention="gate"`, our default, for which the table of D2R gives sizes).
+2. Metadata: the paper embeds descriptions of the tasks with a frozen language model. Here the embeddings are an
+   argument, replaced by a learned embedding if missing. The code applies ReLU and a projection to them first.
+3. Sizes: our defaults keep every size that D2R states for CARE. Their numbers of parameters, 1,226,757 and 1,260,037,
+   round to those that it reports, 1.23 M and 1.26 M for an actor and a critic of 10 and 50 tasks. To reach them, the
+   embedding is 16 wide and the trunk also reads the one-hot, which neither paper nor code does (`task_in_trunk=False`).
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_choice, check_counts, check_dtype, check_flag, check_sizes, check_tensor
+from ..arguments import Factory, check_choice, check_counts, check_dtype, check_flag, check_sizes, check_tensor
 from ..gates import Gate
 from ..levels import ModelRouting
 from ..levels.perceptron import perceptron
@@ -39,25 +38,25 @@ class CARE(Network):
     .. math:: y = \operatorname{trunk}\Big(\sum_j a_j\, E^j(s), \; c, \; \mathcal T\Big), \qquad
               c = C(\text{metadata}_{\mathcal T})
 
-    The attention :math:`a` sees the context detached, so that only the trunk teaches it.
+    The attention :math:`a` reads the context detached, so only the trunk trains it.
 
     Args:
         state_features: The width of the state, without the task.
         num_tasks: The number of tasks.
         out_features: The width of the output.
-        metadata: What is known of each task, for instance an embedding of its description, with shape
-            ``[num_tasks, m]``; it is never trained. A learned embedding takes its place if None.
-        embedding_features: The width of that learned embedding.
+        metadata: A vector for each task, for instance an embedding of its description, with shape ``[num_tasks, m]``.
+            It is not trained. A learned embedding replaces it if None.
+        embedding_features: The width of the learned embedding.
         num_encoders: The number of encoders.
         encoder_sizes: The widths of the layers of an encoder.
         context_sizes: The widths of the perceptron C.
         attention: "gate" for a perceptron of the context, as in the released code, "dot" for the paper's dot products.
-        gate_sizes: The hidden widths of the perceptron of "gate".
+        gate_sizes: The hidden widths of that perceptron.
         task_in_trunk: Whether the trunk reads the one-hot too.
         hidden_sizes: The widths of the hidden layers of the trunk.
         gate: Turns attention into a route, a :class:`~dynroute.Gate` or a name of
             :func:`~dynroute.networks.gate_named`. All encoders run, whatever it chooses.
-        protect: How, in training, the gradient to unsuitable encoders is stopped, with "sg", or not, with "none".
+        protect: "sg" stops the gradient to unsuitable encoders in training, "none" does not.
         backend: How the graph is executed.
         device: The device of the parameters.
         dtype: The type of the parameters.
@@ -91,6 +90,7 @@ class CARE(Network):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
+        factory: Factory = {"device": device, "dtype": dtype}
         check_counts(num_encoders=num_encoders, embedding_features=embedding_features)
         check_sizes("encoder_sizes", encoder_sizes)
         check_sizes("context_sizes", context_sizes)
@@ -114,7 +114,7 @@ class CARE(Network):
                 )
 
         def network(sizes: Sequence[int], out: int) -> nn.Sequential:
-            return perceptron(sizes, nn.ReLU, out_features=out, device=device, dtype=dtype)
+            return perceptron(sizes, nn.ReLU, out_features=out, **factory)
 
         self.embedding_features = embedding_features
         self.encoder_sizes, self.context_sizes = encoder_sizes, context_sizes
@@ -125,30 +125,30 @@ class CARE(Network):
         self.embedding: nn.Linear | None = None
         if metadata is None:
             self.register_buffer("metadata", None)
-            self.embedding = nn.Linear(num_tasks, embedding_features, bias=False, device=device, dtype=dtype)
+            self.embedding = nn.Linear(num_tasks, embedding_features, bias=False, **factory)
         else:
-            like = torch.empty(0, device=device, dtype=dtype)  # the type of the parameters
+            like = torch.empty(0, **factory)  # the type of the parameters
             self.register_buffer("metadata", metadata.detach().clone().to(like))
-        known = embedding_features if metadata is None else metadata.shape[1]
+        metadata_features = embedding_features if metadata is None else metadata.shape[1]
 
         context = context_sizes[-1]
         self.encoders = nn.ModuleList(
             network((state_features, *encoder_sizes[:-1]), encoder_sizes[-1]) for _ in range(num_encoders)
         )
-        self.context = network((known, *context_sizes[:-1]), context)
+        self.context = network((metadata_features, *context_sizes[:-1]), context)
         self.scores: nn.ModuleList | None = None
         if attention == "gate":
             sizes = (context, *gate_sizes, num_encoders)
-            self.scores = nn.ModuleList(nn.Linear(a, b, device=device, dtype=dtype) for a, b in pairwise(sizes))
+            self.scores = nn.ModuleList(nn.Linear(a, b, **factory) for a, b in pairwise(sizes))
         self.mixture = ModelRouting(
             [_Encoding(j, encoder_sizes[-1]) for j in range(num_encoders)],
             gate_named(gate),
-            _Given(Topology.parallel(num_encoders)),
+            _ScoresAsContext(Topology.parallel(num_encoders)),
             protect=protect,
             backend=backend,
         )
-        read = encoder_sizes[-1] + context + (num_tasks if task_in_trunk else 0)
-        self.trunk = network((read, *hidden_sizes), out_features)
+        trunk_features = encoder_sizes[-1] + context + (num_tasks if task_in_trunk else 0)
+        self.trunk = network((trunk_features, *hidden_sizes), out_features)
 
     @property
     def num_encoders(self) -> int:
@@ -161,21 +161,21 @@ class CARE(Network):
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         if self.embedding is not None:
-            known = self.embedding(task)
+            metadata = self.embedding(task)
         else:
             assert self.metadata is not None
-            known = task @ self.metadata
-        context = self.context(known)
+            metadata = task @ self.metadata
+        context = self.context(metadata)
 
         encodings = torch.cat([encoder(state) for encoder in self.encoders], dim=-1)
         with full_precision(state):  # attention is routing, which is computed in float32 or wider
             wide = torch.promote_types(context.dtype, torch.float32)
-            seen = context.detach().to(wide)
+            query = context.detach().to(wide)
             if self.scores is not None:
-                scores = chain(seen, self.scores)
+                scores = chain(query, self.scores)
             else:
-                each = encodings.to(wide).reshape(*state.shape[:-1], len(self.encoders), -1)
-                scores = (each * seen.unsqueeze(-2)).sum(dim=-1)
+                keys = encodings.to(wide).reshape(*state.shape[:-1], len(self.encoders), -1)
+                scores = (keys * query.unsqueeze(-2)).sum(dim=-1)
         mixed, route = run_routed(self.mixture, encodings, scores, routing)
 
         parts = [mixed, context, task] if self.task_in_trunk else [mixed, context]
@@ -183,7 +183,7 @@ class CARE(Network):
 
 
 class _Encoding(nn.Module):
-    """One of several encodings that lie side by side."""
+    """Selects one of several concatenated encodings."""
 
     def __init__(self, place: int, width: int) -> None:
         super().__init__()
@@ -194,8 +194,8 @@ class _Encoding(nn.Module):
         return encodings.narrow(-1, self.place * self.width, self.width)
 
 
-class _Given(Router):
-    """Takes the context for the scores: they were computed before."""
+class _ScoresAsContext(Router):
+    """Returns the context, which holds the scores."""
 
     def score(self, context: Tensor) -> Tensor:
         return context

@@ -1,18 +1,18 @@
 """Dynamic depth routing (D2R), at module level as published, and its relatives at layer and model level (Fig. 7d).
 
-The defaults are the paper's. Its released network differs in what follows; the algorithm around it differs in more, see
-the page on the papers in the documentation:
+The defaults are those of the paper. The released network differs as follows; for differences of the algorithm see the
+page on the papers in the documentation:
 
-1. `protect="rsg"` is Eq. 11-12, where the shortcut mixes protected sources too; "input" is the release, where only the
-   input of a module is protected.
-2. A source whose probability equals the threshold is suitable in the paper (Eq. 10) and not in the release. Here the
-   paper's rule holds; the two differ where a probability equals the threshold exactly.
-3. The router is a sub-network for each destination in the paper's figure, and one perceptron whose output is split in
-   the release and here.
-4. The temperature of a task is an argument of `forward`; the release keeps it in the network, T parameters more.
+1. `protect="rsg"` is Eq. 11-12, where the shortcut mixes protected sources too; "input" is the release, which protects
+   only the input of a module.
+2. A source whose probability equals the threshold exactly is suitable in the paper (Eq. 10) and here, but not in the
+   release.
+3. The router is a sub-network for each destination in the paper's figure, but one perceptron with a split output in the
+   release and here.
+4. The temperature of a task is an argument of `forward`; in the release the network holds it as T more parameters.
 5. The release draws the weights of hidden layers from U(-1/sqrt(n), 1/sqrt(n)) with n the width of the *output*, and
-   sets their biases to 0.1: `hidden_init="released"`. By default they are drawn as torch does it; the range of the
-   output layer is that of the release.
+   sets their biases to 0.1: `hidden_init="released"`. The default is torch's initialization; the range of the output
+   layer is that of the release.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_choice, check_count, check_flag, check_sizes, shown
+from ..arguments import Factory, check_choice, check_count, check_flag, check_sizes, shown
 from ..banks import LinearBank
 from ..gates import Gate
 from ..levels import LayerRouting, ModuleRouting, RoutedGraph
@@ -38,7 +38,7 @@ LEVELS = ("module", "layer", "model")
 
 
 class DynamicDepthRouting(Network):
-    r"""Routes every sample through a chain of modules of its own length (D2R; Fig. 2d, Eq. 3-12).
+    r"""Routes every sample through modules to a depth that depends on the sample (D2R; Fig. 2d, Eq. 3-12).
 
     .. math:: z = G(F(s) \cdot H(\mathcal T)), \qquad m^i = x^i + M^i(x^i), \qquad x^i = \sum_{j<i} p^i_j \hat m^j
 
@@ -48,29 +48,29 @@ class DynamicDepthRouting(Network):
         state_features: The width of the state, without the task.
         num_tasks: The number of tasks.
         out_features: The width of the output.
-        level: "module" for D2R itself; "layer" and "model" for its relatives with the same parts (Fig. 7d). The paper
-            gives no details of them; our reading is layers of modules that read the layer before, with shortcuts, and
-            whole networks side by side, without.
-        num_modules: At module level, the number of modules, the output left out; 16 if None.
+        level: "module" for D2R itself; "layer" and "model" for its variants with the same parts (Fig. 7d). The paper
+            gives no details of them. Our reading is layers of modules that read the layer before, with shortcuts, and
+            parallel networks without.
+        num_modules: At module level, the number of modules without the output; 16 if None.
         layer_sizes: At layer level, the number of modules in each layer; four layers of four if None.
         num_models: At model level, the number of networks; 4 if None.
         model_depth: At model level, the number of modules of each network; 4 if None.
         width: The width of a module.
-        module_kind: What modules are: "linear" for Linear - ReLU, as in the paper; "layer-norm" for Linear -
+        module_kind: The kind of modules: "linear" for Linear - ReLU, as in the paper; "layer-norm" for Linear -
             LayerNorm - ReLU; "residual" for the residual blocks of BRC, Linear - LayerNorm - ReLU - Linear - LayerNorm
-            and their input added, by the graph's shortcut where it has one. The modules that read F(s) are Linear -
-            LayerNorm - ReLU then. Modules with LayerNorm are drawn as BRC draws them.
-        trunk_sizes: The widths of F, which embeds the state, without an activation behind it.
+            with their input added, by the graph's shortcut if it has one. With "residual", the modules that read F(s)
+            are Linear - LayerNorm - ReLU. Modules with LayerNorm are initialized as in BRC.
+        trunk_sizes: The widths of F, which embeds the state; no activation follows.
         router_sizes: The hidden widths of G.
         gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`;
             "top-2" is D2R without SampleK.
-        protect: How, in training, the gradient to unsuitable modules is stopped: "rsg", "input" (the released code),
-            "sg" or "none" (D2R without ResRouting).
-        shortcut: Whether modules add their input to their output; if None they do, but for model level, which has none.
-        state_free: Whether the router looks at the task alone, H(T).
-        hidden_init: How the other layers are drawn: "torch", or "released" for U(-1/sqrt(n), 1/sqrt(n)), where n is the
-            width of a layer's output, and biases of 0.1, as in the released code.
-        output_init: The output layer is drawn from U(-output_init, output_init); as torch does it if None.
+        protect: How training stops the gradient to unsuitable modules: "rsg", "input" (the released code), "sg" or
+            "none" (D2R without ResRouting).
+        shortcut: Whether modules add their input to their output; default: True except at model level.
+        state_free: Whether the router reads only the task, H(T).
+        hidden_init: The initialization of the other layers: "torch", or "released" for U(-1/sqrt(n), 1/sqrt(n)), where
+            n is the width of a layer's output, and biases of 0.1, as in the released code.
+        output_init: The output layer is drawn from U(-output_init, output_init); torch's initialization if None.
         backend: How the graph is executed.
         device: The device of the parameters.
         dtype: The type of the parameters.
@@ -106,6 +106,7 @@ class DynamicDepthRouting(Network):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
+        factory: Factory = {"device": device, "dtype": dtype}
         check_choice("level", level, LEVELS)
         check_choice("module_kind", module_kind, MODULE_KINDS)
         check_sizes("trunk_sizes", trunk_sizes)
@@ -135,15 +136,13 @@ class DynamicDepthRouting(Network):
         features = trunk_sizes[-1]
         gate = gate_named(gate)
 
-        self.trunk = perceptron(
-            (state_features, *trunk_sizes[:-1]), nn.ReLU, out_features=features, device=device, dtype=dtype
-        )
-        self.task = nn.Linear(num_tasks, features, device=device, dtype=dtype)
-        head = nn.Linear(width, out_features, device=device, dtype=dtype)
+        self.trunk = perceptron((state_features, *trunk_sizes[:-1]), nn.ReLU, out_features=features, **factory)
+        self.task = nn.Linear(num_tasks, features, **factory)
+        head = nn.Linear(width, out_features, **factory)
         set_output_range(head, output_init)
 
         def router(topology: Topology) -> MLPRouter:
-            return MLPRouter(features, topology, router_sizes, device=device, dtype=dtype)
+            return MLPRouter(features, topology, router_sizes, **factory)
 
         def module(depth: int) -> nn.Module:
             return make_module(
@@ -152,8 +151,7 @@ class DynamicDepthRouting(Network):
                 width,
                 first=not depth,
                 shortcut=shortcut,
-                device=device,
-                dtype=dtype,
+                **factory,
             )
 
         self.graph: RoutedGraph
@@ -168,7 +166,7 @@ class DynamicDepthRouting(Network):
             sizes = (4, 4, 4, 4) if layer_sizes is None else layer_sizes
             check_sizes("layer_sizes", sizes)
             layers: list[Sequence[nn.Module]] = [
-                list(LinearBank(size, width if depth else features, width, nn.ReLU, device=device, dtype=dtype))
+                list(LinearBank(size, width if depth else features, width, nn.ReLU, **factory))
                 if module_kind == "linear"
                 else [module(depth) for _ in range(size)]
                 for depth, size in enumerate(sizes)
@@ -196,12 +194,12 @@ class DynamicDepthRouting(Network):
 
     @property
     def num_modules(self) -> int | None:
-        """The number of modules at module level, without the output; None at another one."""
+        """The number of modules without the output at module level; None at other levels."""
         return len(self.graph.nodes) - 1 if self.level == "module" else None
 
     @property
     def num_models(self) -> int | None:
-        """The number of networks at model level; None at another one."""
+        """The number of networks at model level; None at other levels."""
         return len(self.graph.nodes) - 1 if self.level == "model" else None
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:

@@ -1,4 +1,4 @@
-"""Hard Routing: for each task, one module of each layer."""
+"""Hard Routing: each task uses one module of each layer."""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -6,7 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count, check_dtype, check_sizes
+from ..arguments import Factory, check_count, check_dtype, check_sizes
 from ..gates import Hard
 from ..levels import LayerRouting
 from ..levels.perceptron import perceptron
@@ -20,11 +20,12 @@ __all__ = ["HardRouting"]
 
 
 class HardRouting(Network):
-    """One module of each layer for each task, looked up in a table (Hard Routing of Soft Modularization).
+    """Looks up one module of each layer for each task in a table (Hard Routing of Soft Modularization).
 
-    Never released. Our reading: layers of modules as in Soft Modularization, its ReLU behind the sums included; a table
-    holds a logit for each task and edge, and every module reads its best source alone, times the probability of that
-    source among all, so that the table learns. The state decides nothing. A task touches the modules of its path alone.
+    There is no released code. Our reading: layers of modules as in Soft Modularization, with ReLU behind the sums. A
+    table holds a logit for each task and edge. Every module reads only its best source, times the probability of that
+    source among all, so that the table learns. The state has no influence on the route, and a task uses only the
+    modules of its path.
 
     Args:
         state_features: The width of the state, without the task.
@@ -33,7 +34,7 @@ class HardRouting(Network):
         trunk_sizes: The widths of the perceptron that embeds the state.
         layer_sizes: The number of modules in each layer.
         width: The width of a module.
-        output_init: The output layer is drawn from U(-output_init, output_init); as torch does it if None.
+        output_init: The output layer is drawn from U(-output_init, output_init); torch's initialization if None.
         backend: How the graph is executed.
         device: The device of the parameters.
         dtype: The type of the parameters.
@@ -58,21 +59,20 @@ class HardRouting(Network):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
+        factory: Factory = {"device": device, "dtype": dtype}
         check_sizes("trunk_sizes", trunk_sizes)
         check_sizes("layer_sizes", layer_sizes)
         check_count("width", width, at_least=1)
         check_dtype(dtype)
         self.trunk_sizes, self.layer_sizes, self.width = trunk_sizes, layer_sizes, width
         self.output_init = output_init
-        head = nn.Sequential(nn.ReLU(), nn.Linear(width, out_features, device=device, dtype=dtype))
+        head = nn.Sequential(nn.ReLU(), nn.Linear(width, out_features, **factory))
         set_output_range(head, output_init)
-        self.trunk = perceptron(
-            (state_features, *trunk_sizes[:-1]), nn.ReLU, out_features=trunk_sizes[-1], device=device, dtype=dtype
-        )
+        self.trunk = perceptron((state_features, *trunk_sizes[:-1]), nn.ReLU, out_features=trunk_sizes[-1], **factory)
         self.modular = LayerRouting(
-            activated_layers(trunk_sizes[-1], width, layer_sizes, device=device, dtype=dtype),
+            activated_layers(trunk_sizes[-1], width, layer_sizes, **factory),
             Hard(),
-            TableRouter(num_tasks, Topology.layered(layer_sizes), device=device, dtype=dtype),
+            TableRouter(num_tasks, Topology.layered(layer_sizes), **factory),
             head=head,
             backend=backend,
         )

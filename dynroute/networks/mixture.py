@@ -1,4 +1,4 @@
-"""Mix-Expert: whole networks side by side, mixed by a learned gate."""
+"""Mix-Expert: whole networks mixed by a learned gate."""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -6,7 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from ..arguments import check_count, check_sizes
+from ..arguments import Factory, check_counts, check_sizes
 from ..gates import Gate
 from ..levels import ModelRouting
 from ..route import Route
@@ -16,12 +16,12 @@ __all__ = ["MixtureOfExperts"]
 
 
 class MixtureOfExperts(Network):
-    r"""Several perceptrons, whose outputs a learned gate mixes (Mix-Expert of Soft Modularization; D2R, Fig. 2b).
+    r"""Mixes the outputs of several perceptrons by a learned gate (Mix-Expert of Soft Modularization; D2R, Fig. 2b).
 
     .. math:: y = \sum_j \operatorname{softmax}(G(s, \mathcal T))_j \, M^j(s, \mathcal T)
 
-    Never released. Our reading of "four experts like MT-SAC and a gate": experts and gate are perceptrons that read the
-    state and the one-hot, and outputs are mixed, not features.
+    There is no released code. Our reading of "four experts like MT-SAC and a gate": experts and gate are perceptrons
+    that read the state and the one-hot, and outputs are mixed, not features.
 
     Args:
         state_features: The width of the state, without the task.
@@ -30,9 +30,9 @@ class MixtureOfExperts(Network):
         num_experts: The number of perceptrons.
         width: The width of their hidden layers.
         depth: The number of their hidden layers.
-        router_sizes: The hidden widths of the gate's perceptron, which nobody published.
+        router_sizes: The hidden widths of the gate's perceptron, which were not published.
         gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`.
-        protect: How, in training, the gradient to unsuitable experts is stopped, with "sg", or not, with "none".
+        protect: "sg" stops the gradient to unsuitable experts in training, "none" does not.
         backend: How the graph is executed.
         device: The device of the parameters.
         dtype: The type of the parameters.
@@ -59,9 +59,9 @@ class MixtureOfExperts(Network):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
+        factory: Factory = {"device": device, "dtype": dtype}
         check_sizes("router_sizes", router_sizes, at_least=0)
-        for name, count in (("num_experts", num_experts), ("width", width), ("depth", depth)):
-            check_count(name, count, at_least=1)
+        check_counts(num_experts=num_experts, width=width, depth=depth)
         self.width, self.depth, self.router_sizes = width, depth, router_sizes
         self.experts = ModelRouting.mlp(
             state_features + num_tasks,
@@ -73,8 +73,7 @@ class MixtureOfExperts(Network):
             router_sizes=router_sizes,
             protect=protect,
             backend=backend,
-            device=device,
-            dtype=dtype,
+            **factory,
         )
 
     @property

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_sizes
+from ..arguments import Factory, check_sizes
 from ..levels.perceptron import perceptron
 from ..route import Route
 from ..saving import Makes
@@ -16,14 +16,14 @@ __all__ = ["MultiTaskMLP"]
 
 
 class MultiTaskMLP(Network):
-    r"""A perceptron that reads the state and the one-hot of the task (MT-SAC).
+    """A perceptron that reads the state and the one-hot of the task (MT-SAC).
 
     Args:
         state_features: The width of the state, without the task.
         num_tasks: The number of tasks.
         out_features: The width of the output.
         hidden_sizes: The widths of the hidden layers.
-        activation: What makes the activation behind each of these layers.
+        activation: Makes the activation behind each hidden layer.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -44,14 +44,14 @@ class MultiTaskMLP(Network):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
+        factory: Factory = {"device": device, "dtype": dtype}
         check_sizes("hidden_sizes", hidden_sizes, at_least=0)
         self.hidden_sizes = hidden_sizes
         self.layers = perceptron(
             (state_features + num_tasks, *hidden_sizes),
             activation,
             out_features=out_features,
-            device=device,
-            dtype=dtype,
+            **factory,
         )
 
     def constructor_arguments(self, **others: Any) -> dict[str, Any]:

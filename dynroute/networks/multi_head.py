@@ -1,4 +1,4 @@
-"""MH-SAC: one trunk for all tasks, one head for each."""
+"""MH-SAC: one trunk for all tasks and one head for each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
@@ -6,7 +6,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_sizes
+from ..arguments import Factory, check_sizes
 from ..levels import OutputRouting
 from ..levels.perceptron import perceptron
 from ..route import Route
@@ -19,14 +19,14 @@ __all__ = ["MultiHead"]
 class MultiHead(Network):
     """A perceptron that all tasks share, with a linear head for each task (MH-SAC; D2R, Fig. 2a).
 
-    The trunk reads the one-hot too. The head is that of the task: nothing of the routing is learned.
+    The trunk also reads the one-hot. The task selects its head; no routing is learned.
 
     Args:
         state_features: The width of the state, without the task.
         num_tasks: The number of tasks.
         out_features: The width of the output.
         hidden_sizes: The widths of the layers of the trunk, at least one.
-        activation: What makes the activation behind each of these layers.
+        activation: Makes the activation behind each of these layers.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -47,16 +47,15 @@ class MultiHead(Network):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
+        factory: Factory = {"device": device, "dtype": dtype}
         check_sizes("hidden_sizes", hidden_sizes)
         self.hidden_sizes = hidden_sizes
-        self.trunk = perceptron((state_features + num_tasks, *hidden_sizes), activation, device=device, dtype=dtype)
-        self.heads = OutputRouting(
-            nn.Linear(hidden_sizes[-1], out_features, device=device, dtype=dtype) for _ in range(num_tasks)
-        )
+        self.trunk = perceptron((state_features + num_tasks, *hidden_sizes), activation, **factory)
+        self.heads = OutputRouting(nn.Linear(hidden_sizes[-1], out_features, **factory) for _ in range(num_tasks))
 
     @property
     def routed(self) -> None:
-        """None: which head runs is given by the task."""
+        """None, since the task selects the head."""
         return None
 
     def constructor_arguments(self, **others: Any) -> dict[str, Any]:

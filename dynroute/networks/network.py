@@ -1,40 +1,31 @@
-"""What the networks of the literature share: a state and a task go in, a vector comes out."""
+"""The base class of the networks, from a state and a task to a vector."""
 
 import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_choice, check_counts, check_input, check_tensor, shown
+from ..arguments import check_choice, check_counts, check_floating, check_input, shown
 from ..gates import Gate, Hard, SampleK, Soft, TopK
 from ..levels import RoutedGraph
+from ..levels.graph import Routing
 from ..route import Route
 from ..routers.task import task_one_hot
 from ..saving import kept_arguments
 from ..topology import Topology
 
-__all__ = ["Network", "Routing", "gate_named", "run_routed", "set_hidden_init", "set_output_range"]
-
-
-class Routing(TypedDict, total=False):
-    """The keywords of a routed forward pass, see :meth:`dynroute.RoutedGraph.forward`."""
-
-    path: Tensor | Route | None
-    temperature: float | Tensor
-    sample: bool | None
-    generator: torch.Generator | None
-    noise: Tensor | None
+__all__ = ["Network", "Routing", "check_table", "gate_named", "run_routed", "set_hidden_init", "set_output_range"]
 
 
 class Network(nn.Module, ABC):
-    """A network for several tasks.
+    """The base class of networks for several tasks.
 
-    A network of your own overrides :meth:`compute`. Anything with the signatures of the constructor and of
-    :meth:`forward` can stand in for one.
+    To write a network, override :meth:`compute`. Any module with the signatures of the constructor and of
+    :meth:`forward` can replace one.
 
     Args:
         state_features: The width of the state, without the task.
@@ -49,7 +40,7 @@ class Network(nn.Module, ABC):
         self.num_tasks = num_tasks
         self.out_features = out_features
         self.variant = ""
-        """Which form of the network this is, where there are several."""
+        """The form of the network, if there are several."""
 
     @property
     def routed(self) -> RoutedGraph | None:
@@ -63,29 +54,29 @@ class Network(nn.Module, ABC):
 
     @property
     def shared(self) -> dict[str, nn.Parameter]:
-        """The parameters that networks for one set of tasks share, by the keyword that hands them to another one."""
+        """The parameters that networks for the same tasks can share, by the keyword of the constructor."""
         return {}
 
     def become_actor(self) -> None:
-        """Makes this the network of an actor that learns beside critics of its kind.
+        """Makes this the network of an actor, next to critics of the same kind.
 
-        Its outputs are means, and behind them as many logarithms of standard deviations. Most networks change nothing;
-        those of BRC and ScaleMoE read what is :attr:`shared` without its gradient from then on.
+        Its outputs are means, followed by as many logarithms of standard deviations. Most networks change nothing;
+        those of BRC and ScaleMoE stop the gradient of the :attr:`shared` parameters.
         """
 
     def constructor_arguments(self, **others: Any) -> dict[str, Any]:
-        """The arguments that make a network like this one, for :func:`dynroute.save_pretrained`.
+        """The arguments that construct an equal network, for :func:`dynroute.save_pretrained`.
 
-        Each is the attribute of the same name. `gate`, `protect` and `backend` are those that the routed graph has now,
-        and a table that networks share is made anew.
+        Each is the attribute of the same name. `gate`, `protect` and `backend` are the current ones of the routed
+        graph. A table that networks share is None.
 
         Args:
-            others: Arguments that are no attributes of the network.
+            others: Arguments that are not attributes of the network.
         """
-        now: dict[str, Any] = dict.fromkeys(self.shared)
+        arguments: dict[str, Any] = dict.fromkeys(self.shared)
         if self.routed is not None:
-            now |= {name: getattr(self.routed, name) for name in ("gate", "protect", "backend")}
-        return kept_arguments(self, {**now, **others})
+            arguments |= {name: getattr(self.routed, name) for name in ("gate", "protect", "backend")}
+        return kept_arguments(self, {**arguments, **others})
 
     def forward(
         self,
@@ -107,14 +98,14 @@ class Network(nn.Module, ABC):
                 ``[*]``.
             path: A recorded path to replay, or the route that holds it (Eq. 8).
             temperature: Divides the logits when a path is sampled; a number or a tensor with shape ``[*]`` (Eq. 13).
-            sample: Whether a gate that can sample does so; in training mode if None.
-            generator: The source of randomness when a path is sampled.
+            sample: Whether a gate that can sample does so; default: in training mode.
+            generator: The random generator for a path that is sampled.
             return_route: Whether to return the route beside the output.
-            noise: Gumbel noise drawn before, for functions that are compiled or replayed.
+            noise: Gumbel noise that was drawn before, for functions that are compiled or replayed.
 
         Returns:
             The output with shape ``[*, out_features]``, or the output and the :class:`~dynroute.Route`. Networks
-            without learned routes ignore the keywords of routing and return None for the route.
+            without learned routes ignore the routing keywords and return None for the route.
         """
         output, route = self.compute(
             state,
@@ -129,10 +120,10 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
-        """Computes the output and the route from a state and the one-hot of its task, in the type of the state."""
+        """Computes the output and the route from a state and the one-hot of its task, both of the same type."""
 
     def describe(self) -> str:
-        """Says in one line what the network is, how large it is and what it routes."""
+        """Describes the network, its size and its routing in one line."""
         variant = f" ({self.variant})" if self.variant else ""
         line = f"{type(self).__name__}{variant}: {sum(p.numel() for p in self.parameters()):,} parameters"
         routed = self.routed
@@ -146,7 +137,7 @@ class Network(nn.Module, ABC):
 
     def _one_hot(self, state: Tensor, task: Tensor) -> Tensor:
         _check_state(state, self.state_features, self.num_tasks)
-        # Parts that a user converted may take another type than the first of them.
+        # A user may have converted only some parts.
         if all(part.dtype != state.dtype for part in self.parameters()):
             check_input("state", state, next(self.parameters(), state))
         one_hot = task_one_hot(task, self.num_tasks)
@@ -160,9 +151,7 @@ class Network(nn.Module, ABC):
 
 
 def _check_state(state: Tensor, features: int, num_tasks: int) -> None:
-    check_tensor("state", state)
-    if not state.is_floating_point():
-        raise TypeError(f"`state` must be a floating tensor, got {state.dtype}; convert it with `.float()`.")
+    check_floating("state", state)
     if state.shape[-1:] == (features,):
         return
     hint = "."
@@ -172,9 +161,9 @@ def _check_state(state: Tensor, features: int, num_tasks: int) -> None:
 
 
 def gate_named(gate: Gate | str) -> Gate:
-    """The gate of a name: "soft", "hard", "top-k" or "sample-k" with a number for k; of a gate, a copy.
+    """Makes the gate of a name: "soft", "hard", "top-k" or "sample-k" with a number for k; copies a gate.
 
-    A copy, since networks that are made from the same arguments, as actor and critics are, must not share its memory.
+    The copy keeps networks made from the same arguments, such as actor and critics, from sharing its state.
 
     Example:
         >>> gate_named("sample-2")
@@ -193,13 +182,13 @@ def gate_named(gate: Gate | str) -> Gate:
 
 
 def run_routed(graph: RoutedGraph, x: Tensor, context: Tensor | None, routing: Routing) -> tuple[Tensor, Route]:
-    """Runs a routed graph with the keywords of routing."""
+    """Runs a routed graph with the routing keywords and returns its output and route."""
     output, route = graph(x, context, return_route=True, **routing)
     return output, route
 
 
 def set_output_range(layer: nn.Module, bound: float | None) -> None:
-    """Draws the parameters of the last linear layer of a module from U(-bound, bound); does nothing if None."""
+    """Draws the parameters of the last linear layer of a module from U(-bound, bound), unless it is None."""
     if bound is None:
         return
     if isinstance(bound, bool) or not isinstance(bound, (int, float)):
@@ -211,20 +200,35 @@ def set_output_range(layer: nn.Module, bound: float | None) -> None:
 
 
 def set_hidden_init(net: nn.Module, rule: str, *, outputs: Sequence[nn.Module]) -> None:
-    """Draws the linear layers of a network by a rule, those of its output modules left out.
+    """Initializes the linear layers of a network by a rule, except those of its output modules.
 
     Args:
         net: The network.
-        rule: "torch" for what they have already; "released" for the released code of D2R and of Soft Modularization:
-            weights from U(-1/sqrt(n), 1/sqrt(n)), where n is the width of a layer's output, and biases of 0.1.
-        outputs: The modules of the network that make its output.
+        rule: "torch" changes nothing; "released" is the released code of D2R and Soft Modularization: weights from
+            U(-1/sqrt(n), 1/sqrt(n)), where n is the width of a layer's output, and biases of 0.1.
+        outputs: The output modules of the network.
     """
     check_choice("hidden_init", rule, ("torch", "released"))
     if rule == "torch":
         return
-    last = {id(layer) for module in outputs for layer in module.modules()}
+    excluded = {layer for module in outputs for layer in module.modules()}
     for layer in net.modules():
-        if isinstance(layer, nn.Linear) and id(layer) not in last:
+        if isinstance(layer, nn.Linear) and layer not in excluded:
             bound = 1 / math.sqrt(layer.out_features)
             nn.init.uniform_(layer.weight, -bound, bound)
             nn.init.constant_(layer.bias, 0.1)
+
+
+def check_table(name: str, table: object, shape: tuple[int, int], columns: str, layers: nn.Module) -> None:
+    """Raises an error unless a table that networks share is a parameter of a shape, and of the type of the layers."""
+    if not isinstance(table, nn.Parameter):
+        raise TypeError(f"`{name}` must be a parameter, that of another network, got {type(table).__name__}.")
+    if table.shape != shape:
+        raise ValueError(
+            f"`{name}` must have shape {shape}, a row for each task, got {tuple(table.shape)}; share the table of a "
+            f"network with as many tasks and {columns}."
+        )
+    if table.dtype != (dtype := next(layers.parameters()).dtype):
+        raise TypeError(
+            f"`{name}` must have the type of the parameters {dtype}, got {table.dtype}; pass `dtype` to both networks."
+        )

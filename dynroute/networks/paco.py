@@ -1,4 +1,4 @@
-"""PaCo: every layer is a composition of parameter sets that all tasks share, by weights of the task's own."""
+"""PaCo: every layer is a composition of shared parameter sets, with weights for each task."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,11 +7,11 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count, check_dtype, check_generator, check_sizes, check_tensor
+from ..arguments import Factory, check_count, check_dtype, check_generator, check_sizes, check_tensor
 from ..checks import hides_values
 from ..compositional import CompositionalLinear
 from ..route import Route
-from .network import Network, Routing
+from .network import Network, Routing, check_table
 
 __all__ = ["PaCo"]
 
@@ -21,11 +21,12 @@ class PaCo(Network):
 
     .. math:: y = \operatorname{ReLU}\Big(\sum_k w_{\mathcal T k}\, (W_k x + b_k)\Big)
 
-    The output layer is composed too, without ReLU. The table :math:`w`, unconstrained and drawn from N(0, 1), is all
-    that a task has of its own; networks can share it, and the paper's actor and critics do.
+    The output layer is composed too, without ReLU. The only parameters of a single task are its row of the table
+    :math:`w`, which is unconstrained and drawn from N(0, 1). Networks can share the table; the paper's actor and
+    critics do.
 
-    In eager mode on the CPU a batch is computed task by task, each layer composed once for each; elsewhere, where no
-    value may be read, all sets are computed for every sample.
+    In eager mode on the CPU a batch is computed task by task, with layers composed once per task. Elsewhere no value
+    may be read, and all sets are computed for every sample.
 
     Args:
         state_features: The width of the state, without the task.
@@ -57,31 +58,19 @@ class PaCo(Network):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
+        factory: Factory = {"device": device, "dtype": dtype}
         check_count("num_sets", num_sets, at_least=1)
         check_sizes("hidden_sizes", hidden_sizes, at_least=0)
         check_dtype(dtype)
-        if composition is not None and not isinstance(composition, nn.Parameter):
-            raise TypeError(
-                f"`composition` must be a parameter, that of another network, got {type(composition).__name__}."
-            )
         if composition is None:
-            composition = nn.Parameter(torch.randn(num_tasks, num_sets, device=device, dtype=dtype))
-        elif composition.shape != (num_tasks, num_sets):
-            raise ValueError(
-                f"`composition` must have shape ({num_tasks}, {num_sets}), a row for each task, "
-                f"got {tuple(composition.shape)}; share the table of a network with as many tasks and sets."
-            )
+            composition = nn.Parameter(torch.randn(num_tasks, num_sets, **factory))
         self.num_sets, self.hidden_sizes = num_sets, hidden_sizes
-        self.composition = composition
         self.layers = nn.ModuleList(
-            CompositionalLinear(num_sets, width, following, device=device, dtype=dtype)
+            CompositionalLinear(num_sets, width, following, **factory)
             for width, following in pairwise((state_features, *hidden_sizes, out_features))
         )
-        if composition.dtype != self.layers[0].weight.dtype:
-            raise TypeError(
-                f"`composition` must have the type of the parameters {self.layers[0].weight.dtype}, "
-                f"got {composition.dtype}; pass `dtype` to both networks."
-            )
+        check_table("composition", composition, (num_tasks, num_sets), "sets", self.layers)
+        self.composition = composition
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         flat, one_hot = state.reshape(-1, self.state_features), task.reshape(-1, self.num_tasks)
@@ -104,14 +93,14 @@ class PaCo(Network):
 
     @torch.no_grad()
     def reinitialize(self, extreme: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Sets the rows of some tasks to random convex combinations of those of the others, as after extreme losses.
+        """Replaces the rows of tasks with extreme losses by random convex combinations of the other rows.
 
-        No value is read, so that an update which calls it on another device is not held up. Where every task is extreme
-        there is nothing to combine, and the table stays as it is.
+        No value is read, so an update on another device need not wait. If every task is extreme, the table is left
+        unchanged.
 
         Args:
-            extreme: Which rows are replaced, boolean with shape ``[num_tasks]``.
-            generator: The source of randomness.
+            extreme: The rows to replace, boolean with shape ``[num_tasks]``.
+            generator: The random generator.
 
         Returns:
             The coefficients with shape ``[num_tasks, num_tasks]``, a row for each task; those of extreme tasks are 0.
@@ -128,19 +117,18 @@ class PaCo(Network):
         shares = torch.empty(self.num_tasks, self.num_tasks, device=table.device, dtype=table.dtype)
         shares = shares.exponential_(generator=generator) * ~extreme
         shares = shares / shares.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(table.dtype).tiny)
-        rows = shares @ table.masked_fill(extreme.unsqueeze(-1), 0)  # an extreme row may hold anything, NaN included
+        rows = shares @ table.masked_fill(extreme.unsqueeze(-1), 0)  # an extreme row may hold NaN
         replaced = extreme & ~extreme.all()
         table.copy_(torch.where(replaced.unsqueeze(-1), rows, table))
         return shares
 
 
 def _groups(one_hot: Tensor, num_sets: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The samples grouped by task, where that costs less than to compute all sets for each of them.
+    """Groups the samples by task, if that costs less than computing all sets for each sample.
 
     Returns:
-        The tasks that occur; the samples of each, with shape ``[tasks, n]``, short groups filled with their first one;
-        and the place of each sample in that table. None where a composition for each sample is cheaper, or where no
-        value may be read.
+        The tasks that occur; the samples of each, with shape ``[tasks, n]``, short groups padded with their first
+        sample; and the place of each sample in that table. None if grouping does not pay or no value may be read.
     """
     batch = len(one_hot)
     if batch < 2 or hides_values(one_hot):

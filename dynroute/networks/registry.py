@@ -25,11 +25,11 @@ __all__ = ["PRESETS", "Preset", "available", "build"]
 
 @dataclass(frozen=True)
 class Preset:
-    """A network with sizes.
+    """A network class with sizes.
 
     Attributes:
         network: The class.
-        summary: What it is, in a line.
+        summary: A description in one line.
         sizes: The keywords that differ from the defaults of the class.
     """
 
@@ -61,11 +61,11 @@ PRESETS: Mapping[str, Preset] = {
     "scalemoe-feature": Preset(ScaleMoE, "residual experts, their features merged"),
     "scalemoe-output": Preset(ScaleMoE, "residual experts, their outputs merged", {"level": "output"}),
 }
-"""The networks that :func:`build` knows by name."""
+"""The networks of :func:`build` by name."""
 
 
 def available() -> tuple[str, ...]:
-    """The names that :func:`build` knows.
+    """Lists the names of networks for :func:`build`.
 
     Example:
         >>> available()[:3]
@@ -80,7 +80,7 @@ def build(
     """Builds a network by its name.
 
     Args:
-        name: A name of :func:`available`, or anything that makes a network from the same arguments.
+        name: A name of :func:`available`, or a function that makes a network from the same arguments.
         state_features: The width of the state, without the task.
         num_tasks: The number of tasks.
         out_features: The width of the output.
@@ -96,7 +96,7 @@ def build(
         return name(state_features, num_tasks, out_features, **sizes)
     check_choice("name", name, PRESETS)
     preset = PRESETS[name]
-    known = list(inspect.signature(preset.network).parameters)[3:]
+    keywords = list(inspect.signature(preset.network).parameters)[3:]
     for keyword in sizes:
-        check_choice("sizes", keyword, known)
+        check_choice("sizes", keyword, keywords)
     return preset.network(state_features, num_tasks, out_features, **{**preset.sizes, **sizes})

@@ -1,14 +1,15 @@
 r"""Linear layers with layer normalization, and the residual blocks that BRC stacks.
 
-They are drawn as BRC draws them: orthogonal weights with gain :math:`\sqrt 2`, and biases of 0.
+They are initialized as in BRC, with orthogonal weights of gain :math:`\sqrt 2` and biases of 0.
 """
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_counts, check_dtype
+from ..arguments import Factory, check_counts, check_dtype
 from ..levels.perceptron import perceptron
 
 __all__ = [
@@ -22,10 +23,10 @@ __all__ = [
 ]
 
 EPSILON = 1e-6
-"""A number that layer normalization adds to a variance, as in the released code of BRC; torch's default is 1e-5."""
+"""The epsilon of layer normalization in the released code of BRC; torch's default is 1e-5."""
 
 MODULE_KINDS = ("linear", "layer-norm", "residual")
-"""The kinds of modules that routed networks can be made of."""
+"""The kinds of modules of routed networks."""
 
 
 class ResidualBlock(nn.Module):
@@ -55,45 +56,32 @@ class ResidualBlock(nn.Module):
         return y
 
 
-def residual_body(
-    width: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> nn.Sequential:
-    """The part of a residual block that is added to its input: Linear - LayerNorm - ReLU - Linear - LayerNorm."""
+def residual_body(width: int, **factory: Unpack[Factory]) -> nn.Sequential:
+    """Makes the part of a residual block that is added to its input: Linear - LayerNorm - ReLU - Linear - LayerNorm."""
     return nn.Sequential(
-        *normalized_linear(width, width, device=device, dtype=dtype),
-        orthogonal_linear(width, width, device=device, dtype=dtype),
-        nn.LayerNorm(width, EPSILON, device=device, dtype=dtype),
+        *normalized_linear(width, width, **factory),
+        orthogonal_linear(width, width, **factory),
+        nn.LayerNorm(width, EPSILON, **factory),
     )
 
 
 def normalized_linear(
-    in_features: int,
-    out_features: int,
-    *,
-    activation: bool = True,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    in_features: int, out_features: int, *, activation: bool = True, **factory: Unpack[Factory]
 ) -> nn.Sequential:
-    """Linear - LayerNorm, and ReLU if there is to be an activation."""
+    """Makes Linear - LayerNorm, followed by ReLU if `activation` is True."""
     return nn.Sequential(
-        orthogonal_linear(in_features, out_features, device=device, dtype=dtype),
-        nn.LayerNorm(out_features, EPSILON, device=device, dtype=dtype),
+        orthogonal_linear(in_features, out_features, **factory),
+        nn.LayerNorm(out_features, EPSILON, **factory),
         *([nn.ReLU()] if activation else []),
     )
 
 
 @torch.no_grad()
-def orthogonal_linear(
-    in_features: int,
-    out_features: int,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> nn.Linear:
-    r"""A linear layer with orthogonal weights of gain :math:`\sqrt 2` and a bias of 0."""
+def orthogonal_linear(in_features: int, out_features: int, **factory: Unpack[Factory]) -> nn.Linear:
+    r"""Makes a linear layer with orthogonal weights of gain :math:`\sqrt 2` and a bias of 0."""
     check_counts(in_features=in_features, out_features=out_features)
-    check_dtype(dtype)
-    layer = nn.Linear(in_features, out_features, device=device, dtype=dtype)
+    check_dtype(factory.get("dtype"))
+    layer = nn.Linear(in_features, out_features, **factory)
     # Matrices of 16 bits have no QR decomposition.
     drawn = torch.empty_like(layer.weight, dtype=torch.promote_types(layer.weight.dtype, torch.float32))
     layer.weight.copy_(nn.init.orthogonal_(drawn, gain=math.sqrt(2)))
@@ -102,14 +90,7 @@ def orthogonal_linear(
 
 
 def make_module(
-    kind: str,
-    in_features: int,
-    width: int,
-    *,
-    first: bool,
-    shortcut: bool,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    kind: str, in_features: int, width: int, *, first: bool, shortcut: bool, **factory: Unpack[Factory]
 ) -> nn.Module:
     """Makes a module of a routed network, with its activation.
 
@@ -117,16 +98,15 @@ def make_module(
         kind: One of :data:`MODULE_KINDS`: Linear - ReLU, Linear - LayerNorm - ReLU, or a residual block.
         in_features: The width of its input.
         width: The width of its output.
-        first: Whether the module reads the input of the graph, where a residual block has no place: it is
-            Linear - LayerNorm - ReLU then.
-        shortcut: Whether the graph adds the input to the output; otherwise a residual block does so itself.
-        device: The device of the parameters.
-        dtype: The type of the parameters.
+        first: Whether the module reads the input of the graph; Linear - LayerNorm - ReLU then replaces a residual
+            block.
+        shortcut: Whether the graph adds the input to the output; if not, a residual block does.
+        factory: The `device` and `dtype` of the parameters.
     """
     if kind == "linear":
-        return perceptron((in_features, width), nn.ReLU, device=device, dtype=dtype)
+        return perceptron((in_features, width), nn.ReLU, **factory)
     if kind == "layer-norm" or first:
-        return normalized_linear(in_features, width, device=device, dtype=dtype)
+        return normalized_linear(in_features, width, **factory)
     if shortcut:
-        return residual_body(width, device=device, dtype=dtype)
-    return ResidualBlock(width, device=device, dtype=dtype)
+        return residual_body(width, **factory)
+    return ResidualBlock(width, **factory)

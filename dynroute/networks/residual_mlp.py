@@ -1,10 +1,10 @@
 r"""BRC: a wide residual network with layer normalization, which reads a learned embedding of the task.
 
-The network is that of the released code of "Bigger, Regularized, Categorical" but for two things:
+The network differs from the released code of "Bigger, Regularized, Categorical" in two ways:
 
-1. Its actor draws the layer of log-standard deviations with gain 1 and that of the means with gain :math:`\sqrt 2`;
-   here one layer makes both, with gain :math:`\sqrt 2`.
-2. With a single task its networks read no embedding; here they do.
+1. The released actor draws the layer of log-standard deviations with gain 1 and that of the means with gain
+   :math:`\sqrt 2`; here one layer computes both, with gain :math:`\sqrt 2`.
+2. The released networks read no embedding if there is a single task; here they do.
 """
 
 from typing import Any, Unpack
@@ -12,7 +12,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count
+from ..arguments import Factory, check_count
 from ..route import Route
 from .encoder import TaskEncoder
 from .network import Network, Routing
@@ -27,8 +27,8 @@ class ResidualMLP(Network):
     .. math:: x_0 = \operatorname{ReLU}(\operatorname{LN}(W\,[s, e_{\mathcal T}] + b)), \qquad
               x_{l+1} = x_l + \operatorname{LN}(V_l \operatorname{ReLU}(\operatorname{LN}(U_l\, x_l))), \qquad y = H x_L
 
-    The embedding :math:`e_{\mathcal T}` of norm 1 is all that a task has of its own. Networks can share it. In BRC both
-    critics learn one embedding, and the actor reads it without its gradient: :meth:`become_actor`.
+    Only the embedding :math:`e_{\mathcal T}`, of norm 1, is specific to a task. Networks can share it. In BRC both
+    critics learn one embedding, and the actor reads it without its gradient (:meth:`become_actor`).
 
     Args:
         state_features: The width of the state, without the task.
@@ -39,7 +39,7 @@ class ResidualMLP(Network):
         embedding_features: The width of the embedding of the task.
         embedding: The table of another network to share, with shape ``[num_tasks, embedding_features]``; a new one if
             None.
-        learn_embedding: Whether the gradient reaches that table.
+        learn_embedding: Whether the gradient reaches the table.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -65,6 +65,7 @@ class ResidualMLP(Network):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
+        factory: Factory = {"device": device, "dtype": dtype}
         check_count("width", width, at_least=1)
         check_count("blocks", blocks, at_least=0)
         self.width, self.embedding_features = width, embedding_features
@@ -75,11 +76,10 @@ class ResidualMLP(Network):
             embedding_features=embedding_features,
             embedding=embedding,
             learn_embedding=learn_embedding,
-            device=device,
-            dtype=dtype,
+            **factory,
         )
-        self.blocks = nn.Sequential(*(ResidualBlock(width, device=device, dtype=dtype) for _ in range(blocks)))
-        self.head = orthogonal_linear(width, out_features, device=device, dtype=dtype)
+        self.blocks = nn.Sequential(*(ResidualBlock(width, **factory) for _ in range(blocks)))
+        self.head = orthogonal_linear(width, out_features, **factory)
 
     def constructor_arguments(self, **others: Any) -> dict[str, Any]:
         counts = {"blocks": len(self.blocks), "learn_embedding": self.encoder.learn_embedding}

@@ -1,15 +1,14 @@
 """ScaleMoE: residual experts behind one encoder, whose features or outputs a gate merges.
 
-No code of the authors is known to us. What the paper leaves open is decided here:
+We know of no released code. Where the paper is open, this is our reading:
 
-1. The encoder of BRC, the embedding of the task included, is one for all experts. An expert is a stack of residual
-   blocks, at output level with a head of its own.
-2. The gate reads the encoder's features, by a linear layer unless `router_sizes` says otherwise, and its gradient
-   reaches the encoder.
-3. At output level an actor merges means and standard deviations, where the latter are the exponentials of the outputs,
-   limited to [-20, 2]. A learner that bounds log-standard deviations in another way does so behind that. Critics merge
-   what they put out, values or the logits of bins.
-4. Actor and critics choose their experts on their own.
+1. All experts share the encoder of BRC, including the embedding of the task. An expert is a stack of residual blocks,
+   at output level with its own head.
+2. The gate reads the encoder's features through a linear layer, or a perceptron of `router_sizes`. Its gradient reaches
+   the encoder.
+3. At output level an actor merges means and standard deviations, the exponentials of outputs clamped to [-20, 2]. Other
+   bounds of a learner apply after the merge. Critics merge their outputs, values or the logits of bins.
+4. Actor and critics choose their experts independently.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_choice, check_count, check_flag, check_sizes
+from ..arguments import Factory, check_choice, check_counts, check_flag, check_sizes
 from ..gates import Gate
 from ..levels import ModelRouting
 from ..route import Route
@@ -39,8 +38,8 @@ class ScaleMoE(Network):
     .. math:: y = H \sum_j p_j\, B^j(x) \quad\text{(feature)}, \qquad y = \sum_j p_j\, H^j B^j(x) \quad\text{(output)},
               \qquad p = \operatorname{gate}(G(x))
 
-    :math:`x` is what :class:`TaskEncoder` makes of state and task, :math:`B^j` are residual blocks. With one expert and
-    the gate "soft" it is a :class:`ResidualMLP`.
+    :math:`x` is the output of :class:`TaskEncoder`, and :math:`B^j` are residual blocks. With one expert and the gate
+    "soft" it is a :class:`ResidualMLP`.
 
     Args:
         state_features: The width of the state, without the task.
@@ -51,16 +50,16 @@ class ScaleMoE(Network):
         num_experts: The number of experts.
         width: The width of the encoder and of the experts.
         blocks: The number of residual blocks of an expert.
-        router_sizes: The hidden widths of the router G; none for a linear router.
+        router_sizes: The hidden widths of the router G; empty for a linear router.
         gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`;
             "hard" reads one expert.
-        protect: How, in training, the gradient to unsuitable experts is stopped, with "sg", or not, with "none".
+        protect: "sg" stops the gradient to unsuitable experts in training, "none" does not.
         embedding_features: The width of the embedding of the task.
         embedding: The table of another network to share, with shape ``[num_tasks, embedding_features]``; a new one if
             None.
-        learn_embedding: Whether the gradient reaches that table.
-        merge_deviations: Whether the second half of the outputs are logarithms of standard deviations, and these are
-            merged, at output level; :meth:`become_actor` sets it.
+        learn_embedding: Whether the gradient reaches the table.
+        merge_deviations: Whether, at output level, the second half of the outputs are logarithms of standard deviations
+            that are merged as deviations; :meth:`become_actor` sets it.
         backend: How the graph is executed.
         device: The device of the parameters.
         dtype: The type of the parameters.
@@ -92,9 +91,9 @@ class ScaleMoE(Network):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
+        factory: Factory = {"device": device, "dtype": dtype}
         check_choice("level", level, LEVELS)
-        for name, count in (("num_experts", num_experts), ("width", width), ("blocks", blocks)):
-            check_count(name, count, at_least=1)
+        check_counts(num_experts=num_experts, width=width, blocks=blocks)
         check_sizes("router_sizes", router_sizes, at_least=0)
         check_flag("merge_deviations", merge_deviations)
         if merge_deviations and level != "output":
@@ -112,23 +111,22 @@ class ScaleMoE(Network):
             embedding_features=embedding_features,
             embedding=embedding,
             learn_embedding=learn_embedding,
-            device=device,
-            dtype=dtype,
+            **factory,
         )
 
-        self.deviations = _Deviations()  # one for all experts that are made here, it has nothing but a flag
+        self.deviations = _Deviations()  # the experts share it, since it only holds a flag
 
         def head() -> nn.Linear:
-            return orthogonal_linear(width, out_features, device=device, dtype=dtype)
+            return orthogonal_linear(width, out_features, **factory)
 
         def expert() -> nn.Sequential:
-            stack = [ResidualBlock(width, device=device, dtype=dtype) for _ in range(blocks)]
+            stack = [ResidualBlock(width, **factory) for _ in range(blocks)]
             return nn.Sequential(*stack, *([head(), self.deviations] if level == "output" else []))
 
         self.experts = ModelRouting(
             [expert() for _ in range(num_experts)],
             gate_named(gate),
-            MLPRouter(width, Topology.parallel(num_experts), router_sizes, device=device, dtype=dtype),
+            MLPRouter(width, Topology.parallel(num_experts), router_sizes, **factory),
             protect=protect,
             backend=backend,
         )
@@ -156,7 +154,7 @@ class ScaleMoE(Network):
 
     @property
     def merges_deviations(self) -> bool:
-        """Whether the second half of the outputs are logarithms of standard deviations, and these are merged."""
+        """Whether the second half of the outputs are logarithms of standard deviations, merged as deviations."""
         return self.deviations.active
 
     @property
@@ -174,13 +172,13 @@ class ScaleMoE(Network):
                 "`out_features` must be even in an actor, a mean and a log-standard deviation for each number of "
                 f"an action, got {self.out_features}."
             )
-        for part in self.modules():  # an expert that a net grew has a copy
+        for part in self.modules():  # experts added by growth have copies
             if isinstance(part, _Deviations):
                 part.active = True
 
 
 class _Deviations(nn.Module):
-    """Where active, makes standard deviations of their logarithms, the second half of an expert's outputs."""
+    """Exponentiates the second half of an expert's outputs, log-standard deviations, if it is active."""
 
     def __init__(self) -> None:
         super().__init__()

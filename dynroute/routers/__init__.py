@@ -1,4 +1,4 @@
-"""Routers: from a context to the logits of a topology. They hold the parameters of routing."""
+"""Routers turn a context into the logits of a topology; they hold the parameters of routing."""
 
 from .base import EdgeParameter, Router, full_precision
 from .cascade import CascadeRouter

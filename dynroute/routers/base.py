@@ -1,4 +1,4 @@
-"""What all routers share: a logit for each edge, computed in float32 or wider."""
+"""The base class of routers, which compute a logit for each edge in float32 or wider."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..arguments import check_number, check_tensor, shown
 from ..banks import reset_parts
+from ..checks import is_autocast
 from ..topology import Topology
 from .noise import RouterNoise, draw_normal, draw_uniform
 
@@ -16,10 +17,10 @@ __all__ = ["EdgeParameter", "Router", "full_precision"]
 
 
 class EdgeParameter(NamedTuple):
-    """A parameter with a slice for each edge; the logit of an edge is linear in the slices that are the edge's own."""
+    """A parameter with a slice for each edge, in which the logit of that edge is linear."""
 
     owner: nn.Module
-    """The module that holds it."""
+    """The module that holds the parameter."""
 
     name: str
     """Its name in that module."""
@@ -28,25 +29,25 @@ class EdgeParameter(NamedTuple):
     """The dimension of the edges."""
 
     shifts: bool
-    """Whether a number that is added to a slice is added to the logit of its edge, as it is to a bias."""
+    """Whether a number added to a slice is added to the logit of its edge, as for a bias."""
 
 
 class Router(nn.Module, ABC):
     """Scores every edge of a topology for a context.
 
-    A router of your own overrides :meth:`score`. The maths is done in float32 or wider, whatever the parameters' type
-    and also under autocast: routing is a choice, and a choice must not hang on the rounding of 16 bits.
+    To write a router, override :meth:`score`. It runs in float32 or wider, whatever the type of the parameters and also
+    under autocast, because a choice must not depend on the rounding of 16 bits.
 
-    Noise, where a router is given some, changes the scores that choose, and only where the layer samples: in training,
-    unless it is told otherwise. Weights are those of the clean logits, so that a replayed path gives the same output,
-    and evaluation is deterministic. A gate that reads every source, as :class:`Soft` does, has no choice to change.
+    Noise changes only the scores that choose, and only if the layer samples, by default in training. Weights come from
+    the clean logits, so a replayed path gives the same output and evaluation is deterministic. Noise has no effect on a
+    gate that reads every source, such as :class:`Soft`.
 
     Args:
         topology: The graph whose edges are scored.
         jitter: Multiplies the context by numbers from [1 - jitter, 1 + jitter] (Switch Transformer).
-        noise: The standard deviation of normal noise that is added to the logits (noisy top-k of Shazeer et al., 2017,
-            with a fixed deviation as in V-MoE).
-        dropout: The probability that a source is left out of the choice, for each sample; never all sources of a node.
+        noise: The standard deviation of normal noise added to the logits (noisy top-k of Shazeer et al., 2017, with a
+            fixed deviation as in V-MoE).
+        dropout: The probability that a source is left out of the choice of a sample; one source of a node always stays.
 
     Example:
         >>> class Even(Router):
@@ -75,7 +76,7 @@ class Router(nn.Module, ABC):
         """Returns the logits, with shape ``[*, T, S]`` and -inf in slots that do not exist.
 
         Args:
-            context: What the router looks at, with shape ``[*, context_features]``.
+            context: The input of the router, with shape ``[*, context_features]``.
         """
         check_tensor("context", context)
         with full_precision(context):
@@ -92,7 +93,7 @@ class Router(nn.Module, ABC):
 
         Args:
             context: The context of the pass.
-            generator: The source of randomness; the default generator of the device if None.
+            generator: The random generator; default: that of the device.
         """
         check_tensor("context", context)
         edges = self._edges_of(context)
@@ -110,7 +111,7 @@ class Router(nn.Module, ABC):
         Args:
             context: The context of the pass.
             logits: Its logits, with shape ``[*, T, S]``.
-            drawn: What :meth:`draw_noise` drew for it.
+            drawn: The noise of :meth:`draw_noise` for this context.
 
         Example:
             >>> router = LinearRouter(5, Topology.parallel(4), noise=1.0)
@@ -134,7 +135,7 @@ class Router(nn.Module, ABC):
 
     def _edges_of(self, context: Tensor) -> tuple[int, ...]:
         """The shape of one number for each edge."""
-        ids = not (context.is_floating_point() or context.dtype == torch.bool)  # of tasks, without features
+        ids = not (context.is_floating_point() or context.dtype == torch.bool)  # task ids have no feature dimension
         return (*(context.shape if ids else context.shape[:-1]), self.topology.num_edges)
 
     def _check_drawn(self, context: Tensor, drawn: RouterNoise) -> None:
@@ -155,7 +156,7 @@ class Router(nn.Module, ABC):
                 )
 
     def reset_parameters(self) -> None:
-        """Draws all parameters anew; a router with parameters of its own, beside modules, overrides it."""
+        """Resets the parameters of all modules inside; override it in a router with direct parameters."""
         reset_parts(self)
 
     @abstractmethod
@@ -163,9 +164,9 @@ class Router(nn.Module, ABC):
         """Returns one logit for each edge, with shape ``[*, num_edges]``, ordered by destination, then by slot."""
 
     def edge_parameters(self) -> list[EdgeParameter]:
-        """The parameters that grow and shrink with the edges; all others serve any topology.
+        """The parameters that grow and shrink with the edges; all others fit any topology.
 
-        A router of your own overrides it to be grown, pruned or extracted. Without it, its graph keeps its size.
+        Override it in a router that is to be grown, pruned or extracted.
 
         Example:
             >>> [(name, dim) for _, name, dim, _ in LinearRouter(5, Topology.dag(3)).edge_parameters()]
@@ -177,5 +178,4 @@ class Router(nn.Module, ABC):
 def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """Suspends autocast on the device of a tensor."""
     device = like.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if autocast else nullcontext()
+    return torch.autocast(device, enabled=False) if is_autocast(device) else nullcontext()

@@ -1,4 +1,4 @@
-"""The cascade of Soft Modularization: each layer is routed in sight of the layers before it."""
+"""The router of Soft Modularization, in which the routing of a layer depends on the layers before it."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,8 +22,8 @@ class CascadeRouter(Router):
         p^1 = W_d^1(\operatorname{ReLU}(E)), \qquad
         p^{l+1} = W_d^{l+1}(\operatorname{ReLU}(W_u^l\, c^l \cdot E))
 
-    :math:`E` is the context, passed through `hidden_sizes` with ReLU between its layers if there are any. The paper
-    (its Eq. 5, 6) and the released code differ in two ways, both of them options:
+    :math:`E` is the context, passed through linear layers of `hidden_sizes` with ReLU between them. The paper (its Eq.
+    5, 6) and the released code differ in two ways, which are options:
 
     1. :math:`c^l` is the previous layer's logits in the paper (`cascade="logits"`), and the concatenated probabilities
        of all earlier layers in the release (`cascade="probabilities"`).
@@ -34,10 +34,10 @@ class CascadeRouter(Router):
         context_features: The width of the context.
         topology: The graph whose edges are scored, usually ``Topology.layered``; neighbouring nodes that read the same
             nodes form a layer.
-        hidden_sizes: The widths of the layers that make :math:`E`.
+        hidden_sizes: The widths of the layers that compute :math:`E`.
         cascade: "probabilities" or "logits".
-        score_output: Whether the last destinations are scored; otherwise they read all their sources alike, and the
-            router has no parameters for them, as where the paper sums the last layer (its Eq. 9).
+        score_output: Whether the last destinations are scored. If False, they weigh all their sources equally, as in
+            the paper, which sums the last layer (its Eq. 9).
         jitter: As for :class:`Router`.
         noise: As for :class:`Router`.
         dropout: As for :class:`Router`.
@@ -92,12 +92,12 @@ class CascadeRouter(Router):
         logits = [linear(embedding.relu(), self.down[0])] if self.down else []
         for up, down, stage in zip(self.up, self.down[1:], self.stages, strict=False):
             if self.cascade == "logits":
-                seen = logits[-1]
+                inputs = logits[-1]
             else:
                 previous = logits[-1].reshape(*context.shape[:-1], *stage)
                 probabilities = mask_softmax(previous, torch.ones_like(previous, dtype=torch.bool)).flatten(-2)
-                seen = probabilities if len(logits) == 1 else torch.cat([seen, probabilities], dim=-1)
-            logits.append(linear((linear(seen, up) * embedding).relu(), down))
+                inputs = probabilities if len(logits) == 1 else torch.cat([inputs, probabilities], dim=-1)
+            logits.append(linear((linear(inputs, up) * embedding).relu(), down))
         if self.unscored:
             logits.append(embedding.new_zeros(*embedding.shape[:-1], self.unscored))
         return torch.cat(logits, dim=-1)

@@ -19,7 +19,7 @@ class MLPRouter(Router):
 
     .. math:: z = G(F(s) \cdot H(\mathcal T))
 
-    The context is :math:`F(s) \cdot H(\mathcal T)` in the paper; here it is whatever the caller passes.
+    The context is :math:`F(s) \cdot H(\mathcal T)` in the paper; here the caller passes it.
 
     Args:
         context_features: The width of the context.
@@ -95,20 +95,12 @@ class LinearRouter(MLPRouter):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            context_features,
-            topology,
-            (),
-            jitter=jitter,
-            noise=noise,
-            dropout=dropout,
-            device=device,
-            dtype=dtype,
-        )
+        options = {"jitter": jitter, "noise": noise, "dropout": dropout}
+        super().__init__(context_features, topology, (), **options, device=device, dtype=dtype)
 
 
 def real(context: Tensor) -> Tensor:
-    """Returns a context of real numbers; truth values become 0 and 1, which have a ReLU."""
+    """Returns a context of real numbers; booleans become 0 and 1."""
     if context.is_complex():
         raise TypeError(f"`context` must hold real numbers, got {context.dtype}.")
     return context.float() if context.dtype == torch.bool else context

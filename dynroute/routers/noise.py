@@ -1,4 +1,4 @@
-"""The noise of a router: it decides which sources are chosen, never how much they weigh."""
+"""The noise of a router, which affects the choice of sources and not their weights."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ __all__ = ["RouterNoise", "draw_normal", "draw_uniform"]
 
 
 class RouterNoise(NamedTuple):
-    """Random numbers for one pass of a router, drawn by :meth:`Router.draw_noise`; None for what it does not need.
+    """The random numbers of one pass of a router, drawn by :meth:`Router.draw_noise`; None for noise it does not use.
 
-    Hand them in as ``router_noise=`` to repeat a pass, or to draw outside of a function that is compiled.
+    Pass them as ``router_noise=`` to repeat a pass, or to draw outside of a compiled function.
 
     Example:
         >>> router = LinearRouter(5, Topology.parallel(4), noise=1.0)
@@ -28,13 +28,13 @@ class RouterNoise(NamedTuple):
     """Standard normal, with shape ``[*, num_edges]``."""
 
     uniform: Tensor | None
-    """Uniform in [0, 1), with shape ``[*, num_edges]``; a source is dropped where it is below the rate."""
+    """Uniform in [0, 1), with shape ``[*, num_edges]``; a source is dropped if its number is below the rate."""
 
 
 def draw_uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Draws from [0, 1), in float32."""
     check_generator(generator)
-    if generator is None:  # named as None, it keeps torch.compile from sizes that change
+    if generator is None:  # passing generator=None breaks torch.compile with dynamic sizes
         return torch.rand(shape, dtype=torch.float32, device=device)
     return torch.rand(shape, dtype=torch.float32, device=device, generator=generator)
 

@@ -1,4 +1,4 @@
-"""Routing by the task alone: learned rows, or fixed heads."""
+"""Routers that read only the task: learned rows, or fixed heads."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ __all__ = ["TableRouter", "TaskRouter", "task_one_hot"]
 
 
 class TableRouter(Router):
-    """Routing by the task alone: one learned row of logits for each task.
+    """Routes by the task only, with one learned row of logits for each task.
 
     Args:
         num_tasks: The number of tasks.
@@ -63,7 +63,7 @@ class TableRouter(Router):
 
 
 class TaskRouter(Router):
-    """The fixed routing of output level (Fig. 2a): task i reads node i, always, and nothing is learned.
+    """Routes task i to node i, the fixed routing of output level (Fig. 2a); nothing is learned.
 
     Args:
         num_tasks: The number of tasks and of parallel nodes.
@@ -86,7 +86,7 @@ class TaskRouter(Router):
 
 
 def task_one_hot(task: Tensor, num_tasks: int) -> Tensor:
-    """The boolean one-hot of a task given as ids (integers) or as one-hot (floating or boolean)."""
+    """Returns the boolean one-hot of a task given as ids (integers) or as one-hot (floating or boolean)."""
     check_tensor("task", task)
     if task.is_complex():
         raise TypeError(f"`task` must hold integer ids or a one-hot, got {task.dtype}.")

@@ -3,9 +3,8 @@
 import os
 
 try:
-    import stable_baselines3 as stable_baselines3
-
     import metaworld as metaworld
+    import stable_baselines3 as stable_baselines3
 except ImportError as error:
     raise ImportError("dynroute_metaworld needs Meta-World; type: pip install 'dynroute[metaworld]'") from error
 except (AttributeError, RuntimeError) as error:  # so MuJoCo fails where the library that MUJOCO_GL names is missing

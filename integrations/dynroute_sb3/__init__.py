@@ -6,14 +6,14 @@ try:
 except ImportError as error:
     raise ImportError("dynroute_sb3 needs Stable-Baselines3; type: pip install 'dynroute[sb3]'") from error
 
-from .callbacks import CapacityLogger, CheckpointDirectory
-from .capacity import critic_capacity
+from .callbacks import CheckpointDirectory, PlasticityLogger
 from .checkpoint import latest_checkpoint
 from .demonstrations import DemonstrationBuffer, add_demonstrations
 from .growth import GrowOnDemand
 from .observation import OneHotTask, TaskSpace
 from .on_policy import MultiTaskActorCriticPolicy
 from .overlap import OverlappedSAC
+from .plasticity import critic_plasticity
 from .points import PointTask, point_tasks
 from .policies import (
     BRCPolicy,
@@ -37,7 +37,6 @@ from .vec_normalize import MultiTaskVecNormalize
 __all__ = [
     "BRCPolicy",
     "CAREPolicy",
-    "CapacityLogger",
     "CheckpointDirectory",
     "D2RPolicy",
     "DamagedError",
@@ -54,6 +53,7 @@ __all__ = [
     "OneHotTask",
     "OverlappedSAC",
     "PaCoPolicy",
+    "PlasticityLogger",
     "PointTask",
     "RouteReplayBuffer",
     "RouteReplaySamples",
@@ -62,7 +62,7 @@ __all__ = [
     "TaskPolicy",
     "TaskSpace",
     "add_demonstrations",
-    "critic_capacity",
+    "critic_plasticity",
     "extract_policy",
     "latest_checkpoint",
     "point_tasks",

@@ -1,4 +1,4 @@
-"""The actor: a network of the registry whose output is the distribution of the action."""
+"""The actor: a network whose output is the distribution of the action."""
 
 from typing import Any
 
@@ -21,20 +21,20 @@ __all__ = ["MultiTaskActor"]
 
 
 class MultiTaskActor(BasePolicy):
-    """Turns observations into actions along a route.
+    """Computes actions from observations along a route.
 
     Args:
         observation_space: The space of the observations.
         action_space: The space of the actions.
-        net: The network, (state, task) to mean and logarithm of the standard deviation.
-        task_space: How observations are split.
-        log_std: How the logarithm of the standard deviation is kept in its range, "clamp" or "tanh".
+        net: The network, from state and task to the mean and log-standard deviation.
+        task_space: Splits observations into state and task.
+        log_std: How the log-standard deviation is kept in its range, "clamp" or "tanh".
         log_std_range: The range.
 
     Attributes:
-        temperature: The temperature of each task's route sampling (Eq. 14), kept up to date by the algorithm so that a
-            policy that is loaded alone explores as it did.
-        normalizer: What states pass first.
+        temperature: The temperature of each task's route sampling (Eq. 14). The algorithm updates it, and a policy that
+            is loaded alone explores with it.
+        normalizer: Normalizes states.
     """
 
     temperature: Tensor
@@ -66,13 +66,13 @@ class MultiTaskActor(BasePolicy):
         sample: bool = False,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor, Route | None]:
-        """The mean and the logarithm of the standard deviation of the actions, and the route that led there.
+        """Computes the mean and log-standard deviation of the actions, and the route.
 
         Args:
             observations: Observations with shape ``[batch, state_features + num_tasks]``.
             path: Recorded paths to replay (Eq. 8).
             sample: Whether a gate that can sample does so, at the temperature of the task (Eq. 13).
-            generator: The source of randomness of paths that are sampled.
+            generator: The random generator for sampled paths.
         """
         state, task = self.task_space.split(observations.to(self.temperature.dtype))
         sampling = {"temperature": self._temperature(task), "generator": generator} if sample and path is None else {}
@@ -82,7 +82,7 @@ class MultiTaskActor(BasePolicy):
         return *split_output(output, limit=self.log_std, log_std_range=self.log_std_range), route
 
     def _temperature(self, task: Tensor) -> Tensor:
-        """The temperature of each sample's task; a product would be rounded to 16 bits under autocast."""
+        """The temperature of each sample's task; autocast would round a matrix product to 16 bits."""
         return torch.where(task == 1, self.temperature, 0).sum(dim=-1)
 
     def action_log_prob(
@@ -93,7 +93,7 @@ class MultiTaskActor(BasePolicy):
         sample: bool = False,
         epsilon: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws actions, with their log-probabilities and the mean actions.
+        """Draws actions; also returns their log-probabilities and the mean actions.
 
         The keywords are those of :meth:`distribution` and of :func:`~dynroute_sb3.gaussian.sample_action`.
         """
@@ -102,14 +102,14 @@ class MultiTaskActor(BasePolicy):
         return *sample_action(mean, log_std, noise, epsilon=epsilon), torch.tanh(mean)
 
     def act(self, observations: Tensor, *, deterministic: bool) -> tuple[Tensor, Route | None]:
-        """The actions in a rollout, and the routes: sampled both, or the mean along the best route."""
+        """Returns actions and routes, both sampled, or the mean action along the best route."""
         mean, log_std, route = self.distribution(observations, sample=not deterministic)
         if deterministic:
             return torch.tanh(mean), route
         return sample_action(mean, log_std, torch.randn_like(mean))[0], route
 
     def forward(self, observations: Tensor, deterministic: bool = False) -> Tensor:
-        """The actions in a rollout."""
+        """Returns the actions of :meth:`act`."""
         return self.act(observations, deterministic=deterministic)[0]
 
     def predict(
@@ -119,7 +119,7 @@ class MultiTaskActor(BasePolicy):
         episode_start: NDArray[Any] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
-        """The actions of an actor that was loaded alone, as :meth:`dynroute_sb3.MultiTaskPolicy.predict` gives them."""
+        """Predicts actions with an actor that was loaded alone, like :meth:`dynroute_sb3.MultiTaskPolicy.predict`."""
         if isinstance(observation, np.ndarray):
             self.task_space.check(observation, name="the observation")
         return super().predict(observation, state, episode_start, deterministic)
@@ -128,7 +128,6 @@ class MultiTaskActor(BasePolicy):
         return self.forward(observation, deterministic)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        # The network itself, so that one of the user comes back too.
-        spaces = {"observation_space": self.observation_space, "action_space": self.action_space}
-        distribution = {"log_std": self.log_std, "log_std_range": self.log_std_range}
-        return {**spaces, "net": self.net, "task_space": self.task_space, **distribution}
+        # The network itself is stored, which restores a user's network too.
+        names = ("observation_space", "action_space", "net", "task_space", "log_std", "log_std_range")
+        return {name: getattr(self, name) for name in names}

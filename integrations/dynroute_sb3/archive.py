@@ -1,4 +1,4 @@
-"""One file that holds several, written and read in pieces: a zip without compression, which cannot run code."""
+"""Archives: uncompressed zip files that are written and read in pieces and cannot run code."""
 
 import contextlib
 import io
@@ -15,11 +15,11 @@ __all__ = ["reading_archive", "writing_archive"]
 
 @contextlib.contextmanager
 def writing_archive(target: Path | io.BufferedIOBase, *, marker: str) -> Iterator[Member]:
-    """Gives an archive to write to, whose file appears under its name once everything is on the disk.
+    """Opens an archive for writing; its file appears under its name once everything is on the disk.
 
     Args:
-        target: The name of the file, or a file object that is written to as it is.
-        marker: A file inside that tells an archive of the same kind, which alone is replaced.
+        target: The name of the file, or a file object to write to.
+        marker: The file inside that identifies an archive of this kind; only such a file is replaced.
     """
     if not isinstance(target, Path):
         with zipfile.ZipFile(target, "w") as archive:
@@ -45,12 +45,12 @@ def writing_archive(target: Path | io.BufferedIOBase, *, marker: str) -> Iterato
 
 @contextlib.contextmanager
 def reading_archive(source: Path | io.BufferedIOBase, *, what: str, marker: str) -> Iterator[Member]:
-    """Gives an archive to read from, all of whose files are whole; a pickle is refused, and not read.
+    """Opens an archive for reading after checking all its files; refuses a pickle without reading it.
 
     Args:
         source: The name of the file, or a file object.
-        what: What the file is asked to hold, for the errors.
-        marker: The file inside that tells an archive of this kind.
+        what: The expected content, for error messages.
+        marker: The file inside that identifies an archive of this kind.
     """
     if isinstance(source, Path) and not source.is_file():
         raise FileNotFoundError(f"{source} must be a file that holds {what}, there is none.")
@@ -62,7 +62,7 @@ def reading_archive(source: Path | io.BufferedIOBase, *, what: str, marker: str)
         )
     with contextlib.ExitStack() as stack:
         try:
-            archive = stack.enter_context(zipfile.ZipFile(source))  # raises any of these where bytes are wrong
+            archive = stack.enter_context(zipfile.ZipFile(source))  # wrong bytes raise any of these errors
             damaged = archive.testzip()
         except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
             raise DamagedError(
@@ -83,7 +83,7 @@ def _holds(path: Path, marker: str) -> bool:
 
 
 def _is_pickle(source: Path | io.BufferedIOBase) -> bool:
-    """Whether a file begins as pickles do since their second protocol."""
+    """Whether a file begins like a pickle of protocol 2 or later."""
     if isinstance(source, Path):
         with source.open("rb") as file:
             start = file.read(2)

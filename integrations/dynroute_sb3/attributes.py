@@ -1,4 +1,4 @@
-"""What the parts of MultiTaskSAC read of it, so that they need not import it."""
+"""The attributes of MultiTaskSAC as a base class, so that its parts need not import it."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ __all__ = ["MultiTaskAttributes"]
 
 
 class MultiTaskAttributes(SAC):
-    """The attributes of :class:`dynroute_sb3.MultiTaskSAC`, which documents them and is the only one to set them.
+    """The attributes of :class:`dynroute_sb3.MultiTaskSAC`, which documents and sets them.
 
     Example:
         >>> from dynroute_sb3.attributes import MultiTaskAttributes
@@ -72,7 +72,7 @@ class MultiTaskAttributes(SAC):
 
     @property
     def entropy_coefficients(self) -> Tensor:
-        """The coefficient of entropy of each task, without a gradient."""
+        """The entropy coefficient of each task, without a gradient."""
         assert self.num_tasks is not None
         if self.log_ent_coef is not None:
             return self.log_ent_coef.detach().exp().expand(self.num_tasks)

@@ -1,4 +1,4 @@
-"""Callbacks: checkpoints for training that may be interrupted, and the capacity that critics use."""
+"""Callbacks that write checkpoints and log the plasticity of critics."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -9,33 +9,33 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from dynroute.arguments import check_count
 
-from .capacity import critic_capacity
 from .checkpoint import checkpoint_steps, checkpoints, latest_checkpoint
+from .plasticity import critic_plasticity
 from .sac import MultiTaskSAC
 from .storage import remove_leftovers
 
-__all__ = ["CapacityLogger", "CheckpointDirectory"]
+__all__ = ["CheckpointDirectory", "PlasticityLogger"]
 
 
-class CapacityLogger(BaseCallback):
-    """Logs from time to time how much of their capacity the critics use, see :func:`critic_capacity`.
+class PlasticityLogger(BaseCallback):
+    """Logs the plasticity of the critics at intervals, see :func:`critic_plasticity`.
 
-    The logger gets ``capacity/dormant``, the share of dormant units, and ``capacity/rank``, the effective rank of the
-    features, both as means over the critics, and ``capacity/load_<node>`` where critics have routes: of a mixture it is
-    the mean weight of an expert. Training is not changed by it.
+    It logs means over the critics: ``plasticity/dormant``, the share of dormant units; ``plasticity/rank``, the
+    effective rank of the features; and, for critics with routes, ``plasticity/load_<node>``, in a mixture the mean
+    weight of an expert. Training is not affected.
 
     Args:
-        every: The number of environment steps from one measurement to the next.
-        batch_size: The number of transitions that are measured on.
+        every: The number of environment steps between measurements.
+        batch_size: The number of transitions to measure on.
         verbose: As in SB3.
 
     Example:
         >>> from stable_baselines3.common.logger import Logger
         >>> model = MultiTaskSAC("ScaleMoEPolicy", DummyVecEnv(point_tasks()), learning_starts=8)
         >>> model.set_logger(Logger(None, []))
-        >>> model = model.learn(40, callback=CapacityLogger(20, 64))
-        >>> [name for name in model.logger.name_to_value if name.startswith("capacity")][:3]
-        ['capacity/dormant', 'capacity/rank', 'capacity/load_0']
+        >>> model = model.learn(40, callback=PlasticityLogger(20, 64))
+        >>> [name for name in model.logger.name_to_value if name.startswith("plasticity")][:3]
+        ['plasticity/dormant', 'plasticity/rank', 'plasticity/load_0']
     """
 
     model: MultiTaskSAC
@@ -58,31 +58,30 @@ class CapacityLogger(BaseCallback):
         return True
 
     def write(self) -> None:
-        """Measures now, and hands the values to the logger."""
+        """Measures now and logs the values."""
         self._last = self.model.num_timesteps
-        found = critic_capacity(self.model, self.batch_size)
-        self.logger.record("capacity/dormant", sum(each.dormant for each in found) / len(found))
-        self.logger.record("capacity/rank", sum(each.rank for each in found) / len(found))
-        for loads in zip(*(each.load.values() for each in found), strict=True):
+        critics = critic_plasticity(self.model, self.batch_size)
+        self.logger.record("plasticity/dormant", sum(critic.dormant for critic in critics) / len(critics))
+        self.logger.record("plasticity/rank", sum(critic.rank for critic in critics) / len(critics))
+        for loads in zip(*(critic.load.values() for critic in critics), strict=True):
             mean = sum(loads) / len(loads)
-            for node, share in enumerate(mean[:-1].tolist()):  # the output carries everything
-                self.logger.record(f"capacity/load_{node}", share, exclude="stdout")
+            for node, share in enumerate(mean[:-1].tolist()):  # the load of the output is always 1
+                self.logger.record(f"plasticity/load_{node}", share, exclude="stdout")
 
 
 class CheckpointDirectory(BaseCallback):
-    """Writes a checkpoint from time to time, from which :meth:`MultiTaskSAC.load_checkpoint` goes on exactly.
+    """Writes checkpoints at intervals, from which :meth:`MultiTaskSAC.load_checkpoint` resumes exactly.
 
-    A checkpoint is a folder ``step_...`` that appears when it is whole, so that a process can be killed at any moment.
-    They are written between rollouts, where the environments, the buffer and the networks agree; SB3 itself
+    A checkpoint is a folder ``step_...`` that appears only when it is complete, so the process may be killed at any
+    time. Checkpoints are written between rollouts, when environments, buffer and networks agree; SB3's own callback
     writes in the middle of a step.
 
     Args:
-        every: The number of environment steps from one checkpoint to the next.
-        folder: Where they are written.
-        keep: How many of them stay.
-        notes: What to keep beside each, plain data that is asked for when it is written; see
-            :meth:`MultiTaskSAC.save_checkpoint`.
-        verbose: Whether each is told.
+        every: The number of environment steps between checkpoints.
+        folder: The folder that receives them.
+        keep: The number of checkpoints to keep.
+        notes: Returns plain data to store with each checkpoint, see :meth:`MultiTaskSAC.save_checkpoint`.
+        verbose: Whether to print a line for each checkpoint.
 
     Example:
         >>> import tempfile
@@ -114,14 +113,14 @@ class CheckpointDirectory(BaseCallback):
 
     def _init_callback(self) -> None:
         if self.model.action_noise is not None:
-            raise ValueError("`action_noise` must be None: checkpoints cannot hold what noise remembers.")
+            raise ValueError("`action_noise` must be None: checkpoints do not store the state of action noise.")
         remove_leftovers(self.folder, "step_*")
         last = latest_checkpoint(self.folder)
         self._last = checkpoint_steps(last) if last else 0
         if self._last > self.model.num_timesteps:
             raise ValueError(
-                f"`folder` must hold no checkpoints of a later time, got {last} at {self.model.num_timesteps} steps; "
-                "go on from it with MultiTaskSAC.load_checkpoint, or take another folder."
+                f"`folder` must not hold later checkpoints, got {last} at {self.model.num_timesteps} steps; "
+                "resume from it with MultiTaskSAC.load_checkpoint, or use another folder."
             )
 
     def _on_rollout_start(self) -> None:
@@ -136,7 +135,7 @@ class CheckpointDirectory(BaseCallback):
         return True
 
     def write(self) -> None:
-        """Writes a checkpoint now, for other callbacks, between rollouts."""
+        """Writes a checkpoint now; call it between rollouts."""
         steps = self.model.num_timesteps
         self.model.save_checkpoint(self.folder / f"step_{steps}", self.notes() if self.notes else None)
         self._last = steps

@@ -1,9 +1,9 @@
 """Updates as CUDA graphs: sampling, losses, gradients, optimizers and targets in one launch.
 
-A small network's update is some hundred kernels of a few microseconds each, and launching them takes longer than
-running them. A graph launches them all at once. What it holds is fixed: addresses, shapes and the numbers of
-:class:`~dynroute_sb3.update.Coefficients`, of which each set has a graph of its own. Learning rates are tensors that
-are written before a replay. Random numbers are new in each replay, those that an eager update would draw.
+The update of a small network is some hundred kernels of a few microseconds each, and launching them takes longer than
+running them. A graph launches them all at once. Addresses, shapes and the numbers of
+:class:`~dynroute_sb3.update.Coefficients` are fixed in a graph, so each set of coefficients has one. Learning rates are
+tensors that are set before a replay. Each replay draws the random numbers that an eager update would draw.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,13 +24,13 @@ from .update import Coefficients, Networks, follow, update
 __all__ = ["CaptureError", "CapturedUpdate", "cuda_graph", "obstacle"]
 
 CAPTURING_DEVICE = "cuda"
-"""The kind of device whose updates are captured."""
+"""The type of device whose updates are captured."""
 
 WARM_UP = 3
-"""How often an update runs before it is captured, so that what is made once has been made."""
+"""The number of updates before a capture, which allocate all lasting state."""
 
 MOST_GRAPHS = 8
-"""How many graphs are kept: the actor learns or waits, the targets follow or stay, and options that a user changes."""
+"""The number of graphs to keep, for actors that learn or wait, targets that follow or stay, and changed options."""
 
 
 class CaptureError(RuntimeError):
@@ -46,7 +46,7 @@ class CaptureError(RuntimeError):
 
 
 def cuda_graph(step: Callable[[], object]) -> Callable[[], object]:
-    """Captures a step as a CUDA graph, after some eager ones on another stream, and returns what replays it.
+    """Captures a step as a CUDA graph after some eager steps on another stream; returns a function that replays it.
 
     Example:
         >>> from dynroute_sb3.captured import cuda_graph
@@ -65,26 +65,26 @@ def cuda_graph(step: Callable[[], object]) -> Callable[[], object]:
     try:
         with torch.cuda.graph(graph):
             step()
-    except RuntimeError as error:  # the first error says more than the one of the capture that it ends
+    except RuntimeError as error:  # the original error says more than that of the aborted capture
         raise CaptureError(str(error.__context__ or error).partition("\n")[0]) from error
     finally:
-        torch.cuda.set_stream(current)  # a failed capture leaves its own stream behind
+        torch.cuda.set_stream(current)  # a failed capture does not restore the stream
     return graph.replay
 
 
 def obstacle(model: MultiTaskAttributes) -> str | None:
-    """Why the updates of a model cannot be captured; None if they can."""
+    """Returns the reason why the updates of a model cannot be captured, or None if they can."""
     buffer = model.replay_buffer
     if model.compile_networks:
         return "`compile_networks` runs them by a compiler"
     if model._vec_normalize_env is not None:
-        return "VecNormalize normalizes each batch by statistics of the moment, which are not on the device"
+        return "VecNormalize normalizes each batch by current statistics, which are not on the device"
     if model.demonstration_weight and model.demonstration_decay is not None:
         return "`demonstration_decay` changes a number of each update"
     kind = DemonstrationBuffer if isinstance(buffer, DemonstrationBuffer) else RouteReplayBuffer
     for name in ("sample", "draw", "gather", "_get_samples", "unpack"):
         if getattr(type(buffer), name) is not getattr(kind, name):
-            return f"{type(buffer).__name__} has a `{name}` of its own, which runs on the CPU"
+            return f"{type(buffer).__name__} overrides `{name}`, which runs on the CPU"
     for optimizer in _optimizers(model.actor.optimizer, model.critic.optimizer, model.policy.shared_optimizer):
         if not (type(optimizer) in (Adam, AdamW) and all(group["fused"] for group in optimizer.param_groups)):
             return f"a {type(optimizer).__name__} that is not fused may keep its steps on the CPU"
@@ -92,17 +92,17 @@ def obstacle(model: MultiTaskAttributes) -> str | None:
 
 
 class CapturedUpdate:
-    """Updates of networks from a copy of the replay buffer on their device.
+    """Updates networks from a copy of the replay buffer on their device.
 
-    Before a graph is captured, updates run on trial and are undone, so that every update that counts is a replay: a
-    run that goes on from a checkpoint computes what it would have computed.
+    The updates that warm up a graph are undone. Every update that counts is therefore a replay, and a run that resumes
+    from a checkpoint computes the same as without interruption.
 
     Args:
-        networks: What is updated.
-        buffer: Where batches come from.
-        report: What adds up what updates did.
-        device: Where all of that is.
-        record: What makes of a step, which it may run, a function that runs it again.
+        networks: The networks to update.
+        buffer: The replay buffer.
+        report: Accumulates the results of updates.
+        device: The device of all of them.
+        record: Turns a step, which it may run, into a function that repeats it; default: :func:`cuda_graph`.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class CapturedUpdate:
         Args:
             given: The numbers and rules of the update.
             batch_size: The size of the batch.
-            tau: The fraction by which the target critics follow; None if they stay.
+            tau: The fraction by which the target critics follow; None for no update of them.
         """
         own, shown = self.replay.buffer.parts(batch_size)
         self.replay.update()
@@ -152,10 +152,10 @@ class CapturedUpdate:
         self.report.updates += 1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_graphs": {}}  # those of a copy of the model are captured anew
+        return {**vars(self), "_graphs": {}}  # a copy captures its own graphs
 
     def _forget(self) -> None:
-        """Drops all graphs, whose addresses are no longer those of what they change."""
+        """Drops all graphs, because their addresses are no longer valid."""
         self._graphs.clear()
         self._parameters = self._find_parameters()
         self._addresses = [parameter.data_ptr() for parameter in self._parameters]
@@ -167,11 +167,11 @@ class CapturedUpdate:
     def _find_parameters(self) -> list[Tensor]:
         networks = self.networks
         modules = (networks.actor, networks.critic, networks.critic_target)
-        found = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        return [*found, networks.log_alpha]
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        return [*tensors, networks.log_alpha]
 
     def _is_stale(self) -> bool:
-        # load_state_dict() of an optimizer makes new tensors, and SB3's load() gives a tensor other data.
+        # An optimizer's load_state_dict() makes new tensors, and SB3's load() replaces the data of tensors.
         states = [optimizer.state for optimizer in self._optimizers]
         if any(now is not before for now, before in zip(states, self._states, strict=True)):
             return True
@@ -185,7 +185,7 @@ class CapturedUpdate:
 
     @contextmanager
     def _rates_on_device(self) -> Iterator[None]:
-        """Lets optimizers read learning rates from the device; what is stored of them stays what it is."""
+        """Makes optimizers read learning rates from the device; restores the stored ones afterwards."""
         before = [(group["lr"], group["capturable"]) for group, _ in self._rates]
         for group, rate in self._rates:
             group["lr"], group["capturable"] = rate, True
@@ -197,14 +197,14 @@ class CapturedUpdate:
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
-        """Undoes what happens inside: parameters, states of optimizers, totals and random numbers."""
+        """Restores parameters, optimizer states, totals and random generators after the block."""
         before = {tensor: tensor.detach().clone() for tensor in self._changing()}
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             try:
                 yield
             finally:
                 for tensor in self._changing():
-                    old = before.get(tensor)  # what Adam makes at its first step is zero then
+                    old = before.get(tensor)  # tensors that Adam made in the block start at zero
                     tensor.detach().copy_(old) if old is not None else tensor.detach().zero_()
 
     def _changing(self) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Critics that predict a distribution of values over evenly spaced bins, as pure functions."""
+"""Distributions of values over evenly spaced bins, as pure functions for categorical critics."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ __all__ = ["combine_distributions", "cross_entropy", "expectation", "outside_sha
 
 
 def support(bins: int, value_range: tuple[float, float], *, like: Tensor) -> Tensor:
-    """The values of the bins, from one end of the range to the other.
+    """Returns the values of the bins, from one end of the range to the other.
 
     Args:
-        bins: Their number.
+        bins: The number of bins.
         value_range: The ends of the range.
-        like: A tensor whose type and device it takes.
+        like: A tensor with the type and device of the result.
 
     Example:
         >>> from dynroute_sb3.categorical import support
@@ -24,7 +24,7 @@ def support(bins: int, value_range: tuple[float, float], *, like: Tensor) -> Ten
 
 
 def expectation(logits: Tensor, value_range: tuple[float, float]) -> Tensor:
-    r"""The value that a distribution stands for.
+    r"""Computes the expected value of a distribution.
 
     .. math:: Q = \sum_k p_k z_k, \qquad p = \operatorname{softmax}(l)
 
@@ -41,7 +41,7 @@ def expectation(logits: Tensor, value_range: tuple[float, float]) -> Tensor:
 
 
 def combine_distributions(logits: Tensor, value_range: tuple[float, float], rule: str) -> Tensor:
-    """One distribution from those of several critics.
+    """Combines the distributions of several critics.
 
     Args:
         logits: The logits of the bins, with shape ``[critics, batch, bins]``.
@@ -65,15 +65,15 @@ def combine_distributions(logits: Tensor, value_range: tuple[float, float], rule
 
 
 def project(probabilities: Tensor, values: Tensor, value_range: tuple[float, float], bins: int) -> Tensor:
-    r"""Moves probabilities of any values to the bins, each to the two nearest, so that the mean stays.
+    r"""Projects a distribution onto the bins, each value onto its two nearest bins, so that the mean is preserved.
 
     .. math:: q_k = \sum_j p_j \, \Big(1 - \Big| \frac{\operatorname{clamp}(y_j) - z_k}{\Delta} \Big|\Big)_+
 
-    What lies outside of the range goes to the outermost bin on its side; :func:`outside_share` says how much that is.
+    Values outside of the range go to the outermost bin; :func:`outside_share` returns their probability.
 
     Args:
         probabilities: The probabilities :math:`p`, with shape ``[batch, n]``.
-        values: The values :math:`y` that have them, with the same shape.
+        values: The values :math:`y`, with the same shape.
         value_range: The values :math:`z` of the first bin and of the last.
         bins: The number of bins, at a distance :math:`\Delta`.
 
@@ -87,14 +87,13 @@ def project(probabilities: Tensor, values: Tensor, value_range: tuple[float, flo
     """
     low, high = value_range
     places = ((values.clamp(low, high) - low) * ((bins - 1) / (high - low))).clamp(max=bins - 1)
-    # What is scattered is added up in another order each time on a GPU; on a CPU, all products take a hundred times as
-    # long.
+    # Scattering is not deterministic on a GPU, and on a CPU the product takes a hundred times as long.
     spread = _scatter if values.device.type == "cpu" else _multiply
     return spread(probabilities, places, bins)
 
 
 def outside_share(probabilities: Tensor, values: Tensor, value_range: tuple[float, float]) -> Tensor:
-    """The probability of the values that lie outside of a range, with shape ``[batch]``.
+    """Computes the probability of the values outside of a range, with shape ``[batch]``.
 
     The arguments are those of :func:`project`.
 
@@ -108,13 +107,13 @@ def outside_share(probabilities: Tensor, values: Tensor, value_range: tuple[floa
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    r"""The loss of the critics for each sample.
+    r"""Computes the loss of the critics for each sample.
 
     .. math:: -\sum_i \sum_k q_k \log p^i_k
 
     Args:
         logits: The logits of the bins by each critic, with shape ``[critics, batch, bins]``.
-        target: The probabilities :math:`q` that they are to predict, with shape ``[batch, bins]``.
+        target: The target probabilities :math:`q`, with shape ``[batch, bins]``.
 
     Example:
         >>> from dynroute_sb3.categorical import cross_entropy
@@ -127,7 +126,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def _scatter(probabilities: Tensor, places: Tensor, bins: int) -> Tensor:
     below = places.floor().clamp(max=bins - 2)
     share_above = places - below
-    first = below.long().clamp(min=0)  # NaN would be no place
+    first = below.long().clamp(min=0)  # NaN becomes a negative index
     projected = probabilities.new_zeros(*probabilities.shape[:-1], bins)
     projected.scatter_add_(-1, first, probabilities * (1 - share_above))
     return projected.scatter_add_(-1, first + 1, probabilities * share_above)

@@ -1,6 +1,6 @@
-"""Everything that training depends on, in a folder: JSON, safetensors and .npy, which cannot run code.
+"""Checkpoints: everything that training depends on, as JSON, safetensors and .npy files, which cannot run code.
 
-The folder is written under another name and renamed when it is whole; its manifest holds the SHA-256 of each file.
+A folder is written under another name and renamed when it is complete. Its manifest holds the SHA-256 of each file.
 """
 
 import contextlib
@@ -51,20 +51,20 @@ NOTES = "notes.json"
 BUFFERS: Mapping[Any, type[RouteReplayBuffer]] = {
     kind.__name__: kind for kind in (RouteReplayBuffer, DemonstrationBuffer)
 }
-"""The buffers that a checkpoint names; it has no place for others."""
+"""The buffer classes that a checkpoint can name."""
 
 
-def _label(thing: Any) -> str:
-    return f"{thing.__module__}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+def _label(value: Any) -> str:
+    return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"
 
 
 OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     _label(kind): kind for kind in (torch.optim.Adam, torch.optim.AdamW)
 }
-"""The optimizers that a checkpoint names; others are asked for."""
+"""The optimizers that a checkpoint can name; others must be passed in `replace`."""
 
 ELSEWHERE = ("replay_buffer_kwargs", "tensorboard_log", "verbose")
-"""Options that may differ after a checkpoint is loaded, on another machine for instance."""
+"""Options that may change when a checkpoint is loaded, for instance on another machine."""
 
 PROGRESS = (
     "num_timesteps",
@@ -80,11 +80,11 @@ PROGRESS = (
     "updates_due",  # of an OverlappedSAC
     "growth_state",  # of GrowOnDemand
 )
-"""What changes while a model learns, beside its tensors."""
+"""The attributes that change while a model learns, beside its tensors."""
 
 
 def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
-    """Writes a model with all that its training depends on to a new folder, and notes beside it."""
+    """Writes a model with everything that its training depends on to a new folder, and notes beside it."""
     if (model.rollout_actor is not None) != model.lag_rollouts:
         raise RuntimeError(
             f"`lag_rollouts` must stay as it was when the model was made, got {model.lag_rollouts}: a checkpoint holds "
@@ -129,7 +129,7 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
 
 
 def read_notes(folder: Path) -> dict[str, Any] | None:
-    """The notes that were written with a checkpoint, whose other files are not read; None where there were none."""
+    """Reads the notes of a checkpoint without its other files; None if there are none."""
     try:
         text = read_sealed(folder, NOTES)
         return None if text is None else dict(json.loads(text))
@@ -145,9 +145,9 @@ def load_checkpoint(
     """Restores what :func:`save_checkpoint` wrote."""
     check_folder(folder)
     state = read_tree(folder, "model")
-    found = state.get("format") if isinstance(state, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{folder} must have format {FORMAT}, got {found}; it was written by another version.")
+    version = state.get("format") if isinstance(state, dict) else None
+    if version != FORMAT:
+        raise ValueError(f"{folder} must have format {FORMAT}, got {version}; it was written by another version.")
     check_state(state, folder, PROGRESS)
     with restoring(folder):
         return _restore(cls, folder, state, env, device, replace)
@@ -178,12 +178,12 @@ def _restore(
         )
     kwargs = options["policy_kwargs"]
     named = isinstance(kwargs.get("network", getattr(model.policy_class, "default_network", None)), str)
-    # On no device it takes no memory, whatever sizes are asked for; what functions make need not work there.
+    # The meta device takes no memory, whatever the sizes; networks of user functions may not support it.
     with torch.device("meta") if named else contextlib.nullcontext():
-        made = model.policy_class(*saved_spaces.values(), lambda _: 0.0, **kwargs)
-    if (described := _describe(made)) != state["network"]:
+        expected = model.policy_class(*saved_spaces.values(), lambda _: 0.0, **kwargs)
+    if (described := _describe(expected)) != state["network"]:
         raise ValueError(f"{folder} holds another network: {state['network']}, and not {described}.")
-    check_network(state["parameters"].get("policy"), made.state_dict(), folder)
+    check_network(state["parameters"].get("policy"), expected.state_dict(), folder)
     kind = options.get("replay_buffer_class")
     vars(model).update({**options, **saved_spaces, "replay_buffer_class": BUFFERS.get(kind, kind)})
     model._setup_model()
@@ -191,7 +191,7 @@ def _restore(
     if model.log_ent_coef is not None:
         model.log_ent_coef.data.copy_(state["log_ent_coef"])
     assert model.replay_buffer is not None
-    if env is not None:  # or there is nothing to go on with
+    if env is not None:  # without environments the model cannot train
         _load_rows(model.replay_buffer, folder, state["buffer"], "model.json")
     vars(model).update(state["progress"])
     model.report.restore(state["report"])
@@ -200,14 +200,14 @@ def _restore(
         if state["environments"] is not None:
             set_environment_states(model.env, state["environments"])
         elif model._last_obs is not None:
-            model._last_obs = None  # they start new episodes, and not once more those that the seed led to
+            model._last_obs = None  # start new episodes, with another seed than at the beginning
             model.env.seed(None if model.seed is None else model.seed + model.num_timesteps)
     set_random_state(state["random"])
     return model
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint that CheckpointDirectory wrote to a folder; None without any.
+    """Returns the newest checkpoint that CheckpointDirectory wrote to a folder, or None.
 
     Example:
         >>> import tempfile
@@ -218,24 +218,24 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that CheckpointDirectory wrote to a folder, in the order of time."""
-    found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
-    return sorted(found, key=checkpoint_steps)
+    """Lists the checkpoints that CheckpointDirectory wrote to a folder, oldest first."""
+    paths = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+    return sorted(paths, key=checkpoint_steps)
 
 
 def checkpoint_steps(checkpoint: Path) -> int:
-    """The number of environment steps after which a checkpoint was written."""
+    """Returns the number of environment steps at which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def save_buffer(buffer: RouteReplayBuffer, path: str | Path | io.BufferedIOBase) -> None:
-    """Writes a replay buffer to a file, in the place of another one that is there, or to a file object."""
+    """Writes a replay buffer to a file, replacing an older one, or to a file object."""
     with writing_archive(_file(path), marker="buffer.json") as place:
         write_tree(place, "buffer", buffer.save(place))
 
 
 def load_buffer(buffer: RouteReplayBuffer, path: str | Path | io.BufferedIOBase) -> None:
-    """Reads what :func:`save_buffer` wrote, or the folder that earlier versions wrote in its place."""
+    """Reads a file of :func:`save_buffer`, or a folder of earlier versions."""
     source = _file(path)
     if isinstance(source, Path) and source.is_dir():
         check_folder(source)
@@ -250,9 +250,9 @@ def _load_rows(buffer: RouteReplayBuffer, folder: Path | Member, state: dict[str
     rings = [(buffer, state)]
     if isinstance(buffer, DemonstrationBuffer) and "shown" in state:
         rings.append((buffer.shown, state["shown"]))
-    for ours, theirs in rings:
-        if theirs.get("capacity") == ours.capacity and theirs.get("num_tasks") == ours.num_tasks:  # or it tells of it
-            check_buffer(theirs, ours.num_tasks, ours.capacity, folder / name)
+    for ring, saved in rings:
+        if saved.get("capacity") == ring.capacity and saved.get("num_tasks") == ring.num_tasks:  # else load() raises
+            check_buffer(saved, ring.num_tasks, ring.capacity, folder / name)
     buffer.load(folder, state)
 
 
@@ -273,17 +273,17 @@ def _describe(policy: Any) -> str:
 
 
 def _without_functions(tree: Any) -> Any:
-    """Leaves a label in the place of each function or class, which a file without code cannot hold."""
+    """Replaces each function or class by a label, since a file without code cannot hold it."""
     if isinstance(tree, dict):
         return {key: _without_functions(value) for key, value in tree.items()}
-    # Noise can be called too, but it may remember what it drew.
+    # Action noise is callable too, but it has a state.
     return {"$missing": _label(tree)} if callable(tree) and not isinstance(tree, ActionNoise) else tree
 
 
 def _with_functions(
     options: dict[str, Any], policy: str, replace: Mapping[str, Any], folder: Path
 ) -> tuple[dict[str, Any], Any]:
-    """The options and the policy, what is missing filled in."""
+    """Returns the options and the policy with functions and classes filled in."""
     missing = {} if policy in POLICIES else {"policy": policy}
 
     def fill(tree: Any, name: str) -> Any:
@@ -300,7 +300,7 @@ def _with_functions(
     for name in missing:
         if name not in replace:
             raise ValueError(
-                f"{folder} needs the {name} {missing[name]}, which is no part of it: replace={{{name!r}: ...}}."
+                f"{folder} needs the {name} {missing[name]}, which it does not hold: pass replace={{{name!r}: ...}}."
             )
     if extra := sorted(set(replace) - set(missing) - set(ELSEWHERE)):
         raise ValueError(

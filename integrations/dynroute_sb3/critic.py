@@ -1,4 +1,4 @@
-"""The critics: networks of the registry that read state, action and task."""
+"""The critics: networks that read state, action and task."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,12 +22,12 @@ class MultiTaskCritic(BaseModel):
     Args:
         observation_space: The space of the observations.
         action_space: The space of the actions.
-        nets: One network for each Q-function, (state and action, task) to a value, or to the logits of bins.
-        task_space: How observations are split.
+        nets: One network for each Q-function, from state, action and task to a value or to the logits of bins.
+        task_space: Splits observations into state and task.
         value_range: The values of the first bin and of the last; None for networks that predict values.
 
     Attributes:
-        normalizer: What states pass first.
+        normalizer: Normalizes states.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class MultiTaskCritic(BaseModel):
         sample: bool = False,
         temperature: float | Tensor = 1.0,
     ) -> Tensor:
-        """The values of actions, with shape ``[critics, batch]``, along the best routes if not told otherwise.
+        """Computes the values of actions, with shape ``[critics, batch]``, by default along the best routes.
 
         The arguments are those of :meth:`outputs`. The value of a distribution is its expectation.
         """
@@ -70,14 +70,14 @@ class MultiTaskCritic(BaseModel):
         sample: bool = False,
         temperature: float | Tensor = 1.0,
     ) -> Tensor:
-        """The outputs of the networks, values or the logits of bins, with shape ``[critics, batch, 1 or bins]``.
+        """Computes the outputs of the networks, values or logits of bins, with shape ``[critics, batch, 1 or bins]``.
 
         Args:
             observations: Observations with shape ``[batch, state_features + num_tasks]``.
             actions: Actions with shape ``[batch, n]``.
             path: Recorded paths to replay (Eq. 8).
             sample: Whether a gate that can sample does so.
-            temperature: The temperature of that, one for each sample or for all (Eq. 13).
+            temperature: The temperature of sampling, one for each sample or for all (Eq. 13).
         """
         state, task = self.task_space.split(observations)
         inputs = torch.cat([self.normalizer(state), actions], dim=-1)
@@ -89,6 +89,6 @@ class MultiTaskCritic(BaseModel):
         return torch.stack(outputs).to(inputs.dtype)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        # The networks themselves: made anew, they would no longer share what they share.
-        spaces = {"observation_space": self.observation_space, "action_space": self.action_space}
-        return {**spaces, "nets": list(self.nets), "task_space": self.task_space, "value_range": self.value_range}
+        # The networks themselves are stored, since new ones would not share parameters.
+        names = ("observation_space", "action_space", "task_space", "value_range")
+        return {"nets": list(self.nets), **{name: getattr(self, name) for name in names}}

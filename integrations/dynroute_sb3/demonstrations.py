@@ -1,4 +1,4 @@
-"""Demonstrations beside own experience: a part of every batch, with paths of their own."""
+"""Replay buffers with demonstrations, which make up a part of every batch."""
 
 from pathlib import Path
 from typing import Any
@@ -18,26 +18,26 @@ from .storage import Member, read_rows, write_rows
 __all__ = ["DemonstrationBuffer", "add_demonstrations", "shown_first"]
 
 ROWS = 4096
-"""How many observations the actor routes at once."""
+"""The number of observations that the actor routes at once."""
 
 
 class DemonstrationBuffer(RouteReplayBuffer):
-    """A replay buffer with a second part for demonstrations, which stay and make up a share of every batch.
+    """A replay buffer with demonstrations, which are never overwritten and make up a share of every batch.
 
     Without demonstrations it is a :class:`RouteReplayBuffer`.
 
     Args:
-        buffer_size: The number of own transitions of all tasks together.
+        buffer_size: The number of collected transitions of all tasks together.
         observation_space: The space of the observations, which end with the one-hot of the task.
         action_space: The space of the actions.
         args: The other arguments of :class:`RouteReplayBuffer`.
         demonstrations: The number of demonstrated transitions of each task.
-        demonstration_share: Their share of the batch of each task, or of a batch that is not balanced.
+        demonstration_share: Their share of each task's part of a batch, or of a batch that is not balanced.
         kwargs: The other keywords of :class:`RouteReplayBuffer`.
 
     Attributes:
         shown: The demonstrations.
-        wanted: What the demonstrator wanted to do there, without the noise of what it did. [tasks, demonstrations, 4]
+        wanted: The demonstrator's intended actions, without noise, with shape ``[tasks, demonstrations, action_dim]``.
 
     Example:
         >>> env = DummyVecEnv(point_tasks())
@@ -94,7 +94,7 @@ class DemonstrationBuffer(RouteReplayBuffer):
 
     @property
     def _drawn_alike(self) -> int:
-        """How many parts of a batch have the same size; one for each task if it is balanced."""
+        """The number of equal parts of a batch: the number of tasks if it is balanced, else 1."""
         return self.num_tasks if self.balanced else 1
 
     def _shape(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class DemonstrationBuffer(RouteReplayBuffer):
 
 
 def shown_first(shown: RouteReplaySamples, own: RouteReplaySamples, wanted: Tensor) -> RouteReplaySamples:
-    """A batch of demonstrations, with what the demonstrator wanted to do, and own transitions behind them."""
+    """Concatenates demonstrations, with the demonstrator's intended actions, and collected transitions."""
     both = [None if a is None or b is None else torch.cat([a, b]) for a, b in zip(shown, own, strict=True)]
     return RouteReplaySamples(*both)._replace(wanted=wanted)  # type: ignore[arg-type]
 
@@ -129,19 +129,19 @@ def add_demonstrations(
     timeouts: NDArray[np.bool_] | None = None,
     wanted: NDArray[np.float32] | None = None,
 ) -> None:
-    """Adds demonstrations to the :class:`DemonstrationBuffer` of a model, with paths that its actor samples for them.
+    """Adds demonstrations to the :class:`DemonstrationBuffer` of a model, with paths sampled by its actor.
 
     All arrays begin with ``[tasks, transitions]``.
 
     Args:
-        model: The model that is to learn from them.
-        observations: What the demonstrator saw, with the one-hots, not normalized.
-        actions: What it did, scaled to [-1, 1], in the shape of the action space or flat.
-        next_observations: What it saw next, also at the end of an episode.
+        model: The model.
+        observations: The observations with the one-hots, not normalized.
+        actions: The actions, scaled to [-1, 1], in the shape of the action space or flat.
+        next_observations: The next observations, also at the end of an episode.
         rewards: The rewards.
         dones: Whether the episode ended there.
-        timeouts: Whether it ended because it ran out of time; never if None.
-        wanted: What it wanted to do, if that differs from what it did.
+        timeouts: Whether it ended by a time limit; never if None.
+        wanted: The intended actions, if they differ from the actions.
     """
     buffer = model.replay_buffer
     if not isinstance(buffer, DemonstrationBuffer):
@@ -165,7 +165,7 @@ def add_demonstrations(
         if np.shape(array) != (tasks, count, *shape):
             raise ValueError(
                 f"`{name}` must have shape {(tasks, count, *shape)}, {count} transitions for each of {tasks} tasks as "
-                f"the buffer was told, got {np.shape(array)}."
+                f"in the buffer, got {np.shape(array)}."
             )
         if not np.isfinite(array).all():
             task, i = np.argwhere(~np.isfinite(array))[0, :2]
@@ -195,7 +195,7 @@ def add_demonstrations(
 
 @torch.no_grad()
 def _paths(model: MultiTaskAttributes, observations: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Paths that the actor takes at these observations, packed."""
+    """Samples paths of the actor for observations, and packs them."""
     topology = model.policy.topology
     assert topology is not None
     if (normalizer := model.get_vec_normalize_env()) is not None:

@@ -1,4 +1,4 @@
-"""A copy of the replay buffer in the memory of a device, from which batches are drawn there."""
+"""A copy of the replay buffer in the memory of a device, which draws batches there."""
 
 import numpy as np
 import torch
@@ -12,15 +12,15 @@ __all__ = ["DeviceReplay"]
 
 
 class DeviceReplay:
-    """The transitions of a :class:`~dynroute_sb3.RouteReplayBuffer` on a device, where batches are drawn.
+    """A copy of a :class:`~dynroute_sb3.RouteReplayBuffer` on a device, where batches are drawn.
 
-    No value is read for a batch, and only new transitions cross the bus. The memory for a full buffer is taken at once;
-    the buffer itself stays what is saved.
+    Drawing a batch reads no values on the host, and only new transitions are copied. Memory for a full buffer is
+    allocated at once. Checkpoints store the original buffer.
 
     Args:
         buffer: The buffer; demonstrations are copied too.
-        device: Where the copy is.
-        generator: What draws; if None the generator of the device, whose state is in every checkpoint.
+        device: The device of the copy.
+        generator: The random generator; default: that of the device, whose state is in every checkpoint.
 
     Example:
         >>> from dynroute_sb3.device_replay import DeviceReplay
@@ -80,7 +80,7 @@ class _Rings:
         self.version, self.added = -1, buffer.added
 
     def update(self) -> bool:
-        """Copies what is new; whether anything was."""
+        """Copies new transitions; returns whether there were any."""
         buffer = self.buffer
         if buffer.version != self.version:
             self._copy_all()
@@ -104,21 +104,21 @@ class _Rings:
         pairs = [(self.rows, self.buffer.rows)]
         if self.paths is not None and self.buffer.paths is not None:
             pairs.append((self.paths, self.buffer.paths))
-        for ours, theirs in pairs:
-            rings = ours.view(theirs.shape)
+        for copy, original in pairs:
+            rings = copy.view(original.shape)
             for task, count in enumerate(self.buffer.counts):
-                rings[task, :count].copy_(torch.from_numpy(theirs[task, :count]))
+                rings[task, :count].copy_(torch.from_numpy(original[task, :count]))
 
     def sample(self, each: int) -> tuple[RouteReplaySamples, Tensor]:
-        """A batch with so many transitions of each task or in all, and their places in the flat arrays."""
+        """Draws a batch with this number of transitions, per task or in all, and returns their flat indices too."""
         tasks, places = self._draw(each)
         indices = tasks * self.buffer.capacity + places
         packed = None if self.paths is None else self.paths[indices]
         return self.buffer.unpack(self.rows[indices], tasks, packed), indices
 
     def _draw(self, each: int) -> tuple[Tensor, Tensor]:
-        """Tasks and places, as :meth:`RouteReplayBuffer.draw` draws them."""
-        # In float32, 24 bits would be drawn, and rings of a million would be drawn from unevenly.
+        """Draws tasks and places like :meth:`RouteReplayBuffer.draw`."""
+        # The 24 random bits of float32 would draw unevenly from a million transitions.
         shape = (self.buffer.num_tasks, each) if self.buffer.balanced else (each,)
         drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64, device=self.device)
         if not self.buffer.balanced:

@@ -1,4 +1,4 @@
-"""The states of environments, for those that can tell and restore theirs."""
+"""Saving and restoring the states of environments."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,25 +15,25 @@ WRAPPERS: dict[type[Wrapper[Any, Any, Any, Any]], tuple[str, ...]] = {
     TimeLimit: ("_elapsed_steps",),
     OrderEnforcing: ("_has_reset",),
 }
-"""What common wrappers remember from one step to the next."""
+"""The state attributes of common wrappers."""
 
 VECTOR_WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
     VecMonitor: ("episode_returns", "episode_lengths", "episode_count"),
     VecNormalize: ("returns", "old_reward", "old_obs"),
 }
-"""The same for wrappers of all environments."""
+"""The state attributes of common wrappers of vectorized environments."""
 
 
 def environment_states(env: VecEnv) -> dict[str, Any] | None:
-    """The states of environments; None where neither they nor the vectorized one have `get_state` and `set_state`.
+    """Returns the states of environments; None if neither they nor the VecEnv have `get_state` and `set_state`.
 
-    What SB3's and gymnasium's common wrappers remember belongs to it; other wrappers must not remember anything.
+    It includes the states of the common wrappers of SB3 and gymnasium; other wrappers must be stateless.
     """
     if not (_is_whole(env) or (env.has_attr("get_state") and env.has_attr("set_state"))):
         return None
     return {
         "states": _whole(env).get_state() if _is_whole(env) else env.env_method("get_state"),
-        "seeds": list(env.unwrapped._seeds),  # what the next reset would be given
+        "seeds": list(env.unwrapped._seeds),  # for the next reset
         "wrappers": [
             {name: env.get_attr(name, indices=[i])[0] for name in _remembered(env, i)} for i in range(env.num_envs)
         ],
@@ -43,7 +43,7 @@ def environment_states(env: VecEnv) -> dict[str, Any] | None:
 
 
 def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
-    """Restores what :func:`environment_states` returned."""
+    """Restores the states returned by :func:`environment_states`."""
     wrapped_in = [type(wrapper).__name__ for wrapper in _vector_wrappers(env)]
     remembered = [sorted(_remembered(env, i)) for i in range(env.num_envs)]
     if (wrapped_in, remembered) != (state["wrapped_in"], [sorted(kept) for kept in state["wrappers"]]):
@@ -52,9 +52,9 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
             f"wrappers that remember {state['wrappers'] and sorted(state['wrappers'][0])}, got {wrapped_in} and "
             f"{remembered[0]}."
         )
-    env.reset()  # wrappers that want to be reset first have been so
+    env.reset()  # some wrappers require a reset before the first step
     for wrapper, saved in zip(_vector_wrappers(env), state["vector_wrappers"], strict=True):
-        if _names(saved) != (expected := _names(_vector_state(wrapper))):  # or any attribute could be replaced
+        if _names(saved) != (expected := _names(_vector_state(wrapper))):  # a file must not set arbitrary attributes
             raise ValueError(f"the state of {type(wrapper).__name__} must hold {expected}, got {_names(saved)}.")
     if _is_whole(env):
         _whole(env).set_state(state["states"])
@@ -73,7 +73,7 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
 
 
 def _is_whole(env: VecEnv) -> bool:
-    """Whether a vectorized environment tells the states of all its environments by itself."""
+    """Whether a vectorized environment itself saves the states of all its environments."""
     return hasattr(_whole(env), "get_state") and hasattr(_whole(env), "set_state")
 
 
@@ -82,7 +82,7 @@ def _whole(env: VecEnv) -> Any:
 
 
 def _remembered(env: VecEnv, i: int) -> list[str]:
-    """The names of what the wrappers of one environment remember."""
+    """The names of the state attributes of the wrappers of one environment."""
     if _is_whole(env):
         return []
     return [name for kind, names in WRAPPERS.items() if env.env_is_wrapped(kind, indices=[i])[0] for name in names]
@@ -95,7 +95,7 @@ def _vector_wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
 
 
 def _names(state: dict[str, Any]) -> list[Any]:
-    """The names in the state of a wrapper, and in what it keeps beside numbers."""
+    """The names in the state of a wrapper, including nested ones."""
     return sorted([name, *sorted(value if isinstance(value, dict) else ())] for name, value in state.items())
 
 

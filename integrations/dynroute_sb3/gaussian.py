@@ -1,4 +1,4 @@
-"""The policy's distribution: a Gaussian squashed into (-1, 1) by tanh."""
+"""The distribution of actions: a Gaussian squashed into (-1, 1) by tanh."""
 
 import math
 
@@ -9,22 +9,22 @@ from torch.nn import functional as F
 __all__ = ["LOG_STD_LIMITS", "LOG_STD_RANGE", "sample_action", "split_output"]
 
 LOG_STD_RANGE = (-20.0, 2.0)
-"""The usual range of the logarithm of a standard deviation."""
+"""The usual range of a log-standard deviation."""
 
 LOG_STD_LIMITS = ("clamp", "tanh")
-"""How an output is kept in that range. It is cut off there, without a gradient beyond, or squashed into it by tanh."""
+"""The ways to keep an output in that range, by clamping, without a gradient outside, or by tanh."""
 
 
 def split_output(
     output: Tensor, *, limit: str = "clamp", log_std_range: tuple[float, float] = LOG_STD_RANGE
 ) -> tuple[Tensor, Tensor]:
-    r"""The mean and the logarithm of the standard deviation of an actor's output.
+    r"""Splits an actor's output into the mean and the log-standard deviation.
 
     With "tanh", :math:`\log \sigma = l + \frac{h - l}{2} (1 + \tanh x)` for a range :math:`[l, h]`.
 
     Args:
         output: The output, with shape ``[*, 2 n]``.
-        limit: How the logarithm is kept in its range, one of :data:`LOG_STD_LIMITS`.
+        limit: The way to keep the logarithm in its range, one of :data:`LOG_STD_LIMITS`.
         log_std_range: The range.
 
     Example:
@@ -40,19 +40,19 @@ def split_output(
 
 
 def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor, *, epsilon: float = 0.0) -> tuple[Tensor, Tensor]:
-    r"""Draws actions and their log-probabilities from the noise of a standard Gaussian.
+    r"""Computes actions and their log-probabilities from standard Gaussian noise.
 
     .. math:: a = \tanh u, \quad u = \mu + \sigma \xi, \qquad
               \log \pi(a) = \sum_i \log \mathcal N(u_i) - \log(1 - \tanh^2 u_i + \epsilon)
 
-    Without :math:`\epsilon` the logarithm is written as :math:`2 (\log 2 - u - \operatorname{softplus}(-2u))`, which is
-    exact where :math:`\tanh u` rounds to one.
+    If :math:`\epsilon = 0`, the logarithm is computed as :math:`2 (\log 2 - u - \operatorname{softplus}(-2u))`, which
+    is exact even if :math:`\tanh u` rounds to one.
 
     Args:
         mean: The mean before squashing, with shape ``[*, n]``.
         log_std: The logarithm of the standard deviation, with the same shape.
         noise: Draws :math:`\xi` from N(0, 1), with the same shape.
-        epsilon: What is added inside the logarithm; released code has 1e-6.
+        epsilon: The :math:`\epsilon` inside the logarithm; released code has 1e-6.
 
     Returns:
         The actions with shape ``[*, n]`` and their log-probabilities with shape ``[*]``.

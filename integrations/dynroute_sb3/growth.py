@@ -1,4 +1,4 @@
-"""Networks that grow while they are trained: a module more where a task has stalled while others learn."""
+"""Networks that grow during training: a module is added if a task stalls while others learn."""
 
 import copy
 import math
@@ -21,26 +21,26 @@ Measure = Callable[[MultiTaskSAC], Sequence[float | None]]
 
 
 class GrowOnDemand(BaseCallback):
-    """Adds a module to actor and critics where a task has stalled while others learn.
+    """Adds a module to actor and critics if a task stalls while others learn.
 
-    Every `every` steps the tasks are measured. A task has stalled if over the last `patience` measurements it gained
-    less than `gain` and is not solved; others learn if one of them gained as much. Then all networks of the policy grow
-    by a module, and optimizers, targets and stored paths with them; nothing that is evaluated changes at that moment.
-    The module comes in over the next `opening` steps (:func:`dynroute.open_nodes`), and tasks are measured anew.
+    Every `every` steps it measures the tasks. A task has stalled if it gained less than `gain` over the last `patience`
+    measurements and is not solved. If a task has stalled and another one gained at least `gain`, all networks of the
+    policy grow by a module, with their optimizers, targets and stored paths. This does not change the evaluation. The
+    module is opened over the next `opening` steps (:func:`dynroute.open_nodes`), and measurements start again.
 
-    What the callback knows is an attribute of the model, `growth_state`, and so is part of checkpoints: with the same
-    callback a run goes on from one exactly. The network must be "d2r", "d2r-model" or "moe", or one of their kind.
+    The state of the callback is the attribute `growth_state` of the model and part of checkpoints, so a run with the
+    same callback resumes exactly. The network must be "d2r", "d2r-model" or "moe", or of the same class.
 
     Args:
-        every: The number of environment steps from one measurement to the next.
-        max_modules: The number of modules at which growth ends, without the output.
+        every: The number of environment steps between measurements.
+        max_modules: The largest number of modules, without the output.
         patience: The number of measurements over which a gain counts.
-        gain: The least gain that counts as learning, in the unit of what is measured.
-        solved: A task that reaches this is solved.
-        opening: The number of environment steps over which a new module comes in; `every` if None.
-        measure: Gives a number for each task, more being better, or None where there is none yet: the rate of success
-            if environments tell it, else the mean return, of the last episodes of each task.
-        verbose: Whether growth is told.
+        gain: The least gain that counts as learning, in the unit of `measure`.
+        solved: The value from which a task is solved.
+        opening: The number of environment steps over which a new module is opened; default: `every`.
+        measure: Returns a number for each task, higher being better, or None if there is none yet; default: the success
+            rate of its last episodes or, if environments report none, their mean return.
+        verbose: Whether to print a line when networks grow.
 
     Example:
         >>> sizes = {"num_modules": 3, "width": 8, "trunk_sizes": (8,), "router_sizes": (8,)}
@@ -91,9 +91,9 @@ class GrowOnDemand(BaseCallback):
             self.model.growth_state = {"measured_at": steps, "measured": [], "grown_at": [], "nodes": [], "raised": 0.0}
 
     def _on_training_start(self) -> None:
-        state, steps = self._state, self.model.num_timesteps  # which may start anew
+        state, steps = self._state, self.model.num_timesteps  # the count of steps may have been reset
         state["measured_at"] = min(state["measured_at"], steps)
-        if state["nodes"]:  # the new modules go on coming in from where they are
+        if state["nodes"]:  # continue to open new modules
             opened_for = round(self.opening * state["raised"] / CLOSED)
             state["grown_at"] = [*state["grown_at"][:-1], min(state["grown_at"][-1], steps - opened_for)]
 
@@ -101,7 +101,7 @@ class GrowOnDemand(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        self._open(self._state, self.model.num_timesteps)  # the last steps count, however they are counted next
+        self._open(self._state, self.model.num_timesteps)  # now, since the next learn() may reset the count of steps
 
     def _on_rollout_start(self) -> None:
         state, steps = self._state, self.model.num_timesteps
@@ -109,14 +109,14 @@ class GrowOnDemand(BaseCallback):
         if steps - state["measured_at"] < self.every:
             return
         state["measured_at"] = steps
-        found = self._measured()
-        state["measured"] = [*state["measured"], found][-self.patience - 1 :]
+        values = self._measured()
+        state["measured"] = [*state["measured"], values][-self.patience - 1 :]
         if state["nodes"] or not self._is_stalled(state["measured"]):
             return
         if find_graph("network", self.model.actor.net).topology.num_nodes - 1 >= self.max_modules:
             return
         grown = grow_networks(self.model)
-        state.update(measured=[found], grown_at=[*state["grown_at"], steps], nodes=list(grown.added), raised=0.0)
+        state.update(measured=[values], grown_at=[*state["grown_at"], steps], nodes=list(grown.added), raised=0.0)
         if self.verbose:
             print(f"{grown.num_modules} modules at {steps} steps")
 
@@ -126,21 +126,21 @@ class GrowOnDemand(BaseCallback):
         return self.model.growth_state
 
     def _measured(self) -> list[float | None]:
-        """A number for each task, or an error if `measure` gives something else."""
+        """Measures each task; raises an error if `measure` does not return a number for each."""
         num_tasks, values = self.model.policy.task_space.num_tasks, self.measure(self.model)
         try:
-            found = [None if value is None else float(value) for value in values]
+            numbers = [None if value is None else float(value) for value in values]
         except (TypeError, ValueError):
-            found = []
-        if len(found) != num_tasks:
+            numbers = []
+        if len(numbers) != num_tasks:
             raise ValueError(
                 f"`measure` must give {num_tasks} numbers, one for each task or None where there is none yet, "
                 f"got {shown(values)}."
             )
-        return found
+        return numbers
 
     def _open(self, state: dict[str, Any], steps: int) -> None:
-        """Raises the logits of a new module to where they are due."""
+        """Raises the logits of a new module to the level that is due."""
         if not state["nodes"]:
             return
         due = max(CLOSED * min((steps - state["grown_at"][-1]) / self.opening, 1.0), state["raised"])
@@ -161,7 +161,7 @@ class GrowOnDemand(BaseCallback):
 
 
 def measure_tasks(model: MultiTaskSAC) -> list[float | None]:
-    """The rate of success of each task's last episodes, or their mean return where environments tell no success.
+    """Computes the success rate of each task's last episodes, or their mean return if environments report no success.
 
     Example:
         >>> from dynroute_sb3.growth import measure_tasks
@@ -173,10 +173,10 @@ def measure_tasks(model: MultiTaskSAC) -> list[float | None]:
 
 
 def grow_networks(model: MultiTaskSAC, count: int = 1) -> Resized:
-    """Adds modules to the networks of a model, between updates, with all that belongs to them.
+    """Adds modules to the networks of a model, between updates.
 
-    Actor, critics, targets and the policy that lags behind get new nodes that they do not use yet, optimizers go on,
-    stored paths are lifted to the larger graph, and the keywords of the policy name the new size, so that what is saved
+    Actor, critics, targets and the rollout actor get new nodes that they do not use yet. Optimizers keep their state,
+    stored paths are lifted to the larger graph, and the keywords of the policy get the new size, so that saved models
     can be loaded.
 
     Args:
@@ -184,7 +184,7 @@ def grow_networks(model: MultiTaskSAC, count: int = 1) -> Resized:
         count: The number of modules.
 
     Returns:
-        What changed in the actor.
+        The changes of the actor.
 
     Example:
         >>> from dynroute_sb3.growth import grow_networks
@@ -210,17 +210,17 @@ def grow_networks(model: MultiTaskSAC, count: int = 1) -> Resized:
     policy.network_kwargs.update(size)
     policy._actor_kwargs.update(size)
     policy._critic_kwargs.update(critic_size)
-    if keyword in policy.critic_kwargs:  # critics of a size of their own
+    if keyword in policy.critic_kwargs:  # critics have another size
         model.policy_kwargs["critic_kwargs"] = {**model.policy_kwargs["critic_kwargs"], **critic_size}
         policy.critic_kwargs.update(critic_size)
     if model.replay_buffer is not None:
         model.replay_buffer.lift_paths(grown.after)
-    model._graphs = None  # they launch the networks as they were
+    model._graphs = None  # captured graphs hold the old networks
     return grown
 
 
 def size_keyword(model: MultiTaskSAC) -> str:
-    """The keyword of the network that says how many modules there are, or an error where the model cannot grow.
+    """Returns the keyword for the number of modules; raises an error if the model cannot grow.
 
     Example:
         >>> from dynroute_sb3.growth import size_keyword

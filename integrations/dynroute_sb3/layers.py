@@ -1,4 +1,4 @@
-"""SB3's keywords of layers, `net_arch` and `activation_fn`, as keywords of the networks that have such layers."""
+"""SB3's keywords `net_arch` and `activation_fn` as keywords of networks."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,10 @@ from dynroute.arguments import shown
 __all__ = ["NetArch", "layer_keywords"]
 
 NetArch = Sequence[int] | Mapping[str, Sequence[int]]
-"""The widths of hidden layers, those of actor and critics, or each under `pi` and `qf`."""
+"""The widths of hidden layers, for actor and critics together, or separately under `pi` and `qf`."""
 
 LAYERED: tuple[type[nn.Module], ...] = (networks.MultiTaskMLP, networks.MultiHead)
-"""The networks whose hidden layers are one perceptron."""
+"""The networks whose hidden layers form one perceptron."""
 
 
 def layer_keywords(
@@ -25,14 +25,14 @@ def layer_keywords(
     activation_fn: Callable[[], nn.Module] | None,
     critic_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keywords of the actor's network, and of those of the critics.
+    """Returns the keywords of the actor's network and of the critics' networks.
 
     Args:
-        network: The name of a network, or what makes one.
+        network: The name of a network, or a function that makes one.
         network_kwargs: The keywords of both.
-        net_arch: The widths of hidden layers as SB3 takes them, if any.
-        activation_fn: What makes the activation between them, if any.
-        critic_kwargs: The keywords of the critics where they differ.
+        net_arch: The widths of hidden layers in SB3's form, if any.
+        activation_fn: Makes the activation between them, if any.
+        critic_kwargs: The keywords of the critics that differ.
 
     Example:
         >>> from dynroute_sb3.layers import layer_keywords
@@ -57,13 +57,13 @@ def layer_keywords(
 
 
 def _check_network(name: str, network: str | Callable[..., nn.Module]) -> None:
-    """Raises an error unless a network has the layers that a keyword of SB3 is about."""
-    made = networks.PRESETS[network].network if isinstance(network, str) and network in networks.PRESETS else network
-    if isinstance(made, type) and issubclass(made, LAYERED):
+    """Raises an error unless a network has layers to which a keyword of SB3 can apply."""
+    kind = networks.PRESETS[network].network if isinstance(network, str) and network in networks.PRESETS else network
+    if isinstance(kind, type) and issubclass(kind, LAYERED):
         return
     sizes = "those of what makes it"
-    if isinstance(made, type) and issubclass(made, networks.Network):
-        sizes = ", ".join(list(inspect.signature(made).parameters)[3:])
+    if isinstance(kind, type) and issubclass(kind, networks.Network):
+        sizes = ", ".join(list(inspect.signature(kind).parameters)[3:])
     title = repr(network) if isinstance(network, str) else getattr(network, "__name__", type(network).__name__)
     raise ValueError(
         f"`{name}` says what the layers of one perceptron are, as the networks 'mt-sac' and 'mh-sac' have it, got it "
@@ -72,7 +72,7 @@ def _check_network(name: str, network: str | Callable[..., nn.Module]) -> None:
 
 
 def _widths(net_arch: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The widths of the actor's layers and of the critics'."""
+    """Returns the widths of the actor's and of the critics' layers."""
     parts = net_arch if isinstance(net_arch, Mapping) else {"pi": net_arch, "qf": net_arch}
     if set(parts) != {"pi", "qf"}:
         raise ValueError(

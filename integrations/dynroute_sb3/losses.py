@@ -1,4 +1,4 @@
-"""The losses of multi-task SAC, task by task, as pure functions."""
+"""The losses of multi-task SAC for each task, as pure functions."""
 
 import torch
 from torch import Tensor, nn
@@ -24,24 +24,24 @@ __all__ = [
 ]
 
 TASK_WEIGHTS = ("none", "alpha-sum", "alpha-mean", "inverse-alpha-sum", "inverse-alpha-mean")
-"""How tasks can be weighed. All are equal, or follow softmax(-alpha) or 1 / alpha, which is softmax(-log alpha), adding
-up to 1 or averaging 1."""
+"""The rules for task weights, which are equal, proportional to softmax(-alpha), or proportional to 1 / alpha =
+softmax(-log alpha); with a sum or a mean of 1."""
 
 MASK_RULES = ("each", "total")
-"""How tasks with extreme losses are found. By "each", the loss of the critics decides about critics and actor, that of
-the actor about the actor alone, and means are over the tasks that stay. By "total", the sum of the losses of
-coefficient, critics and actor, the last two times the task's weight, decides about all of them, and means are over all
-tasks."""
+"""The rules for leaving out tasks with extreme losses. With "each", the loss of the critics decides for critics and
+actor, that of the actor for the actor only, and means are over the remaining tasks. With "total", the sum of the losses
+of coefficient, critics and actor, the last two multiplied by the task's weight, decides for all of them, and means are
+over all tasks."""
 
 Q_TARGETS = ("min", "mean")
-"""How one value is made of those of several critics."""
+"""The rules for combining the values of several critics."""
 
 TEMPERATURES = ("inverse-alpha-sum", "inverse-alpha-mean")
-"""How the temperature of route sampling can follow alpha (Eq. 14). They add up to 1 over the tasks, or average 1."""
+"""The rules by which the temperature of route sampling follows alpha (Eq. 14), with a sum or a mean of 1 over tasks."""
 
 
 def mean_by_task(values: Tensor, tasks: Tensor) -> Tensor:
-    """The mean of values over the samples of each task; 0 for a task without any.
+    """Averages values over the samples of each task; 0 for a task without samples.
 
     Args:
         values: One value for each sample, with shape ``[batch]``.
@@ -51,22 +51,22 @@ def mean_by_task(values: Tensor, tasks: Tensor) -> Tensor:
         >>> mean_by_task(torch.tensor([1.0, 2.0, 5.0]), torch.eye(2)[[0, 1, 1]])
         tensor([1.0000, 3.5000])
     """
-    # Not a product of matrices: there a NaN of one task would reach the means of all.
+    # In a matrix product a NaN of one task would reach the means of all.
     members = tasks == 1
     return torch.where(members, values.unsqueeze(-1), 0).sum(dim=0) / members.sum(dim=0).clamp(min=1)
 
 
 def sample_shares(weights: Tensor, kept: Tensor, tasks: Tensor, counted: Tensor | None = None) -> Tensor:
-    r"""The contribution of each sample to the loss: the mean over tasks, weighted, of the means of those that are kept.
+    r"""Computes the weight of each sample in the loss, a weighted mean over tasks of the means of the kept tasks.
 
     .. math:: J = \frac{1}{|C|} \sum_{\mathcal T \in K} w_{\mathcal T} \,
               \frac{1}{n_{\mathcal T}} \sum_{i \in \mathcal T} J_i
 
     Args:
         weights: The weight of each task, with shape ``[num_tasks]``.
-        kept: Which tasks take part, boolean.
+        kept: The tasks :math:`K` to keep, boolean.
         tasks: The one-hots of the tasks, with shape ``[batch, num_tasks]``.
-        counted: The tasks :math:`C` that the mean is over, boolean; those that are kept if None.
+        counted: The tasks :math:`C` to average over, boolean; default: `kept`.
 
     Example:
         >>> sample_shares(torch.ones(2), torch.tensor([True, True]), torch.eye(2)[[0, 1, 1]])
@@ -80,13 +80,13 @@ def sample_shares(weights: Tensor, kept: Tensor, tasks: Tensor, counted: Tensor 
 def td_target(
     rewards: Tensor, dones: Tensor, next_values: Tensor, next_log_probs: Tensor, alpha: Tensor, gamma: float
 ) -> Tensor:
-    r"""The target of a Q-function, with the entropy of the next action.
+    r"""Computes the target of a Q-function, with the entropy of the next action.
 
     .. math:: y = r + \gamma (1 - d) \Big( Q(s', a') - \alpha \log \pi(a' | s') \Big)
 
     Args:
-        rewards: The rewards, with shape ``[batch]``, or ``[batch, 1]`` where each has several values.
-        dones: 1 where the episode ended with that step for good, else 0.
+        rewards: The rewards, with shape ``[batch]``, or ``[batch, 1]`` for several values per sample.
+        dones: 1 if the episode terminated with this step, else 0.
         next_values: The values :math:`Q(s', a')` of the next actions by the target critics, see
             :func:`combine_critics`, or all values of a support.
         next_log_probs: Their log-probabilities.
@@ -97,7 +97,7 @@ def td_target(
 
 
 def combine_critics(values: Tensor, rule: str) -> Tensor:
-    """One value from those of several critics, by a rule of :data:`Q_TARGETS`.
+    """Combines the values of several critics by a rule of :data:`Q_TARGETS`.
 
     Args:
         values: The values, with shape ``[critics, batch]``.
@@ -114,23 +114,23 @@ def combine_critics(values: Tensor, rule: str) -> Tensor:
 def return_scale(
     bounds: Tensor, alpha: Tensor, gamma: float, target_entropy: float, value_range: tuple[float, float]
 ) -> Tensor:
-    r"""The divisors of the rewards of each task, so that values lie in a range, the bonus of entropy among them.
+    r"""Computes the divisor of each task's rewards with which values, including the entropy bonus, lie in a range.
 
     .. math:: \frac{1}{10} \Big( \max\big(R_{\max}, |R_{\min}|\big)
               - \frac{\alpha \bar{\mathcal H}}{2 (1 - \gamma)} \Big)
 
-    for the range [-10, 10]; for another range, the smallest number that leads returns of either sign into it.
+    for the range [-10, 10]; for another range, the smallest divisor that scales returns of either sign into it.
 
     Args:
-        bounds: The smallest and the largest return of each task, at most 0 and at least 0, with shape
+        bounds: The smallest return, at most 0, and the largest, at least 0, of each task, with shape
             ``[num_tasks, 2]``.
         alpha: The entropy coefficient of each task.
         gamma: The discount factor.
-        target_entropy: The entropy :math:`\bar{\mathcal H}` that the coefficients hold, at most 0.
+        target_entropy: The target entropy :math:`\bar{\mathcal H}`, at most 0.
         value_range: The range, with 0 inside.
 
     Returns:
-        A positive number for each task; 1 for a task without any return but 0, where alpha is 0 too.
+        A positive number for each task; 1 if all returns and alpha are 0.
 
     Example:
         >>> return_scale(torch.tensor([[0.0, 900.0]]), torch.tensor([0.5]), 0.99, -4.0, (-10, 10))
@@ -143,13 +143,13 @@ def return_scale(
 
 
 def critic_loss(values: Tensor, target: Tensor) -> Tensor:
-    r"""The loss of the critics for each sample.
+    r"""Computes the loss of the critics for each sample.
 
     .. math:: \sum_i \big( Q_i(s, a) - y \big)^2
 
     Args:
-        values: What the critics predict, with shape ``[critics, batch]``.
-        target: What they are to predict, with shape ``[batch]``.
+        values: The predictions of the critics, with shape ``[critics, batch]``.
+        target: The targets, with shape ``[batch]``.
 
     Example:
         >>> critic_loss(torch.tensor([[1.0], [4.0]]), torch.tensor([2.0]))
@@ -159,13 +159,13 @@ def critic_loss(values: Tensor, target: Tensor) -> Tensor:
 
 
 def actor_loss(log_probs: Tensor, values: Tensor, alpha: Tensor) -> Tensor:
-    r"""The loss of the actor for each sample (Eq. 1).
+    r"""Computes the loss of the actor for each sample (Eq. 1).
 
     .. math:: \alpha \log \pi(a | s) - Q(s, a)
 
     Args:
-        log_probs: The log-probabilities of actions that the actor drew, with shape ``[batch]``.
-        values: The value :math:`Q(s, a)` of them, see :func:`combine_critics`.
+        log_probs: The log-probabilities of actions drawn by the actor, with shape ``[batch]``.
+        values: Their values :math:`Q(s, a)`, see :func:`combine_critics`.
         alpha: The entropy coefficient of each sample's task.
 
     Example:
@@ -176,13 +176,13 @@ def actor_loss(log_probs: Tensor, values: Tensor, alpha: Tensor) -> Tensor:
 
 
 def ent_coef_loss(log_alpha: Tensor, excess: Tensor) -> Tensor:
-    r"""The loss of each task's entropy coefficient (Eq. 2, in log alpha).
+    r"""Computes the loss of each task's entropy coefficient (Eq. 2, in log alpha).
 
     .. math:: \log \alpha \, \big( \mathbb E [-\log \pi(a | s)] - \bar{\mathcal H} \big)
 
     Args:
         log_alpha: The logarithm of the coefficients, with shape ``[num_tasks]``.
-        excess: By how much the entropy exceeds its target.
+        excess: The entropy minus its target.
 
     Example:
         >>> ent_coef_loss(torch.tensor([-1.0]), torch.tensor([0.5]))
@@ -192,7 +192,7 @@ def ent_coef_loss(log_alpha: Tensor, excess: Tensor) -> Tensor:
 
 
 def cloning_loss(actions: Tensor, wanted: Tensor) -> Tensor:
-    r"""The squared distance of actions to those of demonstrations; 0 for the samples behind, which are none.
+    r"""Computes the squared distance of actions to those of demonstrations; 0 for the other samples.
 
     Args:
         actions: The actor's mean actions, with shape ``[batch, n]``.
@@ -207,7 +207,7 @@ def cloning_loss(actions: Tensor, wanted: Tensor) -> Tensor:
 
 
 def weigh_tasks(kind: str, alpha: Tensor) -> Tensor:
-    """The weight of each task's loss (Eq. 15), by a rule of :data:`TASK_WEIGHTS`."""
+    """Computes the weight of each task's loss (Eq. 15) by a rule of :data:`TASK_WEIGHTS`."""
     by, _, normalize = kind.rpartition("-")
     if by == "alpha":
         return task_weights(alpha, normalize=normalize)
@@ -215,12 +215,12 @@ def weigh_tasks(kind: str, alpha: Tensor) -> Tensor:
 
 
 def path_temperature(kind: float | str, alpha: Tensor) -> Tensor:
-    """The temperature of each task's route sampling: a constant, or Eq. 14 by a rule of :data:`TEMPERATURES`."""
+    """Computes the temperature of each task's route sampling: a constant or a rule of :data:`TEMPERATURES` (Eq. 14)."""
     if isinstance(kind, str):
         return _inverse(alpha, kind.removeprefix("inverse-alpha-"))
     return torch.full_like(alpha, kind)
 
 
 def _inverse(alpha: Tensor, normalize: str) -> Tensor:
-    # A coefficient that is fixed may be zero, for all tasks alike.
+    # Fixed coefficients may be zero.
     return route_temperature(alpha.clamp(min=torch.finfo(alpha.dtype).tiny), normalize=normalize)

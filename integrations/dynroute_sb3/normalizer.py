@@ -1,4 +1,4 @@
-"""Normalized states, inside the policy, so that whoever has the policy has the statistics."""
+"""Normalization of states inside the policy, which stores the statistics."""
 
 import torch
 from torch import Tensor, nn
@@ -7,12 +7,12 @@ __all__ = ["StateNormalizer"]
 
 
 class StateNormalizer(nn.Module):
-    """Subtracts a mean from states and divides by a deviation; at first it changes nothing.
+    """Subtracts a mean from states and divides by a standard deviation; initially the identity.
 
     Args:
         features: The width of a state.
-        device: Where it is.
-        dtype: The type of its buffers.
+        device: The device of the buffers.
+        dtype: The type of the buffers.
 
     Example:
         >>> from dynroute_sb3.normalizer import StateNormalizer
@@ -34,11 +34,11 @@ class StateNormalizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, states: Tensor, *, least: float = 1e-3) -> None:
-        """Takes over the mean and the deviation of states; a feature that varies less than that is only centred."""
+        """Sets mean and deviation to those of states; a feature with a deviation below `least` is only centred."""
         deviation = states.std(dim=0, correction=0)
         self.mean.copy_(states.mean(dim=0))
         self.scale.copy_(torch.where(deviation < least, 1.0, 1 / deviation))
 
     def forward(self, state: Tensor) -> Tensor:
-        """The normalized states."""
+        """Normalizes states."""
         return (state - self.mean) * self.scale

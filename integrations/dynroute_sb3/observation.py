@@ -1,4 +1,4 @@
-"""An observation is a state followed by the one-hot of its task: this file alone knows that."""
+"""The layout of observations: a state followed by the one-hot of its task. No other file relies on it."""
 
 from collections.abc import Sequence
 from typing import Any, SupportsFloat
@@ -15,7 +15,7 @@ __all__ = ["OneHotTask", "TaskSpace", "check_observation_space", "count_tasks"]
 
 
 class TaskSpace:
-    """Where an observation holds its state and where its task.
+    """Splits observations into states and tasks.
 
     Args:
         observation_space: The space of the observations, whose last `num_tasks` numbers are the one-hot of the task.
@@ -41,35 +41,35 @@ class TaskSpace:
         self.state_features: int = observation_space.shape[0] - self.num_tasks
 
     def split(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """The states and the one-hots of observations with shape ``[*, state_features + num_tasks]``."""
+        """Returns the states and the one-hots of observations with shape ``[*, state_features + num_tasks]``."""
         return observations[..., : self.state_features], observations[..., self.state_features :]
 
     def join(self, states: Tensor, tasks: Tensor) -> Tensor:
-        """The observations of states and task ids."""
+        """Joins states and task ids to observations."""
         one_hots = torch.eye(self.num_tasks, dtype=states.dtype, device=states.device)[tasks]
         return torch.cat([states, one_hots], dim=-1)
 
     def tasks(self, observations: NDArray[Any], *, name: str = "the observation") -> NDArray[np.int64]:
-        """The task of each observation; one that does not end with a one-hot is refused, and named."""
+        """Returns the task of each observation; raises an error if one does not end with a one-hot."""
         if observations.shape[-1:] != (self.state_features + self.num_tasks,):
             raise ValueError(
                 f"{name} must hold {self.state_features} numbers of state and the one-hot of one of "
                 f"{self.num_tasks} tasks, got shape {observations.shape}."
             )
         rows = observations.reshape(-1, observations.shape[-1])[:, self.state_features :]
-        one = rows == 1
-        wrong = (one.sum(axis=1) != 1) | ((rows != 0).sum(axis=1) != 1)
+        ones = rows == 1
+        wrong = (ones.sum(axis=1) != 1) | ((rows != 0).sum(axis=1) != 1)
         if wrong.any():
             i = int(wrong.argmax())
             raise ValueError(
                 f"{name} must end with the one-hot of one of {self.num_tasks} tasks, row {i} ends with "
                 f"{rows[i].tolist()}; is the one-hot missing (see OneHotTask), normalized, or `num_tasks` wrong?"
             )
-        tasks: NDArray[np.int64] = one.argmax(axis=1)
+        tasks: NDArray[np.int64] = ones.argmax(axis=1)
         return tasks
 
     def check(self, observations: NDArray[Any], *, name: str) -> None:
-        """Refuses observations that do not end with a one-hot, or hold what is not a number."""
+        """Raises an error unless observations end with a one-hot and are finite."""
         tasks = self.tasks(observations, name=name)
         wrong = ~np.isfinite(observations).all(axis=-1).reshape(-1)
         if wrong.any():
@@ -93,7 +93,7 @@ class OneHotTask(gym.Wrapper[NDArray[np.float32], Any, NDArray[Any], Any]):
     Args:
         env: An environment whose observations are vectors.
         task: The index of its task.
-        num_tasks: The number of tasks that are learned together.
+        num_tasks: The number of tasks.
 
     Example:
         >>> env = OneHotTask(gym.make("Pendulum-v1"), task=1, num_tasks=3)
@@ -131,23 +131,23 @@ class OneHotTask(gym.Wrapper[NDArray[np.float32], Any, NDArray[Any], Any]):
 
 
 def count_tasks(env: VecEnv | None, num_tasks: int | None, *, policy_kwargs: dict[str, Any]) -> int:
-    """The number of tasks, as told or as the environments tell in their attribute `num_tasks`."""
-    told: dict[str, Sequence[int | None]] = {
+    """Determines the number of tasks from the arguments and the attribute `num_tasks` of the environments."""
+    sources: dict[str, Sequence[int | None]] = {
         "`num_tasks`": [num_tasks],
         "`num_tasks` of `policy_kwargs`": [policy_kwargs.get("num_tasks")],
         "`num_tasks` of the environments": env.get_attr("num_tasks") if env and env.has_attr("num_tasks") else [],
     }
-    counts = {name: {n for n in values if n is not None} for name, values in told.items()}
-    agreed = set().union(*counts.values())
-    if not agreed:
+    counts = {name: {n for n in values if n is not None} for name, values in sources.items()}
+    distinct = set().union(*counts.values())
+    if not distinct:
         raise ValueError(
             "`num_tasks` must say how many tasks there are: pass it, or let the environments have an attribute "
             "`num_tasks` (OneHotTask has it)."
         )
-    if len(agreed) > 1:
+    if len(distinct) > 1:
         said = ", ".join(f"{name} says {' and '.join(map(str, sorted(n)))}" for name, n in counts.items() if n)
         raise ValueError(f"the number of tasks must be the same everywhere, but {said}.")
-    (count,) = agreed
+    (count,) = distinct
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
         raise ValueError(f"`num_tasks` must be a positive integer, got {count!r}.")
     return int(count)

@@ -1,4 +1,4 @@
-"""The networks as a policy of SB3's on-policy algorithms, such as PPO."""
+"""A policy with the networks for SB3's on-policy algorithms, such as PPO."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,15 +20,15 @@ __all__ = ["MultiTaskActorCriticPolicy"]
 class MultiTaskActorCriticPolicy(ActorCriticPolicy):
     """A policy and a value function for several tasks, for ``PPO(MultiTaskActorCriticPolicy, env, ...)``.
 
-    Routes are the best ones, not sampled: an on-policy update compares the probability of an action before and after
-    it, along one and the same rule of routing.
+    Routes are the best ones and not sampled, since an on-policy update compares the probability of an action before and
+    after the update under the same routing rule.
 
     Args:
         observation_space: The space of the observations, which end with the one-hot of the task.
         action_space: The space of the actions, a Box.
-        lr_schedule: The learning rate, as a function of the progress that remains.
+        lr_schedule: The learning rate as a function of the remaining progress.
         num_tasks: The number of tasks.
-        network: A name of :func:`dynroute.networks.available`, or anything that makes a network.
+        network: A name of :func:`dynroute.networks.available`, or a function that makes a network.
         network_kwargs: Keywords of the network.
         log_std_init: The initial logarithm of the standard deviation of the actions.
         kwargs: The other keywords of SB3's ActorCriticPolicy.
@@ -72,7 +72,7 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
         shared: dict[str, nn.Parameter] = getattr(actor, "shared", {})
         value = build_network(self.network, space, 1, **{**self.network_kwargs, **shared})
         self.mlp_extractor = _Networks(space, actor, value)  # type: ignore[assignment]
-        # The networks end with the outputs themselves; these are the layers that SB3 puts behind.
+        # The networks compute the final outputs, so the layers that SB3 adds are identities.
         self.action_net = self.value_net = nn.Identity()  # type: ignore[assignment]
         self.log_std = nn.Parameter(torch.full((actions,), self.log_std_init))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
@@ -84,7 +84,7 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
 
 
 class _Networks(nn.Module):
-    """What SB3 calls the extractor: features to the latent vectors of policy and value."""
+    """The extractor of SB3, from features to the latent vectors of policy and value."""
 
     def __init__(self, space: TaskSpace, actor: nn.Module, value: nn.Module) -> None:
         super().__init__()

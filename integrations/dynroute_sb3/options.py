@@ -1,4 +1,4 @@
-"""The options of MultiTaskSAC, and what is asked of them."""
+"""The options of MultiTaskSAC and their checks."""
 
 import difflib
 import math
@@ -37,13 +37,13 @@ __all__ = [
 ]
 
 PATHS = ("sampled", "replayed", "topk")
-"""The paths that a loss can take. They are fresh ones, those stored with the transitions, or the best."""
+"""The paths that a loss can use, which are newly sampled, stored with the transitions, or the best."""
 
 PRECISIONS = ("float32", "bf16")
-"""How networks multiply when they learn."""
+"""The precisions of matrix products in updates."""
 
 CRITIC_LOSSES = ("mse", "categorical")
-"""How critics learn, values by squared errors or distributions of values by cross-entropy."""
+"""The losses of critics, squared errors of values or cross-entropy of distributions of values."""
 
 BINS = 101
 """The usual number of bins of a distribution of values."""
@@ -51,8 +51,11 @@ BINS = 101
 VALUE_RANGE = (-10.0, 10.0)
 """The usual values of the first bin and of the last."""
 
+LIMITS = ("max_task_loss", "max_grad_norm", "max_ent_coef", "ent_coef_lr", "shared_lr")
+"""The options that are positive numbers or None."""
+
 WARMUP_ACTIONS = ("random", "policy")
-"""What acts until learning starts, uniform noise or the policy as it was drawn."""
+"""The actions before learning starts, uniform noise or those of the initial policy."""
 
 OPTIONS = (
     "learning_rate",
@@ -111,37 +114,33 @@ OPTIONS = (
 
 
 def check_options(model: MultiTaskAttributes) -> None:
-    """Raises an error that names the first option of a model that is not fit."""
+    """Raises an error that names the first invalid option of a model."""
     assert model.num_tasks is not None
     assert model.task_names is not None
     _check_numbers(model)
-    for name, option, known in (
-        ("task_weights", model.task_weights, TASK_WEIGHTS),
-        ("actor_paths", model.actor_paths, (*PATHS, None)),
-        ("critic_paths", model.critic_paths, PATHS),
-        ("critic_loss", model.critic_loss, CRITIC_LOSSES),
-        ("q_target", model.q_target, Q_TARGETS),
-        ("mask_rule", model.mask_rule, MASK_RULES),
-        ("warmup_actions", model.warmup_actions, WARMUP_ACTIONS),
-    ):
-        check_choice(name, option, known)
+    choices: dict[str, tuple[str | None, ...]] = {
+        "task_weights": TASK_WEIGHTS,
+        "actor_paths": (*PATHS, None),
+        "critic_paths": PATHS,
+        "critic_loss": CRITIC_LOSSES,
+        "q_target": Q_TARGETS,
+        "mask_rule": MASK_RULES,
+        "warmup_actions": WARMUP_ACTIONS,
+    }
+    for name, values in choices.items():
+        check_choice(name, getattr(model, name), values)
     tau = model.route_temperature
     if not (tau in TEMPERATURES if isinstance(tau, str) else isinstance(tau, (int, float)) and 0 < tau < math.inf):
         raise ValueError(
             f"`route_temperature` must be a positive number or one of {', '.join(map(repr, TEMPERATURES))}, "
             f"got {tau!r}."
         )
-    for name, limit in (
-        ("max_task_loss", model.max_task_loss),
-        ("max_grad_norm", model.max_grad_norm),
-        ("max_ent_coef", model.max_ent_coef),
-        ("ent_coef_lr", model.ent_coef_lr),
-        ("max_ent_coef_grad_norm", model.max_ent_coef_grad_norm),
-        ("shared_lr", model.shared_lr),
-    ):
+    for name in (*LIMITS, "max_ent_coef_grad_norm"):
+        limit = getattr(model, name)
         if limit is not None and not limit > 0:
             raise ValueError(f"`{name}` must be positive or None, got {limit!r}.")
-    for name, fraction in (("log_prob_epsilon", model.log_prob_epsilon), ("ent_coef_beta1", model.ent_coef_beta1)):
+    for name in ("log_prob_epsilon", "ent_coef_beta1"):
+        fraction = getattr(model, name)
         if not 0 <= fraction < 1:
             raise ValueError(f"`{name}` must be at least 0 and below 1, got {fraction!r}.")
     for name in ("joint_update", "ent_coef_after_step", "lag_rollouts", "normalize_returns", "shared_ent_coef"):
@@ -150,11 +149,8 @@ def check_options(model: MultiTaskAttributes) -> None:
     _check_distributions(model)
     if not 0 < model.reward_scale < math.inf:
         raise ValueError(f"`reward_scale` must be positive and finite, got {model.reward_scale!r}.")
-    for name, number, least in (
-        ("actor_starts", model.actor_starts, 0),
-        ("demonstration_weight", model.demonstration_weight, 0),
-        ("demonstration_decay", model.demonstration_decay, 1),
-    ):
+    for name, least in (("actor_starts", 0), ("demonstration_weight", 0), ("demonstration_decay", 1)):
+        number = getattr(model, name)
         if number is not None and not least <= number < math.inf:
             raise ValueError(f"`{name}` must be at least {least} and finite, got {number!r}.")
     _check_demonstrations(model)
@@ -199,22 +195,22 @@ NOT_OFFERED = {
     "with gymnasium.wrappers.FlattenObservation, and wrap that in OneHotTask",
     "CnnPolicy": "it is for images, and these networks read vectors; put features of the images into the observation",
 }
-"""SB3's names of policies that have no counterpart, and why."""
+"""SB3's policy names without a counterpart here, with the reason."""
 
 
-def check_policy_name(name: str, known: Collection[str]) -> None:
-    """Raises an error unless a policy is known by this name."""
-    if name in known:
+def check_policy_name(name: str, policies: Collection[str]) -> None:
+    """Raises an error unless a name is that of a policy; it suggests the closest one."""
+    if name in policies:
         return
     why = f": {NOT_OFFERED[name]}" if name in NOT_OFFERED else ""
-    near = [other for other in known if name and other.lower().startswith(name.lower())]
-    near = near or difflib.get_close_matches(name, known, n=1)
+    near = [policy for policy in policies if name and policy.lower().startswith(name.lower())]
+    near = near or difflib.get_close_matches(name, policies, n=1)
     hint = f"; did you mean {near[0]!r}?" if near and not why else "."
-    raise ValueError(f"`policy` must be one of {', '.join(map(repr, known))}, got {name!r}{why}{hint}")
+    raise ValueError(f"`policy` must be one of {', '.join(map(repr, policies))}, got {name!r}{why}{hint}")
 
 
 def _check_order(model: MultiTaskAttributes) -> None:
-    """Raises an error unless the losses that a rule compares are there before the first step."""
+    """Raises an error unless the options allow to compare losses before the first step."""
     if model.mask_rule == "total" and not model.joint_update:
         raise ValueError(
             '`mask_rule` can be "total" with joint_update=True, got False: the sum of all losses is to decide before '
@@ -226,20 +222,20 @@ def _check_order(model: MultiTaskAttributes) -> None:
             "can no longer be left out."
         )
     learned = isinstance(model.ent_coef, str)
-    for name, asked in (
+    for name, is_set in (
         ("ent_coef_after_step", model.ent_coef_after_step),
         ("max_ent_coef_grad_norm", model.max_ent_coef_grad_norm),
         ("shared_ent_coef", model.shared_ent_coef),
         ("ent_coef_beta1", model.ent_coef_beta1 != 0.9),
     ):
-        if asked and not learned:
+        if is_set and not learned:
             raise ValueError(
                 f'`{name}` needs coefficients that are learned, ent_coef="auto", got ent_coef={model.ent_coef!r}.'
             )
 
 
 def _check_distributions(model: MultiTaskAttributes) -> None:
-    """Raises an error unless the options of distributions of values fit together."""
+    """Raises an error unless the options for distributions of values are consistent."""
     check_count("bins", model.bins, at_least=2)
     value_range = check_interval("value_range", model.value_range)
     categorical = model.critic_loss == "categorical"
@@ -255,8 +251,8 @@ def _check_distributions(model: MultiTaskAttributes) -> None:
         )
     for name, option in (("bins", model.bins), ("value_range", value_range)):
         given = model.policy_kwargs.get(name)
-        given = tuple(given) if isinstance(given, list) else given  # as JSON has it in the files of SB3
-        if given is not None and not (categorical and given == option):  # where it filled them in itself
+        given = tuple(given) if isinstance(given, list) else given  # SB3's JSON stores lists
+        if given is not None and not (categorical and given == option):  # MultiTaskSAC fills in the same value
             raise ValueError(
                 f"`{name}` must not be given in `policy_kwargs`, got {given!r}: it is an option of MultiTaskSAC, which "
                 f'learns by it: MultiTaskSAC(..., critic_loss="categorical", {name}=...).'
@@ -264,7 +260,7 @@ def _check_distributions(model: MultiTaskAttributes) -> None:
 
 
 def check_normalization(model: MultiTaskAttributes) -> None:
-    """Raises an error unless returns can be normalized, once the target entropy is a number."""
+    """Raises an error unless returns can be normalized; call it once the target entropy is a number."""
     if not model.normalize_returns:
         return
     if model.gamma == 1:
@@ -291,32 +287,32 @@ def check_normalization(model: MultiTaskAttributes) -> None:
         )
 
 
-def read_target_entropy(told: float | str, action_space: spaces.Space[Any]) -> float | str:
-    """The target entropy that is asked for, where "auto_0.5" is half of what "auto" is.
+def read_target_entropy(target: float | str, action_space: spaces.Space[Any]) -> float | str:
+    """Converts the option `target_entropy` to a number, except for "auto"; "auto_0.5" is half of "auto".
 
     Example:
         >>> from dynroute_sb3.options import read_target_entropy
         >>> read_target_entropy("auto_0.5", spaces.Box(-1, 1, (4,)))
         -2.0
     """
-    if told == "auto":
-        return told
-    relative = isinstance(told, str) and told.startswith("auto_")
+    if target == "auto":
+        return target
+    relative = isinstance(target, str) and target.startswith("auto_")
     try:
-        number = float(str(told).removeprefix("auto_"))
+        number = float(str(target).removeprefix("auto_"))
     except ValueError:
         number = math.nan
-    if isinstance(told, bool) or not math.isfinite(number) or (relative and number <= 0):
+    if isinstance(target, bool) or not math.isfinite(number) or (relative and number <= 0):
         raise ValueError(
             '`target_entropy` must be a finite number, "auto", or "auto_" before a positive factor such as "auto_0.5", '
-            f"got {shown(told)}."
+            f"got {shown(target)}."
         )
     assert action_space.shape is not None
     return -number * math.prod(action_space.shape) if relative else number
 
 
 def _check_numbers(model: MultiTaskAttributes) -> None:
-    """What every number must be, whatever else is asked of it."""
+    """Raises an error unless all numeric options are numbers, before other checks compare them."""
     for name, number, low, high in (
         ("gamma", model.gamma, 0, 1),
         ("tau", model.tau, 0, 1),
@@ -325,29 +321,18 @@ def _check_numbers(model: MultiTaskAttributes) -> None:
         if not (isinstance(number, (int, float)) and low <= number <= high):
             upper = "" if high == math.inf else f" and at most {high}"
             raise ValueError(f"`{name}` must be a number, at least {low}{upper}, got {shown(number)}.")
-    for name, value in (
-        ("max_task_loss", model.max_task_loss),
-        ("max_grad_norm", model.max_grad_norm),
-        ("max_ent_coef", model.max_ent_coef),
-        ("ent_coef_lr", model.ent_coef_lr),
-        ("ent_coef_beta1", model.ent_coef_beta1),
-        ("shared_lr", model.shared_lr),
-        ("reward_scale", model.reward_scale),
-        ("log_prob_epsilon", model.log_prob_epsilon),
-        ("actor_starts", model.actor_starts),
-        ("demonstration_weight", model.demonstration_weight),
-        ("batch_size", model.batch_size),
-    ):
-        needed = not (name.startswith("max_") or name in ("ent_coef_lr", "shared_lr"))
-        whole = name in ("actor_starts", "batch_size")
-        kinds = (int,) if whole else (int, float)
-        if isinstance(value, bool) or not (isinstance(value, kinds) or (value is None and not needed)):
-            kind = "an integer" if whole else "a number"
-            raise TypeError(f"`{name}` must be {kind}{'' if needed else ' or None'}, got {shown(value)}.")
+    numbers = ("ent_coef_beta1", "reward_scale", "log_prob_epsilon", "demonstration_weight")
+    integers = ("actor_starts", "batch_size")
+    for name in (*LIMITS, *numbers, *integers):
+        value = getattr(model, name)
+        kinds = (int,) if name in integers else (int, float)
+        if isinstance(value, bool) or not (isinstance(value, kinds) or (value is None and name in LIMITS)):
+            kind = "an integer" if name in integers else "a number"
+            raise TypeError(f"`{name}` must be {kind}{' or None' if name in LIMITS else ''}, got {shown(value)}.")
 
 
 def _check_demonstrations(model: MultiTaskAttributes) -> None:
-    """What is asked of the options that take demonstrations for granted."""
+    """Raises an error unless the options for demonstrations are consistent."""
     has_them = issubclass(model.replay_buffer_class or RouteReplayBuffer, DemonstrationBuffer)
     share = model.replay_buffer_kwargs.get("demonstration_share", 0.5)
     balanced = model.replay_buffer_kwargs.get("balanced", True)
@@ -365,7 +350,7 @@ def _check_demonstrations(model: MultiTaskAttributes) -> None:
 
 
 def check_network_options(model: MultiTaskAttributes) -> None:
-    """Fills in the paths of the actor's loss where none are asked for, and refuses what networks cannot do."""
+    """Sets the default paths of the actor's loss, and raises an error for options that the networks do not support."""
     if model.actor_paths is None:
         gate = getattr(getattr(model.actor.net, "routed", None), "gate", None)
         model.actor_paths = "replayed" if isinstance(gate, (TopK, SampleK)) else "topk"
@@ -382,7 +367,7 @@ def check_network_options(model: MultiTaskAttributes) -> None:
 
 
 def check_precision(model: MultiTaskAttributes) -> None:
-    """Raises an error unless the networks can multiply in the precision that is asked for."""
+    """Raises an error unless the networks support the option `precision`."""
     check_choice("precision", model.precision, PRECISIONS)
     dtype = model.actor.temperature.dtype
     if model.precision == "bf16" and dtype != torch.float32:

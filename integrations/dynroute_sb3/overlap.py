@@ -1,4 +1,4 @@
-"""Learning while the environments step."""
+"""Updates that run while the environments step."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -14,11 +14,11 @@ __all__ = ["OverlappedSAC"]
 
 
 class OverlappedSAC(MultiTaskSAC):
-    """:class:`MultiTaskSAC` that learns while the environments step.
+    """A :class:`MultiTaskSAC` that learns while the environments step.
 
-    Updates that are due after a step run during the next one, so that actions are those of networks that miss them. It
-    pays where environments run in processes of their own and cores are left, or where the networks are on a GPU. What
-    is due belongs to a checkpoint: what is computed depends on the seed alone, and not on which of both is faster.
+    Updates that are due after a step run during the next one, so the actions of that step come from the networks before
+    these updates. This saves time if environments run in separate processes with idle cores, or if the networks are on
+    a GPU. Results depend only on the seed, not on timing, and checkpoints store the updates that are due.
 
     Example:
         >>> model = OverlappedSAC("MlpPolicy", DummyVecEnv(point_tasks()), learning_starts=8)
@@ -56,7 +56,7 @@ class OverlappedSAC(MultiTaskSAC):
 
 
 class _Meanwhile(VecEnvWrapper):
-    """Does something while environments step."""
+    """Calls a function while environments step."""
 
     def __init__(self, venv: VecEnv, work: Callable[[], None]) -> None:
         super().__init__(venv)

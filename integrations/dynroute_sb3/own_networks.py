@@ -1,9 +1,9 @@
-"""What is asked of a network, one of the user's own included, and how it is called.
+"""The interface of networks, including your own, and calls of it.
 
 A network is a module whose ``forward(state, task)`` returns a tensor of shape ``[batch, out_features]``; `state` has
-shape ``[batch, state_features]`` and `task` holds one-hots of shape ``[batch, num_tasks]``. One that has routes also
+shape ``[batch, state_features]`` and `task` holds one-hots of shape ``[batch, num_tasks]``. A network with routes also
 takes the keywords `path`, `temperature`, `sample`, `generator` and `return_route` of
-:meth:`dynroute.networks.Network.forward`, and returns the pair of output and route where `return_route` asks for it.
+:meth:`dynroute.networks.Network.forward`, and returns output and route if `return_route` is True.
 """
 
 import inspect
@@ -18,11 +18,11 @@ from dynroute.arguments import shown
 __all__ = ["check_factory", "run_network", "takes_routing", "try_network"]
 
 ROUTING = ("path", "temperature", "sample", "generator", "return_route")
-"""The keywords of routing that actor and critics give to a network."""
+"""The routing keywords that actor and critics pass to a network."""
 
 
 def check_factory(network: Any) -> None:
-    """Raises an error unless something is the name of a network, or makes networks."""
+    """Raises an error unless a value is the name of a network or a function that makes networks."""
     if isinstance(network, nn.Module):
         raise TypeError(
             f"`network` must make networks, got a {type(network).__name__} that is made: actor and critics are "
@@ -37,7 +37,7 @@ def check_factory(network: Any) -> None:
 
 
 def takes_routing(net: nn.Module) -> bool:
-    """Whether a network takes the keywords of routing; one that takes some of them alone is refused.
+    """Whether a network takes the routing keywords; raises an error if it takes only some of them.
 
     Example:
         >>> from dynroute_sb3.own_networks import takes_routing
@@ -60,23 +60,23 @@ def takes_routing(net: nn.Module) -> bool:
 def run_network(
     net: nn.Module, state: Tensor, task: Tensor, *, routing: bool, **keywords: Any
 ) -> tuple[Tensor, Route | None]:
-    """The output of a network and its route, None from a network without.
+    """Runs a network and returns its output and its route, which is None for a network without routes.
 
     Args:
         net: The network.
         state: States with shape ``[batch, state_features]``.
         task: One-hots with shape ``[batch, num_tasks]``.
-        routing: What :func:`takes_routing` says of it.
-        keywords: The keywords of routing, which only a network that takes them gets.
+        routing: The result of :func:`takes_routing` for the network.
+        keywords: The routing keywords, which are dropped if the network does not take them.
     """
     output = net(state, task, return_route=True, **keywords) if routing else net(state, task)
     return output if isinstance(output, tuple) else (output, None)
 
 
 def try_network(net: Any, state_features: int, num_tasks: int, out_features: int) -> None:
-    """Raises an error unless a network of the user computes outputs of the right shape.
+    """Raises an error unless a user's network computes outputs of the right shape.
 
-    It is tried on two states of zeros in evaluation mode; nothing that is drawn for that is missed later.
+    It runs on two states of zeros in evaluation mode and does not change the state of random generators.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"`network` must make modules of torch, it made {shown(net)}.")

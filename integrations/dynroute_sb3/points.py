@@ -1,4 +1,4 @@
-"""A tiny multi-task problem to try things out: a point that is pushed to the goal of its task."""
+"""A tiny multi-task problem for tests and examples: a point that is pushed to the goal of its task."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ GOALS = ((0.7, 0.0), (-0.7, 0.0), (0.0, 0.7), (0.0, -0.7))
 class PointTask(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """A point in the square [-1, 1]² with position and velocity, whose goal is not part of the state.
 
-    An action pushes it; the reward is minus the distance to the goal; an episode takes 20 steps, and is a success where
-    the point ends within 0.2 of the goal. Goals of four tasks lie in four directions, so that what is right for one is
-    wrong for the others. The state can be saved and restored.
+    An action pushes it, and the reward is minus the distance to the goal. An episode takes 20 steps and is a success if
+    the point ends within 0.2 of the goal. The goals of four tasks lie in four directions, so the right action for one
+    task is wrong for the others. The state can be saved and restored.
 
     Args:
-        goal: Where the point should go.
+        goal: The goal.
         horizon: The number of steps of an episode.
 
     Example:
@@ -56,21 +56,15 @@ class PointTask(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.position = np.clip(self.position + self.velocity, -1, 1)
         self.steps += 1
         distance = float(np.linalg.norm(self.position - self.goal))
-        return (
-            self._observation(),
-            -distance,
-            False,
-            self.steps >= self.horizon,
-            {"is_success": distance < 0.2},
-        )
+        return self._observation(), -distance, False, self.steps >= self.horizon, {"is_success": distance < 0.2}
 
     def get_state(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, as plain data and arrays."""
+        """Returns everything that the next steps depend on, as plain data and arrays."""
         generator = self.np_random.bit_generator.state
         return {"position": self.position, "velocity": self.velocity, "steps": self.steps, "generator": generator}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`get_state` returned."""
+        """Restores the state returned by :meth:`get_state`."""
         self.position, self.velocity, self.steps = state["position"].copy(), state["velocity"].copy(), state["steps"]
         self.np_random.bit_generator.state = state["generator"]
 
@@ -79,7 +73,7 @@ class PointTask(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
 
 def point_tasks(num_tasks: int = 4, *, one_hot: bool = True) -> list[Any]:
-    """A maker of each task's environment, for DummyVecEnv or SubprocVecEnv.
+    """Returns a function for each task that makes its environment, for DummyVecEnv or SubprocVecEnv.
 
     Args:
         num_tasks: The number of tasks, at most four.

@@ -1,4 +1,4 @@
-"""The policies of MultiTaskSAC: an actor, its critics and their targets, all from one network of the registry."""
+"""The policies of MultiTaskSAC: an actor, its critics and their targets, all made from one kind of network."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -47,7 +47,7 @@ NetworkLike = str | Callable[..., nn.Module]
 def build_network(
     network: NetworkLike, space: TaskSpace, out_features: int, *, extra_features: int = 0, **sizes: Any
 ) -> nn.Module:
-    """Builds a network for the tasks of a space; one of the user's own that does not fit them is refused."""
+    """Builds a network for the tasks of a space; raises an error if a user's network does not fit them."""
     check_factory(network)
     net = networks.build(network, space.state_features + extra_features, space.num_tasks, out_features, **sizes)
     for name, expected in (
@@ -66,34 +66,32 @@ def build_network(
 
 
 class MultiTaskPolicy(SACPolicy):
-    """Actor, critics and target critics for several tasks.
+    """An actor, critics and target critics for several tasks.
 
     Args:
         observation_space: The space of the observations, which end with the one-hot of the task.
         action_space: The space of the actions.
-        lr_schedule: The learning rate, as a function of the progress that remains.
-        num_tasks: The number of tasks; MultiTaskSAC fills it in.
-        network: A name of :func:`dynroute.networks.available`, or anything that makes a network from
-            ``(state_features, num_tasks, out_features, **network_kwargs)``; :mod:`dynroute_sb3.own_networks` tells what
-            is asked of one.
+        lr_schedule: The learning rate as a function of the remaining progress.
+        num_tasks: The number of tasks; MultiTaskSAC sets it.
+        network: A name of :func:`dynroute.networks.available`, or a function that makes a network from
+            ``(state_features, num_tasks, out_features, **network_kwargs)``; see :mod:`dynroute_sb3.own_networks`.
         network_kwargs: Keywords of the network, for instance ``{"num_modules": 8}``.
-        critic_kwargs: Keywords of the critics' networks where they differ, for instance
-            ``{"width": 4096, "blocks": 2}`` beside ``network_kwargs={"width": 256, "blocks": 1}``.
+        critic_kwargs: Keywords of the critics' networks that differ, for instance ``{"width": 4096, "blocks": 2}`` with
+            ``network_kwargs={"width": 256, "blocks": 1}``.
         n_critics: The number of critics.
         use_sde: Not supported.
         optimizer_class: The optimizer.
-        optimizer_kwargs: Keywords of the optimizer; the fused form of Adam is used if None.
-        net_arch: The widths of the hidden layers of the networks "mt-sac" and "mh-sac", in SB3's words: a list, or a
+        optimizer_kwargs: Keywords of the optimizer; default: the fused form of Adam.
+        net_arch: The widths of the hidden layers of the networks "mt-sac" and "mh-sac", as in SB3: a list, or a
             dictionary with those of the actor under "pi" and of the critics under "qf".
         activation_fn: The activation between these layers; ReLU if None.
-        bins: The number of bins over which the critics predict distributions of values; None for values.
-            MultiTaskSAC fills it in.
+        bins: The number of bins over which the critics predict distributions of values; None for values. MultiTaskSAC
+            sets it.
         value_range: The values of the first bin and of the last.
-        log_std: How the logarithm of the actor's standard deviation is kept in its range: "clamp" cuts it off there,
-            "tanh" squashes it (BRC).
+        log_std: How the log-standard deviation is kept in its range: "clamp" clips it, "tanh" squashes it (BRC).
         log_std_range: The range; (-10, 2) in BRC.
-        normalize_images: As in SB3, which normalizes images; these observations are none.
-        others: SB3's other keywords, which these networks have no place for: each raises an error that says so.
+        normalize_images: As in SB3; it has no effect on vectors.
+        others: SB3's other keywords, which do not apply to these networks; each raises an error that says why.
 
     Example:
         >>> model = MultiTaskSAC(MultiTaskPolicy, DummyVecEnv(point_tasks()), policy_kwargs={"network": "hard"})
@@ -102,7 +100,7 @@ class MultiTaskPolicy(SACPolicy):
     """
 
     default_network: NetworkLike = "mt-sac"
-    """The network where none is named."""
+    """The default network."""
 
     actor: MultiTaskActor  # type: ignore[assignment]
     critic: MultiTaskCritic  # type: ignore[assignment]
@@ -142,7 +140,7 @@ class MultiTaskPolicy(SACPolicy):
             optimizer_kwargs = {"fused": True} if optimizer_class in (torch.optim.Adam, torch.optim.AdamW) else {}
         if not isinstance(action_space, spaces.Box) or not action_space.shape or 0 in action_space.shape:
             raise ValueError(f"the action space must be a Box of vectors or arrays of numbers, got {action_space}.")
-        # The networks replace all that SACPolicy builds; what it inherits is what they are to SB3.
+        # The networks replace everything that SACPolicy builds, so its constructor is skipped.
         BasePolicy.__init__(
             self,
             observation_space,
@@ -178,7 +176,7 @@ class MultiTaskPolicy(SACPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self.actor = self.make_actor()
         self.critic = self.make_critic()
-        # What networks share is a parameter of all of them: it has an optimizer of its own, and the targets a copy.
+        # Shared parameters belong to several networks, so they have a separate optimizer; the targets hold a copy.
         shared = {id(parameter) for parameter in self._shared().values()}
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.critic_target.set_training_mode(False)
@@ -200,7 +198,7 @@ class MultiTaskPolicy(SACPolicy):
         return shared
 
     def make_actor(self, features_extractor: object = None) -> MultiTaskActor:  # type: ignore[override]
-        """Makes the actor; the argument is that of SB3, whose features extractors these networks do without."""
+        """Makes the actor; SB3's features extractor is not used."""
         assert isinstance(self.action_space, spaces.Box)
         net = build_network(self.network, self.task_space, 2 * get_action_dim(self.action_space), **self._actor_kwargs)
         if (become_actor := getattr(net, "become_actor", None)) is not None:
@@ -208,7 +206,7 @@ class MultiTaskPolicy(SACPolicy):
         return MultiTaskActor(self.observation_space, self.action_space, net, self.task_space, **self._distribution)
 
     def make_critic(self, features_extractor: object = None) -> MultiTaskCritic:  # type: ignore[override]
-        """Makes the critics, which share with the actor what its network shares."""
+        """Makes the critics, which share the shared parameters of the actor's network."""
         assert isinstance(self.action_space, spaces.Box)
         kwargs, actions = {**self._critic_kwargs, **self._shared()}, get_action_dim(self.action_space)
         nets = [
@@ -230,18 +228,18 @@ class MultiTaskPolicy(SACPolicy):
         episode_start: NDArray[Any] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
-        """The action for an observation or a batch: sampled along a sampled route, or the mean along the best route."""
+        """Predicts actions, sampled along a sampled route, or the mean along the best route."""
         if isinstance(observation, np.ndarray):
             self.task_space.check(observation, name="the observation")
         return super().predict(observation, state, episode_start, deterministic)
 
     def compile_networks(self, backend: str) -> None:
-        """Lets torch.compile run the networks, whose parameters keep their names."""
+        """Compiles the networks with torch.compile; their parameters keep their names."""
         for net in (self.actor.net, *self.critic.nets, *self.critic_target.nets):
             net.compile(backend=backend)
 
     def set_training_mode(self, mode: bool) -> None:
-        """Puts actor and critics in training or evaluation mode, which costs more than acting does: only if need be."""
+        """Sets the mode of actor and critics only if it changes, since setting it costs more than acting."""
         if not self.actor.training == self.critic.training == mode:
             super().set_training_mode(mode)
 
@@ -249,23 +247,12 @@ class MultiTaskPolicy(SACPolicy):
         return self.actor(observation, deterministic)  # type: ignore[no-any-return]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-            "lr_schedule": self._dummy_schedule,
-            "num_tasks": self.task_space.num_tasks,
-            "network": self.network,
-            "network_kwargs": self.network_kwargs,
-            "critic_kwargs": self.critic_kwargs,
-            "net_arch": self.net_arch,
-            "activation_fn": self.activation_fn,
-            "n_critics": self.n_critics,
-            "bins": self.bins,
-            "value_range": self.value_range,
-            **self._distribution,
-            "optimizer_class": self.optimizer_class,
-            "optimizer_kwargs": self.optimizer_kwargs,
-        }
+        spaces_and_networks = ("observation_space", "action_space", "network", "network_kwargs", "critic_kwargs")
+        layers = ("net_arch", "activation_fn", "n_critics", "bins", "value_range")
+        names = (*spaces_and_networks, *layers, "optimizer_class", "optimizer_kwargs")
+        attributes = {name: getattr(self, name) for name in names}
+        num_tasks = self.task_space.num_tasks
+        return {**attributes, **self._distribution, "num_tasks": num_tasks, "lr_schedule": self._dummy_schedule}
 
 
 ELSEWHERE: Mapping[str, str] = {
@@ -276,19 +263,19 @@ ELSEWHERE: Mapping[str, str] = {
     "features_extractor_kwargs": "a network reads the state as it is; what comes before belongs into `network`",
     "share_features_extractor": "actor and critics have no part in common, except for what their networks share",
 }
-"""SB3's keywords of policies that these have no place for, and why."""
+"""SB3's policy keywords that do not apply here, with the reason."""
 
 
 def _refuse_others(others: Mapping[str, Any]) -> None:
-    """Raises an error for a keyword that has no place, unless its value asks for nothing."""
-    nothing = {"share_features_extractor": False, "features_extractor_class": FlattenExtractor}
+    """Raises an error for a keyword that does not apply, unless its value has no effect."""
+    no_effect = {"share_features_extractor": False, "features_extractor_class": FlattenExtractor}
     for name, value in others.items():
         if name not in ELSEWHERE:
             raise TypeError(
                 f"`policy_kwargs` must be keywords of MultiTaskPolicy, got `{name}`; those of the network belong into "
                 "`network_kwargs`."
             )
-        if value is not None and value != {} and value is not nothing.get(name):
+        if value is not None and value != {} and value is not no_effect.get(name):
             raise ValueError(
                 f"`{name}` must not be given in `policy_kwargs`, got {shown(value)}: {ELSEWHERE[name]}, whose keywords "
                 "are `network_kwargs`."
@@ -296,7 +283,7 @@ def _refuse_others(others: Mapping[str, Any]) -> None:
 
 
 class MlpPolicy(MultiTaskPolicy):
-    """One perceptron for all tasks, which reads the one-hot of the task (multi-task SAC)."""
+    """A perceptron that reads the one-hot of the task (multi-task SAC)."""
 
     default_network = "mt-sac"
 
@@ -314,7 +301,7 @@ class MoEPolicy(MultiTaskPolicy):
 
 
 class HardRoutingPolicy(MultiTaskPolicy):
-    """One module of each layer for each task, learned."""
+    """A learned choice of one module in each layer for each task."""
 
     default_network = "hard"
 
@@ -326,13 +313,13 @@ class SoftModularPolicy(MultiTaskPolicy):
 
 
 class CAREPolicy(MultiTaskPolicy):
-    """A mixture of encoders that attends to what is known of the task."""
+    """A mixture of encoders with attention that depends on metadata of the task."""
 
     default_network = "care"
 
 
 class PaCoPolicy(MultiTaskPolicy):
-    """Parameter-compositional networks, whose table of compositions actor and critics share."""
+    """Parameter-compositional networks; actor and critics share the table of compositions."""
 
     default_network = "paco"
 
@@ -344,9 +331,9 @@ class D2RPolicy(MultiTaskPolicy):
 
 
 class BRCPolicy(MultiTaskPolicy):
-    """Residual networks with layer normalization, whose actor reads the critics' embedding of the task (BRC).
+    """Residual networks with layer normalization; the actor reads the critics' embedding of the task (BRC).
 
-    Actor and critics have the sizes of ``dynroute.networks.build("brc", ...)``; those of the paper are
+    The default sizes are those of ``dynroute.networks.build("brc", ...)``; those of the paper are
     ``network_kwargs={"blocks": 1}, critic_kwargs={"width": 4096, "blocks": 2}``.
     """
 
@@ -375,4 +362,4 @@ POLICIES: Mapping[str, type[MultiTaskPolicy]] = {
         ScaleMoEPolicy,
     )
 }
-"""The policies that MultiTaskSAC knows by name."""
+"""The policies of MultiTaskSAC by name."""

@@ -1,4 +1,4 @@
-"""The states of the random generators that training draws from, as plain data."""
+"""Saving and restoring the random generators that training uses."""
 
 import random
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["random_state", "set_random_state"]
 
 
 def random_state() -> dict[str, Any]:
-    """The states of the generators of Python, numpy and torch."""
+    """Returns the states of the generators of Python, numpy and torch as plain data."""
     kind, *numpy_state = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -21,7 +21,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restores what :func:`random_state` returned; generators of GPUs that are not there are left out."""
+    """Restores the states returned by :func:`random_state`; skips GPUs if their number differs."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

@@ -1,4 +1,4 @@
-"""A replay buffer with a ring for each task, which keeps the path of the behaviour policy beside each transition."""
+"""A replay buffer with a ring for each task, which stores the path of the behaviour policy with each transition."""
 
 import tempfile
 from collections.abc import Sequence
@@ -23,22 +23,22 @@ __all__ = ["RouteReplayBuffer", "RouteReplaySamples", "to_device"]
 
 
 GOES_ON, ENDED, OUT_OF_TIME = 0.0, 1.0, -1.0
-"""What the last number of a row says of the episode."""
+"""The values of the last column of a row, which tells whether the episode ended."""
 
 
 class RouteReplaySamples(NamedTuple):
-    """A batch, demonstrations first, grouped by task if the buffer is balanced; the first six are those of SB3.
+    """A batch, demonstrations first, grouped by task if the buffer is balanced; the first six fields are SB3's.
 
     Attributes:
         observations: Observations with their one-hots.
         actions: Actions, scaled to [-1, 1].
-        next_observations: The observations that followed.
-        dones: 1 where the episode ended there for good, with shape ``[batch, 1]``.
+        next_observations: The next observations.
+        dones: 1 if the episode terminated there, with shape ``[batch, 1]``.
         rewards: Rewards, with shape ``[batch, 1]``.
         discounts: None.
         tasks: The task ids, with shape ``[batch]``.
         paths: The paths of the behaviour policy, with shape ``[batch, T, S]``, or None.
-        wanted: What a demonstrator wanted to do, for the first rows of the batch, or None.
+        wanted: The intended actions of a demonstrator, for the first rows of the batch, or None.
     """
 
     observations: Tensor
@@ -53,27 +53,27 @@ class RouteReplaySamples(NamedTuple):
 
 
 class RouteReplayBuffer(ReplayBuffer):
-    """Keeps transitions by task, so that every batch can hold as many of each task.
+    """Stores transitions by task, so that every batch can have equally many of each task.
 
-    A transition is a row of numbers: state, next state, action, reward and how the episode ended; its task is told by
-    its ring, and its path takes one bit for each edge. Memory is taken as rows are written, not before.
+    A transition is a row of numbers: state, next state, action, reward and the end of the episode. Its ring tells its
+    task, and its path takes one bit per edge. Memory is allocated as rows are written.
 
-    What SB3's buffers hold can be read by its names, with a task in the place of an environment: `observations` and so
-    on with shape ``[capacity, num_tasks, ...]``. `actions` and `rewards` are views of the rows, to be changed in place;
-    the others are made from the rows when they are asked for, and refuse to be written to.
+    The arrays of SB3's buffers are available under the same names, with tasks in the place of environments and shape
+    ``[capacity, num_tasks, ...]``. `actions` and `rewards` are views of the rows and can be changed in place. The
+    others are computed from the rows and read-only.
 
     Args:
         buffer_size: The number of transitions of all tasks together.
         observation_space: The space of the observations, which end with the one-hot of the task.
         action_space: The space of the actions.
-        device: Where batches are made.
+        device: The device of batches.
         n_envs: The number of environments, any number for each task.
-        optimize_memory_usage: Not supported: states are stored without their one-hots, twice.
-        handle_timeout_termination: Whether an episode that ran out of time counts as one that goes on.
+        optimize_memory_usage: Not supported.
+        handle_timeout_termination: Whether an episode that ended by a time limit counts as one that continues.
         num_tasks: The number of tasks.
-        balanced: Whether a batch holds as many transitions of each task. Else it is drawn over the transitions of all
-            tasks, and its size need not be a multiple of them.
-        memory_map: A folder for a file in place of memory. The file has no name and vanishes with the buffer.
+        balanced: Whether a batch has equally many transitions of each task. If not, it is drawn from the transitions of
+            all tasks, and its size need not be a multiple of their number.
+        memory_map: A folder for an unnamed file that replaces memory and is deleted with the buffer.
 
     Example:
         >>> env = DummyVecEnv(point_tasks())
@@ -114,14 +114,14 @@ class RouteReplayBuffer(ReplayBuffer):
         self.reset()
 
     def keep_paths(self, topology: Topology) -> None:
-        """Makes room for a path beside each transition; called while the buffer is empty."""
+        """Allocates a path for each transition; call it while the buffer is empty."""
         if self.vector_steps:
             raise ValueError("`keep_paths` must be called before the first transition is added.")
         self.topology = topology
         self.paths = self._allocate((self.num_tasks, self.capacity, -(-topology.num_edges // 8)), np.uint8)
 
     def lift_paths(self, topology: Topology) -> None:
-        """Carries stored paths over to a larger graph, one that :func:`dynroute.grow` made of the one they are of."""
+        """Converts stored paths to a larger graph that :func:`dynroute.grow` made of the current one."""
         if self.topology is None or self.paths is None:
             return
         old, before = self.paths, self.topology
@@ -133,17 +133,17 @@ class RouteReplayBuffer(ReplayBuffer):
         self.version += 1
 
     def reset(self) -> None:
-        """Forgets all transitions."""
+        """Removes all transitions."""
         self.positions: NDArray[np.int64] = np.zeros(self.num_tasks, dtype=np.int64)
-        """Where the next transition of each task goes."""
+        """The position of the next transition of each task."""
         self.counts: NDArray[np.int64] = np.zeros(self.num_tasks, dtype=np.int64)
-        """How many transitions of each task there are."""
+        """The number of transitions of each task."""
         self.vector_steps = 0
-        """How often :meth:`add` was called."""
+        """The number of calls of :meth:`add`."""
         self.added: NDArray[np.int64] = np.zeros(self.num_tasks, dtype=np.int64)
-        """How many transitions of each task were added since all rows were replaced."""
+        """The number of transitions of each task that were added since all rows were replaced."""
         self.version: int = getattr(self, "version", -1) + 1
-        """How often all rows were replaced. Raise it after a change in place: a copy on a device does not notice."""
+        """The number of times all rows were replaced. Raise it after changes in place, to update a device copy."""
 
     def size(self) -> int:
         """The number of transitions of all tasks."""
@@ -160,7 +160,7 @@ class RouteReplayBuffer(ReplayBuffer):
 
     @property
     def pos(self) -> int:
-        """The place of the next transition in the ring of every task; see `positions` where they differ."""
+        """The position of the next transition in the rings of all tasks; an error if `positions` differ."""
         if (self.positions != self.positions[0]).any():
             raise AttributeError(
                 f"`pos` is one place for all tasks, which are at {self.positions.tolist()}; use `positions`, and "
@@ -173,7 +173,7 @@ class RouteReplayBuffer(ReplayBuffer):
         self._refuse_to_set("pos", value)
 
     def _refuse_to_set(self, name: str, value: Any) -> None:
-        if hasattr(self, "counts"):  # SB3's constructor sets it before there are any
+        if hasattr(self, "counts"):  # SB3's constructor sets it earlier
             raise AttributeError(f"`{name}` follows from what is stored and cannot be set, got {value!r}; see reset().")
 
     @property
@@ -183,7 +183,7 @@ class RouteReplayBuffer(ReplayBuffer):
 
     @property
     def next_observations(self) -> NDArray[np.float32]:  # type: ignore[override]
-        """The observations that followed, with the same shape."""
+        """The next observations, with the same shape."""
         return self._observations(self.task_space.state_features)
 
     @property
@@ -199,12 +199,12 @@ class RouteReplayBuffer(ReplayBuffer):
 
     @property
     def dones(self) -> NDArray[np.float32]:  # type: ignore[override]
-        """1 where an episode ended, of whatever reason, with shape ``[capacity, num_tasks]``."""
+        """1 if an episode ended for any reason, with shape ``[capacity, num_tasks]``."""
         return _read_only(self.rows[..., -1].T != GOES_ON)
 
     @property
     def timeouts(self) -> NDArray[np.float32]:  # type: ignore[override]
-        """1 where an episode ran out of time and counts as one that goes on, with shape ``[capacity, num_tasks]``."""
+        """1 if an episode ended by a time limit and counts as continuing, with shape ``[capacity, num_tasks]``."""
         return _read_only(self.rows[..., -1].T == OUT_OF_TIME)
 
     def _observations(self, first: int) -> NDArray[np.float32]:
@@ -222,18 +222,18 @@ class RouteReplayBuffer(ReplayBuffer):
         infos: list[dict[str, Any]],
         paths: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Adds one transition of each environment, or none of them if one is not fit to be learned from.
+        """Adds one transition of each environment, or none if one of them is invalid.
 
         Args:
             obs: Observations, one row for each environment, whatever their number.
-            next_obs: The observations that followed, those at the end of an episode included.
+            next_obs: The next observations, also at the end of an episode.
             action: The actions, scaled to [-1, 1], in the shape of the action space or flat.
             reward: The rewards.
             done: Whether the episode ended.
-            infos: What the environments tell; ``TimeLimit.truncated`` is read.
-            paths: The paths that led to the actions, packed by :meth:`dynroute.Topology.pack`.
+            infos: The infos of the environments, of which ``TimeLimit.truncated`` is read.
+            paths: The paths of the behaviour policy, packed by :meth:`dynroute.Topology.pack`.
         """
-        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        with np.errstate(over="ignore"):  # infinite values are refused below
             obs, next_obs, action, reward = (
                 np.asarray(values, dtype=np.float32) for values in (obs, next_obs, action, reward)
             )
@@ -258,7 +258,7 @@ class RouteReplayBuffer(ReplayBuffer):
         ended = np.where(self.truncated(done, infos), OUT_OF_TIME, ended).astype(np.float32)
         n = self.task_space.state_features
         rows = np.concatenate([obs[:, :n], next_obs[:, :n], action, reward[:, None], ended[:, None]], axis=1)
-        # Environments of one task take places one after the other.
+        # Environments of the same task write to consecutive places.
         earlier = np.tril(tasks[:, None] == tasks, -1).sum(axis=1)
         places = (self.positions[tasks] + earlier) % self.capacity
         self.rows[tasks, places] = rows
@@ -271,7 +271,7 @@ class RouteReplayBuffer(ReplayBuffer):
         self.vector_steps += 1
 
     def truncated(self, done: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[np.bool_]:
-        """Whether the episode of each environment ended, ran out of time by that, and counts as one that goes on."""
+        """Whether the episode of each environment ended by a time limit and counts as continuing."""
         ended: NDArray[np.bool_] = np.array(done, dtype=bool).reshape(len(infos))
         if not self.handle_timeout_termination:
             return np.zeros_like(ended)
@@ -289,7 +289,7 @@ class RouteReplayBuffer(ReplayBuffer):
         infos: Sequence[list[dict[str, Any]]],
         paths: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Adds several steps one after the other; the arguments are those of :meth:`add`, with the steps in front."""
+        """Adds several steps; the arguments are those of :meth:`add` with a first dimension of steps."""
         parts = {"next_obs": next_obs, "action": action, "reward": reward, "done": done, "infos": infos, "paths": paths}
         for name, values in parts.items():
             if values is not None and len(values) != len(obs):
@@ -299,16 +299,16 @@ class RouteReplayBuffer(ReplayBuffer):
             self.add(obs[i], next_obs[i], action[i], reward[i], done[i], infos[i], path)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> RouteReplaySamples:  # type: ignore[override]
-        """Draws transitions with replacement, as many of each task and grouped by task if the buffer is balanced."""
+        """Draws transitions with replacement; a balanced buffer draws equally many of each task, grouped by task."""
         tasks, places = self.draw(self.each_task(batch_size))
         return self._get_samples(tasks * self.capacity + places, env)
 
     def parts(self, batch_size: int) -> tuple[int, int]:
-        """How many transitions and demonstrations of each task a batch has, or in all if it is not balanced."""
+        """Returns the numbers of transitions and demonstrations in a batch, per task, or in all if not balanced."""
         return self.each_task(batch_size), 0
 
     def each_task(self, batch_size: int) -> int:
-        """How many transitions of each task a batch has, or in all if the buffer is not balanced.
+        """Returns the number of transitions per task in a batch, or in all if the buffer is not balanced.
 
         It raises an error if the batch cannot be drawn.
         """
@@ -333,7 +333,7 @@ class RouteReplayBuffer(ReplayBuffer):
         return each
 
     def draw(self, each: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Tasks and places of transitions with replacement, so many of each task, or in all if it is not balanced."""
+        """Draws tasks and places of transitions with replacement, `each` per task, or in all if not balanced."""
         if not self.balanced:
             ends = self.counts.cumsum()
             drawn = (np.random.random_sample(each) * ends[-1]).astype(np.int64)
@@ -345,7 +345,7 @@ class RouteReplayBuffer(ReplayBuffer):
     def _get_samples(  # type: ignore[override]
         self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None
     ) -> RouteReplaySamples:
-        """The transitions with some indices, which are task * capacity + place; :meth:`sample` calls it, as in SB3."""
+        """Returns the transitions with indices task * capacity + place; :meth:`sample` calls it, as in SB3."""
         indices = np.asarray(batch_inds)
         tasks, places = np.divmod(indices, self.capacity)
         wrong = (tasks < 0) | (tasks >= self.num_tasks)
@@ -360,7 +360,7 @@ class RouteReplayBuffer(ReplayBuffer):
     def gather(
         self, tasks: NDArray[np.int64], places: NDArray[np.int64], env: VecNormalize | None = None
     ) -> RouteReplaySamples:
-        """The transitions at some places of the rings of some tasks."""
+        """Returns the transitions at given places of the rings of given tasks."""
         n = self.task_space.state_features
         rows = self.rows[tasks, places]
         if env is not None:
@@ -375,7 +375,7 @@ class RouteReplayBuffer(ReplayBuffer):
         return self.unpack(to_device(rows, self.device), to_device(tasks, self.device), packed)
 
     def unpack(self, rows: Tensor, tasks: Tensor, packed: Tensor | None) -> RouteReplaySamples:
-        """Makes a batch of rows, the ids of their tasks and their packed paths, wherever these are."""
+        """Makes a batch from rows, the ids of their tasks and their packed paths, on any device."""
         n, join = self.task_space.state_features, self.task_space.join
         paths = None if packed is None or self.topology is None else self.topology.unpack(packed)
         states, next_states, actions, rewards, ended = torch.split(rows, [n, n, self.action_dim, 1, 1], dim=1)
@@ -385,7 +385,7 @@ class RouteReplayBuffer(ReplayBuffer):
         )
 
     def latest_paths(self, number: int) -> list[Tensor]:
-        """The newest paths of each task, at most so many, for reports."""
+        """Returns the newest paths of each task, at most `number`, for reports."""
         assert self.paths is not None
         assert self.topology is not None
         rows = []
@@ -395,10 +395,10 @@ class RouteReplayBuffer(ReplayBuffer):
         return rows
 
     def save(self, folder: str | Path | Member) -> dict[str, Any]:
-        """Writes the transitions to files of a folder or an archive, row by row.
+        """Writes the transitions to files of a folder or an archive.
 
         Returns:
-            Plain data and arrays, which :meth:`load` asks for beside the files.
+            The rest of the state, plain data and arrays, for :meth:`load`.
         """
         place = Path(folder) if isinstance(folder, str) else folder
         for name, array in self._arrays().items():
@@ -406,11 +406,11 @@ class RouteReplayBuffer(ReplayBuffer):
         return {**self._shape(), "positions": self.positions, "counts": self.counts, "vector_steps": self.vector_steps}
 
     def load(self, folder: str | Path | Member, state: dict[str, Any]) -> None:
-        """Restores what :meth:`save` wrote; a buffer of another shape is refused."""
-        for name, ours in self._shape().items():
-            if (theirs := state.get(name, 0)) != ours:
+        """Restores a buffer that :meth:`save` wrote; raises an error if it has another shape."""
+        for name, expected in self._shape().items():
+            if (stored := state.get(name, 0)) != expected:
                 raise ValueError(
-                    f"the stored buffer must have {name} {ours}, got {theirs}; was it that of another run?"
+                    f"the stored buffer must have {name} {expected}, got {stored}; was it that of another run?"
                 )
         place, counts = Path(folder) if isinstance(folder, str) else folder, np.asarray(state["counts"], dtype=np.int64)
         for name, array in self._arrays().items():
@@ -429,8 +429,8 @@ class RouteReplayBuffer(ReplayBuffer):
 
     def _allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         if self.memory_map is None:
-            return np.zeros(shape, dtype=dtype)  # zeroed pages: the system hands them out as they are written
-        with tempfile.TemporaryFile(dir=self.memory_map) as file:  # the array keeps the file, if not this handle of it
+            return np.zeros(shape, dtype=dtype)  # the system allocates the pages when they are written
+        with tempfile.TemporaryFile(dir=self.memory_map) as file:  # the array keeps the file open
             return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
 
     def _check_shapes(self, count: int, **parts: Any) -> None:
@@ -466,15 +466,15 @@ class RouteReplayBuffer(ReplayBuffer):
 
 
 def to_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
-    """A tensor on a device, without waiting for a GPU."""
+    """Copies an array to a device without waiting for a GPU."""
     tensor, device = torch.from_numpy(array), torch.device(device)
     if device.type != "cuda":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # from other memory, the copy would wait
+    return tensor.pin_memory().to(device, non_blocking=True)  # copies from unpinned memory wait
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[np.float32]:
-    """An array that refuses to be written to, since the rows would not notice."""
+    """Makes an array read-only, because writing to it would not change the rows."""
     array = array.astype(np.float32, copy=False)
     array.flags.writeable = False
     return array

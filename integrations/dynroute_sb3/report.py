@@ -1,4 +1,4 @@
-"""What MultiTaskSAC tells about each task, through SB3's logger."""
+"""Statistics of each task for SB3's logger."""
 
 import dataclasses
 import warnings
@@ -16,16 +16,16 @@ from .update import TaskReport
 __all__ = ["Report"]
 
 NEWEST_PATHS = 100
-"""How many of the newest paths of each task the mean number of modules used is of."""
+"""The number of newest paths of each task over which the number of modules used is averaged."""
 
 
 class Report:
-    """Gathers what updates and episodes tell, and logs it from time to time.
+    """Accumulates results of updates and episodes for the logger.
 
     Args:
         num_tasks: The number of tasks.
         window: The number of episodes of each task over which returns and successes are averaged.
-        device: Where the losses are added up, without being read.
+        device: The device on which losses are accumulated without being read.
     """
 
     def __init__(self, num_tasks: int, window: int, device: torch.device) -> None:
@@ -37,23 +37,23 @@ class Report:
         self.told_of_range = False
 
     def add(self, report: TaskReport) -> None:
-        """Adds what an update did."""
+        """Adds an update."""
         self.add_up(report)
         self.updates += 1
 
     def add_up(self, report: TaskReport) -> None:
-        """Adds the numbers of an update to the totals, and does not count it."""
+        """Adds the numbers of an update to the totals without counting it."""
         for name, total in self.totals.items():
             total += getattr(report, name)
 
     def add_episode(self, task: int, info: dict[str, Any]) -> None:
-        """Adds an episode that ended, from the info of its last step."""
+        """Adds a finished episode from the info of its last step."""
         self.returns[task].append(float(info["episode"]["r"]))
         if "is_success" in info:
             self.successes[task].append(float(info["is_success"]))
 
     def log(self, model: MultiTaskAttributes) -> None:
-        """Logs the means over the updates since the last time, and over the last episodes."""
+        """Logs the means over the updates since the last call, and over the last episodes."""
         for what, kept in (("return", self.returns), ("success", self.successes)):
             _by_task(model, what, [float(np.mean(values)) if values else None for values in kept])
         self.record_updates(model)
@@ -64,14 +64,14 @@ class Report:
         if topology is not None and buffer is not None and buffer.paths is not None:
             newest = buffer.latest_paths(NEWEST_PATHS)
             used = [topology.used(paths).sum(dim=-1).float().mean().item() if len(paths) else None for paths in newest]
-            if known := [mean for mean in used if mean is not None]:
-                model.logger.record("rollout/modules_used", float(np.mean(known)))
+            if means := [mean for mean in used if mean is not None]:
+                model.logger.record("rollout/modules_used", float(np.mean(means)))
             _by_task(model, "modules_used", used)
 
     def record_updates(self, model: MultiTaskAttributes) -> None:
-        """Hands the means over the updates since the last time to the logger; they count for the next time too.
+        """Logs the means over the updates since the last :meth:`log`, without resetting them.
 
-        It is only here that values of the updates are read.
+        Only here are the values of updates read.
         """
         model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
         if not self.updates:
@@ -94,7 +94,7 @@ class Report:
         _by_task(model, "route_temperature", model.actor.temperature.tolist())
 
     def _warn_of_range(self, model: MultiTaskAttributes, outside: Sequence[float]) -> None:
-        """Warns once of tasks most of whose values lie outside of the range."""
+        """Warns once about tasks with most of their values outside of the range."""
         assert model.task_names is not None
         tasks = {name: share for name, share in zip(model.task_names, outside, strict=True) if share > 0.5}
         if not tasks or self.told_of_range:
@@ -110,7 +110,7 @@ class Report:
         )
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from the attributes of another report."""
+        """Restores the attributes of another report."""
         self.returns, self.successes, self.updates = state["returns"], state["successes"], state["updates"]
         for name, total in self.totals.items():
             total.copy_(state["totals"][name])
@@ -118,8 +118,8 @@ class Report:
 
 
 def _by_task(model: MultiTaskAttributes, what: str, values: Sequence[float | None]) -> None:
-    """Hands a value of each task to the logger, where there is one."""
+    """Logs a value of each task that has one."""
     assert model.task_names is not None
     for task, value in zip(model.task_names, values, strict=True):
         if value is not None:
-            model.logger.record(f"{what}/{task}", float(value), exclude="stdout")  # fifty tasks flood a screen
+            model.logger.record(f"{what}/{task}", float(value), exclude="stdout")  # too many lines for a screen

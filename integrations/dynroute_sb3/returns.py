@@ -1,4 +1,4 @@
-"""The extreme returns of each task, by which rewards are normalized."""
+"""Bounds of the returns of each task, which normalize rewards."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["ReturnBounds", "discounted_returns"]
 
 
 def discounted_returns(rewards: Sequence[float], gamma: float, *, truncated: bool) -> NDArray[np.float64]:
-    r"""The return of every step of an episode.
+    r"""Computes the discounted return of every step of an episode.
 
     .. math:: R_t = r_t + \gamma R_{t + 1}, \qquad
               R_n = \begin{cases} \frac{1}{n (1 - \gamma)} \sum_t r_t & \text{truncated} \\ 0 & \text{else} \end{cases}
@@ -22,7 +22,7 @@ def discounted_returns(rewards: Sequence[float], gamma: float, *, truncated: boo
     Args:
         rewards: The rewards of the episode.
         gamma: The discount factor, below 1.
-        truncated: Whether it was cut short, and is thought to go on with its mean reward.
+        truncated: Whether the episode was truncated; it is then assumed to continue with its mean reward.
 
     Example:
         >>> from dynroute_sb3.returns import discounted_returns
@@ -37,15 +37,15 @@ def discounted_returns(rewards: Sequence[float], gamma: float, *, truncated: boo
 
 
 class ReturnBounds:
-    """The smallest and the largest discounted return of each task so far, from the episodes that ended.
+    """Tracks the smallest and the largest discounted return of each task, from the episodes that ended.
 
-    Before the first one of a task has ended, its extreme rewards are thought to go on for ever, which no return
-    exceeds. Zero counts as a return of every task.
+    Until the first episode of a task ends, the bounds are those of its extreme rewards repeated for ever. Zero counts
+    as a return of every task.
 
     Args:
         num_tasks: The number of tasks.
         gamma: The discount factor, below 1.
-        device: Where updates read the bounds.
+        device: The device on which updates read the bounds.
 
     Example:
         >>> from dynroute_sb3.returns import ReturnBounds
@@ -75,11 +75,7 @@ class ReturnBounds:
         self._changed = False
 
     def add(
-        self,
-        tasks: NDArray[np.int64],
-        rewards: NDArray[Any],
-        dones: NDArray[np.bool_],
-        truncated: NDArray[np.bool_],
+        self, tasks: NDArray[np.int64], rewards: NDArray[Any], dones: NDArray[np.bool_], truncated: NDArray[np.bool_]
     ) -> None:
         """Adds a step of all environments.
 
@@ -87,7 +83,7 @@ class ReturnBounds:
             tasks: The task of each environment.
             rewards: The rewards.
             dones: Whether the episode ended.
-            truncated: Whether it was cut short by that, and could have gone on.
+            truncated: Whether it ended by truncation.
         """
         if len(self.running) != len(tasks):
             self.running = [[] for _ in tasks]
@@ -102,7 +98,7 @@ class ReturnBounds:
     def add_episodes(
         self, task: int, rewards: NDArray[Any], dones: NDArray[np.bool_], truncated: NDArray[np.bool_]
     ) -> None:
-        """Adds the steps of episodes of a task, one after the other; one that is not at its end is cut short there."""
+        """Adds the steps of consecutive episodes of a task; the last one counts as truncated if it has not ended."""
         truncated = truncated | ~dones
         ends = sorted({*np.flatnonzero(dones).tolist(), len(rewards) - 1})
         for before, end in zip([-1, *ends], ends, strict=False):
@@ -111,11 +107,11 @@ class ReturnBounds:
         self._changed = True
 
     def forget_running(self) -> None:
-        """Forgets the episodes that have not ended, where the environments start anew."""
+        """Drops the episodes that have not ended, for environments that are reset."""
         self.running = []
 
     def update(self) -> Tensor:
-        """The bounds on the device, with shape ``[num_tasks, 2]``; always the same tensor, brought up to date."""
+        """Updates the bounds on the device and returns them, always the same tensor, with shape ``[num_tasks, 2]``."""
         if self._changed:
             horizon = 1 / (1 - self.gamma)
             bounds = np.where(self.ended[:, None], self.returns, horizon * self.rewards)
@@ -124,12 +120,12 @@ class ReturnBounds:
         return self.on_device
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later bounds depend on, as modules and optimizers of torch tell theirs."""
+        """Returns everything that later bounds depend on."""
         arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in ("returns", "rewards", "ended")}
         return {**arrays, "running": [list(rewards) for rewards in self.running]}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
-        """Goes on from what :meth:`state_dict` returned; nothing of it may be missing, `strict` or not."""
+        """Restores the state returned by :meth:`state_dict`; it must be complete, whatever `strict` says."""
         for name in ("returns", "rewards", "ended"):
             current, stored = getattr(self, name), state[name].cpu().numpy()
             if stored.shape != current.shape:

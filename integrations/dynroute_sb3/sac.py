@@ -1,6 +1,7 @@
 """Multi-task SAC as a Stable-Baselines3 algorithm."""
 
 import copy
+import dataclasses
 import io
 import math
 import warnings
@@ -46,75 +47,73 @@ __all__ = ["MultiTaskSAC"]
 
 
 class MultiTaskSAC(MultiTaskAttributes):
-    r"""SAC for several tasks at once: one policy, one coefficient of entropy for each task.
+    r"""SAC for several tasks, with one policy and an entropy coefficient for each task.
 
     .. math:: J(\phi) = \frac{1}{|K|} \sum_{\mathcal T \in K} w_{\mathcal T} \;
               \mathbb E_{s, d \sim \mathcal D_{\mathcal T}} \big[ \alpha_{\mathcal T} \log \pi_\phi(a | s, d)
               - \min_i Q_i(s, a) \big]
 
-    where :math:`d` is the path that the behaviour policy took (Eq. 8) and :math:`K` the tasks that are not left out. It
-    learns, predicts, saves and loads as SB3's SAC, whose keywords it takes beside those below.
+    where :math:`d` is the path of the behaviour policy (Eq. 8) and :math:`K` are the tasks that are not left out. It
+    has the methods of SB3's SAC and takes its keywords beside those below.
 
     Args:
         policy: A name of :data:`dynroute_sb3.policies.POLICIES`, or a :class:`MultiTaskPolicy`.
         env: Environments whose observations end with the one-hot of the task, any number for each task.
-        num_tasks: The number of tasks; what the environments have as `num_tasks` if None.
-        task_names: What to call the tasks in the log; their numbers if None.
-        batch_size: The size of a batch, a multiple of the number of tasks unless the replay buffer is not balanced; 128
-            for each task if None.
-        ent_coef_lr: The learning rate of the coefficients of entropy; that of the networks if None.
-        ent_coef_beta1: The decay of the first moment in the optimizer of the coefficients of entropy; .5 in BRC.
-        shared_ent_coef: Whether all tasks have one coefficient of entropy, as in BRC, else each its own.
-        max_ent_coef: The largest coefficient of entropy; no limit if None.
-        task_weights: How the losses of tasks are weighed, a rule of :data:`dynroute_sb3.losses.TASK_WEIGHTS`; Eq. 15 is
-            "alpha-sum", and the released code has "inverse-alpha-mean".
-        max_task_loss: A task with a larger loss of critics or actor is left out of the update, and a network that can
-            repair what belongs to that task does so (PaCo); never if None.
-        max_grad_norm: The norm to which the gradient of each network is clipped; not at all if None.
-        reward_scale: Multiplies rewards when they are learned from.
+        num_tasks: The number of tasks; default: the attribute `num_tasks` of the environments.
+        task_names: The names of the tasks in the log; default: their numbers.
+        batch_size: The batch size, a multiple of the number of tasks if the replay buffer is balanced; default: 128 for
+            each task.
+        ent_coef_lr: The learning rate of the entropy coefficients; default: that of the networks.
+        ent_coef_beta1: The decay of the first moment in the optimizer of the entropy coefficients; 0.5 in BRC.
+        shared_ent_coef: Whether all tasks share one entropy coefficient, as in BRC.
+        max_ent_coef: The largest entropy coefficient; no limit if None.
+        task_weights: The rule for the weights of tasks, one of :data:`dynroute_sb3.losses.TASK_WEIGHTS`; Eq. 15 is
+            "alpha-sum", the released code has "inverse-alpha-mean".
+        max_task_loss: A task with a larger loss of critics or actor is left out of the update, and networks that can
+            reinitialize the parameters of a task do so (PaCo); no limit if None.
+        max_grad_norm: The norm to which the gradient of each network is clipped; no clipping if None.
+        reward_scale: The factor of rewards in updates.
         critic_loss: "mse" for critics that predict values, "categorical" for critics that predict distributions of
-            values over bins, by cross-entropy (:mod:`dynroute_sb3.categorical`). The actor sees their expectations.
+            values over bins, by cross-entropy (:mod:`dynroute_sb3.categorical`). The actor uses their expectations.
         bins: The number of bins.
-        value_range: The values of the first bin and of the last. What targets put outside of it counts as the outermost
-            bin, and the log says how much that is, under ``outside_range``.
-        q_target: How one value is made of those of the critics, for what they learn and for the actor: "min" for the
-            smallest, or the distribution with the smallest expectation, "mean" for the mean of the values, or of the
-            probabilities.
-        normalize_returns: Whether rewards are divided, when they are learned from and task by task, by what leads the
-            extreme returns so far into the value range (:func:`dynroute_sb3.losses.return_scale`,
-            :mod:`dynroute_sb3.returns`). It comes after `reward_scale`.
-        actor_starts: The number of updates in which the critics learn alone.
+        value_range: The values of the first bin and of the last. Targets outside of it count as the outermost bin; the
+            log has their share under ``outside_range``.
+        q_target: The rule that combines the critics, for their target and for the actor: "min" for the smallest value,
+            or the distribution with the smallest expectation; "mean" for the mean of values or probabilities.
+        normalize_returns: Whether updates divide the rewards of each task, after `reward_scale`, so that its extreme
+            returns lie in the value range (:func:`dynroute_sb3.losses.return_scale`, :mod:`dynroute_sb3.returns`).
+        actor_starts: The number of updates in which only the critics learn.
         demonstration_weight: The weight, in the actor's loss, of the squared distance of its mean actions to those of a
             :class:`DemonstrationBuffer`, times the mean absolute value of the task.
-        demonstration_decay: The number of the actor's updates over which that weight falls to 0; it stays if None.
-        actor_paths: Which paths the actor's loss takes: "replayed" for those stored with the transitions (Eq. 8),
-            "sampled" for fresh ones, "topk" for the best. If None, "replayed" where the gate is TopK or SampleK.
-        critic_paths: The same for the values that the critics learn; all other actions and values take the best.
-        route_temperature: The temperature of path sampling, "inverse-alpha-sum" for Eq. 14, "inverse-alpha-mean" for
-            its released form, whose mean over the tasks is 1, or a constant.
-        compile_networks: Whether the networks are compiled by torch.compile, or the name of its backend.
-        precision: "bf16" for networks that multiply in bfloat16 when they learn; parameters, optimizers, losses,
-            targets and log-probabilities stay in float32, and so does all that acts.
-        joint_update: Whether all losses come from the networks before, and then all step together, as in released code;
-            else coefficients, critics and actor step one after another, as in SB3.
-        ent_coef_after_step: Whether the losses of critics and actor take the coefficients of entropy as they are after
-            their step, as in the release of Soft Modularization.
-        max_ent_coef_grad_norm: The norm to which the gradient of the logarithms of the coefficients of entropy is
-            clipped; not at all if None.
-        mask_rule: How tasks that `max_task_loss` leaves out are found, a rule of
-            :data:`dynroute_sb3.losses.MASK_RULES`; "total" is the released code, and needs `joint_update`.
-        shared_lr: The learning rate of what actor and critics share, as the table of PaCo; that of the networks if
-            None.
-        log_prob_epsilon: What is added inside the logarithm of 1 - a²; the logarithm is exact if 0, and released code
-            has 1e-6.
-        warmup_actions: What acts until learning starts: "random" for uniform noise, "policy" for the untrained policy
-            along sampled routes, as in released code.
-        lag_rollouts: Whether rollouts take the policy as it was before the last updates, as where a process of its own
-            collects the next rollout meanwhile; with ``train_freq=200, gradient_steps=200`` the released code.
+        demonstration_decay: The number of the actor's updates over which that weight falls to 0; constant if None.
+        actor_paths: The paths of the actor's loss: "replayed" for those stored with the transitions (Eq. 8), "sampled"
+            for new ones, "topk" for the best. Default: "replayed" for the gates TopK and SampleK, else "topk".
+        critic_paths: The same for the values that the critics learn; all other actions and values use the best paths.
+        route_temperature: The temperature of path sampling: "inverse-alpha-sum" for Eq. 14, "inverse-alpha-mean" for
+            the released form with a mean of 1 over the tasks, or a constant.
+        compile_networks: Whether to compile the networks by torch.compile, or the name of its backend.
+        precision: "bf16" for matrix products in bfloat16 in updates. Parameters, optimizers, losses, targets,
+            log-probabilities and rollouts stay in float32.
+        joint_update: Whether all losses are computed before any step, as in released code. If not, coefficients,
+            critics and actor step one after another, as in SB3.
+        ent_coef_after_step: Whether the losses of critics and actor use the entropy coefficients after their step, as
+            in the release of Soft Modularization.
+        max_ent_coef_grad_norm: The norm to which the gradient of the logarithms of the entropy coefficients is clipped;
+            no clipping if None.
+        mask_rule: The rule by which `max_task_loss` leaves out tasks, one of :data:`dynroute_sb3.losses.MASK_RULES`;
+            "total" is the released code and needs `joint_update`.
+        shared_lr: The learning rate of the parameters that actor and critics share, such as the table of PaCo; default:
+            that of the networks.
+        log_prob_epsilon: The epsilon inside the logarithm of 1 - a²; with 0 the logarithm is exact, released code has
+            1e-6.
+        warmup_actions: The actions before learning starts: "random" for uniform noise, "policy" for the untrained
+            policy along sampled routes, as in released code.
+        lag_rollouts: Whether rollouts use the policy before the last updates, as if another process collected them
+            meanwhile; the released code with ``train_freq=200, gradient_steps=200``.
         replay_buffer_kwargs: Keywords of :class:`RouteReplayBuffer`, for instance ``{"memory_map": folder}``, or
-            ``{"balanced": False}`` for batches that are drawn over all tasks.
-        sac: The keywords of :class:`stable_baselines3.SAC`. Its `target_entropy` may be "auto_0.5" too, for half of
-            what "auto" is, which is minus the number of actions.
+            ``{"balanced": False}`` for batches that are drawn from all tasks.
+        sac: The keywords of :class:`stable_baselines3.SAC`. Its `target_entropy` may also be "auto_0.5" for half of
+            "auto", which is minus the number of actions.
 
     Example:
         >>> env = make_vec_env(lambda: OneHotTask(gym.make("Pendulum-v1"), 0, 2), n_envs=1)
@@ -124,7 +123,7 @@ class MultiTaskSAC(MultiTaskAttributes):
     """
 
     capture: bool = True
-    """Whether updates on a GPU run as CUDA graphs where they can; see :mod:`dynroute_sb3.captured`."""
+    """Whether updates on a GPU run as CUDA graphs if possible, see :mod:`dynroute_sb3.captured`."""
 
     growth_state: dict[str, Any] | None = None
     """The state of :class:`GrowOnDemand`; None without it."""
@@ -175,7 +174,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         **sac: Any,
     ) -> None:
         if (policy_kwargs or {}).get("use_sde"):
-            sac["use_sde"] = True  # or SB3 would put its own into policy_kwargs, and say nothing
+            sac["use_sde"] = True  # otherwise SB3 silently overwrites it in policy_kwargs
         super().__init__(
             policy,
             env,
@@ -205,7 +204,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.rollout_actor = self.return_bounds = None
         self._behaviour_paths: NDArray[np.uint8] | None = None
         self._step_pending, self._logged_at, self._learning = False, -1, False
-        self._told_of_waiting = False
+        self._warned_of_waiting = False
         if _init_setup_model:
             self._setup_model()
 
@@ -214,7 +213,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.task_names = self.task_names or [str(task) for task in range(self.num_tasks)]
         self.batch_size = self.batch_size or 128 * self.num_tasks
         check_options(self)
-        self.value_range = (self.value_range[0], self.value_range[1])  # a list, too, is a pair
+        self.value_range = (self.value_range[0], self.value_range[1])  # it may be a list
         if self.replay_buffer_class is None:
             self.replay_buffer_class = RouteReplayBuffer
         self.replay_buffer_kwargs["num_tasks"] = self.policy_kwargs["num_tasks"] = self.num_tasks
@@ -288,12 +287,14 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.policy.task_space.check(self._last_obs, name=name)
         self._step_pending = True
         at_random = self.num_timesteps < learning_starts and self.warmup_actions == "random"
-        # Before the first update there is nothing to lag behind: parameters that were loaded act at once.
+        # Before the first update the actor itself acts, so loaded parameters take effect at once.
         actor = self.rollout_actor if self.rollout_actor is not None and self._n_updates else self.actor
         self._behaviour_paths = None
         if self.replays_paths or not at_random:
             with torch.no_grad():
-                observations = torch.tensor(self._last_obs, device=self.device)  # aligned, or the last bit may vary
+                observations = torch.tensor(
+                    self._last_obs, device=self.device
+                )  # a copy has aligned, reproducible memory
                 drawn, route = actor.act(observations, deterministic=False)
             if self.replays_paths and route is not None and self.policy.topology is not None:
                 self._behaviour_paths = self.policy.topology.pack(route.path).cpu().numpy()
@@ -315,19 +316,19 @@ class MultiTaskSAC(MultiTaskAttributes):
         infos: list[dict[str, Any]],
     ) -> None:
         before, original, normalizer = self._last_obs, new_obs, self._vec_normalize_env
-        if normalizer is not None:  # what is stored is not normalized
+        if normalizer is not None:  # the buffer stores unnormalized values
             reward = normalizer.get_original_reward()
             before, original = self._last_original_obs, normalizer.get_original_obs()
         assert isinstance(replay_buffer, RouteReplayBuffer)
         assert isinstance(before, np.ndarray)
         assert isinstance(original, np.ndarray)
         after = original.copy()
-        for i in np.flatnonzero(dones):  # where an episode ended, new_obs is the first observation of the next one
+        for i in np.flatnonzero(dones):  # new_obs is the first observation of the next episode
             last = infos[i].get("terminal_observation")
             if last is not None:
                 after[i] = last if normalizer is None else normalizer.unnormalize_obs(last)
         self._step_pending = False
-        self._last_obs = None  # after a step that is refused, episodes start anew
+        self._last_obs = None  # if the buffer refuses the step, episodes start again
         replay_buffer.add(before, after, buffer_action, reward, dones, infos, paths=self._behaviour_paths)
         if self.return_bounds is not None:
             tasks = self.policy.task_space.tasks(before)
@@ -346,8 +347,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        self._told_of_waiting = False
-        self._logged_at, self._learning = -1, True  # the steps of another learn() may have the same numbers
+        self._warned_of_waiting = False
+        self._logged_at, self._learning = -1, True  # another learn() may have had the same step numbers
         try:
             super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         finally:
@@ -364,7 +365,7 @@ class MultiTaskSAC(MultiTaskAttributes):
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         rollout = super().collect_rollouts(env, callback, *args, **kwargs)
-        if self._step_pending:  # a callback stopped it before the step was stored
+        if self._step_pending:  # a callback ended the rollout before the step was stored
             step = callback.locals
             self._update_info_buffer(step["infos"], step["dones"])
             parts = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
@@ -393,11 +394,11 @@ class MultiTaskSAC(MultiTaskAttributes):
             self._update(batch_size, self.tau if self._n_updates % self.target_update_interval == 0 else None)
             self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if not self._learning:  # within learn(), values are read when they are logged, and not after each update
+        if not self._learning:  # learn() reads values only when it logs them
             self.report.record_updates(self)
 
     def _update(self, batch_size: int, tau: float | None) -> None:
-        """Updates the networks once, the targets by a fraction; None leaves them."""
+        """Updates the networks once, and the targets by a fraction unless it is None."""
         assert self.replay_buffer is not None
         if (graphs := self._captured_update()) is not None:
             try:
@@ -411,7 +412,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             follow(self.critic_target, self.critic, tau)
 
     def _captured_update(self) -> captured.CapturedUpdate | None:
-        """The update as CUDA graphs; None where it runs as it is."""
+        """The update as CUDA graphs; None if it runs eagerly."""
         if not self.capture or self._runs_eagerly or self.device.type != captured.CAPTURING_DEVICE:
             return None
         if (why := captured.obstacle(self)) is not None:
@@ -419,7 +420,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             return None
         assert self.replay_buffer is not None
         if self._graphs is None or self._graphs.replay.buffer is not self.replay_buffer:
-            self._graphs = None  # and with it the copy of another buffer
+            self._graphs = None  # frees the copy of the old buffer
             try:
                 self._graphs = captured.CapturedUpdate(self._networks(), self.replay_buffer, self.report, self.device)
             except torch.OutOfMemoryError:
@@ -431,7 +432,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         self._runs_eagerly, self._graphs = True, None
 
     def _networks(self) -> Networks:
-        """The parts of the model that an update changes."""
+        """The parts of the model for an update."""
         log_alpha = self.entropy_coefficients.log() if self.log_ent_coef is None else self.log_ent_coef
         shared = self.policy.shared_optimizer
         bounds = None if self.return_bounds is None else self.return_bounds.update()
@@ -442,41 +443,21 @@ class MultiTaskSAC(MultiTaskAttributes):
         weight, learned = self.demonstration_weight, self._n_updates - self.actor_starts
         if self.demonstration_decay is not None:
             weight *= min(max(1 - learned / self.demonstration_decay, 0), 1)
-        assert self.actor_paths is not None
-        return Coefficients(
-            gamma=self.gamma,
-            target_entropy=float(self.target_entropy),
-            reward_scale=self.reward_scale,
-            critic_loss=self.critic_loss,
-            value_range=self.value_range,
-            q_target=self.q_target,
-            task_weights=self.task_weights,
-            route_temperature=self.route_temperature,
-            actor_paths=self.actor_paths,
-            critic_paths=self.critic_paths,
-            max_ent_coef=self.max_ent_coef,
-            max_task_loss=self.max_task_loss,
-            max_grad_norm=self.max_grad_norm,
-            actor_learns=learned >= 0,
-            demonstration_weight=weight,
-            precision=self.precision,
-            joint_update=self.joint_update,
-            ent_coef_after_step=self.ent_coef_after_step,
-            max_ent_coef_grad_norm=self.max_ent_coef_grad_norm,
-            mask_rule=self.mask_rule,
-            log_prob_epsilon=self.log_prob_epsilon,
-        )
+        computed = {"target_entropy": float(self.target_entropy), "actor_learns": learned >= 0}
+        names = (field.name for field in dataclasses.fields(Coefficients))
+        options: dict[str, Any] = {name: getattr(self, name) for name in names if name not in computed}
+        return Coefficients(**{**options, **computed, "demonstration_weight": weight})
 
     def _waits_for_tasks(self) -> bool:
-        """Whether some tasks have no transitions yet, as where one environment takes a new task with each episode."""
+        """Whether some tasks have no transitions yet, for instance if an environment changes its task each episode."""
         assert self.replay_buffer is not None
         if not self.replay_buffer.balanced:
             return False
         missing = np.flatnonzero(self.replay_buffer.counts == 0)
-        if not len(missing) or not self.replay_buffer.size():  # nothing to learn from at all is an error
+        if not len(missing) or not self.replay_buffer.size():  # sampling from an empty buffer raises an error
             return False
-        if not self._told_of_waiting:
-            self._told_of_waiting = True
+        if not self._warned_of_waiting:
+            self._warned_of_waiting = True
             assert self.task_names is not None
             warnings.warn(
                 f"learning waits until every task has transitions, at step {self.num_timesteps} the tasks "
@@ -493,29 +474,27 @@ class MultiTaskSAC(MultiTaskAttributes):
             self.report.add_episode(self.policy.task_space.tasks(self._last_obs)[i], infos[i])
 
     def dump_logs(self) -> None:
-        if self._logged_at != self.num_timesteps:  # episodes of several tasks end at once
+        if self._logged_at != self.num_timesteps:  # episodes of several tasks may end at the same step
             self._logged_at = self.num_timesteps
             self.report.log(self)
             super().dump_logs()
 
     def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
-        """Writes the replay buffer to a file of its own format, without pickle.
+        """Writes the replay buffer to a file without pickle.
 
         Args:
-            path: The name of the file, or a file object. SB3 adds ".pkl" to a name that has no ending; here it stays.
+            path: The name of the file, or a file object. Unlike SB3, it does not add ".pkl" to the name.
         """
         if self.replay_buffer is None:
             raise ValueError("`replay_buffer` must be there to be saved, got None; load_replay_buffer() makes one.")
         save_buffer(self.replay_buffer, path)
 
     def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """Reads the file that :meth:`save_replay_buffer` wrote, which cannot run code.
-
-        A model without a buffer gets one.
+        """Reads a file of :meth:`save_replay_buffer`, which cannot run code, and makes a buffer if there is none.
 
         Args:
             path: The name of the file, or a file object.
-            truncate_last_traj: As in SB3, for a HerReplayBuffer alone, which this algorithm does not have.
+            truncate_last_traj: Has no effect; SB3 uses it for HerReplayBuffer only.
         """
         buffer = self._make_replay_buffer() if self.replay_buffer is None else self.replay_buffer
         load_buffer(buffer, path)
@@ -538,11 +517,11 @@ class MultiTaskSAC(MultiTaskAttributes):
         return buffer
 
     def save_checkpoint(self, folder: str | Path, notes: Mapping[str, Any] | None = None) -> None:
-        """Writes everything that training depends on to a new folder, whole or not at all.
+        """Writes everything that training depends on to a new folder, atomically.
 
         Args:
             folder: The folder.
-            notes: Plain data to keep beside it, in ``notes.json``.
+            notes: Plain data to store beside it, in ``notes.json``.
         """
         save_checkpoint(self, Path(folder), notes)
 
@@ -554,13 +533,14 @@ class MultiTaskSAC(MultiTaskAttributes):
         device: torch.device | str = "auto",
         replace: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Restores a model from a checkpoint, to go on as if nothing had happened; no code of the folder runs.
+        """Restores a model from a checkpoint, to resume training exactly; no code of the folder runs.
 
         Args:
-            folder: What :meth:`save_checkpoint` wrote.
-            env: The environments, as many as there were; without them the model can only predict.
-            device: Where the networks are.
-            replace: What could not be stored, such as a learning rate that is a function: ``{"learning_rate": f}``.
+            folder: A folder of :meth:`save_checkpoint`.
+            env: The environments, as many as before; without them the model can only predict.
+            device: The device of the networks.
+            replace: Options that cannot be stored, such as a learning rate that is a function:
+                ``{"learning_rate": f}``.
         """
         return load_checkpoint(cls, Path(folder), env, device, replace or {})
 
@@ -570,10 +550,9 @@ class MultiTaskSAC(MultiTaskAttributes):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         states, tensors = super()._get_torch_save_params()
-        if self.policy.shared_optimizer is not None:
-            states = [*states, "policy.shared_optimizer"]
-        if self.rollout_actor is not None:
-            states = [*states, "rollout_actor"]
-        if self.return_bounds is not None:
-            states = [*states, "return_bounds"]
-        return states, tensors
+        parts = {
+            "policy.shared_optimizer": self.policy.shared_optimizer,
+            "rollout_actor": self.rollout_actor,
+            "return_bounds": self.return_bounds,
+        }
+        return [*states, *(name for name, part in parts.items() if part is not None)], tensors

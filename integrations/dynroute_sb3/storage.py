@@ -1,4 +1,4 @@
-"""Folders and files that are whole or not there, and files that are read without running code."""
+"""Atomic folders with checksums, and files that are read without running code."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ __all__ = [
 MANIFEST = "manifest.json"
 ADVICE = "take another checkpoint"
 READ = ("model.json", "model.safetensors", "buffer.json", "rows.npy", "paths.npy", "wanted.npy", "notes.json")
-"""The names of files that are read from a checkpoint or a buffer, and so must be listed in its manifest."""
+"""The names of files that are read from a checkpoint or a buffer, which the manifest must list."""
 
 CHUNK = 1 << 24
 
@@ -41,7 +41,7 @@ class Member:
 
     Attributes:
         archive: The archive.
-        name: Its name inside; nothing for the archive itself.
+        name: The name inside; empty for the archive itself.
     """
 
     archive: zipfile.ZipFile
@@ -54,10 +54,10 @@ class Member:
         return f"{self.name} in {self.archive.filename or 'the file object'}"
 
     def mkdir(self) -> None:
-        """Does nothing: the names of files alone tell of folders."""
+        """Does nothing, since archives have no folders."""
 
     def open(self, mode: str) -> IO[bytes]:
-        """Opens a file for "rb" or "wb"; of those that are written one is open at a time."""
+        """Opens a file with mode "rb" or "wb"; only one can be open for writing."""
         if mode == "wb":
             return self.archive.open(self.name, "w", force_zip64=True)
         return self.archive.open(self.name)
@@ -82,13 +82,13 @@ class DamagedError(ValueError):
 
 @contextlib.contextmanager
 def writing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Gives a temporary folder to write to, and makes it appear under its name once everything is on the disk.
+    """Opens a temporary folder for writing and renames it once everything is on the disk.
 
-    A process that is killed leaves the temporary folder behind, and never a part of the real one.
+    A killed process leaves the temporary folder behind, but never an incomplete final one.
 
     Args:
-        folder: The folder that is to appear.
-        replace: Whether it may take the place of one that was written like this; of another one it never does.
+        folder: The final folder.
+        replace: Whether to replace a folder that was written by this function; others are never replaced.
     """
     replace = replace and (folder / MANIFEST).is_file()
     if folder.exists() and not replace:
@@ -103,7 +103,7 @@ def writing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         (temporary / MANIFEST).write_text(json.dumps(files, indent=1))
         for path in [*_files(temporary), *[path for path in temporary.rglob("*") if path.is_dir()], temporary]:
             _flush(path)
-        if replace:  # no system replaces a folder at once: for a moment there is none
+        if replace:  # no system replaces a folder atomically
             aside = temporary.with_suffix(".old")
             folder.rename(aside)
             temporary.rename(folder)
@@ -135,26 +135,26 @@ def writing_file(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Removes temporary folders of processes that were killed, and not those of processes at work.
+    """Removes temporary folders of processes that no longer run.
 
     Args:
-        folder: Where they are.
-        pattern: What the names of the folders look like that were to appear.
+        folder: The folder that contains them.
+        pattern: The pattern of the names of the final folders.
     """
-    for left in folder.glob(f".{pattern}.part"):
-        pid = left.name.split(".")[-2]
+    for leftover in folder.glob(f".{pattern}.part"):
+        pid = leftover.name.split(".")[-2]
         if pid.isdecimal() and not _lives(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_folder(folder: Path, advice: str = ADVICE) -> None:
     """Raises a :class:`DamagedError` that names the file, unless a folder is as :func:`writing_folder` left it.
 
-    Files that were put there since are not looked at, unless they have the name of one that is read.
+    Files that were added later are ignored, unless they have the name of a file that is read.
 
     Args:
         folder: The folder.
-        advice: What to do about it, which the error tells.
+        advice: The advice in the error.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} must be a folder that was stored before, there is none.")
@@ -169,7 +169,7 @@ def check_folder(folder: Path, advice: str = ADVICE) -> None:
 
 
 def read_sealed(folder: Path, name: str, advice: str = ADVICE) -> bytes | None:
-    """The content of one file of such a folder, which must be as it was left; None where there was none."""
+    """Reads one file of such a folder after checking it; None if the manifest does not list it."""
     sealed = _read_manifest(folder, advice)
     if name not in sealed:
         return None
@@ -200,7 +200,7 @@ def _check_file(path: Path, size: int, digest: str, advice: str) -> None:
 
 
 def write_rows(path: Path | Member, array: NDArray[Any], counts: NDArray[np.int64]) -> None:
-    """Writes the first `counts[i]` rows of each ``array[i]`` to a .npy file, a piece at a time."""
+    """Writes the first `counts[i]` rows of each ``array[i]`` to a .npy file in chunks."""
     with path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
         np.lib.format.write_array_header_1_0(file, {**header, "shape": (int(counts.sum()), array.shape[-1])})
@@ -210,7 +210,7 @@ def write_rows(path: Path | Member, array: NDArray[Any], counts: NDArray[np.int6
 
 
 def read_rows(path: Path | Member, array: NDArray[Any], counts: NDArray[np.int64]) -> None:
-    """Reads what :func:`write_rows` wrote into an array of the same shape."""
+    """Reads a file of :func:`write_rows` into an array of the same shape."""
     size = path.stat().st_size if isinstance(path, Path) else path.size
     with path.open("rb") as file:
         try:
@@ -249,16 +249,16 @@ def _digest(path: Path) -> tuple[int, str]:
 
 def _lives(pid: int) -> bool:
     try:
-        os.kill(pid, 0)  # asks, and kills nothing
+        os.kill(pid, 0)  # signal 0 only checks the process
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is somebody else's
+    except PermissionError:  # it belongs to another user
         return True
     return True
 
 
 def _flush(path: Path) -> None:
-    """Asks the system to put a file or the entries of a folder on the disk."""
+    """Flushes a file or the entries of a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold: a file may be damaged, or made, in ways that its manifest does not show."""
+"""Checks of the content of checkpoints, which may be damaged or forged in ways that the manifest does not show."""
 
 import contextlib
 import math
@@ -40,7 +40,7 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "_current_progress_remaining": (-math.inf, 1),
     "updates_due": (0, math.inf),
 }
-"""What numbers may be, from and to."""
+"""The smallest and the largest value of each number."""
 
 FRACTIONS = (
     "learning_rate",
@@ -51,12 +51,12 @@ FRACTIONS = (
     "ent_coef_beta1",
     "_current_progress_remaining",
 )
-"""Those that need not be integers."""
+"""The numbers that need not be integers."""
 
 
 @contextlib.contextmanager
 def restoring(folder: Path | Member) -> Iterator[None]:
-    """Makes a sentence that names the folder of whatever goes wrong while a model is made from it."""
+    """Turns all errors while a model is restored into errors that name the folder."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -65,28 +65,21 @@ def restoring(folder: Path | Member) -> Iterator[None]:
         if isinstance(error, DamagedError) or str(folder) in str(error):
             raise
         raise ValueError(f"{folder} cannot be restored: {error}") from error
-    except (
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-        AssertionError,
-    ) as error:
-        told = " ".join(f"{error}".split()) or "no reason is told"
+    except (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError) as error:
+        reason = " ".join(f"{error}".split()) or "no reason given"
         raise DamagedError(
             f"{folder} cannot be restored, since what it holds does not fit together ({type(error).__name__}: "
-            f"{told:.300}); take another checkpoint."
+            f"{reason:.300}); take another checkpoint."
         ) from error
 
 
 def check_state(state: Any, folder: Path, progress: Collection[str]) -> None:
-    """Raises an error that names the first part of a stored state which is missing, unknown or no fit value.
+    """Raises an error that names the first part of a stored state that is missing, unknown or invalid.
 
     Args:
-        state: What ``model.json`` and ``model.safetensors`` hold.
+        state: The content of ``model.json`` and ``model.safetensors``.
         folder: The checkpoint.
-        progress: The names of what changes while a model learns.
+        progress: The names of attributes that change while a model learns.
     """
     path = folder / "model.json"
     if not isinstance(state, dict):
@@ -99,9 +92,9 @@ def check_state(state: Any, folder: Path, progress: Collection[str]) -> None:
     options = state["options"]
     for name in sorted({*OPTIONS, "replay_buffer_class"} - set(options)):
         raise DamagedError(f"{path} must hold the option {name!r}, and has none; take another checkpoint.")
-    for known, part in (((*OPTIONS, "replay_buffer_class"), "options"), (progress, "progress")):
+    for names, part in (((*OPTIONS, "replay_buffer_class"), "options"), (progress, "progress")):
         for name, value in state[part].items():
-            if name not in known:
+            if name not in names:
                 raise DamagedError(f"{path} holds {name!r}, which is none of the {part}; take another checkpoint.")
             _check_number(path, name, value)
             if part == "options" and (place := _not_finite(value, name)):
@@ -114,12 +107,12 @@ def check_state(state: Any, folder: Path, progress: Collection[str]) -> None:
         )
 
 
-def check_network(stored: Any, made: Mapping[str, Tensor], folder: Path) -> None:
-    """Raises an error that names the first tensor of a policy which is not stored in the shape that options give it."""
-    for name, tensor in made.items():
-        found = stored.get(name) if isinstance(stored, dict) else None
-        if not isinstance(found, Tensor) or found.shape != tensor.shape:
-            got = tuple(found.shape) if isinstance(found, Tensor) else "none"
+def check_network(stored: Any, expected: Mapping[str, Tensor], folder: Path) -> None:
+    """Raises an error that names the first tensor of a policy that is not stored in the expected shape."""
+    for name, tensor in expected.items():
+        saved = stored.get(name) if isinstance(stored, dict) else None
+        if not isinstance(saved, Tensor) or saved.shape != tensor.shape:
+            got = tuple(saved.shape) if isinstance(saved, Tensor) else "none"
             raise DamagedError(
                 f"{folder / 'model.safetensors'} must hold {name} with the shape {tuple(tensor.shape)} that the "
                 f"options of the network ask for, got {got}; take another checkpoint."
@@ -127,18 +120,19 @@ def check_network(stored: Any, made: Mapping[str, Tensor], folder: Path) -> None
 
 
 def check_buffer(state: Any, num_tasks: int, capacity: int, path: Path | Member) -> None:
-    """Raises an error unless the places in the rings of a replay buffer are inside of them.
+    """Raises an error unless the counts and positions of a replay buffer are valid.
 
     Args:
-        state: What the buffer told beside its rows.
+        state: The state of the buffer.
         num_tasks: The number of rings.
         capacity: Their size.
-        path: The file that holds it.
+        path: The file that holds the state.
     """
     for name, most in (("counts", capacity), ("positions", capacity - 1)):
-        found = np.asarray(state[name])
-        if found.shape != (num_tasks,) or found.dtype.kind not in "iu" or (found < 0).any() or (found > most).any():
-            raise _wrong(path, f"{name!r} of a buffer, {num_tasks} integers in 0..{most}", found.tolist())
+        numbers = np.asarray(state[name])
+        valid = numbers.shape == (num_tasks,) and numbers.dtype.kind in "iu"
+        if not valid or (numbers < 0).any() or (numbers > most).any():
+            raise _wrong(path, f"{name!r} of a buffer, {num_tasks} integers in 0..{most}", numbers.tolist())
 
 
 def _check_number(path: Path | Member, name: str, value: Any) -> None:
@@ -157,17 +151,17 @@ def _wrong(path: Path | Member, rule: str, value: Any) -> DamagedError:
 
 
 def _not_finite(tree: Any, place: str) -> str | None:
-    """Where in a tree a number is NaN or infinite."""
+    """The place in a tree of a number that is NaN or infinite."""
     if isinstance(tree, float) and not math.isfinite(tree):
         return f"{place}={tree}"
-    return next((found for key, value in _items(tree) if (found := _not_finite(value, f"{place}.{key}"))), None)
+    return next((wrong for key, value in _items(tree) if (wrong := _not_finite(value, f"{place}.{key}"))), None)
 
 
 def _too_large(tree: Any, place: str, most: int) -> str | None:
-    """Where in a tree an integer is too large for a size of a network with so many numbers."""
+    """The place in a tree of an integer that is too large to be a size of the network."""
     if isinstance(tree, int) and not isinstance(tree, bool) and abs(tree) > most:
         return f"{place}={tree}"
-    return next((found for key, value in _items(tree) if (found := _too_large(value, f"{place}.{key}", most))), None)
+    return next((wrong for key, value in _items(tree) if (wrong := _too_large(value, f"{place}.{key}", most))), None)
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""The policy of one task, from the state to the action, without the rest of the network."""
+"""Policies of a single task, from the state to the action, without the rest of the network."""
 
 import copy
 
@@ -17,11 +17,11 @@ __all__ = ["TaskPolicy", "extract_policy", "whole_policy"]
 
 
 class TaskPolicy(nn.Module):
-    r"""Turns states of one task into actions, :math:`\tanh \mu(s)`; :func:`extract_policy` makes it.
+    r"""Computes actions :math:`\tanh \mu(s)` from states of one task; :func:`extract_policy` makes it.
 
     Args:
-        normalizer: What states pass first.
-        network: The network of the task, from states to means and as many logarithms of deviations.
+        normalizer: Normalizes states.
+        network: The network of the task, from states to means and log-standard deviations.
         center: The middle of the range of actions.
         reach: Half of that range.
 
@@ -47,7 +47,7 @@ class TaskPolicy(nn.Module):
 
     @property
     def report(self) -> Extraction:
-        """What was kept of the network; its deviation is that of actions."""
+        """The report of the extraction; the deviation is that of actions."""
         return self.network.report
 
     def forward(self, state: Tensor) -> Tensor:
@@ -58,16 +58,15 @@ class TaskPolicy(nn.Module):
 
 
 def extract_policy(model: MultiTaskSAC, states: Tensor, *, task: int, coverage: float = 1.0) -> TaskPolicy:
-    """Makes the policy of one task of a model: its deterministic actions, from what its routes use.
+    """Extracts the deterministic policy of one task from a model.
 
-    States are normalized as they were in training, the mean is squashed by tanh, and
-    actions are in the range of the environments.
+    It normalizes states as in training, squashes the mean by tanh and scales actions to the range of the environments.
 
     Args:
         model: The model, whose network contains a routed graph.
-        states: States such as it will see, without the task, with shape ``[samples, state_features]``.
+        states: Typical states without the task, with shape ``[samples, state_features]``.
         task: The id of the task.
-        coverage: The share of these states whose routes are kept whole, see :func:`dynroute.extract`.
+        coverage: The share of these states whose routes stay complete, see :func:`dynroute.extract`.
 
     Returns:
         The policy, on the CPU.
@@ -109,7 +108,7 @@ def extract_policy(model: MultiTaskSAC, states: Tensor, *, task: int, coverage: 
 
 
 def whole_policy(model: MultiTaskSAC, *, task: int) -> TaskPolicy:
-    """Makes the policy of one task of a model with the whole network, to compare with what is extracted.
+    """Makes the policy of one task of a model with the whole network, to compare it with the extracted one.
 
     Args:
         model: The model, with a network of :mod:`dynroute.networks`.

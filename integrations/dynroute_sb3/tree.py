@@ -1,4 +1,4 @@
-"""Nested plain data with tensors in it, written as JSON and safetensors: nothing in such files can run."""
+"""Nested plain data with tensors, stored as JSON and safetensors, which cannot run code."""
 
 import errno
 import json
@@ -19,13 +19,13 @@ from .storage import DamagedError, Member
 __all__ = ["read_tree", "write_tree"]
 
 KINDS = ("$tensor", "$array", "$tuple", "$deque", "$items")
-"""What marks the things that JSON does not know."""
+"""The keys that mark values unknown to JSON."""
 
 
 def write_tree(folder: Path | Member, name: str, tree: Any) -> None:
     """Writes a tree of plain data, tensors and arrays to ``name.json`` and ``name.safetensors``.
 
-    Anything else is refused, and named by its place in the tree.
+    Other values raise an error that names their place in the tree.
     """
     tensors: dict[str, Tensor] = {}
     plain = _pack(tree, name, tensors)
@@ -38,7 +38,7 @@ def write_tree(folder: Path | Member, name: str, tree: Any) -> None:
     (folder / f"{name}.json").write_text(text)
     try:
         save_file(tensors, folder / f"{name}.safetensors")
-    except SafetensorError as error:  # it tells of the system's errors in words alone
+    except SafetensorError as error:  # it holds the system's error number only as text
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             if f"(os error {number})" in str(error):
                 raise OSError(number, os.strerror(number), str(folder)) from error
@@ -46,7 +46,7 @@ def write_tree(folder: Path | Member, name: str, tree: Any) -> None:
 
 
 def read_tree(folder: Path | Member, name: str) -> Any:
-    """Reads what :func:`write_tree` wrote, tensors on the CPU."""
+    """Reads a tree of :func:`write_tree`, with tensors on the CPU."""
     try:
         if isinstance(folder, Member):
             plain, tensors = json.loads(_read(folder / f"{name}.json")), load(_read(folder / f"{name}.safetensors"))
@@ -71,7 +71,7 @@ def _pack(tree: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, Path):
         return str(tree)
     if isinstance(tree, (Tensor, np.ndarray)):
-        key = str(len(tensors))  # not the place: places such as those of 1 and "1" read alike
+        key = str(len(tensors))  # places are not unique: the keys 1 and "1" read alike
         tensors[key] = _tensor(tree, place)
         return {"$tensor" if isinstance(tree, Tensor) else "$array": key}
     if isinstance(tree, deque):
@@ -87,7 +87,7 @@ def _pack(tree: Any, place: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _tensor(tree: Tensor | NDArray[Any], place: str) -> Tensor:
-    """A copy to store; tensors that share memory, such as the parameters of a bank, are stored one by one."""
+    """Copies a tensor for storage; tensors that share memory, such as those of a bank, are stored separately."""
     if isinstance(tree, np.ndarray):
         if tree.dtype.kind not in "biuf" or tree.dtype.itemsize > 8:
             raise _cannot(tree, place)

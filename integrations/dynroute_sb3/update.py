@@ -1,9 +1,9 @@
 """One update of multi-task SAC.
 
-:func:`update` has the order of SB3's: the coefficients of entropy, the critics, the actor. :func:`joint_update` has
-that of released code: all losses come first, and then all step together.
+:func:`update` has the order of SB3: first the entropy coefficients, then the critics, then the actor.
+:func:`joint_update` has the order of released code: all losses first, then all steps together.
 
-No value is read on the way, so that on a GPU an update never waits for the one before, and a CUDA graph can hold it.
+No value is read, so an update never waits for a GPU, and a CUDA graph can hold it.
 """
 
 import math
@@ -39,17 +39,17 @@ __all__ = ["Coefficients", "Networks", "TaskReport", "follow", "joint_update", "
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """The parts of a model that an update changes.
+    """The parts of a model that an update changes or reads.
 
     Attributes:
-        actor: The policy, with its optimizer.
-        critic: The critics, with theirs.
-        critic_target: The critics that follow.
-        log_alpha: The logarithm of each task's coefficient of entropy, or of the one of all tasks.
+        actor: The actor with its optimizer.
+        critic: The critics with their optimizer.
+        critic_target: The target critics.
+        log_alpha: The logarithm of each task's entropy coefficient, or of the one for all tasks.
         alpha_optimizer: Its optimizer; None if the coefficients are fixed.
-        shared_optimizer: The optimizer of what actor and critics share; None if they share nothing.
-        return_bounds: The extreme returns of each task, by which rewards are normalized; None if they are not. No
-            update changes them.
+        shared_optimizer: The optimizer of the parameters that actor and critics share; None if there are none.
+        return_bounds: The extreme returns of each task that normalize rewards; None without normalization. Updates only
+            read them.
     """
 
     actor: MultiTaskActor
@@ -63,30 +63,30 @@ class Networks:
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """The numbers and rules of an update; what has the name of a keyword of MultiTaskSAC is that.
+    """The numbers and rules of an update, named like the keywords of :class:`~dynroute_sb3.MultiTaskSAC`.
 
     Attributes:
         gamma: The discount factor.
-        target_entropy: The entropy that the coefficients of entropy hold.
-        reward_scale: Multiplies rewards.
-        critic_loss: What the critics learn, "mse" for values, "categorical" for distributions over bins.
-        value_range: The values of the first bin and of the last, and where normalized returns lie.
-        q_target: How one value is made of those of the critics, for their target and for the actor.
-        task_weights: How the losses of tasks are weighed.
-        route_temperature: How the temperature of path sampling follows the coefficients of entropy.
-        actor_paths: Which paths the actor's loss takes.
-        critic_paths: Which paths the values take that the critics learn.
-        max_ent_coef: The largest coefficient of entropy.
+        target_entropy: The target entropy, as a number.
+        reward_scale: The factor of rewards.
+        critic_loss: "mse" for critics of values, "categorical" for critics of distributions over bins.
+        value_range: The values of the first bin and of the last, and the range of normalized returns.
+        q_target: The rule that combines the values of critics, for their target and for the actor.
+        task_weights: The rule for the weights of tasks.
+        route_temperature: The temperature of path sampling, or its rule.
+        actor_paths: The paths of the actor's loss.
+        critic_paths: The paths of the values that the critics learn.
+        max_ent_coef: The largest entropy coefficient.
         max_task_loss: A task with a larger loss is left out.
         max_grad_norm: The norm to which the gradient of each network is clipped.
-        actor_learns: Whether all learn, or the critics alone.
-        demonstration_weight: The weight of the cloning term, as it is by now.
-        precision: "bf16" for products in bfloat16, "float32" for products in the type of the parameters.
-        joint_update: Whether all losses come before any step, see :func:`joint_update`.
-        ent_coef_after_step: Whether the losses of critics and actor take the coefficients as they are after their step.
-        max_ent_coef_grad_norm: The norm to which the gradient of the logarithm of the coefficients is clipped.
-        mask_rule: How tasks with extreme losses are found.
-        log_prob_epsilon: What is added inside the logarithm of the change of variables by tanh.
+        actor_learns: Whether all learn, or only the critics.
+        demonstration_weight: The current weight of the cloning loss.
+        precision: "bf16" for matrix products in bfloat16, "float32" for products in the type of the parameters.
+        joint_update: Whether all losses are computed before any step, see :func:`joint_update`.
+        ent_coef_after_step: Whether the losses of critics and actor use the coefficients after their step.
+        max_ent_coef_grad_norm: The norm to which the gradient of the log-coefficients is clipped.
+        mask_rule: The rule for leaving out tasks with extreme losses.
+        log_prob_epsilon: The epsilon inside the logarithm of the tanh correction.
     """
 
     gamma: float
@@ -114,16 +114,16 @@ class Coefficients:
 
 @dataclass
 class TaskReport:
-    """The figures of an update, a number for each task.
+    """The results of an update, a number for each task.
 
     Attributes:
-        actor_loss: The loss of the actor, before weights; 0 while the actor waits.
-        critic_loss: The loss of the critics together, before weights.
-        ent_coef_loss: The loss of the coefficient of entropy.
+        actor_loss: The unweighted loss of the actor; 0 while it does not learn.
+        critic_loss: The unweighted loss of all critics.
+        ent_coef_loss: The loss of the entropy coefficient.
         entropy: The mean of minus the log-probability of the actor's actions.
-        masked: 1 for a task that was left out for its extreme loss.
-        outside_range: The share of the critics' target distribution that lay outside of the range of values; 0 for
-            critics that predict values.
+        masked: 1 for a task that was left out because of an extreme loss.
+        outside_range: The share of the critics' target distribution outside of the range of values; 0 for critics that
+            predict values.
     """
 
     actor_loss: Tensor
@@ -135,7 +135,7 @@ class TaskReport:
 
 
 def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -> TaskReport:
-    """Updates networks from a batch, one after another: the coefficients of entropy, the critics, the actor."""
+    """Updates the entropy coefficients, the critics and the actor one after another from a batch."""
     if given.joint_update:
         return joint_update(batch, networks, given)
     actor, critic, shared = networks.actor, networks.critic, networks.shared_optimizer
@@ -144,7 +144,7 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
     observations, tasks, present = rows.observations, rows.tasks, rows.present
     temperature = tasks @ _set_temperature(actor, alpha, given)
 
-    # The coefficients of entropy, from the actions and paths that the actor's loss takes too.
+    # The entropy coefficients, with the actions and paths of the actor's loss.
     with _products(given, tasks):
         paths = _paths(given.actor_paths, batch)
         new_actions, log_probs, means = actor.action_log_prob(observations, epsilon=given.log_prob_epsilon, **paths)
@@ -172,7 +172,7 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
         shared.zero_grad(set_to_none=True)
     _learn((shares * losses).sum(), critic.optimizer, _own(critic.optimizer, critic.nets), given.max_grad_norm)
 
-    # The actor, against the critics as they now are; while it waits, so does what it shares with them.
+    # The actor, with the updated critics. The shared parameters also learn only when the actor learns.
     actor_losses = torch.zeros_like(critic_losses)
     if given.actor_learns:
         judged, values = _judge(critic, observations, new_actions, given)
@@ -193,9 +193,9 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
 
 
 def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -> TaskReport:
-    """Updates networks from a batch together: all losses come from the networks before, as in released code.
+    """Computes all losses from a batch before any step, then updates all networks, as in released code.
 
-    With `ent_coef_after_step` the coefficients of entropy step first, as in the release of Soft Modularization.
+    With `ent_coef_after_step` the entropy coefficients step first, as in the release of Soft Modularization.
     """
     actor, critic, shared = networks.actor, networks.critic, networks.shared_optimizer
     alpha_optimizer = networks.alpha_optimizer if given.actor_learns else None
@@ -204,7 +204,7 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
     observations, tasks, present = rows.observations, rows.tasks, rows.present
     temperature = tasks @ _set_temperature(actor, alpha, given)
 
-    # The losses of the coefficients of entropy.
+    # The losses of the entropy coefficients.
     with _products(given, tasks):
         paths = _paths(given.actor_paths, batch)
         new_actions, log_probs, means = actor.action_log_prob(observations, epsilon=given.log_prob_epsilon, **paths)
@@ -219,7 +219,7 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
             ent_coef_losses, alpha_optimizer = ent_coef_losses.detach(), None
     alpha_of_sample = tasks @ alpha
 
-    # Those of the critics, and of the actor against them.
+    # The losses of the critics and of the actor.
     target, outside = _target(rows, networks, alpha_of_sample, given)
     with _products(given, tasks):
         paths = _paths(given.critic_paths, batch)
@@ -230,7 +230,7 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
         judged, values = _judge(critic, observations, new_actions, given)
         actor_losses = mean_by_task(actor_loss(log_probs, values, alpha_of_sample).detach(), tasks)
 
-    # Their sum over the tasks that stay; more of them may stay for the critics.
+    # Their sum over the tasks that are kept, which may be more for the critics than for the actor.
     if given.mask_rule == "total":
         total = ent_coef_losses.detach() + weights * (critic_losses + actor_losses)
         extreme = present & _exceeds(total, given.max_task_loss)
@@ -251,7 +251,7 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
             losses = losses + _kept(_cloning(means, values, tasks, batch.wanted, given), actor_shares)
         loss = loss + (actor_shares * losses).sum()
 
-    # One way back, and all steps.
+    # One backward pass, then all steps.
     optimizers = [critic.optimizer, *([actor.optimizer, shared, alpha_optimizer] if given.actor_learns else [shared])]
     for optimizer in filter(None, optimizers):
         optimizer.zero_grad(set_to_none=True)
@@ -276,7 +276,7 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
 
 
 class _Rows(NamedTuple):
-    """A batch in the type of the networks, rewards scaled or normalized, with the tasks it has transitions of."""
+    """A batch in the type of the networks, with scaled or normalized rewards and a mask of the tasks in it."""
 
     observations: Tensor
     actions: Tensor
@@ -302,25 +302,25 @@ def _read(batch: RouteReplaySamples, networks: Networks, alpha: Tensor, given: C
 
 
 def _products(given: Coefficients, like: Tensor) -> AbstractContextManager[Any]:
-    """Where networks multiply in the precision that is asked for."""
+    """Autocast for the option `precision`."""
     return torch.autocast(like.device.type, torch.bfloat16, enabled=given.precision == "bf16")
 
 
 def _weigh(networks: Networks, given: Coefficients) -> tuple[Tensor, Tensor]:
-    """The coefficient of entropy of each task as it is now, and the weight of its losses."""
+    """The current entropy coefficient of each task, and the weight of its losses."""
     alpha = networks.log_alpha.detach().exp().to(networks.actor.temperature.dtype)
     alpha = alpha.expand_as(networks.actor.temperature)
     return alpha, weigh_tasks(given.task_weights, alpha)
 
 
 def _set_temperature(actor: MultiTaskActor, alpha: Tensor, given: Coefficients) -> Tensor:
-    """Brings the temperature of path sampling up to date; the actor keeps it."""
+    """Updates the temperature of path sampling in the actor."""
     actor.temperature.copy_(path_temperature(given.route_temperature, alpha))
     return actor.temperature
 
 
 def _ent_coef_losses(networks: Networks, entropy: Tensor, present: Tensor, given: Coefficients) -> Tensor:
-    # A task without samples has nothing to follow, and one that diverged would spoil its coefficient for good.
+    # A task without samples gives no gradient, and a NaN would destroy the coefficient of a task for good.
     excess = entropy - given.target_entropy
     return ent_coef_loss(networks.log_alpha, torch.where(present & excess.isfinite(), excess, 0))
 
@@ -332,7 +332,7 @@ def _limit(log_alpha: Tensor, given: Coefficients) -> None:
 
 @torch.no_grad()
 def _target(rows: _Rows, networks: Networks, alpha: Tensor, given: Coefficients) -> tuple[Tensor, Tensor]:
-    """The targets of the critics, with shape ``[batch, 1 or bins]``, and how much of it is out of range."""
+    """The targets of the critics, with shape ``[batch, 1 or bins]``, and the share of them outside of the range."""
     with _products(given, alpha):
         actions, log_probs, _ = networks.actor.action_log_prob(rows.next_observations, epsilon=given.log_prob_epsilon)
         outputs = networks.critic_target.outputs(rows.next_observations, actions)
@@ -340,7 +340,7 @@ def _target(rows: _Rows, networks: Networks, alpha: Tensor, given: Coefficients)
         values = combine_critics(outputs.squeeze(-1), given.q_target)
         target = td_target(rows.rewards, rows.dones, values, log_probs, alpha, given.gamma)
         return target.unsqueeze(-1), torch.zeros_like(target)
-    # Each value of the support moves as a value does, and takes its probability along.
+    # Each value of the support moves like a target value and keeps its probability.
     bins, moving = outputs.shape[-1], (rows.rewards, rows.dones, log_probs, alpha)
     rewards, dones, log_probs, alpha = (each.unsqueeze(-1) for each in moving)
     values = td_target(rewards, dones, support(bins, given.value_range, like=outputs), log_probs, alpha, given.gamma)
@@ -359,20 +359,20 @@ def _critic_loss(predicted: Tensor, target: Tensor, given: Coefficients) -> Tens
 def _judge(
     critic: MultiTaskCritic, observations: Tensor, actions: Tensor, given: Coefficients
 ) -> tuple[Tensor, Tensor]:
-    """Actions, and their value by the critics; gradients reach the actions alone."""
+    """Copies actions and computes their values; gradients reach only the copied actions."""
     judged = actions.clone()
     with frozen(critic), _products(given, observations):
         return judged, combine_critics(critic(observations, judged), given.q_target)
 
 
 def _cloning(means: Tensor, values: Tensor, tasks: Tensor, wanted: Tensor, given: Coefficients) -> Tensor:
-    # Relative to the values, or its weight would depend on the scale of the rewards.
+    # Relative to the values, so that the weight does not depend on the scale of the rewards.
     scale = given.demonstration_weight * tasks @ mean_by_task(values.detach().nan_to_num().abs(), tasks)
     return scale * cloning_loss(means, wanted)
 
 
 def _repair(actor: MultiTaskActor, extreme: Tensor, given: Coefficients) -> None:
-    """Lets a network repair what belongs to tasks with extreme losses, where it can."""
+    """Reinitializes the parameters of tasks with extreme losses, if the network supports it."""
     reinitialize = getattr(actor.net, "reinitialize", None)
     if reinitialize is not None and given.max_task_loss is not None:
         reinitialize(extreme)
@@ -380,7 +380,7 @@ def _repair(actor: MultiTaskActor, extreme: Tensor, given: Coefficients) -> None
 
 @torch.no_grad()
 def follow(targets: nn.Module, sources: nn.Module, tau: float) -> None:
-    """Moves target parameters towards others by a fraction; statistics, such as those of a BatchNorm, are copied."""
+    """Moves target parameters towards the source by a fraction; buffers, such as those of BatchNorm, are copied."""
     torch._foreach_lerp_(list(targets.parameters()), list(sources.parameters()), tau)
     for target, source in zip(targets.buffers(), sources.buffers(), strict=True):
         target.copy_(source)
@@ -388,7 +388,7 @@ def follow(targets: nn.Module, sources: nn.Module, tau: float) -> None:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Makes a module a constant: gradients pass through it and reach none of its parameters."""
+    """Freezes the parameters of a module; gradients still pass through it."""
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)
@@ -400,13 +400,13 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def _paths(kind: str, batch: RouteReplaySamples) -> dict[str, Any]:
-    """The keywords of a forward pass along paths of a kind."""
+    """The keywords of a forward pass along one kind of paths."""
     keywords: dict[str, dict[str, Any]] = {"replayed": {"path": batch.paths}, "sampled": {"sample": True}, "topk": {}}
     return keywords[kind]
 
 
 def _kept(values: Tensor, shares: Tensor) -> Tensor:
-    """Values with shape ``[*, batch]``, 0 for samples that count for nothing: a product with 0 would let NaN pass."""
+    """Values with shape ``[*, batch]``, 0 for samples without a share; a product with 0 would keep NaN."""
     return torch.where(shares > 0, values, 0)
 
 
@@ -416,12 +416,12 @@ def _kept_rows(outputs: Tensor, shares: Tensor) -> Tensor:
 
 
 def _exceeds(losses: Tensor, limit: float | None) -> Tensor:
-    """Which losses are extreme; a NaN is."""
+    """Marks extreme losses; NaN is extreme."""
     return torch.zeros_like(losses, dtype=torch.bool) if limit is None else ~(losses <= limit)
 
 
 def _learn(loss: Tensor, optimizer: Optimizer, parts: Iterable[list[Tensor]], max_norm: float | None) -> None:
-    """A step down a loss, with the gradient of each part of the parameters clipped."""
+    """Takes an optimizer step, with the gradient of each part of the parameters clipped."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     for part in parts:
@@ -430,7 +430,7 @@ def _learn(loss: Tensor, optimizer: Optimizer, parts: Iterable[list[Tensor]], ma
 
 
 def _own(optimizer: Optimizer, nets: Iterable[nn.Module]) -> list[list[Tensor]]:
-    """The parameters of each network that an optimizer has; what networks share has another one."""
+    """The parameters of each network in an optimizer, without shared ones."""
     own = set(_parameters(optimizer))
     return [[parameter for parameter in net.parameters() if parameter in own] for net in nets]
 

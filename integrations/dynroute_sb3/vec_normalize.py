@@ -1,4 +1,4 @@
-"""SB3's VecNormalize for observations that end with the one-hot of a task, which it leaves as it is."""
+"""SB3's VecNormalize for observations that end with the one-hot of a task, which is not normalized."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ __all__ = ["MultiTaskVecNormalize"]
 
 
 class MultiTaskVecNormalize(VecNormalize):
-    """Normalizes rewards and the states of observations as VecNormalize does, all tasks by one mean and deviation.
+    """Normalizes rewards and states like VecNormalize, with one mean and deviation for all tasks.
 
     Args:
         venv: The environments.
         args: The other arguments of VecNormalize.
-        num_tasks: The number of tasks; what the environments have as `num_tasks` if None.
+        num_tasks: The number of tasks; default: the attribute `num_tasks` of the environments.
         kwargs: The other keywords of VecNormalize.
 
     Example:

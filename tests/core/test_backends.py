@@ -136,11 +136,11 @@ def uneven() -> RoutedGraph:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (leaky, r"module 0 is no .*, with a known activation \(GELU, Identity, ReLU, Sigmoid, SiLU, Tanh\)"),
-        (hooked, r"module 2 is no plain nn\.Linear with a known activation \(.*\), or has hooks"),
-        (overwriting, r"module 1 is no plain nn\.Linear"),
-        (patched, r"module 2 is no plain nn\.Linear"),
-        (normed, r"module 2 is no plain nn\.Linear with a known activation"),
+        (leaky, r"module 0 is not a .*, with a known activation \(GELU, Identity, ReLU, Sigmoid, SiLU, Tanh\)"),
+        (hooked, r"module 2 is not a plain nn\.Linear with a known activation \(.*\), or has hooks"),
+        (overwriting, r"module 1 is not a plain nn\.Linear"),
+        (patched, r"module 2 is not a plain nn\.Linear"),
+        (normed, r"module 2 is not a plain nn\.Linear with a known activation"),
         (uneven, "module 2 maps 7 -> 6, not 7 -> 7"),
         (lambda: LEVELS["module"]().half(), "module 0 is torch.float16 and the input torch.float16, which one product"),
     ],

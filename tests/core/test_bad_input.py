@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import dynroute
-from dynroute import capacity, functional, gates, levels, losses, networks, routers
+from dynroute import functional, gates, levels, losses, networks, plasticity, routers
 from dynroute.banks import LinearBank
 from dynroute.compositional import CompositionalLinear
 from dynroute.gates import BalancedTopK, ExpertChoice, Hard, SampleK, Soft, TopK, TopP
@@ -222,8 +222,8 @@ def targets() -> Iterator[Target]:
     yield Target("ResidualBlock", ResidualBlock, {"width": 4})
     encoding = {"state_features": 5, "num_tasks": 3, "width": 4, "embedding_features": 3}
     yield Target("TaskEncoder", TaskEncoder, encoding)
-    yield Target("dormant_units", capacity.dormant_units, {"activations": torch.randn(4, 3), "tau": 0.1})
-    yield Target("effective_rank", capacity.effective_rank, {"features": torch.randn(4, 3), "share": 0.9})
+    yield Target("dormant_units", plasticity.dormant_units, {"activations": torch.randn(4, 3), "tau": 0.1})
+    yield Target("effective_rank", plasticity.effective_rank, {"features": torch.randn(4, 3), "share": 0.9})
     yield Target("gate_named", gate_named, {"gate": "top-2"})
 
 

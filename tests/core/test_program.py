@@ -108,11 +108,11 @@ def operation(told: dict[str, Any]) -> list[Any]:
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a file is read": (lambda told: operation(told).__setitem__(1, "from_file.default"), "'from_file.default' is no"),
-    "a function of Python": (lambda told: operation(told).__setitem__(1, "__class__.mro"), "is no operation"),
-    "another library": (lambda told: operation(told).__setitem__(1, "os.system"), "'os.system' is no operation"),
-    "no operation": (lambda told: operation(told).__setitem__(1, "linear"), "'linear' is no operation"),
+    "a function of Python": (lambda told: operation(told).__setitem__(1, "__class__.mro"), "is not an operation"),
+    "another library": (lambda told: operation(told).__setitem__(1, "os.system"), "'os.system' is not an operation"),
+    "no operation": (lambda told: operation(told).__setitem__(1, "linear"), "'linear' is not an operation"),
     "text": (lambda told: operation(told)[2].append("x"), "must be a number, a value or a list, got 'x'"),
-    "no type": (lambda told: operation(told)[2].append({"dtype": "load"}), "'load' is no dtype"),
+    "no type": (lambda told: operation(told)[2].append({"dtype": "load"}), "'load' is not a dtype"),
     "a keyword": (lambda told: operation(told)[3].update({"a=b": 1}), "keywords must be names"),
     "a later value": (lambda told: operation(told)[2].__setitem__(0, {"value": "v5"}), "v5"),
     "no output": (lambda told: told.update(output="y"), "y"),
@@ -164,7 +164,7 @@ class Random(nn.Module):
 def test_what_is_no_basic_operation_is_refused_when_it_is_traced() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match=r"is no operation that a program may have"):
+        with pytest.raises(ValueError, match=r"is not an operation that a program may have"):
             trace_program(Random(), torch.randn(4, 5))
     assert trace_program(nn.Identity(), torch.randn(4, 5)).operations == []
 

@@ -138,7 +138,7 @@ def test_a_route_without_a_pass_is_not_recorded() -> None:
     assert (list(routes), len(routes), routes._repr_html_()) == ([], 0, "<p>No routed layer has run.</p>")
     with pytest.raises(KeyError, match="no route of '' was recorded; did the model run inside the block, in this thr"):
         routes[""]
-    with pytest.raises(KeyError, match="'layer' is no routed layer of the model; those are ''"):
+    with pytest.raises(KeyError, match="'layer' is not a routed layer of the model; those are ''"):
         routes["layer"]
 
 

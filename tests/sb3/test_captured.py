@@ -415,7 +415,7 @@ DEMONSTRATIONS = {"replay_buffer_class": DemonstrationBuffer, "replay_buffer_kwa
     [
         ({"compile_networks": "aot_eager"}, "`compile_networks` runs them by a compiler"),
         (DEMONSTRATIONS | {"demonstration_weight": 1.0, "demonstration_decay": 9}, "`demonstration_decay` changes"),
-        ({"replay_buffer_class": OwnBuffer}, "OwnBuffer has a `draw` of its own"),
+        ({"replay_buffer_class": OwnBuffer}, "OwnBuffer overrides `draw`"),
         ({"policy_kwargs": {"optimizer_class": torch.optim.SGD}}, "a SGD that is not fused"),
         ({"env": normalized}, "VecNormalize normalizes each batch"),
     ],

@@ -267,9 +267,7 @@ def test_only_what_is_missing_is_replaced(stored: Path) -> None:
 def test_a_folder_of_a_later_time_is_refused(tmp_path: Path) -> None:
     make_model(ENVIRONMENTS["dummy"](), learning_starts=100).learn(40, callback=CheckpointDirectory(20, tmp_path))
     fresh = make_model(ENVIRONMENTS["dummy"](), learning_starts=100)
-    with pytest.raises(
-        ValueError, match=r"`folder` must hold no checkpoints of a later time, got .*step_40 at 0 steps"
-    ):
+    with pytest.raises(ValueError, match=r"`folder` must not hold later checkpoints, got .*step_40 at 0 steps"):
         fresh.learn(40, callback=CheckpointDirectory(20, tmp_path))
 
 
@@ -300,7 +298,9 @@ def test_environments_wrapped_in_another_way(tmp_path: Path) -> None:
 
 def test_checkpoints_and_noise_of_actions(tmp_path: Path) -> None:
     model = make_model(ENVIRONMENTS["dummy"](), action_noise=NormalActionNoise(np.zeros(2), np.ones(2)))
-    with pytest.raises(ValueError, match="`action_noise` must be None: checkpoints cannot hold what noise remembers"):
+    with pytest.raises(
+        ValueError, match="`action_noise` must be None: checkpoints do not store the state of action noise"
+    ):
         model.learn(40, callback=CheckpointDirectory(20, tmp_path))
 
 

@@ -332,7 +332,7 @@ def test_another_network(network: Any, tmp_path: Path) -> None:
 def test_what_is_no_part_of_a_checkpoint_is_asked_for(options: dict[str, Any], told: str, tmp_path: Path) -> None:
     make_model(ENVIRONMENTS["dummy"](), **options).save_checkpoint(tmp_path / "there")
     name = told.split()[0]
-    asked = re.escape(f"needs the {told}, which is no part of it: replace={{{name!r}: ...}}.")
+    asked = re.escape(f"needs the {told}, which it does not hold: pass replace={{{name!r}: ...}}.")
     with pytest.raises(ValueError, match=asked):
         load(tmp_path / "there")
 

@@ -166,9 +166,7 @@ def test_wrong_arguments() -> None:
         with pytest.raises(ValueError, match=f"`demonstration_share` must be in .*, got {share}"):
             DemonstrationBuffer(8, *SPACES, "cpu", num_tasks=TASKS, demonstrations=1, demonstration_share=share)
     for name, shape in (("observations", "(2, 6, 6)"), ("wanted", "(2, 6, 2)"), ("rewards", "(2, 6)")):
-        message = re.escape(
-            f"`{name}` must have shape {shape}, 6 transitions for each of 2 tasks as the buffer was told"
-        )
+        message = re.escape(f"`{name}` must have shape {shape}, 6 transitions for each of 2 tasks as in the buffer")
         with pytest.raises(ValueError, match=message):
             shown_to(make_model(), **{name: np.zeros((2, 1, 2), np.float32)})
     for name in ("observations", "next_observations"):

@@ -1,4 +1,4 @@
-"""Graphs of linear modules, and mixtures of perceptrons, as one autograd function that writes its own gradients."""
+"""The fused backend: graphs of linear modules and mixtures of perceptrons as autograd functions of the whole graph."""
 
 from .dense import run_dense, runs_dense
 from .experts import run_experts

@@ -1,10 +1,9 @@
-"""The whole graph as one autograd function that runs every node for every sample, a layer at a time.
+"""The dense form: an autograd function that runs every node for every sample, a layer at a time.
 
-Nodes that read the same nodes form a layer, which is one batched product; mixing is a batched product too, of the
-weights of a sample with what its sources gave. All shapes are those of the batch: nothing depends on the path, so that
-nothing is read back from a device. The gradient that the readers of a node send is summed as
-in :mod:`~dynroute.execution.fused.graph`: the *live* sum reaches the node, and with `protect` a second sum over *every*
-reader goes to its shortcut alone.
+Nodes that read the same nodes form a layer, which is one batched product. Mixing is a batched product of the weights of
+a sample with the outputs of its sources. Shapes depend only on the batch and not on the path, so nothing is read from a
+device. The gradients from the readers of a node are summed as in :mod:`~dynroute.execution.fused.graph`: the *live* sum
+reaches the node, and with `protect` a second sum over *every* reader goes only to its shortcut.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ __all__ = ["run_dense", "runs_dense"]
 
 
 def runs_dense(linear: Sequence[LinearNode], layers: Sequence[Layer] | None) -> bool:
-    """Whether the nodes of each layer are of one kind, so that one product computes them."""
+    """Whether the nodes of each layer are alike, so that one product computes them."""
     if layers is None:
         return False
     kinds = [(node.before, node.behind, node.linear.in_features, node.linear.bias is None) for node in linear]
@@ -32,7 +31,7 @@ def runs_dense(linear: Sequence[LinearNode], layers: Sequence[Layer] | None) -> 
 
 
 class _Program:
-    """The arguments of the function that are no tensors."""
+    """The arguments of the function that are not tensors."""
 
     def __init__(self, plan: Plan, linear: Sequence[LinearNode], protect: str) -> None:
         assert plan.layers is not None
@@ -46,11 +45,11 @@ class _Program:
 
 
 def run_dense(call: Pass, linear: Sequence[LinearNode]) -> Tensor:
-    """Runs a routed graph in layers, whose nodes, the last one left out, were read as linear ones."""
+    """Runs a routed graph in layers, given the linear form of all nodes but the last."""
     flat = call.flat()
     program = _Program(call.plan, linear, call.protect if call.suitable is not None else "none")
     x, parameters = entering(flat, [(node,) for node in linear])
-    with full_precision(x):  # every product has its type by now
+    with full_precision(x):  # all tensors are converted already
         mixed: Tensor = _DenseGraph.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
     return call.nodes[-1](call.unflat(mixed.squeeze(1)))
 
@@ -62,7 +61,7 @@ class _DenseGraph(torch.autograd.Function):
     ) -> Tensor:
         shares = weights.to(x.dtype)
         outputs, scratch = Vectors(program.blocks), Scratch(x, reuse=program.reuse)
-        kept: list[Tensor] = []  # what the derivative of each layer's activation reads
+        kept: list[Tensor] = []  # for the derivative of each layer's activation
         for layer in program.layers[:-1]:
             node = program.linear[layer.nodes[0]]
             mixed, entered = _inputs(program, layer, x, outputs, shares, scratch)
@@ -101,7 +100,7 @@ class _DenseGraph(torch.autograd.Function):
         grad_x: Tensor | None = None
         grads: list[Tensor | None] = [None] * len(parameters)
 
-        # The gradient of what each node mixed: through its module and, apart only for "input", past it.
+        # The gradient of the mix of each node, through its module and through its shortcut; separate only for "input".
         through, past = gradients[0].transpose(0, 1), None
         for i in reversed(range(len(program.layers))):
             layer = program.layers[i]
@@ -111,10 +110,10 @@ class _DenseGraph(torch.autograd.Function):
                 weight, bias = _stack(parameters, layer)
                 mixed, entered = _inputs(program, layer, x, outputs, shares, scratch)
                 reached = live.take(layer.nodes)
-                keep = shortcut and not protected  # what reaches the nodes also goes around them
+                keep = shortcut and not protected  # the gradient is also that of the shortcut
                 inner = node.behind.backward(reached, kept[i], None if keep else reached)
                 own = slice(2 * first, 2 * layer.nodes[1])
-                if any(ctx.needs_input_grad[4:][own]):  # a critic that judges actions is a constant
+                if any(ctx.needs_input_grad[4:][own]):  # critics are frozen while the actor learns
                     grads[own] = parameter_gradients(inner, entered, bias is not None)
                 if is_root and not ctx.needs_input_grad[1]:
                     continue
@@ -152,7 +151,7 @@ def _stack(parameters: Sequence[Tensor | None], layer: Layer) -> tuple[Tensor, T
 def _inputs(
     program: _Program, layer: Layer, x: Tensor, outputs: Vectors, shares: Tensor, scratch: Scratch
 ) -> tuple[Tensor, Tensor]:
-    """What the nodes of a layer mixed, and what their linear layers read; one node for all where it is the input."""
+    """The mixes of a layer, and the inputs of its linear layers; a single one if all read the input of the graph."""
     before, is_root = program.linear[layer.nodes[0]].before, layer.sources[0] == layer.sources[1]
     if is_root:
         mixed = x.unsqueeze(0)
@@ -161,7 +160,7 @@ def _inputs(
         mixed = scratch.bmm("mixed", _shares(layer, shares), sources).transpose(0, 1)
     if before is IDENTITY:
         return mixed, mixed
-    needed = is_root or program.shortcuts[layer.nodes[0]]  # by the caller, or to be added behind the module
+    needed = is_root or program.shortcuts[layer.nodes[0]]  # the mix must not be overwritten
     return mixed, before.forward(mixed.clone() if needed and not before.from_input else mixed)
 
 
@@ -171,6 +170,6 @@ def _shares(layer: Layer, shares: Tensor) -> Tensor:
 
 
 def _spread(layer: Layer, shares: Tensor, vectors: Tensor, scratch: Scratch | None = None) -> Tensor:
-    """What each source gets of the vectors of the nodes that read it."""
+    """Distributes vectors of nodes to their sources by weight."""
     shares, vectors = _shares(layer, shares).transpose(1, 2), vectors.transpose(0, 1)
     return (torch.bmm(shares, vectors) if scratch is None else scratch.bmm("live", shares, vectors)).transpose(0, 1)

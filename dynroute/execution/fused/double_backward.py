@@ -1,4 +1,4 @@
-"""Gradients that can be differentiated again, for the functions that write their own."""
+"""Gradients that can be differentiated again, for autograd functions with hand-written gradients."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -15,7 +15,7 @@ __all__ = ["Equations", "wants_more"]
 
 
 def wants_more(gradient: Tensor) -> bool:
-    """Whether a gradient written by hand does not do: a second derivative is wanted, or many gradients at once."""
+    """Whether a hand-written gradient is not enough, because of a second derivative or batched gradients."""
     if torch.compiler.is_compiling():
         return torch.is_grad_enabled()
     functorch = torch._C._functorch
@@ -24,16 +24,16 @@ def wants_more(gradient: Tensor) -> bool:
 
 
 class Equations(NamedTuple):
-    """A graph as the reference computes it, for gradients that can be differentiated again."""
+    """A graph for the reference backend, for gradients that can be differentiated again."""
 
     plan: Plan
     """The graph."""
 
     nodes: Sequence[Perceptron]
-    """The nodes but the last, as layers."""
+    """The layers of all nodes but the last."""
 
     protect: str
-    """How the gradient of an unsuitable source is stopped."""
+    """The way to stop the gradient of unsuitable sources."""
 
     def gradients(
         self,
@@ -44,14 +44,14 @@ class Equations(NamedTuple):
         suitable: Tensor | None,
         parameters: Sequence[Tensor | None],
     ) -> tuple[Tensor | None, ...]:
-        """The gradients for the inputs of a fused function.
+        """Computes the gradients of the inputs of a fused function.
 
         Args:
-            wanted: Which inputs need a gradient, the first of them being no tensor.
-            gradient: The gradient of what the last node mixes.
+            wanted: Whether each input needs a gradient; the first one is not a tensor.
+            gradient: The gradient of the mix of the last node.
             x: The input.
             weights: The weights of the route.
-            suitable: Which sources keep their gradient.
+            suitable: The sources that keep their gradient.
             parameters: Weight and bias of each layer of each node.
         """
         again = torch.is_grad_enabled()
@@ -66,8 +66,8 @@ class Equations(NamedTuple):
             return forward
 
         with torch.enable_grad():
-            # Views of their own: one tensor may come in several places, carry hooks, or be made from another one of
-            # them, and the gradient of each place is that of this function alone.
+            # Each place needs a separate view, since tensors may be repeated, have hooks or depend on each other, and
+            # the gradient of each place is that of this function only.
             places = [
                 None if tensor is None else tensor.view_as(tensor) for tensor in (None, x, weights, None, *parameters)
             ]
@@ -80,9 +80,7 @@ class Equations(NamedTuple):
                 Pass(self.plan, [*modules, nn.Identity()], x_place, weights_place, suitable, self.protect)
             )
             needed = [place for place, want in zip(places, wanted, strict=True) if want and place is not None]
-            found = torch.autograd.grad(mixed, needed, gradient, create_graph=again, materialize_grads=True)
-
-        grads = iter(found)
+            grads = iter(torch.autograd.grad(mixed, needed, gradient, create_graph=again, materialize_grads=True))
         return tuple(
             next(grads) if want and place is not None else None for place, want in zip(places, wanted, strict=True)
         )

@@ -1,7 +1,7 @@
-"""A mixture of perceptrons as one autograd function: each expert on the samples that chose it, one after the other.
+"""A mixture of perceptrons as an autograd function that runs each expert on the samples that chose it.
 
-A single node mixes here, so that who chose whom is all there is to know of the paths. The hidden layers of an expert
-stay in the cache from one product to the next, which one large product over all experts would not.
+Only one node mixes, so a path is the choice of experts. Running one expert after the other keeps the hidden layers of
+an expert in the cache between products, which one large product over all experts would not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,22 +21,22 @@ __all__ = ["run_experts"]
 
 
 def run_experts(call: Pass, experts: Sequence[Perceptron]) -> Tensor:
-    """Runs a graph of one destination whose other nodes were read as perceptrons."""
+    """Runs a graph with one destination, given the layers of all other nodes."""
     flat = call.flat()
     x, parameters = entering(flat, experts)
     program = _Program(flat, experts, x.dtype)
-    with full_precision(x):  # every product has its type by now
+    with full_precision(x):  # all tensors are converted already
         mixed: Tensor = _FusedExperts.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
     return call.nodes[-1](call.unflat(mixed))
 
 
 class _Program:
-    """The arguments of the function that are no tensors: the experts, and which samples chose each of them."""
+    """The arguments of the function that are not tensors: the experts, and the samples that chose each of them."""
 
     def __init__(self, call: Pass, experts: Sequence[Perceptron], dtype: torch.dtype) -> None:
         self.equations = Equations(call.plan, experts, call.protect if call.suitable is not None else "none")
         self.experts = experts
-        self.learns = torch.is_grad_enabled()  # else memory is free for the next expert
+        self.learns = torch.is_grad_enabled()  # inference frees the memory of each expert
         self.first_layer = [0, *accumulate(len(expert) for expert in experts)]
 
         chosen = call.read()[:, 0].t().contiguous()
@@ -57,18 +57,18 @@ class _Program:
             self.samples, self.everyone = self.samples[copies], False
 
     def running(self) -> Iterator[tuple[Perceptron, int, slice]]:
-        """Each expert that was chosen, its first layer among those of all, and the choices that fell on it."""
+        """Yields each chosen expert, the index of its first layer among all layers, and its choices."""
         for i, rows in enumerate(map(slice, *zip(*pairwise(self._bounds), strict=True))):
             if rows.start < rows.stop:
                 yield self.experts[i], self.first_layer[i], rows
 
     def of_choices(self, slots: Tensor) -> Tensor:
-        """One number for each choice, of those with shape ``[samples, 1, experts]``; 0 for what is filled in."""
+        """Converts numbers with shape ``[samples, 1, experts]`` to one for each choice; 0 for padding."""
         values = slots.flatten().index_select(0, self._slots)
         return values if self._place is None else values.new_zeros(len(self.samples)).index_copy(0, self._place, values)
 
     def to_slots(self, values: Tensor, like: Tensor) -> Tensor:
-        """The numbers of the choices where they belong, zero elsewhere."""
+        """Converts numbers of choices back to slots, zero elsewhere."""
         values = values if self._place is None else values[self._place]
         slots = torch.zeros_like(like, memory_format=torch.contiguous_format)
         slots.view(-1).index_copy_(0, self._slots, values.to(like.dtype))
@@ -80,11 +80,11 @@ class _FusedExperts(torch.autograd.Function):
     def forward(
         ctx: Any, program: _Program, x: Tensor, weights: Tensor, suitable: Tensor | None, *parameters: Tensor | None
     ) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)  # sums of 16 bits would lose what the mix adds
+        wide = torch.promote_types(x.dtype, torch.float32)  # 16 bits lose small terms of the sum
         shares = program.of_choices(weights).to(wide).unsqueeze(1)
         read = None if program.everyone else x.index_select(0, program.samples)
         outputs = x.new_empty(len(program.samples), program.experts[0][-1].linear.out_features)
-        kept: list[Tensor] = []  # of each expert: what its layers read, and what the slopes of their activations read
+        kept: list[Tensor] = []  # for each layer of each expert: its input, and a tensor for the derivative
         for expert, first, rows in program.running():
             entered = x if read is None else read[rows]
             for k, layer in enumerate(expert, first):
@@ -116,7 +116,7 @@ class _FusedExperts(torch.autograd.Function):
         if wants_more(gradient):
             return program.equations.gradients(ctx.needs_input_grad, gradient, x, weights, suitable, parameters)
 
-        # No expert has a shortcut, so that an unsuitable one is stopped whole (Eq. 9).
+        # Experts have no shortcut, so the whole gradient is stopped (Eq. 9).
         live = shares if suitable is None else shares * program.of_choices(suitable).unsqueeze(1)
         arrived = gradient.index_select(0, program.samples)
         grad_weights = None
@@ -144,5 +144,5 @@ class _FusedExperts(torch.autograd.Function):
 
         for i, parameter in enumerate(parameters):
             if grads[i] is None and ctx.needs_input_grad[4 + i]:
-                grads[i] = torch.zeros_like(parameter)  # nobody chose the expert
+                grads[i] = torch.zeros_like(parameter)  # no sample chose the expert
         return (None, grad_x, grad_weights, None, *grads)

@@ -1,10 +1,9 @@
-"""The whole graph as one autograd function, for graphs of equal linear modules.
+"""An autograd function for graphs of equal linear modules.
 
-What the reference does node by node with autograd is done here with the rows that are needed (see `rows`): rows that
-the output of their sample does not depend on are computed neither forward nor backward. With :math:`m_j` the output of
-node j, :math:`u_j` what its shortcut carried and :math:`x_j` what its module read, the gradient that the readers of j
-send falls into two sums: the *live* one, which reaches :math:`m_j`, and the *stopped* one of the readers to which j is
-unsuitable, which by Eq. 12 reaches :math:`u_j` alone. The second sum is all that `protect` costs.
+It computes forward and backward only the rows that the output of their sample depends on (see `rows`). Let :math:`m_j`
+be the output of node j and :math:`u_j` its shortcut. The gradient from the readers of j consists of two sums: the
+*live* sum reaches :math:`m_j`, and the *stopped* sum, over the readers for which j is unsuitable, reaches only
+:math:`u_j` (Eq. 12). The second sum is the only cost of `protect`.
 """
 
 from typing import Any
@@ -22,18 +21,18 @@ __all__ = ["run_fused"]
 
 
 def run_fused(call: Pass, linear: list[LinearNode]) -> Tensor:
-    """Runs a routed graph whose nodes, the last one left out, were read as linear ones."""
+    """Runs a routed graph, given the linear form of all nodes but the last."""
     flat = call.flat()
     x, parameters = entering(flat, [(node,) for node in linear])
     rows = rows_of(call, row_multiple(x.dtype))
     program = _Program(call.plan, linear, call.protect if call.suitable is not None else "none", rows)
-    with full_precision(x):  # every product has its type by now
+    with full_precision(x):  # all tensors are converted already
         mixed: Tensor = _FusedGraph.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
     return call.nodes[-1](call.unflat(mixed))
 
 
 class _Program:
-    """The arguments of the function that are no tensors."""
+    """The arguments of the function that are not tensors."""
 
     def __init__(self, plan: Plan, linear: list[LinearNode], protect: str, rows: Rows) -> None:
         self.equations = Equations(plan, [(node,) for node in linear], protect)
@@ -53,7 +52,7 @@ class _FusedGraph(torch.autograd.Function):
         edge_weights = weights.flatten()[rows.slots].to(x.dtype)
 
         outputs = x.new_empty(rows.first[last], program.linear[0].linear.out_features)  # m
-        kept: list[Tensor] = []  # what the derivative of each node's activation reads
+        kept: list[Tensor] = []  # for the derivative of each node's activation
         for i, node in enumerate(program.linear):
             weight, bias = parameters[2 * i : 2 * i + 2]
             assert weight is not None
@@ -92,7 +91,7 @@ class _FusedGraph(torch.autograd.Function):
         sent = edge_weights[order]
         live_weights = sent if suitable is None else sent * suitable.flatten()[rows.slots][order]
 
-        # The gradient of what each row mixed: through its module, and (apart only for "input") through its shortcut.
+        # The gradient of the mix of each row, through its module and through its shortcut; separate only for "input".
         width = outputs.shape[-1]
         through = outputs.new_empty(rows.first[-1], width)
         carried = outputs.new_zeros(rows.first[-1], width) if program.protect == "input" else None
@@ -104,9 +103,9 @@ class _FusedGraph(torch.autograd.Function):
             node, own = program.linear[i], slice(rows.first[i], rows.first[i + 1])
             weight, bias = parameters[2 * i : 2 * i + 2]
 
-            # What goes around the module waits where the gradient of what it mixed will be.
+            # The gradient of the shortcut is stored in the place of the gradient of the mix.
             around = through if carried is None else carried
-            past = None if carried is None else readers.sum(i, carried, sent)  # shortcuts of readers, never protected
+            past = None if carried is None else readers.sum(i, carried, sent)  # from shortcuts, which are not protected
             passed = program.shortcuts[i] and suitable is not None and program.protect != "sg"
             if passed:  # the live and the stopped sum together
                 around[own] = _plus(readers.sum(i, through, sent), past)
@@ -114,7 +113,7 @@ class _FusedGraph(torch.autograd.Function):
             if program.shortcuts[i] and not passed:
                 around[own] = live
 
-            # Mixing again is cheaper than keeping what was mixed.
+            # Recomputing the mix is cheaper than storing it.
             mixed, entered = _inputs(program, i, x, outputs, edge_weights)
             inner = node.behind.backward(live, kept[i], live)
             if ctx.needs_input_grad[4 + 2 * i]:
@@ -132,7 +131,7 @@ class _FusedGraph(torch.autograd.Function):
                 through[own].addmm_(inner, weight)
             else:
                 torch.mm(inner, weight, out=through[own])
-            del live, past, mixed, entered, inner, read  # the next node's come on top of the peak of memory
+            del live, past, mixed, entered, inner, read  # lowers the peak of memory
 
         grad_weights = None
         if ctx.needs_input_grad[2]:
@@ -143,7 +142,7 @@ class _FusedGraph(torch.autograd.Function):
 
 
 def _inputs(program: _Program, i: int, x: Tensor, outputs: Tensor, edge_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """What a node mixed, and what its linear layer read of it."""
+    """The mix of a node, and the input of its linear layer."""
     rows, before = program.rows, program.linear[i].before
     if program.roots[i]:
         samples = rows.samples(i)
@@ -152,7 +151,7 @@ def _inputs(program: _Program, i: int, x: Tensor, outputs: Tensor, edge_weights:
         mixed = rows.mixes.sum(i, outputs, edge_weights)
     if before is IDENTITY:
         return mixed, mixed
-    needed = mixed is x or program.shortcuts[i]  # by the caller, or to be added behind the module
+    needed = mixed is x or program.shortcuts[i]  # the mix must not be overwritten
     return mixed, before.forward(mixed.clone() if needed and not before.from_input else mixed)
 
 
@@ -169,7 +168,7 @@ def _add_root(rows: Rows, node: int, grad_x: Tensor, gradient: Tensor) -> None:
 
 
 def _edge_products(rows: Rows, gradient: Tensor, outputs: Tensor) -> Tensor:
-    """For each edge, the product of the gradient of the row that reads with the output of the row that is read."""
+    """Computes, for each edge, the product of the reader's gradient with the source's output."""
     reading = rows.first[-1]
     sizes = torch.bincount(rows.readers, minlength=reading)
     offsets = sizes.cumsum(0) - sizes

@@ -1,7 +1,7 @@
-"""A mixture of equal perceptrons without reading a value: for devices on which a look at a path stalls everything.
+"""A mixture of equal perceptrons that reads no values, for devices on which reading a path stalls the stream.
 
-Each sample takes as many places as its gate may choose experts, so that shapes are fixed and a CUDA graph can hold it
-all. Places are sorted by expert on the device, and one grouped product computes a layer of all experts.
+Each sample takes as many places as its gate may choose experts, so shapes are fixed and a CUDA graph can hold it.
+Places are sorted by expert on the device, and one grouped product computes a layer of all experts.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from .linear import Perceptron, entering
 __all__ = ["groups", "run_grouped"]
 
 ALIGNED = 16
-"""The bytes of which a row of a grouped product must be a multiple on CUDA."""
+"""The number of bytes that must divide the rows of a grouped product on CUDA."""
 
 
 def groups(call: Pass, experts: Sequence[Perceptron]) -> str | None:
-    """Why this form cannot run, or does not pay; None if it can."""
+    """Returns the reason why this form cannot run or does not pay, or None if it can."""
     if not hasattr(nn.functional, "grouped_mm"):
         return "this torch has no grouped products"
     if call.max_sources is None:
@@ -45,19 +45,19 @@ def groups(call: Pass, experts: Sequence[Perceptron]) -> str | None:
 
 
 def run_grouped(call: Pass, experts: Sequence[Perceptron]) -> Tensor:
-    """Runs a graph of one destination whose other nodes were read as equal perceptrons."""
+    """Runs a graph with one destination, given the layers of all other nodes, which are equal."""
     flat, num_experts = call.flat(), len(experts)
     assert call.max_sources is not None
     places = min(call.max_sources, num_experts)
     x, parameters = entering(flat, experts)
-    with full_precision(x):  # every product has its type by now
+    with full_precision(x):  # all tensors are converted already
         weights = flat.weights[:, 0]
         chosen = (weights != 0).float().topk(places, dim=-1).indices
         shares = weights.gather(-1, chosen)
         expert, order = chosen.flatten().sort(stable=True)
         every = torch.arange(num_experts, device=x.device)
         ends = torch.searchsorted(expert, every, right=True).to(torch.int32)
-        belongs = (expert.unsqueeze(1) == every).to(x.dtype)  # adds biases by a product: no atomic sums
+        belongs = (expert.unsqueeze(1) == every).to(x.dtype)  # adds biases by a product, without atomic sums
 
         output = x.unsqueeze(1).expand(-1, places, -1).flatten(0, 1).index_select(0, order)
         step = 2 * len(experts[0])

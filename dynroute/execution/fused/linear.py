@@ -1,4 +1,4 @@
-"""Which modules the fast backends understand: linear layers with activations."""
+"""The linear form of modules that the fast backends support: linear layers with activations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...checks import is_autocast
 from ..plan import Pass
 
 __all__ = [
@@ -31,12 +32,12 @@ class Activation:
     """An activation and its derivative.
 
     Attributes:
-        name: What kernels call it.
+        name: The name in kernels.
         forward: The activation, which may overwrite its input unless the derivative reads it.
-        backward: The gradient of the input, from the gradient of the output and what the derivative reads; written to a
-            third tensor if that is not None, which is the gradient of the output or unrelated to it.
-        from_input: Whether the derivative reads the input of the activation; its output otherwise.
-        condense: Makes of the output, where it would be kept for the derivative alone, something smaller that does.
+        backward: The gradient of the input, from the gradient of the output and the tensor that the derivative reads;
+            written to a third tensor if given, which may be the gradient of the output.
+        from_input: Whether the derivative reads the input of the activation, and not its output.
+        condense: Turns an output that is stored only for the derivative into a smaller tensor.
     """
 
     name: str
@@ -57,7 +58,7 @@ def _relu_backward(gradient: Tensor, output: Tensor, out: Tensor | None) -> Tens
 
 
 def _written(derivative: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """The derivative of an operator that has a form with and one without a tensor to write to."""
+    """The derivative of an operator with and without an output tensor."""
 
     def backward(gradient: Tensor, read: Tensor, out: Tensor | None) -> Tensor:
         result: Tensor = (
@@ -88,7 +89,7 @@ IDENTITY = Activation(
 
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.Identity: IDENTITY,
-    # A mask is smaller than 32 bits, and slower to apply to 16 than the output itself.
+    # A mask takes less memory than 32 bits; for 16 bits it is slower than the output itself.
     nn.ReLU: Activation(
         "relu",
         torch.relu_,
@@ -103,7 +104,7 @@ _GELU = {"none": _gelu("gelu", "none"), "tanh": _gelu("gelu_tanh", "tanh")}
 
 
 def activation_of(layer: nn.Module) -> Activation | None:
-    """The activation that a layer is; None if the fast backends do not know it."""
+    """Returns the activation of a layer; None if the fast backends do not support it."""
     if type(layer) is nn.GELU:
         return _GELU.get(layer.approximate)
     return _ACTIVATIONS.get(type(layer))
@@ -118,38 +119,38 @@ class LinearNode:
     behind: Activation
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias."""
+        """Returns weight and bias."""
         return self.linear._parameters["weight"], self.linear._parameters["bias"]  # type: ignore[return-value]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """What the module gives, without the cost of calling it and its parts."""
+        """Computes the output of the module without the cost of calling its parts."""
         entered = x if self.before is IDENTITY else self.before.forward(x.clone())
         parameters = self.linear._parameters
         return self.behind.forward(nn.functional.linear(entered, parameters["weight"], parameters["bias"]))  # type: ignore[arg-type]
 
 
 Perceptron = tuple[LinearNode, ...]
-"""Linear layers one behind the other, each with an activation behind it or none."""
+"""Consecutive linear layers, each followed by an activation or none."""
 
 
 def linear_nodes(call: Pass) -> list[LinearNode] | str:
-    """Reads the nodes of a pass, the output node left out, as equal linear modules.
+    """Returns the linear form of the nodes of a pass without the output node.
 
     Returns:
-        The nodes, or a sentence that says why they are not equal linear modules or do not fit the input.
+        The nodes, or the reason why they are not equal linear modules or do not fit the input.
     """
-    found: list[LinearNode] = []
+    nodes: list[LinearNode] = []
     for i, module in enumerate(call.nodes[:-1]):
         node = linear_node(module)
         if node is None:
-            return f"module {i} is no plain nn.Linear with {_KNOWN}"
-        found.append(node)
+            return f"module {i} is not a plain nn.Linear with {_KNOWN}"
+        nodes.append(node)
 
-    x, parents, width = call.x, call.plan.topology.parents, found[0].linear.out_features
+    x, parents, width = call.x, call.plan.topology.parents, nodes[0].linear.out_features
     if obstacle := _no_vectors(call):
         return obstacle
     computed = computed_type(x)
-    for i, node in enumerate(found):
+    for i, node in enumerate(nodes):
         inside, weight = node.linear.in_features == width or not parents[i], node.linear.weight
         if node.linear.out_features != width or not inside:
             return f"module {i} maps {node.linear.in_features} -> {node.linear.out_features}, not {width} -> {width}"
@@ -157,26 +158,26 @@ def linear_nodes(call: Pass) -> list[LinearNode] | str:
             return f"module {i} reads {node.linear.in_features} features and the input has {x.shape[-1]}"
         if computed is None or not _fits(weight, computed) or not _fits(node.linear.bias, computed):
             return f"module {i} is {weight.dtype} and the input {x.dtype}, which one product cannot take"
-    return found
+    return nodes
 
 
 def perceptrons(call: Pass) -> list[Perceptron] | str:
-    """Reads the nodes of a pass, all but the output node of which read the input, as perceptrons.
+    """Returns the layers of the nodes of a pass that read the input, all but the output node.
 
     Returns:
-        The perceptrons, or a sentence that says why they are none or do not fit the input.
+        The perceptrons, or the reason why the nodes are not perceptrons or do not fit the input.
     """
-    found: list[Perceptron] = []
+    nodes: list[Perceptron] = []
     for i, module in enumerate(call.nodes[:-1]):
         layers = () if _hooks_everywhere() else _layers(module)
         if not layers or layers[0].before is not IDENTITY:
-            return f"module {i} is no plain nn.Linear, nor several of them one behind the other, with {_KNOWN}"
-        found.append(layers)
+            return f"module {i} is not a plain nn.Linear, or a sequence of them, with {_KNOWN}"
+        nodes.append(layers)
 
     if obstacle := _no_vectors(call):
         return obstacle
-    x, width, computed = call.x, found[0][-1].linear.out_features, computed_type(call.x)
-    for i, layers in enumerate(found):
+    x, width, computed = call.x, nodes[0][-1].linear.out_features, computed_type(call.x)
+    for i, layers in enumerate(nodes):
         widths = [x.shape[-1], *(layer.linear.out_features for layer in layers)]
         if widths[:-1] != [layer.linear.in_features for layer in layers]:
             return f"the layers of module {i} do not fit each other or the {x.shape[-1]} features of the input"
@@ -187,27 +188,27 @@ def perceptrons(call: Pass) -> list[Perceptron] | str:
                 return (
                     f"module {i} is {layer.linear.weight.dtype} and the input {x.dtype}, which one product cannot take"
                 )
-    return found
+    return nodes
 
 
 _KNOWN = (
     f"a known activation (GELU, {', '.join(activation.__name__ for activation in _ACTIVATIONS)}), "
-    "or has hooks or a weight that is no plain parameter"
+    "or has hooks or a weight that is not a plain parameter"
 )
 
 
 def _no_vectors(call: Pass) -> str | None:
-    """Why the input is not one plain vector for each sample; None if it is."""
+    """The reason why the input is not one plain vector for each sample; None if it is."""
     x = call.x
     if type(x) not in (Tensor, nn.Parameter):
-        return f"the input is a {type(x).__name__}, no plain tensor"
+        return f"the input is a {type(x).__name__}, not a plain tensor"
     if x.dim() != len(call.batch) + 1:
         return f"the input {tuple(x.shape)} has more than one feature dimension behind the batch of the context"
     return None
 
 
 def entering(call: Pass, nodes: Sequence[Perceptron]) -> tuple[Tensor, list[Tensor | None]]:
-    """The input and the parameters of each layer of each node in the type of the products."""
+    """Converts the input and the parameters of each layer of each node to the type of the products."""
     dtype = computed_type(call.x)
     parameters: list[Tensor | None] = []
     for layer in chain.from_iterable(nodes):
@@ -217,52 +218,48 @@ def entering(call: Pass, nodes: Sequence[Perceptron]) -> tuple[Tensor, list[Tens
 
 
 def computed_type(x: Tensor) -> torch.dtype | None:
-    """The type of products; None where this form has none."""
-    if _is_autocast(x.device.type) and x.dtype in (torch.float32, torch.bfloat16):
+    """Returns the type of the products; None if it is not supported."""
+    if is_autocast(x.device.type) and x.dtype in (torch.float32, torch.bfloat16):
         dtype = torch.get_autocast_dtype(x.device.type)
         return dtype if dtype is torch.bfloat16 or x.device.type != "cpu" else None
     return x.dtype if x.dtype in (torch.float32, torch.float64, torch.bfloat16) else None
 
 
 def row_multiple(dtype: torch.dtype) -> int:
-    """Of what the number of rows of a product should be a multiple.
+    """Returns the number to which rows of a product should be rounded up.
 
-    On the CPU a kernel for 16 bits is made anew for each number of rows, which takes several times as long as it runs.
+    On the CPU a 16-bit kernel is compiled for each number of rows, which takes several times as long as running it.
     """
     return 32 if dtype.itemsize == 2 else 1
 
 
 def _fits(parameter: Tensor | None, computed: torch.dtype) -> bool:
-    """Whether a parameter has the type of the products, or is cast to it as autocast does."""
+    """Whether a parameter has the type of the products, or autocast converts it."""
     if parameter is None or parameter.dtype == computed:
         return True
-    return _is_autocast(parameter.device.type) and parameter.dtype in (torch.float32, torch.bfloat16)
-
-
-def _is_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return is_autocast(parameter.device.type) and parameter.dtype in (torch.float32, torch.bfloat16)
 
 
 def linear_node(module: Callable[[Tensor], Tensor]) -> LinearNode | None:
-    """Reads a module as a linear one; None if it is something else, or if calling it does more than its forward.
+    """Returns the linear form of a module; None if it has none, or if a call does more than its forward.
 
-    Asked for every node at every call, since hooks come and go.
+    It is checked at every call, since hooks may be added and removed.
     """
     layers = () if _hooks_everywhere() else _layers(module)
     return layers[0] if len(layers) == 1 else None
 
 
 def lean_modules(modules: Sequence[Callable[[Tensor], Tensor]]) -> list[Callable[[Tensor], Tensor]]:
-    """The modules, or what computes the same at a lower cost for each call."""
+    """Replaces modules by functions that compute the same at a lower cost per call, if possible."""
     if _hooks_everywhere():
         return list(modules)
     return [layers[0] if len(layers := _layers(module)) == 1 else module for module in modules]
 
 
 def _layers(module: Callable[[Tensor], Tensor]) -> Perceptron:
-    """The linear layers of a module one behind the other; none if it has others, or if calling it does more."""
+    """The linear layers of a module in order; empty if it has others, or if a call does more than its forward."""
     parts = [module, *module._modules.values()] if type(module) is nn.Sequential else [module]
-    found: list[LinearNode] = []
+    layers: list[LinearNode] = []
     linear: nn.Linear | None = None
     before = behind = IDENTITY
     for layer in parts:
@@ -274,7 +271,7 @@ def _layers(module: Callable[[Tensor], Tensor]) -> Perceptron:
             if type(layer) is not nn.Linear or not _is_plain(layer):
                 return ()
             if linear is not None:
-                found.append(LinearNode(linear, before, behind))
+                layers.append(LinearNode(linear, before, behind))
                 before = behind = IDENTITY
             linear = layer
             continue
@@ -283,44 +280,44 @@ def _layers(module: Callable[[Tensor], Tensor]) -> Perceptron:
             return ()
         if linear is not None:
             behind = activation
-        elif getattr(layer, "inplace", False):  # overwrites the mix that a shortcut adds
+        elif getattr(layer, "inplace", False):  # it would overwrite the mix that a shortcut adds
             return ()
         else:
             before = activation
-    return () if linear is None else (*found, LinearNode(linear, before, behind))
+    return () if linear is None else (*layers, LinearNode(linear, before, behind))
 
 
 def _is_plain(linear: nn.Linear) -> bool:
-    """Whether weight and bias are parameters, torch's own kind of tensor, and of the size that the layer tells."""
+    """Whether weight and bias are parameters, plain tensors, and of the sizes of the layer."""
     weight, bias = linear._parameters.get("weight"), linear._parameters.get("bias", ())
-    known = (Tensor, nn.Parameter)
+    plain = (Tensor, nn.Parameter)
     if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
         return False
-    # Compiled code has tensors of kinds of its own.
-    if not torch.compiler.is_compiling() and (type(weight) not in known or type(bias) not in (*known, type(None))):
+    # Compiled code uses other tensor classes.
+    if not torch.compiler.is_compiling() and (type(weight) not in plain or type(bias) not in (*plain, type(None))):
         return False
     out = (linear.out_features,)
     return weight.shape == (*out, linear.in_features) and (bias is None or bias.shape == out)
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Whether calling the module does more than its forward."""
-    own = module.__dict__
+    """Whether a call of the module does more than its forward."""
+    attributes = module.__dict__
     return bool(
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
+        attributes["_forward_hooks"]
+        or attributes["_forward_pre_hooks"]
+        or attributes["_backward_hooks"]
+        or attributes["_backward_pre_hooks"]
+        or "forward" in attributes
     )
 
 
 def _hooks_everywhere() -> bool:
-    """Whether calling any module does more than its forward."""
-    everywhere = torch.nn.modules.module
+    """Whether global hooks are registered."""
+    module = torch.nn.modules.module
     return bool(
-        everywhere._global_forward_hooks
-        or everywhere._global_forward_pre_hooks
-        or everywhere._global_backward_hooks
-        or everywhere._global_backward_pre_hooks
+        module._global_forward_hooks
+        or module._global_forward_pre_hooks
+        or module._global_backward_hooks
+        or module._global_backward_pre_hooks
     )

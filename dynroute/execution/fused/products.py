@@ -1,4 +1,4 @@
-"""What the dense form multiplies, and where it keeps the vectors of nodes: ``[nodes, batch, width]`` throughout."""
+"""Products and storage of the dense form, with vectors in shape ``[nodes, batch, width]``."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ __all__ = ["Scratch", "Vectors", "entered_gradient", "parameter_gradients", "pro
 
 
 class Scratch:
-    """Where products that are soon forgotten are written, since memory that is touched for the first time costs more.
+    """Reusable memory for temporary products, since writing to new memory costs more.
 
     Args:
-        like: Gives the type and the device.
-        reuse: Whether to write to the same memory again; where not, every product is a new tensor. Right where each
-            layer has a single reader, so that a product is consumed before the next one of its name.
+        like: A tensor with the type and device.
+        reuse: Whether to reuse memory; if not, every product is a new tensor. It requires that each layer has a single
+            reader, so that a product is consumed before the next one of the same name.
     """
 
     def __init__(self, like: Tensor, *, reuse: bool) -> None:
@@ -25,7 +25,7 @@ class Scratch:
         self._rooms: dict[tuple[str, tuple[int, int, int]], Tensor] = {}
 
     def bmm(self, name: str, left: Tensor, right: Tensor) -> Tensor:
-        """A batched product; it is overwritten by the next one with this name and shape."""
+        """Computes a batched product, which the next one with this name and shape overwrites."""
         if not self._reuse:
             return torch.bmm(left, right)
         shape = (*left.shape[:2], right.shape[2])
@@ -36,19 +36,19 @@ class Scratch:
 
 
 class Vectors:
-    """A vector for each sample and node, in one tensor ``[nodes, batch, width]`` for each block of nodes."""
+    """The vectors of all samples and nodes, in one tensor ``[nodes, batch, width]`` for each block of nodes."""
 
     def __init__(self, spans: Sequence[Span], blocks: Sequence[Tensor] = ()) -> None:
         self.spans = spans
         self.blocks = dict(enumerate(blocks))
 
     def at(self, nodes: Span) -> Tensor:
-        """The vectors of neighbouring nodes."""
+        """Returns the vectors of neighbouring nodes."""
         k, within = self._find(nodes)
         return self.blocks[k][within]
 
     def take(self, nodes: Span) -> Tensor:
-        """The vectors of the last nodes that are left of their block, which is let go with the first of them."""
+        """Returns the vectors of the last remaining nodes of a block, and frees the block with its first node."""
         vectors = self.at(nodes)
         k, within = self._find(nodes)
         if within.start == 0:
@@ -64,7 +64,7 @@ class Vectors:
             self._whole(k, vectors)[within] = vectors
 
     def add(self, nodes: Span, vectors: Tensor) -> None:
-        """Adds to the vectors of neighbouring nodes, which are zero at first."""
+        """Adds to the vectors of neighbouring nodes, which start at zero."""
         k, within = self._find(nodes)
         if self.spans[k] == nodes and k not in self.blocks:
             self.blocks[k] = vectors
@@ -72,7 +72,7 @@ class Vectors:
             self._whole(k, vectors)[within] += vectors
 
     def whole(self) -> list[Tensor]:
-        """The tensors of all blocks."""
+        """Returns the tensors of all blocks."""
         return [self.blocks[k] for k in range(len(self.spans))]
 
     def _find(self, nodes: Span) -> tuple[int, slice]:
@@ -87,7 +87,7 @@ class Vectors:
 
 
 def products(entered: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What the linear layers of a layer give."""
+    """Computes the outputs of the linear layers of a layer."""
     if _is_shared(entered, weight):
         inner = nn.functional.linear(entered[0], weight.flatten(0, 1), None if bias is None else bias.flatten())
         return inner.reshape(len(inner), *weight.shape[:2]).transpose(0, 1)
@@ -97,14 +97,14 @@ def products(entered: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def entered_gradient(inner: Tensor, weight: Tensor, entered: Tensor, scratch: Scratch) -> Tensor:
-    """The gradient of what the linear layers of a layer read."""
+    """Computes the gradient of the inputs of the linear layers of a layer."""
     if _is_shared(entered, weight):
         return (inner.transpose(0, 1).flatten(1) @ weight.flatten(0, 1)).unsqueeze(0)
     return scratch.bmm("through", inner, weight)
 
 
 def parameter_gradients(inner: Tensor, entered: Tensor, biased: bool) -> list[Tensor | None]:
-    """The gradients of weight and bias, node after node."""
+    """Computes the gradients of weight and bias, node after node."""
     if _is_shared(entered, inner):
         weights = (inner.transpose(0, 1).flatten(1).t() @ entered[0]).reshape(len(inner), -1, entered.shape[-1])
     else:

@@ -1,10 +1,10 @@
-"""The whole graph as one Triton kernel each way, which walks all nodes for a tile of samples.
+"""The tile form: one Triton kernel forward and one backward, which run all nodes for a tile of samples.
 
-On a GPU a graph of many small nodes is bound by the launches of its products. Here the products of the roots and the
-gradients of the parameters are torch's, since they are large, and all between them is one kernel: every node runs for
-every sample, nothing depends on the path, and no value is read back, so that a CUDA graph can capture it. `protect` is
-carried as in `graph`, by a live sum and, for the shortcut, by one over every reader. The tests run the kernels in
-Triton's interpreter and compile them for GPUs; how they do on a real GPU was never tried.
+On a GPU a graph of many small nodes is bound by kernel launches. Here torch computes the large products, those of the
+roots and the gradients of the parameters, and one kernel everything between. Every node runs for every sample, nothing
+depends on the path, and no value is read, so a CUDA graph can capture it. `protect` works as in `graph`, by a live sum
+and, for the shortcut, a sum over every reader. The tests run the kernels in Triton's interpreter and compile them for
+GPUs; they were never tried on a real GPU.
 """
 
 import functools
@@ -26,17 +26,17 @@ from .linear import IDENTITY, Activation, LinearNode, computed_type, entering
 __all__ = ["KNOWN", "MAX_WIDTH", "SMALL_BATCH", "run_tile", "tiles"]
 
 MAX_WIDTH = 128
-"""The widest node; of a wider one the sums of a tile do not fit the registers, and its products are worth a launch."""
+"""The widest supported node; the sums of wider ones do not fit the registers, and their products justify a launch."""
 
 SMALL_BATCH = 4096
-"""Up to this batch a tile has 16 samples, so that there are programs for more processors; 32 above."""
+"""The largest batch with tiles of 16 samples, which give more programs; above it tiles have 32."""
 
 KNOWN = ("gelu", "identity", "relu", "sigmoid", "silu", "tanh")
-"""The activations that the kernel knows."""
+"""The activations that the kernel supports."""
 
 
 def tiles(call: Pass, linear: Sequence[LinearNode]) -> str | None:
-    """Why the kernel cannot run a graph whose nodes but the last were read as linear ones; None if it can."""
+    """Returns the reason why the kernel cannot run a graph of these nodes, or None if it can."""
     plan, dtype, width = call.plan, computed_type(call.x), linear[0].linear.out_features
     roots, inside = _split(plan.topology, linear)
     if dtype not in (torch.float32, torch.bfloat16):
@@ -58,17 +58,17 @@ def tiles(call: Pass, linear: Sequence[LinearNode]) -> str | None:
 
 
 def run_tile(call: Pass, linear: Sequence[LinearNode]) -> Tensor:
-    """Runs a routed graph for which :func:`tiles` finds no obstacle."""
+    """Runs a routed graph for which :func:`tiles` returns None."""
     flat = call.flat()
     program = _Program(call.plan, linear, call.protect if call.suitable is not None else "none")
     x, parameters = entering(flat, [(node,) for node in linear])
-    with full_precision(x), torch.cuda.device(x.device if x.is_cuda else -1):  # -1: as it is
+    with full_precision(x), torch.cuda.device(x.device if x.is_cuda else -1):  # -1 changes nothing
         mixed: Tensor = _TileGraph.apply(program, x, flat.weights, flat.suitable, *parameters)  # type: ignore[no-untyped-call]
     return call.nodes[-1](call.unflat(mixed))
 
 
 class _Tables(NamedTuple):
-    """The edges of a graph, for the kernels: which they are by their reader, and by their source."""
+    """The edges of a graph for the kernels, by reader and by source."""
 
     root_nodes: Tensor
     nodes: Tensor
@@ -80,7 +80,7 @@ class _Tables(NamedTuple):
 
 
 class _Program:
-    """The arguments of the function that are no tensors."""
+    """The arguments of the function that are not tensors."""
 
     def __init__(self, plan: Plan, linear: Sequence[LinearNode], protect: str) -> None:
         roots, inside = _split(plan.topology, linear)
@@ -101,7 +101,7 @@ class _Program:
         }
 
     def launch(self, kernel: Any, batch: int, tensors: Sequence[Tensor], **options: Any) -> None:
-        """Starts a kernel, with one program for each tile of samples."""
+        """Launches a kernel with one program for each tile of samples."""
         rows = 16 if batch <= SMALL_BATCH else 32
         cols = max(16, 1 << (self.width - 1).bit_length())
         block = min(cols, 32 if tensors[0].dtype == torch.float32 else 64)
@@ -141,23 +141,10 @@ class _TileGraph(torch.autograd.Function):
         outputs = x.new_empty(len(program.linear), batch, width)
         inner, mixed = x.new_empty(kept, batch, width), x.new_empty(kept or int(program.shortcut), batch, width)
         result = x.new_empty(batch, width)
-        program.launch(
-            walk_forward,
-            batch,
-            [
-                roots,
-                shares,
-                matrices,
-                matrices if biases is None else biases,
-                outputs,
-                inner if kept else outputs,
-                mixed if len(mixed) else outputs,
-                result,
-                *tables[:4],
-            ],
-            BIASED=biases is not None,
-            KEEP=int(program.keep),
-        )
+        read = [roots, shares, matrices, matrices if biases is None else biases]
+        written = [outputs, inner if kept else outputs, mixed if len(mixed) else outputs, result]
+        flags = {"BIASED": biases is not None, "KEEP": int(program.keep)}
+        program.launch(walk_forward, batch, [*read, *written, *tables[:4]], **flags)
         ctx.program = program
         ctx.save_for_backward(x, weights, suitable, roots, outputs, inner, mixed, *parameters)
         return result
@@ -173,33 +160,17 @@ class _TileGraph(torch.autograd.Function):
 
         batch, (num_rows, _) = len(x), program.plan.topology.path_shape
         shares, tables = weights.contiguous(), _tables(program.plan.topology, x.device)
-        # Without shortcuts nothing carries a stopped gradient, or goes around a module.
+        # Without shortcuts a stopped gradient goes nowhere.
         protect = program.protect if program.shortcut or program.protect == "none" else "sg"
         through = outputs.new_empty(num_rows, batch, program.width)
         around = torch.empty_like(through) if protect == "input" else torch.empty_like(through[0])
         grad_roots, grad_inner = torch.empty_like(roots), torch.empty_like(inner)
         grad_weights = torch.zeros_like(shares)
-        program.launch(
-            walk_backward,
-            batch,
-            [
-                gradients[0].contiguous(),
-                roots,
-                shares,
-                shares if suitable is None else suitable.contiguous(),
-                _stack(parameters, program.inside)[0],
-                outputs,
-                inner,
-                mixed,
-                through,
-                around,
-                grad_roots,
-                grad_inner,
-                grad_weights,
-                *tables,
-            ],
-            PROTECT=protect,
-        )
+        kept = shares if suitable is None else suitable.contiguous()
+        matrices = _stack(parameters, program.inside)[0]
+        read = [gradients[0].contiguous(), roots, shares, kept, matrices, outputs, inner, mixed]
+        written = [through, around, grad_roots, grad_inner, grad_weights]
+        program.launch(walk_backward, batch, [*read, *written, *tables], PROTECT=protect)
 
         wanted = ctx.needs_input_grad
         grads: list[Tensor | None] = [None] * len(parameters)
@@ -220,32 +191,32 @@ class _TileGraph(torch.autograd.Function):
         grad_x = None
         if wanted[1]:
             grad_x = grad_roots @ _stack(parameters, program.roots)[0].flatten(0, 1)
-            read = x if program.root_before.from_input else _entered(program.root_before, x)
-            grad_x = program.root_before.backward(grad_x, read, None)
+            sloped = x if program.root_before.from_input else _entered(program.root_before, x)
+            grad_x = program.root_before.backward(grad_x, sloped, None)
         return (None, grad_x, grad_weights if wanted[2] else None, None, *grads)
 
 
 def _split(topology: Topology, linear: Sequence[LinearNode]) -> tuple[list[LinearNode], list[LinearNode]]:
-    """The nodes that read the input, and those that read others."""
+    """Splits nodes into those that read the input and those that read others."""
     pairs = list(zip(linear, topology.parents, strict=False))
     return [node for node, parents in pairs if not parents], [node for node, parents in pairs if parents]
 
 
 def _stack(parameters: Sequence[Tensor | None], nodes: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """The weights and biases of some nodes, with shapes ``[nodes, out, in]`` and ``[nodes, out]``, contiguous."""
+    """Stacks the weights and biases of nodes, contiguous with shapes ``[nodes, out, in]`` and ``[nodes, out]``."""
     weights = [weight for i in nodes if (weight := parameters[2 * i]) is not None]
     biases = [bias for i in nodes if (bias := parameters[2 * i + 1]) is not None]
     return stacked(weights).contiguous(), stacked(biases).contiguous() if biases else None
 
 
 def _entered(before: Activation, read: Tensor) -> Tensor:
-    """Applies the activation before a linear layer to what its node read."""
+    """Applies the activation before a linear layer to its input."""
     return read if before is IDENTITY else before.forward(read if before.from_input else read.clone())
 
 
 @functools.lru_cache(maxsize=256)
 def _tables(topology: Topology, device: torch.device) -> _Tables:
-    """The tables of a graph on a device; they are copied there once, and not while a CUDA graph is captured."""
+    """The tables of a graph on a device, copied once; never while a CUDA graph is captured."""
     rows = [topology.parents[node] for node in topology.destinations]
     readers: list[list[tuple[int, int]]] = [[] for _ in topology.parents]
     for row, parents in enumerate(rows):
@@ -261,12 +232,12 @@ def _tables(topology: Topology, device: torch.device) -> _Tables:
         [row for row, _ in edges],
         [slot for _, slot in edges],
     ]
-    with torch.inference_mode(False):  # they outlive the call, and training uses them too
+    with torch.inference_mode(False):  # training uses the cached tables too
         return _Tables(*(torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in lists))
 
 
 def _no_kernel(device: torch.device) -> str | None:
-    """Why a GPU cannot run the kernel; None if it can."""
+    """The reason why a GPU cannot run the kernel; None if it can."""
     major, minor = torch.cuda.get_device_capability(device)
     return f"its kernel needs a GPU of compute capability 8.0, and {device} has {major}.{minor}" if major < 8 else None
 

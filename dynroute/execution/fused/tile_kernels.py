@@ -1,11 +1,11 @@
-"""The Triton kernels of `tile`. Needs Triton, so that it is imported only where they run.
+"""The Triton kernels of `tile`; the module is imported only where they run, since it needs Triton.
 
-One program has a tile of samples and walks all nodes for them. Vectors of nodes lie in ``[nodes, batch, width]``, and
-those of a tile stay in the caches. A program reads again what other threads of its own wrote, hence the barriers, and
-hence no pipelining (``num_stages=1``): a load that is issued early would miss the store before it.
+One program runs all nodes for a tile of samples. Vectors of nodes have shape ``[nodes, batch, width]``, and those of a
+tile stay in the caches. Threads of a program read values that other threads of it wrote. This needs the barriers and
+excludes pipelining (``num_stages=1``), which would load a value before it is stored.
 
-Products go over blocks of the inner dimension, and what enters a block is computed right before it: a whole row of
-operands in float32 would not fit the registers.
+Products run over blocks of the inner dimension, and the operands of a block are computed just before, since a whole row
+in float32 does not fit the registers.
 """
 
 __all__ = ["walk_backward", "walk_forward"]
@@ -70,7 +70,7 @@ def _mix(
     weights, outputs, first, parents, row, rows, cols, batch, num_rows, num_slots,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """The weighted sum of Eq. 3 in float32; what is not read does not matter, not even if it is no number."""
+    """The weighted sum of Eq. 3 in float32; a NaN of a source without weight does not matter."""
     inside = rows < batch
     mask = inside[:, None] & (cols < WIDTH)[None, :]
     start = tl.load(first + row)
@@ -88,7 +88,7 @@ def _weigh(
     total, weights, outputs, grad_weights, first, parents, row, rows, cols, batch, num_rows, num_slots,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Stores the gradient of the weights of a row, from that of what the row mixed."""
+    """Stores the gradient of the weights of a row, from that of its mix."""
     inside = rows < batch
     mask = inside[:, None] & (cols < WIDTH)[None, :]
     start = tl.load(first + row)
@@ -106,7 +106,7 @@ def _send(
     node, rows, cols, batch, num_rows, num_slots,
     PROTECT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Sums what the readers of a node send: the gradient that reaches its output, and the one of its shortcut."""
+    """Sums the gradients from the readers of a node, for its output and for its shortcut."""
     inside = rows < batch
     mask = inside[:, None] & (cols < WIDTH)[None, :]
     live = tl.zeros((ROWS, COLS), tl.float32)

@@ -5,11 +5,10 @@ import difflib
 import functools
 from collections.abc import Sequence
 
+import metaworld
 import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 from metaworld.types import Task
-
-import metaworld
 
 from .environment import fast_class
 

@@ -1,6 +1,6 @@
-"""How much of a network's capacity is in use: dormant units, the rank of its features, and the load of its modules.
+"""Measures of plasticity: dormant units, the rank of features, and the load of modules.
 
-:func:`measure` computes all of them for one batch; the functions that it calls take tensors of your own.
+:func:`measure` computes them for a network and a batch; :func:`dormant_units` and :func:`effective_rank` take tensors.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from .inspect import load
 from .levels import RoutedGraph
 from .recording import Record, record
 
-__all__ = ["ACTIVATIONS", "Capacity", "dormant_units", "effective_rank", "measure"]
+__all__ = ["ACTIVATIONS", "Plasticity", "dormant_units", "effective_rank", "measure"]
 
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ELU,
@@ -32,42 +32,42 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.Softplus,
     nn.Tanh,
 )
-"""The modules whose outputs :func:`measure` takes for units."""
+"""The modules whose outputs :func:`measure` counts as units."""
 
 
-class Capacity(NamedTuple):
-    """How much of a network is in use on a batch, as :func:`measure` finds it."""
+class Plasticity(NamedTuple):
+    """The measures of a network on a batch, returned by :func:`measure`."""
 
     dormant: float
-    """The share of all units that are dormant; NaN in a network without activations that are modules."""
+    """The share of dormant units; NaN in a network without activation modules."""
 
     layers: dict[str, float]
-    """The share of dormant units of each activation, by its name."""
+    """The share of dormant units of each activation module, by its name."""
 
     rank: int
-    """The effective rank of the features, which the output layers read; 0 in a network without such a layer."""
+    """The effective rank of the features; 0 in a network without linear layers."""
 
     features: int
-    """The number of these features."""
+    """The number of features."""
 
     load: dict[str, Tensor]
     """The mean :func:`~dynroute.inspect.load` of each node of each routed layer, by the name of the layer."""
 
 
 def dormant_units(activations: Tensor, *, tau: float = 0.025) -> Tensor:
-    r"""Which units of a layer hardly answer to any sample (Sokar et al., 2023).
+    r"""Finds the units of a layer that hardly respond to any sample (Sokar et al., 2023).
 
     .. math:: \frac{\operatorname{mean}_b |h_{bi}|}{\operatorname{mean}_{bk} |h_{bk}|} \le \tau
 
     Args:
-        activations: What the layer puts out, with shape ``[*, units]``.
-        tau: The largest score of a dormant unit; 0 for units that are exactly zero.
+        activations: The outputs of the layer, with shape ``[*, units]``.
+        tau: The largest score of a dormant unit; with 0 only units that are always zero are dormant.
 
     Returns:
-        The dormant units, boolean with shape ``[units]``; all of them in a layer that is zero everywhere.
+        A boolean tensor with shape ``[units]``; all True for a layer that is zero everywhere.
 
     Example:
-        >>> dynroute.capacity.dormant_units(torch.tensor([[0.0, 2.0, 0.01], [0.0, 4.0, 0.0]]))
+        >>> dynroute.plasticity.dormant_units(torch.tensor([[0.0, 2.0, 0.01], [0.0, 4.0, 0.0]]))
         tensor([ True, False,  True])
     """
     rows = _rows("activations", activations)
@@ -78,22 +78,22 @@ def dormant_units(activations: Tensor, *, tau: float = 0.025) -> Tensor:
 
 
 def effective_rank(features: Tensor, *, share: float = 0.99) -> int:
-    r"""How many directions features take up: the srank of Kumar et al. (2021).
+    r"""Computes the effective rank of features, srank (Kumar et al., 2021).
 
     .. math:: \min \Big\{ k : \sum_{i \le k} \sigma_i \ge \texttt{share} \cdot \sum_i \sigma_i \Big\}
 
-    :math:`\sigma_1 \ge \sigma_2 \ge \dots` are the singular values of the matrix of features, a row for each sample,
-    whose mean is not subtracted. No more than the number of samples is ever found.
+    :math:`\sigma_1 \ge \sigma_2 \ge \dots` are the singular values of the matrix of features, one row per sample. The
+    mean is not subtracted. The rank is at most the number of samples.
 
     Args:
         features: The features, with shape ``[*, n]``.
         share: The share of the sum of singular values, in (0, 1].
 
     Returns:
-        The rank; 0 where all features are zero, or where one is not finite.
+        The rank; 0 if all features are zero or one is not finite.
 
     Example:
-        >>> dynroute.capacity.effective_rank(torch.diag(torch.tensor([5.0, 4.0, 0.01])))
+        >>> dynroute.plasticity.effective_rank(torch.diag(torch.tensor([5.0, 4.0, 0.01])))
         2
     """
     rows = _rows("features", features)
@@ -102,44 +102,43 @@ def effective_rank(features: Tensor, *, share: float = 0.99) -> int:
     if not rows.isfinite().all():
         return 0
     values = torch.linalg.svdvals(rows.double())
-    # As many as leave less than the rest out; rounding errors of a sum count for nothing.
+    # Count the values whose tail sum exceeds the share to leave out, with a margin for the rounding of the sum.
     rest = values.flip(0).cumsum(0).flip(0)
-    total = values.sum()
-    return int((rest > ((1 - share) + torch.finfo(values.dtype).eps * values.numel()) * total).sum())
+    margin = torch.finfo(values.dtype).eps * values.numel()
+    return int((rest > (1 - share + margin) * values.sum()).sum())
 
 
 @torch.no_grad()
-def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.99, **keywords: Any) -> Capacity:
-    """Runs a network on a batch and tells how much of its capacity is in use.
+def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.99, **keywords: Any) -> Plasticity:
+    """Runs a network on a batch and measures its plasticity.
 
-    Units are the outputs of :data:`ACTIVATIONS` that are modules. Features are what the output layers read, side by
-    side where several read different ones: the linear layers that are as wide as `out_features` of the network, or the
-    last one that runs where it has no such attribute. Every module of a routed graph sees every sample, on its route or
-    not: how much a module is used is its load.
+    Units are the outputs of the modules in :data:`ACTIVATIONS`. Features are the inputs of the output layers, which are
+    the linear layers of width ``net.out_features``, or the last linear layer that runs if there is no such attribute.
+    All modules of a routed graph run for every sample, on its route or not; their use shows in the load.
 
     Args:
-        net: The network, in the mode that it is in.
-        inputs: What it is called with.
+        net: The network; its training mode is kept.
+        inputs: The arguments of the call.
         tau: See :func:`dormant_units`.
         share: See :func:`effective_rank`.
-        keywords: The keywords it is called with, for instance ``sample=False`` for the best routes.
+        keywords: The keywords of the call, for instance ``sample=False`` for the best routes.
 
     Example:
         >>> net = build("brc", 39, 10, 8, width=32)
-        >>> found = dynroute.capacity.measure(net, torch.randn(256, 39), torch.arange(256) % 10)
-        >>> found.features, found.rank > 16, found.dormant < 0.1, list(found.layers)
+        >>> measures = dynroute.plasticity.measure(net, torch.randn(256, 39), torch.arange(256) % 10)
+        >>> measures.features, measures.rank > 16, measures.dormant < 0.1, list(measures.layers)
         (32, True, True, ['encoder.layer.2', 'blocks.0.body.2', 'blocks.1.body.2'])
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"`net` must be a module, got {shown(net)}.")
     graphs = any(isinstance(part, RoutedGraph) for part in net.modules())
     recording: AbstractContextManager[Mapping[str, Record]] = record(net) if graphs else nullcontext({})
-    with backend("reference"), _watched(net) as (units, read), recording as routes:
+    with backend("reference"), _watched(net) as (units, layer_inputs), recording as routes:
         net(*inputs, **keywords)
     masks = {name: dormant_units(outputs, tau=tau) for name, outputs in units.items()}
     total = sum(mask.numel() for mask in masks.values())
-    features = _features(read, getattr(net, "out_features", None))
-    return Capacity(
+    features = _features(layer_inputs, getattr(net, "out_features", None))
+    return Plasticity(
         dormant=sum(int(mask.sum()) for mask in masks.values()) / total if total else float("nan"),
         layers={name: float(mask.float().mean()) for name, mask in masks.items()},
         rank=0 if features is None else effective_rank(features, share=share),
@@ -150,22 +149,22 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
 
 @contextmanager
 def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[tuple[Tensor, int]]]]:
-    """Collects what activations put out, by name, and what linear layers read, with the width of their output."""
+    """Collects the outputs of activations by name, and the input and output width of each linear layer."""
     units: dict[str, Tensor] = {}
-    read: list[tuple[Tensor, int]] = []
+    layer_inputs: list[tuple[Tensor, int]] = []
 
     def keep_output(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            place, count = name, 1
-            while place in units:  # a module that is called again
+            label, count = name, 1
+            while label in units:  # the module was called before
                 count += 1
-                place = f"{name} ({count})"
-            units[place] = output
+                label = f"{name} ({count})"
+            units[label] = output
 
         return hook
 
     def keep_input(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        read.append((inputs[0], output.shape[-1]))
+        layer_inputs.append((inputs[0], output.shape[-1]))
 
     handles = []
     for name, part in net.named_modules():
@@ -174,19 +173,17 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[tuple[Ten
         elif isinstance(part, (nn.Linear, CompositionalLinear)):
             handles.append(part.register_forward_hook(keep_input))
     try:
-        yield units, read
+        yield units, layer_inputs
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _features(read: list[tuple[Tensor, int]], out_features: int | None) -> Tensor | None:
-    """The tensors that the output layers read, side by side, each once."""
-    inputs = [each for each, width in read if width == out_features] or [each for each, _ in read[-1:]]
-    different = list({id(each): each for each in inputs}.values())
-    if not different:
-        return None
-    return torch.cat([each.reshape(-1, each.shape[-1]) for each in different], dim=-1)
+def _features(layer_inputs: list[tuple[Tensor, int]], out_features: int | None) -> Tensor | None:
+    """The distinct inputs of the output layers, concatenated."""
+    inputs = [x for x, width in layer_inputs if width == out_features] or [x for x, _ in layer_inputs[-1:]]
+    distinct = {id(x): x.reshape(-1, x.shape[-1]) for x in inputs}.values()
+    return torch.cat(list(distinct), dim=-1) if distinct else None
 
 
 def _rows(name: str, values: Tensor) -> Tensor:

@@ -1,34 +1,33 @@
-"""How much of their capacity the critics of a model use, on a batch of its replay buffer."""
+"""The plasticity of a model's critics, measured on its replay buffer."""
 
 import torch
 
 from dynroute.arguments import check_count
-from dynroute.capacity import Capacity, measure
+from dynroute.plasticity import Plasticity, measure
 
 from .attributes import MultiTaskAttributes
 from .randomness import random_state, set_random_state
 
-__all__ = ["critic_capacity"]
+__all__ = ["critic_plasticity"]
 
 
-def critic_capacity(
+def critic_plasticity(
     model: MultiTaskAttributes, batch_size: int = 1024, *, tau: float = 0.025, share: float = 0.99
-) -> list[Capacity]:
-    """Measures each critic of a model on transitions drawn from its replay buffer, along the best routes.
+) -> list[Plasticity]:
+    """Measures each critic of a model on transitions of its replay buffer, along the best routes.
 
-    Training goes on as if nothing had been drawn.
+    The state of all random generators is restored afterwards, so training is not affected.
 
     Args:
-        model: A MultiTaskSAC with transitions in its buffer, for instance one from a checkpoint that was loaded with
-            its environments.
-        batch_size: The number of transitions, at most; an effective rank is no more. As many are of each task where
-            the buffer is balanced.
-        tau: See :func:`dynroute.capacity.dormant_units`.
-        share: See :func:`dynroute.capacity.effective_rank`.
+        model: A MultiTaskSAC with transitions in its buffer, for instance loaded from a checkpoint with environments.
+        batch_size: The largest number of transitions, which also bounds the effective rank. A balanced buffer gives the
+            same number for each task.
+        tau: See :func:`dynroute.plasticity.dormant_units`.
+        share: See :func:`dynroute.plasticity.effective_rank`.
 
     Example:
         >>> model = MultiTaskSAC("BRCPolicy", DummyVecEnv(point_tasks()), learning_starts=8).learn(40)
-        >>> [found.features for found in critic_capacity(model, 64)]
+        >>> [measures.features for measures in critic_plasticity(model, 64)]
         [256, 256]
     """
     critic, buffer = model.critic, model.replay_buffer
@@ -38,7 +37,7 @@ def critic_capacity(
             "environments has them, `save` leaves them out."
         )
     check_count("batch_size", batch_size, at_least=1)
-    if buffer.balanced:  # as many of each task
+    if buffer.balanced:
         batch_size = max(batch_size // buffer.num_tasks, 1) * buffer.num_tasks
     before = random_state()
     batch = buffer.sample(batch_size, env=model._vec_normalize_env)

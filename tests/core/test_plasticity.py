@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
 from dynroute import ModelRouting, TopK, inspect, networks
-from dynroute.capacity import dormant_units, effective_rank, measure
-from dynroute_sb3 import CapacityLogger, MultiTaskSAC, critic_capacity, point_tasks
+from dynroute.plasticity import dormant_units, effective_rank, measure
+from dynroute_sb3 import MultiTaskSAC, PlasticityLogger, critic_plasticity, point_tasks
 from dynroute_sb3.randomness import random_state
 
 
@@ -190,7 +190,7 @@ def make(policy: str) -> MultiTaskSAC:
 def test_critics_are_measured_and_nothing_changes(policy: str) -> None:
     model = make(policy).learn(60)
     before, mode = random_state(), model.critic.training
-    first, second = critic_capacity(model, 128)
+    first, second = critic_plasticity(model, 128)
     assert 0 <= first.dormant <= 1
     assert 0 < first.rank <= first.features == (16 if policy == "BRCPolicy" else 8)
     assert second.features == first.features
@@ -203,32 +203,32 @@ def test_critics_are_measured_and_nothing_changes(policy: str) -> None:
 
 def test_a_model_without_transitions_is_said() -> None:
     with pytest.raises(ValueError, match="`model` must have transitions in its replay buffer, got none"):
-        critic_capacity(make("BRCPolicy"))
+        critic_plasticity(make("BRCPolicy"))
 
 
 def test_logging_does_not_change_training() -> None:
     plain, watched = make("ScaleMoEPolicy").learn(120), make("ScaleMoEPolicy")
-    watched.learn(120, callback=CapacityLogger(40, 32))
+    watched.learn(120, callback=PlasticityLogger(40, 32))
     values = watched.logger.name_to_value
-    assert {name for name in values if name.startswith("capacity/")} == {
-        "capacity/dormant",
-        "capacity/rank",
-        *(f"capacity/load_{node}" for node in range(3)),
+    assert {name for name in values if name.startswith("plasticity/")} == {
+        "plasticity/dormant",
+        "plasticity/rank",
+        *(f"plasticity/load_{node}" for node in range(3)),
     }
-    assert sum(values[f"capacity/load_{node}"] for node in range(3)) == pytest.approx(1)
+    assert sum(values[f"plasticity/load_{node}"] for node in range(3)) == pytest.approx(1)
     for mine, theirs in zip(watched.policy.parameters(), plain.policy.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     for option in ({"every": 0}, {"every": 1, "batch_size": 0}):
         with pytest.raises(ValueError, match="must be at least 1, got 0"):
-            CapacityLogger(**option)
+            PlasticityLogger(**option)
     for option in ({"every": 20.5}, {"every": True}, {"every": 1, "batch_size": "a"}):
         with pytest.raises(TypeError, match="must be an integer, got"):
-            CapacityLogger(**option)
+            PlasticityLogger(**option)
 
 
 def test_any_number_of_transitions_can_be_asked_for() -> None:
     model = make("BRCPolicy").learn(80)
-    assert critic_capacity(model, 63)[0].rank <= 60  # as many of each of the four tasks
-    critic_capacity(model, 1)
+    assert critic_plasticity(model, 63)[0].rank <= 60  # as many of each of the four tasks
+    critic_plasticity(model, 1)
     with pytest.raises(TypeError, match="`batch_size` must be an integer, got None"):
-        critic_capacity(model, None)
+        critic_plasticity(model, None)
