@@ -53,6 +53,8 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
     "gallery_page",
     "language_tables",
     "result_tables",
@@ -86,6 +88,19 @@ nitpick_ignore_regex = [
 html_theme = "furo"
 html_title = f"dynroute {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
+html_theme_options = {
+    "light_logo": "logo-light.svg",
+    "dark_logo": "logo-dark.svg",
+    "sidebar_hide_name": True,
+    "light_css_variables": {"color-brand-primary": "#146e3c", "color-brand-content": "#146e3c"},
+    "dark_css_variables": {"color-brand-primary": "#4cc38a", "color-brand-content": "#4cc38a"},
+}
+copybutton_prompt_text = r">>> |\.\.\. ?|\$ "  # the button leaves out prompts, and the output of what is typed
+copybutton_prompt_is_regexp = True
+copybutton_line_continuation_character = "\\"
 
 autodoc_preserve_defaults = True
 autodoc_typehints = "description"

@@ -1,7 +1,7 @@
-"""Six contradicting regression tasks, solved by routing at each of the four levels.
+"""The four levels on one problem.
 
-The tasks see the same inputs and want different answers; only the context, the one-hot of the task, tells them apart.
-A single network is left with their mean. One sees a table of the levels and pictures of how they learn and route.
+Six regression tasks give different answers to the same inputs. Only the context, the one-hot of the task, tells them
+apart, and a network without it learns their mean. The program prints a table of the levels and draws their routes.
 """
 
 from pathlib import Path

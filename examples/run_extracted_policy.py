@@ -1,7 +1,8 @@
-"""Run the policy of one task from its file, without anything that trained it: dynroute, torch and safetensors read it.
+"""Run the policy of one task from a file.
 
-`dynroute extract RUN --task drawer-close` writes such a file from a run. Without one, a network that has learned
-nothing is extracted here. One sees what the file tells of itself, that actions are in -1..1, and how long one takes.
+Only dynroute, torch and safetensors read the file, and nothing that trained the policy. `dynroute extract RUN --task
+drawer-close` writes one from a run. Without a file, an untrained network is extracted here. The program prints the
+notes of the file, shows that actions are in -1..1, and measures how long one takes.
 """
 
 import sys
