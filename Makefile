@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install test demo bench lint types docs format clean
+.PHONY: help install test demo bench lint types docs release format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -21,11 +21,15 @@ install: $(READY) ## Make an environment with everything in .venv; source .venv/
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest -n auto
 
-demo: $(READY) ## Imitate Meta-World's scripted policies with D2R, go on by SAC, and write a page about both
-	$(BIN)/dynroute imitate --method d2r --benchmark MT10 --workers 2 --run demo/imitation --resume
-	$(BIN)/dynroute train --preset refine --method d2r --benchmark MT10 --workers 2 --run demo/sac --resume \
-		--warm-start demo/imitation
-	$(BIN)/dynroute report demo/imitation demo/sac --output demo/report.html
+demo: $(READY) ## Imitate Meta-World's scripted policies, small and then at full size, and write a page about both
+	$(BIN)/dynroute imitate --preset quick --method d2r --benchmark MT10 --workers 2 --demonstrations 10 \
+		--cloning-steps 1000 --final-episodes 10 --run demo/small --resume
+	$(BIN)/dynroute imitate --method d2r --benchmark MT10 --workers 2 --run demo/full --resume
+	$(BIN)/dynroute report demo/small demo/full --output demo/report.html
+	@echo "Open file://$(CURDIR)/demo/report.html in a browser."
+	@echo "Next, SAC goes on from there for some minutes:"
+	@echo "  $(BIN)/dynroute train --preset refine --method d2r --benchmark MT10 --workers 2 \\"
+	@echo "      --warm-start demo/full --run demo/sac"
 
 bench: $(READY) ## Time every case and write the table, the JSON file and the curves to benchmarks/results
 	$(BIN)/python -m benchmarks.run
@@ -44,6 +48,12 @@ docs: $(READY) ## Build the documentation and run its examples
 	$(BIN)/python -m sphinx -n -W --keep-going -q -b doctest docs docs/_build/doctest
 	$(BIN)/python -m sphinx -n -W --keep-going -q -b coverage docs docs/_build/coverage
 	@echo "The documentation is docs/_build/html/index.html"
+
+release: $(READY) ## Build the sdist and the wheel into dist, and check both
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	DYNROUTE_DIST=dist $(BIN)/python -m pytest -q tests/house/test_wheel.py
+	@echo "dist holds what was checked:"; ls dist
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix .

@@ -62,6 +62,7 @@ extensions = [
 exclude_patterns = ["_build"]
 default_role = "code"  # `x` in a docstring is code, as in the error messages
 highlight_language = "python"
+pygments_dark_style = "github-dark"
 smartquotes_action = "De"  # dashes and ellipses, no quotes: "rsg" is a value, quotes included
 python_maximum_signature_line_length = 100
 
