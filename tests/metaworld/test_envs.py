@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import metaworld
 import mujoco
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from metaworld.policies import ENV_POLICY_MAP
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
-import metaworld
 from dynroute_metaworld import BENCHMARKS, MetaWorldVecEnv, WorkerError, make_envs, task_names
 from dynroute_metaworld.environment import STATE, TaskEnvironment
 from dynroute_metaworld.tasks import goals_of
