@@ -99,7 +99,7 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#146e3c", "color-brand-content": "#146e3c"},
     "dark_css_variables": {"color-brand-primary": "#4cc38a", "color-brand-content": "#4cc38a"},
 }
-copybutton_prompt_text = r">>> |\.\.\. ?|\$ "  # the button leaves out prompts, and the output of what is typed
+copybutton_prompt_text = r">>> ?|\.\.\. ?|\$ "  # the button leaves out prompts, and the output of what is typed
 copybutton_prompt_is_regexp = True
 copybutton_line_continuation_character = "\\"
 
