@@ -54,6 +54,7 @@ release: $(READY) ## Build the sdist and the wheel into dist, and check both
 	$(BIN)/python -m build --no-isolation --outdir dist
 	DYNROUTE_DIST=dist $(BIN)/python -m pytest -q tests/house/test_wheel.py
 	@echo "dist holds what was checked:"; ls dist
+	@! grep -q "example.org" pyproject.toml || echo "Before an upload, put the address of the repository into pyproject.toml."
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix .
