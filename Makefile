@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install test test-slow test-all demo bench lint types docs format clean
+.PHONY: help install test test-slow test-all demo bench lint types docs release format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -31,11 +31,15 @@ test-slow: $(READY) ## Run the slow tests: networks that learn, processes that a
 
 test-all: test test-slow ## Run all tests
 
-demo: $(READY) ## Imitate Meta-World's scripted policies with D2R, go on by SAC, and write a page about both
-	$(BIN)/dynroute imitate --method d2r --benchmark MT10 --workers 2 --run demo/imitation --resume
-	$(BIN)/dynroute train --preset refine --method d2r --benchmark MT10 --workers 2 --run demo/sac --resume \
-		--warm-start demo/imitation
-	$(BIN)/dynroute report demo/imitation demo/sac --output demo/report.html
+demo: $(READY) ## Imitate Meta-World's scripted policies, small and then at full size, and write a page about both
+	$(BIN)/dynroute imitate --preset quick --method d2r --benchmark MT10 --workers 2 --demonstrations 10 \
+		--cloning-steps 1000 --final-episodes 10 --run demo/small --resume
+	$(BIN)/dynroute imitate --method d2r --benchmark MT10 --workers 2 --run demo/full --resume
+	$(BIN)/dynroute report demo/small demo/full --output demo/report.html
+	@echo "Open file://$(CURDIR)/demo/report.html in a browser."
+	@echo "Next, SAC goes on from there for some minutes:"
+	@echo "  $(BIN)/dynroute train --preset refine --method d2r --benchmark MT10 --workers 2 \\"
+	@echo "      --warm-start demo/full --run demo/sac"
 
 bench: $(READY) ## Time every case and write the table, the JSON file and the curves to benchmarks/results
 	$(BIN)/python -m benchmarks.run
@@ -54,6 +58,13 @@ docs: $(READY) ## Build the documentation and run its examples
 		$(BIN)/python -m sphinx -n -W --keep-going -q -b $$builder -d docs/_build/read docs docs/_build/$$builder; \
 	done
 	@echo "The documentation is docs/_build/html/index.html"
+
+release: $(READY) ## Build the sdist and the wheel into dist, and check both
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	DYNROUTE_DIST=dist $(BIN)/python -m pytest -q tests/house/test_wheel.py
+	@echo "dist holds what was checked:"; ls dist
+	@! grep -q "example.org" pyproject.toml || echo "Before an upload, put the address of the repository into pyproject.toml."
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix .

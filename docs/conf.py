@@ -54,6 +54,8 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
     "gallery_page",
     "language_tables",
     "result_tables",
@@ -61,6 +63,7 @@ extensions = [
 exclude_patterns = ["_build"]
 default_role = "code"  # `x` in a docstring is code, as in the error messages
 highlight_language = "python"
+pygments_dark_style = "github-dark"
 smartquotes_action = "De"  # dashes and ellipses, no quotes: "rsg" is a value, quotes included
 python_maximum_signature_line_length = 100
 
@@ -87,6 +90,19 @@ nitpick_ignore_regex = [
 html_theme = "furo"
 html_title = f"dynroute {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
+html_theme_options = {
+    "light_logo": "logo-light.svg",
+    "dark_logo": "logo-dark.svg",
+    "sidebar_hide_name": True,
+    "light_css_variables": {"color-brand-primary": "#146e3c", "color-brand-content": "#146e3c"},
+    "dark_css_variables": {"color-brand-primary": "#4cc38a", "color-brand-content": "#4cc38a"},
+}
+copybutton_prompt_text = r">>> ?|\.\.\. ?|\$ "  # the button leaves out prompts, and the output of what is typed
+copybutton_prompt_is_regexp = True
+copybutton_line_continuation_character = "\\"
 
 autodoc_preserve_defaults = True
 autodoc_typehints = "description"

@@ -4,7 +4,6 @@ import ast
 import contextlib
 import importlib.util
 import io
-import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,32 +39,44 @@ def pictures(name: str) -> str:
     return side_by_side(drawn)
 
 
-def side_by_side(drawn: Iterable[str]) -> str:
-    """SVG pictures in a row, or below each other where there is no room."""
-    frame = '<div style="display: inline-block; margin: 1em; max-width: 100%; overflow-x: auto">{}</div>'
-    return "".join(map(frame.format, drawn))
+def side_by_side(drawn: Iterable[str], *, fit: bool = False) -> str:
+    """SVG pictures in a row, or below each other where there is no room; with `fit` they shrink to one row."""
+    frames = "".join(f"<div>{picture}</div>" for picture in drawn)
+    return f'<div class="pictures{" fit" if fit else ""}">{frames}</div>'
 
 
 class Gallery(Directive):
-    """Shows each program: its name, the first sentence of its docstring, what it draws, and its text."""
+    """Shows each program: the title and the description of its docstring, its pictures, and its text."""
 
     def run(self) -> list[nodes.Node]:
-        lines = []
+        groups: dict[str, list[str]] = {"In torch networks": [], "In multi-task RL": []}
         for path in sorted(EXAMPLES.glob("*.py")):
             self.env.note_dependency(str(path))
-            lines += self._section(path)
+            tree = ast.parse(path.read_text())
+            groups["In multi-task RL" if _learns_control(tree) else "In torch networks"] += self._section(path, tree)
+        lines = [line for title, sections in groups.items() for line in [title, "-" * len(title), "", *sections]]
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
-    def _section(self, path: Path) -> list[str]:
-        tree = ast.parse(path.read_text())
-        sentence = re.match(r".*?[.?!](?=\s|$)", ast.get_docstring(tree) or "", re.DOTALL)
-        assert sentence is not None, f"the docstring of {path} must begin with a sentence"
-        title = path.stem.replace("_", " ").capitalize()
-        lines = [title, "-" * len(title), "", sentence[0], ""]
+    def _section(self, path: Path, tree: ast.Module) -> list[str]:
+        title, _, text = (ast.get_docstring(tree) or "").partition(".\n\n")
+        assert text, f"the docstring of {path} must have a title, a blank line and a description"
+        lines = [title, "~" * len(title), "", *text.splitlines(), ""]
         if self.env.app.builder.format == "html" and _draws(tree):
-            lines += [f".. picture:: What it draws after {STEPS} steps of training.", ""]
+            lines += [f".. picture:: The program draws this after {STEPS} steps of training.", ""]
             lines += ["   from gallery_page import pictures", "", f"   picture = pictures({path.stem!r})", ""]
-        return [*lines, f".. literalinclude:: ../examples/{path.name}", ""]
+        return [
+            *lines,
+            f".. dropdown:: examples/{path.name}",
+            "",
+            f"   .. literalinclude:: ../examples/{path.name}",
+            "",
+        ]
+
+
+def _learns_control(tree: ast.Module) -> bool:
+    """Whether a program takes networks or environments of reinforcement learning."""
+    modules = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return bool({"dynroute_sb3", "dynroute.networks"}.intersection(modules))
 
 
 def _draws(tree: ast.Module) -> bool:

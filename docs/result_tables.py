@@ -69,7 +69,7 @@ class Sweep(Directive):
         machines = sorted({machine(session["machine"]) for session in sessions})
         versions = {f"{name} {number}" for session in sessions for name, number in session["versions"].items()}
         length = " or ".join(map(str, episodes)) + " episode" + "s" * (episodes != [1])
-        lines = [".. code-block:: console", "", *(f"   $ {command}" for command in commands), ""]
+        lines = folded(commands)
         if missing := {label(row): row["missing"] for row in stored["rows"] if row["missing"]}:
             told = ", ".join(f"{name} ({', '.join(map(str, seeds))})" for name, seeds in missing.items())
             lines += [f"Not run yet, seeds in brackets: {told}.", ""]
@@ -216,11 +216,20 @@ def told(commands: Sequence[str], stored: Mapping[str, Any]) -> list[str]:
     versions = sorted({f"{name} {number}" for session in sessions for name, number in session["versions"].items()})
     load = ", ".join(f"{session['load']:.1f}" for session in sessions)
     return [
-        ".. code-block:: console",
-        "",
-        *(f"   $ {command}" for command in dict.fromkeys(commands)),
-        "",
+        *folded(list(dict.fromkeys(commands))),
         f"Commit {', '.join(commits)}, {'; '.join(machines)}, load {load} at the start; {', '.join(versions)}.",
+    ]
+
+
+def folded(commands: Sequence[str]) -> list[str]:
+    """The lines of a block of commands, which a click opens."""
+    return [
+        ".. dropdown:: Commands",
+        "",
+        "   .. code-block:: console",
+        "",
+        *(f"      $ {line}" for line in commands),
+        "",
     ]
 
 

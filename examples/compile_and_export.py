@@ -1,7 +1,8 @@
-"""A transformer block with routed experts is compiled and trained, then exported to a file that needs no dynroute code.
+"""Compile and export a mixture of experts.
 
-Router, gate and experts compile to one graph without breaks. The exported program takes batches of any size. The
-default `backend` of torch.compile needs a C++ compiler; "aot_eager" traces the same graphs without one.
+A transformer block with routed experts is compiled and trained, then exported to a file that needs no dynroute code.
+One graph without breaks holds router, gate and experts. The exported program takes batches of any size. The default
+`backend` of torch.compile needs a C++ compiler; "aot_eager" traces the same graphs without one.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""Six contradicting regression tasks, solved by routing at each of the four levels.
+"""The four levels on one problem.
 
-The tasks have the same inputs and different answers; only the context, the one-hot of the task, distinguishes them. A
-single network learns their mean. The output is a table of the levels and pictures of learning and routes.
+Six regression tasks give different answers to the same inputs. Only the context, the one-hot of the task, tells them
+apart, and a network without it learns their mean. The program prints a table of the levels and draws their routes.
 """
 
 from pathlib import Path

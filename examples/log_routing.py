@@ -1,8 +1,8 @@
-"""An ordinary training loop logs what its mixtures of experts do, to TensorBoard and as dictionaries.
+"""Log routing to TensorBoard and Weights & Biases.
 
-The figures are a dictionary of plain numbers. TensorBoard takes them one by one; `wandb.log` and Lightning's
-`self.log_dict` take the dictionary. Here the dictionaries are also written to a file, and the load of the experts is
-drawn at the end. It needs TensorBoard.
+An ordinary training loop logs its mixtures of experts. The figures are plain numbers by name: TensorBoard takes them
+one by one, `wandb.log` and Lightning's `self.log_dict` take the dictionary. Here the dictionaries become lines of a
+file. At the end the load of the experts is drawn. It needs TensorBoard.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""One policy learns four tasks with Stable-Baselines3: push a point to the right, left, top or bottom.
+"""Multi-task SAC with Stable-Baselines3.
 
-Only the one-hot of the task tells the goal. D2R samples routes while it learns, and replays the recorded ones.
-Checkpoints hold everything, so a killed program resumes from the last one. The output is the success of each task and
-the number of modules that its routes use. It needs the extra `sb3`.
+One policy learns to push a point to the right, left, top or bottom; only the one-hot of the task tells it where. D2R
+samples routes while it learns, and replays those that were taken. Checkpoints hold everything: start the program again
+after it was killed, and it goes on from the last one. It prints the success of each task and how many modules its
+routes used. It needs the extra `sb3`.
 """
 
 from pathlib import Path

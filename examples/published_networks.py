@@ -1,7 +1,7 @@
-"""Three published networks learn seven conflicting tasks; D2R shows how many modules each task uses.
+"""Compare published networks on seven tasks.
 
-The tasks need different answers to the same states, so a network has to separate them and can share the rest. Run it
-with ``python examples/published_networks.py``.
+MT-SAC, PaCo and D2R learn tasks that want different answers to the same states, so that a network has to separate them
+and may share the rest. For D2R the program prints how many modules each task uses.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""A route, read: which modules run, how deep they are stacked, what is stored of it, and how it looks.
+"""Read, store, replay and draw a route.
 
-The output is the route of one sample through a briefly trained network, the few bytes of its recorded path, a replay
-with the identical output, and an SVG picture.
+A network is trained briefly. The program prints the modules and the depth of one sample's route, stores its path in a
+few bytes, replays it for the identical output, and draws it as an SVG picture that any browser opens.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Routing without reinforcement learning: six questions about small images, and who shares what to answer them.
+"""Find out which tasks share modules.
 
-Each image has a horizontal and a vertical bar in noise. Three tasks ask for the row of the first, three for the column
-of the second. Tasks about the same bar learn to share models and modules, although the router only reads the number of
-the task. The mean routes of all tasks are drawn.
+Each image holds a horizontal and a vertical bar in noise. Three tasks ask how high the one lies, three how far to the
+left the other. Tasks about the same bar come to share models and modules, although the router knows a task by its
+number alone. The mean routes of all tasks are drawn. No reinforcement learning is involved.
 """
 
 from pathlib import Path

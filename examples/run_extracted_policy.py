@@ -1,7 +1,8 @@
-"""Run the policy of one task from its file, without anything that trained it: dynroute, torch and safetensors read it.
+"""Run the policy of one task from a file.
 
-`dynroute extract RUN --task drawer-close` writes such a file from a run. Without one, an untrained network is extracted
-here. The output is the content of the file, the range of actions and the time of one.
+Only dynroute, torch and safetensors read the file, and nothing that trained the policy. `dynroute extract RUN --task
+drawer-close` writes one from a run. Without a file, an untrained network is extracted here. The program prints the
+notes of the file, shows that actions are in -1..1, and measures how long one takes.
 """
 
 import sys

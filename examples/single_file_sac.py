@@ -1,8 +1,8 @@
-"""Soft actor-critic in a single file, in the manner of CleanRL, with an actor whose modules are routed by the task.
+"""Soft actor-critic with routing in a single file.
 
-Four tasks push a point to four goals, and only the one-hot at the end of an observation distinguishes them. Only the
-network of the actor is new: it samples routes when it acts and learns, and uses the best ones in evaluation. The
-environments need the extra `sb3`.
+In the manner of CleanRL. Four tasks push a point to four goals, and only the one-hot at the end of an observation tells
+them apart. The network of the actor alone is new: it draws routes when it acts and learns, and takes the best ones in
+evaluation. The environments need the extra `sb3`.
 """
 
 import copy

@@ -1,8 +1,8 @@
-"""One nn.Linear of an ordinary nn.Sequential becomes a routed layer, and nothing else changes.
+"""Replace a linear layer by a routed one.
 
-The target follows one of eight linear rules, selected by the signs of the first three inputs. The output is the number
-of parameters and the test error before and after the swap, and those of a plain network with as many parameters as the
-routed one, which shows that the gain is not due to size.
+One nn.Linear of an nn.Sequential becomes a routed layer, and nothing else changes. The right answer follows one of
+eight linear rules; which one is hidden in the signs of the first three inputs. The program prints parameters and test
+error before and after the swap, and those of a plain network that was widened until it has as many parameters.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""The feed-forward parts of a decoder in the style of Hugging Face become mixtures, and its training loop stays.
+"""Turn the feed-forward parts of a decoder into mixtures.
 
-It has the interface of such models: a config, layers whose `mlp(hidden_states)` keeps the shape, a loss if there are
-labels. The swap changes no output, and the mixtures keep learning. BalancedTopK needs no auxiliary loss.
+The decoder has the interface of Hugging Face's models: a config, layers whose `mlp(hidden_states)` keeps the shape, a
+loss where there are labels. The swap changes no output, and its training loop stays. BalancedTopK needs no extra loss.
 """
 
 from types import SimpleNamespace

@@ -1,7 +1,8 @@
-"""What the residual stop-gradient stops, on a graph small enough to follow with a finger.
+"""See which gradients the residual stop-gradient stops.
 
 The route is the chain 0 -> 1 -> 2 -> 3, with module 3 as the output. The router finds module 1 unsuitable for module 2,
-but the replayed route still takes it. The output is the gradient norm of each module under each `protect`.
+but the route is a replayed one that still takes it. The program prints the gradient norm of each module under each
+`protect`.
 """
 
 import torch

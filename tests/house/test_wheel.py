@@ -1,14 +1,21 @@
-"""The wheel holds exactly the four packages, and the core needs torch alone."""
+"""The wheel holds the packages alone, its page has absolute links, and the core needs torch alone.
+
+`make release` runs these tests on what it built, in the folder that DYNROUTE_DIST names.
+"""
 
 import email
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
+from packaging.metadata import Metadata
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,12 +41,27 @@ for name, extra in (("dynroute_sb3", "sb3"), ("dynroute_metaworld", "metaworld")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an sdist and of the wheel that is built from it."""
+    if built := os.environ.get("DYNROUTE_DIST"):
+        return ROOT / built
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
-    (path,) = folder.glob("*.whl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (path,) = dist.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Metadata:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    return Metadata.from_email(archive.read(name), validate=True)
 
 
 def test_top_level_of_the_wheel(wheel: Path) -> None:
@@ -54,6 +76,39 @@ def test_top_level_of_the_wheel(wheel: Path) -> None:
     assert {"dynroute/py.typed", "dynroute_sb3/py.typed", "dynroute_metaworld/py.typed"} <= set(names)
     assert {f"dynroute_metaworld/report/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_sdist_holds_what_builds_tests_and_documents(dist: Path) -> None:
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    needed = {
+        "pyproject.toml",
+        "hatch_build.py",
+        "README.md",
+        "CITATION.cff",
+        "constraints.txt",
+        "Makefile",
+        "docs/conf.py",
+    }
+    assert needed <= names
+    assert any(name.startswith("tests/") for name in names)
+    assert not [name for name in names if re.search(r"__pycache__|\.pyc$|^(\.venv|demo|runs|dist)/|_build/", name)]
+
+
+def test_the_package_page_renders_with_absolute_links_to_files_that_exist(metadata: Metadata) -> None:
+    assert metadata.description_content_type == "text/markdown"
+    assert metadata.description
+    page = MarkdownIt("commonmark").enable("table").render(metadata.description)
+    assert page.count("<h1>") == 1
+    assert page.count("<table>") == 3
+    links = re.findall(r'(?:href|src)="([^"]+)"', page)
+    assert metadata.project_urls
+    repository = metadata.project_urls["Repository"]
+    inside = [link.removeprefix(f"{repository}/") for link in links if link.startswith(repository)]
+    assert all(link.startswith("https://") for link in links)
+    assert sum(link.startswith("raw/HEAD/docs/pictures/") for link in inside) == 4
+    assert all((ROOT / link.split("/", 2)[2]).exists() for link in inside)
 
 
 def required(lines: list[str] | None) -> set[str]:
