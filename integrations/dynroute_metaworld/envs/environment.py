@@ -13,16 +13,12 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.types import Task
 from numpy.typing import NDArray
 
-__all__ = ["GOALS", "MAX_HORIZON", "STATE_FEATURES", "Lean", "TaskEnvironment", "lean"]
+from dynroute_command.choices import GOALS, MAX_HORIZON
 
-GOALS = ("fixed", "random", "benchmark")
-"""Where goals come from. They are the first of the benchmark's; new ones, drawn for each episode; or its 50 in turn."""
+__all__ = ["GOALS", "MAX_HORIZON", "STATE_FEATURES", "Lean", "TaskEnvironment", "lean"]
 
 STATE_FEATURES = 39
 """The width of an observation without the one-hot."""
-
-MAX_HORIZON = 500
-"""Meta-World itself ends an episode there."""
 
 CAMERA = "corner2"
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
