@@ -29,7 +29,7 @@ METHODS = (
 """The networks, as :func:`dynroute.networks.available` lists them."""
 
 PRESETS = ("paper", "released", "quick", "refine", "brc", "brc-small")
-"""The names of :data:`dynroute_metaworld.PRESETS`."""
+"""The names of :data:`dynroute_metaworld.runs.presets.PRESETS`."""
 
 GOALS = ("fixed", "random", "benchmark")
 """Where goals come from. They are the first of the benchmark's; new ones, drawn for each episode; or its 50 in turn."""

@@ -13,9 +13,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.types import Task
 from numpy.typing import NDArray
 
-from dynroute_command.choices import GOALS, MAX_HORIZON
-
-__all__ = ["GOALS", "MAX_HORIZON", "STATE_FEATURES", "Lean", "TaskEnvironment", "lean"]
+__all__ = ["STATE_FEATURES", "Lean", "TaskEnvironment", "lean"]
 
 STATE_FEATURES = 39
 """The width of an observation without the one-hot."""
@@ -104,7 +102,7 @@ class TaskEnvironment:
     Args:
         name: The task, without "-v3".
         tasks: The goals that the benchmark drew for it.
-        goals: Where the goal of an episode comes from, one of :data:`GOALS`.
+        goals: Where the goal of an episode comes from, one of :data:`dynroute_command.choices.GOALS`.
         horizon: The number of steps of an episode.
         reward_version: "v2" for rewards of at most 10 a step, "v1" for the older ones.
         render_mode: "rgb_array" for :meth:`frame`.

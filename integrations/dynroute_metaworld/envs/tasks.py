@@ -9,11 +9,11 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.types import Task
 
 import metaworld
-from dynroute_command.choices import BENCHMARKS, split_benchmark, task_names
+from dynroute_command.choices import BENCHMARKS, task_names
 
 from .environment import lean
 
-__all__ = ["BENCHMARKS", "goals_of", "split_benchmark", "task_names"]
+__all__ = ["goals_of"]
 
 
 def goals_of(benchmark: str | Sequence[str], seed: int) -> dict[str, tuple[Task, ...]]:

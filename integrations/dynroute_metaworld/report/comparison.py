@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runs.configuration import KEYWORDS, Configuration
+from dynroute_command.options import KEYWORDS
+
+from ..runs.configuration import Configuration
 from ..runs.intervals import bootstrap_interval, iqm
 from ..runs.run import Run
 from .evidence import Evidence

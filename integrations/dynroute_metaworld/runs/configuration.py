@@ -17,10 +17,10 @@ from dynroute.arguments import check_interval
 from dynroute.losses import importance, load_balance, route_entropy, router_z_loss
 from dynroute.networks import PRESETS as NETWORKS
 from dynroute_command.choices import split_benchmark, task_names
-from dynroute_command.options import KEYWORDS, Options, check_option, kinds_of
+from dynroute_command.options import Options, check_option
 from dynroute_sb3 import DamagedError
 
-__all__ = ["KEYWORDS", "OPTIMIZERS", "ROUTE_LOSSES", "Configuration", "kinds_of"]
+__all__ = ["OPTIMIZERS", "ROUTE_LOSSES", "Configuration"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """The optimizers of actor and critics, by the option."""

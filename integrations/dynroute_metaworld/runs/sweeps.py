@@ -15,9 +15,11 @@ from typing import Any
 
 import filelock
 
+from dynroute_command.options import KEYWORDS, kinds_of
+
 from ..report.comparison import origin
 from .cluster import check_nodes, check_room, joined, run_all
-from .configuration import KEYWORDS, Configuration, kinds_of
+from .configuration import Configuration
 from .interrupts import terminable
 from .methods import check_network
 from .presets import IMITATION_ALONE, preset
