@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dynroute_metaworld.envs.environment import MAX_HORIZON
+from dynroute_command.choices import MAX_HORIZON
 from dynroute_metaworld.runs.evaluation import evaluate
 from dynroute_metaworld.runs.intervals import wilson_interval
 

@@ -1,23 +1,27 @@
 """Routing layers for torch: choose, for every sample, which modules run and how their outputs are mixed."""
 
-from . import distributed, functional, inspect, losses, networks, plasticity, testing
-from .banks import LinearBank
-from .budget import Budget, limit_modules
-from .checks import set_checks
-from .compositional import CompositionalLinear
-from .execution import backend
-from .extraction import Extracted, Extraction, TaskNetwork, extract
-from .freezing import Frozen, freeze_modules
-from .gates import BalancedTopK, ExpertChoice, Gate, Hard, SampleK, Soft, TopK, TopP
-from .growth import Resized, grow, open_nodes, prune
-from .levels import GatedPerceptron, LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
-from .program import Program, trace_program
-from .recording import Record, Recording, record
-from .route import Route
-from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, RouterNoise, TableRouter, TaskRouter
-from .saving import from_pretrained, save_pretrained
-from .surgery import swap, upcycle
-from .topology import Topology
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import distributed, functional, inspect, losses, networks, plasticity, testing
+    from .banks import LinearBank
+    from .budget import Budget, limit_modules
+    from .checks import set_checks
+    from .compositional import CompositionalLinear
+    from .execution import backend
+    from .extraction import Extracted, Extraction, TaskNetwork, extract
+    from .freezing import Frozen, freeze_modules
+    from .gates import BalancedTopK, ExpertChoice, Gate, Hard, SampleK, Soft, TopK, TopP
+    from .growth import Resized, grow, open_nodes, prune
+    from .levels import GatedPerceptron, LayerRouting, ModelRouting, ModuleRouting, OutputRouting, RoutedGraph
+    from .program import Program, trace_program
+    from .recording import Record, Recording, record
+    from .route import Route
+    from .routers import CascadeRouter, LinearRouter, MLPRouter, Router, RouterNoise, TableRouter, TaskRouter
+    from .saving import from_pretrained, save_pretrained
+    from .surgery import swap, upcycle
+    from .topology import Topology
 
 __all__ = [
     "BalancedTopK",
@@ -78,3 +82,24 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_MODULES = (
+    *("banks", "budget", "capacity", "checks", "compositional", "distributed", "execution", "extraction", "freezing"),
+    *("functional", "gates", "growth", "inspect", "levels", "losses", "networks", "program", "recording", "route"),
+    *("routers", "saving", "surgery", "testing", "topology"),
+)
+
+if not TYPE_CHECKING:  # or a type checker would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        """Imports torch and the library when a name is first asked for; `python -m dynroute --help` asks for none."""
+        if not name.startswith("_"):
+            for module in [importlib.import_module(f".{module}", __name__) for module in _MODULES]:
+                globals().update({name: getattr(module, name) for name in module.__all__ if name in __all__})
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,12 +1,13 @@
-"""Starts the ``dynroute`` command: what must happen before torch is imported, which takes a second or two."""
+"""The ``dynroute`` command: what must happen before torch is imported, which takes a second or two."""
 
+import importlib
 import os
 import signal
 import sys
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from types import FrameType
 
-__all__ = ["WAITING", "main", "wait_without_spinning"]
+__all__ = ["WAITING", "main", "run", "wait_without_spinning"]
 
 WAITING = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -17,16 +18,32 @@ imported. Where another program has the core of a thread, those that wait would 
 
 
 def main() -> int:
-    """Runs the command and returns its exit status."""
+    """Runs the command of this program and returns its exit status."""
     wait_without_spinning(os.environ)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # In the middle of an import nobody expects an exception; nothing was begun that must be ended.
         signal.signal(signal.SIGINT, _leave)
-    from dynroute.command import main as command
+    return run(sys.argv[1:])
 
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command and returns its exit status; help and refusals import neither torch nor an extra."""
+    from .parser import completion, parse
+
+    try:
+        options = parse(arguments)
+    except ValueError as error:
+        return _refuse(error)
+    try:
+        if options.command == "completion":
+            print(completion(options.shell))
+            return 0
+        commands = importlib.import_module("dynroute_metaworld.cli")
+    except ImportError as error:
+        return _refuse(error)
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    return command()
+    return int(commands.run(options))
 
 
 def wait_without_spinning(environment: MutableMapping[str, str]) -> None:
@@ -41,6 +58,11 @@ def wait_without_spinning(environment: MutableMapping[str, str]) -> None:
     """
     if not {"GOMP_SPINCOUNT", *WAITING} & set(environment):
         environment.update(WAITING)
+
+
+def _refuse(error: Exception) -> int:
+    print(f"dynroute: {error}", file=sys.stderr)
+    return 1
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

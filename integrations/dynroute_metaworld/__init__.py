@@ -15,8 +15,9 @@ except (AttributeError, RuntimeError) as error:  # so MuJoCo fails where the lib
         "for osmesa, libegl1 for egl) or unset MUJOCO_GL, which only drawing needs."
     ) from error
 
+from dynroute_command.choices import BENCHMARKS, task_names
+
 from .envs.scripted import ScriptedPolicy
-from .envs.tasks import BENCHMARKS, task_names
 from .envs.vec_env import MetaWorldVecEnv, make_envs
 from .envs.workers import WorkerError
 from .imitation.collection import collect

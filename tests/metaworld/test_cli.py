@@ -18,24 +18,34 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from metaworld import env_dict
 from rich.console import Console
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+import dynroute
 from benchmarks import outputs
+from dynroute.levels.graph import PROTECT_MODES
 from dynroute.networks import available
+from dynroute_command import choices
+from dynroute_command.options import GROUPS
+from dynroute_command.parser import _commands, _parser, completion, given_options
+from dynroute_command.parser import parse as read
 from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, RunError, read_metrics
 from dynroute_metaworld import cli as commands
-from dynroute_metaworld.arguments import add_options, given_options
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.report.curves import draw_curves
+from dynroute_metaworld.runs.configuration import OPTIMIZERS
+from dynroute_metaworld.runs.extraction import FORMATS, STATES
 from dynroute_metaworld.runs.methods import PUBLISHED, check_network, count_parameters, methods_table
 from dynroute_metaworld.runs.metrics import MetricsFile, forget_after
 from dynroute_metaworld.runs.presets import QUICK_SIZES, preset
 from dynroute_metaworld.runs.progress import Display
 from dynroute_metaworld.runs.threads import pass_size
 from dynroute_metaworld.runs.training import make_model
-from dynroute_sb3 import DamagedError, OneHotTask
+from dynroute_sb3 import DamagedError, OneHotTask, gaussian, losses
+from dynroute_sb3 import options as learner
 
+META_WORLD = {"MT10": env_dict.MT10_V3, "MT25": env_dict.MT25_V3, "MT50": env_dict.MT50_V3}
 TINY = ["--benchmark", "reach", "--goals", "fixed", "--horizon", "5", "--device", "cpu", "--learning-starts", "4"]
 TINY += ["--steps", "20", "--batch-size", "2", "--final-episodes", "1", "--method", "mt-sac"]
 TINY += ["--network", "hidden_sizes=[8]", "--log-every", "10"]
@@ -158,29 +168,184 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1,500,000" in printed
 
 
+def helped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The help of a sub-command."""
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
 def test_help_tells_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    printed = capsys.readouterr().out
+    printed = helped(capsys, "train")
+    words = " ".join(printed.split())
     for option in dataclasses.fields(Configuration):
         assert f"--{option.name.replace('_', '-')}" in printed
-        assert option.metadata["about"][:20] in " ".join(printed.split())
+        assert option.metadata["about"][:20] in words
+        assert " | ".join(option.metadata["choices"]) in words
+    for name in (*PRESETS, "(MT10)", "(paper)", "(0.0003)"):
+        assert name in words
+    titles = [f"\n{title}:\n" for title in GROUPS]
+    assert sorted(titles, key=printed.index) == titles  # what one needs first comes first
+    assert "episodes of each task (20)" in helped(capsys, "imitate")
+    assert "episodes of each task (0)" in printed
+
+
+def test_lists_that_the_command_shows_without_importing_what_has_them() -> None:
+    assert available() == choices.METHODS
+    assert tuple(PRESETS) == choices.PRESETS
+    assert tuple(FORMATS) == choices.FORMATS
+    assert choices.STATES == STATES
+    named = {name: tuple(kind.removesuffix("-v3") for kind in kinds) for name, kinds in META_WORLD.items()}
+    assert named == choices.BENCHMARKS
+    assert {name.removesuffix("-v3") for name in env_dict.ALL_V3_ENVIRONMENTS} == {*named["MT50"]}
+    of = {option.name: option for option in dataclasses.fields(Configuration)}
+    for name, words in {
+        "optimizer": tuple(OPTIMIZERS),
+        "protect": PROTECT_MODES,
+        "warmup_actions": learner.WARMUP_ACTIONS,
+        "critic_loss": learner.CRITIC_LOSSES,
+        "precision": learner.PRECISIONS,
+        "actor_paths": learner.PATHS,
+        "critic_paths": learner.PATHS,
+        "q_target": losses.Q_TARGETS,
+        "mask_rule": losses.MASK_RULES,
+        "task_weights": losses.TASK_WEIGHTS,
+        "log_std": gaussian.LOG_STD_LIMITS,
+    }.items():
+        assert of[name].metadata["choices"] == words, name
+    assert of["route_temperature"].metadata["words"] == losses.TEMPERATURES
+    assert of["bins"].default == learner.BINS
+    assert (of["value_low"].default, of["value_high"].default) == learner.VALUE_RANGE
+    assert (of["log_std_low"].default, of["log_std_high"].default) == gaussian.LOG_STD_RANGE
 
 
 def test_flags_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unrecognized arguments: --metod; did you mean --method?" in refused(capsys, "train", "--metod")
-    error = refused(capsys, "evaluate", "runs/first", "--task", "reach")  # --tau is of another command
+    assert "--method d2r; did you mean --methods?" in refused(capsys, "sweep", "--method", "d2r")
+    error = refused(capsys, "evaluate", "runs/first", "--task", "reach")
     assert error.startswith("usage: dynroute evaluate")
-    assert "unrecognized arguments: --task reach\n" in error
+    assert "arguments: --task reach; --task is used by dynroute extract and dynroute render alone\n" in error
     assert "'x' must be a number of type int" in refused(capsys, "train", "--seed", "x")
     assert "'width' must be name=value, for instance num_modules=8" in refused(capsys, "train", "--network", "width")
     assert "arguments are required: COMMAND" in refused(capsys)
+    assert "there is no command 'tran'; did you mean 'train'?" in refused(capsys, "tran")
+
+
+def test_flags_of_sac_are_refused_where_nothing_learns_by_it(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {name: set(command._option_string_actions) for name, command in _commands(_parser()).items()}
+    sac = flags["train"] - flags["imitate"]
+    assert {"--ent-coef", "--steps", "--batch-size", "--critic-network", "--no-bootstrap-timeouts"} <= sac
+    assert not flags["imitate"] - flags["train"]
+    for name in sorted(sac):
+        told = f"unrecognized arguments: {name}; {name} is used by dynroute train and dynroute sweep alone"
+        assert told in refused(capsys, "imitate", name)
+    error = refused(capsys, "sweep", "--imitate", "--ent-coef", "0.1")
+    assert "--ent-coef is used by runs of SAC alone, and with --imitate there are none" in error
+
+
+MISTYPED = {
+    "train --method d2x": "`method` must be one of 'mt-sac', {}, got 'd2x'; did you mean 'd2r'?",
+    "bench --methods sm d2": "`methods` must be one of 'mt-sac', {}, got 'd2'; did you mean 'd2r'?",
+    "train --preset quik": "`preset` must be one of 'paper', {}, got 'quik'; did you mean 'quick'?",
+    "train --goals rand": "`goals` must be one of 'fixed', 'random', 'benchmark', got 'rand'; did you mean 'random'?",
+    "train --gate tpo-2": "`gate` must be one of 'soft', {}, got 'tpo-2'; did you mean 'top-K'?",
+    "train --protect rgs": "`protect` must be one of 'rsg', {}, got 'rgs'; did you mean 'rsg'?",
+    "train --steps=-1": "`steps` must be at least 0 and finite, got -1.",
+    "sweep --benchmarks MT10 reahc": "`benchmark` must be MT10, {}, got 'reahc'; did you mean 'reach'?",
+    "extract runs/first --task reahc": "`task` must be a task of Meta-World, got 'reahc'; did you mean 'reach'?",
+    "evaluate runs/first --success first": "`success` must be one of 'any', 'last', got 'first'.",
+    "extract runs/first --task reach --format onx": "`format` must be one of 'torch', {}; did you mean 'onnx'?",
+    "completion bsh": "`shell` must be one of 'bash', 'zsh', 'fish', got 'bsh'; did you mean 'bash'?",
+}
+
+IMPORTS = """
+import atexit, sys
+names = ("torch", "numpy", "stable_baselines3", "gymnasium", "metaworld", "mujoco", "ray", "matplotlib", "rich")
+atexit.register(lambda: print(*["imported", *(name for name in names if name in sys.modules)], file=sys.stderr))
+from dynroute.command import main
+sys.argv = ["dynroute", *sys.argv[1:]]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--help",
+        "--version",
+        *(f"{name} --help" for name in _commands(_parser())),
+        *(f"completion {shell}" for shell in ("bash", "zsh", "fish")),
+        "train --metod",
+        "imitate --ent-coef 0.1",
+        *MISTYPED,
+    ],
+)
+def test_nothing_heavy_is_imported_by_help_completion_and_refusals(command: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", IMPORTS, *command.split()], capture_output=True, text=True)
+    *printed, imported = ended.stderr.splitlines()
+    assert imported == "imported"
+    if command in MISTYPED:
+        assert ended.returncode == 1
+        start, _, end = MISTYPED[command].partition("{}")
+        assert printed[0].startswith(f"dynroute: {start}")
+        assert printed[0].endswith(end)
+    else:
+        assert ended.returncode == (2 if printed else 0)
+
+
+@pytest.mark.parametrize("module", ["dynroute", "dynroute.command", "dynroute_command"])
+def test_the_command_is_a_module_too(module: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", module, "--version"], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (0, f"dynroute {dynroute.__version__}\n")
+    assert not re.search(r"\| +(torch|stable_baselines3|metaworld)$", ended.stderr, re.MULTILINE)
+
+
+def test_completion_for_bash(tmp_path: Path) -> None:
+    program = tmp_path / "dynroute.bash"
+    program.write_text(completion("bash"))
+    for words, expected in {
+        ("imi",): ["imitate"],
+        ("train", "--meth"): ["--method"],
+        ("train", "--method", "d2r-l"): ["d2r-layer"],
+        ("train", "--benchmark", "window"): ["window-open", "window-close"],
+        ("train", "--gate", "top"): ["top-2"],
+        ("imitate", "--preset", "q"): ["quick"],
+        ("imitate", "--ent"): [],
+        ("extract", "run", "--task", "drawer-c"): ["drawer-close"],
+        ("train", "--run", f"{tmp_path}/d"): [str(program)],
+    }.items():
+        line = " ".join(f"'{word}'" for word in ("dynroute", *words))
+        script = f"source {program}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; _shtab_dynroute"
+        script += '; printf "%s\\n" "${COMPREPLY[@]}"'
+        ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+        assert ended.stdout.split() == expected, words
+
+
+def test_completion_needs_shtab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    error = told(capsys, "completion", "zsh")
+    assert error == "dynroute: completion needs shtab; type: pip install 'dynroute[metaworld]'\n"
+
+
+def test_help_tells_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "not installed" not in helped(capsys)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    printed = helped(capsys)
+    assert "not installed here; this help, --version and the library itself work without:" in printed
+    for extra, names in {
+        "metaworld": "methods, train, imitate, sweep, evaluate, extract, analyze, report, render, bench, version",
+        "sweep": "sweep",
+        "report": "analyze, report, render",
+    }.items():
+        assert re.search(rf"pip install 'dynroute\[{extra}\]' +for {names}\n", printed)
+    assert re.search(r"pip install 'dynroute\[metaworld\]' +for train\n", helped(capsys, "train"))
 
 
 def parse(*arguments: str) -> dict[str, Any]:
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    return given_options(parser.parse_args(arguments))
+    return given_options(read(["train", *arguments]))
 
 
 def test_options_that_are_given() -> None:
@@ -439,8 +604,9 @@ def test_drawing_that_is_not_there(tmp_path: Path) -> None:
 
 def test_without_the_extra(tmp_path: Path) -> None:
     (tmp_path / "metaworld.py").write_text("raise ImportError('not there')")
-    command = [sys.executable, "-c", "import sys; from dynroute.command import main; sys.exit(main())"]
-    ended = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    command = [sys.executable, "-c", "import sys; from dynroute.command import main; sys.exit(main())", "methods"]
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr == "dynroute: dynroute_metaworld needs Meta-World; type: pip install 'dynroute[metaworld]'\n"
 

@@ -13,16 +13,10 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.types import Task
 from numpy.typing import NDArray
 
-__all__ = ["GOALS", "MAX_HORIZON", "STATE_FEATURES", "FastMethods", "TaskEnvironment", "fast_class"]
-
-GOALS = ("fixed", "random", "benchmark")
-"""Where goals come from. They are the first of the benchmark's; new ones, drawn for each episode; or its 50 in turn."""
+__all__ = ["STATE_FEATURES", "FastMethods", "TaskEnvironment", "fast_class"]
 
 STATE_FEATURES = 39
 """The width of an observation without the one-hot."""
-
-MAX_HORIZON = 500
-"""Meta-World itself ends an episode there."""
 
 CAMERA = "corner2"
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -108,7 +102,7 @@ class TaskEnvironment:
     Args:
         name: The task, without "-v3".
         tasks: The goals that the benchmark drew for it.
-        goals: Where the goal of an episode comes from, one of :data:`GOALS`.
+        goals: Where the goal of an episode comes from, one of :data:`dynroute_command.choices.GOALS`.
         horizon: The number of steps of an episode.
         reward_version: "v2" for rewards of at most 10 a step, "v1" for the older ones.
         render_mode: "rgb_array" for :meth:`frame`.

@@ -9,10 +9,10 @@ from gymnasium import spaces
 from metaworld.policies import ENV_POLICY_MAP
 from numpy.typing import NDArray
 
+from dynroute_command.choices import task_names
 from dynroute_sb3 import TaskSpace
 
 from .environment import STATE_FEATURES
-from .tasks import task_names
 
 __all__ = ["ScriptedPolicy"]
 

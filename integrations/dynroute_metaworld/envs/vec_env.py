@@ -12,9 +12,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 from dynroute.arguments import check_choice
+from dynroute_command.choices import GOALS, MAX_HORIZON, task_names
 
-from .environment import GOALS, MAX_HORIZON, STATE_FEATURES, TaskEnvironment
-from .tasks import derive_seed, goals_of, task_names
+from .environment import STATE_FEATURES, TaskEnvironment
+from .tasks import derive_seed, goals_of
 from .workers import Group, Remote, Shared, Specification, WorkerError, deal, processes
 
 __all__ = ["MetaWorldVecEnv", "make_envs"]

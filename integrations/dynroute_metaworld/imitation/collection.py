@@ -22,13 +22,14 @@ import filelock
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dynroute_command.choices import BENCHMARKS, task_names
 from dynroute_sb3 import DamagedError
 from dynroute_sb3.storage import check_folder, writing_folder
 
 from ..envs.environment import STATE_FEATURES
 from ..envs.episodes import play
 from ..envs.scripted import ScriptedPolicy
-from ..envs.tasks import BENCHMARKS, goals_of, task_names
+from ..envs.tasks import goals_of
 from ..envs.vec_env import MetaWorldVecEnv, make_envs
 from ..envs.workers import Specification, WorkerError, processes
 from .demonstrations import Demonstrations

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynroute import Topology
+from dynroute_command.options import KEYWORDS
 
-from ..runs.configuration import KEYWORDS, Configuration
+from ..runs.configuration import Configuration
 from ..runs.seeds import over_seeds, settings_key, without_seed
 from .data import RunData
 from .routes import THRESHOLD, Routes

@@ -15,13 +15,13 @@ from torch import nn
 import dynroute
 from dynroute import Route
 from dynroute.arguments import check_choice, check_count
+from dynroute_command.choices import BENCHMARKS, task_names
 from dynroute_sb3 import MultiTaskPolicy
 from dynroute_sb3.randomness import random_state, set_random_state
 
 from ..envs.environment import STATE_FEATURES
 from ..envs.episodes import play
 from ..envs.scripted import ScriptedPolicy
-from ..envs.tasks import BENCHMARKS, task_names
 from ..envs.vec_env import MetaWorldVecEnv, make_envs
 from .result import ARRAYS, EvaluationResult
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynroute.arguments import check_choice
+from dynroute_command.options import IMITATION_ALONE
 
 from .configuration import Configuration
 
@@ -129,15 +130,6 @@ RELEASED_NETWORKS: Mapping[str, Mapping[str, Any]] = {
     for method in ("d2r", "d2r-released", "d2r-layer", "d2r-model", "sm", "sm-shallow")
 }
 """Keywords of networks under the preset released."""
-
-IMITATION_ALONE: Mapping[str, Any] = {
-    "steps": 0,
-    "demonstrations": 20,
-    "cloning_steps": 2000,
-    "demonstration_share": 0.0,
-    "final_episodes": 20,
-}
-"""The options of a run of imitation alone."""
 
 AFTER_IMITATION: Mapping[str, Any] = {"learning_starts": 0, "ent_coef": "auto_0.001", "actor_starts": 1000}
 """The defaults where SAC goes on from an actor that has learned. It neither acts at random nor is drowned in entropy,

@@ -27,8 +27,8 @@ def versions() -> dict[str, str]:
 def typed() -> str:
     """The command that runs, without where its program is."""
     program = Path(sys.argv[0])
-    # So it stands there after `python -m dynroute.command`.
-    modules = (("dynroute", "command.py"), ("dynroute_command", "__main__.py"))
+    # So it stands there after `python -m dynroute` and the like.
+    modules = (("dynroute", "__main__.py"), ("dynroute", "command.py"), ("dynroute_command", "__main__.py"))
     name = "dynroute" if program.parts[-2:] in modules else program.name
     return shlex.join([name, *sys.argv[1:]])
 

@@ -17,11 +17,12 @@ from typing import Any
 import filelock
 
 from dynroute.arguments import check_count, check_number
+from dynroute_command.options import KEYWORDS, kinds_of
 from dynroute_sb3.storage import writing_file
 
 from ..envs.signals import handling
 from .cluster import check_nodes, check_room, joined, run_all
-from .configuration import KEYWORDS, Configuration, kinds_of
+from .configuration import Configuration
 from .methods import check_network
 from .presets import IMITATION_ALONE, preset
 from .run import Run, RunError

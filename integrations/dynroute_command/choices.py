@@ -1,0 +1,130 @@
+"""The words that options take: shown in help, completed by shells and checked before torch is imported.
+
+Packages that import torch or MuJoCo have some of these lists too; a test holds them together.
+"""
+
+import difflib
+from collections.abc import Collection, Sequence
+
+__all__ = [
+    "BENCHMARKS",
+    "FORMATS",
+    "GOALS",
+    "MAX_HORIZON",
+    "METHODS",
+    "PRESETS",
+    "STATES",
+    "SUCCESS",
+    "check_choice",
+    "check_task",
+    "likely",
+    "split_benchmark",
+    "task_names",
+]
+
+METHODS = (
+    *("mt-sac", "mh-sac", "moe", "hard", "sm", "sm-shallow", "care", "paco"),
+    *("d2r", "d2r-released", "d2r-layer", "d2r-model", "brc", "scalemoe-feature", "scalemoe-output"),
+)
+"""The networks, as :func:`dynroute.networks.available` lists them."""
+
+PRESETS = ("paper", "released", "quick", "refine", "brc", "brc-small")
+"""The names of :data:`dynroute_metaworld.runs.presets.PRESETS`."""
+
+GOALS = ("fixed", "random", "benchmark")
+"""Where goals come from. They are the first of the benchmark's; new ones, drawn for each episode; or its 50 in turn."""
+
+MAX_HORIZON = 500
+"""Meta-World itself ends an episode there."""
+
+SUCCESS = ("any", "last")
+"""The steps of an episode that count when a policy is evaluated."""
+
+FORMATS = ("torch", "export", "onnx")
+"""The formats of an extracted policy."""
+
+STATES = ("policy", "demonstrations")
+"""The sources of the states for which a policy is extracted, episodes of the policy or demonstrations."""
+
+_MT25 = (
+    *("reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close", "button-press-topdown"),
+    *("peg-insert-side", "window-open", "window-close", "coffee-pull", "pick-out-of-hole", "disassemble"),
+    *("pick-place-wall", "basketball", "stick-pull", "button-press-wall", "faucet-open", "door-lock", "lever-pull"),
+    *("sweep-into", "faucet-close", "coffee-button", "button-press-topdown-wall", "dial-turn"),
+)
+_MT50 = (
+    *("assembly", "basketball", "bin-picking", "box-close", "button-press-topdown", "button-press-topdown-wall"),
+    *("button-press", "button-press-wall", "coffee-button", "coffee-pull", "coffee-push", "dial-turn", "disassemble"),
+    *("door-close", "door-lock", "door-open", "door-unlock", "hand-insert", "drawer-close", "drawer-open"),
+    *("faucet-open", "faucet-close", "hammer", "handle-press-side", "handle-press", "handle-pull-side", "handle-pull"),
+    *("lever-pull", "pick-place-wall", "pick-out-of-hole", "pick-place", "plate-slide", "plate-slide-side"),
+    *("plate-slide-back", "plate-slide-back-side", "peg-insert-side", "peg-unplug-side", "soccer", "stick-push"),
+    *("stick-pull", "push", "push-wall", "push-back", "reach", "reach-wall", "shelf-place", "sweep-into", "sweep"),
+    *("window-open", "window-close"),
+)
+
+BENCHMARKS: dict[str, tuple[str, ...]] = {"MT10": _MT25[:10], "MT25": _MT25, "MT50": _MT50}
+"""The tasks of each benchmark, in the order of the one-hot."""
+
+
+def likely(value: object, choices: Collection[str], *, count: int = 1, otherwise: str = ".") -> str:
+    """The end of a sentence that refuses a word: the words that were likely meant."""
+    near = difflib.get_close_matches(str(value), choices, n=count)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else otherwise
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raises an error unless a value is one of some words."""
+    if value not in choices:
+        told = f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}"
+        raise ValueError(told + likely(value, choices))
+
+
+def check_task(task: str) -> None:
+    """Raises an error unless a word is a task of Meta-World."""
+    if task.removesuffix("-v3") not in _MT50:
+        raise ValueError(f"`task` must be a task of Meta-World, got {task!r}{likely(task, _MT50)}")
+
+
+def split_benchmark(text: str) -> str | list[str]:
+    """A benchmark as :func:`task_names` takes it, from the text of an option: its name, or tasks with commas between.
+
+    Example:
+        >>> from dynroute_command.choices import split_benchmark
+        >>> split_benchmark("MT10"), split_benchmark("reach, push")
+        ('MT10', ['reach', 'push'])
+    """
+    return [name.strip() for name in text.split(",")] if "," in text else text.strip()
+
+
+def task_names(benchmark: str | Sequence[str]) -> tuple[str, ...]:
+    """The tasks of a benchmark, of one task or of a list of tasks, without their "-v3".
+
+    Meta-World's MT1 is one task: its name says which.
+
+    Example:
+        >>> from dynroute_command.choices import task_names
+        >>> task_names("MT10")[:3]
+        ('reach', 'push', 'pick-place')
+        >>> task_names(["reach-v3", "window-open"])
+        ('reach', 'window-open')
+    """
+    alone = isinstance(benchmark, str)
+    if isinstance(benchmark, str):
+        if benchmark.upper() in BENCHMARKS:
+            return BENCHMARKS[benchmark.upper()]
+        benchmark = [benchmark]
+    if not isinstance(benchmark, Sequence) or not all(isinstance(name, str) for name in benchmark):
+        raise TypeError(f"`benchmark` must be MT10, MT25, MT50, a task or a sequence of tasks, got {benchmark!r}.")
+    names = tuple(name.removesuffix("-v3") for name in benchmark)
+    for name in names:
+        if name not in _MT50:
+            words, rest = [*_MT50, *(BENCHMARKS if alone else ())], "; BENCHMARKS['MT50'] names them all."
+            hint = likely(name, words, count=3, otherwise=rest)
+            if name.upper() == "MT1":
+                hint = "; MT1 is one task, whose name says which."
+            what = "MT10, MT25, MT50 or tasks" if alone else "the names of tasks"
+            raise ValueError(f"`benchmark` must be {what} of Meta-World, got {name!r}{hint}")
+    if len(set(names)) < len(names) or not names:
+        raise ValueError(f"`benchmark` must name each task once, and at least one, got {list(names)}.")
+    return names

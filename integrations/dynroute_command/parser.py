@@ -1,0 +1,395 @@
+"""What can be typed: the sub-commands of ``dynroute``, their flags and their help, without torch or an extra."""
+
+import argparse
+import dataclasses
+import difflib
+import importlib.util
+import json
+import textwrap
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import dynroute
+
+from .choices import (
+    BENCHMARKS,
+    FORMATS,
+    METHODS,
+    PRESETS,
+    STATES,
+    SUCCESS,
+    check_choice,
+    check_task,
+    likely,
+    split_benchmark,
+    task_names,
+)
+from .options import (
+    EVALUATION,
+    GROUPS,
+    IMITATION,
+    IMITATION_ALONE,
+    KEYWORDS,
+    LENGTH,
+    MACHINE,
+    PLACE,
+    WHAT,
+    Options,
+    check_option,
+    kinds_of,
+)
+
+__all__ = ["SHELLS", "completion", "given_options", "key_value", "parse"]
+
+EXAMPLES = """
+examples:
+  dynroute methods                                                  what can be trained
+  dynroute imitate --method d2r --benchmark MT10                    clone Meta-World's own policies, in minutes
+  dynroute train --method d2r --benchmark MT10 --goals random       as in the D2R paper: 15 million steps
+  dynroute train --preset quick --benchmark reach,window-close --goals fixed
+  dynroute train --run runs/MT10-random-d2r-seed1 --resume          go on after a stop, a crash or a kill
+  dynroute evaluate runs/MT10-random-d2r-seed1 --episodes 100
+  dynroute train --method d2r --benchmark MT10 --demonstrations 20 --warm-start runs/MT10-random-d2r-imitation-seed1
+  dynroute evaluate scripted --benchmark MT50                       what Meta-World's own policies reach
+  dynroute extract runs/MT10-random-d2r-seed1 --task drawer-close   the plain policy of one task, in a small file
+  dynroute report runs/MT10-random-d2r-seed1                        a page with curves and a route explorer
+  dynroute sweep --imitate --methods d2r mt-sac --seeds 1 2 3       many runs, on all cores or on a cluster
+"""
+
+SHELLS = ("bash", "zsh", "fish")
+"""The shells that :func:`completion` writes for."""
+
+AXES = ("method", "benchmark", "seed")
+FIELDS = {option.name: option for option in dataclasses.fields(Options)}
+METAVARS = {int: "N", float: "X", str: "NAME"}
+NETWORKS = "where the networks are"
+EXTRAS = {"metaworld": ("stable_baselines3", "metaworld"), "sweep": ("ray",), "report": ("matplotlib", "sklearn")}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads what was typed; help, the version, a completion and what is not understood end the program.
+
+    Raises:
+        ValueError: A value is none that an option takes.
+    """
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    given = vars(options)
+    if getattr(options, "imitate", False):
+        for name in given:
+            if name in FIELDS and FIELDS[name].metadata["sac"]:
+                options.parser.error(f"{_flag(name)} is used by runs of SAC alone, and with --imitate there are none")
+    for benchmark in filter(None, [given.get("benchmark"), *given.get("benchmarks", ())]):
+        task_names(split_benchmark(benchmark))
+    if "task" in given:
+        check_task(options.task)
+    for name, value in given_options(options).items():
+        if value is not None:
+            check_option(FIELDS[name], value)
+    return options
+
+
+def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The options of a run that were given; what was not given keeps its default."""
+    given = {name: value for name, value in vars(namespace).items() if name in FIELDS}
+    return {name: dict(value) if name in KEYWORDS else value for name, value in given.items()}
+
+
+def completion(shell: str) -> str:
+    """The program by which a shell completes the command."""
+    try:
+        import shtab
+    except ImportError as error:
+        raise ImportError("completion needs shtab; type: pip install 'dynroute[metaworld]'") from error
+    parser = _parser()
+    for action in [action for each in _commands(parser).values() for action in each._actions]:
+        if action.dest in ("benchmark", "benchmarks", "task"):
+            action.choices = [*(() if action.dest == "task" else BENCHMARKS), *BENCHMARKS["MT50"]]
+        elif action.dest == "gate":
+            action.choices = [choice.replace("K", "2") for choice in action.choices or ()]
+        elif action.type is Path or action.dest in ("run", "warm_start", "memory_map"):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    return str(shtab.complete(parser, shell))
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """A name and a value, which is JSON or else a word.
+
+    Example:
+        >>> from dynroute_command.parser import key_value
+        >>> key_value("trunk_sizes=[64, 64]"), key_value("attention=dot")
+        (('trunk_sizes', [64, 64]), ('attention', 'dot'))
+    """
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} must be name=value, for instance num_modules=8")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)  # of names of methods and tasks
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help has the groups of options, and whose errors name what was likely meant."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, "add_help": False, **keywords})
+        self.needs: dict[str, list[str]] = {}
+        """The sub-commands that need an extra."""
+        self.sections = {title: self.add_argument_group(title) for title in GROUPS}
+
+    def add_help_group(self) -> Any:
+        """Adds the last group of options."""
+        group = self.add_argument_group("help")
+        group.add_argument("-h", "--help", action="help", help="this text")
+        return group
+
+    def option(self, group: str, *flags: str, about: str, usual: object = None, **keywords: Any) -> None:
+        """Adds an argument, whose help names its choices and its default."""
+        usual = keywords.get("default") if usual is None else usual
+        if isinstance(usual, (list, tuple)):
+            usual = " ".join(map(str, usual))
+        elif isinstance(usual, bool):
+            usual = "on" if usual else "off"
+        default = "" if usual in (None, "", dict, argparse.SUPPRESS) else f" ({usual})"
+        if choices := keywords.get("choices"):
+            keywords.setdefault("metavar", "NAME")
+        told = f"{' | '.join(choices)}: {about}" if choices else about
+        self.sections[group].add_argument(*flags, help=(told + default).replace("%", "%%"), **keywords)
+
+    def run_options(self, names: Collection[str], usual: Mapping[str, Any] | None = None, note: str = "") -> None:
+        """Adds the flags of some options of a run, which have no value unless they are given."""
+        for name in names:
+            option, about = FIELDS[name], FIELDS[name].metadata
+            kind, *others = kinds_of(option.type)
+            flag: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "about": about["about"]}
+            flag["usual"] = note or (usual or {}).get(name, dict if kind is dict else option.default)
+            if kind is bool:
+                flag["action"] = argparse.BooleanOptionalAction
+            elif kind is dict:
+                flag |= {"nargs": "+", "type": key_value, "metavar": "NAME=VALUE"}
+            else:
+                optional = bool(others) and option.default is not None
+                flag |= {"type": _reader(kind, optional=optional), "metavar": METAVARS[kind]}
+                flag |= {"choices": about["choices"] or None, "about": about["about"] + ", or none" * optional}
+            self.option(about["group"], _flag(name), **flag)
+
+    def format_help(self) -> str:
+        """The help, with what is not installed at its end."""
+        lines = [
+            f"  pip install 'dynroute[{extra}]'".ljust(40) + f"for {', '.join(commands)}"
+            for extra, commands in self.needs.items()
+            if not all(importlib.util.find_spec(module) for module in EXTRAS[extra])
+        ]
+        missing = "\nnot installed here; this help, --version and the library itself work without:\n" if lines else ""
+        return super().format_help() + missing + "".join(f"{line}\n" for line in lines)
+
+    def error(self, message: str) -> NoReturn:
+        wrong = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        if "unrecognized" in message and wrong:
+            flag, own = wrong[0], [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
+            users = [f"dynroute {name}" for name, other in _commands(_parser()).items() if other.has(flag)]
+            near = difflib.get_close_matches(flag[2:], own, n=1, cutoff=0.85 if users else 0.6)
+            message += f"; did you mean --{near[0]}?" if near else ""
+            message += f"; {flag} is used by {' and '.join(users)} alone" if users and not near else ""
+        super().error(message)
+
+    def has(self, flag: str) -> bool:
+        """Whether it takes a flag."""
+        return flag in self._option_string_actions
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            self.error(f"there is no command {value!r}{likely(value, action.choices, otherwise='')}")
+        if action.choices is not None and action.dest not in FIELDS:  # those are checked when all are known
+            check_choice(action.dest, value, tuple(action.choices))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _reader(kind: type, *, optional: bool) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if optional and text.lower() == "none":
+            return None
+        try:
+            return kind(text.replace("_", "") if kind is int else text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a number of type {kind.__name__}") from error
+
+    return read
+
+
+def _commands(parser: _Parser) -> dict[str, _Parser]:
+    """The parsers of the sub-commands."""
+    (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="dynroute", description="Train and evaluate multi-task policies on Meta-World.", epilog=EXAMPLES
+    )
+    version = f"dynroute {dynroute.__version__}"
+    parser.set_defaults(parser=parser)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    parser.add_help_group().add_argument("--version", action="version", version=version, help="the version of dynroute")
+
+    def command(name: str, about: str, *extras: str, **keywords: Any) -> _Parser:
+        made: _Parser = commands.add_parser(name, help=about, **keywords)
+        made.add_help_group()
+        made.set_defaults(command=name, parser=made)  # set after that of all
+        for extra in extras:
+            made.needs[extra] = [name]
+            parser.needs.setdefault(extra, []).append(name)
+        return made
+
+    path: dict[str, Any] = {"type": Path}
+    methods = command("methods", "list the networks, with their parameters", "metaworld")
+    methods.option(WHAT, "--benchmark", default="MT10", about="for how many tasks parameters are counted")
+
+    for name, about, more in (
+        (
+            "train",
+            "train a method on a benchmark",
+            "Trains a method on a benchmark, with the settings of the D2R paper unless a flag says otherwise.\n"
+            "Ctrl-C stops with a checkpoint; --resume goes on from the last one, exactly.",
+        ),
+        (
+            "imitate",
+            "clone the scripted policies of a benchmark",
+            "Clones Meta-World's scripted policies with a method, in minutes. What comes of it is a run like any\n"
+            "other: it can be evaluated, and `train --warm-start RUN` goes on with SAC.",
+        ),
+    ):
+        flags = "[--preset NAME] [--run FOLDER] [--resume] [flags, see below]"
+        training = command(name, about, "metaworld", usage=f"dynroute {name} {flags}", description=more)
+        training.option(WHAT, "--preset", choices=PRESETS, usual="paper", about="settings that flags change further")
+        training.option(PLACE, "--run", **path, about="the directory of the run (one in runs/, named by what is run)")
+        training.option(PLACE, "--resume", action="store_true", about="go on with the run if it is there")
+        rebuild = "collect demonstrations anew, not from the cache"
+        training.option(IMITATION, "--rebuild", action="store_true", about=rebuild)
+        alone = name == "imitate"
+        used = [name for name, option in FIELDS.items() if not (alone and option.metadata["sac"])]
+        training.run_options(used, IMITATION_ALONE if alone else None)
+
+    sweeping = command(
+        "sweep",
+        "run methods x benchmarks x seeds, on this machine or on a cluster",
+        *("metaworld", "sweep"),
+        usage="dynroute sweep --methods NAME ... [--benchmarks NAME ...] [--seeds N ...] [flags, see below]",
+        description="Runs methods x benchmarks x seeds, as many at a time as there are cores, and tells what came of\n"
+        "them. The same command goes on after a stop, a crash or a kill. Flags of `train` hold for every run.",
+    )
+    several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
+    sweeping.option(WHAT, "--methods", **several, default=[], choices=METHODS, about="networks")
+    sweeping.option(WHAT, "--benchmarks", **several, default=["MT10"], about="benchmarks")
+    sweeping.option(WHAT, "--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", about="seeds")
+    vary = "another axis: protect=rsg,none"
+    sweeping.option(WHAT, "--vary", action="append", default=[], metavar="FLAG=VALUE,...", about=vary)
+    sweeping.option(WHAT, "--imitate", action="store_true", about="runs as those of `imitate`, not of `train`")
+    sweeping.option(WHAT, "--preset", default="paper", choices=PRESETS, about="settings that flags change further")
+    sweeping.option(PLACE, "--folder", **path, about="where runs are (in sweeps/, named by the benchmarks)")
+    sweeping.option(PLACE, "--summary", action="store_true", about="run nothing, and tell what came of it so far")
+    sweeping.option(MACHINE, "--cores-per-run", type=int, default=1, metavar="N", about="also its threads")
+    share = "0.5 lets two runs share a GPU; without, on the CPU"
+    sweeping.option(MACHINE, "--gpus-per-run", type=float, default=0, metavar="N", about=share)
+    join = "a cluster of Ray to join (this machine alone)"
+    sweeping.option(MACHINE, "--address", metavar="HOST:PORT", about=join)
+    sweeping.run_options([name for name in FIELDS if name not in AXES])
+
+    evaluating = command("evaluate", "evaluate a run, or Meta-World's scripted policies", "metaworld")
+    evaluating.option(WHAT, "run", about='the directory of a run, or "scripted"')
+    evaluating.option(WHAT, "--benchmark", about="for scripted policies (MT10)")
+    evaluating.option(LENGTH, "--episodes", type=int, metavar="N", about="episodes of each task (100)")
+    evaluating.option(PLACE, "--output", **path, about="a file for all figures, as JSON")
+    evaluating.option(EVALUATION, "--success", choices=SUCCESS, usual="any", about="which steps of an episode count")
+    evaluating.run_options(["goals", "horizon", "workers"], note="those of the run")
+    evaluating.run_options(["seed"], note="one with goals that training did not draw")
+    evaluating.option(MACHINE, "--device", default="auto", about=NETWORKS)
+
+    extracting = command(
+        "extract",
+        "save the plain policy of one task of a run",
+        "metaworld",
+        description="Makes the policy of one task from what its routes use, from the state to the action in -1..1,\n"
+        "saves it, and compares it with the whole network.\n\n"
+        "formats:\n"
+        "  torch   one safetensors file; dynroute.Program.load reads it, and nothing in it can run\n"
+        "  export  a .pt2 file of torch.export: torch alone reads it, and only from those one trusts\n"
+        "  onnx    an .onnx file; needs the packages onnx and onnxscript, and onnxruntime to be tried",
+    )
+    extracting.option(WHAT, "run", **path, about="the directory of a run")
+    extracting.option(WHAT, "--task", required=True, about="one of its tasks: drawer-close")
+    extracting.option(WHAT, "--format", default="torch", choices=FORMATS, about="of the file, see above")
+    extracting.option(WHAT, "--coverage", type=float, default=1.0, about="share of states whose routes stay whole")
+    extracting.option(WHAT, "--states", default="policy", choices=STATES, about="where states come from")
+    extracting.option(LENGTH, "--collect", type=int, default=10, about="episodes of states; a fifth is to check")
+    extracting.option(PLACE, "--output", **path, about="the file (named by the task, in the run)")
+    extracting.option(EVALUATION, "--episodes", type=int, default=0, about="also evaluates both in so many episodes")
+
+    for name, about, output, more in (
+        (
+            "analyze",
+            "write data and figures of runs: curves, success, routes",
+            "a directory for all files (analysis/ in the run, or here)",
+            "Writes curves, success, modules used, routes, their similarity and t-SNE as CSV, npz and\n"
+            "figures. Runs that differ in their seeds alone are taken together, with intervals.",
+        ),
+        (
+            "report",
+            "write a page about runs, with curves and a route explorer",
+            "the file (report.html in the run, or here)",
+            "Writes one HTML file that needs no network: success, curves, routes beside the scene, provenance.",
+        ),
+    ):
+        viewing = command(name, about, "metaworld", "report", description=more)
+        viewing.option(WHAT, "runs", nargs="+", **path, metavar="RUN", about="directories of runs")
+        viewing.option(LENGTH, "--episodes", type=int, default=2, about="episodes of each task that routes are from")
+        viewing.option(PLACE, "--output", **path, about=output)
+        if name == "report":
+            viewing.option(PLACE, "--no-frames", action="store_true", about="leave out pictures of the scene")
+        viewing.option(MACHINE, "--device", default="auto", about=NETWORKS)
+
+    rendering = command(
+        "render",
+        "film the policy of a run with its live route graph",
+        *("metaworld", "report"),
+        description="Films the policy of a run's last checkpoint in a task. MUJOCO_GL=egl or osmesa says what draws\n"
+        "where there is no display; without it both are tried.",
+    )
+    rendering.option(WHAT, "run", **path, about="the directory of a run")
+    rendering.option(WHAT, "--task", required=True, about="one of its tasks: door-open")
+    rendering.option(WHAT, "--seed", type=int, about="decides the goals (those of an evaluation)")
+    rendering.option(LENGTH, "--episodes", type=int, default=1, about="how many")
+    rendering.option(PLACE, "--output", **path, about="a file .gif or .mp4 (TASK.gif in the run)")
+    rendering.option(PLACE, "--size", type=int, default=320, about="pixels of the scene")
+    rendering.option(MACHINE, "--device", default="auto", about=NETWORKS)
+
+    benching = command("bench", "measure this machine: how long would a run take?", "metaworld")
+    benching.option(WHAT, "--benchmark", default="MT10", about="the tasks")
+    benching.option(WHAT, "--methods", **several, choices=METHODS, default=["mt-sac", "sm", "d2r"], about="networks")
+    benching.option(LENGTH, "--seconds", type=float, default=10, about="how long each is measured")
+    benching.option(PLACE, "--output", **path, about="a file for all figures, as JSON; its folder is made")
+    benching.option(MACHINE, "--workers", type=int, default=2, about="processes for the environments")
+    benching.option(MACHINE, "--device", default="auto", about=NETWORKS)
+
+    command("version", "versions of all that results depend on", "metaworld")
+    completing = command(
+        "completion",
+        "print the program by which a shell completes this command",
+        description="bash: dynroute completion bash > ~/.local/share/bash-completion/completions/dynroute\n"
+        "zsh:  dynroute completion zsh > _dynroute, in a directory of $fpath\n"
+        "fish: dynroute completion fish > ~/.config/fish/completions/dynroute.fish",
+    )
+    completing.option(WHAT, "shell", choices=SHELLS, about="the shell")
+    return parser
