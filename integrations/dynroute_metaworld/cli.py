@@ -16,7 +16,7 @@ from dynroute_command.parser import given_options
 
 from .bench import bench
 from .envs.workers import WorkerError
-from .report import analyze, render, report
+from .report import analyze, render, write_report
 from .report.curves import draw_curves
 from .runs.configuration import MOVABLE
 from .runs.evaluation import evaluate
@@ -193,7 +193,7 @@ def _analyze(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     frames = not options.no_frames
     chosen: dict[str, Any] = {"episodes": options.episodes, "frames": frames, "device": options.device}
-    print(report(options.runs, options.output, tell=_tell, **chosen))
+    print(write_report(options.runs, options.output, tell=_tell, **chosen))
 
 
 def _render(options: argparse.Namespace) -> None:
