@@ -84,8 +84,20 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = (
-    *("banks", "budget", "capacity", "checks", "compositional", "distributed", "execution", "extraction", "freezing"),
-    *("functional", "gates", "growth", "inspect", "levels", "losses", "networks", "program", "recording", "route"),
+    *("banks", "budget", "checks", "compositional", "distributed", "execution", "extraction", "freezing"),
+    *(
+        "functional",
+        "gates",
+        "growth",
+        "inspect",
+        "levels",
+        "losses",
+        "networks",
+        "plasticity",
+        "program",
+        "recording",
+        "route",
+    ),
     *("routers", "saving", "surgery", "testing", "topology"),
 )
 
