@@ -7,10 +7,7 @@ resumes with the missing tasks.
 """
 
 import argparse
-import json
-import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,12 +27,12 @@ from dynroute_metaworld.runs.extraction import (
     save_policy,
     task_states,
 )
-from dynroute_metaworld.runs.provenance import commit, machine, versions
 from dynroute_sb3 import extract_policy
 from dynroute_sb3.normalizer import StateNormalizer
 from dynroute_sb3.task_policy import whole_policy
 
 from .outputs import file
+from .rows import Rows
 
 FORMAT = "dynroute extraction 1"
 
@@ -141,22 +138,6 @@ def compare(run: Run, task: str, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def load(path: Path, settings: dict[str, Any], form: str) -> dict[str, Any]:
-    """Loads rows that were measured before with the same settings."""
-    if not path.exists():
-        return {"format": form, "settings": settings, "sessions": [], "runs": {}, "rows": []}
-    stored: dict[str, Any] = json.loads(path.read_text())
-    if stored.get("format") != form or stored["settings"] != settings:
-        raise SystemExit(f"{path} has other settings, {stored.get('settings')}; name another file")
-    return stored
-
-
-def save(path: Path, stored: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n")
-    part.replace(path)
-
-
 def _origin(run: Run) -> dict[str, Any]:
     """The seed and the command of a run, without its folder."""
     session = run.sessions[0]
@@ -166,33 +147,21 @@ def _origin(run: Run) -> dict[str, Any]:
 
 
 def measure(runs: Sequence[Path], tasks: Sequence[str] | None, settings: dict[str, Any], output: Path) -> None:
-    stored = load(output, settings, FORMAT)
-    done = {(row["run"], row["task"]) for row in stored["rows"]}
+    rows = Rows(output, FORMAT, settings, program="benchmarks.extraction", key=("run", "task"))
     torch.set_num_threads(1)
-    session = {
-        "command": shlex.join(["python", "-m", "benchmarks.extraction", *sys.argv[1:]]),
-        "commit": commit(),
-        "versions": versions(),
-        "machine": machine(),
-        "load": os.getloadavg()[0],
-    }
     for folder in runs:
         run = Run.open(folder)
-        stored["runs"][run.folder.name] = _origin(run)
+        rows.stored["runs"][run.folder.name] = _origin(run)
         for task in tasks or run.configuration.tasks:
-            if (run.folder.name, task) in done:
+            if {"run": run.folder.name, "task": task} in rows:
                 continue
             row = compare(run, task, settings)
-            stored["rows"].append(row)
-            if session not in stored["sessions"]:
-                stored["sessions"].append(session)
-            save(output, stored)
             cells = [
                 f"{name} {row[name]['parameters']:,} {row[name]['ms module']:.3f}/{row[name]['ms file']:.3f} ms "
                 f"{row[name]['success']:.2f}"
                 for name in ("whole", "extracted", "perceptron")
             ]
-            print(f"{run.folder.name} {task} ({row['reads']}): {'; '.join(cells)}", flush=True)
+            rows.keep(row, f"{run.folder.name} {task} ({row['reads']}): {'; '.join(cells)}")
 
 
 def main() -> None:

@@ -1,216 +1,157 @@
-"""Learns a new task with modules trained on old ones: imitation of 8 tasks of MT10, then few demonstrations of others.
+"""New tasks over modules that old ones taught, by imitation with few demonstrations.
 
-The parameters that learn the new task are one of these:
+A seed splits the tasks of a benchmark: it draws those that are held out, and the network learns the others first. The
+way in which it then learns one of those held out is one of these:
 
-- `embedding`: only the weights of the new task's one-hot, so old tasks cannot change.
-- `route`: the router too, with frozen modules and a frozen trunk.
-- `route + module`: a new module as well, which is opened over the first half of the updates.
-- `all`: all parameters.
-- `scratch`: all parameters of a new network.
+- `embedding`: what d2r reads of the new task's one-hot, and nothing else; old tasks cannot change.
+- `route`: the router too, over frozen modules and a frozen trunk.
+- `route + module`: and a module that is grown and comes in over the first half of the updates.
+- `head`: the new task's head of mh-sac, and nothing else; old tasks cannot change.
+- `all`: everything.
+- `scratch`: everything, in a network that has learned nothing.
 
-mt-sac has no routes and uses the last two. All are evaluated at goals that no demonstration had, in the new task and in
-the old ones, with the success of the old ones before. Called again, the program resumes with missing rows.
+Success is that of the new task at goals that no demonstration had, and of some old tasks before and after. Called
+again, it goes on with what is missing.
 """
 
 import argparse
 import copy
-import os
-import shlex
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dynroute import freeze_modules, grow, open_nodes
-from dynroute.growth import CLOSED
-from dynroute.networks import build
-from dynroute_metaworld import Configuration, collect
-from dynroute_metaworld.imitation.cloning import _one_cycle
-from dynroute_metaworld.runs.extraction import run_episodes
-from dynroute_metaworld.runs.presets import QUICK_SIZES
-from dynroute_metaworld.runs.provenance import commit, machine, versions
-from dynroute_sb3.normalizer import StateNormalizer
+from dynroute import freeze_modules, grow
+from dynroute_metaworld import BENCHMARKS
 
-from .extraction import load, save
+from .imitating import Learner, Shown, first, learn, read_demonstrations
 from .outputs import file
+from .rows import Rows
 
-FORMAT = "dynroute transfer 1"
-
-WAYS = {"d2r": ("embedding", "route", "route + module", "all", "scratch"), "mt-sac": ("all", "scratch")}
-
-Shown = dict[int, tuple[Tensor, Tensor]]
-"""States and actions by the number of their task."""
-
-
-class Learner(nn.Module):
-    """A network for all ten tasks with a normalizer of states."""
-
-    def __init__(self, method: str, sizes: str) -> None:
-        super().__init__()
-        self.normalizer = StateNormalizer(39)
-        self.net = build(method, 39, 10, 8, **(QUICK_SIZES[method] if sizes == "quick" else {}))
-
-    def forward(self, state: Tensor, task: Tensor) -> Tensor:
-        return torch.tanh(self.net(self.normalizer(state), task)[..., :4])
-
-    def success(self, task: int, seed: int, episodes: int) -> float:
-        """Evaluates the success in a task along the best routes."""
-        configuration, ids = Configuration(benchmark="MT10"), torch.tensor([task])
-        self.eval()
-        name = configuration.tasks[task]
-        solved = run_episodes(lambda s: self(s, ids), configuration, name, episodes=episodes, seed=seed).solved
-        return float(solved.mean())
-
-
-def learn(
-    learner: Learner,
-    shown: Shown,
-    settings: dict[str, Any],
-    *,
-    updates: int,
-    seed: int,
-    parameters: Iterable[nn.Parameter],
-    added: tuple[int, ...] = (),
-) -> None:
-    """Clones demonstrations with equally many samples of each task, and opens added nodes meanwhile."""
-    generator, learning = torch.Generator().manual_seed(seed), list(parameters)
-    optimizer = torch.optim.Adam(learning, lr=settings["rate"])
-    learner.train()
-    for update in range(updates):
-        for group in optimizer.param_groups:
-            group["lr"] = settings["rate"] * _one_cycle(update / updates)
-        if added and update < updates // 2:
-            open_nodes(learner.net, added, by=CLOSED / (updates // 2))
-        batch = []
-        for task, (states, actions) in shown.items():
-            rows = torch.randint(len(states), (settings["batch"],), generator=generator)
-            batch.append((states[rows], actions[rows], torch.full((settings["batch"],), task)))
-        state, action, ids = map(torch.cat, zip(*batch, strict=True))
-        loss = (learner(state, ids) - action).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(learning, 1.0)
-        optimizer.step()
+WAYS = {
+    "d2r": ("embedding", "route", "route + module", "all", "scratch"),
+    "mh-sac": ("head", "all", "scratch"),
+    "mt-sac": ("all", "scratch"),
+}
+UNCHANGED = ("embedding", "head", "scratch")
+"""The ways that leave old tasks as they were, or do not know them."""
 
 
 def adapt(learner: Learner, way: str, task: int, shown: Shown, settings: dict[str, Any], seed: int) -> Learner:
-    """Trains a copy of a learner on a new task in one of the ways."""
+    """A copy of a learner that has learned a new task in one of the ways."""
     learner, added = copy.deepcopy(learner), ()
-    if way not in ("all", "scratch"):
-        net = learner.net
+    net = learner.net
+    if way in ("embedding", "route", "route + module"):
         if way == "route + module":
             added = grow(net, 1).added
-        graph = net.routed
+        graph, embedding = net.routed, net.task
         assert graph is not None
-        for parameter in net.parameters():
-            parameter.requires_grad_(False)
-        embedding = net.task
         assert isinstance(embedding, nn.Linear)
+        net.requires_grad_(False)
         embedding.weight.requires_grad_(True)
-        mask = torch.zeros(embedding.weight.shape)
-        mask[:, task] = 1
-        embedding.weight.register_hook(lambda gradient: gradient * mask)  # weights of old tasks stay fixed
+        own = torch.zeros(embedding.weight.shape)
+        own[:, task] = 1
+        embedding.weight.register_hook(lambda gradient: gradient * own)  # those of old tasks stay
         if way != "embedding":
             graph.router.requires_grad_(True)
             freeze_modules(net)
         for node in added:
             graph.nodes[node].requires_grad_(True)
-    learning = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    learn(learner, shown, settings, updates=settings["updates"], seed=seed, parameters=learning, added=added)
+    elif way == "head":
+        net.requires_grad_(False)
+        heads = net.heads
+        assert isinstance(heads, nn.Module)
+        for parameter in heads.parameters():  # Adam leaves the heads alone that have no gradient
+            parameter.requires_grad_(True)
+    learn(
+        learner,
+        shown,
+        updates=settings["updates"],
+        batch=settings["batch"],
+        rate=settings["rate"],
+        seed=seed,
+        added=added,
+    )
     return learner
 
 
-def old_learner(method: str, shown: Shown, settings: dict[str, Any], seed: int, folder: Path) -> Learner:
-    """Trains a network on the old tasks, or loads it from its file after an interruption."""
+def learn_old(method: str, shown: Shown, settings: dict[str, Any], seed: int, folder: Path) -> Learner:
+    """The network that has learned the old tasks, kept in a file, so that an interruption costs little."""
     torch.manual_seed(seed)
-    learner, path = Learner(method, settings["sizes"]), folder / f"{method}-{settings['sizes']}-seed{seed}.pt"
-    learner.normalizer.fit(torch.cat([states for states, _ in shown.values()]))
+    learner, path = Learner(method, settings["benchmark"]), folder / f"{settings['benchmark']}-{method}-seed{seed}.pt"
+    learner.fit(shown)
     if path.exists():
         learner.load_state_dict(torch.load(path, weights_only=True))
     else:
-        learn(learner, shown, settings, updates=settings["pretraining"], seed=seed, parameters=learner.parameters())
+        learn(
+            learner,
+            shown,
+            updates=settings["pretraining"],
+            batch=settings["old_batch"],
+            rate=settings["rate"],
+            seed=seed,
+        )
         torch.save(learner.state_dict(), part := path.with_suffix(".part"))
         part.replace(path)
     return learner
 
 
-def measure(settings: dict[str, Any], seeds: list[int], output: Path, folder: Path) -> None:
+def measure(settings: dict[str, Any], seeds: list[int], output: Path) -> None:
     torch.set_num_threads(1)
-    stored = load(output, settings, FORMAT)
-    names = Configuration(benchmark="MT10").tasks
-    new = [names.index(task) for task in settings["held_out"]]
-    old = [task for task in range(len(names)) if task not in new]
-    done = {(row["seed"], row["method"], row["way"], row["task"], row["shown"]) for row in stored["rows"]}
-    session = {
-        "command": shlex.join(["python", "-m", "benchmarks.transfer", *sys.argv[1:]]),
-        "commit": commit(),
-        "versions": versions(),
-        "machine": machine(),
-        "load": os.getloadavg()[0],
-    }
-
-    def keep(row: dict[str, Any]) -> None:
-        stored["rows"].append(row)
-        if session not in stored["sessions"]:
-            stored["sessions"].append(session)
-        save(output, stored)
-        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-
-    goals = 1_000_000  # as in an evaluation of a run
+    key = ("seed", "method", "way", "task", "shown")
+    rows = Rows(output, "dynroute transfer 2", settings, program="benchmarks.transfer", key=key)
+    names = BENCHMARKS[settings["benchmark"]]
     for seed in seeds:
-        demonstrations = collect("MT10", episodes=max(settings["shown"]), seed=seed)
-        states, actions = (torch.as_tensor(a) for a in (demonstrations.observations, demonstrations.actions))
-
-        def shown(task: int, count: int, states: Tensor = states, actions: Tensor = actions) -> Shown:
-            return {task: (states[task, :count].flatten(0, 1), actions[task, :count].flatten(0, 1))}
-
-        old_shown = {task: shown(task, max(settings["shown"]))[task] for task in old}
+        drawn = np.random.default_rng(seed).permutation(len(names)).tolist()
+        new, old = sorted(drawn[: settings["held_out"]]), sorted(drawn[settings["held_out"] :])
+        asked = drawn[settings["held_out"] :][: settings["old_tasks"]]
+        shown = read_demonstrations(settings["benchmark"], max(settings["shown"]), seed)
         for method, ways in WAYS.items():
-            learner = old_learner(method, old_shown, settings, seed, folder)
+            learner = learn_old(method, first(shown, old, max(settings["shown"])), settings, seed, output.parent)
 
-            def of_old(learner: Learner) -> float:
-                rates = [learner.success(task, goals, settings["old_episodes"]) for task in old]
-                return sum(rates) / len(rates)
+            def ask_old(net: Learner, asked: list[int] = asked) -> float:
+                return float(np.mean(list(net.success(asked, settings["old_episodes"]).values())))
 
             before = f"{method}-seed{seed}"
-            if before not in stored["runs"]:
-                stored["runs"][before] = of_old(learner)
+            if before not in rows.stored["runs"]:
+                rows.stored["runs"][before] = {"held out": [names[task] for task in new], "old": ask_old(learner)}
             for task in new:
                 for count in settings["shown"]:
                     for way in ways:
-                        key = {"seed": seed, "method": method, "way": way, "task": names[task], "shown": count}
-                        if tuple(key.values()) in done:
+                        row = {"seed": seed, "method": method, "way": way, "task": names[task], "shown": count}
+                        if row in rows:
                             continue
                         start = learner
                         if way == "scratch":
                             torch.manual_seed(seed)
-                            start = Learner(method, settings["sizes"])
-                            start.normalizer.fit(shown(task, count)[task][0])
-                        adapted = adapt(start, way, task, shown(task, count), settings, seed)
-                        success = adapted.success(task, goals, settings["episodes"])
-                        after = None if way == "scratch" else of_old(adapted)
-                        keep({**key, "success": success, "old before": stored["runs"][before], "old after": after})
+                            start = Learner(method, settings["benchmark"])
+                            start.fit(first(shown, [task], count))
+                        adapted = adapt(start, way, task, first(shown, [task], count), settings, seed)
+                        success = adapted.success([task], settings["episodes"])[task]
+                        row |= {"success": success, "old before": rows.stored["runs"][before]["old"]}
+                        rows.keep(row | {"old after": None if way in UNCHANGED else ask_old(adapted)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=file, required=True, help="the JSON file; existing rows are kept")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="(1)")
-    parser.add_argument("--held-out", nargs="+", default=["drawer-open", "window-close"], help="the new tasks")
-    parser.add_argument("--shown", type=int, nargs="+", default=[1, 5, 20], help="demonstrations of a new task")
-    parser.add_argument("--sizes", choices=("quick", "paper"), default="quick", help="of networks (quick)")
+    parser.add_argument("--output", type=file, required=True, help="the JSON file, which is gone on with")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(1 2 3)")
+    parser.add_argument("--benchmark", choices=("MT10", "MT50"), default="MT10", help="(MT10)")
+    parser.add_argument("--held-out", type=int, default=2, help="how many tasks are held out (2)")
+    parser.add_argument("--shown", type=int, nargs="+", default=[1, 3, 5, 20], help="demonstrations of a new task")
     parser.add_argument("--pretraining", type=int, default=2000, help="updates with the old tasks (2000)")
+    parser.add_argument("--old-batch", type=int, default=64, help="samples of each old task in an update (64)")
     parser.add_argument("--updates", type=int, default=500, help="updates with the new one (500)")
-    parser.add_argument("--batch", type=int, default=64, help="samples of each task in an update (64)")
+    parser.add_argument("--batch", type=int, default=64, help="samples of the new task in an update (64)")
     parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate (1e-3)")
-    parser.add_argument("--episodes", type=int, default=20, help="of the new task (20)")
-    parser.add_argument("--old-episodes", type=int, default=5, help="of each old task (5)")
+    parser.add_argument("--episodes", type=int, default=10, help="of the new task (10)")
+    parser.add_argument("--old-episodes", type=int, default=2, help="of each old task that is asked (2)")
+    parser.add_argument("--old-tasks", type=int, default=8, help="how many old tasks are asked (8)")
     options = vars(parser.parse_args())
     seeds, output = options.pop("seeds"), options.pop("output")
-    measure(options, seeds, output, output.parent)
+    measure(options, seeds, output)
 
 
 if __name__ == "__main__":

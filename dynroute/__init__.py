@@ -84,9 +84,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = (
-    "banks budget checks compositional distributed execution extraction freezing functional gates growth inspect levels "
-    "losses networks plasticity program recording route routers saving surgery testing topology"
-).split()
+    *("banks", "budget", "checks", "compositional", "distributed", "execution", "extraction", "freezing", "functional"),
+    *("gates", "growth", "inspect", "levels", "losses", "networks", "plasticity", "program", "recording", "route"),
+    *("routers", "saving", "surgery", "testing", "topology"),
+)
 
 if not TYPE_CHECKING:  # or a type checker would take any name for one that is there
 

@@ -150,7 +150,7 @@ def limit_modules(route: Route, topology: Topology, limit: int) -> Tensor:
     logits, path, weights = (tensor.detach().reshape(-1, *topology.path_shape) for tensor in route)
     used = topology.used(path)
     kept = _chain(logits, path, weights, topology, limit, heights)
-    kept = _fill(kept, used, load(topology, weights), topology, limit)
+    kept = _fill(kept, used, load(topology, weights), topology, limit, limit - heights[-1])
 
     padded = torch.cat([kept, kept.new_zeros(len(kept), 1)], dim=-1)  # the index of padding is num_nodes
     stays = padded[:, topology.on(path.device).sources]
@@ -163,26 +163,41 @@ def limit_modules(route: Route, topology: Topology, limit: int) -> Tensor:
 
 
 def _chain(logits: Tensor, path: Tensor, weights: Tensor, topology: Topology, limit: int, heights: list[int]) -> Tensor:
-    """The nodes of one chain for each sample, with shape [samples, num_nodes]."""
-    chain = path.new_zeros(len(path), topology.num_nodes)
-    chain[:, -1] = True
-    height = torch.tensor(heights, device=path.device)
-    for t, node in reversed(list(enumerate(topology.destinations))):
-        parents = list(topology.parents[node])
-        width = len(parents)
-        remaining = limit - chain.sum(dim=-1, keepdim=True)
-        reachable = height[parents] <= remaining
-        chosen = path[:, t, :width] & reachable
-        heaviest = best_k(weights[:, t, :width], 1, chosen)
-        best = torch.where(chosen.any(dim=-1, keepdim=True), heaviest, best_k(logits[:, t, :width], 1, reachable))
-        chain[:, parents] |= best & chain[:, node, None]
-    return chain
+    """The nodes of one chain of each sample, with shape [samples, num_nodes].
+
+    All samples take a step at a time, so that the work grows with the limit and not with the graph.
+    """
+    sources = topology.on(path.device).sources
+    height = torch.tensor([*heights, limit + 1], device=path.device)[sources]  # no limit leads to padding
+    row = torch.zeros(topology.num_nodes + 1, dtype=torch.long, device=path.device)
+    row[list(topology.destinations)] = torch.arange(len(topology.destinations), device=path.device)
+    ends = torch.tensor([not parents for parents in topology.parents], device=path.device)
+    chain = path.new_zeros(len(path), topology.num_nodes + 1)
+    node, samples = (
+        path.new_full((len(path),), topology.num_nodes - 1, dtype=torch.long),
+        torch.arange(len(path), device=path.device),
+    )
+    chain[:, -2] = True
+    for left in range(limit - 1, 0, -1):
+        t = row[node]
+        reachable = height[t] <= left
+        chosen = path[samples, t] & reachable
+        follows = chosen.any(dim=-1, keepdim=True)
+        scores = torch.where(follows, weights[samples, t], logits[samples, t])
+        best = best_k(scores, 1, torch.where(follows, chosen, reachable))
+        node = torch.where(ends[node], node, sources[t, best.byte().argmax(dim=-1)])
+        chain[samples, node] = True
+    return chain[:, :-1]
 
 
-def _fill(kept: Tensor, used: Tensor, share: Tensor, topology: Topology, limit: int) -> Tensor:
-    """Adds the used nodes with the largest shares that have a kept source, up to the limit."""
-    for _ in range(limit):
-        ready = torch.stack([kept[:, list(row)].any(dim=-1) | (not row) for row in topology.parents], dim=-1)
+def _fill(kept: Tensor, used: Tensor, share: Tensor, topology: Topology, limit: int, rounds: int) -> Tensor:
+    """Adds the nodes with the largest shares that are used and have a source among those that are kept."""
+    reads = kept.new_zeros(topology.num_nodes, topology.num_nodes).float()
+    for node, parents in enumerate(topology.parents):
+        reads[list(parents), node] = 1.0
+    ends = reads.sum(dim=0) == 0
+    for _ in range(rounds):
+        ready = (kept.float() @ reads > 0) | ends
         room = kept.sum(dim=-1, keepdim=True) < limit
         kept = kept | (best_k(share, 1, used & ready & ~kept) & room)
     return kept

@@ -1,0 +1,122 @@
+"""D2R at several budgets, by imitation of MT10: success against modules that run and against milliseconds.
+
+One network learns without a budget and one at each target, an expected number of modules that a
+:class:`dynroute.Budget` holds. Each is evaluated as it is, and again with its routes cut to fewer modules
+(:func:`dynroute.limit_modules`). Called again, it goes on with what is missing.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynroute import Budget, Route, limit_modules
+from dynroute.losses import compute_cost
+from dynroute_metaworld.runs.extraction import measure_in_turns
+
+from .imitating import Learner, Shown, learn, read_demonstrations
+from .outputs import file
+from .rows import Rows
+
+
+def train(target: float | None, shown: Shown, settings: dict[str, Any], seed: int) -> tuple[Learner, float, float]:
+    """A network that was held to a target; with its expected cost and the price over the last tenth of its updates."""
+    torch.manual_seed(seed)
+    learner = Learner("d2r", "MT10", num_modules=settings["modules"])
+    learner.fit(shown)
+    topology = learner.net.topology
+    assert topology is not None
+    costs: list[float] = []
+    budget = Budget(target or 1.0, initial=settings["first_price"])
+    prices = torch.optim.Adam(budget.parameters(), lr=settings["price_rate"])
+
+    def price(route: Route, tasks: Tensor) -> Tensor:
+        cost = compute_cost(route, topology)
+        costs.append(float(cost.detach().mean()))
+        if target is None:
+            return torch.zeros(())
+        prices.zero_grad()
+        budget.multiplier_loss(cost).backward()
+        prices.step()
+        return budget(cost)
+
+    learn(
+        learner,
+        shown,
+        updates=settings["updates"],
+        batch=settings["batch"],
+        rate=settings["rate"],
+        seed=seed,
+        cost=price,
+    )
+    return learner.eval(), float(np.mean(costs[-len(costs) // 10 :])), float(budget.multiplier)
+
+
+def count_modules(learner: Learner, shown: Shown) -> float:
+    """The mean number of modules that run for a state of the demonstrations, the output included."""
+    states = torch.cat([states[:2].flatten(0, 1) for states, _ in shown.values()])
+    tasks = torch.cat([torch.full((states[:2].shape[:2].numel(),), task) for task, (states, _) in shown.items()])
+    topology = learner.net.topology
+    assert topology is not None
+    with torch.no_grad():
+        route = learner(states, tasks, return_route=True)[1]
+        path = route.path if learner.limit is None else learner.limit(route)
+    return float(topology.used(path).sum(dim=-1).float().mean())
+
+
+def limiter(learner: Learner, limit: int) -> Callable[[Route], Tensor]:
+    topology = learner.net.topology
+    assert topology is not None
+    return lambda route: limit_modules(route, topology, limit)
+
+
+def measure(settings: dict[str, Any], seeds: list[int], output: Path) -> None:
+    torch.set_num_threads(1)
+    key = ("seed", "target", "limit")
+    rows = Rows(output, "dynroute budgets 1", settings, program="benchmarks.budgets", key=key)
+    tasks = list(range(10))
+    for seed in seeds:
+        shown = read_demonstrations("MT10", settings["demonstrations"], seed)
+        for target in (None, *settings["targets"]):
+            kept = [None, *settings["limits"]]
+            if all({"seed": seed, "target": target, "limit": limit} in rows for limit in kept):
+                continue
+            learner, cost, price = train(target, shown, settings, seed)
+            for limit in kept:
+                row = {"seed": seed, "target": target, "limit": limit}
+                learner.limit = None if limit is None else limiter(learner, limit)
+                success = learner.success(tasks, settings["episodes"])
+                ids = torch.arange(10)  # a state of each task, as they act
+                taken = measure_in_turns({"act": functools.partial(learner.act, task=ids)}, torch.zeros(10, 39))
+                row |= {"expected": cost, "price": price, "modules": count_modules(learner, shown)}
+                row |= {"ms": taken["act"], "success": float(np.mean(list(success.values())))}
+                if {"seed": seed, "target": target, "limit": limit} not in rows:
+                    rows.keep(row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=file, required=True, help="the JSON file, which is gone on with")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(1 2 3)")
+    parser.add_argument("--targets", type=float, nargs="+", default=[7.0, 5.0, 4.0, 3.0], help="modules a sample")
+    parser.add_argument("--limits", type=int, nargs="+", default=[6, 4, 3, 2], help="modules a sample in inference")
+    parser.add_argument("--modules", type=int, default=8, help="of the network (8)")
+    parser.add_argument("--demonstrations", type=int, default=10, help="of each task (10)")
+    parser.add_argument("--updates", type=int, default=2000, help="(2000)")
+    parser.add_argument("--batch", type=int, default=64, help="samples of each task in an update (64)")
+    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate (1e-3)")
+    parser.add_argument("--price-rate", type=float, default=5e-3, help="the learning rate of the price (5e-3)")
+    parser.add_argument("--first-price", type=float, default=1e-3, help="of a module, in squared error (1e-3)")
+    parser.add_argument("--episodes", type=int, default=10, help="of each task in an evaluation (10)")
+    options = vars(parser.parse_args())
+    seeds, output = options.pop("seeds"), options.pop("output")
+    measure(options, seeds, output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The experiments on growth, transfer, budgets and extraction run and go on where they were."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import arriving, budgets, extraction, imitating, transfer
+from benchmarks.rows import Rows
+from dynroute_metaworld import Run, train
+from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def test_extraction_goes_on_with_the_tasks_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = {**IMITATION_ALONE, "benchmark": "reach,drawer-close", "demonstrations": 3, "horizon": 10}
+    options |= {"cloning_steps": 20, "final_episodes": 1, "device": "cpu"}
+    run = Run.create(tmp_path / "run", preset("quick", options).resolve())
+    train(run)
+    capsys.readouterr()
+    settings = {"coverage": 1.0, "states": 3, "episodes": 1, "choosing": 1, "widths": [4, 8], "rounds": 1}
+    output = tmp_path / "result.json"
+    extraction.measure([run.folder], ["drawer-close"], settings, output)
+    first = json.loads(output.read_text())
+    extraction.measure([run.folder], None, settings, output)
+    stored = json.loads(output.read_text())
+    assert stored["rows"][0] == first["rows"][0]
+    assert [row["task"] for row in stored["rows"]] == ["drawer-close", "reach"]
+    row = stored["rows"][0]
+    assert row["perceptron"]["parameters"] == {4: 40 * 4 + 20 + 20, 8: 40 * 8 + 72 + 36}[row["width"]]
+    assert row["extracted"]["parameters"] <= row["whole"]["parameters"]
+    assert str(tmp_path) not in stored["runs"]["run"]["session"]["command"]
+    with pytest.raises(SystemExit, match=r"result\.json has other settings, .* name another file"):
+        extraction.measure([run.folder], None, {**settings, "rounds": 2}, output)
+
+
+QUICK: dict[str, Any] = {"updates": 2, "batch": 2, "rate": 1e-3, "episodes": 1}
+
+
+@pytest.fixture
+def half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the episodes are solved: running them takes most of the time of an experiment."""
+    monkeypatch.setattr(imitating.Learner, "success", lambda learner, tasks, episodes: dict.fromkeys(tasks, 0.5))
+
+
+def run_twice(measure: Callable[[], None], output: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """The rows of an experiment, which does nothing the second time."""
+    measure()
+    capsys.readouterr()
+    measure()
+    assert capsys.readouterr().out == ""
+    rows = json.loads(output.read_text())["rows"]
+    assert isinstance(rows, list)
+    return rows
+
+
+def test_a_row_of_transfer_for_each_way(tmp_path: Path, half: None, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {**QUICK, "benchmark": "MT10", "held_out": 1, "shown": [1], "pretraining": 1, "old_batch": 2}
+    settings |= {"old_episodes": 1, "old_tasks": 2}
+    output = tmp_path / "result.json"
+    rows = run_twice(lambda: transfer.measure(settings, [1], output), output, capsys)
+    assert [(row["method"], row["way"]) for row in rows] == [
+        (method, way) for method, ways in transfer.WAYS.items() for way in ways
+    ]
+    assert len({row["task"] for row in rows}) == 1
+    assert [row["old after"] for row in rows] == [None if row["way"] in transfer.UNCHANGED else 0.5 for row in rows]
+
+
+def test_a_row_of_arriving_tasks_for_each_group(tmp_path: Path, half: None, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {**QUICK, "benchmark": "MT10", "group": 5, "modules": 2, "added": 1, "demonstrations": 1}
+    output = tmp_path / "result.json"
+
+    def measure() -> None:
+        rows = Rows(output, "f", settings, program="p", key=("seed", "arm", "kept", "groups"))
+        for arm in arriving.ARMS:
+            arriving.follow(arm, 1, 1, settings, rows)
+
+    rows = run_twice(measure, output, capsys)
+    assert [(row["arm"], row["groups"], row["modules"]) for row in rows] == [
+        *[("initial", 1, 2), ("initial", 2, 2), ("final", 1, 3), ("final", 2, 3)],
+        *[(arm, *sizes) for arm in ("grow", "grow, frozen") for sizes in ((1, 2), (2, 3))],
+    ]
+    assert [row["parameters"] == row["learning"] for row in rows] == [True] * 7 + [False]
+    assert [len(row["success"]) for row in rows] == [5, 10] * 4
+
+
+def test_what_grows_and_learns_when_tasks_arrive() -> None:
+    learner = imitating.Learner("d2r", "MT10", num_modules=3)
+    assert arriving.prepare(learner, "final", 2) == ()
+    assert arriving.prepare(learner, "grow, frozen", 2) == (3, 4)
+    learning = {name for name, parameter in learner.named_parameters() if parameter.requires_grad}
+    parts = {re.sub(r"net\.(trunk|task|graph\.nodes\.\d+|graph\.router)\..*", r"\1", name) for name in learning}
+    assert parts == {"task", "graph.nodes.3", "graph.nodes.4", "graph.router"}
+    assert "net.task.bias" not in learning  # old tasks read it too
+
+
+def test_a_row_of_budgets_for_each_limit(tmp_path: Path, half: None, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {**QUICK, "targets": [2.5], "limits": [2], "modules": 4, "demonstrations": 1, "price_rate": 1e-2}
+    settings["first_price"] = 1e-3
+    output = tmp_path / "result.json"
+    rows = run_twice(lambda: budgets.measure(settings, [1], output), output, capsys)
+    assert [(row["target"], row["limit"]) for row in rows] == [(None, None), (None, 2), (2.5, None), (2.5, 2)]
+    assert all(row["modules"] == 2 for row in rows if row["limit"])
+    assert all(2 < row["modules"] <= 5 for row in rows if not row["limit"])
+    assert [row["price"] > 1e-3 for row in rows] == [False, False, True, True]  # four modules cost more than 2.5
+
+
+def test_success_is_that_of_the_tasks_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, asked = imitating.Learner("mt-sac", "MT10"), []
+    monkeypatch.setattr(
+        imitating.Learner, "act", lambda _, state, task: asked.append(task) or torch.zeros(len(task), 4)
+    )
+    rates = learner.success([7, 2], episodes=1)
+    assert list(rates) == [7, 2]
+    assert all(task.tolist() == [7, 2] for task in asked)
+    assert len(asked) == 200
+
+
+def test_rows_of_other_settings_are_refused(tmp_path: Path) -> None:
+    Rows(tmp_path / "a.json", "f", {"x": 1}, program="p", key=("x",)).keep({"x": 1, "y": 2})
+    rows = Rows(tmp_path / "a.json", "f", {"x": 1}, program="p", key=("x",))
+    assert {"x": 1} in rows
+    assert {"x": 2} not in rows
+    with pytest.raises(SystemExit, match=r"a\.json has other settings, {'x': 1}; name another file"):
+        Rows(tmp_path / "a.json", "f", {"x": 2}, program="p", key=("x",))
+
+
+@pytest.mark.parametrize("way", ["head", *transfer.WAYS["d2r"]])
+def test_what_learns_of_a_new_task(way: str) -> None:
+    learner = imitating.Learner("mh-sac" if way == "head" else "d2r", "MT10")
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    shown = {3: (torch.randn(2, 10, 39), torch.rand(2, 10, 4))}
+    adapted = transfer.adapt(learner, way, 3, shown, {"updates": 4, "rate": 1e-2, "batch": 8}, seed=1)
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+    after = adapted.state_dict()
+    if way == "head":
+        changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        assert {name.split(".")[1] for name in changed} == {"heads"}
+        assert all(not (after[name] != before[name])[[0, 1, 2, *range(4, 10)]].any() for name in changed)
+        return
+    task = after.pop("net.task.weight") != before["net.task.weight"]
+    assert task[:, 3].any()
+    assert not task[:, [0, 1, 2, *range(4, 10)]].any()
+    changed = {name for name, value in after.items() if name not in before or not torch.equal(value, before[name])}
+    parts = {re.sub(r"net\.(trunk|task|graph\.nodes\.\d+|graph\.router)\..*", r"\1", name) for name in changed}
+    if way == "route + module":  # the old output has another number now
+        assert {"graph.nodes.6", "graph.router"} <= parts <= {"graph.nodes.6", "graph.nodes.7", "graph.router"}
+        assert torch.equal(after["net.graph.nodes.7.weight"], before["net.graph.nodes.6.weight"])
+    elif way in ("embedding", "route"):
+        assert parts == ({"graph.router"} if way == "route" else set())
+    else:
+        assert {"trunk", "task", "graph.nodes.0", "graph.nodes.6", "graph.router"} <= parts
