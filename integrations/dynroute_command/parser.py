@@ -187,7 +187,7 @@ class _Parser(argparse.ArgumentParser):
         lines = [
             f"  pip install 'dynroute[{extra}]'".ljust(40) + f"for {', '.join(commands)}"
             for extra, commands in self.needs.items()
-            if not all(importlib.util.find_spec(module) for module in EXTRAS[extra])
+            if not all(map(_is_installed, EXTRAS[extra]))
         ]
         missing = "\nnot installed here; this help, --version and the library itself work without:\n" if lines else ""
         return super().format_help() + missing + "".join(f"{line}\n" for line in lines)
@@ -210,7 +210,12 @@ class _Parser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             self.error(f"there is no command {value!r}{likely(value, action.choices, otherwise='')}")
         if action.choices is not None and action.dest not in FIELDS:  # those are checked when all are known
-            check_choice(action.dest, value, tuple(action.choices))
+            check_choice("method" if action.dest == "methods" else action.dest, value, tuple(action.choices))
+
+
+def _is_installed(module: str) -> bool:
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None  # a directory that has the name is no package
 
 
 def _flag(name: str) -> str:

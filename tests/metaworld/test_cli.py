@@ -246,7 +246,7 @@ def test_flags_of_sac_are_refused_where_nothing_learns_by_it(capsys: pytest.Capt
 
 MISTYPED = {
     "train --method d2x": "`method` must be one of 'mt-sac', {}, got 'd2x'; did you mean 'd2r'?",
-    "bench --methods sm d2": "`methods` must be one of 'mt-sac', {}, got 'd2'; did you mean 'd2r'?",
+    "bench --methods sm d2": "`method` must be one of 'mt-sac', {}, got 'd2'; did you mean 'd2r'?",
     "train --preset quik": "`preset` must be one of 'paper', {}, got 'quik'; did you mean 'quick'?",
     "train --goals rand": "`goals` must be one of 'fixed', 'random', 'benchmark', got 'rand'; did you mean 'random'?",
     "train --gate tpo-2": "`gate` must be one of 'soft', {}, got 'tpo-2'; did you mean 'top-K'?",
