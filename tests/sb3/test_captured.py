@@ -170,9 +170,18 @@ def still(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     return optimizer
 
 
-@pytest.mark.parametrize("setting", ["auto", "reference"])
+ROUTED = ("moe", "hard", "sm", "care", "d2r", "d2r-layer", "d2r-model", "scalemoe-feature")
+
+
 @pytest.mark.parametrize(
-    ("network", "learner"), [*((name, {}) for name in available()), ("mt-sac", BRC), ("d2r", BRC)], ids=str
+    ("network", "learner", "setting"),
+    [
+        *((name, {}, "auto") for name in available()),
+        *((name, {}, "reference") for name in ROUTED),  # the others have no graph, or that of one of these
+        ("mt-sac", BRC, "auto"),
+        ("d2r", BRC, "auto"),
+    ],
+    ids=str,
 )
 def test_an_update_on_another_device_stays_there(
     network: str, learner: dict[str, Any], setting: str, monkeypatch: pytest.MonkeyPatch
