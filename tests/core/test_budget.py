@@ -115,6 +115,7 @@ def test_soft_routes_cost_all_nodes() -> None:
     assert torch.equal(compute_cost(net.route(torch.randn(7, 5)), net.topology), torch.full((7,), 5.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", [Hard(), SampleK(2)], ids=str)
 def test_a_price_that_learns_holds_each_task_at_its_target(gate: Gate) -> None:
     topology, tasks = Topology.dag(9), torch.arange(3)

@@ -105,17 +105,17 @@ def compare_gradients(layer: nn.Module, whole: nn.Module) -> None:
 
 def ddp_needs_no_search_for_unused_experts() -> None:
     size, rank = distributed.get_world_size(), distributed.get_rank()
-    whole = mixture(Hard(), shared=1)
-    net = nn.parallel.DistributedDataParallel(copy.deepcopy(whole))
-    inputs = torch.randn(2 * size, 6, dtype=F64)
-    route = whole(inputs, return_route=True)[1]
-    assert not route.path[:2].any(dim=0).all(), "some experts are not used"
-    for _ in range(2):  # the second pass complains of parameters that the first left without a gradient
-        net.zero_grad()
-        net(inputs[2 * rank : 2 * rank + 2]).square().mean().backward()
-    whole(inputs).square().mean().backward()
-    for mine, expected in zip(net.parameters(), whole.parameters(), strict=True):
-        close(mine.grad, expected.grad)
+    for whole in (mixture(Hard(), shared=1), ModuleRouting.mlp(6, 8, 8, 3, gate=Hard(), dtype=F64)):
+        net = nn.parallel.DistributedDataParallel(copy.deepcopy(whole))
+        inputs = torch.randn(2 * size, 6, dtype=F64)
+        route = whole(inputs, return_route=True)[1]
+        assert not whole.topology.used(route.path[:2]).any(dim=0).all(), "some experts are not used"
+        for _ in range(2):  # the second pass complains of parameters that the first left without a gradient
+            net.zero_grad()
+            net(inputs[2 * rank : 2 * rank + 2]).square().mean().backward()
+        whole(inputs).square().mean().backward()
+        for mine, expected in zip(net.parameters(), whole.parameters(), strict=True):
+            close(mine.grad, expected.grad)
 
 
 def _levels() -> dict[str, Callable[[], RoutedGraph]]:

@@ -5,11 +5,10 @@ import io
 import pickle
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, nn
 
 from dynroute import (
     BalancedTopK,
@@ -107,8 +106,7 @@ def test_compile_in_one_graph(level: str, gate: str) -> None:
         torch.testing.assert_close(traced, eager)
 
 
-@pytest.mark.parametrize("protect", ["rsg", "input", "none"])
-@pytest.mark.parametrize("level", ["module", "layer"])
+@pytest.mark.parametrize(("level", "protect"), [("module", "rsg"), ("module", "input"), ("layer", "none")])
 def test_compile_the_fused_backend_in_one_graph(level: str, protect: str) -> None:
     torch.compiler.reset()
     net = LEVELS[level](TopK(2))
@@ -279,37 +277,6 @@ def test_activation_checkpointing_replays_the_noise() -> None:
     x.grad = None
     net(x, noise=noise).sum().backward()
     assert torch.equal(recomputed, x.grad)
-
-
-def _share_of_a_batch(rank: int, folder: Path, inputs: Tensor, noise: Tensor) -> None:
-    """What each of two processes does: two samples of four, for which most modules are not used."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    net = nn.parallel.DistributedDataParallel(_hard_module_level())
-    mine = slice(2 * rank, 2 * rank + 2)
-    for _ in range(2):  # the second pass complains of parameters that the first left without a gradient
-        net.zero_grad()
-        net(inputs[mine], noise=noise[mine]).square().sum(dim=-1).mean().backward()
-    torch.save([parameter.grad for parameter in net.parameters()], folder / f"gradients_{rank}")
-    distributed.destroy_process_group()
-
-
-def _hard_module_level() -> ModuleRouting:
-    torch.manual_seed(0)
-    return ModuleRouting.mlp(5, 8, 8, 3, gate=Hard())
-
-
-def test_two_processes_share_a_batch(tmp_path: Path) -> None:
-    net, inputs = _hard_module_level(), torch.randn(4, 5)
-    noise = gumbel_noise((4, *net.topology.path_shape))
-    multiprocessing.spawn(_share_of_a_batch, (tmp_path, inputs, noise), nprocs=2)  # type: ignore[no-untyped-call]
-
-    net(inputs, noise=noise).square().sum(dim=-1).mean().backward()
-    route = net(inputs, noise=noise, return_route=True)[1]
-    assert not net.topology.used(route.path[:2]).any(dim=0).all(), "a process has modules that none of its samples uses"
-    for rank in range(2):
-        shared = torch.load(tmp_path / f"gradients_{rank}")
-        for parameter, gradient in zip(net.parameters(), shared, strict=True):
-            torch.testing.assert_close(gradient, parameter.grad)
 
 
 def test_repr_says_what_it_is() -> None:

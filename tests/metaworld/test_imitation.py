@@ -82,6 +82,7 @@ def networks(run: Run) -> dict[str, torch.Tensor]:
     return load_model(run, "cpu").actor.state_dict()
 
 
+@pytest.mark.slow
 def test_cloning_that_is_interrupted(cloned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.create(tmp_path / "run", cloned.configuration)
     check = Cloning._check
@@ -244,6 +245,7 @@ def test_corrections_are_what_scripts_want_where_the_policy_acts(cloned: Run) ->
     assert correct(model, TASKS.split(","), episodes=2, **options).fingerprint == shown.fingerprint
 
 
+@pytest.mark.slow
 def test_dagger_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**OPTIONS, "dagger_rounds": 2, "cloning_steps": 700, "demonstrations": 4, "final_episodes": 1}
     configuration = preset("quick", {**options, "horizon": 40, "patience": 100}).resolve()
