@@ -51,12 +51,13 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_dozen_updates(name: str) -> None:
+def test_fifty_updates(name: str) -> None:
     network, options = OTHERS[name]
     model, sac = make(network, adam=None, **{**BRC, "learning_rate": 3e-4, "tau": 0.005, "gamma": 0.9, **options})
     outside, masked = 0.0, 0.0
-    for i in range(12):
+    for i in range(50):
         # Now and then a task leaves the range.
         batch = spread_rewards(draw(model, (4, 4, 4), seed=i), (0.0, 120.0 * (i % 7 == 3), -120.0 * (i % 11 == 5)))
         report = step_and_repair(model, sac, batch)

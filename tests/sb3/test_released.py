@@ -64,12 +64,13 @@ RELEASED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RELEASED)
-def test_a_dozen_updates_of_released_code(name: str) -> None:
+def test_fifty_updates_of_released_code(name: str) -> None:
     network, options = RELEASED[name]
     model, sac = make(network, adam=None, learning_rate=3e-4, tau=0.005, gamma=0.99, **options)
     masked = 0
-    for i in range(12):
+    for i in range(50):
         # Now and then a task diverges.
         batch = spread_rewards(draw(model, (4, 4, 4), seed=i), (0.0, 120.0 * (i % 7 == 3), -120.0 * (i % 11 == 5)))
         masked += int(step_and_repair(model, sac, batch).masked.sum())
