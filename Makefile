@@ -55,7 +55,7 @@ types: $(READY) ## Check types
 
 docs: $(READY) ## Build the documentation and run its examples
 	for builder in html coverage doctest; do \
-		$(BIN)/python -m sphinx -n -W --keep-going -q -b $$builder -d docs/_build/read docs docs/_build/$$builder; \
+		$(BIN)/python -m sphinx -n -W --keep-going -q -b $$builder -d docs/_build/read docs docs/_build/$$builder || exit 1; \
 	done
 	@echo "The documentation is docs/_build/html/index.html"
 
