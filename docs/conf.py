@@ -140,7 +140,7 @@ torch.manual_seed(0)
 """
 
 # A public name that no page documents is a warning, and `-q -W` makes it an error.
-coverage_modules = [*(package.__name__ for package in PACKAGES), "dynroute_command"]
+coverage_modules = [*(package.__name__ for package in PACKAGES), "dynroute.__main__", "dynroute_command"]
 coverage_show_missing_items = True
 coverage_statistics_to_stdout = False
 coverage_ignore_pyobjects = [
