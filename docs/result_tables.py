@@ -1,7 +1,7 @@
 """Directives that show the stored summaries of sweeps, which `dynroute sweep` writes and docs/results keeps."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -163,33 +163,85 @@ class Extractions(Directive):
         ]
 
 
-class Transfer(Directive):
-    """Shows what `benchmarks.transfer` stored: how new tasks are learned; the argument is the file's stem."""
+class Rows(Directive):
+    """Shows rows that a benchmark stored, as means over what the table does not tell apart.
+
+    The argument is the file's stem. A subclass names the columns that tell the rows of the table apart, and makes the
+    other cells of those rows.
+    """
 
     required_arguments = 1
+    groups: tuple[str, ...]
 
     def run(self) -> list[nodes.Node]:
         path = RESULTS / f"{self.arguments[0]}.json"
         self.env.note_dependency(str(path))
         stored = json.loads(path.read_text())
-        shown, tasks = stored["settings"]["shown"], stored["settings"]["held_out"]
-        header = ["network", "what learns", *(f"{task}, {count}" for task in tasks for count in shown), "old tasks"]
-        ways = list(dict.fromkeys((row["method"], row["way"]) for row in stored["rows"]))
-        rows = [self._row(stored["rows"], *way, [(task, count) for task in tasks for count in shown]) for way in ways]
+        self.settings = stored["settings"]
+        groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+        for row in stored["rows"]:
+            groups.setdefault(tuple(row[name] for name in self.groups), []).append(row)
+        cells = [[str("none" if part is None else part) for part in key] for key in groups]
+        rows = [[*first, *self.cells(group)] for first, group in zip(cells, groups.values(), strict=True)]
+        seeds = ", ".join(map(str, sorted({row["seed"] for row in stored["rows"]})))
         commands = [session["command"] for session in stored["sessions"]]
-        return self.parse_text_to_nodes("\n".join([*table([header, *rows]), "", *told(commands, stored)]))
+        lines = [*table([self.header(), *rows]), "", f"Seeds: {seeds}.", "", *told(commands, stored)]
+        return self.parse_text_to_nodes("\n".join(lines))
 
-    @staticmethod
-    def _row(rows: Sequence[Mapping[str, Any]], method: str, way: str, columns: Sequence[Any]) -> list[str]:
-        mine = [row for row in rows if (row["method"], row["way"]) == (method, way)]
-        cells = []
-        for column in columns:
-            rates = [row["success"] for row in mine if (row["task"], row["shown"]) == column]
-            cells.append(f"{sum(rates) / len(rates):.2f}")
-        after = [row["old after"] for row in mine if row["old after"] is not None]
-        before = [row["old before"] for row in mine]
-        change = f"{sum(before) / len(before):.2f} to {sum(after) / len(after):.2f}" if after else "never learned"
-        return [method, way, *cells, change]
+    def header(self) -> list[str]:
+        raise NotImplementedError
+
+    def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        raise NotImplementedError
+
+
+class Transfer(Rows):
+    """Shows how new tasks are learned (`benchmarks.transfer`)."""
+
+    groups = ("method", "way")
+
+    def header(self) -> list[str]:
+        return ["network", "what learns", *map(str, self.settings["shown"]), "old tasks"]
+
+    def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        success = [mean(row["success"] for row in rows if row["shown"] == count) for count in self.settings["shown"]]
+        changed = [row for row in rows if row["old after"] is not None]
+        before, after = (mean(row[f"old {when}"] for row in changed) for when in ("before", "after"))
+        return [*success, f"{before} to {after}" if changed else "as before, or never learned"]
+
+
+class Arriving(Rows):
+    """Shows what nets know after the last group of tasks arrived (`benchmarks.arriving`)."""
+
+    groups = ("kept", "arm")
+
+    def header(self) -> list[str]:
+        return ["kept", "net", "modules", "parameters", "of them learn", "first tasks", "new tasks", "all", "forgotten"]
+
+    def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        last = [row for row in rows if row["groups"] == max(row["groups"] for row in rows)]
+        first = [row for row in rows if row["groups"] == 1]
+        sizes = [f"{last[0][name]:,}" for name in ("modules", "parameters", "learning")]
+        rates = [mean(row[name] for row in last) for name in ("new", "all", "forgotten")]
+        return [*sizes, mean(row["all"] for row in first), *rates]
+
+
+class Budgets(Rows):
+    """Shows what budgets cost in success (`benchmarks.budgets`)."""
+
+    groups = ("target", "limit")
+
+    def header(self) -> list[str]:
+        return ["budget", "limit in inference", "expected in training", "modules run", "success"]
+
+    def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        return [mean(row[name] for row in rows) for name in ("expected", "modules", "success")]
+
+
+def mean(values: Iterable[float]) -> str:
+    """The mean of values, for a cell."""
+    values = list(values)
+    return f"{sum(values) / len(values):.2f}" if values else ""
 
 
 class PageSpeed(Directive):
@@ -263,4 +315,6 @@ def setup(app: Sphinx) -> None:
     app.add_directive("gain", Gain)
     app.add_directive("extractions", Extractions)
     app.add_directive("transfer", Transfer)
+    app.add_directive("arriving", Arriving)
+    app.add_directive("budgets", Budgets)
     app.add_directive("page-speed", PageSpeed)

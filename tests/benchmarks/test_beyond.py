@@ -22,6 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_extraction_goes_on_with_the_tasks_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options: dict[str, Any] = {**IMITATION_ALONE, "benchmark": "reach,drawer-close", "demonstrations": 3, "horizon": 10}
     options |= {"cloning_steps": 20, "final_episodes": 1, "device": "cpu"}
@@ -145,8 +146,7 @@ def test_what_learns_of_a_new_task(way: str) -> None:
     after = adapted.state_dict()
     if way == "head":
         changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-        assert {name.split(".")[1] for name in changed} == {"heads"}
-        assert all(not (after[name] != before[name])[[0, 1, 2, *range(4, 10)]].any() for name in changed)
+        assert changed == {"net.heads.nodes.3.weight", "net.heads.nodes.3.bias"}
         return
     task = after.pop("net.task.weight") != before["net.task.weight"]
     assert task[:, 3].any()

@@ -20,6 +20,7 @@ def run(path: Path, *options: str) -> tuple[int, Result]:
     return code, json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_quick_run_has_every_section_and_every_backend_is_correct(tmp_path: Path) -> None:
     code, result = run(tmp_path / "gpu.json")
     assert code == 0

@@ -81,6 +81,7 @@ def run(path: Path, *options: str) -> dict[str, Any]:
     return stored
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_quick_study_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "language.json"

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is there for Linux alone")
 
 
+@pytest.mark.slow
 def test_the_cases_pass_in_the_interpreter() -> None:
     # Triton asks once, when it is imported; in this process torch.compile would find its kernels interpreted, too.
     command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "--tb=short", "-p", "no:cacheprovider"]

@@ -219,6 +219,7 @@ def test_single_file_sac_learns(capsys):
     assert "after 400 updates" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run_extracted_policy_needs_nothing_that_trained_it(capsys, tmp_path):
     program = [sys.executable, str(EXAMPLES / "run_extracted_policy.py")]
     check = "import sys, runpy; runpy.run_path({!r}, run_name='__main__'); print([n for n in sys.modules if {}])"

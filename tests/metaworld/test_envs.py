@@ -239,6 +239,7 @@ def test_tasks_of_a_list_do_not_share_goals_and_a_task_alone_is_mt1() -> None:
     assert not vectors[0] & vectors[1]
 
 
+@pytest.mark.slow
 def test_the_goals_of_a_benchmark_are_those_of_meta_world() -> None:
     expected = metaworld.MT10(seed=11)
     drawn = goals_of("MT10", 11)
@@ -281,6 +282,7 @@ for goals in ("fixed", "random", "benchmark"):
 """
 
 
+@pytest.mark.slow
 def test_mt10_is_what_it_was_whether_these_environments_come_first_or_last() -> None:
     imports = "import hashlib, metaworld\nimport numpy as np\nfrom dynroute_metaworld import make_envs\n"
     programs = [imports + DRAW, imports + USE + DRAW]

@@ -134,6 +134,7 @@ def test_the_file_computes_what_the_policy_does(form: str, run: Run, model: Mult
     assert "on those of other episodes" in text
 
 
+@pytest.mark.slow
 def test_the_command(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["extract", str(run.folder), "--task", "drawer-close", "--collect", "1", "--coverage", "0.9"]
     assert main([*command, "--episodes", "2"]) == 0

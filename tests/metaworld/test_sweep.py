@@ -234,6 +234,7 @@ def test_nodes_that_do_not_see_the_folder(member: Cluster, tmp_path: Path) -> No
         sweep(tmp_path / "sweep", ["mt-sac"], ["reach"], address="127.0.0.1:1")
 
 
+@pytest.mark.slow
 def test_a_run_that_always_dies(member: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object) -> Iterator[tuple[str, Any]]:
         yield "started", "there"

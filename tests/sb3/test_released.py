@@ -281,6 +281,7 @@ def test_what_rollouts_lag_behind_is_saved(cls: type[MultiTaskSAC], how: str, tm
     assert torch.equal(flat(again.rollout_actor), flat(model.rollout_actor))
 
 
+@pytest.mark.slow
 def test_what_rollouts_lag_behind_is_compiled_too() -> None:
     options = {"learning_starts": 0, "train_freq": 4, "gradient_steps": 4, "lag_rollouts": True}
     plain = learner(**options).learn(12 * TASKS)
