@@ -14,10 +14,11 @@ help: ## List the targets
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing dynroute and its development tools into $(VENV) (once; about two minutes)"
 	$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' | awk '\
-		/^Collecting / { printf "\r\033[K  package %d: %s", ++count, $$2 } \
-		/^Installing collected/ { printf "\r\033[K  unpacking %d packages ...\n", NF - 3 } \
-		{ fflush() }'
+	@{ $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
+		echo "status $$?"; } | { count=0; while read -r first name rest; do case "$$first $$name" in \
+		"Collecting "*) count=$$((count + 1)); printf '\r\033[K  package %d: %s' "$$count" "$$name" ;; \
+		"Installing collected") printf '\r\033[K  unpacking them ...\n' ;; \
+		"status "*) exit "$$name" ;; esac; done; }
 	@touch $@
 
 install: $(READY) ## Make an environment with everything in .venv; source .venv/bin/activate enters it

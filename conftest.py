@@ -50,7 +50,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     # Without a device, torch.manual_seed formats the stack three times to seed later the devices that are not there.
-    if torch.accelerator.is_available():
+    if torch.cuda.is_available() or not hasattr(torch, "accelerator") or torch.accelerator.is_available():
         torch.manual_seed(0)
     else:
         torch.default_generator.manual_seed(0)

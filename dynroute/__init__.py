@@ -95,7 +95,8 @@ if not TYPE_CHECKING:  # or a type checker would take any name for one that is t
         """Imports torch and the library when a name is first asked for; `python -m dynroute --help` asks for none."""
         if not name.startswith("_"):
             for module in [importlib.import_module(f".{module}", __name__) for module in _MODULES]:
-                globals().update({name: getattr(module, name) for name in module.__all__ if name in __all__})
+                for public in set(module.__all__) & set(__all__):
+                    globals().setdefault(public, getattr(module, public))  # what a user put there stays
         if name not in globals():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return globals()[name]

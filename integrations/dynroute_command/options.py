@@ -15,10 +15,13 @@ from typing import Any
 
 from .choices import GOALS, MAX_HORIZON, METHODS, check_choice
 
-__all__ = ["GROUPS", "IMITATION_ALONE", "KEYWORDS", "Options", "check_option", "kinds_of"]
+__all__ = ["AXES", "GROUPS", "IMITATION_ALONE", "KEYWORDS", "Options", "check_option", "kinds_of"]
 
 KEYWORDS = ("network", "critic_network")
 """The options that hold keywords of networks, each with its value."""
+
+AXES = ("benchmark", "method", "seed")
+"""The options of a run that every sweep has values of."""
 
 IMITATION_ALONE: Mapping[str, Any] = {
     "steps": 0,
@@ -77,8 +80,10 @@ class Options:
 
     method: str = _option("d2r", "the network; `dynroute methods` tells of each", WHAT, METHODS)
     benchmark: str = _option("MT10", "MT10, MT25, MT50, or tasks with commas between them", WHAT)
-    goals: str = _option("random", "new in each episode, one for all of them, or the benchmark's 50", WHAT, GOALS)
-    seed: int = _option(1, "decides all that is drawn", WHAT, least=0)
+    goals: str = _option(
+        "random", "one goal for all episodes, a new one in each, or the benchmark's 50 in turn", WHAT, GOALS
+    )
+    seed: int = _option(1, "seed of all random numbers", WHAT, least=0)
     device: str = _option(
         "auto", "cpu, cuda, or auto for cuda where there is one", MACHINE, changes_result=False, movable=True
     )
@@ -121,7 +126,7 @@ class Options:
     warmup_actions: str = _option("random", "what acts in these steps", SCHEDULE, ("random", "policy"))
     update_every: int = _option(1, "steps from one time of learning to the next", SCHEDULE, least=1)
     updates: int = _option(1, "updates each time", SCHEDULE, least=1)
-    lag_rollouts: bool = _option(False, "act on the policy as it was one time of learning before", SCHEDULE)
+    lag_rollouts: bool = _option(False, "act with the policy from before the last update", SCHEDULE)
     log_every: int = _option(
         1000, "steps from one line of metrics to the next", PLACE, least=1, sac=True, changes_result=False
     )
@@ -137,9 +142,7 @@ class Options:
     evaluation_episodes: int = _option(
         32, "episodes of an evaluation", EVALUATION, least=1, sac=True, changes_result=False
     )
-    final_episodes: int = _option(
-        100, "episodes of the evaluation at the end", EVALUATION, least=1, changes_result=False, movable=True
-    )
+    final_episodes: int = _option(100, "episodes of the evaluation at the end", EVALUATION, least=1, movable=True)
 
     learning_rate: float = _option(3e-4, "of actor and critics", OPTIMIZER, least=0)
     optimizer: str = _option("adam", "of actor and critics", OPTIMIZER, ("adam", "adamw"))
@@ -149,7 +152,7 @@ class Options:
     target_update_every: int = _option(1, "updates from one such move to the next", CRITICS, least=1)
     batch_size: int = _option(128, "transitions of each task in an update", SCHEDULE, least=1)
     mixed_batch_size: int | None = _option(
-        None, "in its place, transitions in an update that are drawn over all tasks", SCHEDULE, least=1
+        None, "transitions in an update, drawn over all tasks; takes the place of --batch-size", SCHEDULE, least=1
     )
     buffer_size: int | None = _option(
         None, "transitions of all tasks that are kept; 1M for at most ten tasks, else 10M", SCHEDULE, least=1
@@ -165,11 +168,11 @@ class Options:
         "min", "of the critics' values, for what they learn and for the actor", CRITICS, ("min", "mean")
     )
     normalize_returns: bool = _option(
-        False, "divide the rewards of each task by what leads its returns into the range of values", CRITICS
+        False, "scale the rewards of each task so that its returns fit the range of values", CRITICS
     )
     log_std: str = _option("clamp", "how the actor's log-deviation is kept in its range", NETWORK, ("clamp", "tanh"))
-    log_std_low: float = _option(-20.0, "the lower end of that", NETWORK)
-    log_std_high: float = _option(2.0, "the upper end", NETWORK)
+    log_std_low: float = _option(-20.0, "lower end of the range of the log-deviation", NETWORK)
+    log_std_high: float = _option(2.0, "upper end of the range of the log-deviation", NETWORK)
     target_entropy: str = _option(
         "auto",
         "what the coefficient aims at: a number, auto for -4, or auto_0.5 for half of it",
@@ -179,10 +182,16 @@ class Options:
     ent_coef: str = _option(
         "auto", "coefficient of entropy: a number, auto, or auto_0.1 to start there", ENTROPY, words=("auto", "auto_")
     )
-    ent_coef_lr: float | None = _option(None, "its learning rate; that of the networks", ENTROPY, least=0)
-    ent_coef_beta1: float = _option(0.9, "decay of the first moment in its optimizer", ENTROPY, least=0, most=0.999)
+    ent_coef_lr: float | None = _option(
+        None, "learning rate of the coefficient of entropy; default: that of the networks", ENTROPY, least=0
+    )
+    ent_coef_beta1: float = _option(
+        0.9, "decay of the first moment in the optimizer of the coefficient of entropy", ENTROPY, least=0, most=0.999
+    )
     shared_ent_coef: bool = _option(False, "one coefficient of entropy for all tasks", ENTROPY)
-    ent_coef_after_step: bool = _option(False, "critics and actor take it as it is after its step", ENTROPY)
+    ent_coef_after_step: bool = _option(
+        False, "critics and actor use the coefficient of entropy after its update", ENTROPY
+    )
     max_ent_coef_grad_norm: float | None = _option(
         None, "the norm the gradient of its logarithm is clipped to; not clipped", ENTROPY, least=0
     )
@@ -191,9 +200,7 @@ class Options:
         None, "weights of the losses of tasks; alpha-sum (Eq. 15) for sm and d2r, else none", TASKS, _BALANCING
     )
     max_task_loss: float | None = _option(3e3, "a task with a larger loss is left out of an update", TASKS, least=0)
-    mask_rule: str = _option(
-        "each", "which losses of a task that compares: each, or their total", TASKS, ("each", "total")
-    )
+    mask_rule: str = _option("each", "compare each loss of a task with it, or their sum", TASKS, ("each", "total"))
     joint_update: bool = _option(False, "all losses come from the networks before, and then all step", OPTIMIZER)
     shared_lr: float | None = _option(
         None, "learning rate of what actor and critics share; that of the networks", OPTIMIZER, least=0
@@ -205,7 +212,7 @@ class Options:
         "float32", "of the networks' products while they learn", MACHINE, ("float32", "bf16"), sac=True
     )
     reward_version: str = _option("v2", "of Meta-World's rewards", WHAT, ("v1", "v2"))
-    bootstrap_timeouts: bool = _option(True, "take running out of time for an interruption, not an end", CRITICS)
+    bootstrap_timeouts: bool = _option(True, "treat the horizon as an interruption: values go on behind it", CRITICS)
     actor_paths: str | None = _option(
         None, "paths of the actor's loss; replayed (Eq. 8) where paths are chosen", TASKS, _PATHS
     )
@@ -218,35 +225,39 @@ class Options:
     )
 
     demonstrations: int = _option(0, "episodes of each task", IMITATION, least=0)
-    noise: str = _option("0,0.3", "deviations of the noise on what is done, one for each episode, in turn", IMITATION)
-    held_out: int = _option(2, "of these, episodes that tell when to stop cloning", IMITATION, least=1)
-    cloning_steps: int = _option(0, "updates of the actor by cloning, before anything else", IMITATION, least=0)
+    noise: str = _option(
+        "0,0.3", "standard deviations of the noise on the scripts' actions, one for each episode, in turn", IMITATION
+    )
+    held_out: int = _option(2, "demonstrations of each task that decide when to stop cloning", IMITATION, least=1)
+    cloning_steps: int = _option(0, "updates of the actor by cloning, before SAC", IMITATION, least=0)
     cloning_batch_size: int = _option(64, "samples of each task in an update", IMITATION, least=1)
     cloning_rate: float = _option(1e-3, "the highest learning rate; it rises and falls", IMITATION, least=0)
     cloning_sample: bool = _option(True, "sample routes, as SAC does", IMITATION)
-    cloning_balance: float = _option(0.0, "weight of the loss by which sources come equally often", IMITATION, least=0)
-    cloning_importance: float = _option(0.0, "weight of the loss by which sources get equal weight", IMITATION, least=0)
+    cloning_balance: float = _option(0.0, "weight of the loss that makes sources equally frequent", IMITATION, least=0)
+    cloning_importance: float = _option(0.0, "weight of the loss that gives sources equal weight", IMITATION, least=0)
     cloning_z_loss: float = _option(0.0, "weight of the loss that keeps logits of routers small", IMITATION, least=0)
     cloning_entropy: float = _option(0.0, "weight of the entropy of routers, which is subtracted", IMITATION, least=0)
-    cloning_std: float = _option(0.2, "how much the policy explores afterwards, before tanh", IMITATION, least=0)
+    cloning_std: float = _option(0.2, "standard deviation of the policy afterwards, before tanh", IMITATION, least=0)
     patience: int = _option(10, "hundreds of updates without a gain before cloning stops", IMITATION, least=1)
-    dagger_rounds: int = _option(
-        0, "times the policy acts and scripts correct it, sharing the updates", IMITATION, least=0
-    )
+    dagger_rounds: int = _option(0, "rounds of DAgger: the policy acts, and scripts correct it", IMITATION, least=0)
     warm_start: str | None = _option(None, "the directory of a run to take the actor from", IMITATION)
     actor_starts: int = _option(0, "updates of the critics before SAC moves the actor", IMITATION, least=0, sac=True)
     demonstration_share: float = _option(
-        0.5, "part of SAC's batches that they are", IMITATION, least=0, most=0.99, sac=True
+        0.5, "share of demonstrations in SAC's batches", IMITATION, least=0, most=0.99, sac=True
     )
     demonstration_weight: float = _option(
         0.0, "weight of cloning in SAC's loss of the actor", IMITATION, least=0, sac=True
     )
-    demonstration_decay: int | None = _option(None, "updates until it is 0; it stays", IMITATION, least=1, sac=True)
+    demonstration_decay: int | None = _option(
+        None, "updates until the weight of cloning is 0; default: it stays", IMITATION, least=1, sac=True
+    )
 
     gate: str | None = _option(
         None, "how sources are chosen, K of them", NETWORK, ("soft", "hard", "top-K", "sample-K")
     )
-    protect: str | None = _option(None, "what unsuitable sources are spared", NETWORK, ("rsg", "input", "sg", "none"))
+    protect: str | None = _option(
+        None, "what stops the gradient to unsuitable sources", NETWORK, ("rsg", "input", "sg", "none")
+    )
     num_modules: int | None = _option(None, "modules of d2r", NETWORK, least=1)
     width: int | None = _option(None, "features of a module", NETWORK, least=1)
     state_free: bool | None = _option(None, "d2r routes by the task alone", NETWORK)

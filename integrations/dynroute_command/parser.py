@@ -26,6 +26,7 @@ from .choices import (
     task_names,
 )
 from .options import (
+    AXES,
     EVALUATION,
     GROUPS,
     IMITATION,
@@ -60,7 +61,6 @@ examples:
 SHELLS = ("bash", "zsh", "fish")
 """The shells that :func:`completion` writes for."""
 
-AXES = ("method", "benchmark", "seed")
 FIELDS = {option.name: option for option in dataclasses.fields(Options)}
 METAVARS = {int: "N", float: "X", str: "NAME"}
 NETWORKS = "where the networks are"
@@ -82,6 +82,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         for name in given:
             if name in FIELDS and FIELDS[name].metadata["sac"]:
                 options.parser.error(f"{_flag(name)} is used by runs of SAC alone, and with --imitate there are none")
+        varied = [text.partition("=")[0].replace("-", "_") for text in options.vary]
+        for name in varied:
+            if name in FIELDS and FIELDS[name].metadata["sac"]:
+                options.parser.error(
+                    f"--vary {name.replace('_', '-')} is used by runs of SAC alone, and with --imitate there are none"
+                )
     for benchmark in filter(None, [given.get("benchmark"), *given.get("benchmarks", ())]):
         task_names(split_benchmark(benchmark))
     if "task" in given:
@@ -229,7 +235,8 @@ def _reader(kind: type, *, optional: bool) -> Callable[[str], Any]:
         try:
             return kind(text.replace("_", "") if kind is int else text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a number of type {kind.__name__}") from error
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} must be {wanted}") from error
 
     return read
 

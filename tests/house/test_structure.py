@@ -30,7 +30,7 @@ EXAMPLE = re.compile(r"^ *>>> .*(?:\n *\.\.\..*)*", re.MULTILINE)
 TRACEBACK = re.compile(r"^( *)Traceback \(most recent call last\):\n(?:\1 +.*\n)*\1([\w.]+)", re.MULTILINE)
 
 
-PACKAGES = [CORE, INTEGRATIONS / "dynroute_sb3", INTEGRATIONS / "dynroute_metaworld"]
+PACKAGES = [CORE, *(INTEGRATIONS / name for name in ("dynroute_sb3", "dynroute_metaworld", "dynroute_command"))]
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -209,3 +209,9 @@ def test_unknown_names_are_found() -> None:
 )
 def test_the_examples_of_a_page_import_what_they_use(page: Path) -> None:
     assert not unknown_names(page.read_text()), f"{page.name} uses names in examples that it does not import"
+
+
+def test_a_public_name_that_a_user_replaced_stays_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynroute.TopK", replaced := object())
+    assert not hasattr(dynroute, "nothing_of_that_name")  # asking for it imports the library's names
+    assert dynroute.TopK is replaced

@@ -73,7 +73,7 @@ def test_top_level_of_the_wheel(wheel: Path) -> None:
         "dynroute_metaworld",
         "dynroute_command",
     }
-    assert {"dynroute/py.typed", "dynroute_sb3/py.typed", "dynroute_metaworld/py.typed"} <= set(names)
+    assert {f"{name}/py.typed" for name in top if not name.endswith(".dist-info")} <= set(names)
     assert {f"dynroute_metaworld/report/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

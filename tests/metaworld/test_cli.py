@@ -35,7 +35,7 @@ from dynroute_metaworld import cli as commands
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.report.curves import draw_curves
 from dynroute_metaworld.runs.configuration import OPTIMIZERS
-from dynroute_metaworld.runs.extraction import FORMATS, STATES
+from dynroute_metaworld.runs.extraction import FORMATS
 from dynroute_metaworld.runs.methods import PUBLISHED, check_network, count_parameters, methods_table
 from dynroute_metaworld.runs.metrics import MetricsFile, forget_after
 from dynroute_metaworld.runs.presets import QUICK_SIZES, preset
@@ -195,7 +195,6 @@ def test_lists_that_the_command_shows_without_importing_what_has_them() -> None:
     assert available() == choices.METHODS
     assert tuple(PRESETS) == choices.PRESETS
     assert tuple(FORMATS) == choices.FORMATS
-    assert choices.STATES == STATES
     named = {name: tuple(kind.removesuffix("-v3") for kind in kinds) for name, kinds in META_WORLD.items()}
     assert named == choices.BENCHMARKS
     assert {name.removesuffix("-v3") for name in env_dict.ALL_V3_ENVIRONMENTS} == {*named["MT50"]}
@@ -226,7 +225,7 @@ def test_flags_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, "evaluate", "runs/first", "--task", "reach")
     assert error.startswith("usage: dynroute evaluate")
     assert "arguments: --task reach; --task is used by dynroute extract and dynroute render alone\n" in error
-    assert "'x' must be a number of type int" in refused(capsys, "train", "--seed", "x")
+    assert "'x' must be a whole number" in refused(capsys, "train", "--seed", "x")
     assert "'width' must be name=value, for instance num_modules=8" in refused(capsys, "train", "--network", "width")
     assert "arguments are required: COMMAND" in refused(capsys)
     assert "there is no command 'tran'; did you mean 'train'?" in refused(capsys, "tran")
@@ -240,6 +239,8 @@ def test_flags_of_sac_are_refused_where_nothing_learns_by_it(capsys: pytest.Capt
     for name in sorted(sac):
         told = f"unrecognized arguments: {name}; {name} is used by dynroute train and dynroute sweep alone"
         assert told in refused(capsys, "imitate", name)
+    varied = refused(capsys, "sweep", "--imitate", "--methods", "sm", "--vary", "ent-coef=0.1,0.2")
+    assert "--vary ent-coef is used by runs of SAC alone, and with --imitate there are none" in varied
     error = refused(capsys, "sweep", "--imitate", "--ent-coef", "0.1")
     assert "--ent-coef is used by runs of SAC alone, and with --imitate there are none" in error
 

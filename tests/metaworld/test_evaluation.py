@@ -475,6 +475,12 @@ def test_the_bootstrap_holds_the_mean_about_as_often_as_it_says() -> None:
 
 
 WRONG_NUMBERS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
+    "parts of successes": (
+        wilson_interval,
+        (2.5, 4),
+        {},
+        r"`successes` and `trials` must be whole numbers, got 2.5 of 4",
+    ),
     "more successes": (wilson_interval, (5, 4), {}, r"`successes` must be in 0..`trials`, .* got 5 of 4"),
     "negative": (wilson_interval, (-1, 4), {}, r"got -1 of 4"),
     "no trials": (wilson_interval, (0, 0), {}, r"`trials` at least 1, got 0 of 0"),

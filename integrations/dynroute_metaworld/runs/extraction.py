@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dynroute import Extraction, Program, trace_program
 from dynroute.arguments import check_choice, check_count
+from dynroute_command.choices import STATES
 from dynroute_sb3 import MultiTaskSAC, extract_policy
 from dynroute_sb3.storage import writing_file
 from dynroute_sb3.task_policy import whole_policy
@@ -37,7 +38,6 @@ from .threads import one_thread
 
 __all__ = [
     "FORMATS",
-    "STATES",
     "Episodes",
     "ExtractedTask",
     "extract_task",
@@ -53,9 +53,6 @@ FORMATS: Mapping[str, str] = {"torch": ".safetensors", "export": ".pt2", "onnx":
 
 "torch" is a :class:`dynroute.Program`, whose file cannot run code; "export" is that of ``torch.export``, which torch
 alone reads, and only from those one trusts; "onnx" is that of ``torch.onnx``."""
-
-STATES = ("policy", "demonstrations")
-"""The sources of the states for which a policy is made, episodes of the policy or demonstrations."""
 
 ELSEWHERE = 1_000_000
 """How far the seed of these episodes is from that of an evaluation, so that neither meets the goals of the other."""
@@ -195,7 +192,7 @@ def extract_task(
         form: The format, one of :data:`FORMATS`.
         output: The file; named by the task in the directory of the run if None.
         coverage: The share of the states whose routes are kept whole.
-        states: Where the states come from, one of :data:`STATES`.
+        states: Where the states come from, one of :data:`~dynroute_command.choices.STATES`.
         collected: The number of episodes of states.
         episodes: The number of episodes in which both are evaluated; 0 leaves that out.
         rounds: How often each is timed.
@@ -289,7 +286,7 @@ def task_states(
         run: The run.
         policy: What acts.
         task: The task.
-        origin: One of :data:`STATES`; those of demonstrations are read where the run read them.
+        origin: One of :data:`~dynroute_command.choices.STATES`; demonstrations are read where the run read them.
         episodes: The number of episodes, at most as many as there are demonstrations.
         progress: Called after each step with the number of steps that are done and that of all.
     """

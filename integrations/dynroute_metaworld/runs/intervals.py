@@ -37,6 +37,8 @@ def wilson_interval(
         (array([0.84, 0.3 ]), array([1. , 0.7]))
     """
     hits, n = np.broadcast_arrays(np.asarray(successes), np.asarray(trials))
+    if not (np.equal(np.floor(hits), hits) & np.equal(np.floor(n), n)).all():
+        raise ValueError(f"`successes` and `trials` must be whole numbers, got {successes!r} of {trials!r}.")
     if not ((n >= 1) & (hits >= 0) & (hits <= n)).all():
         raise ValueError(
             f"`successes` must be in 0..`trials`, and `trials` at least 1, got {successes!r} of {trials!r}."

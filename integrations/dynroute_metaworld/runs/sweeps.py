@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from dynroute.arguments import check_count, check_number
-from dynroute_command.options import KEYWORDS, kinds_of
+from dynroute_command.options import AXES, KEYWORDS, kinds_of
 from dynroute_sb3.storage import writing_file
 
 from ..envs.signals import handling
@@ -30,10 +30,7 @@ from .seeds import origin
 from .summary import FORMAT, ROW, read_sweep
 from .training import check_start
 
-__all__ = ["AXES", "read_variants", "sweep"]
-
-AXES = ("benchmark", "method", "seed")
-"""The options of a run that every sweep has values of."""
+__all__ = ["read_variants", "sweep"]
 
 
 def sweep(
