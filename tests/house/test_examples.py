@@ -50,6 +50,7 @@ def test_the_programs_are_there():
         "single_file_sac",
         "swap_linear",
         "swap_transformer",
+        "train_with_fabric",
         "what_rsg_stops",
     ]
 
@@ -210,6 +211,18 @@ def test_log_routing_writes_what_it_returns(capsys, tmp_path):
     assert len(list((tmp_path / "log").glob("events.out.tfevents.*"))) == 1
     assert (tmp_path / "log" / "load.svg").read_text().count('class="load"') == 4
     assert "tensorboard --logdir log" in capsys.readouterr().out
+
+
+def test_train_with_fabric_learns_and_logs(capsys, tmp_path):
+    logged = load("train_with_fabric").main(steps=120)
+
+    assert logged[-1]["loss"] < 0.7 * logged[0]["loss"]
+    (csv,) = tmp_path.glob("fabric/routing/version_0/metrics.csv")
+    header, *rows = csv.read_text().splitlines()
+    assert len(rows) == len(logged) == 6
+    assert {"loss", "routing/experts/load/7", "routing/experts/dead", "step"} <= set(header.split(","))
+    assert (tmp_path / "fabric" / "net.ckpt").exists()
+    assert "routing/experts/load_max" in capsys.readouterr().out
 
 
 def test_single_file_sac_learns(capsys):
