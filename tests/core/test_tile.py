@@ -94,6 +94,7 @@ def compiled(kernel: Any, started: Recorder, capability: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "width", "batch", "protect", "activation", "shortcut", "capability"),
     [

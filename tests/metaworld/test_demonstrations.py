@@ -224,6 +224,7 @@ def lives(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_was_killed_goes_on_and_leaves_no_process(
     workers: int, tmp_path: Path, shown: Demonstrations, kept: Path
@@ -251,6 +252,7 @@ def test_what_was_killed_goes_on_and_leaves_no_process(
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(PAIR)  # nothing half is left
 
 
+@pytest.mark.slow
 def test_a_program_without_a_guard_is_told_so(tmp_path: Path) -> None:
     with start(tmp_path, tmp_path / "demonstrations", 5, 1, "if True:") as process:
         _, errors = process.communicate(timeout=300)
@@ -277,6 +279,7 @@ def test_an_error_in_a_process_is_told(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_folder_is_shared(tmp_path: Path, shown: Demonstrations, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "demonstrations"
     episodes, calls, found = module._episodes, [], []

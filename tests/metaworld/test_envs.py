@@ -490,6 +490,7 @@ def run(tmp_path: Path, start: str, workers: int) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True, check=False)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_workers_to_the_program(tmp_path: Path) -> None:
     done = run(tmp_path, 'if __name__ == "__main__":', workers=2)
     assert done.stdout.split() == ["interrupted", "2", "left", "0"]
@@ -532,6 +533,7 @@ def test_any_moment_may_be_interrupted() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_a_program_without_a_guard_is_told_so(tmp_path: Path) -> None:
     done = run(tmp_path, "if True:", workers=1)
     assert done.returncode == 1

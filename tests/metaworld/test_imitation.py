@@ -269,6 +269,7 @@ def test_dagger_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [False, True])
 def test_an_interruption_before_sac_changes_nothing(
     overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

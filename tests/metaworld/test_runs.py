@@ -343,6 +343,7 @@ STOPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "how", "after"),
     [
@@ -604,6 +605,7 @@ def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         train(Run.create(tmp_path / "run", small(device="cuda")))
 
 
+@pytest.mark.slow
 def test_nobody_reads_what_is_printed(tmp_path: Path) -> None:
     process = start(tmp_path / "run")
     assert process.stdout is not None

@@ -173,6 +173,7 @@ def still(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
 ROUTED = ("moe", "hard", "sm", "care", "d2r", "d2r-layer", "d2r-model", "scalemoe-feature")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "learner", "setting"),
     [
