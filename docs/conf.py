@@ -33,7 +33,7 @@ from result_tables import table
 logger = logging.getLogger(__name__)
 
 PACKAGES = (dynroute, dynroute_metaworld, dynroute_sb3)
-"""What the pages document."""
+"""The packages that the pages document."""
 
 SPEED = Path(__file__).parent.parent / "benchmarks" / "results" / "speed.json"
 

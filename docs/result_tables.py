@@ -297,7 +297,7 @@ def commit(noted: str | None) -> str:
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """What a row is called."""
+    """The name of a row."""
     return row["method"] + (f", {row['variant']}" if row["variant"] else "")
 
 

@@ -30,7 +30,7 @@ IMITATION_ALONE: Mapping[str, Any] = {
     "demonstration_share": 0.0,
     "final_episodes": 20,
 }
-"""What makes a run imitation alone."""
+"""The options of a run that is imitation alone."""
 
 WHAT, LENGTH, PLACE = "what to run", "how long; steps are those of each task", "where it goes, and what is written"
 NETWORK, IMITATION = "the network", "demonstrations of scripted policies"

@@ -1,4 +1,4 @@
-"""What can be typed: the sub-commands of ``dynroute``, their flags and their help, without torch or an extra."""
+"""The sub-commands of ``dynroute``, their flags and their help, without torch or an extra."""
 
 import argparse
 import dataclasses
@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads what was typed; help, the version, a completion and what is not understood end the program.
 
     Raises:
-        ValueError: A value is none that an option takes.
+        ValueError: An option does not take a value.
     """
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
@@ -221,7 +221,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _is_installed(module: str) -> bool:
     spec = importlib.util.find_spec(module)
-    return spec is not None and spec.origin is not None  # a directory that has the name is no package
+    return spec is not None and spec.origin is not None  # a directory of that name is not a package
 
 
 def _flag(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the sub-commands of ``dynroute`` do; :mod:`dynroute_command.parser` says what can be typed."""
+"""Runs the sub-commands of ``dynroute``, which :mod:`dynroute_command.parser` reads."""
 
 import argparse
 import contextlib

@@ -189,7 +189,7 @@ def test_what_is_missing_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
     assert "There is no evaluation yet: success is not known." in told
     assert "There is no sessions.jsonl: it is not known where the run was trained." in told
     assert "There is no metrics.jsonl: nothing was logged." in told
-    with pytest.raises(FileNotFoundError, match="is no directory of a run"):
+    with pytest.raises(FileNotFoundError, match="is not the directory of a run"):
         read_run(tmp_path)
 
 

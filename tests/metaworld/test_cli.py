@@ -109,17 +109,17 @@ def test_scripted_policies_from_the_command_line(capsys: pytest.CaptureFixture[s
 
 
 def test_what_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"{tmp_path} is no directory of a run: it has no config.json" in told(capsys, "evaluate", str(tmp_path))
+    assert f"{tmp_path} is not the directory of a run: it has no config.json" in told(capsys, "evaluate", str(tmp_path))
     (tmp_path / "file").touch()
-    assert "file is no directory of a run: it is a file" in told(capsys, "evaluate", str(tmp_path / "file"))
+    assert "file is not the directory of a run: it is a file" in told(capsys, "evaluate", str(tmp_path / "file"))
     error = told(capsys, "evaluate", str(tmp_path / "rum"), "--benchmark", "MT10")
-    assert "rum is no directory of a run: there is nothing of that name" in error
+    assert "rum is not the directory of a run: there is nothing of that name" in error
     run = Run.create(tmp_path / "run", Configuration().resolve())
     assert "no config.json; the runs inside of it are run." in told(capsys, "evaluate", str(tmp_path))
     assert "has no checkpoint yet" in told(capsys, "evaluate", str(run.folder))
     assert "a run is evaluated on its own tasks" in told(capsys, "evaluate", str(run.folder), "--benchmark", "MT50")
     (run.folder / "config.json").write_text("{")
-    assert "config.json is no configuration of a run" in told(capsys, "evaluate", str(run.folder))
+    assert "config.json is not the configuration of a run" in told(capsys, "evaluate", str(run.folder))
 
 
 def test_a_run_that_is_not_there_is_told_before_another_starts(
@@ -496,12 +496,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"target_entropy": "half"},
         r"`target_entropy` must be a number or one of auto, auto_NUMBER, got 'half'",
     ),
-    "modules": ({"method": "sm", "num_modules": 3}, r"`num_modules` is no option of the method sm; .* d2r, d2r-re"),
-    "keyword": ({"network": {"zz": 3}}, r"`zz` is no option of the method d2r; it has level, num_modules"),
-    "keyword of critics": ({"critic_network": {"zz": 3}}, r"`zz` is no option of the method d2r; it has level"),
+    "modules": ({"method": "sm", "num_modules": 3}, r"`num_modules` is not an option of the method sm; .* d2r, d2r-re"),
+    "keyword": ({"network": {"zz": 3}}, r"`zz` is not an option of the method d2r; it has level, num_modules"),
+    "keyword of critics": ({"critic_network": {"zz": 3}}, r"`zz` is not an option of the method d2r; it has level"),
     "embedding": (
         {"method": "brc", "network": {"embedding": 3}},
-        r"`embedding` is no option of the method brc; it has",
+        r"`embedding` is not an option of the method brc; it has",
     ),
     "critics": ({"critic_network": 3}, r"`critic_network` must be of type dict, got 3"),
     "type": ({"steps": "many"}, r"`steps` must be of type int or none, got 'many'"),
@@ -544,7 +544,7 @@ def test_a_damaged_configuration(tmp_path: Path) -> None:
     assert dataclasses.replace(run.configuration, threads=None) == Configuration(method="sm").resolve()
     for text in ("{", "[]", '{"methd": "sm"}', '{"method": "xx"}'):
         (run.folder / "config.json").write_text(text)
-        with pytest.raises(DamagedError, match=r"config\.json is no configuration of a run"):
+        with pytest.raises(DamagedError, match=r"config\.json is not the configuration of a run"):
             Run.open(run.folder)
 
 

@@ -226,7 +226,7 @@ def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["report", str(runs[0]), "--output", str(tmp_path / "no" / "page.html")]) == 1
     assert "`output` must be in a directory that is there" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 1
-    assert "is no directory of a run" in capsys.readouterr().err
+    assert "is not the directory of a run" in capsys.readouterr().err
 
 
 def test_where_a_page_cannot_be_is_said_at_once(

@@ -424,7 +424,7 @@ def test_files_that_were_altered(name: str, done: Run) -> None:
         ("metrics.jsonl", r"metrics.jsonl was altered or cut: it must have at least \d+ bytes, got \d+; put back"),
         ("evaluations/step_120.json", r"step_120.json was altered or cut: it must have \d+ bytes, got \d+; put back"),
         ("evaluations/final.json", r"final.json was altered: its SHA-256 is not the one that was noted"),
-        ("config.json", r"config.json is no configuration of a run"),
+        ("config.json", r"config.json is not the configuration of a run"),
         ("checkpoints/step_240/notes.json", r"step_240/notes.json must have \d+ bytes, got \d+; take another"),
     ],
 )

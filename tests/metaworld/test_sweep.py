@@ -348,7 +348,7 @@ def test_folders_that_are_not_taken(tmp_path: Path) -> None:
         sweep(tmp_path, ["mt-sac"], ["reach"])
     with pytest.raises(FileExistsError, match=r"photo.jpg is a file; --folder names another place"):
         sweep(tmp_path / "photo.jpg", ["mt-sac"], ["reach"])
-    with pytest.raises(FileNotFoundError, match=r"is no folder of a sweep: it has no sweep\.json"):
+    with pytest.raises(FileNotFoundError, match=r"is not the folder of a sweep: it has no sweep\.json"):
         summarize(tmp_path)
     for text in ("{", "[]", '{"format": "another"}'):
         (tmp_path / "sweep.json").write_text(text)
@@ -401,7 +401,7 @@ def test_every_run_starts_from_its_own(tmp_path: Path, monkeypatch: pytest.Monke
     configurations, _ = _combine("quick", {"warm_start": pattern}, values)
     starts = [configuration.warm_start for configuration in configurations.values()]
     assert starts == [str(tmp_path / f"reach-mt-sac-seed{seed}") for seed in (1, 2)]
-    with pytest.raises(FileNotFoundError, match="reach-sm-seed1 is no directory of a run"):
+    with pytest.raises(FileNotFoundError, match="reach-sm-seed1 is not the directory of a run"):
         _combine("quick", {"warm_start": pattern}, {**values, "method": ["sm"]})
     with pytest.raises(RunError, match="`warm_start` must be a run with the same tasks, method and sizes, sm on reach"):
         _combine("quick", {"warm_start": "reach-mt-sac-seed1"}, {**values, "method": ["sm"]})

@@ -177,7 +177,7 @@ class MetaWorldVecEnv(VecEnv):
             for name, solved in zip(self.task_names, rows["solved"].tolist(), strict=True)
         ]
         for i in np.flatnonzero(dones):
-            # The horizon is no property of the task: an episode that reaches it is cut short, and has not ended.
+            # The horizon is not a property of the task: an episode that reaches it is cut short, and has not ended.
             infos[i]["TimeLimit.truncated"] = True
             infos[i]["terminal_observation"] = np.concatenate([rows["last"][i], self._one_hots[i]])
             infos[i]["is_success"] = bool(rows["successes"][i])

@@ -2,10 +2,13 @@
 
 import contextlib
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from dynroute_sb3.storage import writing_file
 
 from .analysis import Analysis, default_output, inspect_runs
 from .comparison import GroupRoutes
@@ -83,14 +86,14 @@ def analyze(
                 places[one.name] = points
                 rows = [(routes.tasks[int(i)], x, y, int(count)) for i, x, y, count in points]
                 _csv(where / "paths.csv", ["task", "x", "y", "samples"], rows)
-            (where / "routes.svg").write_text(draw_routes(routes), encoding="utf-8")
-            (where / "moments.svg").write_text(draw_moments(routes), encoding="utf-8")
+            _write(where / "routes.svg", draw_routes(routes))
+            _write(where / "moments.svg", draw_moments(routes))
         if figures is not None:
             figures.write_run(where, one, routes, points)
     if figures is not None:
         figures.write_groups(folder, analysis.groups, sharings if len(analysis.runs) > 1 else [], places)
     notes = list(dict.fromkeys(notes))
-    (folder / "notes.txt").write_text("".join(f"{note}\n" for note in notes), encoding="utf-8")
+    _write(folder / "notes.txt", "".join(f"{note}\n" for note in notes))
     for note in notes:
         tell(note)
     return folder
@@ -156,11 +159,17 @@ def write_tables(analysis: Analysis, sharings: Sequence[GroupRoutes], folder: Pa
     shared = {one.group.name: one.row() for one in sharings}
     methods = [{**group.row(), **shared.get(group.name, {})} for group in analysis.groups]
     summary = {"runs": [one.name for one in analysis.runs], "methods": methods, "notes": analysis.notes}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    _write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
 
 
 def _csv(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(names)
+    writer.writerows(rows)
+    _write(path, text.getvalue())
+
+
+def _write(path: Path, text: str) -> None:
+    with writing_file(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")

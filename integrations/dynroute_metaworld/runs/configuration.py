@@ -68,7 +68,7 @@ class Configuration(Options):
             if name not in (known := _keywords(self.method)):
                 fit = [method for method in NETWORKS if name in _keywords(method)]
                 hint = f"methods that have it: {', '.join(fit)}" if fit else f"it has {', '.join(known)}"
-                raise ValueError(f"`{name}` is no option of the method {self.method}; {hint}.")
+                raise ValueError(f"`{name}` is not an option of the method {self.method}; {hint}.")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -168,7 +168,7 @@ class Configuration(Options):
         try:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise DamagedError(f"{path} is no configuration of a run: {error}") from error
+            raise DamagedError(f"{path} is not the configuration of a run: {error}") from error
 
 
 MOVABLE = tuple(option.name for option in dataclasses.fields(Configuration) if option.metadata["movable"])

@@ -20,7 +20,7 @@ def wilson_interval(
 
     .. math:: \frac{\hat p + \frac{z^2}{2n} \pm z \sqrt{\frac{\hat p (1 - \hat p)}{n} + \frac{z^2}{4n^2}}}{1 + z^2/n}
 
-    It stays inside of 0 and 1, and is no point where all episodes succeed or none does. It tells of the episodes of one
+    It stays inside of 0 and 1, and has a width where all episodes succeed or none does. It tells of the episodes of one
     policy, and nothing of what another seed would have learned.
 
     Args:

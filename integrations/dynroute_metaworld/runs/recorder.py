@@ -20,11 +20,11 @@ from .run import Run
 __all__ = ["Recorder", "Stopped", "TimeIsUp", "evaluate_run"]
 
 
-class TimeIsUp(Exception):  # noqa: N818 - it is no error
+class TimeIsUp(Exception):  # noqa: N818 - it is not an error
     """A run has learned for as long as it may, and has written a checkpoint."""
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
+class Stopped(Exception):  # noqa: N818 - it is not an error
     """A run was asked to stop, and has written a checkpoint."""
 
 

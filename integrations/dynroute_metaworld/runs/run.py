@@ -81,7 +81,7 @@ class Run:
         """A run that is there."""
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} is no directory of a run: {_why_no_run(folder)}.")
+            raise FileNotFoundError(f"{folder} is not the directory of a run: {_why_no_run(folder)}.")
         return cls(folder, Configuration.read(folder / "config.json"))
 
     @classmethod
@@ -170,7 +170,7 @@ class Run:
     def check_files(self, checkpoint: Path) -> list[str] | None:
         """Refuses a configuration, metrics and evaluations that are not those a checkpoint was written with.
 
-        What was written after the checkpoint is not looked at, and a file that was removed is no error.
+        What was written after the checkpoint is not looked at, and a file that was removed is not an error.
 
         Returns:
             The names of files that are not there any more; None for a checkpoint that does not tell of them.
@@ -292,7 +292,7 @@ class Run:
 
 
 def _why_no_run(folder: Path) -> str:
-    """Says why a path is no directory of a run, and which runs are inside of it."""
+    """Says why a path is not the directory of a run, and which runs are inside of it."""
     if not folder.is_dir():
         return "it is a file" if folder.exists() else "there is nothing of that name"
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))

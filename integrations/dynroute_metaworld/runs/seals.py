@@ -89,7 +89,7 @@ class Seal:
 
         Args:
             folder: The folder.
-            done_without: Files that were missing before. What stands in their place is no part of the seal.
+            done_without: Files that were missing before. Files in their place are not part of the seal.
         """
         missing = []
         for name, seal in self.files.items():

@@ -31,7 +31,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     """Reads ``sweep.json``: the token of the sweep, and its runs by name."""
     path = folder / "sweep.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no folder of a sweep: it has no sweep.json.")
+        raise FileNotFoundError(f"{folder} is not the folder of a sweep: it has no sweep.json.")
     try:
         noted = dict(json.loads(path.read_text()))
         if noted["format"] != FORMAT:
