@@ -1,5 +1,6 @@
 """Directives that show the stored summaries of sweeps, which `dynroute sweep` writes and docs/results keeps."""
 
+import abc
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -163,7 +164,7 @@ class Extractions(Directive):
         ]
 
 
-class Rows(Directive):
+class Rows(Directive, abc.ABC):
     """Shows rows that a benchmark stored, as means over what the table does not tell apart.
 
     The argument is the file's stem. A subclass names the columns that tell the rows of the table apart, and makes the
@@ -188,11 +189,13 @@ class Rows(Directive):
         lines = [*table([self.header(), *rows]), "", f"Seeds: {seeds}.", "", *told(commands, stored)]
         return self.parse_text_to_nodes("\n".join(lines))
 
+    @abc.abstractmethod
     def header(self) -> list[str]:
-        raise NotImplementedError
+        """The first row of the table."""
 
+    @abc.abstractmethod
     def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        raise NotImplementedError
+        """The cells behind the names of a group, from its rows."""
 
 
 class Transfer(Rows):

@@ -1,4 +1,4 @@
-"""What is extracted computes what the whole net does for the contexts it was made for, with nothing else in it."""
+"""An extracted net computes what the whole net does for its contexts, and holds nothing else."""
 
 import copy
 import re

@@ -81,7 +81,7 @@ def choose(name: str, z: list[list[float]], bias: list[float]) -> list[list[bool
 
 
 def held(z: list[list[float]], d: list[list[bool]], weights: list[list[float]], room: int) -> list[list[bool]]:
-    """What is left where each source takes the heaviest choices alone."""
+    """The choices that are left where each source takes the heaviest ones alone."""
     left = [[False] * len(row) for row in d]
     for j in range(len(z[0])):
         wanting = [b for b in range(len(z)) if d[b][j]]

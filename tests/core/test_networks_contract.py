@@ -1,4 +1,4 @@
-"""What every network of the registry promises, and a network of a user's own beside them."""
+"""The contract of every network of the registry, and of a network that a user wrote."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""What is saved to a folder computes the same when it is loaded, and nothing of the folder can run."""
+"""A net that is loaded from a folder computes the same, and nothing of the folder can run."""
 
 import json
 import sys
@@ -360,7 +360,7 @@ def test_without_safetensors_one_is_told_what_to_install(tmp_path: Path, monkeyp
 
 
 class Hub:
-    """What huggingface_hub's ModelHubMixin does with a class, its network left out."""
+    """Does to a class as huggingface_hub's ModelHubMixin does, without a network."""
 
     def save_pretrained(self, save_directory: str, *, config: object = None, model_card_kwargs: object = None) -> str:
         self._save_pretrained(Path(save_directory))

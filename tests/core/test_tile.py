@@ -67,7 +67,7 @@ def make_pass(
 
 
 def compiled(kernel: Any, started: Recorder, capability: int) -> Any:
-    """What the compiler makes of a kernel, for a GPU that need not be there."""
+    """The code of a kernel for a GPU that need not be there."""
     import triton
     from triton.backends.compiler import GPUTarget
 

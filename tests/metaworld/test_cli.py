@@ -52,13 +52,13 @@ TINY += ["--network", "hidden_sizes=[8]", "--log-every", "10"]
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 1) -> str:
-    """What the command prints on standard error."""
+    """The output of the command on standard error."""
     assert main(arguments) == status
     return capsys.readouterr().err
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the parser of the command prints when it does not understand."""
+    """The output of the command's parser when it does not understand."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2

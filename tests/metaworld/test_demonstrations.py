@@ -135,7 +135,7 @@ def test_the_same_settings_give_the_same_and_others_do_not(shown: Demonstrations
 
 
 def test_goals_are_those_of_the_whole_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of which one task is enough here."""
+    """One of the tasks is enough here."""
     collected, drawn = [], []
     goals_of = lambda *given: drawn.append(given) or {name: (name,) for name in module.task_names("MT10")}  # noqa: E731
     monkeypatch.setattr(module, "goals_of", goals_of)

@@ -193,7 +193,7 @@ def test_an_interrupted_start_does_not_change_the_next(monkeypatch: pytest.Monke
 
 
 def starts(env: MetaWorldVecEnv, resets: int) -> np.ndarray:
-    """What tells the goals apart: where things are when an episode starts."""
+    """The places of things when an episode starts, which tell the goals apart."""
     return np.stack([env.reset()[:, :39] for _ in range(resets)])
 
 

@@ -27,7 +27,7 @@ EVIL = "</script><script>document.title='caught'</script><img src=x onerror=\"do
 
 
 class Page(HTMLParser):
-    """What a test asks of a page; tags that do not match are an error."""
+    """The parts of a page that tests ask for; tags that do not match are an error."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_form(text: str) -> Page:
-    """What holds for every page: it is whole, it can be used by everybody, and it needs nothing from elsewhere."""
+    """Asserts that a page is whole, that everybody can use it, and that it needs nothing from elsewhere."""
     assert text.startswith("<!DOCTYPE html>")
     page = Page(text)
     assert page.all("html")[0]["lang"] == "en"
@@ -317,7 +317,7 @@ parent.postMessage(JSON.stringify(found), "*");
 
 
 def browse(browser: str, text: str, folder: Path, width: int, color: str) -> tuple[dict[str, Any], list[str]]:
-    """What the interaction found in a browser, and what its console told."""
+    """The findings of the interaction in a browser, and the lines of its console."""
     (folder / "copy.html").write_text(text)
     # A window of a browser has a least width, which a frame has not.
     (folder / "frame.html").write_text(
@@ -378,7 +378,7 @@ def test_the_page_in_a_browser(page: Path, tmp_path: Path) -> None:
 
 
 def check_explorer(found: dict[str, Any], data: dict[str, Any]) -> None:
-    """What must be seen of routes and frames."""
+    """Asserts what is seen of routes and frames."""
     graph, entry = data["graphs"][0], data["entries"][0]
     for name, moment in (("first", entry["moments"][0]), ("last", entry["moments"][-1])):
         weights = [0.0] * len(graph["edges"])
@@ -398,7 +398,7 @@ def check_explorer(found: dict[str, Any], data: dict[str, Any]) -> None:
 
 
 def check_curves(found: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-    """What must be seen of curves."""
+    """Asserts what is seen of curves."""
     assert (found["methods"]["lines"], found["methods"]["bands"]) == (2, 1)
     assert (found["tasks"]["lines"], found["tasks"]["bands"], found["tasks"]["strong"]) == (2, 0, 0)
     assert (found["one"]["strong"], found["one"]["faint"]) == (1, 1)

@@ -72,7 +72,7 @@ def plain(tree: Any) -> Any:
 
 
 def outcome(folder: Path) -> tuple[Any, ...]:
-    """What must not depend on interruptions: metrics, parameters and evaluations; not the time that passed."""
+    """Metrics, parameters and evaluations, which must not depend on interruptions; without the time that passed."""
     lines = [
         {name: value for name, value in line.items() if not name.startswith("time/")}
         for line in read_metrics(folder / "metrics.jsonl")

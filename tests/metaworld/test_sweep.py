@@ -73,7 +73,7 @@ def wait_until(process: subprocess.Popen[str], happened: Callable[[], Any]) -> A
 
 
 def attempts(folder: Path) -> list[str]:
-    """What a run printed, each time it was tried."""
+    """The output of a run, for each time it was tried."""
     path = folder.with_name(f"{folder.name}.txt")
     return path.read_text().split("--- on ")[1:] if path.exists() else []
 

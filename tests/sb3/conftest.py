@@ -10,7 +10,7 @@ from checkpoint_cases import ENVIRONMENTS, make_model
 
 @pytest.fixture(scope="module", autouse=True)
 def preloaded() -> None:
-    """What starts the processes of environments imports torch once, and not in each of them."""
+    """Imports torch once in the server that forks the processes of environments, not in each of them."""
     get_context("forkserver").set_forkserver_preload(["dynroute_sb3", "pytest", "hypothesis"])
 
 

@@ -29,7 +29,7 @@ TRACED = ("storage.py", "callbacks.py", "shutil.py")
 
 
 def train(folder: Path) -> None:
-    """What a user runs again and again until it is through."""
+    """Trains in a folder, from its last checkpoint if there is one, as a user does again and again."""
     env, last = ENVIRONMENTS["dummy"](), latest_checkpoint(folder)
     model = make_model(env) if last is None else MultiTaskSAC.load_checkpoint(last, env, "cpu")
     left = STEPS - model.num_timesteps

@@ -1,4 +1,4 @@
-"""What an update needs to run on a GPU without waiting, held on the CPU: no value is read, and networks compile."""
+"""An update reads no value from its device and its networks compile; held on the CPU."""
 
 import copy
 from typing import Any

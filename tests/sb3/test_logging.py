@@ -1,4 +1,4 @@
-"""What is logged: of every task, once, and as it happened."""
+"""Metrics are logged for every task, once, and as they happened."""
 
 import copy
 import csv

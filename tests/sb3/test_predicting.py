@@ -98,7 +98,7 @@ def test_one_seed_gives_one_run() -> None:
 
 
 def test_the_interface_is_that_of_sac() -> None:
-    """What SB3 calls on a SAC, it can call here."""
+    """MultiTaskSAC takes the calls that SB3 makes on a SAC."""
     assert issubclass(MultiTaskSAC, SAC)
     assert set(MultiTaskSAC.policy_aliases) == set(POLICIES)
     assert all(issubclass(policy, MultiTaskPolicy) for policy in POLICIES.values())

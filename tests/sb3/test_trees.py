@@ -1,4 +1,4 @@
-"""What a checkpoint is made of, rows and trees: every bit comes back, and what cannot be stored is named."""
+"""Rows and trees of a checkpoint come back bit by bit, and an error names a value that cannot be stored."""
 
 import pickle
 import re

@@ -54,7 +54,7 @@ def layer_norm(scale_and_shift: Layer, x: Tensor) -> Tensor:
 
 
 def residual_body(layers: Sequence[Normalized], x: Tensor) -> Tensor:
-    """What a residual block of BRC adds to its input: LN(W ReLU(LN(V x)))."""
+    """The part that a residual block of BRC adds to its input: LN(W ReLU(LN(V x)))."""
     (first, first_norm), (second, second_norm) = layers
     return layer_norm(second_norm, linear(second, relu(layer_norm(first_norm, linear(first, x)))))
 
@@ -635,7 +635,7 @@ def d2r_inputs(
     num_tasks: int,
     state_free: bool,
 ) -> tuple[Tensor, Rows]:
-    """What the modules read, ReLU(F(s)), and the logits, Eq. 4: G(F(s) * H(T)), or G(H(T)) without the state."""
+    """The input of the modules, ReLU(F(s)), and the logits, Eq. 4: G(F(s) * H(T)), or G(H(T)) without the state."""
     features = perceptron(f, state)
     context = perceptron(h, one_hot(task, num_tasks, state))
     if not state_free:

@@ -27,12 +27,12 @@ class Batch:
     task: list[int]
     path: Tensor | None = None
     wanted: Tensor | None = None
-    """What a demonstrator wanted to do in the first rows."""
+    """The actions that a demonstrator wanted in the first rows."""
 
 
 @dataclass
 class Draws:
-    """What an update draws: the noise of a and of a', and the generator before each forward that samples paths."""
+    """The random numbers of an update: the noises of a and a', and the generators before forwards that sample paths."""
 
     noise: Tensor
     next_noise: Tensor
@@ -97,7 +97,7 @@ class Result:
 
 
 def spread(kind: str, alpha: Sequence[float]) -> list[float]:
-    """What "[inverse-]alpha-sum" and "[inverse-]alpha-mean" make of the coefficients as weights (Eq. 15)."""
+    """The weights of tasks by "[inverse-]alpha-sum" and "[inverse-]alpha-mean" (Eq. 15)."""
     scores = [1 / a if kind.startswith("inverse-") else math.exp(-a) for a in alpha]  # exp(-log a) = 1 / a
     total = sum(scores)
     return [score / total * (len(alpha) if kind.endswith("mean") else 1) for score in scores]
@@ -162,7 +162,7 @@ def clip(gradients: list[Tensor], limit: float | None) -> list[Tensor]:
 
 @dataclass
 class _Waiting:
-    """What the first half of an update leaves to the second where nothing has stepped yet."""
+    """The results that the first half of an update leaves to the second before anything has stepped."""
 
     action: list[Tensor]
     log_prob: list[Tensor]
@@ -235,7 +235,7 @@ class SAC:
         return sum(values) / len(values) if self.options.q_target == "mean" else min(values, key=number)
 
     def target(self, outputs: Sequence[Tensor], reward: float, follows: float, cost: float) -> tuple[Any, float]:
-        """What critics are to predict for one sample, and how much of it lies outside of the range."""
+        """The target of the critics for one sample, and how much of it lies outside of the range."""
         o = self.options
         if o.critic_loss == "mse":
             return reward + follows * (number(self.judge(outputs)) - cost), 0.0
