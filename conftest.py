@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["dynroute/*_kernels.py"]
 
 # The examples are the same every time; a test that needs more of them says so.
-settings.register_profile("dynroute", max_examples=40, deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("dynroute", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("dynroute")
 
 

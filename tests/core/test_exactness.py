@@ -215,7 +215,7 @@ graphs = st.builds(
     st.sampled_from([torch.float64, torch.float64, torch.float32, torch.bfloat16]),
     st.integers(0, 1000),
 )
-CASES = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+CASES = settings(max_examples=45, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("habit", HABITS, ids=lambda habit: habit.__name__)
