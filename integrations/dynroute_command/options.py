@@ -259,6 +259,15 @@ class Options:
         None, "what stops the gradient to unsuitable sources", NETWORK, ("rsg", "input", "sg", "none")
     )
     num_modules: int | None = _option(None, "modules of d2r", NETWORK, least=1)
+    grow_to: int | None = _option(
+        None,
+        "add modules, up to so many, if a task stalls while others learn; the network does not grow",
+        NETWORK,
+        least=1,
+    )
+    grow_every: int = _option(
+        10_000, "steps between two looks at stalled tasks; in cloning it is 100 updates", NETWORK, least=1, sac=True
+    )
     width: int | None = _option(None, "features of a module", NETWORK, least=1)
     state_free: bool | None = _option(None, "d2r routes by the task alone", NETWORK)
     network: dict[str, Any] = field(

@@ -15,7 +15,7 @@ from dynroute.growth import CLOSED, find_graph
 
 from .sac import MultiTaskSAC
 
-__all__ = ["GrowOnDemand", "grow_networks", "measure_tasks", "size_keyword"]
+__all__ = ["GrowOnDemand", "grow_networks", "measure_tasks", "network_size", "size_keyword"]
 
 Measure = Callable[[MultiTaskSAC], Sequence[float | None]]
 
@@ -30,6 +30,9 @@ class GrowOnDemand(BaseCallback):
 
     The state of the callback is the attribute `growth_state` of the model and part of checkpoints, so a run with the
     same callback resumes exactly. The network must be "d2r", "d2r-model" or "moe", or of the same class.
+
+    A training loop of your own calls :meth:`open` before each step and :meth:`look` with what it measured, after
+    ``init_callback(model)``; cloning does so in updates (``dynroute imitate --grow-to``).
 
     Args:
         every: The number of environment steps between measurements.
@@ -101,24 +104,36 @@ class GrowOnDemand(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        self._open(self._state, self.model.num_timesteps)  # now, since the next learn() may reset the count of steps
+        self.open(self.model.num_timesteps)  # now, since the next learn() may reset the count of steps
 
     def _on_rollout_start(self) -> None:
-        state, steps = self._state, self.model.num_timesteps
-        self._open(state, steps)
-        if steps - state["measured_at"] < self.every:
-            return
-        state["measured_at"] = steps
-        values = self._measured()
-        state["measured"] = [*state["measured"], values][-self.patience - 1 :]
+        steps = self.model.num_timesteps
+        self.open(steps)
+        if steps - self._state["measured_at"] >= self.every:
+            self.look(steps, self._measured())
+
+    def look(self, step: int, values: Sequence[float | None]) -> Resized | None:
+        """Takes a measurement of each task, and grows the networks if a task has stalled while another one learned.
+
+        Args:
+            step: The number of steps, or of whatever training is counted in.
+            values: A number for each task, higher being better, or None if there is none yet.
+
+        Returns:
+            The changes of the actor if the networks have grown.
+        """
+        state = self._state
+        state["measured_at"] = step
+        state["measured"] = [*state["measured"], list(values)][-self.patience - 1 :]
         if state["nodes"] or not self._is_stalled(state["measured"]):
-            return
+            return None
         if find_graph("network", self.model.actor.net).topology.num_nodes - 1 >= self.max_modules:
-            return
+            return None
         grown = grow_networks(self.model)
-        state.update(measured=[values], grown_at=[*state["grown_at"], steps], nodes=list(grown.added), raised=0.0)
+        state.update(measured=[list(values)], grown_at=[*state["grown_at"], step], nodes=list(grown.added), raised=0.0)
         if self.verbose:
-            print(f"{grown.num_modules} modules at {steps} steps")
+            print(f"{grown.num_modules} modules at {step} steps")
+        return grown
 
     @property
     def _state(self) -> dict[str, Any]:
@@ -139,11 +154,12 @@ class GrowOnDemand(BaseCallback):
             )
         return numbers
 
-    def _open(self, state: dict[str, Any], steps: int) -> None:
-        """Raises the logits of a new module to the level that is due."""
+    def open(self, step: int) -> None:
+        """Raises the logits of a new module to the level that is due at a step."""
+        state = self._state
         if not state["nodes"]:
             return
-        due = max(CLOSED * min((steps - state["grown_at"][-1]) / self.opening, 1.0), state["raised"])
+        due = max(CLOSED * min((step - state["grown_at"][-1]) / self.opening, 1.0), state["raised"])
         for net in _networks(self.model):
             open_nodes(net, state["nodes"], by=due - state["raised"])
         state["raised"] = due
@@ -227,17 +243,7 @@ def size_keyword(model: MultiTaskSAC) -> str:
         >>> size_keyword(MultiTaskSAC("MoEPolicy", DummyVecEnv(point_tasks())))
         'num_experts'
     """
-    net = model.actor.net
-    level = getattr(net, "level", "module")
-    if isinstance(net, networks.MixtureOfExperts):
-        keyword = "num_experts"
-    elif isinstance(net, networks.DynamicDepthRouting) and level != "layer":
-        keyword = {"module": "num_modules", "model": "num_models"}[level]
-    else:
-        raise ValueError(
-            "`policy` must have networks that route at module or model level to grow, 'd2r', 'd2r-model' or 'moe', "
-            f"got a {type(net).__name__}."
-        )
+    keyword = network_size(model.actor.net)[0]
     if model.compile_networks:
         raise ValueError(
             "`compile_networks` must be False for networks that grow, got True: what is compiled is fixed."
@@ -245,6 +251,26 @@ def size_keyword(model: MultiTaskSAC) -> str:
     if hasattr(model, "updates_due"):
         raise ValueError("`model` must not learn while environments step to grow, got an OverlappedSAC.")
     return keyword
+
+
+def network_size(net: nn.Module) -> tuple[str, int]:
+    """Returns the keyword for the number of modules of a network and that number; raises an error if it cannot grow.
+
+    Example:
+        >>> from dynroute.networks import build
+        >>> from dynroute_sb3.growth import network_size
+        >>> network_size(build("d2r-model", 39, 10, 8, num_models=3))
+        ('num_models', 3)
+    """
+    level = getattr(net, "level", "module")
+    if isinstance(net, networks.MixtureOfExperts):
+        return "num_experts", find_graph("net", net).topology.num_nodes - 1
+    if isinstance(net, networks.DynamicDepthRouting) and level in ("module", "model"):
+        return f"num_{level}s", find_graph("net", net).topology.num_nodes - 1
+    raise ValueError(
+        "`policy` must have networks that route at module or model level to grow, 'd2r', 'd2r-model' or 'moe', "
+        f"got a {type(net).__name__}."
+    )
 
 
 def _networks(model: MultiTaskSAC) -> list[nn.Module]:

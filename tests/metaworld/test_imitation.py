@@ -1,6 +1,7 @@
 """Imitation: an actor clones scripted policies, is interrupted, and is the start of SAC."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from dynroute_metaworld.imitation.cloning import Cloning, _one_cycle
 from dynroute_metaworld.imitation.collection import collect
 from dynroute_metaworld.imitation.dagger import correct
 from dynroute_metaworld.imitation.demonstrations import Demonstrations
+from dynroute_metaworld.runs.methods import check_network
 from dynroute_metaworld.runs.presets import AFTER_IMITATION, IMITATION_ALONE, preset
 from dynroute_metaworld.runs.training import environments, make_model
-from dynroute_sb3 import DamagedError, DemonstrationBuffer, MultiTaskSAC
+from dynroute_sb3 import DamagedError, DemonstrationBuffer, GrowOnDemand, MultiTaskSAC
+from dynroute_sb3.growth import network_size
 
 TASKS = "drawer-close,window-close"
 OPTIONS: dict[str, Any] = {
@@ -483,3 +486,87 @@ def test_one_cycle() -> None:
     assert rates[0] == 0
     assert rates[100] == pytest.approx(0)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_a_cloned_network_grows_where_a_task_stalls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)
+    monkeypatch.setattr(GrowOnDemand, "_is_stalled", lambda self, measured: len(measured) > 1)
+    options: dict[str, Any] = {"method": "d2r", "num_modules": 2, "grow_to": 4, "cloning_steps": 120}
+    data, errors = demonstrations(), {}
+    whole = cloning(tmp_path / "whole", data, **options)
+    assert network_size(whole.actor.net) == ("num_modules", 2)
+
+    def checked(update: int, squared: Tensor) -> None:
+        errors[update] = float(squared.mean())
+        if update == 20:  # the second look: the best networks so far grow and compute the same
+            best = min(errors.values())
+            whole._grow(squared)
+            assert network_size(whole.actor.net)[1] == 3
+            assert float(whole._check().mean()) == pytest.approx(best, rel=1e-4)
+
+    whole.run(checked=checked)
+    assert network_size(whole.actor.net)[1] == network_size(whole.model.critic.nets[0])[1] == 4
+    assert whole.model.policy_kwargs["network_kwargs"]["num_modules"] == 4
+    assert whole.model.growth_state is not None
+    grown_at = whole.model.growth_state["grown_at"]
+    assert len(grown_at) == 2
+    assert grown_at[-1] + 30 <= 120  # it was opened before the end
+
+
+@pytest.mark.parametrize("stop", [30, 50, 80])
+def test_cloning_that_grows_goes_on_exactly(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)
+    monkeypatch.setattr(GrowOnDemand, "_is_stalled", lambda self, measured: len(measured) > 1)
+    options: dict[str, Any] = {"method": "d2r", "num_modules": 2, "grow_to": 4, "cloning_steps": 100}
+    data = demonstrations()
+    whole = cloning(tmp_path / "whole", data, **options)
+    whole.run()
+
+    class Killed(Exception):  # noqa: N818 - it stands for a signal
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done == stop:
+            raise Killed
+
+    with pytest.raises(Killed):
+        cloning(tmp_path / "parts", data, **options).run(kill)
+    parts = cloning(tmp_path / "parts", data, **options)
+    assert 0 < parts.update <= stop
+    parts.run()
+    assert parts.model.growth_state == whole.model.growth_state
+    for name, tensor in whole.actor.state_dict().items():
+        assert torch.equal(parts.actor.state_dict()[name], tensor), name
+
+
+def test_sac_starts_from_networks_that_grew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)
+    monkeypatch.setattr(GrowOnDemand, "_is_stalled", lambda self, measured: len(measured) > 1)
+    options = {**OPTIONS, "method": "d2r", "num_modules": 2, "grow_to": 3, "cloning_steps": 60, "final_episodes": 1}
+    start = Run.create(tmp_path / "start", preset("quick", options).resolve())
+    assert train(start) is not None
+    assert network_size(load_model(start, "cpu").actor.net)[1] == 3
+
+    options = {**options, "grow_to": None, "cloning_steps": 0, "demonstrations": 0, "warm_start": str(start.folder)}
+    options |= {"steps": 130, "learning_starts": 120, "batch_size": 8}
+    run = Run.create(tmp_path / "run", preset("quick", options).resolve())
+    assert train(run) is not None
+    assert network_size(load_model(run, "cpu").actor.net)[1] == 3
+
+    options |= {"grow_to": 4, "grow_every": 5, "steps": 140}
+    run = Run.create(tmp_path / "grows", preset("quick", options).resolve())
+    assert train(run) is not None
+    assert network_size(load_model(run, "cpu").actor.net)[1] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"method": "mt-sac"}, "`grow_to` needs a network that can grow, d2r, d2r-model or moe, got 9 with the method"),
+        ({"method": "d2r", "num_modules": 9}, "`grow_to` must be more than the 9 modules that the network begins with"),
+        ({"method": "d2r", "overlap": True}, "`grow_to` cannot be used with --overlap"),
+    ],
+)
+def test_growth_that_cannot_be_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        check_network(preset("quick", {**OPTIONS, "grow_to": 9, **options}).resolve())

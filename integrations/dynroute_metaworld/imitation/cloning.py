@@ -1,5 +1,6 @@
 """Cloning: the actor learns the actions of demonstrations, and is the start of a run."""
 
+import copy
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from dynroute import Route
 from dynroute.losses import importance, load_balance, route_entropy, router_z_loss
-from dynroute_sb3 import MultiTaskSAC
+from dynroute_sb3 import GrowOnDemand, MultiTaskSAC
+from dynroute_sb3.growth import grow_networks, network_size
 from dynroute_sb3.storage import check_folder, remove_leftovers, writing_folder
 from dynroute_sb3.tree import read_tree, write_tree
 
@@ -47,6 +49,7 @@ class CloningOptions:
         patience: Hundreds of updates without a gain before cloning stops.
         seed: What the batches depend on.
         route_losses: The weights of :data:`ROUTE_LOSSES` that are not 0.
+        grow_to: The largest number of modules of a network that grows if a task stalls; None for one that does not.
     """
 
     held_out: int
@@ -57,6 +60,19 @@ class CloningOptions:
     patience: int
     seed: int
     route_losses: Mapping[str, float]
+    grow_to: int | None = None
+
+    @property
+    def growth(self) -> GrowOnDemand | None:
+        """The rule by which the network grows, in updates.
+
+        A task's measurement is the negative logarithm of its squared error, so that each gain is a share of the error.
+        """
+        if self.grow_to is None:
+            return None
+        patience, solved = 3, -2 * math.log(0.05)
+        every, opening = CHECK_EVERY, patience * CHECK_EVERY
+        return GrowOnDemand(every, self.grow_to, patience=patience, gain=0.1, solved=solved, opening=opening)
 
 
 class Cloning:
@@ -66,7 +82,8 @@ class Cloning:
 
     Routes are sampled as in training, and the second term sets how much a policy explores that goes on with SAC. Losses
     of routes may be added, :data:`ROUTE_LOSSES`. The networks with the smallest error on held-out episodes are kept,
-    along the best routes. It can be interrupted: what it depends on is written every :data:`CHECK_EVERY` updates.
+    along the best routes. A network that grows goes on from these. It can be interrupted: what it depends on is written
+    every :data:`CHECK_EVERY` updates.
 
     Args:
         model: The model whose actor learns.
@@ -89,11 +106,15 @@ class Cloning:
         self.fingerprint = " ".join(part.fingerprint for part in demonstrations)
         learned, held_out = zip(*(part.split(options.held_out) for part in demonstrations), strict=True)
         self.learned, self.held_out = self._tensors(learned), self._tensors(held_out)
-        parameters = list(self.actor.parameters())
-        self.optimizer = torch.optim.Adam(parameters, lr=options.rate, fused=True)
+        self.optimizer = self._optimizer()
+        self.growth = options.growth
+        if self.growth is not None:
+            self.growth.init_callback(model)
+            self.growth.on_training_start({}, {})
         self.generator = torch.Generator(model.device).manual_seed(options.seed)
         self.update = self.best_update = 0
         self.best, self.best_error = self._networks(), math.inf
+        self.best_growth = copy.deepcopy(model.growth_state)
         self._read()
 
     def run(
@@ -112,6 +133,8 @@ class Cloning:
         """
         self.model.policy.set_training_mode(True)
         while self.update < self.steps and self.update - self.best_update < self.options.patience * CHECK_EVERY:
+            if self.growth is not None:
+                self.growth.open(self.update)
             self._learn()
             if progress is not None and self.update % SHOW_EVERY == 0:
                 progress(self.update, self.steps)
@@ -119,8 +142,12 @@ class Cloning:
                 squared = self._check()
                 if checked is not None:
                     checked(self.update, squared)
+                self._grow(squared)
                 self._write()
         self.actor.load_state_dict(self.best)
+        if self.growth is not None:
+            assert self.best_growth is not None
+            self.model.growth_state = {**self.best_growth, "measured": []}
         self.model.critic_target.load_state_dict(self.model.critic.state_dict())  # what it shares with the actor
         self.model.policy.set_training_mode(False)
         return math.sqrt(self.best_error)
@@ -170,7 +197,24 @@ class Cloning:
         by_task = torch.stack(errors)
         if (error := by_task.mean()) < self.best_error:
             self.best, self.best_error, self.best_update = self._networks(), error.item(), self.update
+            self.best_growth = copy.deepcopy(self.model.growth_state)
         return by_task
+
+    def _grow(self, squared: Tensor) -> None:
+        """Lets the best networks grow if a task has stalled, while there is time to open a new module."""
+        growth = self.growth
+        if growth is None or self.update + growth.opening > self.steps or not squared.isfinite().all():
+            return
+        now = self._networks()
+        self.actor.load_state_dict(self.best)
+        if (grown := growth.look(self.update, (-squared.log()).tolist())) is None:
+            self.actor.load_state_dict(now)
+            return
+        grown.carry(self.optimizer)
+        self.best, self.best_growth = self._networks(), copy.deepcopy(self.model.growth_state)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(list(self.actor.parameters()), lr=self.options.rate, fused=True)
 
     def _networks(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.actor.state_dict().items()}
@@ -194,6 +238,9 @@ class Cloning:
             "best_error": self.best_error,
             "best_update": self.best_update,
         }
+        if self.growth is not None:
+            modules = network_size(self.actor.net)[1]
+            state["growth"] = {"modules": modules, "now": self.model.growth_state, "best": self.best_growth}
         with writing_folder(self.folder / f"update_{self.update}") as temporary:
             write_tree(temporary, "cloning", state)
         for old in self._written()[:-1]:
@@ -211,6 +258,11 @@ class Cloning:
                 f"{written[-1]} was learned from other demonstrations than those that are there now; "
                 "start another run, or bring the former ones back."
             )
+        if (growth := state.get("growth")) is not None:
+            if missing := growth["modules"] - network_size(self.actor.net)[1]:
+                grow_networks(self.model, missing)
+                self.optimizer = self._optimizer()
+            self.model.growth_state, self.best_growth = growth["now"], growth["best"]
         self.actor.load_state_dict(state["networks"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])

@@ -128,6 +128,7 @@ class Configuration(Options):
             patience=self.patience,
             seed=self.seed,
             route_losses={name: weight for name in ROUTE_LOSSES if (weight := getattr(self, name))},
+            grow_to=self.grow_to,
         )
 
     @property

@@ -6,6 +6,7 @@ from torch import nn
 
 from dynroute import Soft
 from dynroute.networks import PRESETS, build
+from dynroute_sb3.growth import network_size
 
 from ..envs.environment import STATE_FEATURES
 from .configuration import Configuration
@@ -35,6 +36,7 @@ def check_network(configuration: Configuration) -> None:
     network = build_actor(configuration)
     critics = {**configuration.network_kwargs, **configuration.critic_network, **getattr(network, "shared", {})}
     build(configuration.method, STATE_FEATURES + ACTIONS, len(configuration.tasks), 1, device="meta", **critics)
+    _check_growth(configuration, network)
     routed = getattr(network, "routed", None)
     for name, weight in configuration.cloning.route_losses.items():
         told = f"`{name}` must be 0"
@@ -49,6 +51,27 @@ def check_network(configuration: Configuration) -> None:
                 f"{told} with the gate soft, which uses all sources alike, got {weight:g}; what they weigh is "
                 "balanced by --cloning-importance."
             )
+
+
+def _check_growth(configuration: Configuration, network: nn.Module) -> None:
+    """Raises an error if a network cannot grow to the modules that are asked for."""
+    if (most := configuration.grow_to) is None:
+        return
+    try:
+        _, modules = network_size(network)
+    except ValueError:
+        raise ValueError(
+            f"`grow_to` needs a network that can grow, d2r, d2r-model or moe, got {most} with the method "
+            f"{configuration.method}."
+        ) from None
+    if most <= modules:
+        raise ValueError(
+            f"`grow_to` must be more than the {modules} modules that the network begins with, got {most}; give fewer "
+            "of them, for instance --num-modules 4."
+        )
+    for name in ("overlap", "compile"):
+        if getattr(configuration, name):
+            raise ValueError(f"`grow_to` cannot be used with --{name}, which needs networks of a fixed size.")
 
 
 def count_parameters(method: str, num_tasks: int) -> tuple[int, int]:

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from dynroute_sb3 import (
     DamagedError,
     DemonstrationBuffer,
+    GrowOnDemand,
     MultiTaskSAC,
     OverlappedSAC,
     RouteReplayBuffer,
     latest_checkpoint,
 )
+from dynroute_sb3.growth import grow_networks, network_size
 from dynroute_sb3.randomness import random_state, set_random_state
 
 from ..envs.vec_env import MetaWorldVecEnv, make_envs
@@ -138,10 +141,13 @@ def _learn(run: Run, model: MultiTaskSAC, remarks: Sequence[str]) -> EvaluationR
             Logger(str(run.folder), [MetricsFile(run.metrics), TensorBoardFolder(run.tensorboard, before)])
         )
         recorder = Recorder(run, display)
+        callbacks: list[BaseCallback] = [recorder]
+        if configuration.grow_to is not None:  # first, so that checkpoints hold what has grown
+            callbacks.insert(0, GrowOnDemand(configuration.grow_every * model.n_envs, configuration.grow_to))
         try:
             with recorder.stopping_on_signals():
                 if total:  # with all steps done, what was due after the last one may still be missing
-                    model.learn(total - before, recorder, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+                    model.learn(total - before, callbacks, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
         except TimeIsUp:
             total = model.num_timesteps
             display.tell(f"the time is up at {total:,} steps; --resume --hours with more of it goes on")
@@ -230,6 +236,10 @@ def _take_actor(model: MultiTaskSAC, run: Run) -> None:
     before = random_state()
     other = load_model(run, str(model.device))
     set_random_state(before)  # or all that start from it would draw the same
+    if run.configuration.grow_to is not None:
+        if missing := network_size(other.actor.net)[1] - network_size(model.actor.net)[1]:
+            grow_networks(model, missing)
+        model.growth_state = other.growth_state
     model.actor.load_state_dict(other.actor.state_dict())
     model.critic.normalizer.load_state_dict(other.actor.normalizer.state_dict())
     model.critic_target.load_state_dict(model.critic.state_dict())  # with what the critics share with the actor
