@@ -19,7 +19,7 @@ STEPS = 30
 """How long a program trains for its picture: the page is built often."""
 
 
-def pictures(name: str) -> str:
+def pictures(name: str, steps: int = STEPS) -> str:
     """The SVG files that an example writes to its `folder`, side by side."""
     specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert specification is not None
@@ -32,7 +32,7 @@ def pictures(name: str) -> str:
     try:
         with tempfile.TemporaryDirectory() as folder:
             with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
-                program.main(steps=STEPS, folder=folder)
+                program.main(steps=steps, folder=folder)
             drawn = [path.read_text() for path in sorted(Path(folder).glob("*.svg"))]
     finally:
         torch.set_num_threads(threads)

@@ -41,6 +41,7 @@ def test_the_programs_are_there():
     assert [program.stem for program in PROGRAMS] == [
         "compile_and_export",
         "four_levels",
+        "grow_network",
         "log_routing",
         "multi_task_sac",
         "published_networks",
@@ -112,6 +113,17 @@ def test_four_levels_asks_for_contradicting_answers():
     example = load("four_levels")
     mean = example.ANSWERS.mean(dim=0)
     assert (example.ANSWERS - mean).square().mean() == pytest.approx(0.319, abs=0.01)
+
+
+def test_grow_network_learns_new_tasks_beside_frozen_modules(tmp_path):
+    results = load("grow_network").main(steps=400, folder="pictures")
+
+    assert list(results) == ["before", "new routes alone", "new routes and modules"]
+    (old, untrained), (_, alone), (still, grown) = results.values()
+    assert max(old, still) < 0.1
+    assert grown < 0.4 * alone < 0.4 * untrained
+    drawn = [path.read_text().count("<circle") for path in sorted((tmp_path / "pictures").iterdir())]
+    assert drawn == [5, 9, 9]  # modules and the output
 
 
 def test_published_networks_learn_and_count_modules(capsys):
