@@ -217,6 +217,7 @@ class Options:
         None, "paths of the actor's loss; replayed (Eq. 8) where paths are chosen", TASKS, _PATHS
     )
     critic_paths: str = _option("sampled", "paths of the critics' loss", CRITICS, _PATHS)
+    route_balance: float = _option(0.0, "weight of the loss that makes sources equally frequent", TASKS, least=0)
     route_temperature: str = _option(
         "inverse-alpha-sum",
         "of path sampling: a rule (Eq. 14) or a number",

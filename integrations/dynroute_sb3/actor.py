@@ -92,14 +92,14 @@ class MultiTaskActor(BasePolicy):
         path: Tensor | None = None,
         sample: bool = False,
         epsilon: float = 0.0,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws actions; also returns their log-probabilities and the mean actions.
+    ) -> tuple[Tensor, Tensor, Tensor, Route | None]:
+        """Draws actions; also returns their log-probabilities, the mean actions and the route.
 
         The keywords are those of :meth:`distribution` and of :func:`~dynroute_sb3.gaussian.sample_action`.
         """
-        mean, log_std, _ = self.distribution(observations, path=path, sample=sample)
+        mean, log_std, route = self.distribution(observations, path=path, sample=sample)
         noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
-        return *sample_action(mean, log_std, noise, epsilon=epsilon), torch.tanh(mean)
+        return *sample_action(mean, log_std, noise, epsilon=epsilon), torch.tanh(mean), route
 
     def act(self, observations: Tensor, *, deterministic: bool) -> tuple[Tensor, Route | None]:
         """Returns actions and routes, both sampled, or the mean action along the best route."""

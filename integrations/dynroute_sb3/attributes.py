@@ -47,6 +47,7 @@ class MultiTaskAttributes(SAC):
     actor_starts: int
     demonstration_weight: float
     demonstration_decay: int | None
+    route_balance: float
     actor_paths: str | None
     critic_paths: str
     route_temperature: float | str

@@ -8,6 +8,8 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
 from torch import Tensor, nn
 
+from dynroute import Route
+
 from .categorical import expectation
 from .normalizer import StateNormalizer
 from .observation import TaskSpace
@@ -56,7 +58,7 @@ class MultiTaskCritic(BaseModel):
     ) -> Tensor:
         """Computes the values of actions, with shape ``[critics, batch]``, by default along the best routes.
 
-        The arguments are those of :meth:`outputs`. The value of a distribution is its expectation.
+        The arguments are those of :meth:`routed_outputs`. The value of a distribution is its expectation.
         """
         outputs = self.outputs(observations, actions, path=path, sample=sample, temperature=temperature)
         return outputs.squeeze(-1) if self.value_range is None else expectation(outputs, self.value_range)
@@ -72,6 +74,21 @@ class MultiTaskCritic(BaseModel):
     ) -> Tensor:
         """Computes the outputs of the networks, values or logits of bins, with shape ``[critics, batch, 1 or bins]``.
 
+        The arguments are those of :meth:`routed_outputs`.
+        """
+        return self.routed_outputs(observations, actions, path=path, sample=sample, temperature=temperature)[0]
+
+    def routed_outputs(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        *,
+        path: Tensor | None = None,
+        sample: bool = False,
+        temperature: float | Tensor = 1.0,
+    ) -> tuple[Tensor, list[Route]]:
+        """Computes the outputs of the networks like :meth:`outputs`, and the routes of those that have routes.
+
         Args:
             observations: Observations with shape ``[batch, state_features + num_tasks]``.
             actions: Actions with shape ``[batch, n]``.
@@ -82,11 +99,14 @@ class MultiTaskCritic(BaseModel):
         state, task = self.task_space.split(observations)
         inputs = torch.cat([self.normalizer(state), actions], dim=-1)
         sampling = {"temperature": temperature} if sample and path is None else {}
-        outputs = [
-            run_network(net, inputs, task, routing=routing, path=path, sample=sample, **sampling)[0]
-            for net, routing in zip(self.nets, self.routing, strict=True)
-        ]
-        return torch.stack(outputs).to(inputs.dtype)
+        outputs, routes = zip(
+            *(
+                run_network(net, inputs, task, routing=routing, path=path, sample=sample, **sampling)
+                for net, routing in zip(self.nets, self.routing, strict=True)
+            ),
+            strict=True,
+        )
+        return torch.stack(outputs).to(inputs.dtype), [route for route in routes if route is not None]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # The networks themselves are stored, since new ones would not share parameters.

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from dynroute import SampleK, TopK
+from dynroute import SampleK, Soft, TopK
 from dynroute.arguments import check_choice, check_count, check_flag, check_interval, shown
 
 from .attributes import MultiTaskAttributes
@@ -95,6 +95,7 @@ OPTIONS = (
     "actor_starts",
     "demonstration_weight",
     "demonstration_decay",
+    "route_balance",
     "actor_paths",
     "critic_paths",
     "route_temperature",
@@ -149,7 +150,12 @@ def check_options(model: MultiTaskAttributes) -> None:
     _check_distributions(model)
     if not 0 < model.reward_scale < math.inf:
         raise ValueError(f"`reward_scale` must be positive and finite, got {model.reward_scale!r}.")
-    for name, least in (("actor_starts", 0), ("demonstration_weight", 0), ("demonstration_decay", 1)):
+    for name, least in (
+        ("actor_starts", 0),
+        ("demonstration_weight", 0),
+        ("demonstration_decay", 1),
+        ("route_balance", 0),
+    ):
         number = getattr(model, name)
         if number is not None and not least <= number < math.inf:
             raise ValueError(f"`{name}` must be at least {least} and finite, got {number!r}.")
@@ -321,7 +327,7 @@ def _check_numbers(model: MultiTaskAttributes) -> None:
         if not (isinstance(number, (int, float)) and low <= number <= high):
             upper = "" if high == math.inf else f" and at most {high}"
             raise ValueError(f"`{name}` must be a number, at least {low}{upper}, got {shown(number)}.")
-    numbers = ("ent_coef_beta1", "reward_scale", "log_prob_epsilon", "demonstration_weight")
+    numbers = ("ent_coef_beta1", "reward_scale", "log_prob_epsilon", "demonstration_weight", "route_balance")
     integers = ("actor_starts", "batch_size")
     for name in (*LIMITS, *numbers, *integers):
         value = getattr(model, name)
@@ -358,6 +364,15 @@ def check_network_options(model: MultiTaskAttributes) -> None:
         raise ValueError(
             "`actor_paths` and `critic_paths` can be 'replayed' where the network has routes, "
             f"got a {type(model.actor.net).__name__} without."
+        )
+    if model.route_balance and model.policy.topology is None:
+        raise ValueError(
+            f"`route_balance` must be 0 for networks without routes, got {model.route_balance!r} for a "
+            f"{type(model.actor.net).__name__}."
+        )
+    if model.route_balance and isinstance(getattr(getattr(model.actor.net, "routed", None), "gate", None), Soft):
+        raise ValueError(
+            f"`route_balance` must be 0 for the gate Soft, which uses all sources alike, got {model.route_balance!r}."
         )
     if model.shared_lr is not None and model.policy.shared_optimizer is None:
         raise ValueError(

@@ -86,6 +86,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         demonstration_weight: The weight, in the actor's loss, of the squared distance of its mean actions to those of a
             :class:`DemonstrationBuffer`, times the mean absolute value of the task.
         demonstration_decay: The number of the actor's updates over which that weight falls to 0; constant if None.
+        route_balance: The weight of the loss that makes the sources of routes equally frequent in a batch
+            (:func:`dynroute.losses.load_balance`), for actor and critics.
         actor_paths: The paths of the actor's loss: "replayed" for those stored with the transitions (Eq. 8), "sampled"
             for new ones, "topk" for the best. Default: "replayed" for the gates TopK and SampleK, else "topk".
         critic_paths: The same for the values that the critics learn; all other actions and values use the best paths.
@@ -155,6 +157,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         actor_starts: int = 0,
         demonstration_weight: float = 0.0,
         demonstration_decay: int | None = None,
+        route_balance: float = 0.0,
         actor_paths: str | None = None,
         critic_paths: str = "sampled",
         route_temperature: float | str = "inverse-alpha-sum",
@@ -194,7 +197,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.max_task_loss, self.max_grad_norm = max_task_loss, max_grad_norm
         self.actor_starts = actor_starts
         self.demonstration_weight, self.demonstration_decay = demonstration_weight, demonstration_decay
-        self.actor_paths, self.critic_paths = actor_paths, critic_paths
+        self.actor_paths, self.critic_paths, self.route_balance = actor_paths, critic_paths, route_balance
         self.route_temperature = route_temperature
         self.compile_networks, self.precision = compile_networks, precision
         self.joint_update, self.ent_coef_after_step = joint_update, ent_coef_after_step

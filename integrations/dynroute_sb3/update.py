@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dynroute import Route
+from dynroute.losses import load_balance
+
 from .actor import MultiTaskActor
 from .categorical import combine_distributions, cross_entropy, outside_share, project, support
 from .critic import MultiTaskCritic
@@ -81,6 +84,7 @@ class Coefficients:
         max_grad_norm: The norm to which the gradient of each network is clipped.
         actor_learns: Whether all learn, or only the critics.
         demonstration_weight: The current weight of the cloning loss.
+        route_balance: The weight of the load-balancing loss of routes.
         precision: "bf16" for matrix products in bfloat16, "float32" for products in the type of the parameters.
         joint_update: Whether all losses are computed before any step, see :func:`joint_update`.
         ent_coef_after_step: Whether the losses of critics and actor use the coefficients after their step.
@@ -104,6 +108,7 @@ class Coefficients:
     max_grad_norm: float | None
     actor_learns: bool
     demonstration_weight: float
+    route_balance: float
     precision: str
     joint_update: bool
     ent_coef_after_step: bool
@@ -147,7 +152,8 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
     # The entropy coefficients, with the actions and paths of the actor's loss.
     with _products(given, tasks):
         paths = _paths(given.actor_paths, batch)
-        new_actions, log_probs, means = actor.action_log_prob(observations, epsilon=given.log_prob_epsilon, **paths)
+        drawn = actor.action_log_prob(observations, epsilon=given.log_prob_epsilon, **paths)
+    new_actions, log_probs, means, actor_route = drawn
     entropy = -mean_by_task(log_probs.detach(), tasks)
     ent_coef_losses = torch.zeros_like(entropy)
     if given.actor_learns and networks.alpha_optimizer is not None:
@@ -163,14 +169,15 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
     target, outside = _target(rows, networks, alpha_of_sample, given)
     with _products(given, tasks):
         paths = _paths(given.critic_paths, batch)
-        predicted = critic.outputs(observations, rows.actions, temperature=temperature, **paths)
+        predicted, routes = critic.routed_outputs(observations, rows.actions, temperature=temperature, **paths)
     critic_losses = mean_by_task(_critic_loss(predicted.detach(), target, given), tasks)
     extreme = present & _exceeds(critic_losses, given.max_task_loss)
     shares = sample_shares(weights, present & ~extreme, tasks)
     losses = _critic_loss(_kept_rows(predicted, shares), _kept_rows(target, shares), given)
     if shared is not None:
         shared.zero_grad(set_to_none=True)
-    _learn((shares * losses).sum(), critic.optimizer, _own(critic.optimizer, critic.nets), given.max_grad_norm)
+    loss = (shares * losses).sum() + _balance(routes, given)
+    _learn(loss, critic.optimizer, _own(critic.optimizer, critic.nets), given.max_grad_norm)
 
     # The actor, with the updated critics. The shared parameters also learn only when the actor learns.
     actor_losses = torch.zeros_like(critic_losses)
@@ -183,7 +190,8 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
         losses = actor_loss(_kept(log_probs, shares), _kept(values, shares), alpha_of_sample)
         if batch.wanted is not None and given.demonstration_weight:
             losses = losses + _kept(_cloning(means, values, tasks, batch.wanted, given), shares)
-        _learn((shares * losses).sum(), actor.optimizer, _own(actor.optimizer, [actor.net]), given.max_grad_norm)
+        loss = (shares * losses).sum() + _balance([actor_route], given)
+        _learn(loss, actor.optimizer, _own(actor.optimizer, [actor.net]), given.max_grad_norm)
         if shared is not None:
             _clip(_parameters(shared), given.max_grad_norm)
             shared.step()
@@ -207,7 +215,8 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
     # The losses of the entropy coefficients.
     with _products(given, tasks):
         paths = _paths(given.actor_paths, batch)
-        new_actions, log_probs, means = actor.action_log_prob(observations, epsilon=given.log_prob_epsilon, **paths)
+        drawn = actor.action_log_prob(observations, epsilon=given.log_prob_epsilon, **paths)
+    new_actions, log_probs, means, actor_route = drawn
     entropy = -mean_by_task(log_probs.detach(), tasks)
     ent_coef_losses = torch.zeros_like(entropy)
     if alpha_optimizer is not None:
@@ -223,7 +232,7 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
     target, outside = _target(rows, networks, alpha_of_sample, given)
     with _products(given, tasks):
         paths = _paths(given.critic_paths, batch)
-        predicted = critic.outputs(observations, rows.actions, temperature=temperature, **paths)
+        predicted, routes = critic.routed_outputs(observations, rows.actions, temperature=temperature, **paths)
     critic_losses = mean_by_task(_critic_loss(predicted.detach(), target, given), tasks)
     actor_losses = torch.zeros_like(critic_losses)
     if given.actor_learns:
@@ -243,13 +252,13 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
         actor_shares = sample_shares(weights, present & ~extreme, tasks)
         loss = ent_coef_losses.mean()
     losses = _critic_loss(_kept_rows(predicted, shares), _kept_rows(target, shares), given)
-    loss = loss + (shares * losses).sum()
+    loss = loss + (shares * losses).sum() + _balance(routes, given)
     if given.actor_learns:
         judged.register_hook(lambda slope: _kept(slope.mT, actor_shares).mT)  # type: ignore[no-untyped-call]
         losses = actor_loss(_kept(log_probs, actor_shares), _kept(values, actor_shares), alpha_of_sample)
         if batch.wanted is not None and given.demonstration_weight:
             losses = losses + _kept(_cloning(means, values, tasks, batch.wanted, given), actor_shares)
-        loss = loss + (actor_shares * losses).sum()
+        loss = loss + (actor_shares * losses).sum() + _balance([actor_route], given)
 
     # One backward pass, then all steps.
     optimizers = [critic.optimizer, *([actor.optimizer, shared, alpha_optimizer] if given.actor_learns else [shared])]
@@ -334,7 +343,7 @@ def _limit(log_alpha: Tensor, given: Coefficients) -> None:
 def _target(rows: _Rows, networks: Networks, alpha: Tensor, given: Coefficients) -> tuple[Tensor, Tensor]:
     """The targets of the critics, with shape ``[batch, 1 or bins]``, and the share of them outside of the range."""
     with _products(given, alpha):
-        actions, log_probs, _ = networks.actor.action_log_prob(rows.next_observations, epsilon=given.log_prob_epsilon)
+        actions, log_probs, *_ = networks.actor.action_log_prob(rows.next_observations, epsilon=given.log_prob_epsilon)
         outputs = networks.critic_target.outputs(rows.next_observations, actions)
     if given.critic_loss == "mse":
         values = combine_critics(outputs.squeeze(-1), given.q_target)
@@ -369,6 +378,13 @@ def _cloning(means: Tensor, values: Tensor, tasks: Tensor, wanted: Tensor, given
     # Relative to the values, so that the weight does not depend on the scale of the rewards.
     scale = given.demonstration_weight * tasks @ mean_by_task(values.detach().nan_to_num().abs(), tasks)
     return scale * cloning_loss(means, wanted)
+
+
+def _balance(routes: Iterable[Route | None], given: Coefficients) -> Tensor | float:
+    """The weighted load-balancing loss, summed over networks."""
+    if not given.route_balance:
+        return 0.0
+    return given.route_balance * torch.stack([load_balance(route) for route in routes if route is not None]).sum()
 
 
 def _repair(actor: MultiTaskActor, extreme: Tensor, given: Coefficients) -> None:

@@ -180,7 +180,12 @@ def test_wrong_arguments() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "least"),
-    [("actor_starts", -1, 0), ("demonstration_weight", -0.5, 0), ("demonstration_decay", 0, 1)],
+    [
+        ("actor_starts", -1, 0),
+        ("demonstration_weight", -0.5, 0),
+        ("demonstration_decay", 0, 1),
+        ("route_balance", -1, 0),
+    ],
 )
 def test_wrong_options(name: str, value: float, least: int) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be at least {least} and finite, got {value}"):

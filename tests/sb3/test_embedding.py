@@ -65,7 +65,7 @@ def test_actor_and_critics_have_one_embedding_and_the_targets_a_copy(network: st
 def test_the_loss_of_the_actor_does_not_reach_the_embedding(network: str) -> None:
     model = make(network)
     table, states = embeddings(model)[0], torch.as_tensor(observations())
-    actions, log_probs, _ = model.actor.action_log_prob(states)
+    actions, log_probs, *_ = model.actor.action_log_prob(states)
     (log_probs.sum() + actions.sum()).backward()
     assert table.grad is None
     assert any(p.grad is not None and p.grad.any() for p in model.actor.parameters())

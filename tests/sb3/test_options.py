@@ -75,6 +75,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "weights": ({}, {"task_weights": "alpha-sum"}),
     "weights that average 1": ({}, {"task_weights": "alpha-mean"}),
     "released weights": ({}, {"task_weights": "inverse-alpha-mean"}),
+    "balanced routes": ({}, {"route_balance": 0.1}),
+    "balanced routes in 16 bits": ({}, {"route_balance": 0.1, "precision": "bf16"}),
     "limited loss": ({}, {"max_task_loss": 1e3}),
     "clipped gradients": ({}, {"max_grad_norm": 1.0}),
     "scaled rewards": ({}, {"reward_scale": 10.0}),
@@ -247,6 +249,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "critics replayed without routes": (
         {"policy": "MultiHeadPolicy", "critic_paths": "replayed"},
         "can be 'replayed' where the network has routes, got a MultiHead without",
+    ),
+    "balance without routes": (
+        {"policy": "MlpPolicy", "route_balance": 0.1},
+        "`route_balance` must be 0 for networks without routes, got 0.1 for a MultiTaskMLP",
+    ),
+    "balance of a soft gate": (
+        {"policy_kwargs": {"network_kwargs": {**TINY, "gate": "soft"}}, "route_balance": 0.1},
+        "`route_balance` must be 0 for the gate Soft, which uses all sources alike, got 0.1",
     ),
     "name of a network": ({"policy_kwargs": {"network": "d2", "network_kwargs": {}}}, "did you mean 'd2r'"),
     **{

@@ -84,6 +84,22 @@ def test_options(network: str, options: dict[str, Any]) -> None:
     assert_updated_as_specified(*make(network, **options), updates=2)
 
 
+BALANCED: dict[str, tuple[str, dict[str, Any]]] = {
+    # The network, and the order and the clipping beside the loss.
+    "replayed": ("d2r", {}),
+    "of-experts": ("moe-top-2", {"critic_paths": "topk"}),
+    "clipped": ("d2r", {"max_grad_norm": 0.5, "critic_paths": "replayed"}),
+    "jointly": ("d2r-input", {"joint_update": True}),
+    "without-a-task": ("d2r", {"max_task_loss": 8.0}),
+}
+
+
+@pytest.mark.parametrize("name", BALANCED)
+def test_routes_are_balanced(name: str) -> None:
+    network, options = BALANCED[name]
+    assert_updated_as_specified(*make(network, route_balance=0.7, **options), updates=3)
+
+
 SHOWING: dict[str, dict[str, Any]] = {
     "waiting": {"actor_starts": 2},
     "cloning": {"demonstration_weight": 0.5},

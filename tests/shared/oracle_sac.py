@@ -76,6 +76,7 @@ class Options:
     normalize_returns: bool = False
     returns: list[tuple[float, float]] = field(default_factory=list)
     """The smallest and the largest return of each task, where rewards are normalized."""
+    route_balance: float = 0.0
     shared_ent_coef: bool = False
     ent_coef_beta1: float = 0.9
     log_std: str = "clamp"
@@ -291,7 +292,9 @@ class SAC:
             return [o.max_task_loss is not None and not number(loss) <= o.max_task_loss for loss in losses]  # NaN does
 
         # The actor.
-        output = self._run(self.actor, batch.state, batch, o.actor_paths, draws.actor_generator)
+        self.routes: list[Any] = []
+        output = self._run(self.actor, batch.state, batch, o.actor_paths, draws.actor_generator, keep=True)
+        actor_balance, self.routes = self.balance(), []
         waits = self.updates < o.actor_starts
         action, log_prob = self._act(output, draws.noise)
         mean_action = torch.tanh(output[:, : output.shape[1] // 2])
@@ -337,16 +340,19 @@ class SAC:
             ]
         inputs = torch.cat([batch.state, batch.action], dim=1)
         values = [
-            self._run(net, inputs, batch, o.critic_paths, generator)
+            self._run(net, inputs, batch, o.critic_paths, generator, keep=True)
             for net, generator in zip(self.critics, draws.critic_generators, strict=True)
         ]
         by_critic = [mean_by_task([self.critic_loss(q[i], y[i]) for i in range(len(y))]) for q in values]
         critic_loss = [sum(losses[t] for losses in by_critic) for t in tasks]
         if o.joint_update:
+            self.balances = (self.balance(), actor_balance)
             waiting = _Waiting(action, log_prob, mean_action, alpha, weight, ent_coef_loss, mean_log_prob, outside)
             return self._together(batch, rows, critic_loss, waiting, waits)
         left_out = exceeds(critic_loss)
-        gradients = self._gradients(total(critic_loss, left_out), [*self.critic_adam_parameters, *self.shared])
+        gradients = self._gradients(
+            total(critic_loss, left_out) + self.balance(), [*self.critic_adam_parameters, *self.shared]
+        )
         steps: list[Tensor] = []
         for own in self.critics_own:
             of_critic, gradients = gradients[: len(own)], gradients[len(own) :]
@@ -375,7 +381,7 @@ class SAC:
             scale = [sum(abs(number(values[i])) for i in rows[t]) / max(len(rows[t]), 1) for t in tasks]
             cloning = [loss * s for loss, s in zip(mean_by_task(distances), scale, strict=True)]
             reached = reached + o.demonstration_weight * min(max(fall, 0), 1) * total(cloning, left_out)
-        gradients = self._gradients(reached, [*self.actor_own, *self.shared])
+        gradients = self._gradients(reached + actor_balance, [*self.actor_own, *self.shared])
         n = len(self.actor_own)
         self.updates += 1
         if not waits:
@@ -444,7 +450,8 @@ class SAC:
 
         # One gradient of the sum, clipped network by network.
         own = [*self.critic_adam_parameters, *self.actor_own, *self.shared]
-        whole = of_critics if waits else of_critics + of_actor
+        whole = of_critics + self.balances[0]
+        whole = whole if waits else whole + of_actor + self.balances[1]
         gradients = iter(self._gradients(whole, own))
         steps: list[Tensor] = []
         for parameters in self.critics_own:
@@ -484,17 +491,43 @@ class SAC:
     def critic_adam_parameters(self) -> list[Tensor]:
         return [p for own in self.critics_own for p in own]
 
-    def _run(self, net: nn.Module, x: Tensor, batch: Batch, paths: str, generator: Tensor | None = None) -> Tensor:
+    def balance(self) -> Tensor:
+        """The weighted loss of the load of the routes that were kept, one node of one network after the other."""
+        found = torch.zeros((), dtype=torch.float64)
+        for path, logits in self.routes if self.options.route_balance else []:
+            samples, nodes, _ = path.shape
+            for node in range(nodes):
+                sources = [s for s in range(path.shape[2]) if logits[0, node, s] > -math.inf]
+                choices = sum(int(path[i, node, s]) for i in range(samples) for s in sources)
+                for s in sources:
+                    share = sum(int(path[i, node, s]) for i in range(samples)) / choices
+                    scores = [logits[i, node, sources].exp() for i in range(samples)]
+                    mean = sum(score[sources.index(s)] / score.sum() for score in scores) / samples
+                    found = found + self.options.route_balance * len(sources) * share * mean / nodes
+        return found
+
+    def _run(
+        self,
+        net: nn.Module,
+        x: Tensor,
+        batch: Batch,
+        paths: str,
+        generator: Tensor | None = None,
+        *,
+        keep: bool = False,
+    ) -> Tensor:
         one_hot = torch.eye(self.options.num_tasks, dtype=x.dtype)[batch.task]
-        if paths == "replayed":
-            return net(x, one_hot, path=batch.path)
-        if paths == "topk":
-            return net(x, one_hot, sample=False)
-        assert paths == "sampled"
+        keywords: dict[str, Any] = {"replayed": {"path": batch.path}, "topk": {"sample": False}}.get(paths, {})
         with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(generator)
-            tau = torch.tensor([self.temperature[t] for t in batch.task], dtype=x.dtype)
-            return net(x, one_hot, sample=True, temperature=tau)
+            if paths == "sampled":
+                torch.set_rng_state(generator)
+                tau = torch.tensor([self.temperature[t] for t in batch.task], dtype=x.dtype)
+                keywords = {"sample": True, "temperature": tau}
+            if not (keep and self.options.route_balance):
+                return net(x, one_hot, **keywords)
+            output, route = net(x, one_hot, return_route=True, **keywords)
+        self.routes.append((route.path, route.logits))
+        return output
 
     def _act(self, output: Tensor, noise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         n = output.shape[1] // 2
