@@ -57,16 +57,17 @@ def _about(
     sac: bool = False,
     changes_result: bool = True,
     movable: bool = False,
+    none: bool = False,
 ) -> dict[str, Any]:
     """The metadata of a field: the line in the help and the rules for its value.
 
     A choice that ends with "K" stands for any number there. With `words` it is one of them or a number as text; a word
     that ends with "_" stands before a number. Imitation alone uses no option of the learner and none that says `sac`.
     What is learned depends on an option that `changes_result`; another value of one that is `movable` may be given when
-    a run goes on, as nothing that was computed depends on it.
+    a run goes on, as nothing that was computed depends on it. `none` is for a limit that the word "none" takes off.
     """
     rules = {"choices": choices, "least": least, "most": most, "words": words}
-    parts = {"changes_result": changes_result, "movable": movable}
+    parts = {"changes_result": changes_result, "movable": movable, "none": none}
     return {"about": about, "group": group, "sac": sac or group in LEARNER, **rules, **parts}
 
 
@@ -120,6 +121,7 @@ class Options:
         least=0,
         sac=True,
         movable=True,
+        none=True,
     )
     horizon: int = _option(200, f"steps of an episode, at most {MAX_HORIZON}", LENGTH, least=1, most=MAX_HORIZON)
     learning_starts: int = _option(2000, "steps before learning starts", SCHEDULE, least=0)

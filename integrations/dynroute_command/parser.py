@@ -114,6 +114,8 @@ def completion(shell: str) -> str:
     for action in [action for each in _commands(parser).values() for action in each._actions]:
         if action.dest in ("benchmark", "benchmarks", "task"):
             action.choices = [*(() if action.dest == "task" else BENCHMARKS), *BENCHMARKS["MT50"]]
+        elif action.dest == "device":
+            action.choices = ["auto", "cpu", "cuda"]
         elif action.dest == "gate":
             action.choices = [choice.replace("K", "2") for choice in action.choices or ()]
         elif action.type is Path or action.dest in ("run", "warm_start", "memory_map"):
@@ -183,7 +185,7 @@ class _Parser(argparse.ArgumentParser):
             elif kind is dict:
                 flag |= {"nargs": "+", "type": key_value, "metavar": "NAME=VALUE"}
             else:
-                optional = bool(others) and option.default is not None
+                optional = about["none"] or (bool(others) and option.default is not None)
                 flag |= {"type": _reader(kind, optional=optional), "metavar": METAVARS[kind]}
                 flag |= {"choices": about["choices"] or None, "about": about["about"] + ", or none" * optional}
             self.option(about["group"], _flag(name), **flag)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
 
+from dynroute_sb3.storage import writing_file
+
 from .envs.vec_env import MetaWorldVecEnv, make_envs
 from .runs.configuration import Configuration
 from .runs.provenance import machine, versions
@@ -63,7 +65,8 @@ def bench(
             print(f"{configuration.method:13} {used:7} {1e3 * update:7.1f} ms {steps:>13,} {hours:7,.0f}")
         if output is not None:
             told = {"benchmark": benchmark, "workers": workers, "step": step, "machine": machine(), "rows": rows}
-            output.write_text(json.dumps({**told, "versions": versions()}, indent=1) + "\n")
+            with writing_file(output) as part:
+                part.write_text(json.dumps({**told, "versions": versions()}, indent=1) + "\n")
     finally:
         torch.set_num_threads(before)
         env.close()

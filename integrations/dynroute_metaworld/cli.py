@@ -54,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
         return 130
     except (ValueError, TypeError, OSError, RunError, WorkerError, ImportError) as error:
         told = str(error)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            told = f"{error.filename} cannot be used: {error.strerror.lower()}."
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             told = f"the names in a path must have at most 255 bytes, and all of it 4095, got {error.filename!s:.60}..."
         for line in (f"dynroute: {told}", *getattr(error, "__notes__", ())):

@@ -314,6 +314,7 @@ def test_completion_for_bash(tmp_path: Path) -> None:
         ("train", "--benchmark", "window"): ["window-open", "window-close"],
         ("train", "--gate", "top"): ["top-2"],
         ("imitate", "--preset", "q"): ["quick"],
+        ("evaluate", "run", "--device", "cu"): ["cuda"],
         ("imitate", "--ent"): [],
         ("extract", "run", "--task", "drawer-c"): ["drawer-close"],
         ("train", "--run", f"{tmp_path}/d"): [str(program)],
@@ -323,6 +324,20 @@ def test_completion_for_bash(tmp_path: Path) -> None:
         script += '; printf "%s\\n" "${COMPREPLY[@]}"'
         ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
         assert ended.stdout.split() == expected, words
+
+
+def test_a_place_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    error = told(capsys, "train", "--benchmark", "drawer-close", "--run", f"{tmp_path}/file/run")
+    assert error.startswith(f"dynroute: {tmp_path}/file/run cannot be made: not a directory; --run names another")
+    error = told(capsys, "bench", "--output", f"{tmp_path}/file/table.json")
+    assert error == f"dynroute: {tmp_path}/file cannot be used: file exists.\n"
+
+
+def test_a_limit_of_time_is_taken_off(tmp_path: Path) -> None:
+    given = ["train", "--run", str(tmp_path), "--resume", "--hours"]
+    assert given_options(read([*given, "none"])) == {"hours": None}
+    assert given_options(read([*given, "2"])) == {"hours": 2.0}
 
 
 def test_completion_needs_shtab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

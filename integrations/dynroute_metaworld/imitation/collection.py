@@ -237,7 +237,7 @@ def _episodes(specification: Specification, settings: dict[str, Any]) -> dict[st
     executed, rewards = np.empty_like(actions), np.empty((episodes, horizon), dtype=np.float32)
     solved = np.zeros(episodes, dtype=np.bool_)
     seeds = np.random.SeedSequence([settings["seed"], specification.row])
-    rng = np.random.default_rng(seeds.spawn(1)[0])
+    rng = np.random.default_rng(seeds.spawn(1)[0])  # not derive_seed, or demonstrations would be others than before
     script, ones = ScriptedPolicy(specification.name), np.ones((1, 1), np.float32)
     wanted = noise = np.empty((horizon, 4))
     episode = itertools.count()

@@ -104,7 +104,11 @@ class Run:
         configuration = configuration.resolve()
         check_network(configuration)
         configuration = dataclasses.replace(configuration, threads=choose_threads(configuration))
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            raise RunError(f"{folder} cannot be made: {why}; --run names another directory.") from error
         run = cls(folder, configuration)
         configuration.write(folder / "config.json")
         return run
