@@ -76,8 +76,8 @@ def likely(value: object, choices: Collection[str], *, count: int = 1, otherwise
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raises an error unless a value is one of some words."""
     if value not in choices:
-        told = f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}"
-        raise ValueError(told + likely(value, choices))
+        message = f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}"
+        raise ValueError(message + likely(value, choices))
 
 
 def check_task(task: str) -> None:

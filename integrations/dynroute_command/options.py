@@ -304,8 +304,8 @@ def check_option(option: dataclasses.Field[Any], value: Any) -> None:
     if choices and value is not None and re.sub(r"\d+$", "K", value) not in choices:
         check_choice(option.name, value, choices)
     if words and not _is_number_or(words, value):
-        told = ", ".join(f"{word}NUMBER" if word.endswith("_") else word for word in words)
-        raise ValueError(f"`{option.name}` must be a number or one of {told}, got {value!r}.")
+        wanted = ", ".join(f"{word}NUMBER" if word.endswith("_") else word for word in words)
+        raise ValueError(f"`{option.name}` must be a number or one of {wanted}, got {value!r}.")
     if least is not None and value is not None and not (least <= value <= most and value < math.inf):
         rule = f"in {least}..{most}" if most < math.inf else f"at least {least} and finite"
         raise ValueError(f"`{option.name}` must be {rule}, got {value!r}.")

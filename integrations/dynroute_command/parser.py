@@ -170,8 +170,8 @@ class _Parser(argparse.ArgumentParser):
         default = "" if usual in (None, "", dict, argparse.SUPPRESS) else f" ({usual})"
         if choices := keywords.get("choices"):
             keywords.setdefault("metavar", "NAME")
-        told = f"{' | '.join(choices)}: {about}" if choices else about
-        self.sections[group].add_argument(*flags, help=(told + default).replace("%", "%%"), **keywords)
+        text = f"{' | '.join(choices)}: {about}" if choices else about
+        self.sections[group].add_argument(*flags, help=(text + default).replace("%", "%%"), **keywords)
 
     def run_options(self, names: Collection[str], usual: Mapping[str, Any] | None = None, note: str = "") -> None:
         """Adds the flags of some options of a run, which have no value unless they are given."""

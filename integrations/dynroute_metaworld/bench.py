@@ -64,9 +64,9 @@ def bench(
             rows.append({"method": configuration.method, "threads": used, "update": update, "hours": hours})
             print(f"{configuration.method:13} {used:7} {1e3 * update:7.1f} ms {steps:>13,} {hours:7,.0f}")
         if output is not None:
-            told = {"benchmark": benchmark, "workers": workers, "step": step, "machine": machine(), "rows": rows}
+            table = {"benchmark": benchmark, "workers": workers, "step": step, "machine": machine(), "rows": rows}
             with writing_file(output) as part:
-                part.write_text(json.dumps({**told, "versions": versions()}, indent=1) + "\n")
+                part.write_text(json.dumps({**table, "versions": versions()}, indent=1) + "\n")
     finally:
         torch.set_num_threads(before)
         env.close()

@@ -53,12 +53,14 @@ def run(options: argparse.Namespace) -> int:
         print(f"\ndynroute: {hints.get(options.command, 'stopped at once')}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RunError, WorkerError, ImportError) as error:
-        told = str(error)
+        message = str(error)
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            told = f"{error.filename} cannot be used: {error.strerror.lower()}."
+            message = f"{error.filename} cannot be used: {error.strerror.lower()}."
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            told = f"the names in a path must have at most 255 bytes, and all of it 4095, got {error.filename!s:.60}..."
-        for line in (f"dynroute: {told}", *getattr(error, "__notes__", ())):
+            message = (
+                f"the names in a path must have at most 255 bytes, and all of it 4095, got {error.filename!s:.60}..."
+            )
+        for line in (f"dynroute: {message}", *getattr(error, "__notes__", ())):
             print(line, file=sys.stderr)
         return 1
 
@@ -76,8 +78,8 @@ def _train(options: argparse.Namespace) -> int:
     there = (folder / "config.json").exists()
     if options.resume and not there:
         cloning = f"{wanted.cloning_steps:,} updates of cloning"
-        told = f"{wanted.benchmark}, {f'{wanted.steps:,} steps of each task' if wanted.steps else cloning}"
-        print(f"dynroute: no run is in {folder} to go on with: a new one starts, {told}", file=sys.stderr)
+        plan = f"{wanted.benchmark}, {f'{wanted.steps:,} steps of each task' if wanted.steps else cloning}"
+        print(f"dynroute: no run is in {folder} to go on with: a new one starts, {plan}", file=sys.stderr)
     if options.resume and there:
         run = Run.open(folder)
         if alone and not run.configuration.cloning_steps:
@@ -152,7 +154,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _extract(options: argparse.Namespace) -> None:
     run = Run.open(options.run)
     with Display(1, ()) as display:
-        told = extract_task(
+        summary = extract_task(
             run,
             load_model(run, "cpu"),
             options.task,
@@ -164,7 +166,7 @@ def _extract(options: argparse.Namespace) -> None:
             episodes=options.episodes,
             progress=lambda doing, done, total: display.advance(done, doing, total),
         )
-    print(told)
+    print(summary)
 
 
 @contextlib.contextmanager

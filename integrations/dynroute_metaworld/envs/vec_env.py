@@ -110,7 +110,7 @@ class MetaWorldVecEnv(VecEnv):
         self._rows = shared.arrays()
         self._parts: Sequence[Group | Remote]
         dealt = deal(count, workers)
-        self._parts = [Remote([specifications[i] for i in mine], mine, shared, context) for mine in dealt]
+        self._parts = [Remote([specifications[i] for i in rows], rows, shared, context) for rows in dealt]
         self._parts = self._parts or [Group(specifications, range(count), shared)]
         self._finalizer = weakref.finalize(self, _close, self._parts)
         self._lost: list[Group | Remote] = []
@@ -252,12 +252,12 @@ class MetaWorldVecEnv(VecEnv):
         self._check_open()
         self._begin()
         given = [None if arguments is None else [arguments[row] for row in part.rows] for part in self._parts]
-        for part, mine in zip(self._parts, given, strict=True):
-            self._lost_in(part, part.send, command, mine)
+        for part, of_part in zip(self._parts, given, strict=True):
+            self._lost_in(part, part.send, command, of_part)
         answers: dict[int, Any] = {}
-        for part, mine in zip(self._parts, given, strict=True):
+        for part, of_part in zip(self._parts, given, strict=True):
             if part in self._lost or self._lost_in(part, lambda part=part: answers.update(_by_row(part))):
-                part.send(command, mine)
+                part.send(command, of_part)
                 answers.update(_by_row(part))
         return [answers[row] for row in range(self.num_envs)]
 
@@ -280,20 +280,20 @@ class MetaWorldVecEnv(VecEnv):
 
     def _replace(self, part: Remote) -> None:
         """Starts a worker in the place of one that died; its episodes are cut short where they were."""
-        rows, mine = self._rows, list(part.rows)
-        cut = [row for row in mine if not rows["dones"][row]]  # the others ended by themselves just before
-        told = {name: rows[name].copy() for name in ("last", "returns", "lengths")}
-        told["last"][cut] = rows["observations"][cut]
+        rows, own_rows = self._rows, list(part.rows)
+        cut = [row for row in own_rows if not rows["dones"][row]]  # the others ended by themselves just before
+        endings = {name: rows[name].copy() for name in ("last", "returns", "lengths")}
+        endings["last"][cut] = rows["observations"][cut]
         for name, before in self._before.items():
-            told[name][cut] = before[cut]
+            endings[name][cut] = before[cut]
         self._replaced += 1
         part.close()
         part.start()
-        for command, arguments in (("seed", [self._seed_of(row) for row in mine]), ("reset", None)):
+        for command, arguments in (("seed", [self._seed_of(row) for row in own_rows]), ("reset", None)):
             part.send(command, arguments)
             part.receive()
-        for name, values in told.items():
-            rows[name][mine] = values[mine]
+        for name, values in endings.items():
+            rows[name][own_rows] = values[own_rows]
         rows["rewards"][cut], rows["solved"][cut] = 0, False
         self._lost.append(part)
 

@@ -186,14 +186,14 @@ class Remote:
         # Importing Meta-World and torch takes seconds: one process does it, and the workers are its copies.
         self.context.set_forkserver_preload(["__main__", __name__])
         REMOTES.add(self)
-        self.connection, theirs = self.context.Pipe()
+        self.connection, far_end = self.context.Pipe()
         self.waiting = self.dead = False
         self.process = self.context.Process(
-            target=_work, args=(theirs, self.specifications, self.rows, self.shared.raw), daemon=True
+            target=_work, args=(far_end, self.specifications, self.rows, self.shared.raw), daemon=True
         )
         with shielded():
             self.process.start()
-        theirs.close()
+        far_end.close()
 
     def send(self, command: str, arguments: Sequence[Any] | None = None) -> None:
         """Asks for something; :meth:`receive` waits for the answer."""
@@ -217,9 +217,9 @@ class Remote:
         except (EOFError, ConnectionError) as error:
             raise self._dead() from error
         if failure is not None:
-            told = WorkerError(failure)
-            told.add_note(f"In the worker:\n{answer}")
-            raise told
+            failed = WorkerError(failure)
+            failed.add_note(f"In the worker:\n{answer}")
+            raise failed
         assert isinstance(answer, list)
         return answer
 
@@ -253,8 +253,8 @@ def deal(count: int, workers: int) -> list[list[int]]:
         [[0, 3, 4, 7, 8], [1, 2, 5, 6, 9]]
     """
     rows: list[list[int]] = [[] for _ in range(workers)]
-    for row, mine in zip(range(count), itertools.cycle([*rows, *reversed(rows)]), strict=False):
-        mine.append(row)
+    for row, dealt in zip(range(count), itertools.cycle([*rows, *reversed(rows)]), strict=False):
+        dealt.append(row)
     return rows
 
 

@@ -168,9 +168,9 @@ def _read(path: Path, settings: dict[str, Any]) -> dict[str, NDArray[Any]]:
     wanted = {**settings, "task": path.name}
     differ = [f"{key} {stored.get(key)!r}, not {wanted[key]!r}" for key in wanted if stored.get(key) != wanted[key]]
     if differ:
-        told = f"{path} has {'; '.join(differ)}"
+        differences = f"{path} has {'; '.join(differ)}"
         raise ValueError(
-            f"`folder` must hold demonstrations of the same settings or none, {told}; name another folder."
+            f"`folder` must hold demonstrations of the same settings or none, {differences}; name another folder."
         )
     states = arrays.pop("observations")
     return {**arrays, "observations": states[:, :-1], "next_observations": states[:, 1:]}
@@ -187,8 +187,12 @@ def _collect(
         return
     context = processes()
     context.set_forkserver_preload(["__main__", __name__])  # as for the workers of make_envs
-    theirs, mine = context.Pipe(duplex=False)
-    with theirs, mine, ProcessPoolExecutor(min(workers, len(specifications)), context, _follow, (theirs,)) as pool:
+    receiver, sender = context.Pipe(duplex=False)
+    with (
+        receiver,
+        sender,
+        ProcessPoolExecutor(min(workers, len(specifications)), context, _follow, (receiver,)) as pool,
+    ):
         try:
             for future in as_completed([pool.submit(task, specification) for specification in specifications]):
                 future.result()
@@ -199,7 +203,7 @@ def _collect(
                 f"a process that collects demonstrations has died; {hint} Call it again to go on."
             ) from error
         except BaseException:
-            mine.close()  # which ends the processes at once, and not after their tasks
+            sender.close()  # which ends the processes at once, and not after their tasks
             raise
 
 

@@ -109,9 +109,9 @@ def scatter(
     numbers = points[:, 0].astype(int)
     sizes = 12 + size * points[:, 3] / np.bincount(numbers, points[:, 3])[numbers]
     for i, task in enumerate(tasks):
-        mine, place = numbers == i, among.index(task)
+        of_task, place = numbers == i, among.index(task)
         look = {"color": f"C{place % 10}", "marker": "osv^D"[place // 10 % 5], "edgecolors": "white", "linewidths": 0.5}
-        axis.scatter(points[mine, 1], points[mine, 2], s=sizes[mine], label=task, alpha=0.7, **look)
+        axis.scatter(points[of_task, 1], points[of_task, 2], s=sizes[of_task], label=task, alpha=0.7, **look)
     axis.set(xticks=[], yticks=[])
 
 

@@ -76,8 +76,8 @@ class Group:
     def modules_of_runs(self) -> NDArray[np.float64]:
         """The mean number of modules that evaluations used, with shape ``[runs, tasks]``, of the runs that know it."""
         used = [one.result.modules_used for one in self.runs if one.result is not None]
-        known = [part.mean(axis=1) for part in used if part is not None]
-        return np.array(known).reshape(len(known), len(self.tasks))
+        counted = [part.mean(axis=1) for part in used if part is not None]
+        return np.array(counted).reshape(len(counted), len(self.tasks))
 
     @property
     def modules_used(self) -> NDArray[np.float64] | None:
@@ -193,28 +193,28 @@ def _names(groups: Sequence[Sequence[RunData]]) -> list[str]:
     methods = [configuration.method for configuration in configurations]
     alone = all(len(group) == 1 for group in groups)
     names: list[str] = []
-    for (one, *_), mine in zip(groups, configurations, strict=True):
-        name = mine.method
-        alike = [other for other in configurations if other.method == mine.method]
+    for (one, *_), one_of_all in zip(groups, configurations, strict=True):
+        name = one_of_all.method
+        alike = [other for other in configurations if other.method == one_of_all.method]
         if len(alike) > 1 and alone:
-            name = f"{mine.method} in {one.name}" if one.name in {*methods} - {mine.method} else one.name
+            name = f"{one_of_all.method} in {one.name}" if one.name in {*methods} - {one_of_all.method} else one.name
         elif len(alike) > 1:
-            name += _differences(mine, alike)
+            name += _differences(one_of_all, alike)
         if name in names:
             name = next(other for k in itertools.count(2) if (other := f"{name} #{k}") not in names)
         names.append(name)
     return names
 
 
-def _differences(mine: Configuration, alike: Sequence[Configuration]) -> str:
+def _differences(configuration: Configuration, alike: Sequence[Configuration]) -> str:
     """The benchmark and the fewest settings that tell a configuration from others of its method."""
-    near = [other for other in alike if other.benchmark == mine.benchmark]
-    count = mine.benchmark.count(",") + 1
-    where = f" on {mine.benchmark if count == 1 else f'{count} tasks'}" if len(near) < len(alike) else ""
+    near = [other for other in alike if other.benchmark == configuration.benchmark]
+    count = configuration.benchmark.count(",") + 1
+    where = f" on {configuration.benchmark if count == 1 else f'{count} tasks'}" if len(near) < len(alike) else ""
     settings = [_settings(other) for other in near]
-    known = dict.fromkeys(name for told in settings for name in told)
+    all_names = dict.fromkeys(name for setting in settings for name in setting)
     # A network has keywords that others lack.
-    values = {name: [told.get(name, "none") for told in settings] for name in known}
+    values = {name: [setting.get(name, "none") for setting in settings] for name in all_names}
     differ = [name for name in values if len(set(values[name])) > 1]
     chosen = next(
         (
@@ -225,19 +225,19 @@ def _differences(mine: Configuration, alike: Sequence[Configuration]) -> str:
         ),
         differ[:TOLD],
     )
-    told = ", ".join(f"{name}={values[name][near.index(mine)]}" for name in chosen)
-    return f"{where} ({told})" if told else where
+    differences = ", ".join(f"{name}={values[name][near.index(configuration)]}" for name in chosen)
+    return f"{where} ({differences})" if differences else where
 
 
 def _settings(configuration: Configuration) -> dict[str, str]:
     """The options as words that are short enough for a name."""
     critics = {f"critic_{name}": value for name, value in configuration.critic_network.items()}
     asked = {**configuration.result_options, **configuration.network_kwargs, **critics}
-    told = {name: value for name, value in asked.items() if name not in KEYWORDS}
+    options = {name: value for name, value in asked.items() if name not in KEYWORDS}
     if configuration.warm_start is not None:
         name = without_seed(Path(configuration.warm_start).name, configuration.seed)
-        told["warm_start"] = re.sub(r"[-_]?seed$", "", name)
-    words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
+        options["warm_start"] = re.sub(r"[-_]?seed$", "", name)
+    words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
     return {name: "none" if word == "null" else word for name, word in words.items()}
 
 
@@ -259,9 +259,9 @@ class GroupRoutes:
     @classmethod
     def of(cls, group: Group, routes: Mapping[str, Routes]) -> "GroupRoutes | None":
         """The routes of a group; None if no run of it has any."""
-        known = {one.name: routes[one.name] for one in group.runs if one.name in routes}
-        known = {name: one for name, one in known.items() if one.route is not None}
-        return cls(group, known) if known else None
+        routed = {one.name: routes[one.name] for one in group.runs if one.name in routes}
+        routed = {name: one for name, one in routed.items() if one.route is not None}
+        return cls(group, routed) if routed else None
 
     @property
     def topology(self) -> Topology:
@@ -315,11 +315,11 @@ class GroupRoutes:
         """The similarity over all pairs of tasks, and the share of edges that are not read, as plain data."""
         pairs = np.triu_indices(len(self.group.tasks), k=1)
         tables = {"similarity": self.similarity[(slice(None), *pairs)], "edges_unread": self.unread}
-        told: dict[str, Any] = {"seeds_with_routes": len(self.routes)}
+        summary: dict[str, Any] = {"seeds_with_routes": len(self.routes)}
         for name, table in tables.items():
             figures = over_seeds(table, resamples=RESAMPLES, whole_runs=True)
-            told |= {name: figures["iqm"], f"{name}_interval": figures["iqm_interval"]}
-        return told
+            summary |= {name: figures["iqm"], f"{name}_interval": figures["iqm_interval"]}
+        return summary
 
 
 def _over_seeds(table: NDArray[np.float64]) -> dict[str, float | None]:

@@ -80,8 +80,8 @@ def read_curves(path: Path, names: Iterable[str], limit: int = LIMIT) -> Metrics
     gaps = dict.fromkeys(points, 0)
     lines, damaged, notes = 0, 0, []
     for line in read_lines(path):
-        told = line.value or {}
-        if not isinstance(step := told.get("step"), (int, float)):
+        entry = line.value or {}
+        if not isinstance(step := entry.get("step"), (int, float)):
             if line.is_cut:
                 notes.append(f"The last line of {path.name}, line {line.number}, is cut short and left out.")
                 continue
@@ -90,8 +90,8 @@ def read_curves(path: Path, names: Iterable[str], limit: int = LIMIT) -> Metrics
                 notes.append(f"{path.name} is damaged in line {line.number}, which is left out.")
             continue
         lines += 1
-        for name in points.keys() & told.keys():
-            if isinstance(value := told[name], (int, float)) and math.isfinite(value):
+        for name in points.keys() & entry.keys():
+            if isinstance(value := entry[name], (int, float)) and math.isfinite(value):
                 points[name][0].append(step)
                 points[name][1].append(value)
             else:
@@ -105,8 +105,8 @@ def read_curves(path: Path, names: Iterable[str], limit: int = LIMIT) -> Metrics
         for name, count in gaps.items()
         if count
     ]
-    known = {name: (np.array(steps), np.array(values)) for name, (steps, values) in points.items() if steps}
-    return Metrics({name: Curve(*thin(*curve, limit)) for name, curve in known.items()}, tuple(notes))
+    filled = {name: (np.array(steps), np.array(values)) for name, (steps, values) in points.items() if steps}
+    return Metrics({name: Curve(*thin(*curve, limit)) for name, curve in filled.items()}, tuple(notes))
 
 
 def thin(steps: Floats, values: Floats, limit: int = LIMIT) -> tuple[Floats, Floats]:

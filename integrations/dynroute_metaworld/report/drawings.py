@@ -37,8 +37,8 @@ def draw_moments(routes: Routes, width: int = 560) -> str:
     assert routes.topology is not None
     parts, bottom = [], 0
     for task, name in enumerate(routes.tasks):
-        mine = [moment for moment in routes.moments if moment.task == task]
-        chosen = [mine[i] for i in sorted({round(i) for i in np.linspace(0, len(mine) - 1, SHOWN)})]
+        of_task = [moment for moment in routes.moments if moment.task == task]
+        chosen = [of_task[i] for i in sorted({round(i) for i in np.linspace(0, len(of_task) - 1, SHOWN)})]
         height = 0
         for column, moment in enumerate(chosen):
             top, inside = 24, [f'<text x="8" y="17">{escape(name)}, step {moment.step}</text>']

@@ -108,12 +108,12 @@ def _clear(folder: Path, names: Sequence[str]) -> None:
     """Removes the files of an analysis of before, lest one stand for what is missing now; those of others stay."""
     try:
         former = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        known = {_inside(name) for name in (*names, *former.get("runs", ()))}
+        former_runs = {_inside(name) for name in (*names, *former.get("runs", ()))}
     except (OSError, ValueError, AttributeError, TypeError):
         return
     if not {"methods", "notes"} <= set(former):
         return  # what has these names is of others
-    for inner in (path for path in folder.iterdir() if path.is_dir() and path.name in known):
+    for inner in (path for path in folder.iterdir() if path.is_dir() and path.name in former_runs):
         for name in OF_A_RUN:
             (inner / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # others have files there, or it is a link
@@ -154,8 +154,8 @@ def write_tables(analysis: Analysis, sharings: Sequence[GroupRoutes], folder: Pa
         row["modules_low"], row["modules_high"] = row.pop("modules_interval") or (None, None)
     _csv(folder / "success.csv", names, ([row[name] for name in names] for row in rows))
     for kind, rows_of in (("similarity", GroupRoutes.similarity_rows), ("sparsity", GroupRoutes.sparsity_rows)):
-        if told := [{"method": one.group.name, **row} for one in sharings for row in rows_of(one)]:
-            _csv(folder / f"{kind}_by_method.csv", list(told[0]), ([*row.values()] for row in told))
+        if rows := [{"method": one.group.name, **row} for one in sharings for row in rows_of(one)]:
+            _csv(folder / f"{kind}_by_method.csv", list(rows[0]), ([*row.values()] for row in rows))
     shared = {one.group.name: one.row() for one in sharings}
     methods = [{**group.row(), **shared.get(group.name, {})} for group in analysis.groups]
     summary = {"runs": [one.name for one in analysis.runs], "methods": methods, "notes": analysis.notes}

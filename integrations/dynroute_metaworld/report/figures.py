@@ -134,28 +134,28 @@ def _bands(groups: Sequence[Group]) -> Figure | None:
 def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> Figure | None:
     """Bars for a figure of each task, side by side for methods, the hardest task first."""
     rows = [[row for row in group.task_rows() if row[value] is not None] for group in groups]
-    known = [(number, mine) for number, mine in enumerate(rows) if mine]
-    if not known:
+    filled = [(number, bars) for number, bars in enumerate(rows) if bars]
+    if not filled:
         return None
     success: dict[str, list[float]] = {}
-    for _, mine in known:
-        for row in mine:
+    for _, bars in filled:
+        for row in bars:
             success.setdefault(row["task"], []).append(row["success"])
     tasks = sorted(success, key=lambda task: float(np.mean(success[task])))
-    figure = Figure(figsize=(max(9, 0.3 * len(tasks) * len(known)), 4), layout="constrained")
+    figure = Figure(figsize=(max(9, 0.3 * len(tasks) * len(filled)), 4), layout="constrained")
     axis: Any = figure.subplots()
-    width, sure = 0.8 / len(known), False
-    for place, (number, mine) in enumerate(known):
-        x = np.array([tasks.index(row["task"]) for row in mine]) + (place - (len(known) - 1) / 2) * width
-        y = np.array([row[value] for row in mine])
+    width, sure = 0.8 / len(filled), False
+    for place, (number, bars) in enumerate(filled):
+        x = np.array([tasks.index(row["task"]) for row in bars]) + (place - (len(filled) - 1) / 2) * width
+        y = np.array([row[value] for row in bars])
         label = f"{groups[number].name}, {_counted(len(groups[number].scores))}"
         axis.bar(x, y, width, color=f"C{number % 10}", label=label)
-        with_interval = [i for i, row in enumerate(mine) if row[interval] is not None]
+        with_interval = [i for i, row in enumerate(bars) if row[interval] is not None]
         if with_interval:
             sure, xs, ys = True, x[with_interval], y[with_interval]
-            sides = np.abs(np.array([mine[i][interval] for i in with_interval]) - ys[:, None]).T
+            sides = np.abs(np.array([bars[i][interval] for i in with_interval]) - ys[:, None]).T
             axis.errorbar(xs, ys, yerr=sides, fmt="none", ecolor="black", capsize=2, elinewidth=0.8)
-        elif len(tasks) * len(known) <= LABELLED:  # a bar of zero cannot be seen
+        elif len(tasks) * len(filled) <= LABELLED:  # a bar of zero cannot be seen
             for bar_x, bar_y in zip(x, y, strict=True):
                 axis.annotate(f"{bar_y:.3g}", (bar_x, bar_y), ha="center", va="bottom", fontsize="x-small")
     axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize="small")
@@ -207,15 +207,15 @@ def _sparsity(sharings: Sequence[GroupRoutes]) -> Figure | None:
 
 def _paths(sharings: Sequence[GroupRoutes], points: Mapping[str, NDArray[np.float64]]) -> Figure | None:
     """Routes on a plane, a line of panels for each method and a panel for each seed: places have no mean."""
-    known = [(one, [name for name in one.routes if name in points]) for one in sharings]
-    known = [(one, names) for one, names in known if names]
-    if not known:
+    routed = [(one, [name for name in one.routes if name in points]) for one in sharings]
+    routed = [(one, names) for one, names in routed if names]
+    if not routed:
         return None
-    columns = max(len(names) for _, names in known)
-    tasks = list(dict.fromkeys(task for one, _ in known for task in one.group.tasks))
-    figure = Figure(figsize=(3 * columns + 2.5, 3 * len(known)), layout="constrained")
-    axes = figure.subplots(len(known), columns, squeeze=False)
-    for line, (one, names) in zip(axes, known, strict=True):
+    columns = max(len(names) for _, names in routed)
+    tasks = list(dict.fromkeys(task for one, _ in routed for task in one.group.tasks))
+    figure = Figure(figsize=(3 * columns + 2.5, 3 * len(routed)), layout="constrained")
+    axes = figure.subplots(len(routed), columns, squeeze=False)
+    for line, (one, names) in zip(axes, routed, strict=True):
         seeds = {run.name: run.run.configuration.seed for run in one.group.runs}
         for axis, name in zip(line, names, strict=False):
             scatter(axis, one.group.tasks, points[name], tasks, size=150.0)

@@ -95,8 +95,8 @@ def views_of(analysis: Analysis) -> list[dict[str, Any]]:
             for group in analysis.groups:
                 if (band := group.band(metric)) is not None:
                     line = {"label": group.name, "x": _round(band.steps), "y": _round(band.center)}
-                    known = len(group.runs) > 1
-                    lines.append({**line, "low": _round(band.low), "high": _round(band.high)} if known else line)
+                    has_band = len(group.runs) > 1
+                    lines.append({**line, "low": _round(band.low), "high": _round(band.high)} if has_band else line)
             if lines:
                 views.append(_view("methods, IQM over tasks and seeds", metric, about, lines))
     for one in analysis.runs:

@@ -104,7 +104,7 @@ def check_room(cores: int, gpus: float, tell: Callable[[str], object], patience:
                 f"`{argument}` must be at most {most:g}, the {what} of the largest of {len(fit)} nodes, got {amount:g}."
             )
         fit = [node for node in fit if node.get(kind, 0) >= amount]
-    end, told = time.monotonic() + patience, False
+    end, reported = time.monotonic() + patience, False
     while True:
         free = ray.available_resources()
         taken = [
@@ -117,9 +117,9 @@ def check_room(cores: int, gpus: float, tell: Callable[[str], object], patience:
             return
         if time.monotonic() > end:
             raise RunError(f"the cluster is busy: {', '.join(taken)}; wait until others end, or use another cluster.")
-        if not told:
+        if not reported:
             tell(f"the cluster is busy: {', '.join(taken)}; waiting {patience:g} seconds")
-            told = True
+            reported = True
         time.sleep(0.5)
 
 
@@ -139,15 +139,13 @@ def check_nodes(folder: Path, token: str) -> None:
     for node, answer in zip(nodes, looks, strict=True):
         where = f"the node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         try:
-            seen, theirs = ray.get(answer, timeout=120)
+            seen, found = ray.get(answer, timeout=120)
         except ray.exceptions.RayError as error:
             last = str(error).strip().splitlines()[-1]
             raise RunError(f"{where} cannot run dynroute: {last}; install it as it is installed here.") from error
         if not seen:
             raise RunError(f"{where} does not see {folder}; the nodes of a sweep must share its file system.")
-        differ = [
-            f"{name} {theirs.get(name)}, not {own}" for name, own in versions().items() if theirs.get(name) != own
-        ]
+        differ = [f"{name} {found.get(name)}, not {own}" for name, own in versions().items() if found.get(name) != own]
         if differ:
             raise RunError(f"{where} has {', '.join(differ)}; install there what is installed here.")
 
@@ -193,8 +191,8 @@ def run_all(
     deaths: dict[str, list[list[str]]] = {name: [] for name in runs}
 
     def say(event: str) -> None:
-        told = f"{len(started)} running, {len(streams) - len(started)} waiting"
-        tell(f"[{total - len(streams)}/{total}] {event}; {told}")
+        counts = f"{len(started)} running, {len(streams) - len(started)} waiting"
+        tell(f"[{total - len(streams)}/{total}] {event}; {counts}")
 
     try:
         while streams:
@@ -209,14 +207,14 @@ def run_all(
             stream = ready[0]
             name = streams[stream]
             try:
-                what, told = ray.get(next(stream))
+                what, detail = ray.get(next(stream))
             except ray.exceptions.RayTaskError as error:
-                what, told = "failed", str(error).strip().splitlines()[-1]
+                what, detail = "failed", str(error).strip().splitlines()[-1]
             except ray.exceptions.RayError as error:
-                what, told = "died", type(error).__name__
+                what, detail = "died", type(error).__name__
             if what == "started":
                 started.add(name)
-                say(f"started {name} on {told}")
+                say(f"started {name} on {detail}")
                 continue
             del streams[stream]
             started.discard(name)
@@ -225,18 +223,18 @@ def run_all(
                 if deaths[name][-RETRIES - 1 :].count(deaths[name][-1]) <= RETRIES:
                     again = task.remote(runs[name].folder, runs[name].configuration, token, sys.argv, finish)
                     streams[again] = name
-                    say(f"retried {name}: its process or node died ({told})")
+                    say(f"retried {name}: its process or node died ({detail})")
                     continue
-                what, told = (
+                what, detail = (
                     "failed",
-                    f"its process died {RETRIES + 1} times at the same place ({told}); short of memory?",
+                    f"its process died {RETRIES + 1} times at the same place ({detail}); short of memory?",
                 )
             if what == "finished":
-                success, minutes = told
+                success, minutes = detail
                 say(f"finished {name} with {success:.3f} success after {minutes:.1f} minutes")
             else:
-                failures[name] = told
-                say(f"failed {name}: {told}")
+                failures[name] = detail
+                say(f"failed {name}: {detail}")
     except KeyboardInterrupt:
         tell(f"stopping {len(started)} runs, which keep what they have; once more to stop at once")
         for stream in streams:

@@ -65,9 +65,9 @@ class Configuration(Options):
             )
         _ = self.noise_levels
         for name in (*self.network_kwargs, *self.critic_network):
-            if name not in (known := _keywords(self.method)):
+            if name not in (keywords := _keywords(self.method)):
                 fit = [method for method in NETWORKS if name in _keywords(method)]
-                hint = f"methods that have it: {', '.join(fit)}" if fit else f"it has {', '.join(known)}"
+                hint = f"methods that have it: {', '.join(fit)}" if fit else f"it has {', '.join(keywords)}"
                 raise ValueError(f"`{name}` is not an option of the method {self.method}; {hint}.")
 
     @property

@@ -39,16 +39,16 @@ def check_network(configuration: Configuration) -> None:
     _check_growth(configuration, network)
     routed = getattr(network, "routed", None)
     for name, weight in configuration.cloning.route_losses.items():
-        told = f"`{name}` must be 0"
+        rule = f"`{name}` must be 0"
         if not configuration.cloning_steps:
-            raise ValueError(f"{told} where nothing is cloned, as `dynroute imitate` does, got {weight:g}.")
+            raise ValueError(f"{rule} where nothing is cloned, as `dynroute imitate` does, got {weight:g}.")
         if routed is None:
             raise ValueError(
-                f"{told} for the method {configuration.method}, which has no learned routes, got {weight:g}."
+                f"{rule} for the method {configuration.method}, which has no learned routes, got {weight:g}."
             )
         if name == "cloning_balance" and isinstance(routed.gate, Soft):
             raise ValueError(
-                f"{told} with the gate soft, which uses all sources alike, got {weight:g}; what they weigh is "
+                f"{rule} with the gate soft, which uses all sources alike, got {weight:g}; what they weigh is "
                 "balanced by --cloning-importance."
             )
 
@@ -92,10 +92,10 @@ def count_parameters(method: str, num_tasks: int) -> tuple[int, int]:
 def methods_table(num_tasks: int = 10) -> str:
     """A row for each method of :func:`dynroute.networks.available`."""
     published = dict(zip((10, 50), zip(*PUBLISHED.values(), strict=True), strict=True)).get(num_tasks)
-    told = dict(zip(PUBLISHED, published, strict=True)) if published else {}
+    millions = dict(zip(PUBLISHED, published, strict=True)) if published else {}
     lines = [f"{'method':16} {'actor':>9} {'with critic':>11} {'published':>9}  what it is, for {num_tasks} tasks"]
     for name, preset in PRESETS.items():
         actor, both = count_parameters(name, num_tasks)
-        paper = f"{told[name]:.2f} M" if name in told else ""
+        paper = f"{millions[name]:.2f} M" if name in millions else ""
         lines.append(f"{name:16} {actor:>9,} {both:>11,} {paper:>9}  {preset.summary}")
     return "\n".join(lines)

@@ -47,11 +47,12 @@ class Display:
         """Shows the success of each task, None before its first episode has ended."""
         self.successes = successes
         if not self.console.is_terminal:
-            known = [value for value in successes.values() if value is not None]
-            mean = f"{sum(known) / len(known):.0%}" if known else "-"
-            told = ", ".join(f"{name} {value:.0%}" for name, value in successes.items() if value)
+            measured = [value for value in successes.values() if value is not None]
+            mean = f"{sum(measured) / len(measured):.0%}" if measured else "-"
+            by_task = ", ".join(f"{name} {value:.0%}" for name, value in successes.items() if value)
             self.tell(
-                f"{steps:>9,} of {self.total:,} steps of all tasks, success {mean}" + (f" ({told})" if told else "")
+                f"{steps:>9,} of {self.total:,} steps of all tasks, success {mean}"
+                + (f" ({by_task})" if by_task else "")
             )
 
     def tell(self, line: str) -> None:

@@ -122,13 +122,13 @@ class EvaluationResult:
         The first success is the mean over the episodes that have one.
         """
 
-        def told(low: float, high: float) -> str:
+        def show_interval(low: float, high: float) -> str:
             # All episodes with a fixed goal are one and the same.
             return "-" if self.goals == "fixed" else f"{low:.2f} to {high:.2f}"
 
         rows = [["task", "success", f"{100 * confidence:g} % interval", "return", "first success", "modules used"]]
         for i, (name, low, high) in enumerate(zip(self.tasks, *self.intervals(confidence), strict=True)):
-            rows.append([name, f"{self.success_rates[i]:.2f}", told(low, high), *self._cells(i)])
+            rows.append([name, f"{self.success_rates[i]:.2f}", show_interval(low, high), *self._cells(i)])
         rows.append(["mean", f"{self.mean_success:.3f}", "", *self._cells(slice(None))])
         return f"{self._settings()}\n{format_table(rows)}"
 
@@ -175,8 +175,8 @@ class EvaluationResult:
 
 def _restored(stored: dict[str, Any]) -> EvaluationResult:
     """The result that was stored as JSON."""
-    if (told := stored.pop("format", None)) != FORMAT:
-        raise ValueError(f"its format is {told!r} and not {FORMAT!r}")
+    if (form := stored.pop("format", None)) != FORMAT:
+        raise ValueError(f"its format is {form!r} and not {FORMAT!r}")
     for name, kind in SETTINGS.items():
         if not isinstance(stored[name], kind) or (name == "criterion" and stored[name] not in WHEN):
             raise ValueError(f"{name} is {stored[name]!r}")

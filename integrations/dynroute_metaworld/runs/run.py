@@ -115,12 +115,12 @@ class Run:
 
     def agree(self, options: Mapping[str, Any]) -> None:
         """Takes over options that may change when a run goes on, and refuses others that differ."""
-        mine = dataclasses.asdict(self.configuration)
+        own = dataclasses.asdict(self.configuration)
         for name, value in options.items():
-            same = value.items() <= mine[name].items() if isinstance(value, dict) else value == mine[name]
+            same = value.items() <= own[name].items() if isinstance(value, dict) else value == own[name]
             if name not in MOVABLE and not same:
                 raise RunError(
-                    f"{self.folder} holds a run with {name}={mine[name]!r}, got {value!r}; leave it out to go on, or "
+                    f"{self.folder} holds a run with {name}={own[name]!r}, got {value!r}; leave it out to go on, or "
                     f"name another directory by --run. What may change: {', '.join(MOVABLE)}."
                 )
         self.configuration = dataclasses.replace(
@@ -204,10 +204,10 @@ class Run:
 
     @property
     def minutes(self) -> float | None:
-        """How long it took, all times together; None where it was killed, or goes on now, so that it is not known."""
+        """How long it took, all times together; None where it was killed, or goes on now, so that it is not counted."""
         sessions = self.sessions
-        known = [session["minutes"] for session in sessions if "minutes" in session]
-        return float(sum(known)) if known and len(known) == len(sessions) else None
+        counted = [session["minutes"] for session in sessions if "minutes" in session]
+        return float(sum(counted)) if counted and len(counted) == len(sessions) else None
 
     def is_at_end(self, checkpoint: Path) -> bool:
         """Whether a checkpoint has all steps of the configuration, or the time for more is up."""

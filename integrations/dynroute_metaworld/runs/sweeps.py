@@ -142,9 +142,9 @@ def _combine(
     """The configuration of every run, and what is noted of it, by name; all are checked before anything starts."""
     plurals = {"benchmark": "benchmarks", "method": "methods", "seed": "seeds"}
     for name, several in values.items():
-        told = plurals.get(name, f"vary` of `{name}")
+        word = plurals.get(name, f"vary` of `{name}")
         if isinstance(several, str) or not len(several) or len({*map(repr, several)}) < len(several):
-            raise ValueError(f"`{told}` must be a list of values, at least one and each once, got {several!r}.")
+            raise ValueError(f"`{word}` must be a list of values, at least one and each once, got {several!r}.")
         if name in options:
             raise ValueError(f"`options` must not set `{name}`, of which the sweep has several values.")
     configurations: dict[str, Configuration] = {}
@@ -228,9 +228,9 @@ def _check_rows(
     folder: Path, configurations: Mapping[str, Configuration], noted: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Refuses runs that would stand in a row of the summary with others of other settings."""
-    rows = {tuple(told[axis] for axis in ROW): configurations[name] for name, told in noted.items()}
-    for name, told in read_sweep(folder)["runs"].items():
-        mine = rows.get(tuple(told[axis] for axis in ROW))
+    rows = {tuple(noted_run[axis] for axis in ROW): configurations[name] for name, noted_run in noted.items()}
+    for name, noted_run in read_sweep(folder)["runs"].items():
+        mine = rows.get(tuple(noted_run[axis] for axis in ROW))
         if mine is None or name in configurations or not (folder / name / "config.json").exists():
             continue
         other = Run.open(folder / name).configuration

@@ -49,8 +49,8 @@ def waiting(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def describe_threads(configuration: Configuration, threads: int) -> str:
     """A sentence about the threads of a run."""
-    told = ", ".join(f"{name}={value}" for name, value in waiting().items()) or "spinning, as OpenMP does by itself"
-    how = f"; they wait for each other by {told}" if threads > 1 else ""
+    settings = ", ".join(f"{name}={value}" for name, value in waiting().items()) or "spinning, as OpenMP does by itself"
+    how = f"; they wait for each other by {settings}" if threads > 1 else ""
     size = pass_size(configuration)
     return f"{threads} thread{'s' * (threads > 1)} for {size / 1e6:,.0f} million multiply-adds a pass over a batch{how}"
 

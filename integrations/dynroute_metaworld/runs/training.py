@@ -122,8 +122,8 @@ def check_device(name: str) -> None:
     try:  # which error torch raises depends on the device
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        told = str(error).partition("\n")[0]
-        raise ValueError(f"`device` must be one that is there, got {name!r}: {told}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"`device` must be one that is there, got {name!r}: {reason}") from error
 
 
 def _learn(run: Run, model: MultiTaskSAC, remarks: Sequence[str]) -> EvaluationResult | None:
@@ -247,14 +247,14 @@ def _take_actor(model: MultiTaskSAC, run: Run) -> None:
 
 def check_start(configuration: Configuration, run: Run) -> None:
     """Raises an error unless a run fits another one that is to start from it."""
-    mine, theirs = configuration, run.configuration
-    if (mine.tasks, mine.method, _shapes(mine)) != (theirs.tasks, theirs.method, _shapes(theirs)):
+    own, other = configuration, run.configuration
+    if (own.tasks, own.method, _shapes(own)) != (other.tasks, other.method, _shapes(other)):
         raise RunError(
-            f"`warm_start` must be a run with the same tasks, method and sizes, {mine.method} on "
-            f"{', '.join(mine.tasks)} with {mine.network_kwargs or 'the usual sizes'}, got {run.folder} with "
-            f"{theirs.method} on {', '.join(theirs.tasks)} with {theirs.network_kwargs or 'the usual sizes'}."
+            f"`warm_start` must be a run with the same tasks, method and sizes, {own.method} on "
+            f"{', '.join(own.tasks)} with {own.network_kwargs or 'the usual sizes'}, got {run.folder} with "
+            f"{other.method} on {', '.join(other.tasks)} with {other.network_kwargs or 'the usual sizes'}."
         )
-    heads = [{"log_std": (each.log_std, each.log_std_low, each.log_std_high)} for each in (mine, theirs)]
+    heads = [{"log_std": (each.log_std, each.log_std_low, each.log_std_high)} for each in (own, other)]
     if heads[0] != heads[1]:
         raise RunError(
             "`warm_start` must be a run whose actor keeps its deviations in the same range, or its outputs would stand "
