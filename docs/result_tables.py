@@ -4,6 +4,7 @@ import abc
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -129,7 +130,7 @@ class Gain(Directive):
 class Extractions(Directive):
     """Shows what `benchmarks.extraction` stored: policies of one task beside the whole network and a perceptron.
 
-    The argument is the file's stem.
+    The argument is the file's stem. A row of the table is a mean over the runs.
     """
 
     required_arguments = 1
@@ -140,22 +141,25 @@ class Extractions(Directive):
         self.env.note_dependency(str(path))
         stored = json.loads(path.read_text())
         header = ["task", "router left", "nodes", "parameters", "KB of the file", "ms, module", "ms, file", "success"]
-        lines = table([header, *map(self._row, stored["rows"])])
+        tasks: dict[str, list[Mapping[str, Any]]] = {}
+        for row in stored["rows"]:
+            tasks.setdefault(row["task"], []).append(row)
+        lines = table([header, *map(self._row, tasks.values())])
         commands = [run["session"]["command"] for run in stored["runs"].values()]
         commands += [session["command"] for session in stored["sessions"]]
         return self.parse_text_to_nodes("\n".join([*lines, "", *told(commands, stored)]))
 
-    def _row(self, row: Mapping[str, Any]) -> list[str]:
-        before, after = row["nodes"]
-        left = {"nothing": "none", "weights": "of one path", "routes": "chooses"}[row["reads"]]
+    def _row(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        before, after = (fmean(row["nodes"][i] for row in rows) for i in (0, 1))
+        left = {{"nothing": "none", "weights": "of one path", "routes": "chooses"}[row["reads"]] for row in rows}
 
         def cell(key: str, form: str, scale: float = 1) -> str:
-            return " / ".join(format(scale * row[name][key], form) for name in self.policies)
+            return " / ".join(format(scale * fmean(row[name][key] for row in rows), form) for name in self.policies)
 
         return [
-            row["task"],
-            left,
-            f"{before} / {after}",
+            rows[0]["task"],
+            ", ".join(sorted(left)),
+            f"{before:g} / {after:.1f}",
             cell("parameters", ",.0f"),
             cell("bytes", ",.0f", 1e-3),
             cell("ms module", ".2f"),
@@ -207,7 +211,8 @@ class Transfer(Rows):
         return ["network", "what learns", *map(str, self.settings["shown"]), "old tasks"]
 
     def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        success = [mean(row["success"] for row in rows if row["shown"] == count) for count in self.settings["shown"]]
+        shown = ([row for row in rows if row["shown"] == count] for count in self.settings["shown"])
+        success = [over_seeds(group, "success") for group in shown]
         changed = [row for row in rows if row["old after"] is not None]
         before, after = (mean(row[f"old {when}"] for row in changed) for when in ("before", "after"))
         return [*success, f"{before} to {after}" if changed else "as before, or never learned"]
@@ -225,8 +230,8 @@ class Arriving(Rows):
         last = [row for row in rows if row["groups"] == max(row["groups"] for row in rows)]
         first = [row for row in rows if row["groups"] == 1]
         sizes = [f"{last[0][name]:,}" for name in ("modules", "parameters", "learning")]
-        rates = [mean(row[name] for row in last) for name in ("new", "all", "forgotten")]
-        return [*sizes, mean(row["all"] for row in first), *rates]
+        rates = [over_seeds(last, name) for name in ("new", "all", "forgotten")]
+        return [*sizes, over_seeds(first, "all"), *rates]
 
 
 class Budgets(Rows):
@@ -235,10 +240,21 @@ class Budgets(Rows):
     groups = ("target", "limit")
 
     def header(self) -> list[str]:
-        return ["budget", "limit in inference", "expected in training", "modules run", "success"]
+        return ["budget", "limit in inference", "expected in training", "modules run", "ms", "success"]
 
     def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        return [mean(row[name] for row in rows) for name in ("expected", "modules", "success")]
+        return [over_seeds(rows, name) for name in ("expected", "modules", "ms", "success")]
+
+
+def over_seeds(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The mean over the seeds, with the least and the largest mean of one of them."""
+    seeds: dict[int, list[float]] = {}
+    for row in rows:
+        seeds.setdefault(row["seed"], []).append(row[name])
+    means = [fmean(values) for values in seeds.values()]
+    if not means:
+        return ""
+    return f"{fmean(means):.2f}" + (f" ({min(means):.2f} to {max(means):.2f})" if len(means) > 1 else "")
 
 
 def mean(values: Iterable[float]) -> str:
