@@ -1,6 +1,5 @@
 """Whatever people do to modules, every backend computes what the reference does, gradients of both orders included."""
 
-import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -187,11 +186,13 @@ def assert_equal(found: list[Tensor | None], expected: list[Tensor | None], tole
         assert (actual is None) == (wanted is None), "zeros are not None"
         if actual is not None and wanted is not None:
             scale = float(wanted.detach().abs().max()) + 1.0 if wanted.numel() else 1.0
-            torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=tolerance * scale)
+            alike = (actual.dtype, actual.shape) == (wanted.dtype, wanted.shape)
+            if not alike or not torch.allclose(actual, wanted, rtol=tolerance, atol=tolerance * scale):  # the fast way
+                torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=tolerance * scale)
 
 
 def build(level: str, gate: dynroute.Gate, protect: str, shortcut: bool, dtype: torch.dtype, seed: int) -> RoutedGraph:
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed formats the stack three times
     topology = TOPOLOGIES[level]
     if level == "experts":
         nodes = [
@@ -225,7 +226,6 @@ CASES = settings(max_examples=45, deadline=None, derandomize=True, suppress_heal
 def test_every_backend_does_what_the_reference_does(
     habit: Callable[[RoutedGraph], Run], order: int, net: RoutedGraph, batch: int, autocast: bool
 ) -> None:
-    net = copy.deepcopy(net)
     dtype = linear(net, 0).weight.dtype
     x = torch.randn(batch, WIDTH, dtype=dtype)
     path = net.route(x).path
