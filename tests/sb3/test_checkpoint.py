@@ -109,7 +109,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "AdamW, handed in": ("dummy", {"policy_kwargs": ADAMW}, ADAMW),
     "coefficient first": ("dummy", {"joint_update": True, "ent_coef_after_step": True}, {}),
-    "still warming up": ("dummy", {"learning_starts": 60}, {}),
+    "still warming up": ("dummy", {"learning_starts": 78}, {}),
 }
 
 
@@ -117,17 +117,19 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def test_going_on_is_exact(environments: str, options: dict[str, Any], replace: dict[str, Any], tmp_path: Path) -> None:
     with contextlib.closing(ENVIRONMENTS[environments]()) as env:
         # The checkpoint falls into an episode of 20 steps; what follows is an end of it, and the buffer wraps around.
-        model = make_model(env, **{"learning_starts": 40, "buffer_size": 60, **options}).learn(46)
+        before_end, after = 36 * env.num_envs, 9 * env.num_envs
+        sizes = {"learning_starts": before_end - 6, "buffer_size": before_end + 4 * env.num_envs}
+        model = make_model(env, **{**sizes, **options}).learn(before_end)
         before = everything(model)
         model.save_checkpoint(tmp_path / "there")
         assert_same(everything(model), before)  # writing changes nothing
-        expected = everything(model.learn(36, reset_num_timesteps=False))
+        expected = everything(model.learn(after, reset_num_timesteps=False))
     assert model._n_updates > 0
     scramble()
     with contextlib.closing(ENVIRONMENTS[environments]()) as env:
         resumed = MultiTaskSAC.load_checkpoint(tmp_path / "there", env, "cpu", replace)
         assert_same(everything(resumed), before)
-        assert_same(everything(resumed.learn(36, reset_num_timesteps=False)), expected)
+        assert_same(everything(resumed.learn(after, reset_num_timesteps=False)), expected)
 
 
 @pytest.mark.parametrize("seed", [0, None])

@@ -104,7 +104,7 @@ def callbacks(folder: Path, *, last: bool = True) -> list[BaseCallback]:
     ("options", "last"), [({}, True), ({}, False), ({"lag_rollouts": True}, True)], ids=["behind", "before", "lag"]
 )  # whether the checkpoint of a step is written behind its growth
 def test_a_run_that_grows_goes_on_exactly(options: dict[str, Any], last: bool, tmp_path: Path) -> None:
-    whole = make(**options).learn(200, callback=CallbackList(callbacks(tmp_path / "whole", last=last)))
+    whole = make(**options).learn(140, callback=CallbackList(callbacks(tmp_path / "whole", last=last)))
     assert whole.growth_state is not None
     assert whole.growth_state["grown_at"] == [60, 100]
     assert whole.actor.net.topology == Topology.dag(6)
@@ -113,7 +113,7 @@ def test_a_run_that_grows_goes_on_exactly(options: dict[str, Any], last: bool, t
         checkpoint = tmp_path / "whole" / f"step_{steps}"
         resumed = MultiTaskSAC.load_checkpoint(checkpoint, DummyVecEnv(point_tasks()), device="cpu")
         folder = tmp_path / f"from {steps}"
-        left = 200 - resumed.num_timesteps
+        left = 140 - resumed.num_timesteps
         resumed.learn(left, callback=CallbackList(callbacks(folder, last=last)), reset_num_timesteps=False)
         assert resumed.growth_state == whole.growth_state
         for name, value in whole.policy.state_dict().items():
