@@ -14,7 +14,7 @@ help: ## List the targets
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing dynroute and its development tools into $(VENV) (once; about two minutes)"
 	$(PYTHON) -m venv $(VENV)
-	@{ $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
+	@{ $(BIN)/python -m pip install --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
 		echo "status $$?"; } | { count=0; while read -r first name rest; do case "$$first $$name" in \
 		"Collecting "*) count=$$((count + 1)); printf '\r\033[K  package %d: %s' "$$count" "$$name" ;; \
 		"Installing collected") printf '\r\033[K  unpacking them ...\n' ;; \
