@@ -221,7 +221,7 @@ def test_interrupted_and_in_use(straight: Path, tmp_path: Path) -> None:
 
 
 def test_learning_while_the_environments_step(tmp_path: Path) -> None:
-    for name, steps in (("one", (120,)), ("two", (70, 120))):
+    for name, steps in (("one", (90,)), ("two", (70, 90))):
         for until in steps:
             folder = tmp_path / name
             run = Run.open(folder) if folder.exists() else Run.create(folder, small(overlap=True, steps=until))

@@ -501,8 +501,8 @@ def test_a_replayed_path_has_the_weights_it_was_taken_with(gate: str, monkeypatc
 
     model.learn(39)  # the warm-up ends at 40
     check(13, warming_up=True)
-    model.learn(300, reset_num_timesteps=False)
-    assert model._n_updates > 90
+    model.learn(150, reset_num_timesteps=False)
+    assert model._n_updates > 45
     acted.clear()
     model.gradient_steps = 0
     model.learn(120, reset_num_timesteps=False)
