@@ -200,7 +200,7 @@ navigation: dict[tuple[object, ...], str] = {}
 def _reuse_navigation(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: object) -> None:
     """Makes the navigation of sources and indices once for each depth: in no table of contents, they differ in no more.
 
-    Without that, the pages of sources take a third of the time of the whole documentation.
+    Without that, the pages of sources take a third of the time of the HTML builder.
     """
     make = context.get("toctree")
     if make is None or page in app.env.all_docs:
