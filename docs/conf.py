@@ -198,9 +198,10 @@ navigation: dict[tuple[object, ...], str] = {}
 
 
 def _reuse_navigation(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: object) -> None:
-    """Makes the navigation of sources and indices once for each depth: in no table of contents, they differ in no more.
+    """Makes the navigation of pages of sources and indices once for each depth of folders.
 
-    Without that, the pages of sources take a third of the time of the HTML builder.
+    These pages are in no table of contents, so that their navigation differs by its relative links alone. To make it
+    for each takes a third of the time of the HTML builder.
     """
     make = context.get("toctree")
     if make is None or page in app.env.all_docs:

@@ -264,12 +264,16 @@ class Options:
     num_modules: int | None = _option(None, "modules of d2r", NETWORK, least=1)
     grow_to: int | None = _option(
         None,
-        "add modules, up to so many, if a task stalls while others learn; the network does not grow",
+        "add modules, up to so many, if a task stalls while others learn (without, none is added)",
         NETWORK,
         least=1,
     )
-    grow_every: int = _option(
-        10_000, "steps between two looks at stalled tasks; in cloning it is 100 updates", NETWORK, least=1, sac=True
+    grow_every: int | None = _option(
+        None,
+        "steps between two looks at stalled tasks (10,000); cloning looks every 100 updates",
+        NETWORK,
+        least=1,
+        sac=True,
     )
     width: int | None = _option(None, "features of a module", NETWORK, least=1)
     state_free: bool | None = _option(None, "d2r routes by the task alone", NETWORK)

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     except (ValueError, TypeError, OSError, RunError, WorkerError, ImportError) as error:
         message = str(error)
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            message = f"{error.filename} cannot be used: {error.strerror.lower()}."
+            message = f"{error.filename}: {error.strerror.lower()}."
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             message = (
                 f"the names in a path must have at most 255 bytes, and all of it 4095, got {error.filename!s:.60}..."

@@ -110,46 +110,48 @@ class GrowOnDemand(BaseCallback):
         steps = self.model.num_timesteps
         self.open(steps)
         if steps - self._state["measured_at"] >= self.every:
-            self.look(steps, self._measured())
+            self.look(steps, self.measure(self.model), name="measure")
 
-    def look(self, step: int, values: Sequence[float | None]) -> Resized | None:
+    def look(self, step: int, values: Sequence[float | None], *, name: str = "values") -> Resized | None:
         """Takes a measurement of each task, and grows the networks if a task has stalled while another one learned.
 
         Args:
             step: The number of steps, or of whatever training is counted in.
             values: A number for each task, higher being better, or None if there is none yet.
+            name: The name of the values in an error.
 
         Returns:
             The changes of the actor if the networks have grown.
         """
-        state = self._state
+        state, numbers = self._state, self._numbers(name, values)
         state["measured_at"] = step
-        state["measured"] = [*state["measured"], list(values)][-self.patience - 1 :]
+        state["measured"] = [*state["measured"], numbers][-self.patience - 1 :]
         if state["nodes"] or not self._is_stalled(state["measured"]):
             return None
         if find_graph("network", self.model.actor.net).topology.num_nodes - 1 >= self.max_modules:
             return None
         grown = grow_networks(self.model)
-        state.update(measured=[list(values)], grown_at=[*state["grown_at"], step], nodes=list(grown.added), raised=0.0)
+        state.update(measured=[numbers], grown_at=[*state["grown_at"], step], nodes=list(grown.added), raised=0.0)
         if self.verbose:
             print(f"{grown.num_modules} modules at {step} steps")
         return grown
 
     @property
     def _state(self) -> dict[str, Any]:
-        assert self.model.growth_state is not None
+        if getattr(self, "model", None) is None or self.model.growth_state is None:
+            raise ValueError("`model` is not known yet: call init_callback(model), as learn(callback=...) does.")
         return self.model.growth_state
 
-    def _measured(self) -> list[float | None]:
-        """Measures each task; raises an error if `measure` does not return a number for each."""
-        num_tasks, values = self.model.policy.task_space.num_tasks, self.measure(self.model)
+    def _numbers(self, name: str, values: Any) -> list[float | None]:
+        """Measurements as plain numbers; raises an error if there is not one for each task."""
+        num_tasks = self.model.policy.task_space.num_tasks
         try:
             numbers = [None if value is None else float(value) for value in values]
         except (TypeError, ValueError):
             numbers = []
         if len(numbers) != num_tasks:
             raise ValueError(
-                f"`measure` must give {num_tasks} numbers, one for each task or None where there is none yet, "
+                f"`{name}` must give {num_tasks} numbers, one for each task or None where there is none yet, "
                 f"got {shown(values)}."
             )
         return numbers
@@ -243,7 +245,12 @@ def size_keyword(model: MultiTaskSAC) -> str:
         >>> size_keyword(MultiTaskSAC("MoEPolicy", DummyVecEnv(point_tasks())))
         'num_experts'
     """
-    keyword = network_size(model.actor.net)[0]
+    keyword, *others = (network_size(net)[0] for net in (model.actor.net, *model.critic.nets))
+    if any(other != keyword for other in others):
+        raise ValueError(
+            f"`critic_kwargs` must let critics route at the level of their actor to grow with it, by {keyword}, got "
+            f"critics with {', '.join(sorted({*others} - {keyword}))}."
+        )
     if model.compile_networks:
         raise ValueError(
             "`compile_networks` must be False for networks that grow, got True: what is compiled is fixed."

@@ -2,12 +2,13 @@
 
 import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from gymnasium import spaces
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+from torch import nn
 
 from dynroute import SampleK, Soft, TopK
 from dynroute.arguments import check_choice, check_count, check_flag, check_interval, shown
@@ -365,20 +366,26 @@ def check_network_options(model: MultiTaskAttributes) -> None:
             "`actor_paths` and `critic_paths` can be 'replayed' where the network has routes, "
             f"got a {type(model.actor.net).__name__} without."
         )
-    if model.route_balance and model.policy.topology is None:
-        raise ValueError(
-            f"`route_balance` must be 0 for networks without routes, got {model.route_balance!r} for a "
-            f"{type(model.actor.net).__name__}."
-        )
-    if model.route_balance and isinstance(getattr(getattr(model.actor.net, "routed", None), "gate", None), Soft):
-        raise ValueError(
-            f"`route_balance` must be 0 for the gate Soft, which uses all sources alike, got {model.route_balance!r}."
-        )
+    if model.route_balance:
+        check_balance(model.route_balance, [model.actor.net, *model.critic.nets])
     if model.shared_lr is not None and model.policy.shared_optimizer is None:
         raise ValueError(
             f"`shared_lr` must be None where actor and critics share nothing, got {model.shared_lr!r} for a "
             f"{type(model.actor.net).__name__}."
         )
+
+
+def check_balance(weight: float, nets: Iterable[nn.Module]) -> None:
+    """Raises an error unless networks have routes that the load-balancing loss can change."""
+    for net in nets:
+        if (routed := getattr(net, "routed", None)) is None:
+            raise ValueError(
+                f"`route_balance` must be 0 for networks without routes, got {weight!r} for a {type(net).__name__}."
+            )
+        if isinstance(routed.gate, Soft):
+            raise ValueError(
+                f"`route_balance` must be 0 for the gate Soft, which uses all sources alike, got {weight!r}."
+            )
 
 
 def check_precision(model: MultiTaskAttributes) -> None:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from small_runs import PLAIN, SMALL, draws, there_is, write_metrics
 
-from dynroute import inspect
+from dynroute import Route, Topology, inspect
 from dynroute_metaworld import Configuration, EvaluationResult, Run, iqm, load_model, make_envs, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.report import analysis as analyses
@@ -493,6 +493,22 @@ def test_what_seeds_agree_on(runs: dict[str, Path], routes: Routes) -> None:
     assert alone.row()["similarity_interval"] is None
     assert alone.similarity_rows()[0] == {"task": "", "other": "", "iqm": pytest.approx(1), "low": None, "high": None}
     assert GroupRoutes.of(group, {"other": routes}) is None
+
+
+def test_seeds_that_grew_to_other_sizes(runs: dict[str, Path], routes: Routes, tmp_path: Path) -> None:
+    assert routes.route is not None
+    assert routes.topology is not None
+    larger = Topology.dag(routes.topology.num_nodes + 1)
+    paths = (larger.allowed & (larger.allowed.cumsum(dim=-1) == 1)).expand(len(routes.task), -1, -1)
+    logits = torch.zeros(paths.shape).masked_fill(~larger.allowed, -torch.inf)
+    grown = Routes(**{**vars(routes), "topology": larger, "route": Route(logits, paths, paths.float())})
+    (group,), _ = group_runs(read_runs([runs["d2r-1"], runs["d2r-2"]]))
+    sharing = GroupRoutes.of(group, {"d2r-1": routes, "d2r-2": grown})
+    assert sharing is not None
+    assert sharing.similarity.shape == (2, 2, 2)
+    assert sharing.unread[1, 0] == pytest.approx(1 - len(larger.destinations) / larger.num_edges)
+    assert sharing.sparsity_rows() == []
+    assert "similarity_by_method.png" in {path.name for path in write_groups(tmp_path, [group], [sharing], {})}
 
 
 def test_pairs_of_tasks_are_not_taken_for_independent() -> None:

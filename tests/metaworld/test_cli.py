@@ -329,9 +329,9 @@ def test_completion_for_bash(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     error = told(capsys, "train", "--benchmark", "drawer-close", "--run", f"{tmp_path}/file/run")
-    assert error.startswith(f"dynroute: {tmp_path}/file/run cannot be made: not a directory; --run names another")
+    assert error.startswith(f"dynroute: {tmp_path}/file/run cannot be made: not a directory; name another")
     error = told(capsys, "bench", "--output", f"{tmp_path}/file/table.json")
-    assert error == f"dynroute: {tmp_path}/file cannot be used: file exists.\n"
+    assert error == f"dynroute: {tmp_path}/file: file exists.\n"
 
 
 def test_a_limit_of_time_is_taken_off(tmp_path: Path) -> None:

@@ -538,8 +538,43 @@ def test_cloning_that_grows_goes_on_exactly(stop: int, tmp_path: Path, monkeypat
     assert 0 < parts.update <= stop
     parts.run()
     assert parts.model.growth_state == whole.model.growth_state
-    for name, tensor in whole.actor.state_dict().items():
-        assert torch.equal(parts.actor.state_dict()[name], tensor), name
+    for name, tensor in whole.model.policy.state_dict().items():
+        assert torch.equal(parts.model.policy.state_dict()[name], tensor), name
+
+
+def distances(net: torch.nn.Module, features: int) -> list[float]:
+    """How far the logits with which the output reads each node are above those of the first two, in the mean."""
+    _, route = net(torch.randn(64, features), torch.eye(2).repeat(32, 1), return_route=True)
+    logits = route.logits[:, -1].mean(dim=0)
+    return (logits - logits[:2].mean())[torch.isfinite(logits)].tolist()
+
+
+def test_new_modules_that_brought_nothing_stay_as_closed_in_critics_as_in_the_actor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)
+    monkeypatch.setattr(GrowOnDemand, "_is_stalled", lambda self, measured: len(measured) > 1)
+    options: dict[str, Any] = {"method": "d2r", "num_modules": 2, "grow_to": 4, "cloning_steps": 100, "patience": 4}
+    run = cloning(tmp_path, demonstrations(), **options)
+    errors = iter([3.0, 2.0] + 20 * [9.0])  # none is better after growth
+
+    def bad() -> Tensor:
+        if (error := next(errors)) < run.best_error:
+            run.best, run.best_error, run.best_update = run._networks(), error, run.update
+        return torch.full((2,), error)
+
+    monkeypatch.setattr(run, "_check", bad)
+    run.run()
+    assert run.update == 20 + 40, "patience counts from the growth"
+    state = run.model.growth_state
+    assert state is not None
+    assert (state["grown_at"], state["nodes"], state["raised"]) == ([20], [2], 0.0)  # and no second one
+    nets = [(run.actor.net, 39), *((net, 43) for net in (*run.model.critic.nets, *run.model.critic_target.nets))]
+    assert all(distances(net, features)[2] < -15 for net, features in nets)
+    growth = GrowOnDemand(10, 4, opening=10)
+    growth.init_callback(run.model)
+    growth.open(1000)
+    assert all(-5 < distances(net, features)[2] < 5 for net, features in nets)
 
 
 def test_sac_starts_from_networks_that_grew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,7 +589,13 @@ def test_sac_starts_from_networks_that_grew(tmp_path: Path, monkeypatch: pytest.
     options |= {"steps": 130, "learning_starts": 120, "batch_size": 8}
     run = Run.create(tmp_path / "run", preset("quick", options).resolve())
     assert train(run) is not None
-    assert network_size(load_model(run, "cpu").actor.net)[1] == 3
+    model = load_model(run, "cpu")
+    assert network_size(model.actor.net)[1] == 3
+    assert all(-5 < distances(net, 43)[2] < 5 for net in model.critic.nets)  # open, as they are new
+    after = Run.create(tmp_path / "after", preset("quick", {**options, "warm_start": str(run.folder)}).resolve())
+    assert train(after) is not None
+    with pytest.raises(RunError, match="`grow_to` must be more than the 3 modules that the network of `warm_start` ha"):
+        train(Run.create(tmp_path / "small", preset("quick", {**options, "grow_to": 3}).resolve()))
 
     options |= {"grow_to": 4, "grow_every": 5, "steps": 140}
     run = Run.create(tmp_path / "grows", preset("quick", options).resolve())
@@ -565,11 +606,15 @@ def test_sac_starts_from_networks_that_grew(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"method": "mt-sac"}, "`grow_to` needs a network that can grow, d2r, d2r-model or moe, got 9 with the method"),
+        ({"method": "mt-sac"}, "`grow_to` needs networks that route at module or model level, such as those of d2r"),
+        ({"network": {"level": "layer"}}, "`grow_to` needs networks that route at module or mod"),
+        ({"critic_network": {"level": "model"}}, "`grow_to` needs critics that route at the level of their actor"),
+        ({"method": "moe", "network": {"num_experts": 9}}, "for instance --network num_experts=2"),
+        ({"grow_to": None, "grow_every": 5}, "`grow_every` needs --grow-to, the modules to grow to, got 5 without it"),
         ({"method": "d2r", "num_modules": 9}, "`grow_to` must be more than the 9 modules that the network begins with"),
-        ({"method": "d2r", "overlap": True}, "`grow_to` cannot be used with --overlap"),
+        ({"num_modules": 4, "overlap": True}, "`grow_to` cannot be used with --overlap"),
     ],
 )
 def test_growth_that_cannot_be_is_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=re.escape(told)):
-        check_network(preset("quick", {**OPTIONS, "grow_to": 9, **options}).resolve())
+        check_network(preset("paper", {**OPTIONS, "grow_to": 9, **options}).resolve())

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynroute import Route
+from dynroute import Route, open_nodes
+from dynroute.growth import CLOSED
 from dynroute.losses import importance, load_balance, route_entropy, router_z_loss
 from dynroute_sb3 import GrowOnDemand, MultiTaskSAC
 from dynroute_sb3.growth import grow_networks, network_size
@@ -146,8 +147,7 @@ class Cloning:
                 self._write()
         self.actor.load_state_dict(self.best)
         if self.growth is not None:
-            assert self.best_growth is not None
-            self.model.growth_state = {**self.best_growth, "measured": []}
+            self._close_critics()
         self.model.critic_target.load_state_dict(self.model.critic.state_dict())  # what it shares with the actor
         self.model.policy.set_training_mode(False)
         return math.sqrt(self.best_error)
@@ -201,9 +201,14 @@ class Cloning:
         return by_task
 
     def _grow(self, squared: Tensor) -> None:
-        """Lets the best networks grow if a task has stalled, while there is time to open a new module."""
+        """Lets the best networks grow if a task has stalled and there is time to open a new module.
+
+        As long as the best networks are from before the last module was open, it has brought nothing, and none follows.
+        """
         growth = self.growth
         if growth is None or self.update + growth.opening > self.steps or not squared.isfinite().all():
+            return
+        if self.best_growth is not None and self.best_growth["nodes"]:
             return
         now = self._networks()
         self.actor.load_state_dict(self.best)
@@ -212,6 +217,17 @@ class Cloning:
             return
         grown.carry(self.optimizer)
         self.best, self.best_growth = self._networks(), copy.deepcopy(self.model.growth_state)
+        self.best_update = self.update
+
+    def _close_critics(self) -> None:
+        """Opens new modules of the critics as far as those of the best actor, which SAC goes on to open."""
+        best, now = self.best_growth, self.model.growth_state
+        assert best is not None
+        assert now is not None
+        raised = now["raised"] if now["nodes"] else CLOSED
+        for net in (*self.model.critic.nets, *self.model.critic_target.nets):
+            open_nodes(net, best["nodes"], by=best["raised"] - raised)
+        self.model.growth_state = {**best, "measured": []}
 
     def _optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(self.actor.parameters()), lr=self.options.rate, fused=True)
@@ -241,6 +257,7 @@ class Cloning:
         if self.growth is not None:
             modules = network_size(self.actor.net)[1]
             state["growth"] = {"modules": modules, "now": self.model.growth_state, "best": self.best_growth}
+            state["critics"] = self.model.critic.state_dict()
         with writing_folder(self.folder / f"update_{self.update}") as temporary:
             write_tree(temporary, "cloning", state)
         for old in self._written()[:-1]:
@@ -263,6 +280,7 @@ class Cloning:
                 grow_networks(self.model, missing)
                 self.optimizer = self._optimizer()
             self.model.growth_state, self.best_growth = growth["now"], growth["best"]
+            self.model.critic.load_state_dict(state["critics"])
         self.actor.load_state_dict(state["networks"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])

@@ -193,13 +193,15 @@ def _names(groups: Sequence[Sequence[RunData]]) -> list[str]:
     methods = [configuration.method for configuration in configurations]
     alone = all(len(group) == 1 for group in groups)
     names: list[str] = []
-    for (one, *_), one_of_all in zip(groups, configurations, strict=True):
-        name = one_of_all.method
-        alike = [other for other in configurations if other.method == one_of_all.method]
+    for (one, *_), configuration in zip(groups, configurations, strict=True):
+        name = configuration.method
+        alike = [other for other in configurations if other.method == configuration.method]
         if len(alike) > 1 and alone:
-            name = f"{one_of_all.method} in {one.name}" if one.name in {*methods} - {one_of_all.method} else one.name
+            name = (
+                f"{configuration.method} in {one.name}" if one.name in {*methods} - {configuration.method} else one.name
+            )
         elif len(alike) > 1:
-            name += _differences(one_of_all, alike)
+            name += _differences(configuration, alike)
         if name in names:
             name = next(other for k in itertools.count(2) if (other := f"{name} #{k}") not in names)
         names.append(name)
@@ -264,11 +266,10 @@ class GroupRoutes:
         return cls(group, routed) if routed else None
 
     @property
-    def topology(self) -> Topology:
-        """The graph, the same for all runs."""
-        topology = next(iter(self.routes.values())).topology
-        assert topology is not None
-        return topology
+    def topology(self) -> Topology | None:
+        """The graph of all runs; None if they differ, as those of networks that grew may."""
+        first, *others = (one.topology for one in self.routes.values())
+        return first if all(other == first for other in others) else None
 
     @property
     def similarity(self) -> NDArray[np.float64]:
@@ -286,7 +287,8 @@ class GroupRoutes:
         shares = []
         for one in self.routes.values():
             assert one.route is not None
-            weights = self.topology.to_edges(one.route.weights)
+            assert one.topology is not None
+            weights = one.topology.to_edges(one.route.weights)
             shares.append([float((weights <= THRESHOLD).double().mean())])
         return np.array(shares)
 
@@ -304,8 +306,10 @@ class GroupRoutes:
         return [{"task": task, "other": other, **_over_seeds(table)} for task, other, table in tables]
 
     def sparsity_rows(self) -> list[dict[str, Any]]:
-        """How many sources each node may read, and how many it does."""
-        columns, topology = self.sources.T, self.topology
+        """How many sources each node may read, and how many it does; nothing if runs have other graphs."""
+        if (topology := self.topology) is None:
+            return []
+        columns = self.sources.T
         return [
             {"node": node, "may_read": len(topology.parents[node]), **_over_seeds(column[:, None])}
             for node, column in zip(topology.destinations, columns, strict=True)

@@ -187,6 +187,7 @@ def _similarity(sharings: Sequence[GroupRoutes]) -> Figure | None:
 
 def _sparsity(sharings: Sequence[GroupRoutes]) -> Figure | None:
     """How many sources nodes really read (D2R, Fig. 10), with intervals over seeds."""
+    sharings = [one for one in sharings if one.sparsity_rows()]
     if not sharings:
         return None
     figure = Figure(figsize=(9, 3.6), layout="constrained")

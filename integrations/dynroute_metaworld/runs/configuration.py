@@ -51,6 +51,8 @@ class Configuration(Options):
             raise ValueError(
                 f"`weight_decay` needs --optimizer adamw, got {self.weight_decay} with {self.optimizer} without one."
             )
+        if self.grow_every is not None and self.grow_to is None:
+            raise ValueError(f"`grow_every` needs --grow-to, the modules to grow to, got {self.grow_every} without it.")
         for name in ("cloning_steps", "demonstration_weight"):
             if getattr(self, name) and not self.demonstrations:
                 raise ValueError(f"`{name}` needs demonstrations, for instance --demonstrations 20, got 0 of them.")

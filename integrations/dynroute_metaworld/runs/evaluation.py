@@ -171,7 +171,7 @@ def _check_tasks(policy: PolicyPredictor, names: Sequence[str]) -> None:
             f"`policy` must be made for observations of shape {wanted}, {STATE_FEATURES} numbers of state and the "
             f"one-hot of {len(names)} tasks, got one for those of shape {got}; was it trained on another benchmark?"
         )
-    # A model may be trained_for any names; those of Meta-World are taken at their word.
+    # A model may have any names; those of Meta-World are taken at their word.
     trained_for = [str(name).removesuffix("-v3") for name in getattr(policy, "task_names", None) or ()]
     if trained_for != list(names) and trained_for and set(trained_for) <= set(BENCHMARKS["MT50"]):
         raise ValueError(f"`policy` must be made for the tasks {list(names)} in this order, got one for {trained_for}.")

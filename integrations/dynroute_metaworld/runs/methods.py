@@ -7,6 +7,7 @@ from torch import nn
 from dynroute import Soft
 from dynroute.networks import PRESETS, build
 from dynroute_sb3.growth import network_size
+from dynroute_sb3.options import check_balance
 
 from ..envs.environment import STATE_FEATURES
 from .configuration import Configuration
@@ -35,9 +36,13 @@ def check_network(configuration: Configuration) -> None:
     """Raises an error if the network of a configuration cannot be built, or cannot learn what is asked of it."""
     network = build_actor(configuration)
     critics = {**configuration.network_kwargs, **configuration.critic_network, **getattr(network, "shared", {})}
-    build(configuration.method, STATE_FEATURES + ACTIONS, len(configuration.tasks), 1, device="meta", **critics)
-    _check_growth(configuration, network)
+    critic = build(
+        configuration.method, STATE_FEATURES + ACTIONS, len(configuration.tasks), 1, device="meta", **critics
+    )
+    _check_growth(configuration, network, critic)
     routed = getattr(network, "routed", None)
+    if configuration.route_balance:
+        check_balance(configuration.route_balance, [network, critic])
     for name, weight in configuration.cloning.route_losses.items():
         rule = f"`{name}` must be 0"
         if not configuration.cloning_steps:
@@ -53,21 +58,24 @@ def check_network(configuration: Configuration) -> None:
             )
 
 
-def _check_growth(configuration: Configuration, network: nn.Module) -> None:
+def _check_growth(configuration: Configuration, network: nn.Module, critic: nn.Module) -> None:
     """Raises an error if a network cannot grow to the modules that are asked for."""
     if (most := configuration.grow_to) is None:
         return
     try:
-        _, modules = network_size(network)
+        keyword, modules = network_size(network)
+        critic_keyword, _ = network_size(critic)
     except ValueError:
         raise ValueError(
-            f"`grow_to` needs a network that can grow, d2r, d2r-model or moe, got {most} with the method "
-            f"{configuration.method}."
+            f"`grow_to` needs networks that route at module or model level, such as those of d2r, d2r-model and moe, "
+            f"got {most} with the method {configuration.method}."
         ) from None
+    if keyword != critic_keyword:
+        raise ValueError(f"`grow_to` needs critics that route at the level of their actor, got {most}.")
     if most <= modules:
         raise ValueError(
-            f"`grow_to` must be more than the {modules} modules that the network begins with, got {most}; give fewer "
-            "of them, for instance --num-modules 4."
+            f"`grow_to` must be more than the {modules} modules that the network begins with, got {most}; let it begin "
+            f"with fewer, for instance --network {keyword}=2."
         )
     for name in ("overlap", "compile"):
         if getattr(configuration, name):

@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from dynroute.arguments import check_count
 from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC, latest_checkpoint
+from dynroute_sb3.growth import network_size
 
 from ..envs.signals import handling
 from .evaluation import evaluate, unseen
@@ -60,6 +61,8 @@ class Recorder(BaseCallback):
 
     def _between(self, *, last: bool) -> None:
         configuration, steps = self.run.configuration, self.model.num_timesteps
+        if (growth := self.model.growth_state) is not None and steps in growth["grown_at"]:
+            self.display.tell(f"{steps:>9,} steps: grown to {network_size(self.model.actor.net)[1]} modules")
         time_is_up = not last and time.monotonic() >= self.deadline
         if (
             steps > self.run.logged and not self.stopping
@@ -71,6 +74,8 @@ class Recorder(BaseCallback):
                 if evaluated or self._is_due(configuration.log_every):
                     # Told by updates alone, of which there is none after an interruption.
                     self.logger.record("train/learning_rate", self.model.actor.optimizer.param_groups[0]["lr"])
+                    if configuration.grow_to is not None:
+                        self.logger.record("growth/modules", network_size(self.model.actor.net)[1])
                     self.model.dump_logs()
                     self.run.logged = steps
                     self._show()

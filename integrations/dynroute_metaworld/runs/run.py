@@ -108,7 +108,9 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             why = (error.strerror or str(error)).lower()
-            raise RunError(f"{folder} cannot be made: {why}; --run names another directory.") from error
+            raise RunError(
+                f"{folder} cannot be made: {why}; name another directory, by --run for the command."
+            ) from error
         run = cls(folder, configuration)
         configuration.write(folder / "config.json")
         return run
@@ -204,7 +206,7 @@ class Run:
 
     @property
     def minutes(self) -> float | None:
-        """How long it took, all times together; None where it was killed, or goes on now, so that it is not counted."""
+        """How long it took, all times together; None where it was killed, or goes on now, so that it is not known."""
         sessions = self.sessions
         counted = [session["minutes"] for session in sessions if "minutes" in session]
         return float(sum(counted)) if counted and len(counted) == len(sessions) else None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynroute.networks import Network
 from dynroute_sb3 import MultiTaskSAC, add_demonstrations
+from dynroute_sb3.growth import network_size
 from dynroute_sb3.storage import remove_leftovers
 
 from ..imitation.cloning import Cloning
@@ -86,7 +87,8 @@ def _clone_round(cloning: Cloning, tasks: Sequence[str], display: Display) -> fl
 
         def checked(update: int, squared: Tensor) -> None:
             error = squared.mean().sqrt()
-            display.tell(f"{update:>9,} of {cloning.steps:,} updates, error {error:.3f} on held-out episodes")
+            size = "" if cloning.growth is None else f", {network_size(cloning.actor.net)[1]} modules"
+            display.tell(f"{update:>9,} of {cloning.steps:,} updates, error {error:.3f} on held-out episodes{size}")
             by_task = zip(tasks, squared.sqrt().tolist(), strict=True)
             errors.write({f"cloning_error/{task}": error for task, error in by_task}, {}, update)
 

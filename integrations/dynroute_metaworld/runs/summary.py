@@ -69,18 +69,18 @@ def summary_rows(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _figures(folder: Path) -> dict[str, Any]:
     """The figures of a run; its success is None until it is finished."""
-    known: dict[str, Any] = {"sessions": [], "success": None, "modules_used": None, "minutes": None}
+    figures: dict[str, Any] = {"sessions": [], "success": None, "modules_used": None, "minutes": None}
     if not (folder / "config.json").exists():
-        return known
+        return figures
     run = Run.open(folder)
-    known |= {"sessions": run.sessions, "minutes": run.minutes}
+    figures |= {"sessions": run.sessions, "minutes": run.minutes}
     if (run.evaluations / "final.json").exists():
         result = EvaluationResult.load(run.evaluations / "final.json")
-        known["success"] = dict(zip(result.tasks, result.success_rates.tolist(), strict=True))
-        known["episodes"] = result.episodes
+        figures["success"] = dict(zip(result.tasks, result.success_rates.tolist(), strict=True))
+        figures["episodes"] = result.episodes
         if result.modules_used is not None:
-            known["modules_used"] = dict(zip(result.tasks, result.modules_used.mean(axis=1).tolist(), strict=True))
-    return known
+            figures["modules_used"] = dict(zip(result.tasks, result.modules_used.mean(axis=1).tolist(), strict=True))
+    return figures
 
 
 def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -150,16 +150,16 @@ def _combine(
     configurations: dict[str, Configuration] = {}
     noted: dict[str, dict[str, Any]] = {}
     for chosen in itertools.product(*values.values()):
-        mine = dict(zip(values, chosen, strict=True))
-        configuration = _started(preset(settings, {**options, **mine}).resolve())
+        axes = dict(zip(values, chosen, strict=True))
+        configuration = _started(preset(settings, {**options, **axes}).resolve())
         check_network(configuration)  # a typo costs nothing
-        variant = ",".join(f"{name}={value}" for name, value in mine.items() if name not in AXES)
+        variant = ",".join(f"{name}={value}" for name, value in axes.items() if name not in AXES)
         parts = (configuration.benchmark, configuration.method, variant, f"seed{configuration.seed}")
         name = re.sub(r"[^\w.,=+-]", "_", "-".join(part for part in parts if part))
         if name in configurations:
             raise ValueError(f"`vary` must give runs of different names, got two of {name}.")
         configurations[name] = configuration
-        noted[name] = {**{axis: mine[axis] for axis in AXES}, "variant": variant}
+        noted[name] = {**{axis: axes[axis] for axis in AXES}, "variant": variant}
     return configurations, noted
 
 
@@ -214,9 +214,9 @@ def _started(configuration: Configuration) -> Configuration:
     try:
         named = configuration.warm_start.format(**{axis: getattr(configuration, axis) for axis in AXES})
     except (LookupError, ValueError) as error:
-        known = ", ".join(f"{{{axis}}}" for axis in AXES)
+        fields = ", ".join(f"{{{axis}}}" for axis in AXES)
         raise ValueError(
-            f"`warm_start` must be the directory of a run, where {known} stand for those of the run that starts from "
+            f"`warm_start` must be the directory of a run, where {fields} stand for those of the run that starts from "
             f"it, got {configuration.warm_start!r}."
         ) from error
     other = Run.open(Path(named).resolve())
@@ -230,14 +230,14 @@ def _check_rows(
     """Refuses runs that would stand in a row of the summary with others of other settings."""
     rows = {tuple(noted_run[axis] for axis in ROW): configurations[name] for name, noted_run in noted.items()}
     for name, noted_run in read_sweep(folder)["runs"].items():
-        mine = rows.get(tuple(noted_run[axis] for axis in ROW))
-        if mine is None or name in configurations or not (folder / name / "config.json").exists():
+        new = rows.get(tuple(noted_run[axis] for axis in ROW))
+        if new is None or name in configurations or not (folder / name / "config.json").exists():
             continue
         other = Run.open(folder / name).configuration
         found = other.result_options
-        differ = [f"{k}={found[k]!r}, got {value!r}" for k, value in mine.result_options.items() if found[k] != value]
-        if origin(other) != origin(mine):
-            differ.append(f"warm_start={other.warm_start!r}, got {mine.warm_start!r}")
+        differ = [f"{k}={found[k]!r}, got {value!r}" for k, value in new.result_options.items() if found[k] != value]
+        if origin(other) != origin(new):
+            differ.append(f"warm_start={other.warm_start!r}, got {new.warm_start!r}")
         if differ:
             raise RunError(
                 f"{folder} holds {name} with {'; '.join(differ)}: seeds of other settings do not belong in one row of "

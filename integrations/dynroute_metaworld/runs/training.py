@@ -10,6 +10,8 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
+from dynroute import open_nodes
+from dynroute.growth import CLOSED
 from dynroute_sb3 import (
     DamagedError,
     DemonstrationBuffer,
@@ -19,7 +21,7 @@ from dynroute_sb3 import (
     RouteReplayBuffer,
     latest_checkpoint,
 )
-from dynroute_sb3.growth import grow_networks, network_size
+from dynroute_sb3.growth import network_size
 from dynroute_sb3.randomness import random_state, set_random_state
 
 from ..envs.vec_env import MetaWorldVecEnv, make_envs
@@ -35,6 +37,9 @@ from .start import describe, start_from_demonstrations
 from .threads import describe_threads
 
 __all__ = ["check_device", "check_start", "environments", "load_model", "make_model", "train"]
+
+GROW_EVERY = 10_000
+"""The usual number of steps between two looks at stalled tasks."""
 
 SHARED = ("gamma", "tau", "buffer_size", "ent_coef", "target_entropy", "seed", "device")
 """The options of SB3's SAC that a configuration has under the same names; those of MultiTaskSAC are found by theirs."""
@@ -143,7 +148,9 @@ def _learn(run: Run, model: MultiTaskSAC, remarks: Sequence[str]) -> EvaluationR
         recorder = Recorder(run, display)
         callbacks: list[BaseCallback] = [recorder]
         if configuration.grow_to is not None:  # first, so that checkpoints hold what has grown
-            callbacks.insert(0, GrowOnDemand(configuration.grow_every * model.n_envs, configuration.grow_to))
+            callbacks.insert(
+                0, GrowOnDemand((configuration.grow_every or GROW_EVERY) * model.n_envs, configuration.grow_to)
+            )
         try:
             with recorder.stopping_on_signals():
                 if total:  # with all steps done, what was due after the last one may still be missing
@@ -184,6 +191,9 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
     start = None if configuration.warm_start is None else Run.open(configuration.warm_start)
     if start is not None:
         check_start(configuration, start)
+        before = random_state()
+        other = load_model(start, configuration.device)
+        set_random_state(before)  # or all that start from it would draw the same
     buffer: dict[str, Any] = {"handle_timeout_termination": configuration.bootstrap_timeouts}
     if configuration.mixed_batch_size is not None:
         buffer["balanced"] = False
@@ -209,9 +219,11 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
         "replay_buffer_class": DemonstrationBuffer if keeps else RouteReplayBuffer,
         "replay_buffer_kwargs": buffer,
     }
+    if start is not None:
+        options["policy_kwargs"] = _grown_kwargs(configuration, other)
     model = _algorithm(configuration)("MultiTaskPolicy", env, **options)
     if start is not None:
-        _take_actor(model, start)
+        _take_actor(model, other, grows=configuration.grow_to is not None)
     return model
 
 
@@ -231,17 +243,35 @@ def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
     return _algorithm(run.configuration).load_checkpoint(checkpoint, device=device)
 
 
-def _take_actor(model: MultiTaskSAC, run: Run) -> None:
-    """Starts a model with the actor of another run, and with what that knows of the scale of states."""
-    before = random_state()
-    other = load_model(run, str(model.device))
-    set_random_state(before)  # or all that start from it would draw the same
-    if run.configuration.grow_to is not None:
-        if missing := network_size(other.actor.net)[1] - network_size(model.actor.net)[1]:
-            grow_networks(model, missing)
-        model.growth_state = other.growth_state
+def _grown_kwargs(configuration: Configuration, other: MultiTaskSAC) -> dict[str, Any]:
+    """The keywords of the policy, with as many modules as the network of another model has grown to."""
+    kwargs = configuration.policy_kwargs
+    try:
+        keyword, modules = network_size(other.actor.net)
+    except ValueError:  # it cannot grow
+        return kwargs
+    if modules == network_size(build_actor(configuration))[1]:
+        return kwargs
+    if configuration.grow_to is not None and configuration.grow_to <= modules:
+        raise RunError(
+            f"`grow_to` must be more than the {modules} modules that the network of `warm_start` has grown to, got "
+            f"{configuration.grow_to}."
+        )
+    return {**kwargs, "network_kwargs": {**kwargs["network_kwargs"], keyword: modules}}
+
+
+def _take_actor(model: MultiTaskSAC, other: MultiTaskSAC, *, grows: bool) -> None:
+    """Starts a model with the actor of another one, and with what that knows of the scale of states.
+
+    Modules that the other had not opened yet are opened from there on if the model grows, or else at once.
+    """
     model.actor.load_state_dict(other.actor.state_dict())
     model.critic.normalizer.load_state_dict(other.actor.normalizer.state_dict())
+    if (state := other.growth_state) is not None:
+        missing, critics = CLOSED - state["raised"], model.critic.nets
+        for net in critics if grows else [model.actor.net]:
+            open_nodes(net, state["nodes"], by=-missing if grows else missing)
+        model.growth_state = {**state, "measured": []} if grows else None
     model.critic_target.load_state_dict(model.critic.state_dict())  # with what the critics share with the actor
 
 
