@@ -27,8 +27,9 @@ install: $(READY) ## Make an environment with everything in .venv; source .venv/
 test: $(READY) ## Run the tests, but for the slow ones
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
+# Two more processes than cores, since many of these tests wait for others to start or to end.
 test-slow: $(READY) ## Run the slow tests: networks that learn, processes that are killed, clusters
-	$(BIN)/python -m pytest -n auto --dist worksteal tests -m slow
+	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 + os.cpu_count())') --dist worksteal tests -m slow
 
 test-all: test test-slow ## Run all tests
 

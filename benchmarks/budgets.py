@@ -1,8 +1,8 @@
 """D2R at several budgets, by imitation of MT10: success against modules that run and against milliseconds.
 
-One network learns without a budget and one at each target, an expected number of modules that a
-:class:`dynroute.Budget` holds. Each is evaluated as it is, and again with its routes cut to fewer modules
-(:func:`dynroute.limit_modules`). Called again, it goes on with what is missing.
+One network learns without a budget, one at each target, an expected number of modules that a :class:`dynroute.Budget`
+holds, and one for any budget: in each update its routes are cut to another number of modules. Each is evaluated as it
+is, and again with its routes cut (:func:`dynroute.limit_modules`). Called again, it goes on with what is missing.
 """
 
 import argparse
@@ -23,16 +23,21 @@ from .imitating import Learner, Shown, learn, read_demonstrations
 from .outputs import file
 from .rows import Rows
 
+ANY = "any"
+"""The target of the network that learns along routes of all lengths."""
 
-def train(target: float | None, shown: Shown, settings: dict[str, Any], seed: int) -> tuple[Learner, float, float]:
-    """A network that was held to a target; with its expected cost and the price over the last tenth of its updates."""
+
+def train(
+    target: float | str | None, shown: Shown, settings: dict[str, Any], seed: int
+) -> tuple[Learner, float, float]:
+    """A network that was held to a target; with its expected cost over the last tenth of its updates, and the price."""
     torch.manual_seed(seed)
     learner = Learner("d2r", "MT10", num_modules=settings["modules"])
     learner.fit(shown)
     topology = learner.net.topology
     assert topology is not None
     costs: list[float] = []
-    budget = Budget(target or 1.0, initial=settings["first_price"])
+    budget = Budget(target if isinstance(target, float) else 1.0, initial=settings["first_price"])
     prices = torch.optim.Adam(budget.parameters(), lr=settings["price_rate"])
 
     def price(route: Route, tasks: Tensor) -> Tensor:
@@ -45,6 +50,14 @@ def train(target: float | None, shown: Shown, settings: dict[str, Any], seed: in
         prices.step()
         return budget(cost)
 
+    lengths = np.random.default_rng(seed)
+
+    def cut(route: Route) -> Tensor:
+        """The routes themselves, or cut to one of the limits."""
+        costs.append(float(compute_cost(route, topology).mean()))
+        limit = lengths.choice([0, *settings["limits"]])
+        return limit_modules(route, topology, int(limit)) if limit else route.path
+
     learn(
         learner,
         shown,
@@ -52,7 +65,7 @@ def train(target: float | None, shown: Shown, settings: dict[str, Any], seed: in
         batch=settings["batch"],
         rate=settings["rate"],
         seed=seed,
-        cost=price,
+        **({"cut": cut} if target == ANY else {"cost": price}),
     )
     return learner.eval(), float(np.mean(costs[-len(costs) // 10 :])), float(budget.multiplier)
 
@@ -82,7 +95,7 @@ def measure(settings: dict[str, Any], seeds: list[int], output: Path) -> None:
     tasks = list(range(10))
     for seed in seeds:
         shown = read_demonstrations("MT10", settings["demonstrations"], seed)
-        for target in (None, *settings["targets"]):
+        for target in (None, *settings["targets"], ANY):
             kept = [None, *settings["limits"]]
             if all({"seed": seed, "target": target, "limit": limit} in rows for limit in kept):
                 continue

@@ -98,6 +98,7 @@ def learn(
     seed: int,
     added: Sequence[int] = (),
     cost: Cost | None = None,
+    cut: Callable[[Route], Tensor] | None = None,
 ) -> None:
     """Clones demonstrations with every parameter that has a gradient.
 
@@ -110,6 +111,7 @@ def learn(
         seed: What batches and sampled routes depend on.
         added: Nodes that were grown, which come in over the first half of the updates.
         cost: A loss of routes to add to the error of actions.
+        cut: Makes shorter paths of routes, which the network then learns along.
     """
     rows, tasks = np.random.default_rng(seed), torch.as_tensor(list(shown)).repeat_interleave(batch)
     states, actions = (torch.stack([pair[i].flatten(0, 1) for pair in shown.values()]) for i in (0, 1))
@@ -126,7 +128,11 @@ def learn(
             open_nodes(learner.net, added, by=CLOSED / (updates // 2))
         chosen = torch.as_tensor(rows.integers(states.shape[1], size=len(places)))
         state, action = states[places, chosen], actions[places, chosen]
-        if cost is None:
+        if cut is not None:
+            with torch.no_grad():
+                path = cut(learner(state, tasks, return_route=True)[1])
+            loss = (learner(state, tasks, path=path) - action).square().mean()
+        elif cost is None:
             loss = (learner(state, tasks) - action).square().mean()
         else:
             predicted, route = learner(state, tasks, return_route=True)
