@@ -21,8 +21,10 @@ class Budget(nn.Module):
     .. math:: J(\theta) = \lambda \, (C_\theta - C^*), \qquad J(\lambda) = - \log \lambda \, (C - C^*)
 
     The multiplier is the price of a module. It rises while routes cost more than the target :math:`C^*` and falls while
-    they cost less, like the entropy coefficient of SAC. Its logarithm is a parameter with a separate optimizer, whose
-    learning rate should be a fraction of the router's: a price that moves faster than the routes oscillates.
+    they cost less, like the entropy coefficient of SAC. Its logarithm is a parameter with a separate optimizer. Let it
+    begin small and rise to what is needed within the first half of the training: earlier, it takes modules away before
+    the network has learned what they are for, and modules that are no longer sampled do not come back; later, the
+    network is too settled to follow.
 
     Args:
         target: The largest mean cost, in the unit of :func:`dynroute.losses.compute_cost`.
