@@ -577,7 +577,9 @@ def test_new_modules_that_brought_nothing_stay_as_closed_in_critics_as_in_the_ac
     assert all(-5 < distances(net, features)[2] < 5 for net, features in nets)
 
 
-def test_sac_starts_from_networks_that_grew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sac_starts_from_networks_that_grew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)
     monkeypatch.setattr(GrowOnDemand, "_is_stalled", lambda self, measured: len(measured) > 1)
     options = {**OPTIONS, "method": "d2r", "num_modules": 2, "grow_to": 3, "cloning_steps": 60, "final_episodes": 1}
@@ -599,8 +601,10 @@ def test_sac_starts_from_networks_that_grew(tmp_path: Path, monkeypatch: pytest.
 
     options |= {"grow_to": 4, "grow_every": 5, "steps": 140}
     run = Run.create(tmp_path / "grows", preset("quick", options).resolve())
+    capsys.readouterr()
     assert train(run) is not None
     assert network_size(load_model(run, "cpu").actor.net)[1] == 4
+    assert re.findall("grown to . modules", capsys.readouterr().out) == ["grown to 4 modules"]
 
 
 @pytest.mark.parametrize(

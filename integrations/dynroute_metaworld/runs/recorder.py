@@ -47,7 +47,7 @@ class Recorder(BaseCallback):
 
     def _init_callback(self) -> None:
         self.checkpoints.init_callback(self.model)
-        self.start = self.model.num_timesteps
+        self.start, self.times_grown = self.model.num_timesteps, self._times_grown()
 
     def _on_step(self) -> bool:
         self.display.advance(self.num_timesteps)
@@ -61,7 +61,8 @@ class Recorder(BaseCallback):
 
     def _between(self, *, last: bool) -> None:
         configuration, steps = self.run.configuration, self.model.num_timesteps
-        if (growth := self.model.growth_state) is not None and steps in growth["grown_at"]:
+        if (times := self._times_grown()) > self.times_grown:
+            self.times_grown = times
             self.display.tell(f"{steps:>9,} steps: grown to {network_size(self.model.actor.net)[1]} modules")
         time_is_up = not last and time.monotonic() >= self.deadline
         if (
@@ -86,6 +87,9 @@ class Recorder(BaseCallback):
             raise Stopped
         if time_is_up:
             raise TimeIsUp
+
+    def _times_grown(self) -> int:
+        return 0 if self.model.growth_state is None else len(self.model.growth_state["grown_at"])
 
     def _is_due(self, every: int) -> bool:
         """Whether a multiple of so many steps of each task was passed since the time of learning before."""
