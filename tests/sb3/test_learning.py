@@ -129,7 +129,7 @@ def test_every_network_learns(name: str) -> None:
 
 @pytest.mark.slow
 def test_products_in_16_bits_learn() -> None:
-    assert_learned(train("d2r", SIZES["d2r"], steps=5600, n_critics=2, precision="bf16"))
+    assert_learned(train("d2r", SIZES["d2r"], steps=5600, precision="bf16"))
 
 
 BRC: dict[str, Any] = {
