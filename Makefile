@@ -12,7 +12,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
-	@echo "Installing dynroute and its development tools into $(VENV) (once; about two minutes)"
+	@echo "Installing dynroute and its development tools into $(VENV) (once; about a minute)"
 	$(PYTHON) -m venv $(VENV)
 	@{ $(BIN)/python -m pip install --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
 		echo "status $$?"; } | { count=0; while read -r first name rest; do case "$$first $$name" in \
