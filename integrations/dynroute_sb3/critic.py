@@ -58,9 +58,9 @@ class MultiTaskCritic(BaseModel):
     ) -> Tensor:
         """Computes the values of actions, with shape ``[critics, batch]``, by default along the best routes.
 
-        The arguments are those of :meth:`routed_outputs`. The value of a distribution is its expectation.
+        The arguments are those of :meth:`outputs`. The value of a distribution is its expectation.
         """
-        outputs = self.outputs(observations, actions, path=path, sample=sample, temperature=temperature)
+        outputs, _ = self.outputs(observations, actions, path=path, sample=sample, temperature=temperature)
         return outputs.squeeze(-1) if self.value_range is None else expectation(outputs, self.value_range)
 
     def outputs(
@@ -71,23 +71,10 @@ class MultiTaskCritic(BaseModel):
         path: Tensor | None = None,
         sample: bool = False,
         temperature: float | Tensor = 1.0,
-    ) -> Tensor:
-        """Computes the outputs of the networks, values or logits of bins, with shape ``[critics, batch, 1 or bins]``.
-
-        The arguments are those of :meth:`routed_outputs`.
-        """
-        return self.routed_outputs(observations, actions, path=path, sample=sample, temperature=temperature)[0]
-
-    def routed_outputs(
-        self,
-        observations: Tensor,
-        actions: Tensor,
-        *,
-        path: Tensor | None = None,
-        sample: bool = False,
-        temperature: float | Tensor = 1.0,
     ) -> tuple[Tensor, list[Route]]:
-        """Computes the outputs of the networks like :meth:`outputs`, and the routes of those that have routes.
+        """Computes the outputs of the networks, and the routes of those that have routes.
+
+        Outputs are values or logits of bins, with shape ``[critics, batch, 1 or bins]``.
 
         Args:
             observations: Observations with shape ``[batch, state_features + num_tasks]``.

@@ -169,7 +169,7 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
     target, outside = _target(rows, networks, alpha_of_sample, given)
     with _products(given, tasks):
         paths = _paths(given.critic_paths, batch)
-        predicted, routes = critic.routed_outputs(observations, rows.actions, temperature=temperature, **paths)
+        predicted, routes = critic.outputs(observations, rows.actions, temperature=temperature, **paths)
     critic_losses = mean_by_task(_critic_loss(predicted.detach(), target, given), tasks)
     extreme = present & _exceeds(critic_losses, given.max_task_loss)
     shares = sample_shares(weights, present & ~extreme, tasks)
@@ -232,7 +232,7 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
     target, outside = _target(rows, networks, alpha_of_sample, given)
     with _products(given, tasks):
         paths = _paths(given.critic_paths, batch)
-        predicted, routes = critic.routed_outputs(observations, rows.actions, temperature=temperature, **paths)
+        predicted, routes = critic.outputs(observations, rows.actions, temperature=temperature, **paths)
     critic_losses = mean_by_task(_critic_loss(predicted.detach(), target, given), tasks)
     actor_losses = torch.zeros_like(critic_losses)
     if given.actor_learns:
@@ -344,7 +344,7 @@ def _target(rows: _Rows, networks: Networks, alpha: Tensor, given: Coefficients)
     """The targets of the critics, with shape ``[batch, 1 or bins]``, and the share of them outside of the range."""
     with _products(given, alpha):
         actions, log_probs, *_ = networks.actor.action_log_prob(rows.next_observations, epsilon=given.log_prob_epsilon)
-        outputs = networks.critic_target.outputs(rows.next_observations, actions)
+        outputs, _ = networks.critic_target.outputs(rows.next_observations, actions)
     if given.critic_loss == "mse":
         values = combine_critics(outputs.squeeze(-1), given.q_target)
         target = td_target(rows.rewards, rows.dones, values, log_probs, alpha, given.gamma)
