@@ -27,9 +27,10 @@ install: $(READY) ## Make an environment with everything in .venv; source .venv/
 test: $(READY) ## Run the tests, but for the slow ones
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-# Two more processes than cores, since many of these tests wait for others to start or to end.
+# Two more processes than cores, since many of these tests wait for others to start or to end, and one test at a time for
+# each, since some take a minute.
 test-slow: $(READY) ## Run the slow tests: networks that learn, processes that are killed, clusters
-	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 + os.cpu_count())') --dist worksteal tests -m slow
+	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 + os.cpu_count())') --maxschedchunk 1 tests -m slow
 
 test-all: test test-slow ## Run all tests
 
@@ -55,6 +56,7 @@ lint: $(READY) ## Check style and formatting
 types: $(READY) ## Check types
 	$(BIN)/mypy
 
+docs: export OMP_NUM_THREADS := 1  # beside other work, idle threads would spin
 docs: $(READY) ## Build the documentation and run its examples
 	for builder in html coverage doctest; do \
 		$(BIN)/python -m sphinx -n -W --keep-going -q -b $$builder -d docs/_build/read docs docs/_build/$$builder || exit 1; \
