@@ -161,22 +161,27 @@ def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_and_a_run_that_fails(number: signal.Signals, cluster: Cluster, tmp_path: Path) -> None:
+def test_stopped_twice_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     learning = ["--learning-starts", "20", "--batch-size", "4", "--log-every", "20", "--buffer-size", "1000"]
     command = [*SMALL, *learning, "--seeds", "1", "--folder", str(folder), "--address", cluster.address]
     run = folder / "reach-mt-sac-actor_paths=sampled-seed1"
+
+    def measured() -> int:
+        return (run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 0
+
     # The other variant, which fails, comes afterwards: it might or might not have failed before the interruption.
-    process = start(*command, "--vary", "actor-paths=sampled", "--steps", "1000000")
-    wait_until(process, lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
-    process.send_signal(number)
-    printed, _ = process.communicate(timeout=600)
-    assert process.returncode == 130, printed
-    assert "stopping 1 runs, which keep what they have" in printed
-    assert "dynroute: stopped; the same command goes on" in printed
-    (checkpoint,) = (run / "checkpoints").glob("step_*")
-    steps = int(checkpoint.name.removeprefix("step_"))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = measured()
+        process = start(*command, "--vary", "actor-paths=sampled", "--steps", "1000000")
+        wait_until(process, functools.partial(lambda before: measured() > before, before))
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=600)
+        assert process.returncode == 130, printed
+        assert "stopping 1 runs, which keep what they have" in printed
+        assert "dynroute: stopped; the same command goes on" in printed
+    first, steps = sorted(int(each.name.removeprefix("step_")) for each in (run / "checkpoints").glob("step_*"))
+    assert 0 < first < steps  # the second attempt went on
     process = start(*command, "--vary", "actor-paths=sampled,replayed", "--steps", str(steps + 10))
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 1
