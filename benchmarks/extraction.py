@@ -21,12 +21,11 @@ from dynroute_metaworld.imitation.cloning import _one_cycle
 from dynroute_metaworld.runs.evaluation import unseen
 from dynroute_metaworld.runs.extraction import (
     ELSEWHERE,
-    load_policy,
     measure_in_turns,
     run_episodes,
-    save_policy,
     task_states,
 )
+from dynroute_metaworld.runs.policy_files import load_policy, save_policy
 from dynroute_sb3 import extract_policy
 from dynroute_sb3.normalizer import StateNormalizer
 from dynroute_sb3.task_policy import whole_policy

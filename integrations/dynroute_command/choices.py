@@ -40,7 +40,7 @@ MAX_HORIZON = 500
 SUCCESS = ("any", "last")
 """The steps of an episode that count when a policy is evaluated."""
 
-FORMATS = ("torch", "export", "onnx")
+FORMATS = ("torch", "export", "onnx", "executorch")
 """The formats of an extracted policy."""
 
 STATES = ("policy", "demonstrations")

@@ -35,9 +35,9 @@ from dynroute_metaworld import cli as commands
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.report.curves import draw_curves
 from dynroute_metaworld.runs.configuration import OPTIMIZERS
-from dynroute_metaworld.runs.extraction import FORMATS
 from dynroute_metaworld.runs.methods import PUBLISHED, check_network, count_parameters, methods_table
 from dynroute_metaworld.runs.metrics import MetricsFile, forget_after
+from dynroute_metaworld.runs.policy_files import FORMATS
 from dynroute_metaworld.runs.presets import QUICK_SIZES, preset
 from dynroute_metaworld.runs.progress import Display
 from dynroute_metaworld.runs.threads import pass_size

@@ -13,14 +13,8 @@ import torch
 from dynroute import Program
 from dynroute_metaworld import Run, evaluate, load_model, make_envs, train
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.runs.extraction import (
-    ELSEWHERE,
-    extract_task,
-    load_policy,
-    run_episodes,
-    save_policy,
-    task_states,
-)
+from dynroute_metaworld.runs.extraction import ELSEWHERE, extract_task, run_episodes, task_states
+from dynroute_metaworld.runs.policy_files import EXPORTERS, FORMATS, load_policy, save_policy
 from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
 from dynroute_metaworld.runs.recorder import evaluate_run
 from dynroute_sb3 import MultiTaskSAC, extract_policy
@@ -164,7 +158,7 @@ class OneTask:
 
 WRONG = {
     "task": (["--task", "reach"], "`task` must be one of 'drawer-close', 'window-close', got 'reach'"),
-    "format": (["--format", "pt"], "`format` must be one of 'torch', 'export', 'onnx', got 'pt'"),
+    "format": (["--format", "pt"], "`format` must be one of 'torch', 'export', 'onnx', 'executorch', got 'pt'"),
     "coverage": (["--coverage", "0", "--collect", "1"], "`coverage` must be a share above 0 and at most 1, got 0.0"),
     "folder": (["--output", "no/p.safetensors"], "`output` must be in a directory that is there, got no/p.safetensors"),
     "end": (["--output", "p.pt"], "`output` must end with .safetensors in the format torch, got p.pt"),
@@ -195,24 +189,30 @@ def test_a_network_that_has_nothing_to_leave_out(tmp_path: Path, capsys: pytest.
     assert told in capsys.readouterr().err
 
 
-def test_onnx(
-    run: Run, model: MultiTaskSAC, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("form", "reader"), [("onnx", "onnxruntime"), ("executorch", "executorch")])
+def test_formats_that_need_other_packages(
+    form: str,
+    reader: str,
+    run: Run,
+    model: MultiTaskSAC,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = tmp_path / "p.onnx"
-    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
-        policy = whole_policy(model, task=0)
-        save_policy(policy, path, "onnx", torch.randn(2, 39), {})
-        assert path.stat().st_size > 0
-        if (loaded := load_policy(path, "onnx")) is not None:
-            states = torch.randn(5, 39)
-            with torch.no_grad():
-                torch.testing.assert_close(loaded(states), policy(states), atol=1e-5, rtol=1e-4)
+    path = tmp_path / f"p{FORMATS[form]}"
+    if all(importlib.util.find_spec(name) for name in EXPORTERS[form]):
+        states = torch.randn(5, 39)
+        for policy in (whole_policy(model, task=0), extract_policy(model, states, task=0)):
+            save_policy(policy, path, form, states[:2], {})
+            assert path.stat().st_size > 0
+            if (loaded := load_policy(path, form)) is not None:
+                with torch.no_grad():
+                    torch.testing.assert_close(loaded(states), policy(states), atol=1e-5, rtol=1e-4)
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if "onnx" in name else find(name, *more))
-    assert main(["extract", str(run.folder), "--task", "drawer-close", "--format", "onnx"]) == 1
-    told = (
-        "`format` onnx needs onnx and onnxscript, by which torch.onnx exports; type: pip install onnx onnxscript (and"
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if form in name else find(name, *more))
+    assert main(["extract", str(run.folder), "--task", "drawer-close", "--format", form]) == 1
+    packages = EXPORTERS[form]
+    told = f"`format` {form} needs {' and '.join(packages)}; type: pip install {' '.join(packages)}"
     assert told in capsys.readouterr().err
-    assert load_policy(path, "onnx") is None
-    assert "onnxruntime" not in sys.modules or find("onnxruntime") is not None
+    assert load_policy(path, form) is None
+    assert reader not in sys.modules or find(reader) is not None

@@ -2,28 +2,23 @@
 
 import contextlib
 import gc
-import importlib.util
-import io
-import logging
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynroute import Extraction, Program, trace_program
+from dynroute import Extraction
 from dynroute.arguments import check_choice, check_count
 from dynroute_command.choices import STATES
 from dynroute_sb3 import MultiTaskSAC, extract_policy
-from dynroute_sb3.storage import writing_file
 from dynroute_sb3.task_policy import whole_policy
 
 from ..envs.environment import STATE_FEATURES
@@ -32,32 +27,22 @@ from ..envs.vec_env import make_envs
 from ..imitation.collection import collect
 from .configuration import Configuration
 from .evaluation import unseen
+from .policy_files import FORMATS, Act, check_exporter, load_policy, save_policy
 from .result import format_table
 from .run import Run
 from .threads import one_thread
 
 __all__ = [
-    "FORMATS",
     "Episodes",
     "ExtractedTask",
     "extract_task",
-    "load_policy",
     "measure_in_turns",
     "run_episodes",
-    "save_policy",
     "task_states",
 ]
 
-FORMATS: Mapping[str, str] = {"torch": ".safetensors", "export": ".pt2", "onnx": ".onnx"}
-"""The formats of a policy, with the ends of their files' names.
-
-"torch" is a :class:`dynroute.Program`, whose file cannot run code; "export" is that of ``torch.export``, which torch
-alone reads, and only from those one trusts; "onnx" is that of ``torch.onnx``."""
-
 ELSEWHERE = 1_000_000
 """How far the seed of these episodes is from that of an evaluation, so that neither meets the goals of the other."""
-
-Act = Callable[[Tensor], Tensor]
 
 
 class Episodes(NamedTuple):
@@ -119,7 +104,7 @@ class ExtractedTask:
         deviation_elsewhere: The largest deviation of actions on states of other episodes; None without any.
         bytes: The sizes of the files of the whole network and of the policy.
         milliseconds: What an action of one state takes on one core, by "module" and "file"; the medians of the whole
-            network and of the policy. Files of ONNX are measured where onnxruntime is installed.
+            network and of the policy. Files are measured where the package that runs them is installed.
         success: The success of both, if it was asked for.
         episodes: In how many episodes.
         checked: The largest difference between the actions of the file and those of the policy; None if the file
@@ -189,7 +174,7 @@ def extract_task(
         run: The run.
         model: Its model, from :func:`~dynroute_metaworld.load_model`.
         task: The task.
-        form: The format, one of :data:`FORMATS`.
+        form: The format, one of :data:`~dynroute_metaworld.runs.policy_files.FORMATS`.
         output: The file; named by the task in the directory of the run if None.
         coverage: The share of the states whose routes are kept whole.
         states: Where the states come from, one of :data:`~dynroute_command.choices.STATES`.
@@ -208,7 +193,7 @@ def extract_task(
         raise ValueError(f"`output` must end with {FORMATS[form]} in the format {form}, got {path}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"`output` must be in a directory that is there, got {path}.")
-    _check_packages(form)
+    check_exporter(form)
     index = configuration.tasks.index(task)
     whole = whole_policy(model, task=index)
 
@@ -309,55 +294,6 @@ def task_states(
     return torch.from_numpy(demonstrations.observations[configuration.tasks.index(task)][:episodes].copy())
 
 
-def save_policy(policy: nn.Module, path: Path, form: str, example: Tensor, notes: Mapping[str, Any]) -> None:
-    """Saves a policy in one of :data:`FORMATS`; the file appears whole or not at all.
-
-    Args:
-        policy: The policy, from states to actions.
-        path: The file.
-        form: The format.
-        example: At least two states.
-        notes: What is known of it, which "torch" keeps.
-    """
-    _check_packages(form)
-    if form == "torch":
-        trace_program(policy, example, notes=notes).save(path)
-        return
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
-    with contextlib.ExitStack() as ending:
-        part = ending.enter_context(writing_file(path))
-        if form == "export":
-            torch.export.save(torch.export.export(policy, (example,), dynamic_shapes=shapes), part)
-            return
-        ending.enter_context(warnings.catch_warnings())  # what the exporter tells is about itself
-        warnings.simplefilter("ignore")
-        ending.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        ending.callback(logging.disable, logging.NOTSET)
-        logging.disable(logging.WARNING)
-        names: dict[str, Any] = {"input_names": ["state"], "output_names": ["action"]}
-        torch.onnx.export(policy, (example,), part, dynamic_shapes=shapes, dynamo=True, external_data=False, **names)
-
-
-def load_policy(path: Path, form: str) -> Act | None:
-    """A policy that was saved; None for ONNX where onnxruntime is not installed.
-
-    A file of "export" must come from those one trusts.
-    """
-    if form == "torch":
-        return Program.load(path)
-    if form == "export":
-        module: Act = torch.export.load(path).module()
-        return module
-    if importlib.util.find_spec("onnxruntime") is None:
-        return None
-    import onnxruntime  # type: ignore[import-not-found,unused-ignore]
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    return lambda state: torch.from_numpy(session.run(None, {"state": state.numpy()})[0])
-
-
 def measure_in_turns(jobs: Mapping[str, Act], state: Tensor, *, rounds: int = 300) -> dict[str, float]:
     """The median milliseconds of each policy for some states on one core; policies take turns, so that load hits all.
 
@@ -382,13 +318,3 @@ def measure_in_turns(jobs: Mapping[str, Act], state: Tensor, *, rounds: int = 30
         if collecting:
             gc.enable()
     return {name: statistics.median(times) for name, times in taken.items()}
-
-
-def _check_packages(form: str) -> None:
-    """Raises an error that says what to install where the exporter of ONNX is not there."""
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if form == "onnx" and missing:
-        raise ImportError(
-            f"`format` onnx needs {' and '.join(missing)}, by which torch.onnx exports; type: pip install onnx "
-            "onnxscript (and onnxruntime, to run the file)."
-        )

@@ -1,0 +1,122 @@
+"""The files of a policy that left its run: written, and read again to be tried."""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynroute import Program, trace_program
+from dynroute_sb3.storage import writing_file
+
+__all__ = ["FORMATS", "check_exporter", "load_policy", "save_policy"]
+
+FORMATS: Mapping[str, str] = {"torch": ".safetensors", "export": ".pt2", "onnx": ".onnx", "executorch": ".pte"}
+"""The formats of a policy, with the ends of their files' names.
+
+"torch" is a :class:`dynroute.Program`, whose file cannot run code; "export" is that of ``torch.export``, which torch
+alone reads, and only from those one trusts; "onnx" is that of ``torch.onnx``; "executorch" is that of ExecuTorch, for
+phones and small devices, and takes one state at a time."""
+
+EXPORTERS = {"onnx": ("onnx", "onnxscript"), "executorch": ("executorch",)}
+"""The packages that a format needs beside torch."""
+
+Act = Callable[[Tensor], Tensor]
+
+
+def check_exporter(form: str) -> None:
+    """Raises an error that says what to install where the exporter of a format is not there."""
+    missing = [name for name in EXPORTERS.get(form, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        runs = " (and onnxruntime, to run the file)" if form == "onnx" else ""
+        raise ImportError(
+            f"`format` {form} needs {' and '.join(missing)}; type: pip install {' '.join(EXPORTERS[form])}{runs}."
+        )
+
+
+def save_policy(policy: nn.Module, path: Path, form: str, example: Tensor, notes: Mapping[str, Any]) -> None:
+    """Saves a policy in one of :data:`FORMATS`; the file appears whole or not at all.
+
+    Args:
+        policy: The policy, from states to actions.
+        path: The file.
+        form: The format.
+        example: At least two states.
+        notes: What is known of it, which "torch" keeps.
+    """
+    check_exporter(form)
+    if form == "torch":
+        trace_program(policy, example, notes=notes).save(path)
+        return
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    with writing_file(path) as part:
+        if form == "export":
+            torch.export.save(torch.export.export(policy, (example,), dynamic_shapes=shapes), part)
+        elif form == "onnx":
+            names: dict[str, Any] = {"input_names": ["state"], "output_names": ["action"], "external_data": False}
+            with _silenced():
+                torch.onnx.export(policy, (example,), part, dynamic_shapes=shapes, dynamo=True, **names)
+        else:
+            with _silenced():
+                part.write_bytes(_executorch(policy, example[:1]))
+
+
+def load_policy(path: Path, form: str) -> Act | None:
+    """A policy that was saved; None where the package that runs its format is not installed.
+
+    A file of "export" must come from those one trusts.
+    """
+    if form == "torch":
+        return Program.load(path)
+    if form == "export":
+        module: Act = torch.export.load(path).module()
+        return module
+    package = "onnxruntime" if form == "onnx" else "executorch"
+    if importlib.util.find_spec(package) is None:
+        return None
+    if form == "executorch":
+        with _silenced():
+            from executorch.runtime import Runtime  # type: ignore[import-not-found,unused-ignore]
+
+        # The program keeps its method and the bytes that it reads, and takes one state at a time.
+        program = Runtime.get().load_program(path.read_bytes())
+        return lambda states: torch.cat(
+            [program.load_method("forward").execute([state])[0] for state in torch.split(states, 1)]
+        )
+    import onnxruntime  # type: ignore[import-not-found,unused-ignore]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    return lambda state: torch.from_numpy(session.run(None, {"state": state.numpy()})[0])
+
+
+def _executorch(policy: nn.Module, example: Tensor) -> bytes:
+    """A program for one state, whose products are those of XNNPACK where that can do them."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (  # type: ignore[import-not-found,unused-ignore]
+        XnnpackPartitioner,
+    )
+    from executorch.exir import to_edge_transform_and_lower  # type: ignore[import-not-found,unused-ignore]
+
+    exported = torch.export.export(policy, (example,))
+    lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+    return bytes(lowered.to_executorch().buffer)
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Keeps back what other packages tell about themselves."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
