@@ -56,7 +56,8 @@ lint: $(READY) ## Check style and formatting
 types: $(READY) ## Check types
 	$(BIN)/mypy
 
-docs: export OMP_NUM_THREADS := 1  # beside other work, idle threads would spin
+# Beside other work, idle threads would spin.
+docs: export OMP_NUM_THREADS := 1
 docs: $(READY) ## Build the documentation and run its examples
 	for builder in html coverage doctest; do \
 		$(BIN)/python -m sphinx -n -W --keep-going -q -b $$builder -d docs/_build/read docs docs/_build/$$builder || exit 1; \

@@ -105,8 +105,12 @@ class Program(nn.Module):
             for name, tensor in zip(self.tensors, self.buffers(), strict=True)
         }
         part = path.with_name(f".{path.name}.part")
-        save_file(tensors, part, metadata=metadata)
-        part.replace(path)
+        try:
+            save_file(tensors, part, metadata=metadata)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:

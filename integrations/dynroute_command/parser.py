@@ -339,9 +339,9 @@ def _parser() -> _Parser:
         "saves it, and compares it with the whole network.\n\n"
         "formats:\n"
         "  torch       one safetensors file; dynroute.Program.load reads it, and nothing in it can run\n"
-        "  export      a .pt2 file of torch.export: torch alone reads it, and only from those one trusts\n"
+        "  export      a .pt2 file of torch.export: torch alone reads it, and only from trusted sources\n"
         "  onnx        an .onnx file; needs the packages onnx and onnxscript, and onnxruntime to be tried\n"
-        "  executorch  a .pte file for phones and small devices; needs the package executorch",
+        "  executorch  a .pte file for phones and small devices, one state at a time; needs the package executorch",
     )
     extracting.option(WHAT, "run", **path, about="the directory of a run")
     extracting.option(WHAT, "--task", required=True, about="one of its tasks: drawer-close")

@@ -167,14 +167,17 @@ def test_stopped_twice_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) ->
     command = [*SMALL, *learning, "--seeds", "1", "--folder", str(folder), "--address", cluster.address]
     run = folder / "reach-mt-sac-actor_paths=sampled-seed1"
 
-    def measured() -> int:
+    def size() -> int:
         return (run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 0
+
+    def grown(before: int) -> bool:
+        return size() > before
 
     # The other variant, which fails, comes afterwards: it might or might not have failed before the interruption.
     for number in (signal.SIGINT, signal.SIGTERM):
-        before = measured()
+        before = size()
         process = start(*command, "--vary", "actor-paths=sampled", "--steps", "1000000")
-        wait_until(process, functools.partial(lambda before: measured() > before, before))
+        wait_until(process, functools.partial(grown, before))
         process.send_signal(number)
         printed, _ = process.communicate(timeout=600)
         assert process.returncode == 130, printed

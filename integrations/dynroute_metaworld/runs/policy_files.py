@@ -1,4 +1,4 @@
-"""The files of a policy that left its run: written, and read again to be tried."""
+"""Saves extracted policies in several formats, and loads them to try them."""
 
 import contextlib
 import importlib.util
@@ -21,7 +21,7 @@ FORMATS: Mapping[str, str] = {"torch": ".safetensors", "export": ".pt2", "onnx":
 """The formats of a policy, with the ends of their files' names.
 
 "torch" is a :class:`dynroute.Program`, whose file cannot run code; "export" is that of ``torch.export``, which torch
-alone reads, and only from those one trusts; "onnx" is that of ``torch.onnx``; "executorch" is that of ExecuTorch, for
+alone reads, and only from trusted sources; "onnx" is that of ``torch.onnx``; "executorch" is that of ExecuTorch, for
 phones and small devices, and takes one state at a time."""
 
 EXPORTERS = {"onnx": ("onnx", "onnxscript"), "executorch": ("executorch",)}
@@ -47,7 +47,7 @@ def save_policy(policy: nn.Module, path: Path, form: str, example: Tensor, notes
         policy: The policy, from states to actions.
         path: The file.
         form: The format.
-        example: At least two states.
+        example: At least two states; "executorch" is compiled for one.
         notes: What is known of it, which "torch" keeps.
     """
     check_exporter(form)
@@ -70,7 +70,8 @@ def save_policy(policy: nn.Module, path: Path, form: str, example: Tensor, notes
 def load_policy(path: Path, form: str) -> Act | None:
     """A policy that was saved; None where the package that runs its format is not installed.
 
-    A file of "export" must come from those one trusts.
+    A file of "export" must come from a trusted source. Files of "onnx" and "executorch" run on one thread, and the
+    latter run the states of a batch one after the other; one thread then holds for ExecuTorch in the whole process.
     """
     if form == "torch":
         return Program.load(path)
@@ -82,9 +83,13 @@ def load_policy(path: Path, form: str) -> Act | None:
         return None
     if form == "executorch":
         with _silenced():
+            from executorch.extension.pybindings.portable_lib import (  # type: ignore[import-not-found,unused-ignore]
+                _unsafe_reset_threadpool,
+            )
             from executorch.runtime import Runtime  # type: ignore[import-not-found,unused-ignore]
 
-        # The program keeps its method and the bytes that it reads, and takes one state at a time.
+        _unsafe_reset_threadpool(1)
+        # The program keeps its method and the bytes that the method reads.
         program = Runtime.get().load_program(path.read_bytes())
         return lambda states: torch.cat(
             [program.load_method("forward").execute([state])[0] for state in torch.split(states, 1)]
@@ -98,7 +103,7 @@ def load_policy(path: Path, form: str) -> Act | None:
 
 
 def _executorch(policy: nn.Module, example: Tensor) -> bytes:
-    """A program for one state, whose products are those of XNNPACK where that can do them."""
+    """Compiles a policy for one state, with XNNPACK for the operations that it supports."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import (  # type: ignore[import-not-found,unused-ignore]
         XnnpackPartitioner,
     )
@@ -111,7 +116,7 @@ def _executorch(policy: nn.Module, example: Tensor) -> bytes:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """Keeps back what other packages tell about themselves."""
+    """Silences warnings, logs and printed output of other packages."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
