@@ -20,14 +20,21 @@ def perceptron(
     *,
     out_features: int | None = None,
     bias: bool = True,
+    layer_norm: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Sequential:
-    """Builds linear layers, each followed by the activation, and a linear output if `out_features` is given."""
+    """Builds linear layers, each followed by the activation, and a linear output if `out_features` is given.
+
+    With `layer_norm`, the output of each layer but the last is normalized before its activation.
+    """
     check_dtype(dtype)
     layers: list[nn.Module] = []
     for width, following in pairwise(sizes):
-        layers += [nn.Linear(width, following, bias=bias, device=device, dtype=dtype), make_activation(activation)]
+        layers.append(nn.Linear(width, following, bias=bias, device=device, dtype=dtype))
+        if layer_norm:
+            layers.append(nn.LayerNorm(following, device=device, dtype=dtype))
+        layers.append(make_activation(activation))
     if out_features is not None:
         layers.append(nn.Linear(sizes[-1], out_features, bias=bias, device=device, dtype=dtype))
     return nn.Sequential(*layers)

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Factory, check_sizes
+from ..arguments import Factory, check_flag, check_sizes
 from ..levels.perceptron import perceptron
 from ..route import Route
 from ..saving import Makes
@@ -24,6 +24,7 @@ class MultiTaskMLP(Network):
         out_features: The width of the output.
         hidden_sizes: The widths of the hidden layers.
         activation: Makes the activation behind each hidden layer.
+        layer_norm: Whether the output of each hidden layer is normalized before its activation.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -40,24 +41,26 @@ class MultiTaskMLP(Network):
         *,
         hidden_sizes: Sequence[int] = (400,) * 5,
         activation: Callable[[], nn.Module] = nn.ReLU,
+        layer_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
         factory: Factory = {"device": device, "dtype": dtype}
         check_sizes("hidden_sizes", hidden_sizes, at_least=0)
-        self.hidden_sizes = hidden_sizes
+        check_flag("layer_norm", layer_norm)
+        self.hidden_sizes, self.layer_norm = hidden_sizes, layer_norm
         self.layers = perceptron(
             (state_features + num_tasks, *hidden_sizes),
             activation,
             out_features=out_features,
+            layer_norm=layer_norm,
             **factory,
         )
 
     def constructor_arguments(self, **others: Any) -> dict[str, Any]:
-        return super().constructor_arguments(
-            activation=Makes(self.layers[1] if self.hidden_sizes else nn.ReLU()), **others
-        )
+        activation = self.layers[1 + self.layer_norm] if self.hidden_sizes else nn.ReLU()
+        return super().constructor_arguments(activation=Makes(activation), **others)
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         return self.layers(torch.cat([state, task], dim=-1)), None

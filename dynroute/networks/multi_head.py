@@ -6,7 +6,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Factory, check_sizes
+from ..arguments import Factory, check_flag, check_sizes
 from ..levels import OutputRouting
 from ..levels.perceptron import perceptron
 from ..route import Route
@@ -27,6 +27,7 @@ class MultiHead(Network):
         out_features: The width of the output.
         hidden_sizes: The widths of the layers of the trunk, at least one.
         activation: Makes the activation behind each of these layers.
+        layer_norm: Whether the output of each of these layers is normalized before its activation.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -43,14 +44,18 @@ class MultiHead(Network):
         *,
         hidden_sizes: Sequence[int] = (400,) * 5,
         activation: Callable[[], nn.Module] = nn.ReLU,
+        layer_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(state_features, num_tasks, out_features)
         factory: Factory = {"device": device, "dtype": dtype}
         check_sizes("hidden_sizes", hidden_sizes)
-        self.hidden_sizes = hidden_sizes
-        self.trunk = perceptron((state_features + num_tasks, *hidden_sizes), activation, **factory)
+        check_flag("layer_norm", layer_norm)
+        self.hidden_sizes, self.layer_norm = hidden_sizes, layer_norm
+        self.trunk = perceptron(
+            (state_features + num_tasks, *hidden_sizes), activation, layer_norm=layer_norm, **factory
+        )
         self.heads = OutputRouting(nn.Linear(hidden_sizes[-1], out_features, **factory) for _ in range(num_tasks))
 
     @property
@@ -59,7 +64,7 @@ class MultiHead(Network):
         return None
 
     def constructor_arguments(self, **others: Any) -> dict[str, Any]:
-        return super().constructor_arguments(activation=Makes(self.trunk[1]), **others)
+        return super().constructor_arguments(activation=Makes(self.trunk[1 + self.layer_norm]), **others)
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         output = self.heads(self.trunk(torch.cat([state, task], dim=-1)), task)

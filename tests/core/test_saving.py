@@ -206,6 +206,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("sm", {"equations": "paper", "layer_sizes": (2, 3), "output_init": None}),
     "tanh": ("mt-sac", {"hidden_sizes": (6,), "activation": lambda: nn.LeakyReLU(0.3)}),
     "linear": ("mt-sac", {"hidden_sizes": ()}),
+    "normalized": ("mt-sac", {"layer_norm": True, "activation": nn.Tanh}),
+    "normalized heads": ("mh-sac", {"layer_norm": True, "activation": nn.Tanh}),
     "heads": ("mh-sac", {"hidden_sizes": (6, 7), "activation": nn.PReLU}),
     "metadata": ("care", {"metadata": torch.arange(TASKS * 5.0).reshape(TASKS, 5), "attention": "dot"}),
     "no task": ("care", {"num_encoders": 3, "task_in_trunk": False, "gate": "hard"}),
