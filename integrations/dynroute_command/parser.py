@@ -124,18 +124,18 @@ def completion(shell: str) -> str:
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """A name and a value, which is JSON or else a word.
+    """A name and a value, which is JSON, Python's True, False or None, or else a word.
 
     Example:
         >>> from dynroute_command.parser import key_value
-        >>> key_value("trunk_sizes=[64, 64]"), key_value("attention=dot")
-        (('trunk_sizes', [64, 64]), ('attention', 'dot'))
+        >>> key_value("trunk_sizes=[64, 64]"), key_value("layer_norm=True"), key_value("attention=dot")
+        (('trunk_sizes', [64, 64]), ('layer_norm', True), ('attention', 'dot'))
     """
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} must be name=value, for instance num_modules=8")
     try:
-        return name, json.loads(value)
+        return name, json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
     except ValueError:
         return name, value
 
