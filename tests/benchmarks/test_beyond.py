@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import arriving, budgets, extraction, imitating, transfer
+from benchmarks import arriving, budgets, conflict, extraction, imitating, transfer
 from benchmarks.rows import Rows
 from dynroute_metaworld import Run, train
 from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
@@ -163,3 +163,11 @@ def test_what_learns_of_a_new_task(way: str) -> None:
         assert parts == ({"graph.router"} if way == "route" else set())
     else:
         assert {"trunk", "task", "graph.nodes.0", "graph.nodes.6", "graph.router"} <= parts
+
+
+def test_a_row_of_conflict_for_each_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "rows.json"
+    rows = run_twice(lambda: conflict.measure(2, [0.0, 1.0], [3], output), output, capsys)
+    told = [(row["seed"], row["conflict"], row["network"]) for row in rows]
+    assert told == list(itertools.product([3], [0.0, 1.0], ["one", "soft", "top-2", "apart"]))
+    assert all(row["error"] > 0 for row in rows)

@@ -40,6 +40,7 @@ def _one_thread_and_own_folder(tmp_path, monkeypatch):
 def test_the_programs_are_there():
     assert [program.stem for program in PROGRAMS] == [
         "compile_and_export",
+        "conflicting_tasks",
         "four_levels",
         "grow_network",
         "log_routing",
@@ -73,6 +74,21 @@ def test_swap_linear_learns_and_counts_honestly(capsys):
     assert list(size) == list(errors) == ["plain", "routed", "plain, wider"]
     assert size["plain"] < size["routed"] <= size["plain, wider"] < 1.05 * size["routed"]
     assert errors["routed"] < errors["plain, wider"] < errors["plain"] < 1.5
+
+
+def test_conflicting_tasks_are_learned_apart_and_equal_ones_together(capsys):
+    rows = load("conflicting_tasks").main(steps=60, conflicts=(0.0, 1.0))
+
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert printed == [
+        [row["network"], f"{row['parameters']:,}", str(row["conflict"]), f"{row['error']:.4f}"] for row in rows
+    ]
+    sizes = {row["network"]: row["parameters"] for row in rows}
+    assert list(sizes) == ["one", "soft", "top-2", "apart"]
+    assert 0.95 * max(sizes.values()) < min(sizes.values())
+    error = {(row["network"], row["conflict"]): row["error"] for row in rows}
+    assert error["one", 0.0] < error["apart", 0.0] < 1
+    assert error["apart", 1.0] < error["one", 1.0] < 1
 
 
 def test_four_levels_prints_a_table_and_draws(capsys, tmp_path):
