@@ -246,7 +246,20 @@ class Budgets(Rows):
         return [over_seeds(rows, name) for name in ("expected", "modules", "ms", "success")]
 
 
-def over_seeds(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+class Conflict(Rows):
+    """Shows the errors of networks at conflicts between tasks (`benchmarks.conflict`)."""
+
+    groups = ("network", "parameters")
+
+    def header(self) -> list[str]:
+        return ["network", "parameters", *(f"conflict {conflict:g}" for conflict in self.settings["conflicts"])]
+
+    def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        groups = ([row for row in rows if row["conflict"] == conflict] for conflict in self.settings["conflicts"])
+        return [over_seeds(group, "error", digits=3) for group in groups]
+
+
+def over_seeds(rows: Sequence[Mapping[str, Any]], name: str, digits: int = 2) -> str:
     """The mean over the seeds, with the least and the largest mean of one of them."""
     seeds: dict[int, list[float]] = {}
     for row in rows:
@@ -254,7 +267,8 @@ def over_seeds(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     means = [fmean(values) for values in seeds.values()]
     if not means:
         return ""
-    return f"{fmean(means):.2f}" + (f" ({min(means):.2f} to {max(means):.2f})" if len(means) > 1 else "")
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(means), fmean(means), max(means)))
+    return f"{middle} ({low} to {high})" if len(means) > 1 else middle
 
 
 def mean(values: Iterable[float]) -> str:
@@ -336,4 +350,5 @@ def setup(app: Sphinx) -> None:
     app.add_directive("transfer", Transfer)
     app.add_directive("arriving", Arriving)
     app.add_directive("budgets", Budgets)
+    app.add_directive("conflict", Conflict)
     app.add_directive("page-speed", PageSpeed)
