@@ -28,7 +28,7 @@ METHODS = (
 )
 """The networks, as :func:`dynroute.networks.available` lists them."""
 
-PRESETS = ("paper", "released", "quick", "refine", "brc", "brc-small")
+PRESETS = ("paper", "released", "quick", "night", "refine", "brc", "brc-small")
 """The names of :data:`dynroute_metaworld.runs.presets.PRESETS`."""
 
 GOALS = ("fixed", "random", "benchmark")

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 import dynroute
 from benchmarks import outputs
 from dynroute.levels.graph import PROTECT_MODES
-from dynroute.networks import available
+from dynroute.networks import available, build
 from dynroute_command import choices
 from dynroute_command.options import GROUPS
 from dynroute_command.parser import _commands, _parser, completion, given_options
@@ -38,7 +38,7 @@ from dynroute_metaworld.runs.configuration import OPTIMIZERS
 from dynroute_metaworld.runs.methods import PUBLISHED, check_network, count_parameters, methods_table
 from dynroute_metaworld.runs.metrics import MetricsFile, forget_after
 from dynroute_metaworld.runs.policy_files import FORMATS
-from dynroute_metaworld.runs.presets import QUICK_SIZES, preset
+from dynroute_metaworld.runs.presets import NIGHT_SIZES, QUICK_SIZES, preset
 from dynroute_metaworld.runs.progress import Display
 from dynroute_metaworld.runs.threads import pass_size
 from dynroute_metaworld.runs.training import make_model
@@ -399,9 +399,21 @@ def test_presets() -> None:
     quick = preset("quick", {"num_modules": 4, "network": {"router_sizes": [16]}})
     assert quick.network_kwargs == {**QUICK_SIZES["d2r"], "num_modules": 4, "router_sizes": [16]}
     assert set(QUICK_SIZES) == set(available())
-    told = "`preset` must be one of 'paper', 'released', 'quick', 'refine', 'brc', 'brc-small', got 'fast'"
+    told = "`preset` must be one of 'paper', 'released', 'quick', 'night', 'refine', 'brc', 'brc-small', got 'fast'"
     with pytest.raises(ValueError, match=told):
         preset("fast", {})
+
+
+def test_the_networks_of_a_night_have_equal_sizes() -> None:
+    assert set(NIGHT_SIZES) == set(available())
+    for state, out in ((39, 8), (43, 1)):
+        sizes = {}
+        for method, keywords in NIGHT_SIZES.items():
+            assert preset("night", {"method": method}).network_kwargs == keywords
+            sizes[method] = sum(p.numel() for p in build(method, state, 10, out, **keywords).parameters())
+        assert all(0.9 < size / sizes["mt-sac"] < 1.1 for size in sizes.values()), sizes
+    night = preset("night", {"method": "d2r", "benchmark": "MT10"}).resolve()
+    assert (night.hours, night.steps, night.task_weights) == (8.0, 1_500_000, "none")
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -12,6 +12,7 @@ __all__ = [
     "AFTER_IMITATION",
     "BRC_SIZES",
     "IMITATION_ALONE",
+    "NIGHT_SIZES",
     "PRESETS",
     "QUICK_SIZES",
     "RELEASED",
@@ -85,6 +86,23 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "evaluation_episodes": 5,
         "final_episodes": 20,
     },
+    "night": {
+        "threads": 1,
+        "hours": 8.0,
+        "learning_starts": 1000,
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "gamma": 0.98,
+        "ent_coef": "auto_0.05",
+        "ent_coef_lr": 3e-4,
+        "reward_scale": 0.2,
+        "task_weights": "none",
+        "route_temperature": "inverse-alpha-mean",
+        "checkpoint_every": 5000,
+        "evaluate_every": 20_000,
+        "evaluation_episodes": 10,
+        "final_episodes": 50,
+    },
     "refine": {
         "steps": 6000,
         "demonstrations": 20,
@@ -103,8 +121,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "brc-small": {**_BRC, "updates": 1, "mixed_batch_size": 512},
 }
 """Settings by name. They are those of the D2R paper, those of its released code where they differ (its network is the
-method d2r-released; :data:`RELEASED` has what is another's), those for a first look on two CPU cores, those to go on
-from imitation for some minutes, those of BRC, and those of BRC for the ten tasks of MT10 on a CPU core."""
+method d2r-released; :data:`RELEASED` has what is another's), those for a first look on two CPU cores, those for a night
+on a CPU core, those to go on from imitation for some minutes, those of BRC, and those of BRC for MT10 on a CPU core."""
 
 _SOFT_MODULARIZATION: Mapping[str, Any] = {
     "ent_coef_lr": None,
@@ -154,6 +172,25 @@ QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {
 }
 """The sizes of networks under the preset quick."""
 
+NIGHT_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "mt-sac": {"hidden_sizes": [256, 256, 256]},
+    "mh-sac": {"hidden_sizes": [248, 248, 248]},
+    "moe": {"num_experts": 4, "width": 120, "depth": 3, "router_sizes": [64]},
+    "hard": {"trunk_sizes": [192, 192], "layer_sizes": [4, 4], "width": 96},
+    "sm": {"trunk_sizes": [192, 192], "layer_sizes": [3, 3], "width": 96, "router_sizes": [64]},
+    "sm-shallow": {"trunk_sizes": [192, 192], "layer_sizes": [2, 2], "width": 120, "router_sizes": [96]},
+    "care": {"encoder_sizes": [64], "context_sizes": [64], "gate_sizes": [64], "hidden_sizes": [288, 288]},
+    "paco": {"num_sets": 3, "hidden_sizes": [144, 144, 144]},
+    "d2r": {"num_modules": 8, "width": 80, "trunk_sizes": [200, 200], "router_sizes": [128]},
+    "d2r-released": {"num_modules": 8, "width": 80, "trunk_sizes": [200, 200], "router_sizes": [128]},
+    "d2r-layer": {"layer_sizes": [3, 3], "width": 96, "trunk_sizes": [192, 192], "router_sizes": [96]},
+    "d2r-model": {"num_models": 3, "model_depth": 2, "width": 96, "trunk_sizes": [192, 192], "router_sizes": [96]},
+    "brc": {"width": 248, "blocks": 1},
+    "scalemoe-feature": {"num_experts": 4, "width": 128},
+    "scalemoe-output": {"num_experts": 4, "width": 128},
+}
+"""The sizes of networks under the preset night: actors for MT10 have 136,000 to 158,000 parameters."""
+
 
 BRC_SIZES: Mapping[str, Mapping[str, Any]] = {
     "brc": {"actor": {"width": 256, "blocks": 1}, "critics": {"width": 4096, "blocks": 2}},
@@ -181,7 +218,8 @@ def preset(name: str, options: Mapping[str, Any]) -> Configuration:
     method = options.get("method", PRESETS[name].get("method", "d2r"))
     usual = preset_options(name, method)
     sizes = BRC_SIZES.get(name, {}) if method == "brc" else {}
-    actor = sizes.get("actor") or {"quick": QUICK_SIZES, "released": RELEASED_NETWORKS}.get(name, {}).get(method, {})
+    by_method = {"quick": QUICK_SIZES, "night": NIGHT_SIZES, "released": RELEASED_NETWORKS}.get(name, {})
+    actor = sizes.get("actor") or by_method.get(method, {})
     # What is asked for by name goes before the keywords of the preset, and both before the defaults.
     networks = {
         keywords: {
