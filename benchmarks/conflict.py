@@ -6,6 +6,9 @@ A file that is there is gone on with. Networks, tasks and sizes are those of exa
 """
 
 import argparse
+import contextlib
+import io
+import itertools
 import runpy
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from .outputs import file
 from .rows import Rows
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "conflicting_tasks.py"
+NETWORKS = ("single", "soft", "top-2", "separate")
 
 
 def measure(steps: int, conflicts: list[float], seeds: list[int], output: Path) -> None:
@@ -23,10 +27,14 @@ def measure(steps: int, conflicts: list[float], seeds: list[int], output: Path) 
     key = ("seed", "network", "conflict")
     rows = Rows(output, "dynroute conflict 1", settings, program="benchmarks.conflict", key=key)
     main = runpy.run_path(str(EXAMPLE))["main"]
-    done = {row["seed"] for row in rows.stored["rows"]}
-    for seed in seeds:
-        for row in [] if seed in done else main(steps, conflicts, seed):
-            rows.keep(row, f"seed {seed}: kept")
+    for seed, conflict in itertools.product(seeds, conflicts):
+        if all({"seed": seed, "network": network, "conflict": conflict} in rows for network in NETWORKS):
+            continue
+        with contextlib.redirect_stdout(io.StringIO()):  # rows are shown as they are kept
+            found = main(steps, [conflict], seed)
+        for row in found:
+            if row not in rows:
+                rows.keep(row)
 
 
 def parse() -> argparse.Namespace:
@@ -34,7 +42,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=file, required=True, help="the JSON file, which is gone on with")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(1 2 3)")
     parser.add_argument("--steps", type=int, default=2000, help="of each network (2000)")
-    parser.add_argument("--conflicts", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0])
+    parser.add_argument(
+        "--conflicts", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="(0 0.25 0.5 0.75 1)"
+    )
     return parser.parse_args()
 
 

@@ -84,11 +84,14 @@ def test_conflicting_tasks_are_learned_apart_and_equal_ones_together(capsys):
         [row["network"], f"{row['parameters']:,}", str(row["conflict"]), f"{row['error']:.4f}"] for row in rows
     ]
     sizes = {row["network"]: row["parameters"] for row in rows}
-    assert list(sizes) == ["one", "soft", "top-2", "apart"]
+    assert list(sizes) == ["single", "soft", "top-2", "separate"]
     assert 0.95 * max(sizes.values()) < min(sizes.values())
     error = {(row["network"], row["conflict"]): row["error"] for row in rows}
-    assert error["one", 0.0] < error["apart", 0.0] < 1
-    assert error["apart", 1.0] < error["one", 1.0] < 1
+    assert all(0 < fraction < 1 for fraction in error.values())
+    for shared in ("single", "soft", "top-2"):
+        assert error[shared, 0.0] < error["separate", 0.0]
+        assert error[shared, 1.0] > error["separate", 1.0]
+    assert error["top-2", 1.0] < error["single", 1.0]
 
 
 def test_four_levels_prints_a_table_and_draws(capsys, tmp_path):
