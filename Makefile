@@ -5,7 +5,7 @@ SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Bytecode is kept, whatever the environment says: else each of the many processes that tests start compiles torch anew.
+# Bytecode is kept, whatever the environment says: else every process of a test reads torch from source.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install test test-slow test-all demo bench lint types docs release format clean

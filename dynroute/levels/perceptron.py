@@ -26,7 +26,7 @@ def perceptron(
 ) -> nn.Sequential:
     """Builds linear layers, each followed by the activation, and a linear output if `out_features` is given.
 
-    With `layer_norm`, the output of each layer but the last is normalized before its activation.
+    With `layer_norm`, what enters an activation is normalized.
     """
     check_dtype(dtype)
     layers: list[nn.Module] = []

@@ -278,7 +278,7 @@ class Options:
     width: int | None = _option(None, "features of a module", NETWORK, least=1)
     state_free: bool | None = _option(None, "d2r routes by the task alone", NETWORK)
     network: dict[str, Any] = field(
-        default_factory=dict, metadata=_about("any other keyword of the network, as name=value", NETWORK)
+        default_factory=dict, metadata=_about("any other keyword of the network: layer_norm=true", NETWORK)
     )
     critic_network: dict[str, Any] = field(
         default_factory=dict, metadata=_about("keywords of the critics' networks where they differ", NETWORK, sac=True)

@@ -1,6 +1,8 @@
 """The sub-commands of ``dynroute``, their flags and their help, without torch or an extra."""
 
 import argparse
+import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -124,7 +126,7 @@ def completion(shell: str) -> str:
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """A name and a value, which is JSON, Python's True, False or None, or else a word.
+    """A name and a value, which is JSON, a literal of Python, or else a word.
 
     Example:
         >>> from dynroute_command.parser import key_value
@@ -134,10 +136,10 @@ def key_value(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} must be name=value, for instance num_modules=8")
-    try:
-        return name, json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
-    except ValueError:
-        return name, value
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return name, read(value)
+    return name, value
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -422,6 +422,8 @@ def noisy_pass(**options: Any) -> None:
         (lambda: ROUTE.sample(0, 0), "`index` must not be longer than the batch shape (2,), got (0, 0)."),
         (lambda: LinearBank(2, 0, 3), "`in_features` must be at least 1, got 0."),
         (lambda: LinearBank(2, 3, 3, bias=1), "`bias` must be True or False, got 1."),
+        (lambda: MultiTaskMLP(5, 3, 2, layer_norm=1), "`layer_norm` must be True or False, got 1."),
+        (lambda: MultiHead(5, 3, 2, layer_norm=1), "`layer_norm` must be True or False, got 1."),
         (lambda: LinearBank(2, 3, 3, dtype=torch.int64), "`dtype` must be a floating type such as torch.float32, got"),
         (lambda: LinearBank(2, 3, 3, "relu"), "`activation` must make a module, got 'relu'; pass a class such as"),
         (lambda: LinearBank(2, 3, 3, nn.ReLU()), "`activation` must make a module, got ReLU(); pass a class such as"),

@@ -396,13 +396,19 @@ def test_the_plain_sum_keeps_its_range_under_released_initialization() -> None:
 @pytest.mark.parametrize(("name", "part"), [("mt-sac", "layers"), ("mh-sac", "trunk")])
 def test_hidden_layers_are_normalized_before_their_activation(name: str, part: str) -> None:
     net = build(name, STATE, TASKS, 2, hidden_sizes=(6, 7), layer_norm=True).double()
+    norms = [module for module in net.modules() if isinstance(module, nn.LayerNorm)]
+    for norm in norms:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
     state, tasks = torch.randn(5, STATE).double(), torch.arange(5) % TASKS
     x = torch.cat([state, nn.functional.one_hot(tasks, TASKS)], dim=-1)
     linears = [module for module in getattr(net, part) if isinstance(module, nn.Linear)]
-    for linear in linears[:2]:
+    assert len(norms) == 2
+    for linear, norm in zip(linears, norms, strict=False):
         y = x @ linear.weight.T + linear.bias
         centred = y - y.mean(dim=-1, keepdim=True)
-        x = (centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()).clamp(min=0)
+        scaled = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+        x = (scaled * norm.weight + norm.bias).clamp(min=0)
     heads = linears[2:] or list(net.heads.nodes)[:-1]
     head = [heads[task % len(heads)] for task in tasks.tolist()]
     expected = torch.stack([linear.weight @ row + linear.bias for linear, row in zip(head, x, strict=True)])

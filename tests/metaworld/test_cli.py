@@ -369,6 +369,8 @@ def test_options_that_are_given() -> None:
     given = parse("--max-grad-norm", "none", "--no-bootstrap-timeouts", "--steps", "10_000", "--ent-coef", "0.1")
     assert given == {"max_grad_norm": None, "bootstrap_timeouts": False, "steps": 10_000, "ent_coef": "0.1"}
     assert parse("--network", "a=[1, 2]", "b=dot", "c=0.5") == {"network": {"a": [1, 2], "b": "dot", "c": 0.5}}
+    words = ["d=true", "e=True", "f=[False, None]", "g=null", "h=top-2"]
+    assert parse("--network", *words)["network"] == {"d": True, "e": True, "f": [False, None], "g": None, "h": "top-2"}
     assert parse("--critic-network", "width=64", "blocks=2") == {"critic_network": {"width": 64, "blocks": 2}}
 
 
