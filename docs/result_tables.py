@@ -127,6 +127,33 @@ class Gain(Directive):
         ]
 
 
+class Curves(Directive):
+    """Shows what `benchmarks.curves` stored: how success rose in runs with other settings; the argument is the stem."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        path = RESULTS / f"{self.arguments[0]}.json"
+        self.env.note_dependency(str(path))
+        stored = json.loads(path.read_text())
+        steps = sorted({int(step) for row in stored["rows"] for step in row["success"]})
+        rows = [[self._settings(row["options"]), *self._curve(row["success"], steps)] for row in stored["rows"]]
+        commands = list(dict.fromkeys(session["command"] for session in stored["sessions"]))
+        lines = [*table([["settings", *(f"{step:,}" for step in steps)], *rows]), "", *told(commands, stored)]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+    @staticmethod
+    def _curve(success: Mapping[str, float], steps: Sequence[int]) -> list[str]:
+        return [f"{success[str(step)]:.2f}" if str(step) in success else "" for step in steps]
+
+    @staticmethod
+    def _settings(options: Mapping[str, Any]) -> str:
+        flat: dict[str, Any] = {}
+        for name, value in options.items():
+            flat |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        return ", ".join(f"``{name}={json.dumps(value)}``" for name, value in flat.items()) or "the first"
+
+
 class Extractions(Directive):
     """Shows what `benchmarks.extraction` stored: policies of one task beside the whole network and a perceptron.
 
@@ -256,7 +283,7 @@ class Conflict(Rows):
 
     def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         groups = ([row for row in rows if row["conflict"] == conflict] for conflict in self.settings["conflicts"])
-        return [over_seeds(group, "error", digits=3) for group in groups]
+        return [over_seeds(group, "error", digits=4) for group in groups]
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]], name: str, digits: int = 2) -> str:
@@ -299,10 +326,11 @@ def told(commands: Sequence[str], stored: Mapping[str, Any]) -> list[str]:
     commits = sorted({commit(session["commit"]) for session in sessions})
     machines = sorted({machine(session["machine"]) for session in sessions})
     versions = sorted({f"{name} {number}" for session in sessions for name, number in session["versions"].items()})
-    load = ", ".join(f"{session['load']:.1f}" for session in sessions)
+    load = ", ".join(f"{session['load']:.1f}" for session in sessions if "load" in session)
     return [
         *folded(list(dict.fromkeys(commands))),
-        f"Commit {', '.join(commits)}, {'; '.join(machines)}, load {load} at the start; {', '.join(versions)}.",
+        f"Commit {', '.join(commits)}, {'; '.join(machines)}{f', load {load} at the start' if load else ''}; "
+        f"{', '.join(versions)}.",
     ]
 
 
@@ -346,6 +374,7 @@ def setup(app: Sphinx) -> None:
     app.add_directive("sweep", Sweep)
     app.add_directive("sweep-tasks", SweepTasks)
     app.add_directive("gain", Gain)
+    app.add_directive("curves", Curves)
     app.add_directive("extractions", Extractions)
     app.add_directive("transfer", Transfer)
     app.add_directive("arriving", Arriving)

@@ -189,7 +189,7 @@ NIGHT_SIZES: Mapping[str, Mapping[str, Any]] = {
     "scalemoe-feature": {"num_experts": 4, "width": 128},
     "scalemoe-output": {"num_experts": 4, "width": 128},
 }
-"""The sizes of networks under the preset night: for MT10, within 10 % of the parameters of mt-sac."""
+"""The sizes of networks under the preset night, which for MT10 have as many parameters as mt-sac, within 10 %."""
 
 
 BRC_SIZES: Mapping[str, Mapping[str, Any]] = {
