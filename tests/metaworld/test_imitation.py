@@ -89,8 +89,11 @@ def networks(run: Run) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_cloning_that_is_interrupted(cloned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run.create(tmp_path / "run", cloned.configuration)
+def test_cloning_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**OPTIONS, "cloning_steps": 400, "demonstrations": 4, "horizon": 40, "final_episodes": 1}
+    configuration = preset("quick", options).resolve()
+    whole, run = (Run.create(tmp_path / name, configuration) for name in ("whole", "run"))
+    assert train(whole) is not None
     check = Cloning._check
 
     def interrupted(self: Cloning) -> Any:
@@ -109,11 +112,11 @@ def test_cloning_that_is_interrupted(cloned: Run, tmp_path: Path, monkeypatch: p
         train(run)
     manifest.rename(folder / "update_100" / "manifest.json")
     train(run)
-    one, other = networks(cloned), networks(run)
+    one, other = networks(whole), networks(run)
     assert all(torch.equal(one[name], other[name]) for name in one)
     errors = read_metrics(folder / "errors.jsonl")
-    assert errors == read_metrics(cloned.folder / "cloning" / "round_0" / "errors.jsonl")
-    assert [line["step"] for line in errors] == list(range(100, 1001, 100))
+    assert errors == read_metrics(whole.folder / "cloning" / "round_0" / "errors.jsonl")
+    assert [line["step"] for line in errors] == list(range(100, 401, 100))
     assert set(errors[0]) == {"step", "cloning_error/drawer-close", "cloning_error/window-close"}
 
 
