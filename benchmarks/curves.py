@@ -7,7 +7,6 @@ over tasks of the newest episodes, which the policy drew while it learned. Resul
 """
 
 import argparse
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -16,12 +15,10 @@ from typing import Any
 
 from dynroute_metaworld import Run
 from dynroute_metaworld.runs.configuration import MOVABLE
-from dynroute_metaworld.runs.metrics import read_lines, read_metrics
+from dynroute_metaworld.runs.metrics import read_metrics
+from dynroute_sb3.storage import writing_file
 
 from .outputs import file
-
-APART = {*MOVABLE, "evaluate_every", "evaluation_episodes", "log_every"}
-"""Options on which what a policy learns does not depend."""
 
 
 def read_curve(run: Run, every: int) -> dict[str, float]:
@@ -38,18 +35,23 @@ def read_curve(run: Run, every: int) -> dict[str, float]:
 def compare(folders: list[Path], every: int) -> dict[str, Any]:
     """Reads the curves of runs, and in what their options differ from those of the first one."""
     runs = [Run.open(folder) for folder in folders]
-    first = dataclasses.asdict(runs[0].configuration)
+    first = options_of(runs[0])
     rows, sessions = [], []
     for run in runs:
-        options = dataclasses.asdict(run.configuration)
-        differing = {name: value for name, value in options.items() if name not in APART and value != first[name]}
+        differing = {name: value for name, value in options_of(run).items() if value != first[name]}
         rows.append({"run": run.folder.name, "options": differing, "success": read_curve(run, every)})
-        for session in (line.value for line in read_lines(run.folder / "sessions.jsonl")):
-            if session is None or "command" not in session:
-                continue
+        for session in run.sessions:
             command = re.sub(r"(--run )\S*/", r"\1runs/", session["command"])  # not the paths of a machine
             sessions.append({"command": command, **{name: session[name] for name in ("commit", "versions", "machine")}})
-    return {"format": "dynroute curves 1", "window": first["window"], "rows": rows, "sessions": sessions}
+    window = runs[0].configuration.window
+    return {"format": "dynroute curves 1", "window": window, "rows": rows, "sessions": sessions}
+
+
+def options_of(run: Run) -> dict[str, Any]:
+    """The options on which a curve depends, as far as it goes."""
+    own = run.configuration
+    options = {**own.result_options, "seed": own.seed, "warm_start": own.warm_start}
+    return {name: value for name, value in options.items() if name not in MOVABLE}
 
 
 def main() -> None:
@@ -59,7 +61,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10_000, help="steps between two figures of a curve (10000)")
     options = parser.parse_args()
     stored = compare(options.folders, options.every)
-    options.output.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n")
+    with writing_file(options.output) as part:
+        part.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":
