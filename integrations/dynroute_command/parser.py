@@ -136,9 +136,10 @@ def key_value(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} must be name=value, for instance num_modules=8")
-    for read in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError):
-            return name, read(value)
+    with contextlib.suppress(ValueError):
+        return name, json.loads(value)
+    with contextlib.suppress(ValueError, SyntaxError, TypeError):  # only what config.json gives back as it was
+        return name, json.loads(json.dumps(ast.literal_eval(value)))
     return name, value
 
 

@@ -371,6 +371,9 @@ def test_options_that_are_given() -> None:
     assert parse("--network", "a=[1, 2]", "b=dot", "c=0.5") == {"network": {"a": [1, 2], "b": "dot", "c": 0.5}}
     words = ["d=true", "e=True", "f=[False, None]", "g=null", "h=top-2"]
     assert parse("--network", *words)["network"] == {"d": True, "e": True, "f": [False, None], "g": None, "h": "top-2"}
+    # A run that goes on compares with config.json, which has lists and no tuples, sets or bytes.
+    words = ["a=(64, 32)", "b={1}", "c=b'x'", "d={[]: 1}"]
+    assert parse("--network", *words)["network"] == {"a": [64, 32], "b": "{1}", "c": "b'x'", "d": "{[]: 1}"}
     assert parse("--critic-network", "width=64", "blocks=2") == {"critic_network": {"width": 64, "blocks": 2}}
 
 
