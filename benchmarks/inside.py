@@ -12,6 +12,7 @@ and no file of a run is changed.
 import argparse
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynroute import Topology, inspect
 from dynroute.functional import suitable
@@ -54,21 +55,16 @@ def open_model(run: Run) -> MultiTaskSAC:
     return model
 
 
-def gradients(model: MultiTaskSAC, batch: RouteReplaySamples) -> dict[str, dict[str, Tensor]]:
-    """The gradient of each part of the actor and of the first critic in one update."""
+def gradients(model: MultiTaskSAC, batch: RouteReplaySamples) -> dict[str, Tensor]:
+    """The gradients of one update: those of the router, of the modules and of the rest, of actor and first critic."""
     whole = {"max_grad_norm": None, "max_ent_coef_grad_norm": None, "max_task_loss": None}
-    given = dataclasses.replace(model._coefficients(), **whole)
-    update(batch, model._networks(), given)
-    return {"actor": by_part(model.actor.net), "critic": by_part(model.critic.nets[0])}
-
-
-def by_part(net: nn.Module) -> dict[str, Tensor]:
-    """The gradients of a network's parameters: of its router, of its modules and of the rest."""
+    update(batch, model._networks(), dataclasses.replace(model._coefficients(), **whole))
     parts: dict[str, list[Tensor]] = {}
-    for name, parameter in net.named_parameters():
-        part = "router" if "router" in name else "modules" if ".nodes." in name else "rest"
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
-        parts.setdefault(part, []).append(gradient.flatten())
+    for net, module in (("actor", model.actor.net), ("critic", model.critic.nets[0])):
+        for name, parameter in module.named_parameters():
+            part = "router" if "router" in name else "modules" if ".nodes." in name else "rest"
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parts.setdefault(f"{net} {part}", []).append(gradient.flatten().clone())
     return {part: torch.cat(pieces) for part, pieces in parts.items()}
 
 
@@ -84,25 +80,21 @@ def draw(model: MultiTaskSAC, task: int, each: int, age: int | None = None) -> R
     return buffer.gather(np.full(each, task), (buffer.positions[task] - 1 - ages) % buffer.capacity)
 
 
-def look_at_gradients(model: MultiTaskSAC, each: int) -> dict[str, Any]:
+def look_at_gradients(model: MultiTaskSAC, each: int) -> dict[str, float]:
     """Norms of the gradients by part, averaged over tasks, and how tasks agree on them."""
     found = []
     for task in range(model.replay_buffer.num_tasks):
         batch = draw(model, task, each)
         assert batch is not None
         found.append(gradients(model, batch))
-    figures: dict[str, Any] = {}
-    for net in ("actor", "critic"):
-        for part in found[0][net]:
-            vectors = [of_task[net][part] for of_task in found]
-            cosines = [
-                float(torch.cosine_similarity(one, other, dim=0)) for one, other in itertools.combinations(vectors, 2)
-            ]
-            figures[f"{net}/{part}"] = {
-                "norm": fmean(float(vector.norm()) for vector in vectors),
-                "cosine": fmean(cosines),
-                "opposed": fmean(cosine < 0 for cosine in cosines),
-            }
+    figures = {}
+    for part in found[0]:
+        vectors = [of_task[part] for of_task in found]
+        pairs = itertools.combinations(vectors, 2)
+        cosines = [float(torch.cosine_similarity(one, other, dim=0)) for one, other in pairs]
+        figures[f"{part} norm"] = fmean(float(vector.norm()) for vector in vectors)
+        figures[f"{part} cosine"] = fmean(cosines)
+        figures[f"{part} opposed"] = fmean(cosine < 0 for cosine in cosines)
     return figures
 
 
@@ -120,35 +112,39 @@ def look_at_routes(model: MultiTaskSAC, each: int) -> dict[str, Any]:
     topology: Topology | None = model.replay_buffer.topology
     if topology is None:
         return {}
-    allowed = topology.allowed
     torch.manual_seed(0)
 
     def route(batch: RouteReplaySamples, **how: Any) -> Any:
         return actor.action_log_prob(batch.observations, **how)[-1]
 
+    def judge(batch: RouteReplaySamples) -> Any:
+        return model.critic.outputs(batch.observations, batch.actions)[1][0]
+
     def over_tasks(age: int | None) -> Iterator[RouteReplaySamples]:
         return filter(None, (draw(model, task, each, age) for task in tasks))
 
     newest = [(batch, route(batch, sample=True)) for batch in over_tasks(AGES[0])]
+    summaries = [inspect.summarize(topology, drawn) for _, drawn in newest]
+    judged = [inspect.summarize(topology, judge(batch)) for batch, _ in newest]
     figures: dict[str, Any] = {
-        "entropy": fmean(float(inspect.summarize(topology, drawn).entropy) for _, drawn in newest),
+        "entropy": fmean(float(summary.entropy) for summary in summaries),
+        "critic entropy": fmean(float(summary.entropy) for summary in judged),
+        "modules": fmean(float(summary.num_used) for summary in summaries),
         "temperature": [float(value) for value in actor.temperature],
-        "modules": fmean(float(inspect.summarize(topology, drawn).num_used) for _, drawn in newest),
-        "chance": fmean(agreement(topology, drawn.path, route(batch, sample=True).path) for batch, drawn in newest),
+        "drawn again": fmean(
+            agreement(topology, drawn.path, route(batch, sample=True).path) for batch, drawn in newest
+        ),
         "best": fmean(agreement(topology, drawn.path, route(batch).path) for batch, drawn in newest),
-        "agreement": {},
-        "stopped": {},
     }
     for age in AGES:
         if len(batches := list(over_tasks(age))) < len(tasks):
             break
-        replayed = [(batch, route(batch, path=batch.paths)) for batch in batches]
-        figures["agreement"][str(age)] = fmean(
-            agreement(topology, batch.paths, route(batch, sample=True).path) for batch, _ in replayed
-        )
-        figures["stopped"][str(age)] = fmean(
-            float((known.path & ~suitable(known.logits, allowed=allowed)).sum() / known.path.sum())
-            for _, known in replayed
+        today = [(batch, route(batch, sample=True).path) for batch in batches]
+        figures[f"agreement {age}"] = fmean(agreement(topology, batch.paths, path) for batch, path in today)
+        replayed = [route(batch, path=batch.paths) for batch in batches]
+        figures[f"stopped {age}"] = fmean(
+            float((known.path & ~suitable(known.logits, allowed=topology.allowed)).sum() / known.path.sum())
+            for known in replayed
         )
     return figures
 
@@ -162,9 +158,9 @@ def measure(folders: list[Path], each: int, output: Path) -> None:
         steps = model.num_timesteps // len(run.configuration.tasks)
         if {"run": run.folder.name, "steps": steps} in rows:
             continue
-        row = {"run": run.folder.name, "method": run.configuration.method, "steps": steps}
-        row |= {"gradients": look_at_gradients(model, each), "routes": look_at_routes(model, each)}
-        rows.keep(row, shown=f"{run.folder.name}: {steps} steps")
+        row = {"run": run.folder.name, "network": re.sub(r"-seed\d+$", "", run.folder.name), "seed": model.seed}
+        row |= {"steps": steps, **look_at_gradients(model, each), **look_at_routes(model, each)}
+        rows.keep(row, shown=f"{run.folder.name}: {steps:,} steps of each task")
 
 
 def main() -> None:
