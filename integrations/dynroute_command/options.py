@@ -207,6 +207,7 @@ class Options:
     shared_lr: float | None = _option(
         None, "learning rate of what actor and critics share; that of the networks", OPTIMIZER, least=0
     )
+    router_lr: float | None = _option(None, "learning rate of routers; that of the networks", OPTIMIZER, least=0)
     log_prob_epsilon: float = _option(0.0, "added inside log(1 - a²) of the policy", OPTIMIZER, least=0)
     max_grad_norm: float | None = _option(1.0, "the norm gradients are clipped to", OPTIMIZER, least=0)
     reward_scale: float = _option(0.1, "multiplies the rewards that are learned from", CRITICS, least=0)

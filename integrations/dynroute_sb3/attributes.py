@@ -58,6 +58,7 @@ class MultiTaskAttributes(SAC):
     max_ent_coef_grad_norm: float | None
     mask_rule: str
     shared_lr: float | None
+    router_lr: float | None
     log_prob_epsilon: float
     warmup_actions: str
     lag_rollouts: bool

@@ -18,6 +18,7 @@ from .demonstrations import DemonstrationBuffer
 from .losses import MASK_RULES, Q_TARGETS, TASK_WEIGHTS, TEMPERATURES
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
+from .router_rates import router_parameters
 from .vec_normalize import MultiTaskVecNormalize
 
 __all__ = [
@@ -52,7 +53,7 @@ BINS = 101
 VALUE_RANGE = (-10.0, 10.0)
 """The usual values of the first bin and of the last."""
 
-LIMITS = ("max_task_loss", "max_grad_norm", "max_ent_coef", "ent_coef_lr", "shared_lr")
+LIMITS = ("max_task_loss", "max_grad_norm", "max_ent_coef", "ent_coef_lr", "shared_lr", "router_lr")
 """The options that are positive numbers or None."""
 
 WARMUP_ACTIONS = ("random", "policy")
@@ -108,6 +109,7 @@ OPTIONS = (
     "max_ent_coef_grad_norm",
     "mask_rule",
     "shared_lr",
+    "router_lr",
     "log_prob_epsilon",
     "warmup_actions",
     "lag_rollouts",
@@ -368,11 +370,23 @@ def check_network_options(model: MultiTaskAttributes) -> None:
         )
     if model.route_balance:
         check_balance(model.route_balance, [model.actor.net, *model.critic.nets])
+    if model.router_lr is not None:
+        check_router_rate(model.router_lr, [model.actor.net, *model.critic.nets])
     if model.shared_lr is not None and model.policy.shared_optimizer is None:
         raise ValueError(
             f"`shared_lr` must be None where actor and critics share nothing, got {model.shared_lr!r} for a "
             f"{type(model.actor.net).__name__}."
         )
+
+
+def check_router_rate(rate: float, nets: Iterable[nn.Module]) -> None:
+    """Raises an error unless networks have routers that learn."""
+    for net in nets:
+        if not router_parameters(net):
+            raise ValueError(
+                f"`router_lr` must be None for networks without a router that learns, got {rate!r} for a "
+                f"{type(net).__name__}."
+            )
 
 
 def check_balance(weight: float, nets: Iterable[nn.Module]) -> None:

@@ -41,6 +41,7 @@ from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
 from .report import Report
 from .returns import ReturnBounds
+from .router_rates import separate_routers, set_router_rate
 from .update import Coefficients, Networks, follow, update
 
 __all__ = ["MultiTaskSAC"]
@@ -106,6 +107,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             "total" is the released code and needs `joint_update`.
         shared_lr: The learning rate of the parameters that actor and critics share, such as the table of PaCo; default:
             that of the networks.
+        router_lr: The learning rate of routers, whatever that of the other parameters is; the same as theirs if None.
         log_prob_epsilon: The epsilon inside the logarithm of 1 - a²; with 0 the logarithm is exact, released code has
             1e-6.
         warmup_actions: The actions before learning starts: "random" for uniform noise, "policy" for the untrained
@@ -168,6 +170,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         max_ent_coef_grad_norm: float | None = None,
         mask_rule: str = "each",
         shared_lr: float | None = None,
+        router_lr: float | None = None,
         log_prob_epsilon: float = 0.0,
         warmup_actions: str = "random",
         lag_rollouts: bool = False,
@@ -202,7 +205,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.compile_networks, self.precision = compile_networks, precision
         self.joint_update, self.ent_coef_after_step = joint_update, ent_coef_after_step
         self.max_ent_coef_grad_norm, self.mask_rule = max_ent_coef_grad_norm, mask_rule
-        self.shared_lr, self.log_prob_epsilon = shared_lr, log_prob_epsilon
+        self.shared_lr, self.router_lr, self.log_prob_epsilon = shared_lr, router_lr, log_prob_epsilon
         self.warmup_actions, self.lag_rollouts = warmup_actions, lag_rollouts
         self.rollout_actor = self.return_bounds = None
         self._behaviour_paths: NDArray[np.uint8] | None = None
@@ -244,6 +247,9 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.actor.temperature.copy_(path_temperature(self.route_temperature, coefficients))
         if self.shared_lr is not None and self.policy.shared_optimizer is not None:
             update_learning_rate(self.policy.shared_optimizer, self.shared_lr)
+        if self.router_lr is not None:
+            separate_routers(self.actor.optimizer, [self.actor.net], self.router_lr)
+            separate_routers(self.critic.optimizer, self.critic.nets, self.router_lr)
         if self.lag_rollouts:
             self.rollout_actor = copy.deepcopy(self.actor).requires_grad_(False)
             self.rollout_actor.set_training_mode(False)
@@ -374,6 +380,12 @@ class MultiTaskSAC(MultiTaskAttributes):
             parts = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
             self._store_transition(*(step[part] for part in parts))
         return rollout
+
+    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        if self.router_lr is not None:
+            for optimizer in (self.actor.optimizer, self.critic.optimizer):
+                set_router_rate(optimizer, self.router_lr)
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         batch_size = self.batch_size if batch_size is None else batch_size

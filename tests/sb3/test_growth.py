@@ -101,7 +101,9 @@ def callbacks(folder: Path, *, last: bool = True) -> list[BaseCallback]:
 
 
 @pytest.mark.parametrize(
-    ("options", "last"), [({}, True), ({}, False), ({"lag_rollouts": True}, True)], ids=["behind", "before", "lag"]
+    ("options", "last"),
+    [({}, True), ({}, False), ({"lag_rollouts": True}, True), ({"router_lr": 1e-5}, True)],
+    ids=["behind", "before", "lag", "slow routers"],
 )  # whether the checkpoint of a step is written behind its growth
 def test_a_run_that_grows_goes_on_exactly(options: dict[str, Any], last: bool, tmp_path: Path) -> None:
     whole = make(**options).learn(140, callback=CallbackList(callbacks(tmp_path / "whole", last=last)))

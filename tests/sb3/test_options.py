@@ -76,6 +76,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "weights that average 1": ({}, {"task_weights": "alpha-mean"}),
     "released weights": ({}, {"task_weights": "inverse-alpha-mean"}),
     "balanced routes": ({}, {"route_balance": 0.1}),
+    "slow routers": ({}, {"router_lr": 1e-5}),
     "balanced routes in 16 bits": ({}, {"route_balance": 0.1, "precision": "bf16"}),
     "limited loss": ({}, {"max_task_loss": 1e3}),
     "clipped gradients": ({}, {"max_grad_norm": 1.0}),
@@ -86,6 +87,19 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as many updates as steps": ({}, {"gradient_steps": -1}),
     "target entropy": ({}, {"target_entropy": -1.0}),
 }
+
+
+def test_routers_keep_their_rate_while_that_of_the_rest_falls() -> None:
+    model = make_model(router_lr=1e-5, learning_rate=lambda left: 5e-4 * (1 + left)).learn(56)
+    for optimizer, module in ((model.actor.optimizer, model.actor), (model.critic.optimizer, model.critic)):
+        rest, routers = optimizer.param_groups
+        assert routers["lr"] == 1e-5
+        assert rest["lr"] == 5e-4
+        named = {
+            name for name, parameter in module.named_parameters() if any(parameter is p for p in routers["params"])
+        }
+        assert named == {name for name, _ in module.named_parameters() if ".router." in name}
+        assert len(rest["params"]) + len(named) == len(list(module.parameters()))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -250,6 +264,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"policy": "MultiHeadPolicy", "critic_paths": "replayed"},
         "can be 'replayed' where the network has routes, got a MultiHead without",
     ),
+    "a rate without routers": (
+        {"policy": "MlpPolicy", "router_lr": 1e-4},
+        "`router_lr` must be None for networks without a router that learns, got 0.0001 for a MultiTaskMLP",
+    ),
+    "routers without a rate": ({"router_lr": 0}, "`router_lr` must be positive or None, got 0"),
     "balance without routes": (
         {"policy": "MlpPolicy", "route_balance": 0.1},
         "`route_balance` must be 0 for networks without routes, got 0.1 for a MultiTaskMLP",

@@ -100,6 +100,12 @@ def test_routes_are_balanced(name: str) -> None:
     assert_updated_as_specified(*make(network, route_balance=0.7, **options), updates=3)
 
 
+@pytest.mark.parametrize("network", ["d2r", "sm", "moe-top-2", "hard"])
+@pytest.mark.parametrize("options", [{}, {"joint_update": True}, {"max_grad_norm": 0.02}], ids=str)
+def test_routers_have_a_rate_of_their_own(network: str, options: dict[str, Any]) -> None:
+    assert_updated_as_specified(*make(network, router_lr=0.3, **options), updates=3)
+
+
 SHOWING: dict[str, dict[str, Any]] = {
     "waiting": {"actor_starts": 2},
     "cloning": {"demonstration_weight": 0.5},

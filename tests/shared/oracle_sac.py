@@ -68,6 +68,7 @@ class Options:
     max_ent_coef_grad_norm: float | None = None
     mask_rule: str = "each"
     shared_lr: float | None = None
+    router_lr: float | None = None
     log_prob_epsilon: float = 0.0
     critic_loss: str = "mse"
     bins: int = 101
@@ -213,7 +214,14 @@ class SAC:
             self.ent_coef_adam = torch.optim.Adam([self.log_ent_coef], lr=rate, **{"betas": betas, **options.adam})
 
     def _adam(self, parameters: list[Tensor], lr: float | None = None) -> torch.optim.Optimizer:
-        return self.options.optimizer(parameters, lr=lr or self.options.learning_rate, **self.options.adam)
+        rates = {}
+        for net in (self.actor, *self.critics):
+            for name, parameter in net.named_parameters():
+                if self.options.router_lr is not None and "router" in name.split("."):
+                    rates[parameter] = self.options.router_lr
+        usual = lr or self.options.learning_rate
+        groups = [{"params": [parameter], "lr": rates.get(parameter, usual)} for parameter in parameters]
+        return self.options.optimizer(groups, **self.options.adam)
 
     def log_alpha(self, task: int) -> Tensor:
         """The logarithm of a task's coefficient, or of the one of all tasks."""

@@ -7,7 +7,7 @@ from torch import nn
 from dynroute import Soft
 from dynroute.networks import PRESETS, build
 from dynroute_sb3.growth import network_size
-from dynroute_sb3.options import check_balance
+from dynroute_sb3.options import check_balance, check_router_rate
 
 from ..envs.environment import STATE_FEATURES
 from .configuration import Configuration
@@ -41,6 +41,8 @@ def check_network(configuration: Configuration) -> None:
     )
     _check_growth(configuration, network, critic)
     routed = getattr(network, "routed", None)
+    if configuration.router_lr is not None:
+        check_router_rate(configuration.router_lr, [network, critic])
     if configuration.route_balance:
         check_balance(configuration.route_balance, [network, critic])
     for name, weight in configuration.cloning.route_losses.items():
