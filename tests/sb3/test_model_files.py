@@ -3,6 +3,7 @@
 import copy
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,9 +35,13 @@ from dynroute_sb3.policies import POLICIES
 SHARING = {"PaCoPolicy", "BRCPolicy", "ScaleMoEPolicy"}
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_save_and_load(policy: str, tmp_path: Path) -> None:
-    model = make_model(policy, task_names=["a", "b", "c", "d"], task_weights="alpha-mean")
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [*((policy, {}) for policy in POLICIES), ("D2RPolicy", {"router_lr": 1e-5})],
+    ids=[*POLICIES, "slow routers"],
+)
+def test_save_and_load(policy: str, options: dict[str, Any], tmp_path: Path) -> None:
+    model = make_model(policy, task_names=["a", "b", "c", "d"], task_weights="alpha-mean", **options)
     model.learn(60)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
