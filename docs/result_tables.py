@@ -290,24 +290,17 @@ class Inside(Rows):
     """Shows what routes do inside SAC, and how far tasks agree on gradients (`benchmarks.inside`)."""
 
     groups = ("network", "steps")
-    ages = (0, 3000, 10_000, 30_000)
 
     def header(self) -> list[str]:
-        ages = [f"path {age:,} steps old" for age in self.ages]
-        columns = ["entropy of weights", "of critics", "modules", "path drawn again", *ages, "stopped sources"]
-        return ["network", "steps", *columns, "tasks opposed, actor", "critic"]
+        ages = [f"path {age:,} steps old" for age in self.settings["ages"]]
+        routes = ["entropy of weights", "of a critic", "modules", "unsuitable sources", "path drawn again", *ages]
+        return ["network", "steps", *routes, "cosine of two tasks, actor", "critic"]
 
     def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        ages = [f"agreement {age}" for age in self.ages]
-        names = ["entropy", "critic entropy", "modules", "drawn again", *ages, "stopped 0"]
-        shared = [self.opposed(rows, net) for net in ("actor", "critic")]
-        return [*(over_seeds(rows, name) if name in rows[0] else "" for name in names), *shared]
-
-    @staticmethod
-    def opposed(rows: Sequence[Mapping[str, Any]], net: str) -> str:
-        """How many pairs of tasks have gradients that point apart, in the modules, or in a network without them."""
-        part = "modules" if f"{net} modules opposed" in rows[0] else "rest"
-        return over_seeds(rows, f"{net} {part} opposed")
+        ages = [f"agreement {age}" for age in self.settings["ages"]]
+        names = ["entropy", "critic entropy", "modules", "unsuitable 0", "drawn again", *ages]
+        names += ["actor all cosine", "critic all cosine"]
+        return [over_seeds(rows, name) if name in rows[0] else "" for name in names]
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]], name: str, digits: int = 2) -> str:

@@ -1,17 +1,43 @@
 """What goes on inside SAC is measured at a checkpoint, without a change of it."""
 
-import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks import inside
-from dynroute import Topology
+from dynroute import Route, Topology
 from dynroute_metaworld import Run, train
 from dynroute_metaworld.runs.presets import preset
+from dynroute_sb3 import MultiTaskSAC, point_tasks
+
+
+def learn(folder: Path, **options: Any) -> Run:
+    usual = {"benchmark": "reach,drawer-close", "steps": 40, "learning_starts": 20, "batch_size": 4, "horizon": 10}
+    run = Run.create(folder, preset("quick", {**usual, "final_episodes": 1, **options}).resolve())
+    train(run)
+    return run
+
+
+def test_transitions_of_an_age() -> None:
+    model = MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks()), buffer_size=4000)
+    buffer = model.replay_buffer
+    buffer.rows[..., -2] = np.arange(1000)  # the reward tells the place
+    buffer.positions[:], buffer.counts[:] = 10, 1000
+    for age in (0, 300):
+        batch = inside.draw(buffer, 2, 2000, age)
+        assert batch is not None
+        assert (batch.tasks == 2).all()
+        assert set(batch.rewards.flatten().tolist()) <= {(9 - steps) % 1000 for steps in range(age, age + 500)}
+    assert inside.draw(buffer, 2, 2000, 501) is None
+    anywhere = inside.draw(buffer, 2, 2000)
+    assert anywhere is not None
+    assert anywhere.rewards.unique().numel() > 800
 
 
 def test_agreement_counts_sources_of_nodes_that_run() -> None:
@@ -23,42 +49,58 @@ def test_agreement_counts_sources_of_nodes_that_run() -> None:
     assert inside.agreement(topology, straight, through) == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("method", ["d2r", "mt-sac"])
+def test_unsuitable_sources_are_those_below_the_threshold() -> None:
+    logits, path = torch.tensor([[[2.0, 0.0, -5.0]]]), torch.tensor([[[True, False, True]]])
+    assert inside.unsuitable(Topology.parallel(3), Route(logits, path, path.float())) == 0.5
+
+
+CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
+    # The options, and the parts of the networks.
+    "d2r": ({"critic_network": {"num_modules": 3}}, {"router", "modules", "rest", "all"}),
+    "mt-sac": ({}, {"rest", "all"}),
+    "mh-sac": ({"overlap": True}, {"modules", "rest", "all"}),
+    "paco": ({}, {"rest", "all", "shared"}),
+}
+
+
+@pytest.mark.parametrize("method", CASES)
 def test_a_row_of_a_run(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"benchmark": "reach,drawer-close", "method": method, "steps": 40, "learning_starts": 20, "batch_size": 4}
-    run = Run.create(tmp_path / "run-seed1", preset("quick", {**options, "final_episodes": 1, "horizon": 10}).resolve())
-    train(run)
+    options, parts = CASES[method]
+    run = learn(tmp_path / "reach,drawer-close-mine-seed1", method=method, **options)
     files = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     output = tmp_path / "inside.json"
     monkeypatch.setattr(inside, "AGES", (0, 15, 100))
+    monkeypatch.setattr(inside, "WINDOW", 20)
     monkeypatch.setattr(sys, "argv", ["inside", str(run.folder), "--each", "8", "--output", str(output)])
     inside.main()
     inside.main()  # what is there is not measured again
     [row] = json.loads(output.read_text())["rows"]
-    assert (row["run"], row["network"], row["seed"], row["steps"]) == ("run-seed1", "run", 1, 40)
-    parts = ("modules", "rest", "router") if method == "d2r" else ("rest",)
-    for part in itertools.product(("actor", "critic"), parts):
-        assert row[f"{' '.join(part)} norm"] > 0
-        assert -1 <= row[f"{' '.join(part)} cosine"] <= 1
-    ages = [name for name in row if name.startswith("agreement")]
+    assert (row["network"], row["seed"], row["steps"]) == ("mine", 1, 40)
+    assert {name.split()[-2] for name in row if name.endswith("norm")} == parts
+    for net in ("actor", "critic"):
+        assert row[f"{net} all norm"] > 0
+        assert -1 <= row[f"{net} all cosine"] <= 1
+        assert row[f"{net} all itself"] > row[f"{net} all cosine"]
+    if method == "mh-sac":  # a head learns from its task alone
+        assert row["actor modules cosine"] == 0 < row["actor modules norm"]
+    ages = [name for name in row if name.startswith(("agreement", "unsuitable"))]
     if method == "d2r":
-        assert ages == ["agreement 0", "agreement 15"]  # no transition is older
-        assert 0 <= row["stopped 0"] < 1
+        assert ages == ["agreement 0", "unsuitable 0", "agreement 15", "unsuitable 15"]  # no transition is older
+        assert all(0 <= row[name] <= 1 for name in (*ages, "drawn again"))
+        assert 0 < row["entropy"] < np.log(2)  # of two sources
+        assert 0 < row["critic entropy"] < np.log(2)
         assert 1 <= row["modules"] <= 7
     else:
         assert not ages
-        assert "entropy" not in row
     assert {path: path.read_bytes() for path in files} == files
 
 
 def test_looking_changes_nothing_and_clips_nothing(tmp_path: Path) -> None:
-    options = {"benchmark": "reach,drawer-close", "steps": 40, "learning_starts": 20, "batch_size": 4, "horizon": 10}
-    run = Run.create(
-        tmp_path / "run", preset("quick", {**options, "final_episodes": 1, "max_grad_norm": 1e-6}).resolve()
-    )
-    train(run)
-    model = inside.open_model(run)
+    model = inside.open_model(learn(tmp_path / "run", max_grad_norm=1e-6))
     before = {name: value.clone() for name, value in model.policy.named_parameters()}
+    assert model.log_ent_coef is not None
+    coefficients = model.log_ent_coef.clone()
     figures = inside.look_at_gradients(model, 8)
     assert figures["critic rest norm"] > 1e-6
     assert all(torch.equal(value, before[name]) for name, value in model.policy.named_parameters())
+    assert torch.equal(model.log_ent_coef, coefficients)

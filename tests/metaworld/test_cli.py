@@ -419,6 +419,7 @@ def test_the_networks_of_a_night_have_equal_sizes() -> None:
         assert all(0.9 < size / sizes["mt-sac"] < 1.1 for size in sizes.values()), sizes
     night = preset("night", {"method": "d2r", "benchmark": "MT10"}).resolve()
     assert (night.hours, night.steps, night.task_weights) == (8.0, 1_500_000, "none")
+    assert (night.normalize_returns, night.ent_coef, night.target_entropy) == (True, "auto_0.01", "auto")
 
 
 @pytest.mark.parametrize("name", PRESETS)

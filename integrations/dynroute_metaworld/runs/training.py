@@ -84,7 +84,7 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
 
 def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTaskSAC:
     try:
-        return _algorithm(configuration).load_checkpoint(checkpoint, env, configuration.device)
+        return algorithm(configuration).load_checkpoint(checkpoint, env, configuration.device)
     except DamagedError as error:
         raise DamagedError(f"{error} Remove {checkpoint}, and --resume goes on from the one before.") from error
 
@@ -221,7 +221,7 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
     }
     if start is not None:
         options["policy_kwargs"] = _grown_kwargs(configuration, other)
-    model = _algorithm(configuration)("MultiTaskPolicy", env, **options)
+    model = algorithm(configuration)("MultiTaskPolicy", env, **options)
     if start is not None:
         _take_actor(model, other, grows=configuration.grow_to is not None)
     return model
@@ -240,7 +240,7 @@ def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise FileNotFoundError(f"{run.folder} has no checkpoint yet; it is written every so many steps, or on Ctrl-C.")
-    return _algorithm(run.configuration).load_checkpoint(checkpoint, device=device)
+    return algorithm(run.configuration).load_checkpoint(checkpoint, device=device)
 
 
 def _grown_kwargs(configuration: Configuration, other: MultiTaskSAC) -> dict[str, Any]:
@@ -297,5 +297,6 @@ def _shapes(configuration: Configuration) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in build_actor(configuration).state_dict().items()}
 
 
-def _algorithm(configuration: Configuration) -> type[MultiTaskSAC]:
+def algorithm(configuration: Configuration) -> type[MultiTaskSAC]:
+    """The class of a configuration's model."""
     return OverlappedSAC if configuration.overlap else MultiTaskSAC
