@@ -10,9 +10,9 @@ that of two batches of one task shows what chance leaves. Parameters that actor 
 own. While only critics learn, gradients of the actor are 0.
 
 Routes are those of gates that choose sources, on stored transitions, and only sources of nodes that run count. Paths
-are drawn anew and compared with the stored ones by the age of the transition, at `age` to `age` + 500 steps of its task:
-the agreement of two paths is the share of the sources of either that is in both. A source is unsuitable by Eq. 10;
-training stops its gradient unless it protects nothing.
+are drawn anew and compared with the stored ones by the age of the transition, at `age` to `age` + 500 steps of its
+task: the agreement of two paths is the share of the sources of either that is in both. A source is unsuitable by Eq.
+10; training stops its gradient unless it protects nothing.
 """
 
 import argparse
