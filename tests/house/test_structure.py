@@ -217,3 +217,12 @@ def test_a_public_name_that_a_user_replaced_stays_replaced(monkeypatch: pytest.M
     monkeypatch.setattr("dynroute.TopK", replaced := object())
     assert not hasattr(dynroute, "nothing_of_that_name")  # asking for it imports the library's names
     assert dynroute.TopK is replaced
+
+
+def test_slow_tests_are_in_the_files_that_make_reads() -> None:
+    """`make test` leaves out what is marked, and `make test-slow` reads the files of tests that mark something."""
+    mark = "mark." + "slow"
+    places = {path for folder in ("tests", "dynroute", "integrations") for path in (ROOT / folder).rglob("*.py")}
+    marked = {path for path in places if mark in path.read_text()}
+    assert marked
+    assert {path for path in marked if not (path.is_relative_to(ROOT / "tests") and path.match("test_*.py"))} == set()
