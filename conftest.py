@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import gc
 import importlib.util
 from collections.abc import Iterator
 
@@ -33,16 +32,6 @@ collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["dynroute/*
 # The examples are the same every time; a test that needs more of them says so.
 settings.register_profile("dynroute", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("dynroute")
-
-
-def pytest_collection_finish() -> None:
-    """Sets aside what was imported and gathered, a million objects that every collection of garbage would look at.
-
-    With that and fewer collections, tests take a twentieth less time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
