@@ -18,7 +18,6 @@ task: the agreement of two paths is the share of the sources of either that is i
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from statistics import fmean
@@ -119,10 +118,10 @@ def cosine(one: Tensor, other: Tensor) -> float:
     return float(torch.cosine_similarity(one, other, dim=0))
 
 
-def agreement(topology: Topology, one: Tensor, other: Tensor) -> float:
+def agreement(topology: Topology, one: Route, other: Route) -> float:
     """The share of the sources of either path that is in both."""
-    one, other = inspect.live_path(topology, one), inspect.live_path(topology, other)
-    both, either = (part.flatten(1).sum(dim=1) for part in (one & other, one | other))
+    first, second = inspect.live_path(topology, one), inspect.live_path(topology, other)
+    both, either = (part.flatten(1).sum(dim=1) for part in (first & second, first | second))
     return float((both / either).mean())
 
 
@@ -134,7 +133,7 @@ def unsuitable(topology: Topology, route: Route) -> float:
 
 @torch.no_grad()
 def look_at_routes(model: MultiTaskSAC, each: int) -> dict[str, Any]:
-    """What the actor's routes do, and how stored paths of each age agree with them; nothing without stored paths."""
+    """Measures the actor's routes, and how stored paths of each age agree with them; empty without stored paths."""
     buffer, critic = model.replay_buffer, model.critic.nets[0]
     topology = buffer.topology
     if topology is None:
@@ -145,40 +144,28 @@ def look_at_routes(model: MultiTaskSAC, each: int) -> dict[str, Any]:
         chosen: Route = model.actor.action_log_prob(batch.observations, **how)[-1]
         return chosen
 
-    def over_tasks(age: int) -> Iterator[RouteReplaySamples]:
-        return filter(None, (draw(buffer, task, each, age) for task in range(buffer.num_tasks)))
+    def of_age(age: int) -> list[RouteReplaySamples]:
+        return [batch for task in range(buffer.num_tasks) if (batch := draw(buffer, task, each, age)) is not None]
 
-    def mean(values: Callable[[RouteReplaySamples], float], age: int = 0) -> float:
-        return fmean(map(values, over_tasks(age)))
-
-    def entropy(batch: RouteReplaySamples) -> float:
-        return float(inspect.summarize(topology, route(batch, sample=True)).entropy)
-
-    def entropy_of_critic(batch: RouteReplaySamples) -> float:
-        routes = model.critic.outputs(batch.observations, batch.actions)[1]
-        return float(inspect.summarize(critic.topology, routes[0]).entropy)
-
-    def modules(batch: RouteReplaySamples) -> float:
-        return float(inspect.summarize(topology, route(batch, sample=True)).num_used)
-
-    def drawn_again(batch: RouteReplaySamples) -> float:
-        return agreement(topology, route(batch, sample=True).path, route(batch, sample=True).path)
-
-    def stored_and_drawn(batch: RouteReplaySamples) -> float:
-        return agreement(topology, batch.paths, route(batch, sample=True).path)
-
-    def stored_and_unsuitable(batch: RouteReplaySamples) -> float:
-        return unsuitable(topology, route(batch, path=batch.paths))
-
-    names = {"entropy": entropy, "modules": modules, "drawn again": drawn_again}
+    newest = of_age(0)
+    drawn, again = ([route(batch, sample=True) for batch in newest] for _ in range(2))
+    summaries = [inspect.summarize(topology, one) for one in drawn]
+    figures: dict[str, Any] = {
+        "entropy": fmean(float(summary.entropy) for summary in summaries),
+        "modules": fmean(float(summary.num_used) for summary in summaries),
+        "drawn again": fmean(agreement(topology, *pair) for pair in zip(drawn, again, strict=True)),
+        "temperature": model.actor.temperature.tolist(),
+    }
     if getattr(critic, "topology", None) is not None:
-        names["critic entropy"] = entropy_of_critic
-    figures: dict[str, Any] = {name: mean(figure) for name, figure in names.items()}
-    figures["temperature"] = model.actor.temperature.tolist()
+        judged = [model.critic.outputs(batch.observations, batch.actions)[1][0] for batch in newest]
+        figures["critic entropy"] = fmean(float(inspect.summarize(critic.topology, one).entropy) for one in judged)
     for age in AGES:
-        if len(list(over_tasks(age))) == buffer.num_tasks:
-            figures[f"agreement {age}"] = mean(stored_and_drawn, age)
-            figures[f"unsuitable {age}"] = mean(stored_and_unsuitable, age)
+        if len(batches := of_age(age)) < buffer.num_tasks:
+            break
+        replayed = [route(batch, path=batch.paths) for batch in batches]
+        pairs = [(one, route(batch, sample=True)) for one, batch in zip(replayed, batches, strict=True)]
+        figures[f"agreement {age}"] = fmean(agreement(topology, *pair) for pair in pairs)
+        figures[f"unsuitable {age}"] = fmean(unsuitable(topology, one) for one in replayed)
     return figures
 
 
@@ -191,6 +178,8 @@ def measure(folders: list[Path], each: int, output: Path) -> None:
         configuration = run.configuration
         network = run.folder.name.removeprefix(f"{configuration.benchmark}-").removesuffix(f"-seed{configuration.seed}")
         model = open_model(run)
+        if (fewest := int(model.replay_buffer.counts.min())) < WINDOW:
+            raise SystemExit(f"{folder} must have at least {WINDOW} transitions of each task, got {fewest}")
         row = {"network": network, "seed": configuration.seed, "steps": model.num_timesteps // len(configuration.tasks)}
         if row not in rows:
             rows.keep({**row, **look_at_gradients(model, each), **look_at_routes(model, each)}, shown=str(row))

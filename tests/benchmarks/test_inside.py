@@ -1,4 +1,4 @@
-"""What goes on inside SAC is measured at a checkpoint, without a change of it."""
+"""Tests that `benchmarks.inside` measures runs without changing them."""
 
 import json
 import sys
@@ -42,8 +42,8 @@ def test_transitions_of_an_age() -> None:
 
 def test_agreement_counts_sources_of_nodes_that_run() -> None:
     topology = Topology.dag(3)  # node 1 reads 0; node 2 reads 0 and 1
-    straight = torch.tensor([[[True, False], [True, False]]])
-    through = torch.tensor([[[True, False], [True, True]]])
+    paths = torch.tensor([[[True, False], [True, False]]]), torch.tensor([[[True, False], [True, True]]])
+    straight, through = (Route(path.float(), path, path.float()) for path in paths)
     assert inside.agreement(topology, straight, straight) == 1.0
     # Node 1 runs along the second path alone, so that its source counts there: one of three is in both.
     assert inside.agreement(topology, straight, through) == pytest.approx(1 / 3)
@@ -69,9 +69,11 @@ def test_a_row_of_a_run(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     run = learn(tmp_path / "reach,drawer-close-mine-seed1", method=method, **options)
     files = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     output = tmp_path / "inside.json"
+    monkeypatch.setattr(sys, "argv", ["inside", str(run.folder), "--each", "8", "--output", str(output)])
+    with pytest.raises(SystemExit, match="must have at least 500 transitions of each task, got 40"):
+        inside.main()
     monkeypatch.setattr(inside, "AGES", (0, 15, 100))
     monkeypatch.setattr(inside, "WINDOW", 20)
-    monkeypatch.setattr(sys, "argv", ["inside", str(run.folder), "--each", "8", "--output", str(output)])
     inside.main()
     inside.main()  # what is there is not measured again
     [row] = json.loads(output.read_text())["rows"]
