@@ -28,6 +28,7 @@ class MultiTaskAttributes(SAC):
     critic: MultiTaskCritic  # type: ignore[assignment]
     critic_target: MultiTaskCritic  # type: ignore[assignment]
     replay_buffer: RouteReplayBuffer | None
+    n_steps: int
 
     num_tasks: int | None
     task_names: list[str] | None

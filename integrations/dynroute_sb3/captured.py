@@ -82,7 +82,7 @@ def obstacle(model: MultiTaskAttributes) -> str | None:
     if model.demonstration_weight and model.demonstration_decay is not None:
         return "`demonstration_decay` changes a number of each update"
     kind = DemonstrationBuffer if isinstance(buffer, DemonstrationBuffer) else RouteReplayBuffer
-    for name in ("sample", "draw", "gather", "_get_samples", "unpack"):
+    for name in ("sample", "draw", "gather", "_get_samples", "look_ahead", "unpack"):
         if getattr(type(buffer), name) is not getattr(kind, name):
             return f"{type(buffer).__name__} overrides `{name}`, which runs on the CPU"
     for optimizer in _optimizers(model.actor.optimizer, model.critic.optimizer, model.policy.shared_optimizer):
@@ -135,7 +135,7 @@ class CapturedUpdate:
         if self._is_stale():
             self._forget()
         self._write_rates()
-        key = (given, own, shown, tau)
+        key = (given, own, shown, tau, self.replay.buffer.together)
         if key not in self._graphs:
             if len(self._graphs) == MOST_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]

@@ -76,7 +76,7 @@ class _Rings:
         if buffer.paths is not None:
             shape = (buffer.num_tasks * buffer.capacity, buffer.paths.shape[-1])
             self.paths = torch.empty(shape, dtype=torch.uint8, device=device)
-        self.counts = torch.zeros(buffer.num_tasks, 1, dtype=torch.int64, device=device)
+        self.counts, self.positions = torch.zeros(2, buffer.num_tasks, 1, dtype=torch.int64, device=device)
         self.version, self.added = -1, buffer.added
 
     def update(self) -> bool:
@@ -90,7 +90,8 @@ class _Rings:
             tasks = np.repeat(np.arange(buffer.num_tasks), new)
             back = np.arange(len(tasks)) - np.repeat(new.cumsum() - new, new) + 1  # 1 for the newest of a task
             self._copy(tasks, (buffer.positions[tasks] - back) % buffer.capacity)
-        self.counts.copy_(to_device(buffer.counts[:, None].copy(), self.device), non_blocking=True)
+        for copy, numbers in ((self.counts, buffer.counts), (self.positions, buffer.positions)):
+            copy.copy_(to_device(numbers[:, None].copy(), self.device), non_blocking=True)
         self.version, self.added = buffer.version, buffer.added
         return True
 
@@ -114,7 +115,12 @@ class _Rings:
         tasks, places = self._draw(each)
         indices = tasks * self.buffer.capacity + places
         packed = None if self.paths is None else self.paths[indices]
-        return self.buffer.unpack(self.rows[indices], tasks, packed), indices
+        if self.buffer.n_steps == 1:
+            return self.buffer.unpack(self.rows[indices], tasks, packed), indices
+        capacity = self.buffer.capacity
+        newer = (self.positions.flatten()[tasks] - 1 - places) % capacity
+        rows, discounts = self.buffer.look_ahead(lambda places: self.rows[tasks * capacity + places], places, newer)
+        return self.buffer.unpack(rows, tasks, packed, discounts), indices
 
     def _draw(self, each: int) -> tuple[Tensor, Tensor]:
         """Draws tasks and places like :meth:`RouteReplayBuffer.draw`."""

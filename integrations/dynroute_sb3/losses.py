@@ -78,7 +78,7 @@ def sample_shares(weights: Tensor, kept: Tensor, tasks: Tensor, counted: Tensor 
 
 
 def td_target(
-    rewards: Tensor, dones: Tensor, next_values: Tensor, next_log_probs: Tensor, alpha: Tensor, gamma: float
+    rewards: Tensor, dones: Tensor, next_values: Tensor, next_log_probs: Tensor, alpha: Tensor, gamma: float | Tensor
 ) -> Tensor:
     r"""Computes the target of a Q-function, with the entropy of the next action.
 
@@ -91,7 +91,7 @@ def td_target(
             :func:`combine_critics`, or all values of a support.
         next_log_probs: Their log-probabilities.
         alpha: The entropy coefficient of each sample's task.
-        gamma: The discount factor.
+        gamma: The discount factor; for several steps its power, for each sample.
     """
     return rewards + gamma * (1 - dones) * (next_values - alpha * next_log_probs)
 

@@ -35,7 +35,9 @@ __all__ = [
     "check_options",
     "check_policy_name",
     "check_precision",
+    "check_steps",
     "read_target_entropy",
+    "steps_of_buffer",
 ]
 
 PATHS = ("sampled", "replayed", "topk")
@@ -66,6 +68,7 @@ OPTIONS = (
     "batch_size",
     "tau",
     "gamma",
+    "n_steps",
     "train_freq",
     "gradient_steps",
     "action_noise",
@@ -174,8 +177,7 @@ def check_options(model: MultiTaskAttributes) -> None:
         raise ValueError(f"`task_names` must name {model.num_tasks} tasks, got {len(model.task_names)} names.")
     if len(set(model.task_names)) < model.num_tasks:
         raise ValueError(f"`task_names` must differ, since values are logged by them, got {model.task_names}.")
-    if model.n_steps != 1:
-        raise ValueError(f"`n_steps` must be 1, got {model.n_steps}: transitions are stored one by one.")
+    check_count("n_steps", model.n_steps, at_least=1)
     policy_class: object = model.policy_class
     if not (isinstance(policy_class, type) and issubclass(policy_class, MultiTaskPolicy)):
         raise ValueError(
@@ -409,4 +411,28 @@ def check_precision(model: MultiTaskAttributes) -> None:
     if model.precision == "bf16" and dtype != torch.float32:
         raise ValueError(
             f'`precision` must be "float32" for parameters of {dtype}, got "bf16"; it is for float32 alone.'
+        )
+
+
+def steps_of_buffer(model: MultiTaskAttributes) -> dict[str, Any]:
+    """The keywords of a replay buffer for `n_steps`; raises an error if `replay_buffer_kwargs` has others."""
+    steps = {"n_steps": model.n_steps, "gamma": model.gamma}
+    for name, value in steps.items():
+        if (given := model.replay_buffer_kwargs.get(name, value)) != value:
+            raise ValueError(
+                f"`replay_buffer_kwargs` must leave `{name}` to the model, which has {value}, got {given!r}; give "
+                f"`{name}` to the model itself."
+            )
+    return steps if model.n_steps > 1 else {}
+
+
+def check_steps(model: MultiTaskAttributes) -> None:
+    """Raises an error if `n_steps` or `gamma` differ from those by which the replay buffer sums up rewards."""
+    buffer = model.replay_buffer
+    assert buffer is not None
+    stale = buffer.n_steps != model.n_steps or (model.n_steps > 1 and buffer.gamma != model.gamma)
+    if stale:
+        raise ValueError(
+            f"`n_steps` and `gamma` must stay those of the replay buffer, {buffer.n_steps} and {buffer.gamma}, got "
+            f"{model.n_steps} and {model.gamma}; make another model, or change them in both."
         )

@@ -1,7 +1,7 @@
 """A replay buffer with a ring for each task, which stores the path of the behaviour policy with each transition."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from dynroute import Topology
-from dynroute.arguments import check_flag
+from dynroute.arguments import check_count, check_flag
 
+from .multi_step import look_ahead
 from .observation import TaskSpace
 from .storage import Member, read_rows, write_rows
 
@@ -32,10 +33,10 @@ class RouteReplaySamples(NamedTuple):
     Attributes:
         observations: Observations with their one-hots.
         actions: Actions, scaled to [-1, 1].
-        next_observations: The next observations.
+        next_observations: The next observations, of the last step if there are several.
         dones: 1 if the episode terminated there, with shape ``[batch, 1]``.
-        rewards: Rewards, with shape ``[batch, 1]``.
-        discounts: None.
+        rewards: Rewards, or the discounted sums of several, with shape ``[batch, 1]``.
+        discounts: The discounts of the values behind several steps, with shape ``[batch, 1]``; None for single steps.
         tasks: The task ids, with shape ``[batch]``.
         paths: The paths of the behaviour policy, with shape ``[batch, T, S]``, or None.
         wanted: The intended actions of a demonstrator, for the first rows of the batch, or None.
@@ -71,6 +72,8 @@ class RouteReplayBuffer(ReplayBuffer):
         optimize_memory_usage: Not supported.
         handle_timeout_termination: Whether an episode that ended by a time limit counts as one that continues.
         num_tasks: The number of tasks.
+        n_steps: The number of steps whose rewards a transition of a batch sums up, see :mod:`dynroute_sb3.multi_step`.
+        gamma: The discount factor of these rewards.
         balanced: Whether a batch has equally many transitions of each task. If not, it is drawn from the transitions of
             all tasks, and its size need not be a multiple of their number.
         memory_map: A folder for an unnamed file that replaces memory and is deleted with the buffer.
@@ -93,10 +96,14 @@ class RouteReplayBuffer(ReplayBuffer):
         handle_timeout_termination: bool = True,
         *,
         num_tasks: int,
+        n_steps: int = 1,
+        gamma: float = 0.99,
         balanced: bool = True,
         memory_map: str | Path | None = None,
     ) -> None:
         check_flag("balanced", balanced)
+        check_count("n_steps", n_steps, at_least=1)
+        self.n_steps, self.gamma = n_steps, gamma
         if optimize_memory_usage:
             raise ValueError("`optimize_memory_usage` must be False: rows of one task do not follow one another.")
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
@@ -142,6 +149,8 @@ class RouteReplayBuffer(ReplayBuffer):
         """The number of calls of :meth:`add`."""
         self.added: NDArray[np.int64] = np.zeros(self.num_tasks, dtype=np.int64)
         """The number of transitions of each task that were added since all rows were replaced."""
+        self.together = 1
+        """The largest number of transitions of a task that one call of :meth:`add` stored."""
         self.version: int = getattr(self, "version", -1) + 1
         """The number of times all rows were replaced. Raise it after changes in place, to update a device copy."""
 
@@ -268,6 +277,7 @@ class RouteReplayBuffer(ReplayBuffer):
         self.positions = (self.positions + added) % self.capacity
         self.counts = np.minimum(self.counts + added, self.capacity)
         self.added = self.added + added
+        self.together = max(self.together, int(added.max()))
         self.vector_steps += 1
 
     def truncated(self, done: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[np.bool_]:
@@ -361,10 +371,22 @@ class RouteReplayBuffer(ReplayBuffer):
         self, tasks: NDArray[np.int64], places: NDArray[np.int64], env: VecNormalize | None = None
     ) -> RouteReplaySamples:
         """Returns the transitions at given places of the rings of given tasks."""
-        n = self.task_space.state_features
-        rows = self.rows[tasks, places]
-        if env is not None:
-            rows[:, -2] = env.normalize_reward(rows[:, -2])
+        n, discounts = self.task_space.state_features, None
+
+        def read(places: NDArray[np.int64]) -> NDArray[np.float32]:
+            rows = self.rows[tasks, places]
+            if env is not None:
+                rows[:, -2] = env.normalize_reward(rows[:, -2])
+            return rows
+
+        if self.n_steps > 1:
+            newer = torch.from_numpy((self.positions[tasks] - 1 - places) % self.capacity)
+            ahead, discounts = self.look_ahead(
+                lambda places: torch.from_numpy(read(places.numpy())), torch.from_numpy(places), newer
+            )
+            rows = ahead.numpy()
+        else:
+            rows = read(places)
         if env is not None and env.norm_obs:
             one_hots = np.eye(self.num_tasks, dtype=np.float32)[tasks]
             for part in (rows[:, :n], rows[:, n : 2 * n]):
@@ -372,16 +394,33 @@ class RouteReplayBuffer(ReplayBuffer):
                 assert isinstance(normalized, np.ndarray)
                 part[:] = normalized[:, :n]
         packed = None if self.paths is None else to_device(self.paths[tasks, places], self.device)
-        return self.unpack(to_device(rows, self.device), to_device(tasks, self.device), packed)
+        if discounts is not None:
+            discounts = to_device(discounts.numpy(), self.device)
+        return self.unpack(to_device(rows, self.device), to_device(tasks, self.device), packed, discounts)
 
-    def unpack(self, rows: Tensor, tasks: Tensor, packed: Tensor | None) -> RouteReplaySamples:
-        """Makes a batch from rows, the ids of their tasks and their packed paths, on any device."""
+    def look_ahead(self, read: Callable[[Tensor], Tensor], places: Tensor, newer: Tensor) -> tuple[Tensor, Tensor]:
+        """Extends transitions by `n_steps` - 1 steps, see :func:`dynroute_sb3.multi_step.look_ahead`."""
+        return look_ahead(
+            read,
+            places,
+            newer,
+            state_features=self.task_space.state_features,
+            capacity=self.capacity,
+            reach=2 * self.together - 1,  # those behind it in its own step, and those before the other in the next
+            n_steps=self.n_steps,
+            gamma=self.gamma,
+        )
+
+    def unpack(
+        self, rows: Tensor, tasks: Tensor, packed: Tensor | None, discounts: Tensor | None = None
+    ) -> RouteReplaySamples:
+        """Makes a batch from rows, the ids of their tasks, their packed paths and their discounts, on any device."""
         n, join = self.task_space.state_features, self.task_space.join
         paths = None if packed is None or self.topology is None else self.topology.unpack(packed)
         states, next_states, actions, rewards, ended = torch.split(rows, [n, n, self.action_dim, 1, 1], dim=1)
         dones = (ended == ENDED).to(rows.dtype)
         return RouteReplaySamples(
-            join(states, tasks), actions, join(next_states, tasks), dones, rewards, None, tasks, paths
+            join(states, tasks), actions, join(next_states, tasks), dones, rewards, discounts, tasks, paths
         )
 
     def latest_paths(self, number: int) -> list[Tensor]:
@@ -403,7 +442,8 @@ class RouteReplayBuffer(ReplayBuffer):
         place = Path(folder) if isinstance(folder, str) else folder
         for name, array in self._arrays().items():
             write_rows(place / f"{name}.npy", array, self.counts)
-        return {**self._shape(), "positions": self.positions, "counts": self.counts, "vector_steps": self.vector_steps}
+        numbers = {name: getattr(self, name) for name in ("positions", "counts", "vector_steps", "together")}
+        return {**self._shape(), **numbers}
 
     def load(self, folder: str | Path | Member, state: dict[str, Any]) -> None:
         """Restores a buffer that :meth:`save` wrote; raises an error if it has another shape."""
@@ -417,6 +457,7 @@ class RouteReplayBuffer(ReplayBuffer):
             read_rows(place / f"{name}.npy", array, counts)
         self.positions, self.counts = np.asarray(state["positions"], dtype=np.int64).copy(), counts.copy()
         self.vector_steps, self.added, self.version = int(state["vector_steps"]), counts.copy(), self.version + 1
+        self.together = int(state.get("together", self.n_envs))  # files of before did not tell it
 
     def _shape(self) -> dict[str, Any]:
         width = self.rows.shape[-1]

@@ -35,7 +35,9 @@ from .options import (
     check_options,
     check_policy_name,
     check_precision,
+    check_steps,
     read_target_entropy,
+    steps_of_buffer,
 )
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
@@ -83,6 +85,8 @@ class MultiTaskSAC(MultiTaskAttributes):
             or the distribution with the smallest expectation; "mean" for the mean of values or probabilities.
         normalize_returns: Whether updates divide the rewards of each task, after `reward_scale`, so that its extreme
             returns lie in the value range (:func:`dynroute_sb3.losses.return_scale`, :mod:`dynroute_sb3.returns`).
+        n_steps: The number of steps whose rewards a target of the critics sums up before the value behind them
+            (:mod:`dynroute_sb3.multi_step`).
         actor_starts: The number of updates in which only the critics learn.
         demonstration_weight: The weight, in the actor's loss, of the squared distance of its mean actions to those of a
             :class:`DemonstrationBuffer`, times the mean absolute value of the task.
@@ -156,6 +160,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         value_range: tuple[float, float] = VALUE_RANGE,
         q_target: str = "min",
         normalize_returns: bool = False,
+        n_steps: int = 1,
         actor_starts: int = 0,
         demonstration_weight: float = 0.0,
         demonstration_decay: int | None = None,
@@ -188,6 +193,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             batch_size=batch_size,  # type: ignore[arg-type]
             policy_kwargs=dict(policy_kwargs or {}),
             replay_buffer_kwargs=dict(replay_buffer_kwargs or {}),
+            n_steps=n_steps,
             _init_setup_model=False,
             **sac,
         )
@@ -223,10 +229,13 @@ class MultiTaskSAC(MultiTaskAttributes):
         if self.replay_buffer_class is None:
             self.replay_buffer_class = RouteReplayBuffer
         self.replay_buffer_kwargs["num_tasks"] = self.policy_kwargs["num_tasks"] = self.num_tasks
+        self.replay_buffer_kwargs |= steps_of_buffer(self)
         if self.critic_loss == "categorical":
             self.policy_kwargs |= {"bins": self.bins, "value_range": self.value_range}
         self.target_entropy = read_target_entropy(self.target_entropy, self.action_space)
-        super()._setup_model()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`n_steps=", category=UserWarning)  # the buffer is told of it
+            super()._setup_model()
         check_precision(self)
 
         check_network_options(self)
@@ -390,6 +399,7 @@ class MultiTaskSAC(MultiTaskAttributes):
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         batch_size = self.batch_size if batch_size is None else batch_size
         check_precision(self)
+        check_steps(self)
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         if self.policy.shared_optimizer is not None and self.shared_lr is None:

@@ -24,6 +24,7 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "batch_size": (1, math.inf),
     "tau": (0, 1),
     "gamma": (0, 1),
+    "n_steps": (1, math.inf),
     "gradient_steps": (-1, math.inf),
     "target_update_interval": (1, math.inf),
     "_stats_window_size": (1, math.inf),

@@ -292,6 +292,7 @@ class _Rows(NamedTuple):
     next_observations: Tensor
     rewards: Tensor
     dones: Tensor
+    discounts: Tensor | float
     tasks: Tensor
     present: Tensor
 
@@ -307,7 +308,8 @@ def _read(batch: RouteReplaySamples, networks: Networks, alpha: Tensor, given: C
     if networks.return_bounds is not None:
         bounds = given.reward_scale * networks.return_bounds.to(rewards.dtype)
         rewards = rewards / (tasks @ return_scale(bounds, alpha, given.gamma, given.target_entropy, given.value_range))
-    return _Rows(observations, actions, next_observations, rewards, dones, tasks, tasks.any(dim=0))
+    discounts = given.gamma if batch.discounts is None else batch.discounts.squeeze(-1).to(dones.dtype)
+    return _Rows(observations, actions, next_observations, rewards, dones, discounts, tasks, tasks.any(dim=0))
 
 
 def _products(given: Coefficients, like: Tensor) -> AbstractContextManager[Any]:
@@ -347,12 +349,13 @@ def _target(rows: _Rows, networks: Networks, alpha: Tensor, given: Coefficients)
         outputs, _ = networks.critic_target.outputs(rows.next_observations, actions)
     if given.critic_loss == "mse":
         values = combine_critics(outputs.squeeze(-1), given.q_target)
-        target = td_target(rows.rewards, rows.dones, values, log_probs, alpha, given.gamma)
+        target = td_target(rows.rewards, rows.dones, values, log_probs, alpha, rows.discounts)
         return target.unsqueeze(-1), torch.zeros_like(target)
     # Each value of the support moves like a target value and keeps its probability.
     bins, moving = outputs.shape[-1], (rows.rewards, rows.dones, log_probs, alpha)
     rewards, dones, log_probs, alpha = (each.unsqueeze(-1) for each in moving)
-    values = td_target(rewards, dones, support(bins, given.value_range, like=outputs), log_probs, alpha, given.gamma)
+    discounts = rows.discounts.unsqueeze(-1) if isinstance(rows.discounts, Tensor) else rows.discounts
+    values = td_target(rewards, dones, support(bins, given.value_range, like=outputs), log_probs, alpha, discounts)
     probabilities = combine_distributions(outputs, given.value_range, given.q_target)
     target = project(probabilities, values, given.value_range, bins)
     return target, outside_share(probabilities, values, given.value_range)

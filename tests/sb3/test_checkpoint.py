@@ -110,6 +110,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "AdamW, handed in": ("dummy", {"policy_kwargs": ADAMW}, ADAMW),
     "coefficient first": ("dummy", {"joint_update": True, "ent_coef_after_step": True}, {}),
     "slow routers": ("dummy", {"router_lr": 1e-5, "learning_rate": 1e-2}, {}),
+    "several steps": ("dummy", {"n_steps": 3}, {}),
     "still warming up": ("dummy", {"learning_starts": 78}, {}),
 }
 

@@ -219,7 +219,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "names that are the same": ({"task_names": list("abca")}, "`task_names` must differ, since values are logged by"),
     "too few names": ({"task_names": ["a"]}, r"`task_names` must name 4 tasks, got 1 names\."),
     "too many names": ({"task_names": list("abcde")}, r"`task_names` must name 4 tasks, got 5 names\."),
-    "n_steps": ({"n_steps": 3}, r"`n_steps` must be 1, got 3: transitions are stored one by one\."),
+    "no steps": ({"n_steps": 0}, "`n_steps` must be at least 1, got 0"),
+    "steps of the buffer": (
+        {"replay_buffer_kwargs": {"n_steps": 3}},
+        r"`replay_buffer_kwargs` must leave `n_steps` to the model, which has 1, got 3; give `n_steps` to the model",
+    ),
     "replay_buffer_class": (
         {"replay_buffer_class": ReplayBuffer},
         r"`replay_buffer_class` must be a RouteReplayBuffer, got ReplayBuffer: batches are balanced by task",
@@ -291,7 +295,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-@pytest.mark.filterwarnings("ignore:.*n_steps.*is ignored")
 def test_wrong_options_are_told(name: str) -> None:
     options, told = WRONG[name]
     options = {**options, "env": options.get("env", points)()}

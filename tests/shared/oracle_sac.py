@@ -28,6 +28,8 @@ class Batch:
     path: Tensor | None = None
     wanted: Tensor | None = None
     """The actions that a demonstrator wanted in the first rows."""
+    discount: list[float] | None = None
+    """The discounts of the values behind rewards of several steps."""
 
 
 @dataclass
@@ -337,7 +339,7 @@ class SAC:
                 self.target(
                     [outputs[i] for outputs in following],
                     rewards[i],
-                    o.gamma * (1 - batch.done[i]),
+                    (batch.discount[i] if batch.discount else o.gamma) * (1 - batch.done[i]),
                     alpha[t] * number(next_log_prob[i]),
                 )
                 for i, t in enumerate(batch.task)

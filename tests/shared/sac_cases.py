@@ -240,6 +240,7 @@ def translate(batch: RouteReplaySamples) -> oracle_sac.Batch:
         batch.observations[:, STATE:].argmax(dim=1).tolist(),
         batch.paths,
         batch.wanted,
+        None if batch.discounts is None else batch.discounts[:, 0].tolist(),
     )
 
 

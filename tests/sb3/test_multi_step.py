@@ -1,0 +1,204 @@
+"""Transitions of several steps are those of a loop over the episodes as they were played."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from replay_cases import make as make_buffer
+from sac_cases import draw, make, step
+from sac_models import Changing, make_model
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+
+from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC, OneHotTask, PointTask, RouteReplayBuffer, point_tasks
+from dynroute_sb3.device_replay import DeviceReplay
+from dynroute_sb3.points import GOALS
+
+GAMMA = 0.9
+
+
+class Short(gym.Wrapper):
+    """Episodes that end after 3 to 8 steps, some by termination."""
+
+    def __init__(self, env: gym.Env, seed: int) -> None:
+        super().__init__(env)
+        self.generator = np.random.default_rng(seed)
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.left, self.terminates = self.generator.integers(3, 9), self.generator.random() < 0.5
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        state, reward, _, _, info = super().step(action)
+        self.left -= 1
+        over = self.left == 0
+        return state, reward, over and self.terminates, over and not self.terminates, info
+
+
+def short(task: int, seed: int) -> gym.Env:
+    return Short(OneHotTask(PointTask(GOALS[task]), task, 4), seed)
+
+
+ENVIRONMENTS: dict[str, Any] = {
+    "one of each task": lambda: DummyVecEnv([lambda k=k: short(k, k) for k in range(4)]),
+    "several of a task": lambda: DummyVecEnv([lambda k=k: short(k % 4, k) for k in (0, 1, 2, 3, 0, 0, 2)]),
+    "that change their tasks": lambda: DummyVecEnv(
+        [lambda k=k: Changing(Short(PointTask(GOALS[0]), k), k, 4) for k in (0, 0, 2, 3)]
+    ),
+}
+
+
+class Played:
+    """The transitions as they are added, by environment, and the places where they are stored."""
+
+    def __init__(self, buffer: RouteReplayBuffer) -> None:
+        self.capacity, self.steps = buffer.capacity, []
+        self.stored: dict[tuple[int, int], tuple[int, int]] = {}
+        self.newest = [-1] * buffer.num_tasks
+        self.buffer, add = buffer, buffer.add
+
+        def note(obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any, paths: Any = None) -> None:
+            add(obs, next_obs, action, reward, done, infos, paths=paths)
+            rows = []
+            for i in range(len(obs)):
+                task = int(obs[i, 4:].argmax())
+                self.newest[task] += 1
+                self.stored[task, self.newest[task] % self.capacity] = (len(self.steps), i)
+                terminated = bool(done[i]) and not infos[i].get("TimeLimit.truncated", False)
+                rows.append((float(reward[i]), bool(done[i]), terminated, next_obs[i].copy()))
+            self.steps.append(rows)
+
+        buffer.add = note  # type: ignore[method-assign]
+
+    def expected(self, task: int, place: int, n_steps: int, reset_at: int) -> tuple[float, float, float, Any]:
+        """The sum of rewards, the discount, whether the last step ended, and its next observation."""
+        at, env = self.stored[task, place]
+        total, discount = 0.0, 1.0
+        for later in range(at, min(at + n_steps, len(self.steps))):
+            if later > at and later == reset_at:
+                break
+            reward, done, terminated, following = self.steps[later][env]
+            total += discount * reward
+            discount *= GAMMA
+            if done:
+                break
+        return total, discount, float(terminated), following
+
+
+@pytest.mark.parametrize("environments", ENVIRONMENTS)
+@pytest.mark.parametrize(("n_steps", "capacity"), [(2, 500), (7, 500), (3, 13)])  # the last one wraps around
+def test_sums_are_those_of_the_episodes(environments: str, n_steps: int, capacity: int) -> None:
+    env: VecEnv = ENVIRONMENTS[environments]()
+    options = {"n_steps": n_steps, "gamma": GAMMA, "buffer_size": 4 * capacity, "learning_starts": 10**6}
+    model = make_model(env=env, **options)
+    buffer = model.replay_buffer
+    played = Played(buffer)
+    model.learn(31 * env.num_envs)
+    model.learn(17 * env.num_envs)  # in new episodes, though no old one ended
+    assert set(buffer.counts) == {capacity} or capacity == 500
+    for task, count in enumerate(buffer.counts):
+        batch = buffer.gather(np.full(count, task), np.arange(count))
+        single = buffer.rows[task, :count]
+        for place in range(count):
+            total, discount, ended, following = played.expected(task, place, n_steps, reset_at=31)
+            assert float(batch.rewards[place]) == pytest.approx(total, abs=1e-5)
+            assert float(batch.discounts[place]) == pytest.approx(discount)
+            assert float(batch.dones[place]) == ended
+            np.testing.assert_array_equal(batch.next_observations[place].numpy(), following)
+            np.testing.assert_array_equal(batch.observations[place, :4].numpy(), single[place, :4])
+            np.testing.assert_array_equal(batch.actions[place].numpy(), single[place, 8:10])
+
+
+def test_they_are_those_of_sb3() -> None:
+    space, actions = spaces.Box(-np.inf, np.inf, (5,)), spaces.Box(-1, 1, (2,))
+    theirs = NStepReplayBuffer(12, space, actions, "cpu", n_steps=3, gamma=GAMMA)
+    ours = RouteReplayBuffer(12, space, actions, "cpu", num_tasks=1, n_steps=3, gamma=GAMMA)
+    generator, state = np.random.default_rng(0), np.zeros((1, 4))
+    for _ in range(31):
+        following, done, cut = generator.normal(size=(1, 4)), generator.random(1) < 0.2, generator.random(1) < 0.5
+        row = [np.concatenate([each, [[1.0]]], axis=1).astype(np.float32) for each in (state, following)]
+        infos = [{"TimeLimit.truncated": bool(done & cut)}]
+        rest = (generator.uniform(-1, 1, (1, 2)), generator.normal(size=1), done, infos)
+        for buffer in (theirs, ours):
+            buffer.add(*row, *rest)
+        state = generator.normal(size=(1, 4)) if done else following
+    found, expected = (buffer._get_samples(np.arange(12)) for buffer in (ours, theirs))
+    for name in ("observations", "actions", "next_observations", "dones", "rewards", "discounts"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("environments", ENVIRONMENTS)
+def test_a_copy_on_a_device_looks_ahead_as_the_buffer_does(environments: str) -> None:
+    env = ENVIRONMENTS[environments]()
+    model = make_model(env=env, n_steps=4, gamma=GAMMA, buffer_size=60, learning_starts=10**6)
+    buffer = model.learn(23 * env.num_envs).replay_buffer
+    copy = DeviceReplay(buffer, "cpu")
+    copy.update()
+    batch, indices = copy._own.sample(40)
+    expected = buffer._get_samples(indices.numpy())
+    assert len(batch.discounts.unique()) == 4
+    for name, values in expected._asdict().items():
+        assert values is None or torch.equal(getattr(batch, name), values), name
+
+
+def test_normalized_rewards_are_normalized_before_they_are_added() -> None:
+    env = VecNormalize(DummyVecEnv(point_tasks()), norm_obs=False, clip_reward=0.01)
+    model = make_model(env=env, n_steps=3, gamma=0.5, learning_starts=10**6).learn(80)
+    batch = model.replay_buffer.gather(np.zeros(5, int), np.arange(5), model.get_vec_normalize_env())
+    torch.testing.assert_close(batch.rewards, torch.full((5, 1), -0.01 * (1 + 0.5 + 0.25)))  # each is clipped
+
+
+def test_demonstrations_look_ahead_too() -> None:
+    observations = make_model().observation_space
+    buffer = DemonstrationBuffer(
+        100, observations, spaces.Box(-1, 1, (2,)), num_tasks=4, demonstrations=6, n_steps=2, gamma=GAMMA
+    )
+    states = np.arange(7.0)[:, None, None].repeat(4, axis=1).repeat(4, axis=2)
+    rows = np.concatenate([states, np.eye(4)[None].repeat(7, axis=0)], axis=2).astype(np.float32)
+    for i in range(6):
+        still = (np.zeros((4, 2)), np.ones(4), np.zeros(4, bool), [{}] * 4)
+        buffer.shown.add(rows[i], rows[i + 1], *still)
+        buffer.add(rows[i], rows[i + 1], *still)
+    batch = buffer.sample(400)
+    assert sorted(batch.rewards[:200].unique().tolist()) == pytest.approx([1, 1 + GAMMA])
+    torch.testing.assert_close(batch.discounts, torch.where(batch.rewards > 1, GAMMA**2, GAMMA))
+
+
+@pytest.mark.parametrize("network", ["mt-sac", "d2r"])
+@pytest.mark.parametrize("learner", [{}, {"joint_update": True}, {"critic_loss": "categorical", "bins": 11}], ids=str)
+def test_targets_have_the_discounts_of_the_batch(network: str, learner: dict[str, Any]) -> None:
+    model, sac = make(network, **learner)
+    batch = draw(model)
+    discounts = torch.tensor([0.9, 0.81, 0.5] * (len(batch.rewards) // 3), dtype=torch.float64)[:, None]
+    step(model, sac, batch._replace(discounts=discounts))
+
+
+def test_they_are_saved_and_counted(tmp_path: Any) -> None:
+    env = ENVIRONMENTS["several of a task"]()
+    model = make_model(env=env, n_steps=3, gamma=GAMMA, buffer_size=400).learn(40 * env.num_envs)
+    model.save_replay_buffer(tmp_path / "buffer")
+    other = make_model(env=ENVIRONMENTS["several of a task"](), n_steps=3, gamma=GAMMA, buffer_size=400)
+    other.load_replay_buffer(tmp_path / "buffer")
+    assert other.replay_buffer.together == 3
+    tasks, places = np.zeros(50, int), np.arange(50)
+    assert torch.equal(other.replay_buffer.gather(tasks, places)[4], model.replay_buffer.gather(tasks, places)[4])
+    model.save(tmp_path / "model")
+    loaded = MultiTaskSAC.load(tmp_path / "model", env)
+    assert (loaded.n_steps, loaded.replay_buffer.n_steps, loaded.replay_buffer.gamma) == (3, 3, GAMMA)
+
+
+@pytest.mark.parametrize("change", [{"gamma": 0.5}, {"n_steps": 2}], ids=str)
+def test_a_change_that_the_buffer_does_not_know_is_told(change: dict[str, Any]) -> None:
+    model = make_model(n_steps=3, gamma=GAMMA).learn(60)
+    vars(model).update(change)
+    with pytest.raises(
+        ValueError, match=r"`n_steps` and `gamma` must stay those of the replay buffer, 3 and 0\.9, got"
+    ):
+        model.train(1)
+    with pytest.raises(ValueError, match="`n_steps` must be at least 1, got 0"):
+        make_buffer(n_steps=0)
+    with pytest.raises(TypeError, match=r"`n_steps` must be an integer, got 1\.5"):
+        make_buffer(n_steps=1.5)
