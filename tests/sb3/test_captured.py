@@ -537,8 +537,9 @@ def test_a_copy_draws_evenly_from_all_places() -> None:
     assert ((counts - 10_000).abs() < 400).all()  # 4.6 standard deviations
 
 
-def test_sampling_reads_no_value_and_has_fixed_shapes() -> None:
-    buffer = fill(make_buffer(10), 4)
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_sampling_reads_no_value_and_has_fixed_shapes(n_steps: int) -> None:
+    buffer = fill(make_buffer(10, n_steps=n_steps), 4)
     replay = DeviceReplay(buffer, "cpu")
     replay.update()
     with Tape() as tape:
