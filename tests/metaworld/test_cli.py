@@ -420,6 +420,7 @@ def test_the_networks_of_a_night_have_equal_sizes() -> None:
     night = preset("night", {"method": "d2r", "benchmark": "MT10"}).resolve()
     assert (night.hours, night.steps, night.task_weights) == (8.0, 1_500_000, "none")
     assert (night.normalize_returns, night.ent_coef, night.target_entropy) == (True, "auto_0.01", "auto")
+    assert night.n_steps == 3
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -93,6 +93,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "batch_size": 64,
         "learning_rate": 1e-3,
         "gamma": 0.98,
+        "n_steps": 3,
         "normalize_returns": True,
         "ent_coef": "auto_0.01",
         "ent_coef_lr": 3e-4,
