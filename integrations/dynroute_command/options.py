@@ -150,7 +150,7 @@ class Options:
     optimizer: str = _option("adam", "of actor and critics", OPTIMIZER, ("adam", "adamw"))
     weight_decay: float | None = _option(None, "of adamw; torch's, which is 0.01", OPTIMIZER, least=0)
     gamma: float = _option(0.99, "the discount", CRITICS, least=0, most=1)
-    n_steps: int = _option(1, "steps whose rewards a target sums up before the value behind them", CRITICS, least=1)
+    n_steps: int = _option(1, "steps of n-step returns, from which critics bootstrap", CRITICS, least=1)
     tau: float = _option(0.005, "how far the targets move towards the critics", CRITICS, least=0, most=1)
     target_update_every: int = _option(1, "updates from one such move to the next", CRITICS, least=1)
     batch_size: int = _option(128, "transitions of each task in an update", SCHEDULE, least=1)

@@ -1,9 +1,10 @@
 """Updates as CUDA graphs: sampling, losses, gradients, optimizers and targets in one launch.
 
 The update of a small network is some hundred kernels of a few microseconds each, and launching them takes longer than
-running them. A graph launches them all at once. Addresses, shapes and the numbers of
-:class:`~dynroute_sb3.update.Coefficients` are fixed in a graph, so each set of coefficients has one. Learning rates are
-tensors that are set before a replay. Each replay draws the random numbers that an eager update would draw.
+running them. A graph launches them all at once. Addresses, shapes, the numbers of
+:class:`~dynroute_sb3.update.Coefficients` and how far n-step returns look are fixed in a graph, so each set of them has
+one. Learning rates are tensors that are set before a replay. Each replay draws the random numbers that an eager update
+would draw.
 """
 
 from collections.abc import Callable, Iterator
@@ -135,7 +136,7 @@ class CapturedUpdate:
         if self._is_stale():
             self._forget()
         self._write_rates()
-        key = (given, own, shown, tau, self.replay.buffer.together)
+        key = (given, own, shown, tau, *self.replay.reach)
         if key not in self._graphs:
             if len(self._graphs) == MOST_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]

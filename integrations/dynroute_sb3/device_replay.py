@@ -48,6 +48,11 @@ class DeviceReplay:
             assert isinstance(self.buffer, DemonstrationBuffer)
             self._wanted.copy_(torch.from_numpy(self.buffer.wanted))
 
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """How far n-step returns look for the next transition, in each ring of rings; a captured sample fixes it."""
+        return tuple(rings.buffer.reach for rings in (self._own, self._shown) if rings is not None)
+
     def sample(self, own: int, shown: int = 0) -> RouteReplaySamples:
         """Draws transitions with replacement, as :meth:`~dynroute_sb3.RouteReplayBuffer.sample` does.
 
@@ -70,13 +75,12 @@ class _Rings:
         self, buffer: RouteReplayBuffer, device: torch.device | str, generator: torch.Generator | None
     ) -> None:
         self.buffer, self.device, self.generator = buffer, torch.device(device), generator
-        width = buffer.rows.shape[-1]
-        self.rows = torch.empty(buffer.num_tasks * buffer.capacity, width, device=device)
-        self.paths = None
-        if buffer.paths is not None:
-            shape = (buffer.num_tasks * buffer.capacity, buffer.paths.shape[-1])
-            self.paths = torch.empty(shape, dtype=torch.uint8, device=device)
-        self.counts, self.positions = torch.zeros(2, buffer.num_tasks, 1, dtype=torch.int64, device=device)
+        self.arrays = {
+            name: torch.empty(array.shape, dtype=torch.from_numpy(array[:0]).dtype, device=device)
+            for name, array in buffer._arrays().items()
+        }
+        self.numbers = torch.zeros(2, buffer.num_tasks, dtype=torch.int64, device=device)
+        """The counts of the tasks, and their positions."""
         self.version, self.added = -1, buffer.added
 
     def update(self) -> bool:
@@ -90,48 +94,43 @@ class _Rings:
             tasks = np.repeat(np.arange(buffer.num_tasks), new)
             back = np.arange(len(tasks)) - np.repeat(new.cumsum() - new, new) + 1  # 1 for the newest of a task
             self._copy(tasks, (buffer.positions[tasks] - back) % buffer.capacity)
-        for copy, numbers in ((self.counts, buffer.counts), (self.positions, buffer.positions)):
-            copy.copy_(to_device(numbers[:, None].copy(), self.device), non_blocking=True)
+        self.numbers.copy_(to_device(np.stack([buffer.counts, buffer.positions]), self.device), non_blocking=True)
         self.version, self.added = buffer.version, buffer.added
         return True
 
     def _copy(self, tasks: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        indices = to_device(tasks * self.buffer.capacity + places, self.device)
-        self.rows.index_copy_(0, indices, to_device(self.buffer.rows[tasks, places], self.device))
-        if self.paths is not None and self.buffer.paths is not None:
-            self.paths.index_copy_(0, indices, to_device(self.buffer.paths[tasks, places], self.device))
+        at = to_device(tasks, self.device), to_device(places, self.device)
+        for name, array in self.buffer._arrays().items():
+            self.arrays[name].index_put_(at, to_device(array[tasks, places], self.device))
 
     def _copy_all(self) -> None:
-        pairs = [(self.rows, self.buffer.rows)]
-        if self.paths is not None and self.buffer.paths is not None:
-            pairs.append((self.paths, self.buffer.paths))
-        for copy, original in pairs:
-            rings = copy.view(original.shape)
+        for name, array in self.buffer._arrays().items():
             for task, count in enumerate(self.buffer.counts):
-                rings[task, :count].copy_(torch.from_numpy(original[task, :count]))
+                self.arrays[name][task, :count].copy_(torch.from_numpy(array[task, :count]))
 
     def sample(self, each: int) -> tuple[RouteReplaySamples, Tensor]:
         """Draws a batch with this number of transitions, per task or in all, and returns their flat indices too."""
         tasks, places = self._draw(each)
-        indices = tasks * self.buffer.capacity + places
-        packed = None if self.paths is None else self.paths[indices]
-        if self.buffer.n_steps == 1:
-            return self.buffer.unpack(self.rows[indices], tasks, packed), indices
-        capacity = self.buffer.capacity
-        newer = (self.positions.flatten()[tasks] - 1 - places) % capacity
-        rows, discounts = self.buffer.look_ahead(lambda places: self.rows[tasks * capacity + places], places, newer)
-        return self.buffer.unpack(rows, tasks, packed, discounts), indices
+        rows, discounts = self.arrays["rows"], None
+        packed = self.arrays["paths"][tasks, places] if "paths" in self.arrays else None
+        if self.buffer.n_steps > 1:
+            back = self.arrays["back"][..., 0]
+            drawn, discounts = self.buffer.look_ahead(rows, back, self.numbers[1], tasks, places)
+        else:
+            drawn = rows[tasks, places]
+        return self.buffer.unpack(drawn, tasks, packed, discounts), tasks * self.buffer.capacity + places
 
     def _draw(self, each: int) -> tuple[Tensor, Tensor]:
         """Draws tasks and places like :meth:`RouteReplayBuffer.draw`."""
         # The 24 random bits of float32 would draw unevenly from a million transitions.
+        counts = self.numbers[0]
         shape = (self.buffer.num_tasks, each) if self.buffer.balanced else (each,)
         drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64, device=self.device)
         if not self.buffer.balanced:
-            ends = self.counts.flatten().cumsum(dim=0)
+            ends = counts.cumsum(dim=0)
             numbers = torch.minimum((drawn * ends[-1]).long(), ends[-1] - 1)
             tasks = torch.searchsorted(ends, numbers, right=True)
-            return tasks, numbers - (ends - self.counts.flatten())[tasks]
-        places = torch.minimum((drawn * self.counts).long(), self.counts - 1)
+            return tasks, numbers - (ends - counts)[tasks]
+        places = torch.minimum((drawn * counts[:, None]).long(), counts[:, None] - 1)
         tasks = torch.arange(self.buffer.num_tasks, device=self.device).unsqueeze(1).expand(shape)
         return tasks.flatten(), places.flatten()

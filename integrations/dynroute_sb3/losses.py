@@ -91,7 +91,7 @@ def td_target(
             :func:`combine_critics`, or all values of a support.
         next_log_probs: Their log-probabilities.
         alpha: The entropy coefficient of each sample's task.
-        gamma: The discount factor; for several steps its power, for each sample.
+        gamma: The discount of the next value: a number, or a tensor with one for each sample.
     """
     return rewards + gamma * (1 - dones) * (next_values - alpha * next_log_probs)
 

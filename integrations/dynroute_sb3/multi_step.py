@@ -1,4 +1,4 @@
-r"""Transitions of several steps: the critics then learn from the rewards of n steps and the value behind them.
+r"""n-step returns: critics learn from the rewards of several steps and bootstrap from the state after them.
 
 .. math:: y = \sum_{i < k} \gamma^i r_i + \gamma^k (1 - d) \Big( Q(s_k, a') - \alpha \log \pi(a' | s_k) \Big),
           \qquad k \le n
@@ -16,68 +16,59 @@ __all__ = ["look_ahead"]
 
 
 def look_ahead(
-    read: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    back: Tensor,
+    tasks: Tensor,
     places: Tensor,
     newer: Tensor,
     *,
     state_features: int,
-    capacity: int,
     reach: int,
     n_steps: int,
     gamma: float,
+    normalize: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Extends transitions along their episodes.
-
-    A transition follows another if it begins with the state that the other ended with, and the other ended no episode.
-    So environments of the same task may write to one ring in turn. No value is read on the host.
+    """Extends transitions along their episodes. No value is read on the host.
 
     Args:
-        read: Returns the rows at places of the rings, with shape ``[batch, width]``: state, next state, action, reward,
-            and whether the episode ended there, 0 if not.
-        places: The places of the transitions in the rings of their tasks, with shape ``[batch]``.
-        newer: The number of transitions of the same task that are newer.
+        rows: The rings of all tasks, with shape ``[tasks, capacity, width]``: state, next state, action, reward, and
+            whether the episode ended there.
+        back: The distance of each transition to the one that it follows in its ring, with shape ``[tasks, capacity]``;
+            0 if it follows none.
+        tasks: The tasks of the transitions to extend, with shape ``[batch]``.
+        places: Their places in the rings.
+        newer: The number of transitions of the same task that are newer than each.
         state_features: The width of a state.
-        capacity: The size of a ring.
-        reach: The largest distance of the places of two transitions that follow one another.
+        reach: The largest distance in `back`.
         n_steps: The largest number of steps.
         gamma: The discount factor.
+        normalize: Normalizes rewards; they stay as they are if None.
 
     Returns:
         Rows with the state and the action of the first step, the discounted sum of rewards, and the next state and the
-        end of the last step; and the discounts of the values behind them, with shape ``[batch, 1]``.
+        end of the last step; and the discounts of the values of these next states, with shape ``[batch, 1]``.
 
     Example:
         >>> from dynroute_sb3.multi_step import look_ahead
-        >>> ring = torch.tensor([[0.0, 1.0, 0.5, 8.0, 0.0], [1.0, 2.0, 0.5, 4.0, 0.0]])  # from state 0 to 1, and to 2
-        >>> look_ahead(
-        ...     lambda places: ring[places],
-        ...     torch.tensor([0, 1]),
-        ...     torch.tensor([1, 0]),
-        ...     state_features=1,
-        ...     capacity=2,
-        ...     reach=1,
-        ...     n_steps=3,
-        ...     gamma=0.5,
-        ... )
-        (tensor([[ 0.0000,  2.0000,  0.5000, 10.0000,  0.0000],
-                [ 1.0000,  2.0000,  0.5000,  4.0000,  0.0000]]), tensor([[0.2500],
-                [0.5000]]))
+        >>> ring = torch.tensor([[[0.0, 1.0, 0.5, 8.0, 0.0], [1.0, 2.0, 0.5, 4.0, 0.0]]])  # from state 0 to 1, and to 2
+        >>> back, first = torch.tensor([[0, 1]]), torch.tensor([0])
+        >>> look_ahead(ring, back, first, first, first + 1, state_features=1, reach=1, n_steps=3, gamma=0.5)
+        (tensor([[ 0.0000,  2.0000,  0.5000, 10.0000,  0.0000]]), tensor([[0.2500]]))
     """
-    n = state_features
-    first = last = read(places)
-    rewards, discounts = first[:, -2], first.new_ones(len(first))
-    going = first[:, -1] == 0
+    n, capacity = state_features, rows.shape[1]
+    first = last = rows[tasks, places]
+    rewards = first[:, -2] if normalize is None else normalize(first[:, -2])
+    discounts = torch.ones_like(rewards)
     for _ in range(n_steps - 1):
-        following, moved, found = last, torch.zeros_like(places), torch.zeros_like(going)
+        moved = torch.zeros_like(places)
         for distance in range(1, reach + 1):
-            candidate = read((places + distance) % capacity)
-            follows = (candidate[:, :n] == last[:, n : 2 * n]).all(dim=1)
-            takes = going & ~found & (newer >= distance) & follows
-            following = torch.where(takes.unsqueeze(1), candidate, following)
-            moved, found = torch.where(takes, distance, moved), found | takes
-        discounts = torch.where(found, gamma * discounts, discounts)
-        rewards = torch.where(found, rewards + discounts * following[:, -2], rewards)
+            follows = back[tasks, (places + distance) % capacity] == distance
+            moved = torch.where(follows & (newer >= distance), distance, moved)  # at most one transition follows
+        found = moved > 0
         places, newer = (places + moved) % capacity, newer - moved
-        last, going = following, found & (following[:, -1] == 0)
-    rows = torch.cat([first[:, :n], last[:, n : 2 * n], first[:, 2 * n : -2], rewards[:, None], last[:, -1:]], dim=1)
-    return rows, (gamma * discounts).unsqueeze(1)
+        last = rows[tasks, places]
+        discounts = torch.where(found, gamma * discounts, discounts)
+        added = last[:, -2] if normalize is None else normalize(last[:, -2])
+        rewards = torch.where(found, rewards + discounts * added, rewards)
+    sums = [first[:, :n], last[:, n : 2 * n], first[:, 2 * n : -2], rewards[:, None], last[:, -1:]]
+    return torch.cat(sums, dim=1), (gamma * discounts).unsqueeze(1)

@@ -30,14 +30,14 @@ __all__ = [
     "PRECISIONS",
     "VALUE_RANGE",
     "WARMUP_ACTIONS",
+    "check_n_steps",
     "check_network_options",
     "check_normalization",
     "check_options",
     "check_policy_name",
     "check_precision",
-    "check_steps",
+    "n_step_keywords",
     "read_target_entropy",
-    "steps_of_buffer",
 ]
 
 PATHS = ("sampled", "replayed", "topk")
@@ -414,25 +414,28 @@ def check_precision(model: MultiTaskAttributes) -> None:
         )
 
 
-def steps_of_buffer(model: MultiTaskAttributes) -> dict[str, Any]:
-    """The keywords of a replay buffer for `n_steps`; raises an error if `replay_buffer_kwargs` has others."""
-    steps = {"n_steps": model.n_steps, "gamma": model.gamma}
-    for name, value in steps.items():
-        if (given := model.replay_buffer_kwargs.get(name, value)) != value:
+def n_step_keywords(model: MultiTaskAttributes) -> dict[str, Any]:
+    """The keywords of a replay buffer for n-step returns; raises an error if `replay_buffer_kwargs` has others."""
+    for name, value in (keywords := {"n_steps": model.n_steps, "gamma": model.gamma}).items():
+        if name in model.replay_buffer_kwargs:
             raise ValueError(
-                f"`replay_buffer_kwargs` must leave `{name}` to the model, which has {value}, got {given!r}; give "
-                f"`{name}` to the model itself."
+                f"`replay_buffer_kwargs` must leave `{name}` to the model, which has {value}, got "
+                f"{model.replay_buffer_kwargs[name]!r}; give `{name}` to the model itself."
             )
-    return steps if model.n_steps > 1 else {}
+    return keywords if model.n_steps > 1 else {}
 
 
-def check_steps(model: MultiTaskAttributes) -> None:
-    """Raises an error if `n_steps` or `gamma` differ from those by which the replay buffer sums up rewards."""
+def check_n_steps(model: MultiTaskAttributes) -> None:
+    """Raises an error if the replay buffer was made for other n-step returns than the model now has."""
     buffer = model.replay_buffer
     assert buffer is not None
-    stale = buffer.n_steps != model.n_steps or (model.n_steps > 1 and buffer.gamma != model.gamma)
-    if stale:
+    if buffer.n_steps != model.n_steps:
         raise ValueError(
-            f"`n_steps` and `gamma` must stay those of the replay buffer, {buffer.n_steps} and {buffer.gamma}, got "
-            f"{model.n_steps} and {model.gamma}; make another model, or change them in both."
+            f"`n_steps` must stay {buffer.n_steps}, with which the model was made, got {model.n_steps}; make another "
+            "model, or load this one with another `n_steps`."
+        )
+    if model.n_steps > 1 and buffer.gamma != model.gamma:
+        raise ValueError(
+            f"`gamma` must stay {buffer.gamma}, with which the model was made, for n-step returns, got {model.gamma}; "
+            "make another model, or load this one with another `gamma`."
         )

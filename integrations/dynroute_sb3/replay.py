@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from dynroute import Topology
-from dynroute.arguments import check_count, check_flag
+from dynroute.arguments import check_count, check_flag, check_number
 
 from .multi_step import look_ahead
 from .observation import TaskSpace
@@ -36,7 +36,8 @@ class RouteReplaySamples(NamedTuple):
         next_observations: The next observations, of the last step if there are several.
         dones: 1 if the episode terminated there, with shape ``[batch, 1]``.
         rewards: Rewards, or the discounted sums of several, with shape ``[batch, 1]``.
-        discounts: The discounts of the values behind several steps, with shape ``[batch, 1]``; None for single steps.
+        discounts: The discounts of the values of the next observations, with shape ``[batch, 1]``; None for single
+            steps.
         tasks: The task ids, with shape ``[batch]``.
         paths: The paths of the behaviour policy, with shape ``[batch, T, S]``, or None.
         wanted: The intended actions of a demonstrator, for the first rows of the batch, or None.
@@ -72,8 +73,8 @@ class RouteReplayBuffer(ReplayBuffer):
         optimize_memory_usage: Not supported.
         handle_timeout_termination: Whether an episode that ended by a time limit counts as one that continues.
         num_tasks: The number of tasks.
-        n_steps: The number of steps whose rewards a transition of a batch sums up, see :mod:`dynroute_sb3.multi_step`.
-        gamma: The discount factor of these rewards.
+        n_steps: The number of steps of n-step returns, see :mod:`dynroute_sb3.multi_step`.
+        gamma: The discount factor of these returns.
         balanced: Whether a batch has equally many transitions of each task. If not, it is drawn from the transitions of
             all tasks, and its size need not be a multiple of their number.
         memory_map: A folder for an unnamed file that replaces memory and is deleted with the buffer.
@@ -103,6 +104,7 @@ class RouteReplayBuffer(ReplayBuffer):
     ) -> None:
         check_flag("balanced", balanced)
         check_count("n_steps", n_steps, at_least=1)
+        check_number("gamma", gamma, at_least=0, at_most=1)
         self.n_steps, self.gamma = n_steps, gamma
         if optimize_memory_usage:
             raise ValueError("`optimize_memory_usage` must be False: rows of one task do not follow one another.")
@@ -116,6 +118,9 @@ class RouteReplayBuffer(ReplayBuffer):
         self.balanced = balanced
         self.topology: Topology | None = None
         self.paths: NDArray[np.uint8] | None = None
+        self.back: NDArray[np.int32] | None = None
+        if n_steps > 1:
+            self.back = self._allocate((num_tasks, self.capacity, 1), np.int32)
         width = 2 * self.task_space.state_features + self.action_dim + 2
         self.rows = self._allocate((num_tasks, self.capacity, width), np.float32)
         self.reset()
@@ -149,8 +154,9 @@ class RouteReplayBuffer(ReplayBuffer):
         """The number of calls of :meth:`add`."""
         self.added: NDArray[np.int64] = np.zeros(self.num_tasks, dtype=np.int64)
         """The number of transitions of each task that were added since all rows were replaced."""
-        self.together = 1
+        self.most_at_once = 1
         """The largest number of transitions of a task that one call of :meth:`add` stored."""
+        self._latest: NDArray[np.int64] = np.zeros((0, 2), dtype=np.int64)  # task and place, for each environment
         self.version: int = getattr(self, "version", -1) + 1
         """The number of times all rows were replaced. Raise it after changes in place, to update a device copy."""
 
@@ -270,15 +276,36 @@ class RouteReplayBuffer(ReplayBuffer):
         # Environments of the same task write to consecutive places.
         earlier = np.tril(tasks[:, None] == tasks, -1).sum(axis=1)
         places = (self.positions[tasks] + earlier) % self.capacity
+        added = np.bincount(tasks, minlength=self.num_tasks)
+        self.most_at_once = max(self.most_at_once, int(added.max()))
+        if self.back is not None:
+            self.back[tasks, places, 0] = self._distances(tasks, places, rows[:, :n])
+            self._latest = np.stack([tasks, places], axis=1)
         self.rows[tasks, places] = rows
         if self.paths is not None and paths is not None:
             self.paths[tasks, places] = paths
-        added = np.bincount(tasks, minlength=self.num_tasks)
         self.positions = (self.positions + added) % self.capacity
         self.counts = np.minimum(self.counts + added, self.capacity)
         self.added = self.added + added
-        self.together = max(self.together, int(added.max()))
         self.vector_steps += 1
+
+    def _distances(
+        self, tasks: NDArray[np.int64], places: NDArray[np.int64], states: NDArray[np.float32]
+    ) -> NDArray[np.int64]:
+        """The distance of each new transition to the one of the same episode before it; 0 if there is none."""
+        if len(self._latest) != len(tasks) or self.reach >= self.capacity:
+            return np.zeros_like(places)
+        n, (tasks_before, before) = self.task_space.state_features, self._latest.T
+        rows = self.rows[tasks_before, before]
+        goes_on = (tasks_before == tasks) & (rows[:, -1] == GOES_ON)
+        goes_on &= (rows[:, n : 2 * n] == states).all(axis=1)  # the environment may have been reset in between
+        return np.where(goes_on, (places - before) % self.capacity, 0)
+
+    @property
+    def reach(self) -> int:
+        """The largest distance of two transitions of a task that follow one another; 1 for single steps."""
+        # At most k - 1 others are behind a transition in its step, and k - 1 before the one that follows.
+        return 2 * self.most_at_once - 1 if self.n_steps > 1 else 1
 
     def truncated(self, done: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[np.bool_]:
         """Whether the episode of each environment ended by a time limit and counts as continuing."""
@@ -372,21 +399,16 @@ class RouteReplayBuffer(ReplayBuffer):
     ) -> RouteReplaySamples:
         """Returns the transitions at given places of the rings of given tasks."""
         n, discounts = self.task_space.state_features, None
-
-        def read(places: NDArray[np.int64]) -> NDArray[np.float32]:
+        if self.back is not None and self.n_steps > 1:
+            rings, back, positions = map(torch.from_numpy, (self.rows, self.back[..., 0], self.positions))
+            at = torch.from_numpy(tasks), torch.from_numpy(places)
+            rewards = None if env is None else _on_arrays(env.normalize_reward)
+            sums, ahead = self.look_ahead(rings, back, positions, *at, rewards)
+            rows, discounts = sums.numpy(), to_device(ahead.numpy(), self.device)
+        else:
             rows = self.rows[tasks, places]
             if env is not None:
                 rows[:, -2] = env.normalize_reward(rows[:, -2])
-            return rows
-
-        if self.n_steps > 1:
-            newer = torch.from_numpy((self.positions[tasks] - 1 - places) % self.capacity)
-            ahead, discounts = self.look_ahead(
-                lambda places: torch.from_numpy(read(places.numpy())), torch.from_numpy(places), newer
-            )
-            rows = ahead.numpy()
-        else:
-            rows = read(places)
         if env is not None and env.norm_obs:
             one_hots = np.eye(self.num_tasks, dtype=np.float32)[tasks]
             for part in (rows[:, :n], rows[:, n : 2 * n]):
@@ -394,21 +416,29 @@ class RouteReplayBuffer(ReplayBuffer):
                 assert isinstance(normalized, np.ndarray)
                 part[:] = normalized[:, :n]
         packed = None if self.paths is None else to_device(self.paths[tasks, places], self.device)
-        if discounts is not None:
-            discounts = to_device(discounts.numpy(), self.device)
         return self.unpack(to_device(rows, self.device), to_device(tasks, self.device), packed, discounts)
 
-    def look_ahead(self, read: Callable[[Tensor], Tensor], places: Tensor, newer: Tensor) -> tuple[Tensor, Tensor]:
-        """Extends transitions by `n_steps` - 1 steps, see :func:`dynroute_sb3.multi_step.look_ahead`."""
+    def look_ahead(
+        self,
+        rows: Tensor,
+        back: Tensor,
+        positions: Tensor,
+        tasks: Tensor,
+        places: Tensor,
+        normalize: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Sums up rewards in the buffer or in a copy of it, see :func:`dynroute_sb3.multi_step.look_ahead`."""
         return look_ahead(
-            read,
+            rows,
+            back,
+            tasks,
             places,
-            newer,
+            (positions[tasks] - 1 - places) % self.capacity,
             state_features=self.task_space.state_features,
-            capacity=self.capacity,
-            reach=2 * self.together - 1,  # those behind it in its own step, and those before the other in the next
+            reach=self.reach,
             n_steps=self.n_steps,
             gamma=self.gamma,
+            normalize=normalize,
         )
 
     def unpack(
@@ -442,8 +472,8 @@ class RouteReplayBuffer(ReplayBuffer):
         place = Path(folder) if isinstance(folder, str) else folder
         for name, array in self._arrays().items():
             write_rows(place / f"{name}.npy", array, self.counts)
-        numbers = {name: getattr(self, name) for name in ("positions", "counts", "vector_steps", "together")}
-        return {**self._shape(), **numbers}
+        numbers = {name: getattr(self, name) for name in ("positions", "counts", "vector_steps", "most_at_once")}
+        return {**self._shape(), **numbers, "latest": self._latest}
 
     def load(self, folder: str | Path | Member, state: dict[str, Any]) -> None:
         """Restores a buffer that :meth:`save` wrote; raises an error if it has another shape."""
@@ -457,16 +487,19 @@ class RouteReplayBuffer(ReplayBuffer):
             read_rows(place / f"{name}.npy", array, counts)
         self.positions, self.counts = np.asarray(state["positions"], dtype=np.int64).copy(), counts.copy()
         self.vector_steps, self.added, self.version = int(state["vector_steps"]), counts.copy(), self.version + 1
-        self.together = int(state.get("together", self.n_envs))  # files of before did not tell it
+        if self.back is not None:
+            self.most_at_once, self._latest = int(state["most_at_once"]), np.asarray(state["latest"], dtype=np.int64)
 
     def _shape(self) -> dict[str, Any]:
         width = self.rows.shape[-1]
         path_bytes = 0 if self.paths is None else self.paths.shape[-1]
         shape = {"num_tasks": self.num_tasks, "capacity": self.capacity, "row_width": width, "path_bytes": path_bytes}
+        shape["order_bytes"] = 0 if self.back is None else self.back.itemsize
         return {**shape, "demonstrations": 0}  # those of a DemonstrationBuffer
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {"rows": self.rows} if self.paths is None else {"rows": self.rows, "paths": self.paths}
+        arrays = {"rows": self.rows, "paths": self.paths, "back": self.back}
+        return {name: array for name, array in arrays.items() if array is not None}
 
     def _allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         if self.memory_map is None:
@@ -512,6 +545,11 @@ def to_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # copies from unpinned memory wait
+
+
+def _on_arrays(function: Callable[[NDArray[Any]], NDArray[Any]]) -> Callable[[Tensor], Tensor]:
+    """A function of arrays as one of tensors."""
+    return lambda tensor: torch.from_numpy(function(tensor.numpy()))
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[np.float32]:

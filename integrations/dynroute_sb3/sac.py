@@ -30,14 +30,14 @@ from .observation import check_observation_space, count_tasks
 from .options import (
     BINS,
     VALUE_RANGE,
+    check_n_steps,
     check_network_options,
     check_normalization,
     check_options,
     check_policy_name,
     check_precision,
-    check_steps,
+    n_step_keywords,
     read_target_entropy,
-    steps_of_buffer,
 )
 from .policies import POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
@@ -85,7 +85,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             or the distribution with the smallest expectation; "mean" for the mean of values or probabilities.
         normalize_returns: Whether updates divide the rewards of each task, after `reward_scale`, so that its extreme
             returns lie in the value range (:func:`dynroute_sb3.losses.return_scale`, :mod:`dynroute_sb3.returns`).
-        n_steps: The number of steps whose rewards a target of the critics sums up before the value behind them
+        n_steps: The number of steps of n-step returns, from which the critics bootstrap
             (:mod:`dynroute_sb3.multi_step`).
         actor_starts: The number of updates in which only the critics learn.
         demonstration_weight: The weight, in the actor's loss, of the squared distance of its mean actions to those of a
@@ -229,13 +229,15 @@ class MultiTaskSAC(MultiTaskAttributes):
         if self.replay_buffer_class is None:
             self.replay_buffer_class = RouteReplayBuffer
         self.replay_buffer_kwargs["num_tasks"] = self.policy_kwargs["num_tasks"] = self.num_tasks
-        self.replay_buffer_kwargs |= steps_of_buffer(self)
         if self.critic_loss == "categorical":
             self.policy_kwargs |= {"bins": self.bins, "value_range": self.value_range}
         self.target_entropy = read_target_entropy(self.target_entropy, self.action_space)
+        given = self.replay_buffer_kwargs
+        self.replay_buffer_kwargs = given | n_step_keywords(self)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`n_steps=", category=UserWarning)  # the buffer is told of it
+            warnings.filterwarnings("ignore", message="`n_steps=", category=UserWarning)  # RouteReplayBuffer has them
             super()._setup_model()
+        self.replay_buffer_kwargs = given
         check_precision(self)
 
         check_network_options(self)
@@ -399,7 +401,7 @@ class MultiTaskSAC(MultiTaskAttributes):
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         batch_size = self.batch_size if batch_size is None else batch_size
         check_precision(self)
-        check_steps(self)
+        check_n_steps(self)
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         if self.policy.shared_optimizer is not None and self.shared_lr is None:
@@ -535,6 +537,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             n_envs=self.n_envs,
             optimize_memory_usage=self.optimize_memory_usage,
             **self.replay_buffer_kwargs,
+            **n_step_keywords(self),
         )
         assert isinstance(buffer, RouteReplayBuffer)
         if self.replays_paths and self.policy.topology is not None:

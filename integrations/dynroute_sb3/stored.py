@@ -17,6 +17,9 @@ __all__ = ["check_buffer", "check_network", "check_state", "restoring"]
 
 STATE = ("options", "policy", "network", "spaces", "progress", "report", "parameters", "random", "buffer")
 
+LATER: Mapping[str, Any] = {"n_steps": 1, "router_lr": None}
+"""Options that checkpoints of before lack, and the values by which a model learns as it did."""
+
 NUMBERS: Mapping[str, tuple[float, float]] = {
     "learning_rate": (0, math.inf),
     "buffer_size": (1, math.inf),
@@ -91,6 +94,8 @@ def check_state(state: Any, folder: Path, progress: Collection[str]) -> None:
         if not isinstance(state[name], str if name in ("policy", "network") else dict):
             raise _wrong(path, f"{name!r} as it was written", state[name])
     options = state["options"]
+    for name, value in LATER.items():
+        options.setdefault(name, value)
     for name in sorted({*OPTIONS, "replay_buffer_class"} - set(options)):
         raise DamagedError(f"{path} must hold the option {name!r}, and has none; take another checkpoint.")
     for names, part in (((*OPTIONS, "replay_buffer_class"), "options"), (progress, "progress")):
@@ -134,6 +139,18 @@ def check_buffer(state: Any, num_tasks: int, capacity: int, path: Path | Member)
         valid = numbers.shape == (num_tasks,) and numbers.dtype.kind in "iu"
         if not valid or (numbers < 0).any() or (numbers > most).any():
             raise _wrong(path, f"{name!r} of a buffer, {num_tasks} integers in 0..{most}", numbers.tolist())
+    if state.get("order_bytes"):
+        _check_order(state, num_tasks, capacity, path)
+
+
+def _check_order(state: Any, num_tasks: int, capacity: int, path: Path | Member) -> None:
+    """Raises an error unless what n-step returns need of a replay buffer is valid."""
+    most, latest = state["most_at_once"], np.asarray(state["latest"])
+    if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= capacity:
+        raise _wrong(path, f"as 'most_at_once' of a buffer an integer in 1..{capacity}", most)
+    valid = latest.ndim == 2 and latest.shape[1] == 2 and latest.dtype.kind in "iu"
+    if not valid or (latest < 0).any() or (latest >= (num_tasks, capacity)).any():
+        raise _wrong(path, "as 'latest' of a buffer a task and a place for each environment", latest.tolist())
 
 
 def _check_number(path: Path | Member, name: str, value: Any) -> None:

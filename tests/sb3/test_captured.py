@@ -302,8 +302,20 @@ def test_new_transitions_are_learned_from() -> None:
     assert model._graphs is not None
     kept = model.replay_buffer.counts[0]
     for task in range(4):
-        place = slice(task * model.replay_buffer.capacity, task * model.replay_buffer.capacity + kept)
-        assert torch.equal(model._graphs.replay._own.rows[place], replay._own.rows[place])
+        captured, copied = (each._own.arrays["rows"][task, :kept] for each in (model._graphs.replay, replay))
+        assert torch.equal(captured, copied)
+
+
+def test_n_step_returns_that_look_further_are_captured_anew() -> None:
+    model = make(n_steps=3)
+    model.train(1, 16)
+    for rows, count in ((1, 1), (5, 2), (5, 2)):  # so many transitions at once, and so many tapes then
+        states = model._last_obs[[0] * rows]
+        model.replay_buffer.add(states, states, np.zeros((rows, 2)), np.ones(rows), np.zeros(rows, bool), [{}] * rows)
+        model.train(1, 16)
+        assert len(tapes) == count
+    assert model._graphs is not None
+    assert model._graphs.replay.reach == (9,)
 
 
 def test_learning_rates_are_written_before_a_replay() -> None:
@@ -524,7 +536,7 @@ def test_a_copy_has_the_transitions_of_the_buffer(paths: bool, tmp_path: Path) -
     buffer.rewards[:] *= 2
     buffer.version += 1
     matching(buffer, replay, 4)
-    assert replay._own.counts.flatten().tolist() == [5] * TASKS
+    assert replay._own.numbers[0].tolist() == [5] * TASKS
 
 
 def test_a_copy_draws_evenly_from_all_places() -> None:

@@ -201,6 +201,33 @@ def test_what_was_made_with_a_manifest_that_fits(name: str, changed: Path) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"most_at_once": 0}, r"as 'most_at_once' of a buffer an integer in 1\.\.50, got 0"),
+        ({"most_at_once": 10**9}, "as 'most_at_once' of a buffer an integer"),
+        ({"latest": [[0, 50]]}, r"as 'latest' of a buffer a task and a place for each environment, got \[\[0, 50\]\]"),
+        ({"latest": [3]}, "as 'latest' of a buffer a task and a place"),
+        ({"order_bytes": 0}, "the stored buffer must have order_bytes 4, got 0"),
+    ],
+    ids=str,
+)
+def test_the_order_of_transitions(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    folder = tmp_path / "there"
+    make_model(ENVIRONMENTS["dummy"](), n_steps=3, buffer_size=100).learn(8).save_checkpoint(folder)
+    rewrite(folder, lambda state: state["buffer"].update(changes))
+    with pytest.raises(ValueError, match=told):
+        load(folder, "dummy")
+
+
+def test_a_checkpoint_from_before_an_option_has_its_default(changed: Path) -> None:
+    rewrite(changed, lambda state: [state["options"].pop(name) for name in ("n_steps", "router_lr")])
+    model = load(changed)
+    assert (model.n_steps, model.router_lr) == (1, None)
+    model.learn(20, reset_num_timesteps=False)
+    assert model._n_updates > 0
+
+
 def test_wrappers_whose_methods_would_be_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "there"
     make_model(ENVIRONMENTS["VecNormalize"]()).learn(8).save_checkpoint(folder)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from replay_cases import TASKS, observe
 from replay_cases import make as make_buffer
 from sac_cases import draw, make, step
 from sac_models import Changing, make_model
@@ -176,29 +177,151 @@ def test_targets_have_the_discounts_of_the_batch(network: str, learner: dict[str
     step(model, sac, batch._replace(discounts=discounts))
 
 
-def test_they_are_saved_and_counted(tmp_path: Any) -> None:
+def test_the_order_is_saved(tmp_path: Any) -> None:
     env = ENVIRONMENTS["several of a task"]()
-    model = make_model(env=env, n_steps=3, gamma=GAMMA, buffer_size=400).learn(40 * env.num_envs)
+    options = {"n_steps": 3, "gamma": GAMMA, "buffer_size": 400}
+    model = make_model(env=env, **options).learn(40 * env.num_envs)
     model.save_replay_buffer(tmp_path / "buffer")
-    other = make_model(env=ENVIRONMENTS["several of a task"](), n_steps=3, gamma=GAMMA, buffer_size=400)
+    other = make_model(env=ENVIRONMENTS["several of a task"](), **options)
     other.load_replay_buffer(tmp_path / "buffer")
-    assert other.replay_buffer.together == 3
     tasks, places = np.zeros(50, int), np.arange(50)
-    assert torch.equal(other.replay_buffer.gather(tasks, places)[4], model.replay_buffer.gather(tasks, places)[4])
-    model.save(tmp_path / "model")
-    loaded = MultiTaskSAC.load(tmp_path / "model", env)
-    assert (loaded.n_steps, loaded.replay_buffer.n_steps, loaded.replay_buffer.gamma) == (3, 3, GAMMA)
+    for buffer in (other.replay_buffer, model.replay_buffer):  # the next step follows what was saved
+        buffer.add(*following(model.replay_buffer, env.num_envs))
+    found, expected = (each.replay_buffer.gather(tasks, places) for each in (other, model))
+    assert torch.equal(found.rewards, expected.rewards)
+    assert torch.equal(found.discounts, expected.discounts)
+    with pytest.raises(ValueError, match="the stored buffer must have order_bytes 0, got 4"):
+        make_model(env=env, buffer_size=400).load_replay_buffer(tmp_path / "buffer")
 
 
-@pytest.mark.parametrize("change", [{"gamma": 0.5}, {"n_steps": 2}], ids=str)
-def test_a_change_that_the_buffer_does_not_know_is_told(change: dict[str, Any]) -> None:
+def following(buffer: RouteReplayBuffer, count: int) -> tuple[Any, ...]:
+    """The next transitions of environments, all of which stay where they are."""
+    tasks, places = buffer._latest.T
+    states = np.concatenate([buffer.rows[tasks, places, 4:8], np.eye(4, dtype=np.float32)[tasks]], axis=1)
+    paths = None if buffer.paths is None else buffer.paths[tasks, places]
+    return states, states, np.zeros((count, 2)), np.ones(count), np.zeros(count, bool), [{}] * count, paths
+
+
+@pytest.mark.parametrize("options", [{"n_steps": 1}, {"n_steps": 5}, {"gamma": 0.5}], ids=str)
+def test_a_saved_model_takes_other_returns(options: dict[str, Any], tmp_path: Any) -> None:
+    make_model(n_steps=3, gamma=GAMMA).save(tmp_path / "model")
+    model = MultiTaskSAC.load(tmp_path / "model", DummyVecEnv(point_tasks()), **options)
+    buffer = model.replay_buffer
+    assert (model.n_steps, model.gamma) == tuple(({"n_steps": 3, "gamma": GAMMA} | options).values())
+    assert buffer.n_steps == model.n_steps
+    assert buffer.gamma == model.gamma or model.n_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"gamma": 0.5}, r"`gamma` must stay 0\.9, with which the model was made, for n-step returns, got 0\.5"),
+        ({"n_steps": 2}, "`n_steps` must stay 3, with which the model was made, got 2; make another"),
+    ],
+    ids=str,
+)
+def test_other_returns_than_those_of_the_buffer_are_refused(change: dict[str, Any], told: str) -> None:
     model = make_model(n_steps=3, gamma=GAMMA).learn(60)
     vars(model).update(change)
-    with pytest.raises(
-        ValueError, match=r"`n_steps` and `gamma` must stay those of the replay buffer, 3 and 0\.9, got"
-    ):
+    with pytest.raises(ValueError, match=told):
         model.train(1)
-    with pytest.raises(ValueError, match="`n_steps` must be at least 1, got 0"):
-        make_buffer(n_steps=0)
-    with pytest.raises(TypeError, match=r"`n_steps` must be an integer, got 1\.5"):
-        make_buffer(n_steps=1.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"n_steps": 0}, "`n_steps` must be at least 1, got 0"),
+        ({"n_steps": 1.5}, r"`n_steps` must be an integer, got 1\.5"),
+        ({"gamma": 2.0}, r"`gamma` must be at most 1, got 2\.0"),
+        ({"gamma": "a"}, "`gamma` must be a number, got 'a'"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_a_buffer_are_told(options: dict[str, Any], told: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=told):
+        make_buffer(**options)
+
+
+class Same:
+    """Environments whose states never change, so that only the order of the transitions tells them apart."""
+
+    def __init__(self, seed: int, capacity: int, n_steps: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.buffer = make_buffer(capacity, paths=False, n_steps=n_steps, gamma=GAMMA)
+        self.tasks = self.random.integers(0, TASKS, size=5)
+        self.steps: list[list[tuple[float, bool, bool]]] = []
+        self.places: dict[tuple[int, int], tuple[int, int]] = {}
+        self.written = np.zeros(TASKS, int)
+
+    def step(self) -> None:
+        count = len(self.tasks)
+        rewards, done, cut = (
+            self.random.integers(1, 99, count),
+            self.random.random(count) < 0.3,
+            self.random.random(count),
+        )
+        infos = [{"TimeLimit.truncated": bool(over and part < 0.5)} for over, part in zip(done, cut, strict=True)]
+        states = observe(np.ones((count, 2)), self.tasks)
+        self.buffer.add(states, states, np.zeros((count, 2)), rewards, done, infos)
+        for i, task in enumerate(self.tasks):
+            self.places[int(task), int(self.written[task]) % self.buffer.capacity] = (len(self.steps), i)
+            self.written[task] += 1
+        ended = [bool(over and part >= 0.5) for over, part in zip(done, cut, strict=True)]
+        self.steps.append(list(zip(rewards.astype(float), done.astype(bool), ended, strict=True)))
+        self.tasks = np.where(done, self.random.integers(0, TASKS, size=count), self.tasks)
+
+    def check(self, batch: Any, tasks: Any, places: Any) -> None:
+        for i, place in enumerate(zip(tasks.tolist(), places.tolist(), strict=True)):
+            at, env = self.places[place]
+            total, discount, last = 0.0, 1.0, 0.0
+            for later in self.steps[at : at + self.buffer.n_steps]:
+                reward, done, last = later[env]
+                total, discount = total + discount * reward, discount * GAMMA
+                if done:
+                    break
+            assert float(batch.rewards[i]) == pytest.approx(total, rel=1e-5)
+            assert float(batch.discounts[i]) == pytest.approx(discount)
+            assert float(batch.dones[i]) == last
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_episodes_whose_states_are_equal_are_told_apart(seed: int) -> None:
+    same = Same(seed, capacity=(14, 60)[seed % 2], n_steps=(2, 3, 6)[seed % 3])
+    copy = DeviceReplay(same.buffer, "cpu")
+    for _ in range(5):
+        for _ in range(4):
+            same.step()
+        tasks = np.repeat(np.arange(TASKS), same.buffer.counts)
+        places = np.concatenate([np.arange(count) for count in same.buffer.counts])
+        same.check(same.buffer.gather(tasks, places), tasks, places)
+        copy.update()
+        if same.buffer.counts.all():
+            batch, indices = copy._own.sample(10)
+            same.check(batch, *np.divmod(indices.numpy(), same.buffer.capacity))
+
+
+def test_the_largest_distance_of_two_steps() -> None:
+    buffer = make_buffer(9, paths=False, n_steps=2, gamma=GAMMA)
+    ending = [np.array([True, False, True]), np.array([False, False, False])]
+    for tasks, done, reward in zip(([1, 0, 0], [0, 0, 1]), ending, (1.0, 10.0), strict=True):
+        states = observe(np.ones((3, 2)), tasks)
+        buffer.add(states, states, np.zeros((3, 2)), np.full(3, reward) + np.arange(3), done, [{}] * 3)
+    assert buffer.reach == 3
+    # The second environment stays in task 0, where its first step is at 0, and its next one at 3.
+    assert buffer.gather(np.array([0]), np.array([0])).rewards.item() == pytest.approx(2 + GAMMA * 11)
+
+
+def test_an_environment_that_is_reset_into_another_task_begins_anew() -> None:
+    buffer = make_buffer(9, paths=False, n_steps=2, gamma=GAMMA)
+    for tasks, done in (([0, 1], [False, True]), ([1, 2], [False, False])):
+        states = observe(np.ones((2, 2)), tasks)
+        buffer.add(states, states, np.zeros((2, 2)), np.ones(2), np.array(done), [{}] * 2)
+    assert buffer.gather(np.array([0, 1, 1]), np.array([0, 0, 1])).rewards.tolist() == [[1.0]] * 3
+
+
+def test_a_ring_that_is_too_small_for_its_environments_has_single_steps() -> None:
+    buffer = make_buffer(3, paths=False, n_steps=2, gamma=GAMMA)
+    states = observe(np.ones((4, 2)), [0] * 4)
+    for _ in range(3):
+        buffer.add(states, states, np.zeros((4, 2)), np.ones(4), np.zeros(4, bool), [{}] * 4)
+    assert buffer.gather(np.zeros(3, int), np.arange(3)).discounts.flatten().tolist() == pytest.approx([GAMMA] * 3)

@@ -222,7 +222,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no steps": ({"n_steps": 0}, "`n_steps` must be at least 1, got 0"),
     "steps of the buffer": (
         {"replay_buffer_kwargs": {"n_steps": 3}},
-        r"`replay_buffer_kwargs` must leave `n_steps` to the model, which has 1, got 3; give `n_steps` to the model",
+        "`replay_buffer_kwargs` must leave `n_steps` to the model, which has 1, got 3; give `n_steps` to the model",
     ),
     "replay_buffer_class": (
         {"replay_buffer_class": ReplayBuffer},
