@@ -76,7 +76,7 @@ class Gallery(Directive):
 def _learns_control(tree: ast.Module) -> bool:
     """Whether a program takes networks or environments of reinforcement learning."""
     modules = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
-    return bool({"dynroute_sb3", "dynroute.networks"}.intersection(modules))
+    return bool({"dynroute_metaworld", "dynroute_sb3", "dynroute.networks"}.intersection(modules))
 
 
 def _draws(tree: ast.Module) -> bool:

@@ -35,6 +35,9 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 """The file with the parameters and buffers."""
 
+PACKAGES = ("torch.nn", "dynroute", "dynroute.networks")
+"""The packages whose classes are made without being given."""
+
 Plain = bool | int | float | str | None
 
 
@@ -257,7 +260,7 @@ def kept_arguments(module: nn.Module, others: Mapping[str, Any] | None = None) -
     arguments: dict[str, Any] = {}
     for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
         several = parameter.kind is parameter.VAR_POSITIONAL
-        if name in ("device", "dtype") or parameter.kind is parameter.VAR_KEYWORD or (several and _is_known(kind)):
+        if name in ("device", "dtype") or parameter.kind is parameter.VAR_KEYWORD or (several and _package(kind)):
             continue
         if name in others:
             arguments[name] = others[name]
@@ -286,7 +289,7 @@ class _Writer:
             return {"again": self._places[module]}
         self._places[module] = len(self._places)
         kind = type(module)
-        if not _is_known(kind):
+        if _package(kind) is None:
             self.classes.add(kind)
         if kind in (nn.Sequential, nn.ModuleList):
             parts = {
@@ -409,11 +412,10 @@ class _Reader:
     def _kind(self, name: str) -> type[nn.Module]:
         package, _, class_name = name.rpartition(".")
         kind: object = None
-        if package == "torch.nn":
-            kind = getattr(nn, class_name, None)
-        elif package == "dynroute":
-            library = sys.modules[__package__ or "dynroute"]
-            kind = getattr(library, class_name) if class_name in library.__all__ else None
+        if package in PACKAGES:
+            library = import_module(package)
+            public = package == "torch.nn" or class_name in library.__all__
+            kind = getattr(library, class_name, None) if public else None
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             kind = self._classes.get(name)
         if kind is None:
@@ -425,14 +427,14 @@ class _Reader:
 
 
 def _name(kind: type[nn.Module]) -> str:
-    if _is_known(kind):
-        return f"{'torch.nn' if kind.__module__.startswith('torch.') else 'dynroute'}.{kind.__name__}"
-    return kind.__qualname__
+    package = _package(kind)
+    return kind.__qualname__ if package is None else f"{package}.{kind.__name__}"
 
 
-def _is_known(kind: type[nn.Module]) -> bool:
-    """Whether a class is one of dynroute or torch.nn, found by its name."""
-    return getattr(nn, kind.__name__, None) is kind or getattr(sys.modules.get("dynroute"), kind.__name__, None) is kind
+def _package(kind: type[nn.Module]) -> str | None:
+    """The package of :data:`PACKAGES` in which a class is found by its name; None if it is a class of others."""
+    loaded = [package for package in PACKAGES if package in sys.modules]
+    return next((each for each in loaded if getattr(sys.modules[each], kind.__name__, None) is kind), None)
 
 
 def _check_same(module: nn.Module, rebuilt: nn.Module) -> None:

@@ -417,10 +417,10 @@ def check_precision(model: MultiTaskAttributes) -> None:
 def n_step_keywords(model: MultiTaskAttributes) -> dict[str, Any]:
     """The keywords of a replay buffer for n-step returns; raises an error if `replay_buffer_kwargs` has others."""
     for name, value in (keywords := {"n_steps": model.n_steps, "gamma": model.gamma}).items():
-        if name in model.replay_buffer_kwargs:
+        if (given := model.replay_buffer_kwargs.get(name, value)) != value:
             raise ValueError(
-                f"`replay_buffer_kwargs` must leave `{name}` to the model, which has {value}, got "
-                f"{model.replay_buffer_kwargs[name]!r}; give `{name}` to the model itself."
+                f"`replay_buffer_kwargs` must leave `{name}` to the model, which has {value}, got {given!r}; give "
+                f"`{name}` to the model itself."
             )
     return keywords if model.n_steps > 1 else {}
 

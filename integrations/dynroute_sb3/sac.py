@@ -536,8 +536,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             device=self.device,
             n_envs=self.n_envs,
             optimize_memory_usage=self.optimize_memory_usage,
-            **self.replay_buffer_kwargs,
-            **n_step_keywords(self),
+            **(self.replay_buffer_kwargs | n_step_keywords(self)),
         )
         assert isinstance(buffer, RouteReplayBuffer)
         if self.replays_paths and self.policy.topology is not None:

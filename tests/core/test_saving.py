@@ -183,7 +183,7 @@ def test_arguments_with_defaults_must_be_kept_too(tmp_path: Path) -> None:
 def loaded(net: Network, folder: Path) -> nn.Module:
     """The network saved and loaded, which must be as it was."""
     save_pretrained(net, folder)
-    twin = from_pretrained(folder, classes=[type(net)])
+    twin = from_pretrained(folder)
     assert type(twin) is type(net)
     assert repr(twin) == repr(net)
     assert twin.constructor_arguments().keys() == net.constructor_arguments().keys()

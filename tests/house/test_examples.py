@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
+from small_runs import draws
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -53,6 +55,7 @@ def test_the_programs_are_there():
         "swap_linear",
         "swap_transformer",
         "train_with_fabric",
+        "trained_policy",
         "what_rsg_stops",
     ]
 
@@ -261,6 +264,22 @@ def test_single_file_sac_learns(capsys):
 
     assert before < 0.5 < after
     assert "after 400 updates" in capsys.readouterr().out
+
+
+def test_trained_policy_solves_what_it_promises(capsys):
+    result = load("trained_policy").main()
+
+    assert result.success_rates.sum() >= 6
+    assert "drawer-close" in capsys.readouterr().out
+    assert sum(path.stat().st_size for path in (EXAMPLES / "policy_mt10_fixed").iterdir()) < 2_000_000
+
+
+@pytest.mark.skipif(not draws(), reason="no OpenGL")
+def test_trained_policy_is_filmed(tmp_path):
+    load("trained_policy").main(steps=4, task="door-open")
+
+    with Image.open(tmp_path / "door-open.gif") as film:
+        assert film.n_frames == 2
 
 
 @pytest.mark.slow
