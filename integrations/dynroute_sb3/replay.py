@@ -305,7 +305,7 @@ class RouteReplayBuffer(ReplayBuffer):
     def reach(self) -> int:
         """The largest distance of two transitions of a task that follow one another; 1 for single steps."""
         # At most k - 1 others are behind a transition in its step, and k - 1 before the one that follows.
-        return 2 * self.most_at_once - 1 if self.n_steps > 1 else 1
+        return min(2 * self.most_at_once - 1, self.capacity) if self.n_steps > 1 else 1
 
     def truncated(self, done: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[np.bool_]:
         """Whether the episode of each environment ended by a time limit and counts as continuing."""

@@ -146,8 +146,8 @@ def check_buffer(state: Any, num_tasks: int, capacity: int, path: Path | Member)
 def _check_order(state: Any, num_tasks: int, capacity: int, path: Path | Member) -> None:
     """Raises an error unless what n-step returns need of a replay buffer is valid."""
     most, latest = state["most_at_once"], np.asarray(state["latest"])
-    if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= capacity:
-        raise _wrong(path, f"as 'most_at_once' of a buffer an integer in 1..{capacity}", most)
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:  # it may be more than a ring holds
+        raise _wrong(path, "as 'most_at_once' of a buffer an integer of at least 1", most)
     valid = latest.ndim == 2 and latest.shape[1] == 2 and latest.dtype.kind in "iu"
     if not valid or (latest < 0).any() or (latest >= (num_tasks, capacity)).any():
         raise _wrong(path, "as 'latest' of a buffer a task and a place for each environment", latest.tolist())

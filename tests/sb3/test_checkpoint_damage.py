@@ -204,8 +204,8 @@ def test_what_was_made_with_a_manifest_that_fits(name: str, changed: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"most_at_once": 0}, r"as 'most_at_once' of a buffer an integer in 1\.\.50, got 0"),
-        ({"most_at_once": 10**9}, "as 'most_at_once' of a buffer an integer"),
+        ({"most_at_once": 0}, "as 'most_at_once' of a buffer an integer of at least 1, got 0"),
+        ({"most_at_once": 2.5}, "as 'most_at_once' of a buffer an integer"),
         ({"latest": [[0, 50]]}, r"as 'latest' of a buffer a task and a place for each environment, got \[\[0, 50\]\]"),
         ({"latest": [3]}, "as 'latest' of a buffer a task and a place"),
         ({"order_bytes": 0}, "the stored buffer must have order_bytes 4, got 0"),
