@@ -419,7 +419,7 @@ def test_the_networks_of_a_night_have_equal_sizes() -> None:
         assert all(0.9 < size / sizes["mt-sac"] < 1.1 for size in sizes.values()), sizes
     night = preset("night", {"method": "d2r", "benchmark": "MT10"}).resolve()
     assert (night.hours, night.steps, night.task_weights) == (8.0, 1_500_000, "none")
-    assert (night.normalize_returns, night.ent_coef, night.target_entropy) == (True, "auto_0.01", "auto")
+    assert (night.normalize_returns, night.ent_coef, night.target_entropy) == (True, "auto_0.01", "auto_0.5")
     assert night.n_steps == 3
 
 
@@ -442,7 +442,7 @@ def test_every_method_with_every_preset(name: str, method: str, two_tasks: Any) 
         configuration.log_std_low,
         configuration.log_std_high,
     )
-    assert model.target_entropy == (-2.0 if name.startswith("brc") else -4.0)
+    assert model.target_entropy == (-2.0 if name.startswith(("brc", "night")) else -4.0)
     adamw = name.startswith("brc")
     for optimizer in (model.actor.optimizer, model.critic.optimizer):
         assert type(optimizer) is (torch.optim.AdamW if adamw else torch.optim.Adam)

@@ -48,13 +48,12 @@ class Activation:
 
 
 def _relu_backward(gradient: Tensor, output: Tensor, out: Tensor | None) -> Tensor:
-    if output.dtype == torch.bool:
-        return gradient.masked_fill(output, 0.0) if out is None else gradient.masked_fill_(output, 0.0)
+    # On a CPU it takes a tenth of the time of masked_fill, whose branches no processor can foresee.
     if out is None:
-        backward: Tensor = _aten.threshold_backward(gradient, output, 0)
-        return backward
-    _aten.threshold_backward.grad_input(gradient, output, 0, grad_input=out)
-    return out
+        result: Tensor = _aten.threshold_backward(gradient, output, 0)
+    else:
+        result = _aten.threshold_backward.grad_input(gradient, output, 0, grad_input=out)
+    return result
 
 
 def _written(derivative: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
@@ -89,14 +88,7 @@ IDENTITY = Activation(
 
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.Identity: IDENTITY,
-    # A mask takes less memory than 32 bits. For 16 bits it is slower than the output itself, and on the CPU ten times as
-    # slow, since a processor cannot foresee where it is True.
-    nn.ReLU: Activation(
-        "relu",
-        torch.relu_,
-        _relu_backward,
-        condense=lambda output: output if output.element_size() == 2 or output.device.type == "cpu" else output <= 0,
-    ),
+    nn.ReLU: Activation("relu", torch.relu_, _relu_backward),
     nn.Sigmoid: Activation("sigmoid", torch.sigmoid_, _written(_aten.sigmoid_backward)),
     nn.SiLU: Activation("silu", nn.functional.silu, _written(_aten.silu_backward), from_input=True),
     nn.Tanh: Activation("tanh", torch.tanh_, _written(_aten.tanh_backward)),

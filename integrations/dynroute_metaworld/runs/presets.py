@@ -95,6 +95,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "gamma": 0.98,
         "n_steps": 3,
         "normalize_returns": True,
+        "target_entropy": "auto_0.5",
         "ent_coef": "auto_0.01",
         "ent_coef_lr": 3e-4,
         "task_weights": "none",
