@@ -28,9 +28,9 @@ from dynroute_metaworld.report import export, figures
 from dynroute_metaworld.report import scene as scenes
 from dynroute_metaworld.report.analysis import inspect_runs
 from dynroute_metaworld.report.canvas import draw_graph, legend, metric_panels, scale, style
-from dynroute_metaworld.report.comparison import GroupRoutes, group_runs
+from dynroute_metaworld.report.comparison import Group, GroupRoutes, group_runs
 from dynroute_metaworld.report.curves import draw_curves
-from dynroute_metaworld.report.data import read_curves, read_run, read_runs, thin
+from dynroute_metaworld.report.data import Curve, Metrics, RunData, read_curves, read_run, read_runs, thin
 from dynroute_metaworld.report.export import OF_A_RUN, OF_ALL, analyze
 from dynroute_metaworld.report.figures import write_groups
 from dynroute_metaworld.report.film import GRAPH, LINE, _beside, render
@@ -557,6 +557,49 @@ def test_what_seeds_share_is_drawn(
     assert titles == 2 * ["d2r, seed 1", "d2r, seed 2"]
 
 
+def with_lateness(one: RunData, success: dict[str, list[float]], used: list[float]) -> RunData:
+    """A run whose tasks succeed so often after 10, 20, ... steps, and use so many modules."""
+    curves = {f"success/{task}": Curve(10.0 * np.arange(1, 1 + len(of)), np.array(of)) for task, of in success.items()}
+    assert one.result is not None
+    modules = np.repeat(np.array(used)[:, None], one.result.episodes, axis=1)
+    result = dataclasses.replace(one.result, modules_used=modules)
+    return dataclasses.replace(one, metrics=Metrics(curves), result=result)
+
+
+def test_when_tasks_were_learned_and_what_they_use(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other, plain = (read_run(runs[name]) for name in ("d2r-1", "d2r-2", "mt-sac"))
+    close, reach = one.tasks
+    first = with_lateness(one, {close: [0.0, 0.5, 0.2], reach: [0.0, 0.4, 0.4]}, [2.0, 4.0])
+    second = with_lateness(other, {close: [0.5], reach: [0.0, 1.0]}, [3.0, 2.0])
+    group = Group("d2r", (first, second))
+    rates = first.result.success_rates  # type: ignore[union-attr]
+    assert group.learned_rows()[:2] == [
+        {"seed": 1, "task": close, "learned": 20.0, "success": rates[0], "modules_used": 2.0},
+        {"seed": 1, "task": reach, "learned": None, "success": rates[1], "modules_used": 4.0},
+    ]
+    assert [row["learned"] for row in group.learned_rows()[2:]] == [10.0, 20.0]
+    # What was never learned is the latest; the second seed uses fewer modules the later a task was learned.
+    assert group.late_correlations() == pytest.approx([1, -1])
+    assert group.row()["late_correlations"] == group.late_correlations()
+    for alike in (
+        with_lateness(one, {close: [0.0], reach: [0.0]}, [2.0, 4.0]),
+        with_lateness(one, {close: [0.0], reach: [1.0]}, [3.0, 3.0]),
+    ):
+        assert Group("d2r", (alike,)).late_correlations() == []
+    assert Group("mt-sac", (plain,)).learned_rows() == []  # it has no routes
+    assert Group("d2r", (dataclasses.replace(first, metrics=Metrics()),)).learned_rows() == []
+
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr(figures, "save", lambda folder, figures: drawn.update(figures))
+    write_groups(tmp_path, [group, Group("mt-sac", (plain,))], [], {})
+    (axis,) = drawn["learned"].axes
+    (points,) = axis.collections
+    assert points.get_offsets().tolist() == [[20, 2], [pytest.approx(23), 4], [10, 3], [20, 2]]
+    assert points.get_label() == "d2r; rank correlation 0.00 (2 seeds, -1.00 to 1.00)"
+
+
 def test_noise_does_not_look_like_a_change() -> None:
     axes = Figure().subplots(1, 3)
     for axis, values in zip(axes, ([0.0, 0.0], [0.5, 0.50001], [5.0, 9.0]), strict=True):
@@ -617,6 +660,11 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     assert {Path(name).name for name in names} <= {*OF_ALL, *OF_A_RUN}  # what another analysis may remove
     assert {"curves.csv", "curves_by_method.csv", "success.csv", "summary.json", "notes.txt", "curves.png"} < names
     assert {"success.png", "modules_by_method.png", "similarity_by_method.png", "sparsity_by_method.png"} < names
+    assert {"learned.csv", "learned.png"} < names
+    assert [(row["method"], row["seed"], row["task"]) for row in rows(folder / "learned.csv")] == [
+        ("d2r", "1", "drawer-close"),
+        ("d2r", "1", "reach"),
+    ]
     assert {f"d2r-1/{name}" for name in ("routes.npz", "routes.svg", "moments.svg", "similarity.png")} < names
     assert {f"d2r-1/{name}.png" for name in ("learning", "balance", "modules", "sparsity")} < names
     assert {"mt-sac/routes.npz", "mt-sac/learning.png"} < names

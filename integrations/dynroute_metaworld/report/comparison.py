@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from dynroute import Topology
 from dynroute_command.options import KEYWORDS
@@ -25,6 +26,9 @@ POINTS, RESAMPLES = 50, 500
 
 TOLD = 3
 """The largest number of settings in the name of a group."""
+
+LEARNED = 0.5
+"""A task is learned as soon as this share of its newest episodes succeeds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +101,7 @@ class Group:
             "evaluated": len(scores),
             **over_seeds(scores),
             "modules_used": None if used is None else float(used.mean()),
+            "late_correlations": self.late_correlations(),
             "minutes": float(np.mean(minutes)) if minutes else None,
         }
 
@@ -124,6 +129,47 @@ class Group:
                 }
             )
         return rows
+
+    def learned_rows(self) -> list[dict[str, Any]]:
+        """When each seed learned each task, in steps of a task, and how many modules its evaluation uses.
+
+        A task that was never learned has None. Runs without curves of success, or without routes, are left out.
+        """
+        rows = []
+        for one in self.runs:
+            curves = one.curves("success")
+            if not curves or one.result is None or one.result.modules_used is None:
+                continue
+            used, rates = one.result.modules_used.mean(axis=1), one.result.success_rates
+            for i, task in enumerate(self.tasks):
+                curve = curves.get(task)
+                reached = curve.steps[curve.values >= LEARNED] if curve is not None else ()
+                rows.append(
+                    {
+                        "seed": one.run.configuration.seed,
+                        "task": task,
+                        "learned": float(min(reached)) if len(reached) else None,
+                        "success": float(rates[i]),
+                        "modules_used": float(used[i]),
+                    }
+                )
+        return rows
+
+    def late_correlations(self) -> list[float]:
+        """For each seed the rank correlation of how late tasks were learned with the modules they use (D2R, Fig. 8).
+
+        Tasks that were never learned are the latest. A seed whose tasks were all as late, or use as many modules, has
+        none.
+        """
+        rows = self.learned_rows()
+        found = []
+        for seed in dict.fromkeys(row["seed"] for row in rows):
+            pairs = [(row["learned"], row["modules_used"]) for row in rows if row["seed"] == seed]
+            late = np.array([np.inf if steps is None else steps for steps, _ in pairs])
+            used = np.array([modules for _, modules in pairs])
+            if len(set(late.tolist())) > 1 and len(set(used.tolist())) > 1:
+                found.append(float(spearmanr(late, used).statistic))
+        return found
 
     def band(self, metric: str) -> Band | None:
         """A metric over steps, its points taken together in at most 50 spans; None if no span has points of all runs.

@@ -19,9 +19,10 @@ from .routes import embed
 __all__ = ["analyze", "write_tables"]
 
 OF_ALL = (
-    *("curves.csv", "curves_by_method.csv", "success.csv", "similarity_by_method.csv", "sparsity_by_method.csv"),
-    *("curves.png", "success.png", "modules_by_method.png", "similarity_by_method.png", "sparsity_by_method.png"),
-    *("paths_by_method.png", "notes.txt", "summary.json"),
+    *("curves.csv", "curves_by_method.csv", "success.csv", "learned.csv"),
+    *("similarity_by_method.csv", "sparsity_by_method.csv"),
+    *("curves.png", "success.png", "modules_by_method.png", "learned.png"),
+    *("similarity_by_method.png", "sparsity_by_method.png", "paths_by_method.png", "notes.txt", "summary.json"),
 )
 OF_A_RUN = (
     *("routes.npz", "routes.svg", "moments.svg", "paths.csv", "learning.png", "balance.png", "modules.png"),
@@ -153,6 +154,8 @@ def write_tables(analysis: Analysis, sharings: Sequence[GroupRoutes], folder: Pa
         row["low"], row["high"] = row.pop("interval") or (None, None)
         row["modules_low"], row["modules_high"] = row.pop("modules_interval") or (None, None)
     _csv(folder / "success.csv", names, ([row[name] for name in names] for row in rows))
+    if learned := [{"method": group.name, **row} for group in analysis.groups for row in group.learned_rows()]:
+        _csv(folder / "learned.csv", list(learned[0]), ([*row.values()] for row in learned))
     for kind, rows_of in (("similarity", GroupRoutes.similarity_rows), ("sparsity", GroupRoutes.sparsity_rows)):
         if rows := [{"method": one.group.name, **row} for one in sharings for row in rows_of(one)]:
             _csv(folder / f"{kind}_by_method.csv", list(rows[0]), ([*row.values()] for row in rows))

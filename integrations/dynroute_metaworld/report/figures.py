@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from .canvas import INK, heat_map, legend, metric_panels, save, scale, scatter, style
-from .comparison import Group, GroupRoutes
+from .comparison import LEARNED, Group, GroupRoutes
 from .data import BY_TASK, RunData
 from .routes import THRESHOLD, Routes
 
@@ -103,6 +103,7 @@ def write_groups(
         "curves": _bands(groups),
         "success": _by_task(groups, "success", "interval", "success of each task"),
         "modules_by_method": _by_task(groups, "modules_used", "modules_interval", "modules used by each task"),
+        "learned": _learned(groups),
         "similarity_by_method": _similarity(sharings),
         "sparsity_by_method": _sparsity(sharings),
         "paths_by_method": _paths(sharings, points),
@@ -161,6 +162,31 @@ def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> 
     axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize="small")
     axis.set_ylim(0, 1.02 if value == "success" else None)
     axis.set_title(f"{title}{', with 95 % intervals' * sure}; the hardest task first", loc="left")
+    legend(figure, [axis])
+    return figure
+
+
+def _learned(groups: Sequence[Group]) -> Figure | None:
+    """Modules that tasks use against when they were learned, a point for each task and seed (D2R, Fig. 8)."""
+    found = [(number, group, rows) for number, group in enumerate(groups) if (rows := group.learned_rows())]
+    if not found:
+        return None
+    reached = [row["learned"] for _, _, rows in found for row in rows if row["learned"] is not None]
+    never = 1.15 * max(reached, default=1.0)  # a place to the right of all others
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis: Any = figure.subplots()
+    for number, group, rows in found:
+        late = [never if row["learned"] is None else row["learned"] for row in rows]
+        correlations = group.late_correlations()
+        told = f"; rank correlation {np.mean(correlations):.2f}" if correlations else ""
+        seeds = f"{_counted(len(correlations))}, " if len(correlations) > 1 else ""
+        each = f" ({seeds}{min(correlations):.2f} to {max(correlations):.2f})" if len(correlations) > 1 else ""
+        used = [row["modules_used"] for row in rows]
+        axis.scatter(late, used, label=f"{group.name}{told}{each}", color=f"C{number % 10}", alpha=0.7)
+    axis.axvline(1.075 * max(reached, default=1.0), color="grey", linewidth=0.8)
+    axis.annotate("never", (never, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize="small")
+    axis.set(xlabel=f"steps of each task until {LEARNED:.0%} of the newest episodes succeed", ylabel="modules used")
+    axis.set_title("modules used, the output among them, and when a task was learned", loc="left", pad=16)
     legend(figure, [axis])
     return figure
 
