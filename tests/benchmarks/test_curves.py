@@ -1,8 +1,10 @@
 """Curves of runs with other settings are stored with what differs, and without the paths of a machine."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,3 +41,31 @@ def test_a_row_has_what_differs_and_the_mean_over_tasks(tmp_path: Path, monkeypa
         "dynroute train --run runs/b --seed 1",
     ]
     assert str(tmp_path) not in output.read_text()
+
+
+def test_rows_are_added_to_those_of_runs_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "curves.json"
+
+    def store(*names: str) -> dict[str, Any]:
+        arguments = [*(str(tmp_path / name) for name in names), "--every", "100", "--output", str(output)]
+        monkeypatch.setattr(sys, "argv", ["curves", *arguments, *(["--add"] if output.exists() else [])])
+        curves.main()
+        stored: dict[str, Any] = json.loads(output.read_text())
+        return stored
+
+    first = write_run(tmp_path / "a", {100: [0.5, 0.0]}, batch_size=16)
+    write_run(tmp_path / "b", {100: [0.25, 0.25]}, seed=2)
+    before = store("a")
+    shutil.rmtree(first.folder)
+    after = store("b")
+    assert after["first"] == before["first"]
+    assert [row["options"] for row in after["rows"]] == [{}, {"batch_size": 128, "seed": 2}]
+    assert after["sessions"][:1] == before["sessions"]
+    write_run(tmp_path / "c", {100: [0.0, 0.0]}).folder.joinpath("metrics.jsonl").rename(tmp_path / "b/metrics.jsonl")
+    again = store("b")  # the run went on
+    assert again["rows"][1]["success"] == {"100": 0.0}
+    assert again["sessions"] == after["sessions"]
+    write_run(tmp_path / "d", {100: [0.5, 0.0]}, window=3)
+    with pytest.raises(ValueError, match="d has another window or other tasks than the first run"):
+        store("d")
+    assert json.loads(output.read_text()) == again
