@@ -21,6 +21,10 @@ $(READY): pyproject.toml constraints.txt
 		"Collecting "*) count=$$((count + 1)); printf '\r\033[K  package %d: %s' "$$count" "$$name" ;; \
 		"Installing collected") printf '\r\033[K  unpacking them ...\n' ;; \
 		"status "*) exit "$$name" ;; esac; done; }
+	@# Many processes import these at once; without their bytecode each would compile them. What fails, tests will tell.
+	@echo "  compiling the largest of them ..."; for packages in "torch._dynamo, torch.distributed.fsdp, hypothesis" \
+		"ray, metaworld, scipy.stats, sklearn.manifold, matplotlib.figure, sphinx.application, stable_baselines3"; do \
+		$(BIN)/python -c "import $$packages" 2> /dev/null & done; wait
 	@touch $@
 
 install: $(READY) ## Make an environment with everything in .venv; source .venv/bin/activate enters it

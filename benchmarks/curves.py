@@ -9,13 +9,14 @@ compared over days, and folders of earlier ones need not be there.
 """
 
 import argparse
+import dataclasses
 import json
 import re
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dynroute_metaworld import Run
+from dynroute_metaworld import Configuration, Run
 from dynroute_metaworld.runs.configuration import MOVABLE
 from dynroute_metaworld.runs.metrics import read_metrics
 from dynroute_sb3.storage import writing_file
@@ -34,43 +35,53 @@ def read_curve(run: Run, every: int) -> dict[str, float]:
     return curve
 
 
-def compare(folders: list[Path], every: int, former: dict[str, Any] | None = None) -> dict[str, Any]:
+FORMAT = "dynroute curves 3"
+
+
+def compare(folders: list[Path], every: int | None = None, former: dict[str, Any] | None = None) -> dict[str, Any]:
     """Reads the curves of runs, and in what their options differ from those of the first one.
 
     Args:
-        folders: The folders of the runs.
-        every: The steps between two figures of a curve.
+        folders: The folders of the runs, which have different names.
+        every: The steps between two figures of a curve; those of `former`, or 10,000, if None.
         former: What was stored before; its first run stays the first, and its rows stay unless a run has their name.
     """
-    runs = [Run.open(folder) for folder in folders]
-    window = runs[0].configuration.window
-    stored = former or {"first": options_of(runs[0]), "rows": [], "sessions": [], "window": window}
-    first, rows = stored["first"], {row["run"]: row for row in stored["rows"]}
-    sessions = [*stored["sessions"]]
-    for run in runs:
-        own = run.configuration
-        if (own.window, len(own.tasks)) != (stored["window"], len(first["tasks"])):
+    runs = {folder.name: Run.open(folder) for folder in folders}
+    first = next(iter(runs.values()))
+    if len(runs) < len(folders):
+        raise ValueError(f"folders must have different names, got {[folder.name for folder in folders]}")
+    if former is None:
+        window = first.configuration.window
+        former = {"format": FORMAT, "every": every or 10_000, "window": window, "first": options_of(first)}
+        former |= {"rows": [], "sessions": []}
+    if former["format"] != FORMAT or every not in (None, former["every"]):
+        raise ValueError(f"the file has {former['format']!r} at every {former.get('every')} steps, not {FORMAT!r}")
+    usual = {**_plain({field.name: field.default for field in dataclasses.fields(Configuration)}), **former["first"]}
+    stored = [part for part in former["rows"] if part["run"] not in runs]
+    sessions = [part for part in former["sessions"] if part["run"] not in runs]
+    for name, run in runs.items():
+        options = options_of(run)
+        if (run.configuration.window, options["tasks"]) != (former["window"], usual["tasks"]):
             raise ValueError(f"{run.folder} has another window or other tasks than the first run")
-        differing = {name: value for name, value in options_of(run).items() if value != first.get(name)}
-        rows[run.folder.name] = {"run": run.folder.name, "options": differing, "success": read_curve(run, every)}
+        differing = {option: value for option, value in options.items() if value != usual[option]}
+        stored.append({"run": name, "options": differing, "success": read_curve(run, former["every"])})
         for session in run.sessions:
             command = re.sub(r"(--run )\S*/", r"\1runs/", session["command"])  # not the paths of a machine
-            entry = {"command": command, **{name: session[name] for name in ("commit", "versions", "machine")}}
-            sessions += [entry] if entry not in sessions else []
-    return {
-        "format": "dynroute curves 2",
-        "window": stored["window"],
-        "first": first,
-        "rows": list(rows.values()),
-        "sessions": sessions,
-    }
+            provenance = {key: session[key] for key in ("commit", "versions", "machine")}
+            sessions.append({"run": name, "command": command, **provenance})
+    return {**former, "rows": stored, "sessions": sessions}
 
 
 def options_of(run: Run) -> dict[str, Any]:
-    """The options on which a curve depends, as far as it goes, and the tasks, in the types of JSON."""
+    """The options on which a curve depends, as far as it goes, and the tasks."""
     own = run.configuration
-    options = {**own.result_options, "seed": own.seed, "warm_start": own.warm_start, "tasks": own.tasks}
-    plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in options.items() if k not in MOVABLE}))
+    return _plain({**own.result_options, "seed": own.seed, "warm_start": own.warm_start, "tasks": own.tasks})
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that a run keeps, in the types of JSON."""
+    kept = {name: value for name, value in options.items() if name not in MOVABLE}
+    plain: dict[str, Any] = json.loads(json.dumps(kept, default=lambda missing: None))
     return plain
 
 
@@ -78,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument("--output", type=file, required=True, help="the JSON file")
-    parser.add_argument("--every", type=int, default=10_000, help="steps between two figures of a curve (10000)")
+    parser.add_argument("--every", type=int, help="steps between two figures of a curve (those of the file, or 10000)")
     parser.add_argument("--add", action="store_true", help="keep the rows that the file has")
     options = parser.parse_args()
     former = json.loads(options.output.read_text()) if options.add else None

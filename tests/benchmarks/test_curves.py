@@ -12,8 +12,10 @@ from benchmarks import curves
 from dynroute_metaworld import Configuration, Run
 
 
-def write_run(folder: Path, rates: dict[int, list[float]], **options: int) -> Run:
-    run = Run.create(folder, Configuration(method="mt-sac", benchmark="reach,push", device="cpu", **options))
+def write_run(folder: Path, rates: dict[int, list[float]], **options: Any) -> Run:
+    run = Run.create(
+        folder, Configuration(**{"method": "mt-sac", "benchmark": "reach,push", "device": "cpu", **options})
+    )
     lines = [
         {"step": 2 * steps, "success/reach": reach, "success/push": push, "time/fps": 1}
         for steps, (reach, push) in rates.items()
@@ -46,26 +48,56 @@ def test_a_row_has_what_differs_and_the_mean_over_tasks(tmp_path: Path, monkeypa
 def test_rows_are_added_to_those_of_runs_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "curves.json"
 
-    def store(*names: str) -> dict[str, Any]:
-        arguments = [*(str(tmp_path / name) for name in names), "--every", "100", "--output", str(output)]
+    def store(*names: str, every: int | None = None) -> dict[str, Any]:
+        arguments = [*(str(tmp_path / name) for name in names), "--output", str(output)]
+        arguments += [] if every is None else ["--every", str(every)]
         monkeypatch.setattr(sys, "argv", ["curves", *arguments, *(["--add"] if output.exists() else [])])
         curves.main()
         stored: dict[str, Any] = json.loads(output.read_text())
         return stored
 
     first = write_run(tmp_path / "a", {100: [0.5, 0.0]}, batch_size=16)
-    write_run(tmp_path / "b", {100: [0.25, 0.25]}, seed=2)
-    before = store("a")
+    write_run(tmp_path / "b", {50: [0.0, 0.0], 100: [0.25, 0.25]}, seed=2)
+    before = store("a", every=100)
     shutil.rmtree(first.folder)
     after = store("b")
     assert after["first"] == before["first"]
     assert [row["options"] for row in after["rows"]] == [{}, {"batch_size": 128, "seed": 2}]
-    assert after["sessions"][:1] == before["sessions"]
-    write_run(tmp_path / "c", {100: [0.0, 0.0]}).folder.joinpath("metrics.jsonl").rename(tmp_path / "b/metrics.jsonl")
-    again = store("b")  # the run went on
-    assert again["rows"][1]["success"] == {"100": 0.0}
-    assert again["sessions"] == after["sessions"]
-    write_run(tmp_path / "d", {100: [0.5, 0.0]}, window=3)
-    with pytest.raises(ValueError, match="d has another window or other tasks than the first run"):
-        store("d")
-    assert json.loads(output.read_text()) == again
+    assert after["rows"][1]["success"] == {"100": 0.25}  # at the steps of the file
+    assert [session["run"] for session in after["sessions"]] == ["a", "b"]
+
+    # An option that came later is no difference as long as it has its default.
+    del after["first"]["n_steps"]
+    output.write_text(json.dumps(after))
+    shutil.rmtree(tmp_path / "b")
+    write_run(tmp_path / "b", {100: [1.0, 0.0]}, seed=3)
+    again = store("b")  # another run of this name takes the place of its row and sessions
+    assert [(row["run"], row["options"]) for row in again["rows"]] == [("a", {}), ("b", {"batch_size": 128, "seed": 3})]
+    assert [session["run"] for session in again["sessions"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("names", "every", "message"),
+    [
+        (("window",), None, "window has another window or other tasks than the first run"),
+        (("tasks",), None, "tasks has another window or other tasks than the first run"),
+        (("a",), 50, "the file has 'dynroute curves 3' at every 100 steps"),
+        (("a", "other/a"), None, "folders must have different names"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    names: tuple[str, ...], every: int | None, message: str, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "a", {100: [0.5, 0.0]})
+    write_run(tmp_path / "other" / "a", {100: [0.5, 0.0]})
+    write_run(tmp_path / "window", {100: [0.5, 0.0]}, window=3)
+    write_run(tmp_path / "tasks", {100: [0.5, 0.0]}, benchmark="reach,door-open")
+    stored = curves.compare([tmp_path / "a"], 100)
+    with pytest.raises(ValueError, match=message):
+        curves.compare([tmp_path / name for name in names], every, stored)
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {100: [0.5, 0.0]})
+    with pytest.raises(ValueError, match="the file has 'dynroute curves 1' at every None steps"):
+        curves.compare([tmp_path / "a"], former={"format": "dynroute curves 1"})

@@ -557,47 +557,89 @@ def test_what_seeds_share_is_drawn(
     assert titles == 2 * ["d2r, seed 1", "d2r, seed 2"]
 
 
-def with_lateness(one: RunData, success: dict[str, list[float]], used: list[float]) -> RunData:
-    """A run whose tasks succeed so often after 10, 20, ... steps, and use so many modules."""
+TASKS = ("reach", "push", "door-open")
+
+
+def learned_so(folder: Path, success: dict[str, list[float]], used: list[float], seed: int = 1) -> RunData:
+    """A run whose tasks succeed so often after 10, 20, ... steps, and use so many modules in its evaluation."""
+    options = {**SMALL, "benchmark": ",".join(TASKS), "horizon": 10, "window": 2, "seed": seed}
+    run = Run.create(folder, Configuration(**options).resolve())
     curves = {f"success/{task}": Curve(10.0 * np.arange(1, 1 + len(of)), np.array(of)) for task, of in success.items()}
-    assert one.result is not None
-    modules = np.repeat(np.array(used)[:, None], one.result.episodes, axis=1)
-    result = dataclasses.replace(one.result, modules_used=modules)
-    return dataclasses.replace(one, metrics=Metrics(curves), result=result)
+    result = EvaluationResult(
+        benchmark=",".join(TASKS),
+        tasks=TASKS,
+        goals="fixed",
+        horizon=10,
+        seed=seed,
+        reward_version="v2",
+        criterion="any",
+        versions={},
+        first_success=np.array([[3, 3], [3, -1], [-1, -1]]),
+        success_last=np.zeros((3, 2), dtype=np.bool_),
+        returns=np.zeros((3, 2)),
+        lengths=np.full((3, 2), 10),
+        goal_positions=np.zeros((3, 2, 3), dtype=np.float32),
+        modules_used=np.repeat(np.array(used)[:, None], 2, axis=1),
+    )
+    return RunData(run, folder.name, Metrics(curves), result, (), ())
 
 
-def test_when_tasks_were_learned_and_what_they_use(
-    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, other, plain = (read_run(runs[name]) for name in ("d2r-1", "d2r-2", "mt-sac"))
-    close, reach = one.tasks
-    first = with_lateness(one, {close: [0.0, 0.5, 0.2], reach: [0.0, 0.4, 0.4]}, [2.0, 4.0])
-    second = with_lateness(other, {close: [0.5], reach: [0.0, 1.0]}, [3.0, 2.0])
-    group = Group("d2r", (first, second))
-    rates = first.result.success_rates  # type: ignore[union-attr]
-    assert group.learned_rows()[:2] == [
-        {"seed": 1, "task": close, "learned": 20.0, "success": rates[0], "modules_used": 2.0},
-        {"seed": 1, "task": reach, "learned": None, "success": rates[1], "modules_used": 4.0},
+def test_when_tasks_were_learned_and_how_many_modules_they_use(tmp_path: Path) -> None:
+    # Two episodes of 10 steps are newest from 20 steps on: what succeeds at 10 is one episode.
+    success = {"reach": [1.0, 0.0, 0.5, 0.0], "push": [0.0, 0.4, 0.0, 0.9], "door-open": [0.0]}
+    first = learned_so(tmp_path / "a", success, [2.0, 4.0, 3.0])
+    second = learned_so(tmp_path / "b", {task: of for task, of in success.items() if task != "push"}, [2.0, 4.0, 3.0])
+    again = learned_so(tmp_path / "c", success, [4.0, 3.0, 2.0])  # with the seed of the first
+    group = Group("d2r", (first, second, again))
+    assert group.learned_rows() == [
+        {"run": "a", "seed": 1, "task": "reach", "learned": 30.0, "success": 1.0, "modules_used": 2.0},
+        {"run": "a", "seed": 1, "task": "push", "learned": 40.0, "success": 0.5, "modules_used": 4.0},
+        {"run": "a", "seed": 1, "task": "door-open", "learned": None, "success": 0.0, "modules_used": 3.0},
+        {"run": "b", "seed": 1, "task": "reach", "learned": 30.0, "success": 1.0, "modules_used": 2.0},
+        {"run": "b", "seed": 1, "task": "door-open", "learned": None, "success": 0.0, "modules_used": 3.0},
+        {"run": "c", "seed": 1, "task": "reach", "learned": 30.0, "success": 1.0, "modules_used": 4.0},
+        {"run": "c", "seed": 1, "task": "push", "learned": 40.0, "success": 0.5, "modules_used": 3.0},
+        {"run": "c", "seed": 1, "task": "door-open", "learned": None, "success": 0.0, "modules_used": 2.0},
     ]
-    assert [row["learned"] for row in group.learned_rows()[2:]] == [10.0, 20.0]
-    # What was never learned is the latest; the second seed uses fewer modules the later a task was learned.
-    assert group.late_correlations() == pytest.approx([1, -1])
-    assert group.row()["late_correlations"] == group.late_correlations()
-    for alike in (
-        with_lateness(one, {close: [0.0], reach: [0.0]}, [2.0, 4.0]),
-        with_lateness(one, {close: [0.0], reach: [1.0]}, [3.0, 3.0]),
-    ):
-        assert Group("d2r", (alike,)).late_correlations() == []
-    assert Group("mt-sac", (plain,)).learned_rows() == []  # it has no routes
-    assert Group("d2r", (dataclasses.replace(first, metrics=Metrics()),)).learned_rows() == []
+    # Ranks 1, 2, 3 against 1, 3, 2 and 3, 2, 1; a run with two tasks has none.
+    assert group.late_correlations() == pytest.approx([0.5, -1])
+    assert group.row()["late_correlations"] == pytest.approx([0.5, -1])
 
-    drawn: dict[str, Figure] = {}
+
+def test_runs_of_which_nothing_is_known_to_be_late(tmp_path: Path) -> None:
+    never = learned_so(tmp_path / "never", {key: [0.0, 0.0] for key in TASKS}, [2.0, 3.0, 4.0])
+    alike = learned_so(tmp_path / "alike", {task: [0.0, i / 2] for i, task in enumerate(TASKS)}, [3.0, 3.0, 3.0])
+    assert Group("d2r", (never, alike)).late_correlations() == []
+    assert len(Group("d2r", (never, alike)).learned_rows()) == 6
+    assert never.result is not None
+    plain = dataclasses.replace(never, result=dataclasses.replace(never.result, modules_used=None))
+    for lacking in (plain, dataclasses.replace(never, result=None), dataclasses.replace(never, metrics=Metrics())):
+        assert Group("d2r", (lacking,)).learned_rows() == []
+
+
+def test_modules_are_drawn_against_when_tasks_were_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Figure | None] = {}
     monkeypatch.setattr(figures, "save", lambda folder, figures: drawn.update(figures))
-    write_groups(tmp_path, [group, Group("mt-sac", (plain,))], [], {})
-    (axis,) = drawn["learned"].axes
-    (points,) = axis.collections
-    assert points.get_offsets().tolist() == [[20, 2], [pytest.approx(23), 4], [10, 3], [20, 2]]
-    assert points.get_label() == "d2r; rank correlation 0.00 (2 seeds, -1.00 to 1.00)"
+
+    def draw(*runs: RunData) -> Any:
+        write_groups(tmp_path, [Group(one.name, (one,)) for one in runs], [], {})
+        return None if drawn["learned"] is None else drawn["learned"].axes[0]
+
+    success = {"reach": [0.0, 0.0, 0.5], "push": [0.0, 0.9], "door-open": [0.0]}
+    some = learned_so(tmp_path / "some", success, [2.0, 4.0, 3.0])
+    every = learned_so(tmp_path / "every", {key: [0.0, 1.0] for key in TASKS}, [2.0, 4.0, 3.0])
+    never = learned_so(tmp_path / "never", {key: [0.0, 0.0] for key in TASKS}, [2.0, 4.0, 3.0])
+    axis = draw(some, every)
+    points = [points.get_offsets().tolist() for points in axis.collections]
+    assert points == [[[30, 2], [20, 4], [pytest.approx(34.5), 3]], [[20, 2], [20, 4], [20, 3]]]
+    assert [points.get_label() for points in axis.collections] == ["some; rank correlation -0.50", "every"]
+    assert [text.get_text() for text in axis.texts] == ["never"]
+    axis = draw(every)
+    assert (len(axis.texts), len(axis.lines)) == (0, 0)
+    axis = draw(never)
+    assert axis.get_xticks().tolist() == []
+    assert [text.get_text() for text in axis.texts] == ["never"]
+    assert draw(dataclasses.replace(some, metrics=Metrics())) is None
 
 
 def test_noise_does_not_look_like_a_change() -> None:
@@ -660,17 +702,17 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     assert {Path(name).name for name in names} <= {*OF_ALL, *OF_A_RUN}  # what another analysis may remove
     assert {"curves.csv", "curves_by_method.csv", "success.csv", "summary.json", "notes.txt", "curves.png"} < names
     assert {"success.png", "modules_by_method.png", "similarity_by_method.png", "sparsity_by_method.png"} < names
-    assert {"learned.csv", "learned.png"} < names
-    assert [(row["method"], row["seed"], row["task"]) for row in rows(folder / "learned.csv")] == [
-        ("d2r", "1", "drawer-close"),
-        ("d2r", "1", "reach"),
-    ]
     assert {f"d2r-1/{name}" for name in ("routes.npz", "routes.svg", "moments.svg", "similarity.png")} < names
     assert {f"d2r-1/{name}.png" for name in ("learning", "balance", "modules", "sparsity")} < names
     assert {"mt-sac/routes.npz", "mt-sac/learning.png"} < names
     assert not {"mt-sac/routes.svg", "mt-sac/similarity.png", "mt-sac/modules.png"} & names
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     one = read_run(runs["d2r-1"])
+    assert {"learned.csv", "learned.png"} < names
+    learned = [(row["method"], row["run"], row["seed"], row["task"]) for row in rows(folder / "learned.csv")]
+    assert learned == [("d2r", "d2r-1", "1", "drawer-close"), ("d2r", "d2r-1", "1", "reach")]
+    used = [float(row["modules_used"]) for row in rows(folder / "learned.csv")]
+    assert used == one.result.modules_used.mean(axis=1).tolist()  # type: ignore[union-attr]
     values = [float(row["value"]) for row in rows(folder / "curves.csv") if row["run"] == "d2r-1"]
     assert values[:2] == one.curves("evaluation")["drawer-close"].values.tolist()
     success = {(row["method"], row["task"]): row for row in rows(folder / "success.csv")}

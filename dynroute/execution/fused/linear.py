@@ -48,7 +48,7 @@ class Activation:
 
 
 def _relu_backward(gradient: Tensor, output: Tensor, out: Tensor | None) -> Tensor:
-    # On a CPU it takes a tenth of the time of masked_fill, whose branches no processor can foresee.
+    # On a CPU threshold_backward takes a tenth of the time of masked_fill, which branches at each element.
     if out is None:
         result: Tensor = _aten.threshold_backward(gradient, output, 0)
     else:

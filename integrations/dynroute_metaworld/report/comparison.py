@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy  # scipy.stats is imported when it is used, as in runs/intervals.py
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from dynroute import Topology
 from dynroute_command.options import KEYWORDS
@@ -28,7 +28,7 @@ TOLD = 3
 """The largest number of settings in the name of a group."""
 
 LEARNED = 0.5
-"""A task is learned as soon as this share of its newest episodes succeeds."""
+"""A task is learned as soon as this share of its newest episodes succeeds, all of a window of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,44 +131,26 @@ class Group:
         return rows
 
     def learned_rows(self) -> list[dict[str, Any]]:
-        """When each seed learned each task, in steps of a task, and how many modules its evaluation uses.
+        """When each run learned each task, in steps of a task, and how many modules its evaluation uses.
 
-        A task that was never learned has None. Runs without curves of success, or without routes, are left out.
+        A task that was never learned has None. Tasks without a curve of success are left out, and so are runs that were
+        not evaluated or have no routes.
         """
-        rows = []
-        for one in self.runs:
-            curves = one.curves("success")
-            if not curves or one.result is None or one.result.modules_used is None:
-                continue
-            used, rates = one.result.modules_used.mean(axis=1), one.result.success_rates
-            for i, task in enumerate(self.tasks):
-                curve = curves.get(task)
-                reached = curve.steps[curve.values >= LEARNED] if curve is not None else ()
-                rows.append(
-                    {
-                        "seed": one.run.configuration.seed,
-                        "task": task,
-                        "learned": float(min(reached)) if len(reached) else None,
-                        "success": float(rates[i]),
-                        "modules_used": float(used[i]),
-                    }
-                )
-        return rows
+        return [row for one in self.runs for row in _learned_rows(one)]
 
     def late_correlations(self) -> list[float]:
-        """For each seed the rank correlation of how late tasks were learned with the modules they use (D2R, Fig. 8).
+        """For each run the rank correlation of how late tasks were learned with how many modules they use.
 
-        Tasks that were never learned are the latest. A seed whose tasks were all as late, or use as many modules, has
-        none.
+        Tasks that were never learned are the latest. Two tasks are too few for it, and so are any that were all learned
+        at once or use equally many modules: such a run has none.
         """
-        rows = self.learned_rows()
         found = []
-        for seed in dict.fromkeys(row["seed"] for row in rows):
-            pairs = [(row["learned"], row["modules_used"]) for row in rows if row["seed"] == seed]
-            late = np.array([np.inf if steps is None else steps for steps, _ in pairs])
-            used = np.array([modules for _, modules in pairs])
-            if len(set(late.tolist())) > 1 and len(set(used.tolist())) > 1:
-                found.append(float(spearmanr(late, used).statistic))
+        for one in self.runs:
+            rows = _learned_rows(one)
+            late = [np.inf if row["learned"] is None else row["learned"] for row in rows]
+            used = [row["modules_used"] for row in rows]
+            if len(rows) > 2 and len(set(late)) > 1 and len(set(used)) > 1:
+                found.append(float(scipy.stats.spearmanr(late, used).statistic))
         return found
 
     def band(self, metric: str) -> Band | None:
@@ -194,6 +176,29 @@ class Group:
         figures = [over_seeds(table[..., k], resamples=RESAMPLES) for k in whole]
         limits = np.array([one["iqm_interval"] or (np.nan, np.nan) for one in figures]).T
         return Band(steps[..., whole].mean(axis=(0, 1)), np.array([one["iqm"] for one in figures]), *limits)
+
+
+def _learned_rows(one: RunData) -> list[dict[str, Any]]:
+    """The rows of :meth:`Group.learned_rows` of one run."""
+    configuration = one.run.configuration
+    if one.result is None or one.result.modules_used is None:
+        return []
+    whole = configuration.window * configuration.horizon  # before it, the newest episodes are fewer
+    rows = []
+    for task, curve in one.curves("success").items():
+        reached = curve.steps[(curve.values >= LEARNED) & (curve.steps >= whole)]
+        place = one.tasks.index(task)
+        rows.append(
+            {
+                "run": one.name,
+                "seed": configuration.seed,
+                "task": task,
+                "learned": float(reached.min()) if len(reached) else None,
+                "success": float(one.result.success_rates[place]),
+                "modules_used": float(one.result.modules_used[place].mean()),
+            }
+        )
+    return rows
 
 
 def _means(curve: Any, edges: NDArray[np.float64], of: int = 1) -> NDArray[np.float64]:

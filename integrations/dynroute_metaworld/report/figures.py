@@ -167,24 +167,28 @@ def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> 
 
 
 def _learned(groups: Sequence[Group]) -> Figure | None:
-    """Modules that tasks use against when they were learned, a point for each task and seed (D2R, Fig. 8)."""
+    """How many modules tasks use against when they were learned, a point for each task and run."""
     found = [(number, group, rows) for number, group in enumerate(groups) if (rows := group.learned_rows())]
     if not found:
         return None
     reached = [row["learned"] for _, _, rows in found for row in rows if row["learned"] is not None]
-    never = 1.15 * max(reached, default=1.0)  # a place to the right of all others
+    last = max(reached, default=1.0)
+    never = 1.15 * last  # to the right of all others
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis: Any = figure.subplots()
     for number, group, rows in found:
         late = [never if row["learned"] is None else row["learned"] for row in rows]
-        correlations = group.late_correlations()
-        told = f"; rank correlation {np.mean(correlations):.2f}" if correlations else ""
-        seeds = f"{_counted(len(correlations))}, " if len(correlations) > 1 else ""
-        each = f" ({seeds}{min(correlations):.2f} to {max(correlations):.2f})" if len(correlations) > 1 else ""
         used = [row["modules_used"] for row in rows]
-        axis.scatter(late, used, label=f"{group.name}{told}{each}", color=f"C{number % 10}", alpha=0.7)
-    axis.axvline(1.075 * max(reached, default=1.0), color="grey", linewidth=0.8)
-    axis.annotate("never", (never, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize="small")
+        correlations = group.late_correlations()
+        center = f"; rank correlation {', '.join(f'{one:.2f}' for one in correlations)}" if correlations else ""
+        look = {"color": f"C{number % 10}", "marker": "osv^D"[number // 10 % 5], "alpha": 0.7}
+        axis.scatter(late, used, label=f"{group.name}{center}", **look)
+        if never in late:
+            axis.axvline(1.075 * last, color="grey", linewidth=0.8)
+            place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
+            axis.annotate("never", (never, 1), fontsize="small", **place)
+    if not reached:
+        axis.set_xticks([])
     axis.set(xlabel=f"steps of each task until {LEARNED:.0%} of the newest episodes succeed", ylabel="modules used")
     axis.set_title("modules used, the output among them, and when a task was learned", loc="left", pad=16)
     legend(figure, [axis])
