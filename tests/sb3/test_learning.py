@@ -48,7 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "scalemoe-output": {"num_experts": 3, "width": 32, "embedding_features": 8},
 }
 STEPS = 4400  # of all environments together
-LATE = {"scalemoe-output": 5600, "d2r-model": 6400}  # what takes longer
+LATE = {"scalemoe-output": 7600, "d2r-model": 6400}  # what takes longer
 
 
 def decaying(rate: float) -> Any:
