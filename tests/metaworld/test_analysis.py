@@ -634,6 +634,8 @@ def test_modules_are_drawn_against_when_tasks_were_learned(tmp_path: Path, monke
     assert points == [[[30, 2], [20, 4], [pytest.approx(34.5), 3]], [[20, 2], [20, 4], [20, 3]]]
     assert [points.get_label() for points in axis.collections] == ["some; rank correlation -0.50", "every"]
     assert [text.get_text() for text in axis.texts] == ["never"]
+    axis = draw(some, never)
+    assert (len(axis.texts), len(axis.lines)) == (1, 1)
     axis = draw(every)
     assert (len(axis.texts), len(axis.lines)) == (0, 0)
     axis = draw(never)

@@ -16,7 +16,7 @@ from dynroute import Route, Topology
 
 from .data import SHARES, unit_of
 
-__all__ = ["INK", "draw_graph", "heat_map", "legend", "metric_panels", "save", "scale", "scatter", "style"]
+__all__ = ["INK", "draw_graph", "heat_map", "legend", "mark", "metric_panels", "save", "scale", "scatter", "style"]
 
 INK = "#146e3c"
 """The colour of figures that need no others."""
@@ -102,6 +102,11 @@ def heat_map(axis: Any, shared: NDArray[np.float64], tasks: Sequence[str]) -> An
     return image
 
 
+def mark(number: int) -> dict[str, str]:
+    """The colour and the sign of points that differ for the first fifty numbers."""
+    return {"color": f"C{number % 10}", "marker": "osv^D"[number // 10 % 5]}
+
+
 def scatter(
     axis: Any, tasks: Sequence[str], points: NDArray[np.float64], among: Sequence[str], size: float = 400.0
 ) -> None:
@@ -110,7 +115,7 @@ def scatter(
     sizes = 12 + size * points[:, 3] / np.bincount(numbers, points[:, 3])[numbers]
     for i, task in enumerate(tasks):
         of_task, place = numbers == i, among.index(task)
-        look = {"color": f"C{place % 10}", "marker": "osv^D"[place // 10 % 5], "edgecolors": "white", "linewidths": 0.5}
+        look = {**mark(place), "edgecolors": "white", "linewidths": 0.5}
         axis.scatter(points[of_task, 1], points[of_task, 2], s=sizes[of_task], label=task, alpha=0.7, **look)
     axis.set(xticks=[], yticks=[])
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .canvas import INK, heat_map, legend, metric_panels, save, scale, scatter, style
+from .canvas import INK, heat_map, legend, mark, metric_panels, save, scale, scatter, style
 from .comparison import LEARNED, Group, GroupRoutes
 from .data import BY_TASK, RunData
 from .routes import THRESHOLD, Routes
@@ -181,12 +181,11 @@ def _learned(groups: Sequence[Group]) -> Figure | None:
         used = [row["modules_used"] for row in rows]
         correlations = group.late_correlations()
         center = f"; rank correlation {', '.join(f'{one:.2f}' for one in correlations)}" if correlations else ""
-        look = {"color": f"C{number % 10}", "marker": "osv^D"[number // 10 % 5], "alpha": 0.7}
-        axis.scatter(late, used, label=f"{group.name}{center}", **look)
-        if never in late:
-            axis.axvline(1.075 * last, color="grey", linewidth=0.8)
-            place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
-            axis.annotate("never", (never, 1), fontsize="small", **place)
+        axis.scatter(late, used, label=f"{group.name}{center}", alpha=0.7, **mark(number))
+    if any(row["learned"] is None for _, _, rows in found for row in rows):
+        axis.axvline(1.075 * last, color="grey", linewidth=0.8)
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
+        axis.annotate("never", (never, 1), fontsize="small", **place)
     if not reached:
         axis.set_xticks([])
     axis.set(xlabel=f"steps of each task until {LEARNED:.0%} of the newest episodes succeed", ylabel="modules used")
