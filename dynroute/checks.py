@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["hides_values", "is_autocast", "refuse_where", "set_checks", "under_transform"]
+__all__ = ["hides_values", "is_autocast", "records_gradients", "refuse_where", "set_checks", "under_transform"]
 
 _enabled: bool | None = None
 
@@ -52,6 +52,11 @@ def refuse_where(tensor: Tensor, bad: Callable[[Tensor], Tensor], explain: Calla
 def under_transform() -> bool:
     """Whether a transform such as vmap is active, which hides values and may hide a dimension."""
     return bool(torch._C._are_functorch_transforms_active())
+
+
+def records_gradients() -> bool:
+    """Whether what is computed may be differentiated, in either mode."""
+    return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0
 
 
 def is_autocast(device: str) -> bool:

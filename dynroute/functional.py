@@ -73,7 +73,7 @@ def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
             return _softmax(scores)
 
     # A row without a source becomes a row of zeros, whose softmax and gradient are finite.
-    chosen = path & (logits > -math.inf)
+    chosen = path & (logits != -math.inf)  # a NaN stays one: a network that diverged must not look well
     floor = torch.where(chosen.any(dim=-1, keepdim=True), -math.inf, 0.0).to(logits.dtype)
     scores = torch.where(chosen, logits, floor)
 
@@ -464,6 +464,8 @@ def rsg(output: Tensor, shortcut: Tensor) -> Tensor:
             f"`output` and `shortcut` must have one shape, got {tuple(output.shape)} and {tuple(shortcut.shape)}; "
             "a module without a shortcut is stopped with `output.detach()`."
         )
+    if torch.autograd.forward_ad._current_level >= 0:  # Dynamo compiles no function with a jvp of its own
+        return output.detach() + (shortcut - shortcut.detach())
     result: Tensor = _ResidualStopGradient.apply(output, shortcut)  # type: ignore[no-untyped-call]
     return result
 

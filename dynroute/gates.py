@@ -87,6 +87,11 @@ class Gate(nn.Module, ABC):
         return self.capacity is not None
 
     @property
+    def couples_samples(self) -> bool:
+        """Whether a path depends on other samples too; a node that holds such a gate runs on all of them."""
+        return self.training and self.capacity is not None
+
+    @property
     def sums_to_one(self) -> bool:
         """Whether the weights of every row are those of Eq. 5, which sum to 1."""
         return type(self).weigh is Gate.weigh and not self.may_be_empty
@@ -98,6 +103,8 @@ class Gate(nn.Module, ABC):
             topology: The graph.
             device: The device of the parameters of the graph.
         """
+        if "dropped" in self._buffers and device is not None:
+            self.dropped = self.dropped.to(device)
 
     def follow(self, weights: Tensor) -> None:
         """Receives the weights of a path that the gate chose; a gate with state may wait for their gradient.
@@ -189,7 +196,12 @@ class Gate(nn.Module, ABC):
         # Under a transform such as vmap each sample is a batch of one, and nothing is dropped.
         if "dropped" in self._buffers and (torch.compiler.is_compiling() or not under_transform()):
             with torch.no_grad():
-                self.dropped.zero_() if count is None else self.dropped.copy_(count)
+                if count is None:
+                    self.dropped.zero_()
+                    return
+                if self.dropped.device != count.device:  # a capacity may be set on a gate that has moved
+                    self.dropped = torch.zeros_like(count)
+                self.dropped.copy_(count)
 
     def extra_repr(self) -> str:
         return "" if self.capacity is None else f"capacity={self.capacity}"
@@ -254,7 +266,7 @@ class _Probabilities(Gate):
     def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
         """Returns the probabilities of the full softmax on the path."""
         # The logits of missing slots are -inf, so the full softmax leaves them out.
-        return mask_softmax(logits, logits > -torch.inf).masked_fill(~path, 0.0)
+        return mask_softmax(logits, logits != -torch.inf).masked_fill(~path, 0.0)
 
 
 class Hard(_Probabilities):
@@ -418,6 +430,7 @@ class BalancedTopK(_Mixing):
                 "`gate` must belong to one graph, but this BalancedTopK has a bias for another one; make a gate for "
                 "each layer."
             )
+        super().bind(topology, device)
         self._make_bias(topology.allowed.to(device))
 
     def resize(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -540,6 +553,11 @@ class ExpertChoice(_Probabilities):
     @property
     def may_be_empty(self) -> bool:
         """True, since a sample may be left without a source."""
+        return True
+
+    @property
+    def couples_samples(self) -> bool:
+        """True, since samples compete for a source."""
         return True
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:

@@ -196,8 +196,11 @@ def save_pretrained(module: nn.Module, folder: str | Path) -> None:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=1, allow_nan=False) + "\n")
-    safetensors.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    parts = {name: folder / f".part-{name}" for name in (CONFIG, WEIGHTS)}
+    parts[CONFIG].write_text(json.dumps(config, indent=1, allow_nan=False) + "\n")
+    safetensors.save_file(tensors, parts[WEIGHTS], metadata={"format": "pt"})
+    for name, part in parts.items():  # both are whole before one takes the place of an older one
+        part.replace(folder / name)
 
 
 def from_pretrained(
@@ -465,9 +468,9 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     parameters = {parameter.dtype for parameter in module.parameters()}
     if len(types) == 1 and types != parameters:
         module.to(types.pop())
-    for name, parameter in module.named_parameters():
-        if name in tensors and tensors[name].dtype != parameter.dtype:
-            parameter.data = parameter.data.to(tensors[name].dtype)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name in tensors and tensors[name].dtype != tensor.dtype:
+            tensor.data = tensor.data.to(tensors[name].dtype)
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

@@ -57,10 +57,13 @@ class Topology:
 
     def on(self, device: torch.device) -> "Constants":
         """The tensors that describe the graph, on a device, to which they are copied once."""
-        if device not in self._constants:
+        constants = self._constants.get(device)
+        if constants is None:
             with torch.inference_mode(False):  # training uses them too
-                self._constants[device] = Constants(*(tensor.to(device) for tensor in self.on(_CPU)))
-        return self._constants[device]
+                constants = Constants(*(tensor.to(device) for tensor in self.on(_CPU)))
+            if type(constants.allowed) is Tensor:  # what export traces is no tensor for others
+                self._constants[device] = constants
+        return constants
 
     @staticmethod
     def dag(n: int) -> "Topology":

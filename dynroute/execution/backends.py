@@ -211,6 +211,8 @@ def _couples(module: nn.Module, dims: int) -> str | None:
     """The way a part of a module couples samples; `modules()` would be too slow for every call."""
     if type(module) is nn.Linear:
         return None
+    if hasattr(module, "couples_samples") and module.couples_samples:
+        return "couples samples, as its `couples_samples` says"
     tracks = vars(module).get("track_running_stats")
     # Dynamic quantization uses one scale for all rows.
     quantized = type(module).__module__.startswith("torch.ao.nn.quantized.dynamic")
@@ -218,6 +220,8 @@ def _couples(module: nn.Module, dims: int) -> str | None:
         return "computes statistics of the batch"
     if dims > 1 and isinstance(module, _OF_SEVERAL_DIMENSIONS):
         return f"is a {type(module).__name__}, which reads batch dimensions as its own"
+    if isinstance(module, _SOFTMAXES) and 0 <= (module.dim or 0) < dims:
+        return f"is a {type(module).__name__} over a batch dimension"
     for part in module._modules.values():
         reason = None if part is None else _couples(part, dims)
         if reason is not None:
@@ -233,3 +237,5 @@ _OF_SEVERAL_DIMENSIONS = (
     _ConvNd,
 )
 """Modules that work on the last two or more dimensions together, so the batch must keep its shape."""
+
+_SOFTMAXES = (nn.Softmax, nn.LogSoftmax, nn.Softmin)

@@ -47,6 +47,8 @@ class Plan:
         """Whether each layer reads exactly the layer before it, so running every node needs no copies."""
         self.is_mixture = topology == Topology.parallel(topology.num_nodes - 1)
         """Whether the last node mixes all others, and these read the input."""
+        self.is_uneven = False
+        """Whether a pass has shown that the outputs of nodes cannot be kept in one tensor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overloa
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_choice, check_flag, check_modules, check_tensor
+from ..arguments import check_choice, check_flag, check_generator, check_modules, check_noise, check_tensor
 from ..banks import are_adjacent, keep_adjacent, reset_parts
-from ..checks import is_autocast
+from ..checks import is_autocast, records_gradients
 from ..execution import Pass, Plan, check_backend, run_graph
 from ..functional import gumbel_noise, suitable_masked
 from ..gates import Gate
@@ -64,6 +64,9 @@ class RoutedGraph(Pretrained):
     _execute: Callable[[Pass, str], Tensor] = staticmethod(run_graph)
     """Runs a pass with a backend; replaced if the modules are sharded over processes."""
 
+    _context_name = "context"
+    """The name of the router's input in errors."""
+
     def __init__(
         self,
         modules: Iterable[nn.Module],
@@ -117,6 +120,7 @@ class RoutedGraph(Pretrained):
             topology: Which earlier nodes each node may read.
             adjacent: Whether to store the parameters of neighbours that read the same nodes side by side.
         """
+        _check_in_place(modules)
         self.nodes = nn.ModuleList(modules)
         self.topology = topology
         self._inputs = tuple(node for node, parents in enumerate(topology.parents) if not parents)
@@ -168,20 +172,23 @@ class RoutedGraph(Pretrained):
         if sample is not None:
             check_flag("sample", sample)
         sample = self.training if sample is None else sample
+        check_generator(generator)
+        if noise is not None:
+            check_noise(noise, logits)
         scores = None
         if path is None and sample:
             scores = self._scores(context, logits, generator, router_noise)
         if path is None and noise is None and sample and self.gate.takes_noise:
             shape = (*logits.shape[:-2], self.topology.num_edges)
             drawn = gumbel_noise(shape, generator=generator, device=logits.device)
-            noise, generator = self.topology.from_edges(drawn, fill=0.0), None
+            noise = self.topology.from_edges(drawn, fill=0.0)
         route: Route = self.gate(
             logits,
             allowed=self.topology.on(logits.device).allowed,
             path=path,
             temperature=temperature,
             sample=sample,
-            generator=generator,
+            generator=generator if noise is None else None,
             noise=noise,
             scores=scores,
         )
@@ -251,7 +258,7 @@ class RoutedGraph(Pretrained):
         self._check_batch(x, context, route)
         report(self, route)
 
-        protected = self.training and self.protect != "none"
+        protected = self.training and self.protect != "none" and records_gradients()
         suitable = self._suitable(route) if protected else None
         max_sources = self.gate.max_sources if path is None else None  # another gate may have recorded the path
         call = Pass(self._plan, list(self.nodes), x, route.weights, suitable, self.protect, max_sources)
@@ -368,12 +375,12 @@ class RoutedGraph(Pretrained):
     def _check_batch(self, x: Tensor, context: Tensor, route: Route) -> None:
         batch = route.weights.shape[:-2]
         if x.shape[: len(batch)] != batch or x.dim() == len(batch):
-            hint = "pass one context per sample."
+            hint = f"pass one {self._context_name} per sample."
             if not context.is_floating_point():
                 hint = "an integer context holds task ids; convert a one-hot with `.float()`."
             raise ValueError(
-                f"`context` must have the batch shape of `x`, got context {tuple(context.shape)} "
-                f"and x {tuple(x.shape)}; {hint}"
+                f"`{self._context_name}` must have the batch shape of `x`, got {self._context_name} "
+                f"{tuple(context.shape)} and x {tuple(x.shape)}; {hint}"
             )
 
 
@@ -401,6 +408,19 @@ def input_features(module: nn.Module) -> int | None:
         return module.normalized_shape[0] if len(module.normalized_shape) == 1 else None
     width = getattr(module, "in_features", None)
     return width if isinstance(width, int) and width > 0 else None
+
+
+def _check_in_place(modules: Sequence[nn.Module]) -> None:
+    """Raises an error if a module begins with a layer that would overwrite what others read too."""
+    for node, module in enumerate(modules):
+        first: nn.Module | None = module
+        while isinstance(first, nn.Sequential):
+            first = next((part for part in first if not isinstance(part, nn.Identity)), None)
+        if getattr(first, "inplace", False):
+            raise ValueError(
+                f"`modules[{node}]` must not begin with a layer that works in place, got {first}: the shortcut and "
+                "other modules read its input too; write inplace=False."
+            )
 
 
 def _keeps_width(module: nn.Module) -> bool:

@@ -29,6 +29,8 @@ class OutputRouting(RoutedGraph):
         torch.Size([7, 2])
     """
 
+    _context_name = "task"
+
     def __init__(self, heads: Iterable[nn.Module], *, backend: str = "auto") -> None:
         heads = check_modules("heads", heads)
         if not heads:

@@ -11,6 +11,7 @@ We know of no released code. Where the paper is open, this is our reading:
 4. Actor and critics choose their experts independently.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -30,6 +31,7 @@ from .residual import ResidualBlock, orthogonal_linear
 __all__ = ["ScaleMoE"]
 
 LEVELS = ("feature", "output")
+LOWEST = -20.0  # the logarithm of the smallest deviation
 
 
 class ScaleMoE(Network):
@@ -149,7 +151,8 @@ class ScaleMoE(Network):
             return self.head(merged), route
         if self.merges_deviations:
             mean, deviation = merged.chunk(2, dim=-1)
-            merged = torch.cat([mean, deviation.log()], dim=-1)
+            # A sample without an expert has no deviation; those of experts are larger.
+            merged = torch.cat([mean, deviation.clamp(min=math.exp(LOWEST)).log()], dim=-1)
         return merged, route
 
     @property
@@ -188,4 +191,4 @@ class _Deviations(nn.Module):
         if not self.active:
             return outputs
         mean, log_std = outputs.chunk(2, dim=-1)
-        return torch.cat([mean, log_std.clamp(-20.0, 2.0).exp()], dim=-1)
+        return torch.cat([mean, log_std.clamp(LOWEST, 2.0).exp()], dim=-1)

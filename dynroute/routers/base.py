@@ -39,8 +39,9 @@ class Router(nn.Module, ABC):
     under autocast, because a choice must not depend on the rounding of 16 bits.
 
     Noise changes only the scores that choose, and only if the layer samples, by default in training. Weights come from
-    the clean logits, so a replayed path gives the same output and evaluation is deterministic. Noise has no effect on a
-    gate that reads every source, such as :class:`Soft`.
+    the clean logits, so a replayed path gives the same output and evaluation is deterministic. A gate that reads every
+    source, such as :class:`Soft`, has no choice to change: jitter and noise have no effect there, and dropout leaves
+    sources out.
 
     Args:
         topology: The graph whose edges are scored.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import dynroute
 from dynroute import (
+    ExpertChoice,
     Gate,
     Hard,
     LayerRouting,
@@ -115,12 +116,6 @@ def patched() -> RoutedGraph:
     return net
 
 
-def overwriting() -> RoutedGraph:
-    topology = dynroute.Topology.dag(4)
-    modules = [nn.Linear(5, 7), *[nn.Sequential(nn.ReLU(inplace=True), nn.Linear(7, 7)) for _ in range(2)]]
-    return ModuleRouting([*modules, nn.Linear(7, 2)], TopK(2), dynroute.LinearRouter(5, topology), protect="none")
-
-
 def normed() -> RoutedGraph:
     net = LEVELS["module"]()
     torch.nn.utils.parametrizations.weight_norm(net.nodes[2][0])
@@ -138,7 +133,6 @@ def uneven() -> RoutedGraph:
     [
         (leaky, r"module 0 is not a .*, with a known activation \(GELU, Identity, ReLU, Sigmoid, SiLU, Tanh\)"),
         (hooked, r"module 2 is not a plain nn\.Linear with a known activation \(.*\), or has hooks"),
-        (overwriting, r"module 1 is not a plain nn\.Linear"),
         (patched, r"module 2 is not a plain nn\.Linear"),
         (normed, r"module 2 is not a plain nn\.Linear with a known activation"),
         (uneven, "module 2 maps 7 -> 6, not 7 -> 7"),
@@ -240,6 +234,72 @@ def test_auto_never_changes_modules_that_see_the_batch(batch: int) -> None:
         with torch.no_grad(), dynroute.backend(backend):
             results.append(net(x))
     assert torch.equal(*results)
+
+
+class Centred(nn.Module):
+    couples_samples = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(dim=0)
+
+
+COUPLED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool, str]] = {
+    "expert choice": (lambda: ModelRouting.ffn(7, 7, 4, gate=ExpertChoice(1.0)), (600, 7), False, "couples samples"),
+    "capacity": (lambda: ModelRouting.ffn(7, 7, 4, gate=TopK(2, capacity=1.0)), (600, 7), True, "couples samples"),
+    "of one's own": (Centred, (600, 7), True, "couples samples, as its `couples_samples` says"),
+    "softmax": (lambda: nn.Softmax(dim=1), (60, 10, 7), True, "is a Softmax over a batch dimension"),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_auto_never_changes_modules_that_couple_samples(name: str) -> None:
+    make, shape, training, told = COUPLED[name]
+    nodes = [nn.Sequential(nn.Linear(7, 7), make()) for _ in range(5)]
+    net = ModelRouting(nodes, TopK(2), dynroute.LinearRouter(7, Topology.parallel(5))).train(training)
+    x = torch.randn(shape)
+    with dynroute.backend("reference"):
+        expected = net(x)
+    torch.testing.assert_close(net(x), expected)
+    with dynroute.backend("sparse"), pytest.raises(ValueError, match=f"cannot: module 0 {told}"):
+        net(x)
+
+
+def test_a_capacity_couples_no_samples_in_evaluation() -> None:
+    nodes = [ModelRouting.ffn(7, 7, 4, gate=TopK(2, capacity=1.0)) for _ in range(5)]
+    net = ModelRouting(nodes, TopK(2), dynroute.LinearRouter(7, Topology.parallel(5)), backend="sparse").eval()
+    x = torch.randn(300, 7)
+    output = net(x)
+    with dynroute.backend("reference"):
+        torch.testing.assert_close(output, net(x))
+
+
+def test_small_inference_runs_each_module_once() -> None:
+    layers = [[nn.Linear(5, 8), nn.Linear(5, 8)], [nn.Linear(8, 6), nn.Linear(8, 6)]]
+    net = LayerRouting(layers, TopK(2), dynroute.LinearRouter(5, Topology.layered([2, 2]))).eval()
+    calls: list[int] = []
+    for i, node in enumerate(net.nodes):
+        node.register_forward_hook(lambda *_, i=i: calls.append(i))
+    with torch.no_grad():
+        net(torch.randn(40, 5))  # which shows that widths differ
+        calls.clear()
+        net(torch.randn(40, 5))
+    assert sorted(calls) == list(range(len(net.nodes)))
+
+
+def test_nothing_is_protected_where_no_gradient_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = LEVELS["module"]()
+    x, suited = torch.randn(300, 5), []
+    whole = RoutedGraph._suitable
+    monkeypatch.setattr(RoutedGraph, "_suitable", lambda self, route: suited.append(route) or whole(self, route))
+    path = net.route(x).path
+    expected = net(x, path=path)
+    assert len(suited) == 1
+    with torch.no_grad():
+        torch.testing.assert_close(net(x, path=path), expected)
+    assert len(suited) == 1
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        net(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)), path=path)
+    assert len(suited) == 2
 
 
 def test_skip_refuses_modules_that_see_the_batch() -> None:

@@ -319,6 +319,10 @@ DAG = Topology.dag(3)
 PATH = torch.tensor([[True, False], [True, True]])
 
 
+def routed() -> ModelRouting:
+    return ModelRouting(linear(3), TopK(2))
+
+
 def used_twice(gate: BalancedTopK) -> None:
     for _ in range(2):
         ModelRouting(linear(2), gate)
@@ -449,6 +453,19 @@ def noisy_pass(**options: Any) -> None:
         (lambda: CascadeRouter(5, DAG, cascade=[1]), "`cascade` must be one of 'probabilities', 'logits', got [1]."),
         (lambda: ModuleRouting(nn.ReLU(), Soft(), nn.ReLU()), "`modules` must list modules, got ReLU(); for instance"),
         (lambda: OutputRouting(["a"]), "`heads[0]` must be a module, got 'a'."),
+        (
+            lambda: OutputRouting(linear(3))(torch.zeros(7, 5), torch.arange(3)),
+            "`task` must have the batch shape of `x`, got task (3,) and x (7, 5); an integer context holds task ids",
+        ),
+        (
+            lambda: ModuleRouting([*linear(1), nn.Sequential(nn.Identity(), nn.ReLU(True)), *linear(1)], TopK(2)),
+            "`modules[1]` must not begin with a layer that works in place, got ReLU(inplace=True): the shortcut",
+        ),
+        (lambda: routed()(torch.zeros(2, 5), generator="x"), "`generator` must be a torch.Generator or None, got 'x'"),
+        (
+            lambda: routed()(torch.zeros(2, 5), noise=torch.zeros(1)),
+            "`noise` must have the shape of the logits (2, 1, 3), got (1,).",
+        ),
         (lambda: OutputRouting(linear(3))(torch.zeros(1, 5), [0]), "`task` must be a tensor, got list"),
         (lambda: LayerRouting(None, Soft(), nn.ReLU()), "`layers` must list layers, each a list of modules, got None."),
         (lambda: LayerRouting([linear(2)], Soft(), nn.ReLU(), head=2), "`head` must be a module or None, got 2; for"),

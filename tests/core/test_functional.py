@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dynroute import Gate, Hard, SampleK, Soft, TopK, TopP, set_checks
 from dynroute.functional import (
     gumbel_noise,
     mask_softmax,
@@ -193,6 +194,17 @@ def test_an_empty_row_gives_zeros_and_zero_gradient() -> None:
     assert logits.grad is not None
     assert logits.grad[1].tolist() == [0, 0, 0]
     assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("gate", [Soft(), Hard(), TopK(2), SampleK(2), TopP(0.6)], ids=str)
+def test_nan_is_not_hidden_where_values_are_not_checked(gate: Gate) -> None:
+    set_checks(False)
+    try:
+        for logits in ([torch.nan, 1.0, 2.0], [torch.nan] * 3):
+            weights = gate(torch.tensor([[logits]])).weights
+            assert weights.isnan().any()
+    finally:
+        set_checks(None)
 
 
 @pytest.mark.parametrize("gap", [1e4, 3e38])

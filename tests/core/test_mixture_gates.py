@@ -245,6 +245,23 @@ def test_nothing_is_dropped_in_silence() -> None:
     assert "capacity=0.5" in repr(net.gate)
 
 
+@pytest.mark.parametrize("gate", [lambda: TopK(2, capacity=1.0), lambda: BalancedTopK(2, capacity=1.0)])
+def test_what_is_counted_is_where_the_network_is(gate: Callable[[], Gate]) -> None:
+    assert ModelRouting.ffn(8, 16, 4, gate=gate(), device="meta").gate.dropped.device.type == "meta"
+    net = ModelRouting.ffn(8, 16, 4, gate=TopK(2), device="meta")
+    net.gate.capacity = 1.0
+    net.gate._count_dropped(torch.zeros((), dtype=torch.long, device="meta"))
+    assert net.gate.dropped.device.type == "meta"
+
+
+def test_dropout_of_a_router_leaves_out_sources_of_a_soft_gate() -> None:
+    router = LinearRouter(5, Topology.parallel(4), dropout=0.5)
+    net = ModelRouting([nn.Linear(5, 2) for _ in range(4)], Soft(), router)
+    x = torch.randn(200, 5)
+    assert 0.4 < net.route(x).path.float().mean() < 0.8
+    assert net.eval().route(x).path.all()
+
+
 def test_a_capacity_can_be_set_on_any_gate() -> None:
     class Own(Gate):
         def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:

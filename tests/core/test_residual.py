@@ -15,6 +15,7 @@ from small_networks import OUT, STATE, TASKS, head, layers, normalized, small
 from torch import Tensor, nn
 
 import dynroute
+from dynroute import TopK
 from dynroute.networks import DynamicDepthRouting, Network, ResidualMLP, ScaleMoE, SoftModularization, build
 
 DOUBLE = torch.float64
@@ -272,6 +273,16 @@ def test_deviations_of_an_actor_are_limited_and_finite() -> None:
     limited = ~route.path[:, 0, 2]
     assert limited.any()
     torch.testing.assert_close(output[limited, 1], limits[limited])
+
+
+def test_an_actor_that_dropped_all_experts_of_a_sample_is_finite() -> None:
+    net = ScaleMoE(5, 2, 4, level="output", num_experts=4, width=8, gate=TopK(2, capacity=0.5), merge_deviations=True)
+    x, task = torch.randn(64, 5), torch.arange(64) % 2
+    output, route = net(x, task, return_route=True)
+    dropped = ~route.path.any(dim=-1).squeeze(-1)
+    assert 0 < dropped.sum() < 64
+    assert output.isfinite().all()
+    torch.testing.assert_close(output[dropped, 2:], torch.full((int(dropped.sum()), 2), -20.0))
 
 
 def test_an_actor_has_a_deviation_for_each_mean() -> None:

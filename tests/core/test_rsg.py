@@ -56,6 +56,19 @@ def test_vmap_and_functional_gradients() -> None:
     torch.testing.assert_close(grads[1], 2 * output)
 
 
+def test_forward_mode() -> None:
+    output, shortcut, along = torch.randn(6, 3), torch.randn(6, 3), torch.randn(6, 3)
+    value, tangent = torch.func.jvp(rsg, (output, shortcut), (torch.randn(6, 3), along))
+    assert torch.equal(value, output)
+    assert torch.equal(tangent, along)
+    # Both modes agree on a whole graph in training.
+    net, x = ModuleRouting.mlp(5, 8, 4, 2).double(), torch.randn(6, 5, dtype=torch.float64)
+    path = net.route(x).path
+    forward = torch.func.jacfwd(lambda x: net(x, path=path))(x)
+    backward = torch.func.jacrev(lambda x: net(x, path=path))(x)
+    torch.testing.assert_close(forward, backward)
+
+
 def test_compile() -> None:
     compiled = torch.compile(lambda x: rsg(x + x.sin(), x).sum(), fullgraph=True, backend="aot_eager")
     x = torch.randn(5, requires_grad=True)

@@ -353,6 +353,30 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         from_pretrained(tmp_path)
 
 
+def test_types_of_buffers_come_back(tmp_path: Path) -> None:
+    net = networks.build("care", 5, 3, 2, metadata=torch.randn(3, 7), gate=BalancedTopK(2), dtype=torch.float64)
+    save_pretrained(net, tmp_path)
+    loaded = from_pretrained(tmp_path)
+    types = [{name: value.dtype for name, value in each.state_dict().items()} for each in (net, loaded)]
+    assert types[0] == types[1]
+    assert {torch.float32, torch.float64} <= set(types[0].values())
+    x, task = torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 3
+    assert torch.equal(loaded.eval()(x, task), net.eval()(x, task))
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = ModelRouting.ffn(5, 8, 3)
+    net.save_pretrained(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(OSError, match="no space left"):
+        ModelRouting.ffn(5, 8, 4).save_pretrained(tmp_path)
+    assert torch.equal(from_pretrained(tmp_path).eval()(torch.ones(2, 5)), net.eval()(torch.ones(2, 5)))
+
+
 def test_without_safetensors_one_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ModelRouting.ffn(5, 8, 3).save_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)

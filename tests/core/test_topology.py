@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dynroute import Topology
 from dynroute.functional import samplek_path
@@ -121,6 +122,13 @@ def test_equality_hash_and_copies(topology: Topology) -> None:
     assert copy.deepcopy(topology) == topology
     assert topology != Topology.dag(topology.num_nodes + 1)
     assert topology != topology.parents
+
+
+def test_what_export_traces_is_not_kept() -> None:
+    topology = Topology.dag(4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(topology.on(torch.device("meta")).allowed, FakeTensor)
+    assert type(topology.on(torch.device("meta")).allowed) is Tensor
 
 
 def test_repr_tells_the_size() -> None:

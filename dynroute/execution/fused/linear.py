@@ -273,8 +273,6 @@ def _layers(module: Callable[[Tensor], Tensor]) -> Perceptron:
             return ()
         if linear is not None:
             behind = activation
-        elif getattr(layer, "inplace", False):  # it would overwrite the mix that a shortcut adds
-            return ()
         else:
             before = activation
     return () if linear is None else (*layers, LinearNode(linear, before, behind))
