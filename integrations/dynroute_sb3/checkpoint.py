@@ -197,9 +197,10 @@ def _restore(
     model.report.restore(state["report"])
     model.action_space.np_random.bit_generator.state = state["action_generator"]
     if model.env is not None:
-        if state["environments"] is not None:
-            set_environment_states(model.env, state["environments"])
-        elif model._last_obs is not None:
+        saved = state["environments"]
+        if saved is not None:
+            set_environment_states(model.env, saved)
+        if (saved is None or "statistics" in saved) and model._last_obs is not None:
             model._last_obs = None  # start new episodes, with another seed than at the beginning
             model.env.seed(None if model.seed is None else model.seed + model.num_timesteps)
     set_random_state(state["random"])

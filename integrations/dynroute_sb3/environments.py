@@ -25,12 +25,15 @@ VECTOR_WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
 
 
 def environment_states(env: VecEnv) -> dict[str, Any] | None:
-    """Returns the states of environments; None if neither they nor the VecEnv have `get_state` and `set_state`.
+    """Returns the states of environments, with those of the common wrappers of SB3 and gymnasium.
 
-    It includes the states of the common wrappers of SB3 and gymnasium; other wrappers must be stateless.
+    Other wrappers must be stateless. If neither environments nor the VecEnv have `get_state` and `set_state`, there are
+    only the statistics by which wrappers normalize, or None if there are none.
     """
     if not (_is_whole(env) or (env.has_attr("get_state") and env.has_attr("set_state"))):
-        return None
+        statistics = [_statistics(wrapper) for wrapper in _vector_wrappers(env)]
+        wrapped_in = [type(wrapper).__name__ for wrapper in _vector_wrappers(env)]
+        return {"statistics": statistics, "wrapped_in": wrapped_in} if any(statistics) else None
     return {
         "states": _whole(env).get_state() if _is_whole(env) else env.env_method("get_state"),
         "seeds": list(env.unwrapped._seeds),  # for the next reset
@@ -45,6 +48,15 @@ def environment_states(env: VecEnv) -> dict[str, Any] | None:
 def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
     """Restores the states returned by :func:`environment_states`."""
     wrapped_in = [type(wrapper).__name__ for wrapper in _vector_wrappers(env)]
+    if "statistics" in state:
+        if wrapped_in != state["wrapped_in"]:
+            raise ValueError(
+                f"`env` must be wrapped as it was when the checkpoint was written, in {state['wrapped_in']}, got "
+                f"{wrapped_in}."
+            )
+        for wrapper, saved in zip(_vector_wrappers(env), state["statistics"], strict=True):
+            _set_attributes(wrapper, saved, _statistics(wrapper))
+        return
     remembered = [sorted(_remembered(env, i)) for i in range(env.num_envs)]
     if (wrapped_in, remembered) != (state["wrapped_in"], [sorted(kept) for kept in state["wrappers"]]):
         raise ValueError(
@@ -54,8 +66,7 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
         )
     env.reset()  # some wrappers require a reset before the first step
     for wrapper, saved in zip(_vector_wrappers(env), state["vector_wrappers"], strict=True):
-        if _names(saved) != (expected := _names(_vector_state(wrapper))):  # a file must not set arbitrary attributes
-            raise ValueError(f"the state of {type(wrapper).__name__} must hold {expected}, got {_names(saved)}.")
+        _set_attributes(wrapper, saved, _vector_state(wrapper))
     if _is_whole(env):
         _whole(env).set_state(state["states"])
     for i in range(env.num_envs):
@@ -64,12 +75,17 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
         for name in _remembered(env, i):
             env.env_method("set_wrapper_attr", name, state["wrappers"][i][name], indices=[i])
     env.unwrapped._seeds = list(state["seeds"])
-    for wrapper, saved in zip(_vector_wrappers(env), state["vector_wrappers"], strict=True):
-        for name, value in saved.items():
-            if name.endswith("_rms"):
-                vars(getattr(wrapper, name)).update(value)
-            else:
-                setattr(wrapper, name, value)
+
+
+def _set_attributes(wrapper: VecEnvWrapper, saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Sets the saved attributes of a wrapper, which must be those that it has."""
+    if _names(saved) != _names(present):  # a file must not set arbitrary attributes
+        raise ValueError(f"the state of {type(wrapper).__name__} must hold {_names(present)}, got {_names(saved)}.")
+    for name, value in saved.items():
+        if name.endswith("_rms"):
+            vars(getattr(wrapper, name)).update(value)
+        else:
+            setattr(wrapper, name, value)
 
 
 def _is_whole(env: VecEnv) -> bool:
@@ -101,9 +117,12 @@ def _names(state: dict[str, Any]) -> list[Any]:
 
 def _vector_state(wrapper: VecEnvWrapper) -> dict[str, Any]:
     names = [name for kind, kept in VECTOR_WRAPPERS.items() if isinstance(wrapper, kind) for name in kept]
-    state = {name: getattr(wrapper, name) for name in names}
-    if isinstance(wrapper, VecNormalize):
-        state["ret_rms"] = dict(vars(wrapper.ret_rms))
-        if wrapper.norm_obs:
-            state["obs_rms"] = dict(vars(wrapper.obs_rms))
-    return state
+    return {name: getattr(wrapper, name) for name in names} | _statistics(wrapper)
+
+
+def _statistics(wrapper: VecEnvWrapper) -> dict[str, Any]:
+    """The means and variances by which a wrapper normalizes."""
+    if not isinstance(wrapper, VecNormalize):
+        return {}
+    names = ("ret_rms", "obs_rms") if wrapper.norm_obs else ("ret_rms",)
+    return {name: dict(vars(getattr(wrapper, name))) for name in names}

@@ -162,8 +162,9 @@ class GrowOnDemand(BaseCallback):
         if not state["nodes"]:
             return
         due = max(CLOSED * min((step - state["grown_at"][-1]) / self.opening, 1.0), state["raised"])
-        for net in _networks(self.model):
-            open_nodes(net, state["nodes"], by=due - state["raised"])
+        for net in _networks(self.model):  # critics may have another number of nodes, of which the last are new
+            output = find_graph("network", net).topology.num_nodes - 1
+            open_nodes(net, range(output - len(state["nodes"]), output), by=due - state["raised"])
         state["raised"] = due
         if due == CLOSED:
             state["nodes"] = []

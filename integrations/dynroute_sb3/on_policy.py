@@ -55,7 +55,7 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
     ) -> None:
         if not isinstance(action_space, spaces.Box) or kwargs.get("use_sde"):
             raise ValueError("`action_space` must be a Box, and `use_sde` False, for these networks.")
-        if useless := sorted({"net_arch", "activation_fn", "features_extractor_class"} & set(kwargs)):
+        if useless := sorted(set(kwargs) - {"use_sde", "optimizer_class", "optimizer_kwargs", "normalize_images"}):
             raise ValueError(
                 f"`{useless[0]}` must not be given: `network` and `network_kwargs` say all of the networks."
             )

@@ -76,15 +76,21 @@ class Report:
         model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
         if not self.updates:
             return
-        means = {name: (total / self.updates).tolist() for name, total in self.totals.items()}
+        # A batch over all tasks may have no sample of one, and an update then tells nothing of it.
+        present = self.totals["present"]
+        means = {
+            name: [value if count else None for value, count in zip((total / present).tolist(), present, strict=True)]
+            for name, total in self.totals.items()
+            if name != "present"
+        }
         masked, outside = means.pop("masked"), means.pop("outside_range")
         for name, values in means.items():
-            model.logger.record(f"train/{name}", float(np.mean(values)))
+            model.logger.record(f"train/{name}", _mean(values))
             _by_task(model, name, values)
-        model.logger.record("train/masked_tasks", float(np.sum(masked)))
+        model.logger.record("train/masked_tasks", float(self.totals["masked"].sum()) / self.updates)
         _by_task(model, "masked", masked)
         if model.critic_loss == "categorical":
-            model.logger.record("train/outside_range", float(np.mean(outside)))
+            model.logger.record("train/outside_range", _mean(outside))
             _by_task(model, "outside_range", outside)
             self._warn_of_range(model, outside)
         alpha = model.entropy_coefficients
@@ -93,10 +99,10 @@ class Report:
         _by_task(model, "weight", weigh_tasks(model.task_weights, alpha).tolist())
         _by_task(model, "route_temperature", model.actor.temperature.tolist())
 
-    def _warn_of_range(self, model: MultiTaskAttributes, outside: Sequence[float]) -> None:
+    def _warn_of_range(self, model: MultiTaskAttributes, outside: Sequence[float | None]) -> None:
         """Warns once about tasks with most of their values outside of the range."""
         assert model.task_names is not None
-        tasks = {name: share for name, share in zip(model.task_names, outside, strict=True) if share > 0.5}
+        tasks = {name: share for name, share in zip(model.task_names, outside, strict=True) if share and share > 0.5}
         if not tasks or self.told_of_range:
             return
         self.told_of_range = True
@@ -112,9 +118,15 @@ class Report:
     def restore(self, state: dict[str, Any]) -> None:
         """Restores the attributes of another report."""
         self.returns, self.successes, self.updates = state["returns"], state["successes"], state["updates"]
+        # Earlier versions did not count the tasks that were present.
+        totals = {"present": torch.full_like(self.totals["present"], self.updates), **state["totals"]}
         for name, total in self.totals.items():
-            total.copy_(state["totals"][name])
+            total.copy_(totals[name])
         self.told_of_range = bool(state["told_of_range"])
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    return float(np.mean([value for value in values if value is not None]))
 
 
 def _by_task(model: MultiTaskAttributes, what: str, values: Sequence[float | None]) -> None:

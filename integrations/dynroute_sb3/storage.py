@@ -29,7 +29,16 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 ADVICE = "take another checkpoint"
-READ = ("model.json", "model.safetensors", "buffer.json", "rows.npy", "paths.npy", "wanted.npy", "notes.json")
+READ = (
+    "model.json",
+    "model.safetensors",
+    "buffer.json",
+    "rows.npy",
+    "paths.npy",
+    "wanted.npy",
+    "back.npy",
+    "notes.json",
+)
 """The names of files that are read from a checkpoint or a buffer, which the manifest must list."""
 
 CHUNK = 1 << 24
@@ -81,17 +90,15 @@ class DamagedError(ValueError):
 
 
 @contextlib.contextmanager
-def writing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+def writing_folder(folder: Path) -> Iterator[Path]:
     """Opens a temporary folder for writing and renames it once everything is on the disk.
 
     A killed process leaves the temporary folder behind, but never an incomplete final one.
 
     Args:
         folder: The final folder.
-        replace: Whether to replace a folder that was written by this function; others are never replaced.
     """
-    replace = replace and (folder / MANIFEST).is_file()
-    if folder.exists() and not replace:
+    if folder.exists():
         raise FileExistsError(f"{folder} must not exist yet: what is stored is never overwritten.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -103,13 +110,7 @@ def writing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         (temporary / MANIFEST).write_text(json.dumps(files, indent=1))
         for path in [*_files(temporary), *[path for path in temporary.rglob("*") if path.is_dir()], temporary]:
             _flush(path)
-        if replace:  # no system replaces a folder atomically
-            aside = temporary.with_suffix(".old")
-            folder.rename(aside)
-            temporary.rename(folder)
-            shutil.rmtree(aside)
-        else:
-            temporary.rename(folder)
+        temporary.rename(folder)
         _flush(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -129,6 +129,7 @@ class TaskReport:
         masked: 1 for a task that was left out because of an extreme loss.
         outside_range: The share of the critics' target distribution outside of the range of values; 0 for critics that
             predict values.
+        present: 1 for a task with samples in the batch; the other numbers say nothing of a task without.
     """
 
     actor_loss: Tensor
@@ -137,6 +138,7 @@ class TaskReport:
     entropy: Tensor
     masked: Tensor
     outside_range: Tensor
+    present: Tensor
 
 
 def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -> TaskReport:
@@ -197,7 +199,8 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
             shared.step()
         _repair(actor, extreme, given)
     outside = mean_by_task(outside, tasks)
-    return TaskReport(actor_losses, critic_losses, ent_coef_losses, entropy, extreme.to(tasks.dtype), outside)
+    there, masked = present.to(tasks.dtype), extreme.to(tasks.dtype)
+    return TaskReport(actor_losses, critic_losses, ent_coef_losses, entropy, masked, outside, there)
 
 
 def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -> TaskReport:
@@ -281,7 +284,8 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
             _limit(networks.log_alpha, given)
         _repair(actor, extreme, given)
     outside = mean_by_task(outside, tasks)
-    return TaskReport(actor_losses, critic_losses, ent_coef_losses.detach(), entropy, extreme.to(tasks.dtype), outside)
+    there, masked = present.to(tasks.dtype), extreme.to(tasks.dtype)
+    return TaskReport(actor_losses, critic_losses, ent_coef_losses.detach(), entropy, masked, outside, there)
 
 
 class _Rows(NamedTuple):

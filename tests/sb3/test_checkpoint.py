@@ -37,6 +37,7 @@ from stable_baselines3.common.vec_env import (
 from dynroute_sb3 import (
     CheckpointDirectory,
     MultiTaskSAC,
+    MultiTaskVecNormalize,
     latest_checkpoint,
 )
 
@@ -161,6 +162,20 @@ def test_environments_that_cannot_tell_their_state_start_anew(tmp_path: Path) ->
     again = buffer.gather(np.arange(2), buffer.positions - 1).observations
     # A run that is stopped often must not see the episodes of its first seed again and again.
     assert not torch.equal(again, first)
+
+
+def test_statistics_of_environments_that_cannot_tell_their_state(tmp_path: Path) -> None:
+    def make() -> MultiTaskVecNormalize:
+        return MultiTaskVecNormalize(DummyVecEnv(makers(WithoutState)))
+
+    env, fresh = make(), make()
+    make_model(env).learn(54).save_checkpoint(tmp_path / "there")
+    resumed = MultiTaskSAC.load_checkpoint(tmp_path / "there", fresh, "cpu")
+    assert resumed._last_obs is None
+    for name in ("obs_rms", "ret_rms"):
+        assert_same(vars(getattr(fresh, name)), vars(getattr(env, name)))
+    with pytest.raises(ValueError, match=r"`env` must be wrapped as it was .*\['MultiTaskVecNormalize'\], got \[\]"):
+        MultiTaskSAC.load_checkpoint(tmp_path / "there", DummyVecEnv(makers(WithoutState)), "cpu")
 
 
 def test_wrappers_that_count_steps(tmp_path: Path) -> None:

@@ -220,6 +220,24 @@ def test_the_order_of_transitions(changes: dict[str, Any], told: str, tmp_path: 
         load(folder, "dummy")
 
 
+def test_the_order_of_transitions_is_sealed(tmp_path: Path) -> None:
+    folder = tmp_path / "there"
+    make_model(ENVIRONMENTS["dummy"](), n_steps=3, buffer_size=100).learn(8).save_checkpoint(folder)
+    manifest = folder / "manifest.json"
+    seals = json.loads(manifest.read_text())
+    del seals["back.npy"]
+    manifest.write_text(json.dumps(seals))
+    with pytest.raises(DamagedError, match=r"back.npy is not listed in .*manifest"):
+        load(folder, "dummy")
+
+
+def test_a_report_from_before_tasks_were_counted(changed: Path) -> None:
+    rewrite(changed, lambda state: state["report"]["totals"].pop("present"))
+    model = load(changed)
+    assert model.report.updates > 0
+    assert (model.report.totals["present"] == model.report.updates).all()
+
+
 def test_a_checkpoint_from_before_an_option_has_its_default(changed: Path) -> None:
     rewrite(changed, lambda state: [state["options"].pop(name) for name in ("n_steps", "router_lr")])
     model = load(changed)

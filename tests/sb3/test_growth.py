@@ -196,6 +196,26 @@ def test_growth_ends_and_new_modules_come_in_slowly(capsys: pytest.CaptureFixtur
     assert np.allclose(rises[4:], 0.0)
 
 
+@pytest.mark.parametrize("modules", [2, 5])
+def test_critics_of_another_size_get_their_own_new_module(modules: int) -> None:
+    model = MultiTaskSAC(
+        "D2RPolicy",
+        DummyVecEnv(point_tasks()),
+        learning_starts=999,
+        policy_kwargs={"network_kwargs": SIZES, "critic_kwargs": {"num_modules": modules}},
+        device="cpu",
+    )
+    routers = [net.graph.router for net in [*model.policy.critic.nets, *model.policy.critic_target.nets]]
+    before = [router.layers[-1].bias[-modules:].detach().clone() for router in routers]  # what the output reads
+    growth = GrowOnDemand(8, max_modules=4, patience=1, gain=0.1, opening=16, measure=stalled, solved=99.0)
+    model.learn(48, callback=growth)
+    assert model.growth_state["nodes"] == []
+    for router, old in zip(routers, before, strict=True):
+        assert len(router.layers[-1].bias[-modules - 1 :]) == modules + 1
+        torch.testing.assert_close(router.layers[-1].bias[-modules - 1 : -1].detach(), old)
+        assert abs(router.layers[-1].bias[-1].item()) < 1  # it is open
+
+
 def test_a_module_goes_on_coming_in_when_steps_are_counted_anew() -> None:
     model = make(learning_starts=999)
     growth = GrowOnDemand(8, max_modules=4, patience=1, gain=0.1, opening=16, measure=stalled, solved=99.0)

@@ -24,6 +24,7 @@ from dynroute_sb3 import (
     OverlappedSAC,
 )
 from dynroute_sb3.points import GOALS
+from dynroute_sb3.update import TaskReport
 
 
 class Told(KVWriter):
@@ -168,6 +169,20 @@ def test_tasks_that_are_left_out_are_told() -> None:
     values = told.written[-1][0]
     assert [values[f"masked/{task}"] for task in range(TASKS)] == [1.0] * TASKS
     assert values["train/masked_tasks"] == TASKS
+
+
+def test_a_task_that_is_missing_in_a_batch_does_not_count() -> None:
+    model = make_plain()
+    model.set_logger(Logger(None, []))
+    model.learn(20)
+    for present in ([1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]):  # a batch over all tasks may miss some
+        there = torch.tensor(present)
+        model.report.add(TaskReport(*[3 * there] * 4, 0 * there, 0 * there, there))
+    model.report.record_updates(model)
+    logged = model.logger.name_to_value
+    names = model.task_names
+    assert logged["train/critic_loss"] == 3.0
+    assert [logged.get(f"critic_loss/{name}") for name in names] == [3.0, 3.0, 3.0, None]
 
 
 class Rows(KVWriter):

@@ -264,6 +264,13 @@ def test_a_network_needs_a_state_and_a_task_alone(tmp_path: Path) -> None:
     assert loaded._n_updates > model._n_updates
 
 
+@pytest.mark.parametrize("name", ["net_arch", "ortho_init", "features_extractor_kwargs", "full_std"])
+def test_on_policy_keywords_without_a_place(name: str) -> None:
+    kwargs = {"num_tasks": TASKS, "network": Plain, name: {}}
+    with pytest.raises(ValueError, match=f"`{name}` must not be given: `network` and `network_kwargs` say all of the"):
+        PPO(MultiTaskActorCriticPolicy, points(), policy_kwargs=kwargs, device="cpu")
+
+
 def test_on_policy_a_network_needs_a_state_and_a_task_alone() -> None:
     kwargs = {"num_tasks": TASKS, "network": Plain}
     model = PPO(
