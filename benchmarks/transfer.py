@@ -16,6 +16,8 @@ again, it goes on with what is missing.
 
 import argparse
 import copy
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,9 @@ def adapt(learner: Learner, way: str, task: int, shown: Shown, settings: dict[st
 def learn_old(method: str, shown: Shown, settings: dict[str, Any], seed: int, folder: Path) -> Learner:
     """The network that has learned the old tasks, kept in a file, so that an interruption costs little."""
     torch.manual_seed(seed)
-    learner, path = Learner(method, settings["benchmark"]), folder / f"{settings['benchmark']}-{method}-seed{seed}.pt"
+    learner, settled = Learner(method, settings["benchmark"]), json.dumps(settings, sort_keys=True).encode()
+    mark = hashlib.sha256(settled).hexdigest()[:8]  # another study learns its own
+    path = folder / f"{settings['benchmark']}-{method}-seed{seed}-{mark}.pt"
     learner.fit(shown)
     if path.exists():
         learner.load_state_dict(torch.load(path, weights_only=True))

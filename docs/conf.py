@@ -338,7 +338,8 @@ class UpdateSpeed(Directive):
         ours = " and ".join(f"{steps[network]:.2f} ms with {network}" for network in steps)
         text = f"""
 The update of mt-sac takes {bare:.2f} of the time of a bare torch loop of the same networks, which neither weighs, masks
-nor clips. A step of ``collect_rollouts`` of ten environments takes {ours}, environments and network left out.
+nor clips, but whose actor's step also computes gradients of the critics' weights that nothing uses. A step of
+``collect_rollouts`` of ten environments takes {ours}, environments and network left out.
 """
         lines += text.splitlines()
         return self.parse_text_to_nodes("\n".join(lines))

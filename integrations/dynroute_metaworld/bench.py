@@ -47,7 +47,8 @@ def bench(
         output.parent.mkdir(parents=True, exist_ok=True)  # before anything is measured
     configurations = [Configuration(benchmark=benchmark, method=method, device=device).resolve() for method in methods]
     tasks, before = configurations[0].tasks, torch.get_num_threads()
-    env = make_envs(configurations[0].benchmark_or_tasks, workers=min(workers, len(tasks)))
+    workers = min(workers, len(tasks))
+    env = make_envs(configurations[0].benchmark_or_tasks, workers=workers)
     try:
         step, rows = _step_seconds(env, seconds), list[dict[str, Any]]()
         print(f"{len(tasks) / step:9,.0f} steps/s of the environments, {env.num_envs} tasks, {workers} workers")

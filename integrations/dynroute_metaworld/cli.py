@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +72,13 @@ def _methods(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     given, alone = given_options(options), options.command == "imitate"
-    wanted = preset(options.preset or "paper", {**(IMITATION_ALONE if alone else {}), **given}).resolve()
+    if given.get("warm_start") is not None:
+        given["warm_start"] = str(Path(given["warm_start"]).resolve())  # whatever directory the run goes on in
+    known = dict(IMITATION_ALONE) if alone else {}
+    if options.resume and options.run is not None and (options.run / "config.json").exists():
+        own = dataclasses.asdict(Run.open(options.run).configuration)
+        known = own if options.preset is None else {**known, **{name: own[name] for name in ("method", "benchmark")}}
+    wanted = preset(options.preset or "paper", {**known, **given}).resolve()
     name = "-".join(wanted.tasks) if "," in wanted.benchmark else wanted.benchmark
     how = f"{wanted.method}-imitation" if alone else wanted.method
     folder = options.run or Path("runs") / f"{name}-{wanted.goals}-{how}-seed{wanted.seed}"
@@ -128,14 +135,18 @@ def _sweep(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> None:
     if options.output is not None and not options.output.parent.is_dir():
         raise FileNotFoundError(f"`--output` must be in a directory that is there, got {options.output}.")
+    if options.output is not None and options.output.is_dir():
+        raise IsADirectoryError(f"`--output` must be a file, got the directory {options.output}.")
     names = ("goals", "horizon", "seed", "success", "workers")
     chosen = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     total = 100 if options.episodes is None else options.episodes
     result: EvaluationResult
     if options.run == "scripted":
-        benchmark = options.benchmark or "MT10"
+        if options.device != "auto":
+            raise ValueError(f"`--device` is for networks, and scripts have none; got {options.device}.")
+        benchmark, episodes = options.benchmark or "MT10", 1 if chosen.get("goals") == "fixed" else total
         with _watched("scripted policies") as watch:
-            result = evaluate("scripted", split_benchmark(benchmark), episodes=total, progress=watch, **chosen)
+            result = evaluate("scripted", split_benchmark(benchmark), episodes=episodes, progress=watch, **chosen)
     else:
         run = Run.open(options.run)
         if options.benchmark is not None:

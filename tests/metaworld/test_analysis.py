@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -98,15 +99,16 @@ def test_thinning_keeps_ends_and_extremes() -> None:
     assert len(thin(np.zeros(1000), values[:1000], limit=100)[0]) <= 100  # all at one step
 
 
-def test_a_long_file_is_thinned_while_it_is_read(tmp_path: Path) -> None:
+def test_a_long_file_is_thinned_where_it_is_drawn(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_metrics(path, 60_000, "a", "b", "c")
     with path.open("a") as file:
         file.write('{"step": 60001, "a": 99.0, "b": null}\n')
-    metrics = read_curves(path, ["a", "b"], limit=2000)
+    metrics = read_curves(path, ["a", "b"])
     assert set(metrics.curves) == {"a", "b"}
     assert metrics.notes == ("b was not finite once; those points are left out.",)
-    curve = metrics.curves["a"]
+    assert len(metrics.curves["a"].steps) == 60_001
+    curve = Curve(*thin(metrics.curves["a"].steps, metrics.curves["a"].values, limit=2000))
     assert 500 < len(curve.steps) <= 2000
     assert (curve.steps[0], curve.steps[-1], curve.values.max()) == (1, 60_001, 99)
     assert np.diff(curve.steps).max() < 300  # evenly, however early or late it was read
@@ -116,15 +118,16 @@ def test_a_long_file_is_thinned_while_it_is_read(tmp_path: Path) -> None:
 
 def test_damaged_lines_are_named_and_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = ['{"step": 1, "a": 1}', "[1]", '{"step": 2, "a": 2}', '{"st', '{"a": 3}', '{"step": 4}x', '{"step": 5, "a"']
+    lines = ['{"step": 1, "a": 1}', '{"step": 1e999}', '{"step": 2, "a": 2}', '{"st', '{"a": 3}', '{"step": 4}x']
+    lines += [f'{{"step": {10**400}, "a": 1}}', '{"step": 5, "a"']
     path.write_text("\n".join(lines))
     metrics = read_curves(path, ["a"])
     assert metrics.curves["a"].values.tolist() == [1, 2]
     assert [note for note in metrics.notes if "in line" in note] == [
         f"metrics.jsonl is damaged in line {number}, which is left out." for number in (2, 4, 5)
     ]
-    assert "1 more damaged lines of metrics.jsonl are left out." in metrics.notes
-    assert "The last line of metrics.jsonl, line 7, is cut short and left out." in metrics.notes
+    assert "2 more damaged lines of metrics.jsonl are left out." in metrics.notes
+    assert "The last line of metrics.jsonl, line 8, is cut short and left out." in metrics.notes
     assert read_curves(tmp_path / "no.jsonl", ["a"]).notes == ("There is no no.jsonl: nothing was logged.",)
     path.write_text("")
     assert read_curves(path, ["a"]).notes == ("metrics.jsonl holds no whole line: nothing was logged.",)
@@ -842,6 +845,35 @@ def test_the_first_policy_of_a_group_that_can_act(runs: dict[str, Path], tmp_pat
     assert list(inspect_runs(folders, **chosen).routes) == ["d2r-2", "mt-sac"]
 
 
+def test_a_policy_that_diverged_costs_its_routes_alone(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_model
+
+    def diverged(run: Run, device: str) -> Any:
+        model = whole(run, device)
+        for parameter in model.actor.parameters():
+            parameter.data.fill_(torch.nan)
+        return model
+
+    monkeypatch.setattr(analyses, "load_model", diverged)
+    analysis = inspect_runs([runs["mt-sac"]], episodes=1, frames=False, device="cpu", tell=lambda _: None)
+    assert not analysis.routes
+    assert any("There are neither routes nor frames, since its policy cannot act:" in note for note in analysis.notes)
+    assert analysis.groups[0].task_rows()
+
+
+def test_means_over_runs_are_those_of_all_points(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs["d2r-1"], tmp_path / "run")
+    rates = np.random.default_rng(0).binomial(20, 0.1, 6000) / 20
+    rates[::1000] = 1.0
+    lines = [{"step": 2 * i, "success/reach": rate, "success/drawer-close": rate} for i, rate in enumerate(rates, 1)]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (group,), _ = group_runs(read_runs([folder]))
+    band = group.band("success")
+    assert band is not None
+    assert band.center.mean() == pytest.approx(rates.mean(), abs=1e-3)
+    assert len(group.runs[0].drawn("success")["reach"].steps) <= 2000
+
+
 def test_how_far_a_policy_has_come_is_said(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     chosen: dict[str, Any] = {"episodes": 1, "frames": False, "device": "cpu", "tell": said.append}
@@ -959,6 +991,8 @@ def test_what_opengl_is_asked_for(blind: None, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(scenes, "PROBE", "import os; assert os.environ['MUJOCO_GL'] == 'osmesa'")
     scenes._works.cache_clear()
     assert find_opengl() == "osmesa"
+    monkeypatch.setenv("MUJOCO_GL", " OSMesa")  # as MuJoCo takes it
+    assert find_opengl() == os.environ["MUJOCO_GL"] == "osmesa"
     monkeypatch.delenv("MUJOCO_GL")
     assert find_opengl() == "osmesa"  # egl does not work
     monkeypatch.setattr(scenes, "PROBE", "while True: pass")

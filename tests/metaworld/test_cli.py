@@ -88,6 +88,10 @@ def test_a_run_from_the_command_line(
     assert "holds a run with" in error
     missing = told(capsys, "evaluate", str(folder), "--output", "nowhere/result.json")
     assert "`--output` must be in a directory that is there, got nowhere" in missing
+    assert "`--output` must be a file, got the directory ." in told(capsys, "evaluate", str(folder), "--output", ".")
+    assert "`--device` is for networks, and scripts have none; got cpu" in (
+        told(capsys, "evaluate", "scripted", "--device", "cpu")
+    )
 
     assert "`episodes` must be at least 1, got 0" in told(capsys, "evaluate", str(folder), "--episodes", "0")
     assert main(["evaluate", str(folder), "--episodes", "2", "--device", "cpu", "--output", "result.json"]) == 0
@@ -106,6 +110,9 @@ def test_a_run_from_the_command_line(
 def test_scripted_policies_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "scripted", "--benchmark", "reach,drawer-close", "--episodes", "1"]) == 0
     assert "drawer-close" in capsys.readouterr().out
+    fixed = ["evaluate", "scripted", "--benchmark", "reach", "--goals", "fixed", "--episodes", "3"]
+    assert main(fixed) == 0
+    assert "so that all episodes of a task are equal: one is run, not 3" in capsys.readouterr().err
 
 
 def test_what_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -669,6 +676,28 @@ def test_ctrl_c_while_modules_are_imported(module: str, tmp_path: Path) -> None:
     process = start("methods", first=tmp_path)
     printed, _ = process.communicate(timeout=300)
     assert (process.returncode, printed) == (130, "\ndynroute: stopped at once\n")
+
+
+def test_a_run_goes_on_with_its_own_options_where_none_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    Run.create(folder, Configuration(benchmark="MT25", method="sm", optimizer="adamw").resolve())
+    went_on: list[Configuration] = []
+    monkeypatch.setattr(commands, "train", lambda run, **_: went_on.append(run.configuration))
+    assert main(["train", "--run", str(folder), "--resume", "--workers", "20"]) == 130
+    assert main(["train", "--run", f"{folder}/", "--resume", "--weight-decay", "0.01"]) == 1  # asks for another decay
+    assert "holds a run with weight_decay=None, got 0.01" in capsys.readouterr().err
+    assert [one.workers for one in went_on] == [20]
+
+
+def test_the_run_to_start_from_is_noted_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Run.create(tmp_path / "first", Configuration(benchmark="reach").resolve())
+    started: list[Configuration] = []
+    monkeypatch.setattr(commands, "train", lambda run, **_: started.append(run.configuration))
+    monkeypatch.chdir(tmp_path)
+    main(["train", "--benchmark", "reach", "--run", "second", "--warm-start", "first/"])
+    assert [one.warm_start for one in started] == [str(tmp_path / "first")]
 
 
 def test_ctrl_c_while_workers_start(tmp_path: Path) -> None:

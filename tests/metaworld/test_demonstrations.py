@@ -319,6 +319,16 @@ DAMAGES: dict[str, Any] = {
 }
 
 
+def test_a_folder_of_others_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    collect("reach", episodes=2, horizon=5, folder=tmp_path)
+    monkeypatch.setattr("dynroute_metaworld.imitation.collection._lock", refuse)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        collect("reach", episodes=2, horizon=5, folder=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "settings.json", "observations.npy", "solved.npy"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_is_named(name: str, damage: str, copy: Path) -> None:

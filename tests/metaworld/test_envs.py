@@ -433,6 +433,23 @@ def test_an_error_in_an_environment_tells_where(monkeypatch: pytest.MonkeyPatch)
             roll(env, actions(3))
 
 
+class Solving(TaskEnvironment):
+    def step(self, action: np.ndarray) -> Any:
+        result = super().step(action)
+        self.success = True
+        return result
+
+
+def test_success_does_not_outlast_its_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A worker that died would else end the next episode with it.
+    monkeypatch.setattr("dynroute_metaworld.envs.workers.TaskEnvironment", Solving)
+    with envs(horizon=3) as env:
+        env.reset()
+        *_, infos = [env.step(action)[3] for action in actions(3)]
+        assert [info["is_success"] for info in infos] == [True, True]
+        assert not env._rows["successes"].any()
+
+
 def test_an_error_in_a_worker_tells_where_and_the_worker_lives_on() -> None:
     with envs(workers=1) as env:
         env.reset()

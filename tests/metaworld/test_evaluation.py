@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import multiprocessing
 import random
 from pathlib import Path
@@ -303,6 +304,9 @@ DAMAGES: dict[str, Any] = {
     "a task less": lambda stored: json.dumps({**stored, "tasks": ["reach"]}),
     "ragged": lambda stored: json.dumps({**stored, "returns": [[1.0, 2.0], [3.0]]}),
     "an episode less": lambda stored: json.dumps({**stored, "lengths": [[10] * 3] * 2}),
+    "a return that is NaN": lambda stored: json.dumps({**stored, "returns": [[math.nan] * 4] * 2}),
+    "half a step": lambda stored: json.dumps({**stored, "lengths": [[10.5] * 4] * 2}),
+    "a number without end": lambda stored: json.dumps({**stored, "lengths": [[10**30] * 4] * 2}),
     "no episodes": lambda stored: json.dumps({**stored, "returns": []}),
     "words for numbers": lambda stored: json.dumps({**stored, "returns": [["a"] * 4] * 2}),
     "no returns": lambda stored: json.dumps({**stored, "returns": None}),

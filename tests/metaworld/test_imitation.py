@@ -1,5 +1,6 @@
 """Imitation: an actor clones scripted policies, is interrupted, and is the start of SAC."""
 
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynroute import Route, losses
-from dynroute_metaworld import Configuration, Run, RunError, ScriptedPolicy, load_model, read_metrics, train
+from dynroute_metaworld import Configuration, Run, RunError, ScriptedPolicy, load_model, make_envs, read_metrics, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.imitation.cloning import Cloning, _one_cycle
 from dynroute_metaworld.imitation.collection import collect
@@ -252,6 +253,13 @@ def test_corrections_are_what_scripts_want_where_the_policy_acts(cloned: Run) ->
     others = {tuple(row) for row in other.observations[:, :, 0, 36:39].reshape(-1, 3).tolist()}
     assert not set(first) & (demonstrated | others)
     assert correct(model, TASKS.split(","), episodes=2, **options).fingerprint == shown.fingerprint
+
+
+def test_corrections_have_the_goals_of_the_problem(cloned: Run) -> None:
+    model, names = load_model(cloned, "cpu"), TASKS.split(",")
+    shown = correct(model, names, episodes=1, goals="fixed", horizon=5, seed=1, number=2)
+    with contextlib.closing(make_envs(names, goals="fixed", horizon=5, seed=1)) as env:
+        assert np.array_equal(shown.observations[:, 0, 0], env.reset()[:, :39])
 
 
 @pytest.mark.slow

@@ -550,6 +550,22 @@ def test_fewer_steps_than_were_done(done: Run) -> None:
     assert Run.open(done.folder).configuration.steps == 120
 
 
+def test_a_run_that_lost_its_sessions_stays_when_it_cannot_go_on(done: Run) -> None:
+    (done.folder / "sessions.jsonl").unlink()
+    done.agree({"steps": 60})
+    with pytest.raises(RunError, match="`steps` must be at least the 120"):
+        train(done)
+    assert Run.open(done.folder).configuration.steps == 120
+
+
+def test_sessions_without_versions_are_no_obstacle(done: Run) -> None:
+    (session,) = done.sessions
+    del session["versions"]
+    (done.folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
+    (done.evaluations / "final.json").unlink()
+    assert train(done) is not None
+
+
 def test_other_versions_are_told(done: Run, capsys: pytest.CaptureFixture[str]) -> None:
     (session,) = done.sessions
     session["versions"]["torch"] = "2.4.0"

@@ -27,7 +27,7 @@ from dynroute_metaworld.runs import cluster as module
 from dynroute_metaworld.runs.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
 from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
 from dynroute_metaworld.runs.summary import SUMMARY, read_sweep, summarize, summary_rows, summary_table
-from dynroute_metaworld.runs.sweeps import _check_rows, _combine, _locked, _note, read_variants, sweep
+from dynroute_metaworld.runs.sweeps import _check_rows, _combine, _is_done, _locked, _note, _open, read_variants, sweep
 from dynroute_sb3 import DamagedError
 
 SMALL = ["--methods", "mt-sac", "--benchmarks", "reach", "--horizon", "20", "--final-episodes", "2"]
@@ -330,6 +330,32 @@ def test_flags_of_one_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["sweep", "--methods", "sm", "--seed", "1"])
     assert "unrecognized arguments: --seed 1; did you mean --seeds?" in capsys.readouterr().err
+
+
+def test_runs_with_other_keywords_of_networks_are_others(tmp_path: Path) -> None:
+    base = {"benchmark": "reach", "method": "sm"}
+    Run.create(tmp_path / "run", preset("quick", {**base, "network": {"router_sizes": [16]}}).resolve())
+    with pytest.raises(RunError, match=r"holds a run with network=.*\[16\].*, got .*\[64\]"):
+        _open(tmp_path / "run", preset("quick", base).resolve(), [])
+
+
+def test_a_run_whose_time_was_up_goes_on_with_more(tmp_path: Path) -> None:
+    options = {"benchmark": "reach", "method": "mt-sac", "steps": 5000, "hours": 1e-6, "log_every": 20, "horizon": 20}
+    run = Run.create(tmp_path / "run", preset("quick", {**options, "learning_starts": 10**4, "final_episodes": 1}))
+    assert train(run) is not None
+    assert _is_done(run)
+    run.agree({"hours": 5.0})
+    assert not _is_done(run)
+
+
+def test_a_cluster_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_worker_niceness")
+    monkeypatch.setattr(ray, "init", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with joined(None):
+        assert os.environ.get("RAY_worker_niceness") == "0"  # noqa: SIM112
+    assert "RAY_worker_niceness" not in os.environ
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"  # it was set before
 
 
 def test_a_cluster_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:

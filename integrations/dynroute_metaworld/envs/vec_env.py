@@ -186,7 +186,7 @@ class MetaWorldVecEnv(VecEnv):
                 "l": int(rows["lengths"][i]),
                 "t": round(time.time() - self._started, 6),
             }
-            rows["returns"][i], rows["lengths"][i] = 0, 0
+            rows["returns"][i], rows["lengths"][i], rows["successes"][i] = 0, 0, 0
         for row in lost:
             infos[row]["worker_replaced"] = True
         self._lost.clear()

@@ -161,7 +161,7 @@ def _read(path: Path, settings: dict[str, Any]) -> dict[str, NDArray[Any]]:
             check_folder(path, advice)
             stored = json.loads((path / SETTINGS).read_text())
             arrays = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
-    except DamagedError:
+    except (DamagedError, PermissionError):  # the lock of a folder that only others may write to is no damage
         raise
     except (OSError, ValueError, EOFError) as error:
         raise DamagedError(f"{str(error).rstrip('.')}; {advice}.") from error

@@ -31,7 +31,7 @@ def correct(
     progress: Callable[[int, int], object] | None = None,
 ) -> Demonstrations:
     """Episodes in which a policy acts, along its best routes, with the actions that the scripts want at each step."""
-    drawn = derive_seed(seed, number)
+    drawn = derive_seed(seed, number) if goals == "random" else seed  # other goals belong to the problem
     env = make_envs(benchmark, goals=goals, horizon=horizon, seed=drawn, workers=workers, reward_version=reward_version)
     shape = (env.num_envs, episodes, horizon)
     observations, following = (np.empty((*shape, STATE_FEATURES), np.float32) for _ in range(2))

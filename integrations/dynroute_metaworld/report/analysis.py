@@ -12,7 +12,7 @@ from dynroute_sb3 import DamagedError, latest_checkpoint
 from ..runs.threads import one_thread
 from ..runs.training import load_model
 from .comparison import Group, group_runs
-from .data import LIMIT, RunData, read_runs
+from .data import RunData, read_runs
 from .routes import Routes, collect_routes
 from .scene import OpenGLError, find_opengl
 
@@ -49,7 +49,6 @@ def inspect_runs(
     episodes: int = 2,
     moments: int = 12,
     frames: bool = True,
-    limit: int = LIMIT,
     device: str = "auto",
     every: bool = True,
     tell: Callable[[str], object] = print,
@@ -61,7 +60,6 @@ def inspect_runs(
         episodes: How many episodes of each task routes are taken from.
         moments: How many steps of the first episode of each task are kept to be looked at.
         frames: Whether to take a picture of the scene at each of them, where OpenGL works.
-        limit: The largest number of points of a curve.
         device: Where the networks are.
         every: Whether the policy of every run acts, or that of the first run of each group that has a checkpoint.
         tell: Called with a sentence for each thing that takes long.
@@ -69,7 +67,7 @@ def inspect_runs(
     if not folders:
         raise ValueError("`folders` must name at least one run, got none.")
     check_count("episodes", episodes, at_least=1)
-    runs = read_runs(folders, limit=limit)
+    runs = read_runs(folders)
     groups, apart = group_runs(runs)
     several = len(runs) > 1
     notes = [f"{one.name}: {note}" if several else note for one in runs for note in one.notes] + apart
@@ -117,8 +115,11 @@ def _run_routes(one: RunData, device: str, moments: int, **options: Any) -> tupl
         return None, f"There are neither routes nor frames: {error}"
     # A frame takes a while to draw, and a page of fifty tasks shall not grow without limit.
     moments = min(moments, max(4, 240 // len(one.tasks)))
-    with one_thread():
-        found = collect_routes(one.run, model, moments=moments, **options)
+    try:
+        with one_thread():
+            found = collect_routes(one.run, model, moments=moments, **options)
+    except (ValueError, RuntimeError) as error:  # its parameters diverged, or a worker died
+        return None, f"There are neither routes nor frames, since its policy cannot act: {error}"
     if found.route is None:
         return found, f"The method {one.run.configuration.method} has no learned routes: nothing of them is shown."
     return found, None

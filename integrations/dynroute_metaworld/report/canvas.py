@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dynroute import Route, Topology
+from dynroute_sb3.storage import writing_file
 
 from .data import SHARES, unit_of
 
@@ -39,7 +40,8 @@ def save(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
     written = []
     for name, figure in figures.items():
         if figure is not None:
-            figure.savefig(path := folder / f"{name}.png", dpi=110)
+            with writing_file(path := folder / f"{name}.png") as part:
+                figure.savefig(part, dpi=110)
             written.append(path)
     return written
 

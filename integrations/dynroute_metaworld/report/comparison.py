@@ -112,9 +112,9 @@ class Group:
             return []
         scores, modules, rows = self.scores, self.modules_of_runs, []
         for i, task in enumerate(self.tasks):
-            interval = over_seeds(scores[:, i, None])["mean_interval"]
+            interval, over = over_seeds(scores[:, i, None])["mean_interval"], "seeds"
             if interval is None and results[0].goals != "fixed":  # all episodes with a fixed goal are the same
-                interval = np.array(results[0].intervals())[:, i].tolist()
+                interval, over = np.array(results[0].intervals())[:, i].tolist(), "episodes"
             first = np.concatenate([result.first_success[i] for result in results])
             rows.append(
                 {
@@ -126,6 +126,7 @@ class Group:
                     "first_success": float(first[first > 0].mean()) if (first > 0).any() else None,
                     "modules_used": float(modules[:, i].mean()) if len(modules) else None,
                     "modules_interval": over_seeds(modules[:, i, None])["mean_interval"],
+                    "interval_over": None if interval is None else over,
                 }
             )
         return rows

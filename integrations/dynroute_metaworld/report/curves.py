@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from dynroute_sb3.storage import writing_file
+
 from ..runs.run import Run
 from .data import read_run
 
@@ -21,5 +23,6 @@ def draw_curves(run: Run) -> Path | None:
     if figure is None:
         return None
     path = run.folder / "curves.png"
-    figure.savefig(path, dpi=110)
+    with writing_file(path) as part:
+        figure.savefig(part, dpi=110)
     return path

@@ -1,4 +1,4 @@
-"""The files of a run: its curves, thinned to be drawn, its evaluation, and in sentences what is missing."""
+"""The files of a run: its curves, its evaluation, and in sentences what is missing."""
 
 import math
 from array import array
@@ -32,7 +32,10 @@ __all__ = [
 ]
 
 LIMIT = 2000
-"""The largest number of points of a curve."""
+"""The largest number of points of a curve that is drawn or exported."""
+
+FARTHEST = 2**53
+"""What no step of a whole file reaches."""
 
 Floats = NDArray[np.float64]
 
@@ -63,7 +66,7 @@ class Metrics:
     notes: tuple[str, ...] = ()
 
 
-def read_curves(path: Path, names: Iterable[str], limit: int = LIMIT) -> Metrics:
+def read_curves(path: Path, names: Iterable[str]) -> Metrics:
     """Reads some metrics of a file, line by line.
 
     Lines that are damaged are left out and named, where :func:`~dynroute_metaworld.read_metrics` refuses the file: here
@@ -72,7 +75,6 @@ def read_curves(path: Path, names: Iterable[str], limit: int = LIMIT) -> Metrics
     Args:
         path: The file, which need not be there.
         names: The metrics.
-        limit: The largest number of points of a curve, see :func:`thin`.
     """
     if not path.exists():
         return Metrics(notes=(f"There is no {path.name}: nothing was logged.",))
@@ -81,7 +83,7 @@ def read_curves(path: Path, names: Iterable[str], limit: int = LIMIT) -> Metrics
     lines, damaged, notes = 0, 0, []
     for line in read_lines(path):
         entry = line.value or {}
-        if not isinstance(step := entry.get("step"), (int, float)):
+        if not isinstance(step := entry.get("step"), (int, float)) or not 0 <= step < FARTHEST:
             if line.is_cut:
                 notes.append(f"The last line of {path.name}, line {line.number}, is cut short and left out.")
                 continue
@@ -105,8 +107,8 @@ def read_curves(path: Path, names: Iterable[str], limit: int = LIMIT) -> Metrics
         for name, count in gaps.items()
         if count
     ]
-    filled = {name: (np.array(steps), np.array(values)) for name, (steps, values) in points.items() if steps}
-    return Metrics({name: Curve(*thin(*curve, limit)) for name, curve in filled.items()}, tuple(notes))
+    curves = {name: Curve(np.array(steps), np.array(values)) for name, (steps, values) in points.items() if steps}
+    return Metrics(curves, tuple(notes))
 
 
 def thin(steps: Floats, values: Floats, limit: int = LIMIT) -> tuple[Floats, Floats]:
@@ -195,24 +197,28 @@ class RunData:
         return self.run.minutes
 
     def curves(self, metric: str) -> dict[str, Curve]:
-        """The curves of a metric of :data:`BY_TASK`, by task; tasks without one are left out."""
+        """The curves of a metric of :data:`BY_TASK`, by task, with all their points; tasks without one are left out."""
         found = {task: self.metrics.curves.get(f"{metric}/{task}") for task in self.tasks}
         return {task: curve for task, curve in found.items() if curve is not None}
 
+    def drawn(self, metric: str, limit: int = LIMIT) -> dict[str, Curve]:
+        """The same with at most `limit` points of each, see :func:`thin`."""
+        return {task: Curve(*thin(curve.steps, curve.values, limit)) for task, curve in self.curves(metric).items()}
 
-def read_run(folder: str | Path, *, name: str | None = None, limit: int = LIMIT) -> RunData:
+
+def read_run(folder: str | Path, *, name: str | None = None) -> RunData:
     """Reads the files of a run; what is missing or damaged is noted, except for ``config.json``."""
     run = Run.open(folder)
     tasks = run.configuration.tasks
     notes: list[str] = []
     names = [f"{metric}/{task}" for metric in BY_TASK if not metric.startswith("evaluation") for task in tasks]
-    metrics = read_curves(run.metrics, names, limit)
+    metrics = read_curves(run.metrics, names)
     if run.configuration.steps:  # imitation alone logs nothing else
         notes += metrics.notes
     evaluations = _evaluations(run, notes)
     curves = {metric: Curve(curve.steps / len(tasks), curve.values) for metric, curve in metrics.curves.items()}
     curves |= _evaluation_curves(run, evaluations)
-    curves |= _cloning_curves(run, limit)
+    curves |= _cloning_curves(run)
     result = _newest(run, evaluations, notes)
     if result is not None and (
         never := [task for task, rate in zip(tasks, result.success_rates, strict=True) if not rate]
@@ -231,13 +237,13 @@ def read_run(folder: str | Path, *, name: str | None = None, limit: int = LIMIT)
     )
 
 
-def read_runs(folders: Sequence[str | Path], *, limit: int = LIMIT) -> list[RunData]:
+def read_runs(folders: Sequence[str | Path]) -> list[RunData]:
     """Reads several runs, each once, and calls them by as much of their paths as tells them apart."""
     paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
-    return [read_run(path, name="/".join(path.parts[-depth:]), limit=limit) for path in paths]
+    return [read_run(path, name="/".join(path.parts[-depth:])) for path in paths]
 
 
 def _evaluations(run: Run, notes: list[str]) -> dict[int, EvaluationResult]:
@@ -276,13 +282,13 @@ def _evaluation_curves(run: Run, evaluations: dict[int, EvaluationResult]) -> di
     }
 
 
-def _cloning_curves(run: Run, limit: int) -> dict[str, Curve]:
+def _cloning_curves(run: Run) -> dict[str, Curve]:
     """The errors of cloning; a round of DAgger goes on where the one before ended."""
     names = [f"cloning_error/{task}" for task in run.configuration.tasks]
     rounds = sorted(run.folder.glob("cloning/round_*"), key=lambda path: int(path.name.removeprefix("round_")))
     curves: dict[str, Curve] = {}
     for folder in rounds:
-        for name, curve in read_curves(folder / ERRORS, names, limit).curves.items():
+        for name, curve in read_curves(folder / ERRORS, names).curves.items():
             before = curves.get(name, Curve(np.zeros(0), np.zeros(0)))
             start = before.steps[-1] if len(before.steps) else 0.0
             curves[name] = Curve(

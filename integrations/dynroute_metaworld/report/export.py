@@ -132,7 +132,7 @@ def write_tables(analysis: Analysis, sharings: Sequence[GroupRoutes], folder: Pa
             (one.name, metric, task, step, value)
             for one in analysis.runs
             for metric in BY_TASK
-            for task, curve in one.curves(metric).items()
+            for task, curve in one.drawn(metric).items()
             for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True)
         ),
     )
@@ -149,7 +149,7 @@ def write_tables(analysis: Analysis, sharings: Sequence[GroupRoutes], folder: Pa
     )
     rows = [{"method": group.name, **row} for group in analysis.groups for row in group.task_rows()]
     names = ["method", "task", "episodes", "success", "low", "high", "return", "first_success", "modules_used"]
-    names += ["modules_low", "modules_high"]
+    names += ["modules_low", "modules_high", "interval_over"]
     for row in rows:
         row["low"], row["high"] = row.pop("interval") or (None, None)
         row["modules_low"], row["modules_high"] = row.pop("modules_interval") or (None, None)

@@ -33,7 +33,7 @@ def write_run(folder: Path, one: RunData, routes: Routes | None, points: NDArray
 
 def learning(one: RunData, metrics: dict[str, str] = BY_TASK) -> Figure | None:
     """A panel for each metric, a line for each task."""
-    found = {metric: curves for metric in metrics if (curves := one.curves(metric))}
+    found = {metric: curves for metric in metrics if (curves := one.drawn(metric))}
     if not found:
         return None
     figure, axes = metric_panels(list(found))
@@ -150,6 +150,8 @@ def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> 
         x = np.array([tasks.index(row["task"]) for row in bars]) + (place - (len(filled) - 1) / 2) * width
         y = np.array([row[value] for row in bars])
         label = f"{groups[number].name}, {_counted(len(groups[number].scores))}"
+        if any(row["interval_over"] == "episodes" for row in bars) and interval == "interval":
+            label += ", interval over its episodes"
         axis.bar(x, y, width, color=f"C{number % 10}", label=label)
         with_interval = [i for i, row in enumerate(bars) if row[interval] is not None]
         if with_interval:

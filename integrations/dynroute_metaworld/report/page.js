@@ -59,11 +59,12 @@ function element(name, attributes, content) {
   return made;
 }
 
-const DASHES = ["", "7 4", "2 3", "9 3 2 3"];
+const DASHES = ["", "7 4", "2 3", "9 3 2 3", "14 4", "4 2 1 2", "12 3 2 3 2 3"];
 
-// No line is told from others by its colour alone.
+// No line is told from others by its colour alone, and no two of 56 have both in common.
 function style(number) {
-  return { stroke: `var(--c${number % 8})`, "stroke-dasharray": DASHES[(number + Math.floor(number / 8)) % 4] };
+  const dash = DASHES[(number + Math.floor(number / 8)) % DASHES.length];
+  return { stroke: `var(--c${number % 8})`, "stroke-dasharray": dash };
 }
 
 function startCurves(views) {

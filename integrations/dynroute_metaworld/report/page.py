@@ -101,7 +101,7 @@ def views_of(analysis: Analysis) -> list[dict[str, Any]]:
                 views.append(_view("methods, IQM over tasks and seeds", metric, about, lines))
     for one in analysis.runs:
         for metric, about in BY_TASK.items():
-            curves = one.curves(metric).items()
+            curves = one.drawn(metric, POINTS).items()
             lines = [{"label": task, "x": _round(curve.steps), "y": _round(curve.values)} for task, curve in curves]
             if lines:
                 views.append(_view(one.name, metric, about, lines))
@@ -256,7 +256,7 @@ def write_report(
     if path.is_dir():
         raise IsADirectoryError(f"`output` must be a file, got the directory {path}; {path / 'report.html'} is one.")
     chosen: dict[str, Any] = {"episodes": episodes, "frames": frames, "device": device}
-    analysis = inspect_runs(folders, limit=POINTS, every=False, tell=tell, **chosen)
+    analysis = inspect_runs(folders, every=False, tell=tell, **chosen)
     text, notes = page(analysis)
     with writing_file(path) as part:
         part.write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ from dynroute import Route, Topology
 from dynroute.arguments import check_count
 from dynroute.inspect import Summary, live_path, similarity, summarize
 from dynroute_sb3 import MultiTaskSAC
+from dynroute_sb3.storage import writing_file
 
 from ..envs.episodes import play
 from ..envs.vec_env import make_envs
@@ -109,7 +110,8 @@ class Routes:
             arrays["modules_used"] = self.topology.used(self.route.path).sum(dim=-1).numpy()
             arrays["similarity"], arrays["sources"] = self.similarity().numpy(), self.sources().numpy()
             arrays["parents"] = np.array([",".join(map(str, row)) for row in self.topology.parents])
-        np.savez_compressed(path, **arrays)
+        with writing_file(path) as part:
+            np.savez_compressed(part, **arrays)
 
     def _known(self) -> tuple[Topology, Route]:
         if self.topology is None or self.route is None:

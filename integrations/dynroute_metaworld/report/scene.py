@@ -40,7 +40,7 @@ def find_opengl() -> str:
     Returns:
         The value of ``MUJOCO_GL``.
     """
-    wanted = os.environ.get("MUJOCO_GL")
+    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()  # MuJoCo takes capitals, gymnasium does not
     for backend in (wanted,) if wanted else BACKENDS:
         if _works(backend):
             os.environ["MUJOCO_GL"] = backend

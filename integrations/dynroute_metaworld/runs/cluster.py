@@ -38,23 +38,32 @@ def joined(address: str | None) -> Iterator[None]:
             raise ValueError(f"`address` must be None where ray.init was called before, got {address!r}.")
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    defaults = {"RAY_USAGE_STATS_ENABLED": "0"}
     if address is None:
-        os.environ.setdefault("RAY_worker_niceness", "0")  # or minutes would be those of what the machine has to spare
-        ray.init("local", include_dashboard=False, object_store_memory=10**8, **QUIET)
-    else:
-        _check_address(address)
-        try:
-            ray.init(address, **QUIET)
-        except (Exception, SystemExit) as error:
-            raise ConnectionError(
-                f"the cluster at {address} cannot be joined: {error}; this machine must be one of its nodes "
-                f"(`ray start --address={address}`), with the same versions of Ray and Python."
-            ) from error
+        defaults["RAY_worker_niceness"] = "0"  # or minutes would be those of what the machine has to spare
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
     try:
+        if address is None:
+            ray.init("local", include_dashboard=False, object_store_memory=10**8, **QUIET)
+        else:
+            _join(ray, address)
         yield
     finally:
         ray.shutdown()
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _join(ray: Any, address: str) -> None:
+    _check_address(address)
+    try:
+        ray.init(address, **QUIET)
+    except (Exception, SystemExit) as error:
+        raise ConnectionError(
+            f"the cluster at {address} cannot be joined: {error}; this machine must be one of its nodes "
+            f"(`ray start --address={address}`), with the same versions of Ray and Python."
+        ) from error
 
 
 def _ray() -> Any:

@@ -265,7 +265,7 @@ def task_states(
 ) -> Tensor:
     """States of a task that a run comes to, with shape ``[episodes, horizon, 39]``.
 
-    Goals are neither those of training nor those of an evaluation.
+    Random goals are neither those of training nor those of an evaluation; others belong to the problem, and are both.
 
     Args:
         run: The run.

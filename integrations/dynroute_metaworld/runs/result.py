@@ -149,7 +149,7 @@ class EvaluationResult:
         """Reads what :meth:`save` wrote; a file that is damaged or holds something else is refused by name."""
         try:
             return _restored(json.loads(Path(path).read_bytes()))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise DamagedError(
                 f"`path` must be a file that EvaluationResult.save wrote, {path} is another one or damaged ({error!r})."
             ) from error
@@ -184,7 +184,10 @@ def _restored(stored: dict[str, Any]) -> EvaluationResult:
     for name, dtype in ARRAYS.items():
         if name == "modules_used" and stored[name] is None:
             continue
-        stored[name] = np.array(stored[name], dtype=dtype)
+        numbers = np.array(stored[name])
+        stored[name] = numbers.astype(dtype)
+        if not np.array_equal(stored[name], numbers):  # NaN among others
+            raise ValueError(f"{name} holds {numbers[stored[name] != numbers].flat[0]!r}")
         expected = (*shape, 3) if name == "goal_positions" else shape
         if stored[name].shape != expected:
             raise ValueError(f"{name} has shape {stored[name].shape} and not {expected}")

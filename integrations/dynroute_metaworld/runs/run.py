@@ -75,6 +75,7 @@ class Run:
         self.evaluations, self.checkpoints = folder / "evaluations", folder / "checkpoints"
         self.logged = 0  # the steps at which metrics were logged last
         self._began: float | None = None
+        self._is_new = False
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
@@ -113,13 +114,20 @@ class Run:
             ) from error
         run = cls(folder, configuration)
         configuration.write(folder / "config.json")
+        run._is_new = True
         return run
 
-    def agree(self, options: Mapping[str, Any]) -> None:
-        """Takes over options that may change when a run goes on, and refuses others that differ."""
+    def agree(self, options: Mapping[str, Any], *, complete: bool = False) -> None:
+        """Takes over options that may change when a run goes on, and refuses others that differ.
+
+        Args:
+            options: The options.
+            complete: Whether keywords of networks are all there are; else those that are left out are those of the run.
+        """
         own = dataclasses.asdict(self.configuration)
         for name, value in options.items():
-            same = value.items() <= own[name].items() if isinstance(value, dict) else value == own[name]
+            part = isinstance(value, dict) and not complete
+            same = value.items() <= own[name].items() if part else value == own[name]
             if name not in MOVABLE and not same:
                 raise RunError(
                     f"{self.folder} holds a run with {name}={own[name]!r}, got {value!r}; leave it out to go on, or "
@@ -189,8 +197,8 @@ class Run:
         return seal.missing(self.folder, done_without=last[0].get("without", ()) if again else ())
 
     def forget(self) -> None:
-        """Removes a run that was created and never came to start, so that it does not stand in the way of another."""
-        if not (self.folder / "sessions.jsonl").exists():
+        """Removes a run that was just created and did not come to start, so that it does not stand in the way."""
+        if self._is_new and not (self.folder / "sessions.jsonl").exists():
             (self.folder / "config.json").unlink(missing_ok=True)
 
     def read_sessions(self) -> tuple[list[dict[str, Any]], list[int]]:

@@ -18,6 +18,7 @@ import filelock
 
 from dynroute.arguments import check_count, check_number
 from dynroute_command.options import AXES, KEYWORDS, kinds_of
+from dynroute_sb3 import latest_checkpoint
 from dynroute_sb3.storage import writing_file
 
 from ..envs.signals import handling
@@ -89,7 +90,7 @@ def sweep(
         token = _note(folder, {})
         runs = {name: _open(folder / name, configuration, free) for name, configuration in configurations.items()}
         _check_rows(folder, {name: run.configuration for name, run in runs.items()}, noted)
-        left = {name: run for name, run in runs.items() if run.finished() is None}
+        left = {name: run for name, run in runs.items() if not _is_done(run)}
         if len(left) < len(runs):
             tell(f"{len(runs) - len(left)} of {len(runs)} runs are finished already")
         if not left:
@@ -245,13 +246,20 @@ def _check_rows(
             )
 
 
+def _is_done(run: Run) -> bool:
+    """Whether a run is finished; one whose time was up is not if there is more of it now."""
+    last = latest_checkpoint(run.checkpoints)
+    return run.finished() is not None and (last is None or run.is_at_end(last))
+
+
 def _open(folder: Path, configuration: Configuration, free: Collection[str]) -> Run:
     """The run of a configuration, as far as it is there; one that is there must agree, but for some options."""
     if not (folder / "config.json").exists():
         return Run(folder, configuration)
     run = Run.open(folder)
     try:
-        run.agree({name: value for name, value in dataclasses.asdict(configuration).items() if name not in free})
+        given = {name: value for name, value in dataclasses.asdict(configuration).items() if name not in free}
+        run.agree(given, complete=True)
     except RunError as error:
         error.add_note("A sweep goes elsewhere by --folder.")
         raise

@@ -109,7 +109,7 @@ def _threads_before(run: Run) -> int | None:
 def _changes(run: Run) -> str | None:
     """The versions that differ from the last session, which may change results in their last bits."""
     sessions, now = run.sessions, versions()
-    before = sessions[-1]["versions"] if sessions else {}
+    before = sessions[-1].get("versions", {}) if sessions else {}
     changed = [f"{name} {old} -> {now.get(name)}" for name, old in before.items() if now.get(name) != old]
     return ", ".join(changed) or None
 
