@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["hides_values", "is_autocast", "records_gradients", "refuse_where", "set_checks", "under_transform"]
+__all__ = [
+    "checks_values",
+    "hides_values",
+    "in_forward_mode",
+    "is_autocast",
+    "records_gradients",
+    "refuse_where",
+    "set_checks",
+    "under_transform",
+]
 
 _enabled: bool | None = None
 
@@ -38,7 +47,7 @@ def refuse_where(tensor: Tensor, bad: Callable[[Tensor], Tensor], explain: Calla
         bad: Returns a boolean tensor that is True where a value is bad.
         explain: Returns the message, given the index of the first bad value.
     """
-    if not _readable(tensor):
+    if not checks_values(tensor):
         return
     marked = bad(tensor.detach())
     try:
@@ -55,8 +64,13 @@ def under_transform() -> bool:
 
 
 def records_gradients() -> bool:
-    """Whether what is computed may be differentiated, in either mode."""
-    return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0
+    """Whether what is computed may be differentiated, in reverse or forward mode."""
+    return torch.is_grad_enabled() or in_forward_mode()
+
+
+def in_forward_mode() -> bool:
+    """Whether a forward-mode derivative is being computed."""
+    return torch.autograd.forward_ad._current_level >= 0
 
 
 def is_autocast(device: str) -> bool:
@@ -70,7 +84,8 @@ def hides_values(tensor: Tensor) -> bool:
     return hidden or tensor.device.type != "cpu" or torch._C._get_tracing_state() is not None
 
 
-def _readable(tensor: Tensor) -> bool:
+def checks_values(tensor: Tensor) -> bool:
+    """Whether the values of a tensor are checked, as :func:`set_checks` says."""
     if _enabled is False or torch.compiler.is_compiling():
         return False
     if tensor.device.type == "cpu":

@@ -23,6 +23,7 @@ from .functional import mask_softmax
 from .gates import ExpertChoice, Gate, SampleK, Soft, TopK
 from .growth import find_graph, has_slices, slice_edges
 from .levels import ModelRouting, RoutedGraph
+from .levels.graph import begins_in_place
 from .networks import Network
 from .route import Route
 from .routers import Router
@@ -327,11 +328,16 @@ class _Fixed(nn.Module):
         self.shortcuts = [whole._plan.shortcuts[node] for node in nodes]
         self.register_buffer("weights", weights[list(edges)])
         self.plain = [float(weights[edge]) == 1.0 for edge in edges]
+        self.overwrites = [begins_in_place(node) is not None for node in self.nodes]
 
     def forward(self, x: Tensor) -> Tensor:
         outputs: list[Tensor] = []
-        for node, reads, shortcut in zip(self.nodes, self.reads, self.shortcuts, strict=True):
+        for node, reads, shortcut, overwrites in zip(
+            self.nodes, self.reads, self.shortcuts, self.overwrites, strict=True
+        ):
             mix = self._mix(outputs, reads) if reads else x
+            if overwrites:  # the mix may be the output of another node
+                mix = mix.clone()
             output = node(mix)
             outputs.append(mix + output if shortcut else output)
         return outputs[-1]

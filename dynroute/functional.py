@@ -28,7 +28,7 @@ from .arguments import (
     expand_allowed,
     shown,
 )
-from .checks import hides_values, refuse_where
+from .checks import hides_values, in_forward_mode, refuse_where
 
 __all__ = [
     "expert_choice_path",
@@ -73,7 +73,7 @@ def mask_softmax(logits: Tensor, path: Tensor) -> Tensor:
             return _softmax(scores)
 
     # A row without a source becomes a row of zeros, whose softmax and gradient are finite.
-    chosen = path & (logits != -math.inf)  # a NaN stays one: a network that diverged must not look well
+    chosen = path & (logits != -math.inf)  # a NaN stays one, so that divergence shows
     floor = torch.where(chosen.any(dim=-1, keepdim=True), -math.inf, 0.0).to(logits.dtype)
     scores = torch.where(chosen, logits, floor)
 
@@ -464,8 +464,8 @@ def rsg(output: Tensor, shortcut: Tensor) -> Tensor:
             f"`output` and `shortcut` must have one shape, got {tuple(output.shape)} and {tuple(shortcut.shape)}; "
             "a module without a shortcut is stopped with `output.detach()`."
         )
-    if torch.autograd.forward_ad._current_level >= 0:  # Dynamo compiles no function with a jvp of its own
-        return output.detach() + (shortcut - shortcut.detach())
+    if in_forward_mode():  # the function below has no jvp, since Dynamo would refuse to compile it
+        return output.detach() + torch.where(shortcut.isfinite(), shortcut - shortcut.detach(), 0.0)
     result: Tensor = _ResidualStopGradient.apply(output, shortcut)  # type: ignore[no-untyped-call]
     return result
 

@@ -18,7 +18,7 @@ from .arguments import (
     check_temperature,
     expand_allowed,
 )
-from .checks import refuse_where, under_transform
+from .checks import checks_values, refuse_where, under_transform
 from .functional import best_k, chosen_by_sources, likeliest, limited, mask_softmax, samplek_path
 from .route import Route
 from .topology import Topology
@@ -88,8 +88,8 @@ class Gate(nn.Module, ABC):
 
     @property
     def couples_samples(self) -> bool:
-        """Whether a path depends on other samples too; a node that holds such a gate runs on all of them."""
-        return self.training and self.capacity is not None
+        """Whether a path may depend on other samples too; a node that holds such a gate runs on all of them."""
+        return self.capacity is not None
 
     @property
     def sums_to_one(self) -> bool:
@@ -165,11 +165,11 @@ class Gate(nn.Module, ABC):
             path = path.path if isinstance(path, Route) else path
             _check_replay(path, logits, allowed, self.may_be_empty)
             self._count_dropped(None)
-            return Route(logits, path, self.weigh(logits, path))
+            return Route(logits, path, _with_nan(logits, self.weigh(logits, path)))
         scores, candidates = (logits, allowed) if scores is None else _with_scores(scores, logits, allowed)
         path = self.choose(scores, candidates, temperature=temperature, sample=sample, generator=generator, noise=noise)
         path = self._limit(logits, path, allowed, sample)
-        weights = self.weigh(logits, path)
+        weights = _with_nan(logits, self.weigh(logits, path))
         self.follow(weights)
         return Route(logits, path, weights)
 
@@ -266,7 +266,7 @@ class _Probabilities(Gate):
     def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
         """Returns the probabilities of the full softmax on the path."""
         # The logits of missing slots are -inf, so the full softmax leaves them out.
-        return mask_softmax(logits, logits != -torch.inf).masked_fill(~path, 0.0)
+        return mask_softmax(logits, logits > -torch.inf).masked_fill(~path, 0.0)
 
 
 class Hard(_Probabilities):
@@ -599,6 +599,14 @@ def _with_scores(scores: Tensor, logits: Tensor, allowed: Tensor) -> tuple[Tenso
     candidates = allowed & ((scores > -torch.inf) | (logits == -torch.inf))
     any_left = candidates.any(dim=-1, keepdim=True)
     return torch.where(any_left, scores, logits), torch.where(any_left, candidates, allowed)
+
+
+def _with_nan(logits: Tensor, weights: Tensor) -> Tensor:
+    """Makes the weights of a row NaN if a logit is, where values are not checked, so that divergence shows."""
+    if checks_values(logits) or torch.compiler.is_compiling():
+        return weights
+    diverged = logits.isnan().any(dim=-1, keepdim=True) & (logits != -torch.inf)
+    return weights.masked_fill(diverged, torch.nan)
 
 
 def _check_values(logits: Tensor) -> None:

@@ -195,7 +195,7 @@ def _prices(costs: Sequence[float] | Tensor | None, logits: Tensor, topology: To
 
 
 def _allowed(route: Route) -> Tensor:
-    return route.logits != -torch.inf  # a NaN stays one
+    return route.logits != -torch.inf  # a NaN stays one, so that divergence shows
 
 
 def _batch_mean(values: Tensor, *, feature_dims: int = 2) -> Tensor:

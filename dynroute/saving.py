@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
@@ -196,11 +197,15 @@ def save_pretrained(module: nn.Module, folder: str | Path) -> None:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {name: folder / f".part-{name}" for name in (CONFIG, WEIGHTS)}
-    parts[CONFIG].write_text(json.dumps(config, indent=1, allow_nan=False) + "\n")
-    safetensors.save_file(tensors, parts[WEIGHTS], metadata={"format": "pt"})
-    for name, part in parts.items():  # both are whole before one takes the place of an older one
-        part.replace(folder / name)
+    parts = {name: folder / f".part-{os.getpid()}-{name}" for name in (CONFIG, WEIGHTS)}
+    try:
+        parts[CONFIG].write_text(json.dumps(config, indent=1, allow_nan=False) + "\n")
+        safetensors.save_file(tensors, parts[WEIGHTS], metadata={"format": "pt"})
+        for name, part in parts.items():  # both are whole before one takes the place of an older one
+            part.replace(folder / name)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def from_pretrained(

@@ -61,7 +61,7 @@ class Topology:
         if constants is None:
             with torch.inference_mode(False):  # training uses them too
                 constants = Constants(*(tensor.to(device) for tensor in self.on(_CPU)))
-            if type(constants.allowed) is Tensor:  # what export traces is no tensor for others
+            if type(constants.allowed) is Tensor:  # fake tensors of an export are not kept
                 self._constants[device] = constants
         return constants
 

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..arguments import check_choice
-from ..checks import under_transform
+from ..checks import in_forward_mode, under_transform
 from .fused import (
     LinearNode,
     Perceptron,
@@ -188,7 +188,7 @@ def _no_fast_backend(x: Tensor) -> str | None:
     """The reason why only the reference can run, whatever the modules; None if others can."""
     if under_transform():
         return "it reads the path, which a transform such as vmap hides"
-    if torch.autograd.forward_ad._current_level >= 0:
+    if in_forward_mode():
         return "it has no forward-mode derivative"
     if is_in_torch_dispatch_mode() and not torch.compiler.is_compiling():
         return "it reads the path, which a traced or fake tensor hides"
@@ -211,7 +211,7 @@ def _couples(module: nn.Module, dims: int) -> str | None:
     """The way a part of a module couples samples; `modules()` would be too slow for every call."""
     if type(module) is nn.Linear:
         return None
-    if hasattr(module, "couples_samples") and module.couples_samples:
+    if getattr(type(module), "couples_samples", False) and module.couples_samples:
         return "couples samples, as its `couples_samples` says"
     tracks = vars(module).get("track_running_stats")
     # Dynamic quantization uses one scale for all rows.
@@ -220,8 +220,8 @@ def _couples(module: nn.Module, dims: int) -> str | None:
         return "computes statistics of the batch"
     if dims > 1 and isinstance(module, _OF_SEVERAL_DIMENSIONS):
         return f"is a {type(module).__name__}, which reads batch dimensions as its own"
-    if isinstance(module, _SOFTMAXES) and 0 <= (module.dim or 0) < dims:
-        return f"is a {type(module).__name__} over a batch dimension"
+    if isinstance(module, _SOFTMAXES) and module.dim != -1 and (dims > 1 or module.dim is None or module.dim <= 0):
+        return f"is a {type(module).__name__} over what may be a batch dimension; dim=-1 is not"
     for part in module._modules.values():
         reason = None if part is None else _couples(part, dims)
         if reason is not None:

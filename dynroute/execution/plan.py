@@ -25,12 +25,15 @@ class Layer(NamedTuple):
 
 
 class Plan:
-    """The constants of all passes through a graph.
+    """The constants of all passes through a graph, and what the first ones showed.
 
     Args:
         topology: The edges of the graph.
         shortcuts: Whether each node adds its input to its output.
     """
+
+    is_uneven = False
+    """Whether a pass has shown that nodes have outputs of different widths."""
 
     def __init__(self, topology: Topology, shortcuts: Sequence[bool]) -> None:
         self.topology = topology
@@ -47,8 +50,6 @@ class Plan:
         """Whether each layer reads exactly the layer before it, so running every node needs no copies."""
         self.is_mixture = topology == Topology.parallel(topology.num_nodes - 1)
         """Whether the last node mixes all others, and these read the input."""
-        self.is_uneven = False
-        """Whether a pass has shown that the outputs of nodes cannot be kept in one tensor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ def run_sparse(call: Pass) -> Tensor:
     elif count == 1:
         output = _run_one(call)
     elif count:
-        output = _run_few(call) if needs_no_rows(call) and not call.plan.is_uneven else None
+        even = call.plan.layers is not None and not call.plan.is_uneven  # layers: the sources of a node are consecutive
+        output = _run_few(call) if even and needs_no_rows(call) else None
         output = _run_rows(call) if output is None else output
     return run_reference(call) if output is None else output
 
@@ -343,9 +344,10 @@ def _run_few(call: Pass) -> Tensor | None:
             assert outputs is not None
             finite = bool(outputs.sum().isfinite())
             return call.unflat(output) if finite else None
-        uneven = outputs is not None and (output.shape[-1] != outputs.shape[-1] or output.dtype != outputs.dtype)
-        if output.dim() != 2 or uneven:
+        if output.dim() != 2 or (outputs is not None and output.shape[-1] != outputs.shape[-1]):
             call.plan.is_uneven = True  # the next passes do not try
+            return None
+        if outputs is not None and output.dtype != outputs.dtype:
             return None
         if outputs is None:
             outputs = output.new_zeros(last, batch.numel(), output.shape[-1])

@@ -18,7 +18,7 @@ from ..routers import LinearRouter, Router, RouterNoise, full_precision
 from ..saving import Pretrained
 from ..topology import Topology
 
-__all__ = ["RoutedGraph", "Routing", "input_features"]
+__all__ = ["RoutedGraph", "Routing", "begins_in_place", "input_features"]
 
 PROTECT_MODES = ("rsg", "input", "sg", "none")
 
@@ -120,11 +120,16 @@ class RoutedGraph(Pretrained):
             topology: Which earlier nodes each node may read.
             adjacent: Whether to store the parameters of neighbours that read the same nodes side by side.
         """
-        _check_in_place(modules)
         self.nodes = nn.ModuleList(modules)
         self.topology = topology
         self._inputs = tuple(node for node, parents in enumerate(topology.parents) if not parents)
         shortcuts = [self._shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes)]
+        for node, module in enumerate(modules):
+            if (node in self._inputs or shortcuts[node]) and (first := begins_in_place(module)) is not None:
+                raise ValueError(
+                    f"`modules[{node}]` must not begin with a layer that works in place, got {first}: other modules or "
+                    "the shortcut read its input too; write inplace=False."
+                )
         self._plan = Plan(topology, shortcuts)
         for span in self._plan.groups if adjacent else ():
             keep_adjacent(list(modules)[slice(*span)])
@@ -173,8 +178,8 @@ class RoutedGraph(Pretrained):
             check_flag("sample", sample)
         sample = self.training if sample is None else sample
         check_generator(generator)
-        if noise is not None:
-            check_noise(noise, logits)
+        if noise is not None and (path is not None or not sample or not self.gate.takes_noise):
+            check_noise(noise, logits)  # else it is checked where it is used
         scores = None
         if path is None and sample:
             scores = self._scores(context, logits, generator, router_noise)
@@ -410,17 +415,12 @@ def input_features(module: nn.Module) -> int | None:
     return width if isinstance(width, int) and width > 0 else None
 
 
-def _check_in_place(modules: Sequence[nn.Module]) -> None:
-    """Raises an error if a module begins with a layer that would overwrite what others read too."""
-    for node, module in enumerate(modules):
-        first: nn.Module | None = module
-        while isinstance(first, nn.Sequential):
-            first = next((part for part in first if not isinstance(part, nn.Identity)), None)
-        if getattr(first, "inplace", False):
-            raise ValueError(
-                f"`modules[{node}]` must not begin with a layer that works in place, got {first}: the shortcut and "
-                "other modules read its input too; write inplace=False."
-            )
+def begins_in_place(module: nn.Module) -> nn.Module | None:
+    """The layer that a module begins with, if it overwrites its input."""
+    first: nn.Module | None = module
+    while type(first) is nn.Sequential:
+        first = next((part for part in first if not isinstance(part, nn.Identity)), None)
+    return first if getattr(first, "inplace", False) else None
 
 
 def _keeps_width(module: nn.Module) -> bool:

@@ -151,8 +151,9 @@ class ScaleMoE(Network):
             return self.head(merged), route
         if self.merges_deviations:
             mean, deviation = merged.chunk(2, dim=-1)
-            # A sample without an expert has no deviation; those of experts are larger.
-            merged = torch.cat([mean, deviation.clamp(min=math.exp(LOWEST)).log()], dim=-1)
+            # A gate may leave a sample without an expert, whose deviation would be 0.
+            least = max(math.exp(LOWEST), torch.finfo(deviation.dtype).tiny)
+            merged = torch.cat([mean, deviation.clamp(min=least).log()], dim=-1)
         return merged, route
 
     @property

@@ -128,9 +128,17 @@ def uneven() -> RoutedGraph:
     return LayerRouting(layers, Soft(), dynroute.LinearRouter(5, topology))
 
 
+def overwriting() -> RoutedGraph:
+    topology = dynroute.Topology.dag(4)
+    modules = [nn.Linear(5, 7), *[nn.Sequential(nn.ReLU(inplace=True), nn.Linear(7, 7)) for _ in range(2)]]
+    router = dynroute.LinearRouter(5, topology)
+    return ModuleRouting([*modules, nn.Linear(7, 2)], TopK(2), router, shortcut=False, protect="none")
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
+        (overwriting, r"module 1 is not a plain nn\.Linear"),
         (leaky, r"module 0 is not a .*, with a known activation \(GELU, Identity, ReLU, Sigmoid, SiLU, Tanh\)"),
         (hooked, r"module 2 is not a plain nn\.Linear with a known activation \(.*\), or has hooks"),
         (patched, r"module 2 is not a plain nn\.Linear"),
@@ -247,7 +255,9 @@ COUPLED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool, str]] =
     "expert choice": (lambda: ModelRouting.ffn(7, 7, 4, gate=ExpertChoice(1.0)), (600, 7), False, "couples samples"),
     "capacity": (lambda: ModelRouting.ffn(7, 7, 4, gate=TopK(2, capacity=1.0)), (600, 7), True, "couples samples"),
     "of one's own": (Centred, (600, 7), True, "couples samples, as its `couples_samples` says"),
-    "softmax": (lambda: nn.Softmax(dim=1), (60, 10, 7), True, "is a Softmax over a batch dimension"),
+    "softmax": (lambda: nn.Softmax(dim=1), (60, 10, 7), True, "is a Softmax over what may be a batch dimension"),
+    "softmax from behind": (lambda: nn.Softmax(dim=-2), (60, 10, 7), True, "is a Softmax over what may be a batch"),
+    "softmax of features": (lambda: nn.Softmax(dim=2), (60, 10, 7), True, "is a Softmax over what may be a batch"),
 }
 
 
@@ -264,18 +274,39 @@ def test_auto_never_changes_modules_that_couple_samples(name: str) -> None:
         net(x)
 
 
-def test_a_capacity_couples_no_samples_in_evaluation() -> None:
-    nodes = [ModelRouting.ffn(7, 7, 4, gate=TopK(2, capacity=1.0)) for _ in range(5)]
-    net = ModelRouting(nodes, TopK(2), dynroute.LinearRouter(7, Topology.parallel(5)), backend="sparse").eval()
-    x = torch.randn(300, 7)
+def test_a_softmax_over_features_couples_no_samples() -> None:
+    nodes = [nn.Sequential(nn.Linear(7, 7), nn.Softmax(dim=-1)) for _ in range(5)]
+    net = ModelRouting(nodes, TopK(2), dynroute.LinearRouter(7, Topology.parallel(5)), backend="sparse")
+    x = torch.randn(60, 10, 7)
     output = net(x)
     with dynroute.backend("reference"):
         torch.testing.assert_close(output, net(x))
 
 
-def test_small_inference_runs_each_module_once() -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_module_that_came_to_work_in_place_is_that_of_the_reference(replaced: bool) -> None:
+    nodes = [nn.Sequential(nn.ReLU(), nn.Linear(7, 7)) for _ in range(3)]
+    net = ModuleRouting([nn.Linear(5, 7), *nodes, nn.Linear(7, 2)], TopK(2), shortcut=True)
+    for i in (1, 2, 3):
+        if replaced:
+            net.nodes[i] = nn.Sequential(nn.ReLU(inplace=True), net.nodes[i][1])
+        else:
+            net.nodes[i][0].inplace = True
+    x = torch.randn(300, 5)
+    path = net.route(x).path
+    with dynroute.backend("reference"):
+        expected = net(x, path=path)
+    torch.testing.assert_close(net(x, path=path), expected)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["widths differ", "sources are apart"])
+def test_small_inference_runs_each_module_once(apart: bool) -> None:
     layers = [[nn.Linear(5, 8), nn.Linear(5, 8)], [nn.Linear(8, 6), nn.Linear(8, 6)]]
-    net = LayerRouting(layers, TopK(2), dynroute.LinearRouter(5, Topology.layered([2, 2]))).eval()
+    net: RoutedGraph = LayerRouting(layers, TopK(2), dynroute.LinearRouter(5, Topology.layered([2, 2]))).eval()
+    if apart:
+        topology = Topology([[], [], [], [0, 2], [1, 3]])
+        modules = [nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)]
+        net = RoutedGraph(modules, topology, Soft(), dynroute.LinearRouter(5, topology)).eval()
     calls: list[int] = []
     for i, node in enumerate(net.nodes):
         node.register_forward_hook(lambda *_, i=i: calls.append(i))

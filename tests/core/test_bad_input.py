@@ -458,8 +458,10 @@ def noisy_pass(**options: Any) -> None:
             "`task` must have the batch shape of `x`, got task (3,) and x (7, 5); an integer context holds task ids",
         ),
         (
-            lambda: ModuleRouting([*linear(1), nn.Sequential(nn.Identity(), nn.ReLU(True)), *linear(1)], TopK(2)),
-            "`modules[1]` must not begin with a layer that works in place, got ReLU(inplace=True): the shortcut",
+            lambda: ModuleRouting(
+                [*linear(1), nn.Sequential(nn.Identity(), nn.ReLU(True)), *linear(1)], TopK(2), shortcut=True
+            ),
+            "`modules[1]` must not begin with a layer that works in place, got ReLU(inplace=True): other modules or",
         ),
         (lambda: routed()(torch.zeros(2, 5), generator="x"), "`generator` must be a torch.Generator or None, got 'x'"),
         (

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynroute import Gate, Hard, SampleK, Soft, TopK, TopP, set_checks
+from dynroute import BalancedTopK, ExpertChoice, Gate, Hard, SampleK, Soft, TopK, TopP, set_checks
 from dynroute.functional import (
     gumbel_noise,
     mask_softmax,
@@ -196,13 +196,19 @@ def test_an_empty_row_gives_zeros_and_zero_gradient() -> None:
     assert logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("gate", [Soft(), Hard(), TopK(2), SampleK(2), TopP(0.6)], ids=str)
-def test_nan_is_not_hidden_where_values_are_not_checked(gate: Gate) -> None:
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize(
+    "gate", [Soft(), Hard(), TopK(2), SampleK(2), TopP(0.6), BalancedTopK(2), ExpertChoice(1.0)], ids=str
+)
+def test_nan_is_not_hidden_where_values_are_not_checked(gate: Gate, noisy: bool) -> None:
     set_checks(False)
     try:
-        for logits in ([torch.nan, 1.0, 2.0], [torch.nan] * 3):
-            weights = gate(torch.tensor([[logits]])).weights
-            assert weights.isnan().any()
+        for place in ([0], [1], [2], [0, 1, 2]):
+            logits = torch.tensor([1.0, 2.0, 3.0]).repeat(4, 1, 1)
+            logits[1, 0, place] = torch.nan
+            weights = gate(logits, scores=logits + torch.randn(4, 1, 3) if noisy else None).weights
+            assert weights[1].isnan().all()
+            assert weights[[0, 2, 3]].isfinite().all()
     finally:
         set_checks(None)
 

@@ -61,6 +61,8 @@ def test_forward_mode() -> None:
     value, tangent = torch.func.jvp(rsg, (output, shortcut), (torch.randn(6, 3), along))
     assert torch.equal(value, output)
     assert torch.equal(tangent, along)
+    value, _ = torch.func.jvp(rsg, (output, torch.full((6, 3), torch.inf)), (along, along))
+    assert torch.equal(value, output)
     # Both modes agree on a whole graph in training.
     net, x = ModuleRouting.mlp(5, 8, 4, 2).double(), torch.randn(6, 5, dtype=torch.float64)
     path = net.route(x).path

@@ -375,6 +375,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="no space left"):
         ModelRouting.ffn(5, 8, 4).save_pretrained(tmp_path)
     assert torch.equal(from_pretrained(tmp_path).eval()(torch.ones(2, 5)), net.eval()(torch.ones(2, 5)))
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_without_safetensors_one_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,8 @@ def _layers(module: Callable[[Tensor], Tensor]) -> Perceptron:
             return ()
         if linear is not None:
             behind = activation
+        elif getattr(layer, "inplace", False):  # it overwrites its input, which the reference shows
+            return ()
         else:
             before = activation
     return () if linear is None else (*layers, LinearNode(linear, before, behind))
