@@ -73,7 +73,7 @@ def _methods(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> int:
     given, alone = given_options(options), options.command == "imitate"
     if given.get("warm_start") is not None:
-        given["warm_start"] = str(Path(given["warm_start"]).resolve())  # whatever directory the run goes on in
+        given["warm_start"] = str(Path(given["warm_start"]).resolve())  # a resume from another directory finds it
     known = dict(IMITATION_ALONE) if alone else {}
     if options.resume and options.run is not None and (options.run / "config.json").exists():
         own = dataclasses.asdict(Run.open(options.run).configuration)
@@ -144,7 +144,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.run == "scripted":
         if options.device != "auto":
             raise ValueError(f"`--device` is for networks, and scripts have none; got {options.device}.")
-        benchmark, episodes = options.benchmark or "MT10", 1 if chosen.get("goals") == "fixed" else total
+        benchmark, episodes = options.benchmark or "MT10", min(1, total) if chosen.get("goals") == "fixed" else total
         with _watched("scripted policies") as watch:
             result = evaluate("scripted", split_benchmark(benchmark), episodes=episodes, progress=watch, **chosen)
     else:

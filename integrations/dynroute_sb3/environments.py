@@ -1,6 +1,6 @@
 """Saving and restoring the states of environments."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gymnasium import Wrapper
@@ -31,9 +31,8 @@ def environment_states(env: VecEnv) -> dict[str, Any] | None:
     only the statistics by which wrappers normalize, or None if there are none.
     """
     if not (_is_whole(env) or (env.has_attr("get_state") and env.has_attr("set_state"))):
-        statistics = [_statistics(wrapper) for wrapper in _vector_wrappers(env)]
-        wrapped_in = [type(wrapper).__name__ for wrapper in _vector_wrappers(env)]
-        return {"statistics": statistics, "wrapped_in": wrapped_in} if any(statistics) else None
+        normalizing = _normalizing(env)
+        return {"statistics": [_statistics(wrapper) for wrapper in normalizing]} if normalizing else None
     return {
         "states": _whole(env).get_state() if _is_whole(env) else env.env_method("get_state"),
         "seeds": list(env.unwrapped._seeds),  # for the next reset
@@ -47,16 +46,16 @@ def environment_states(env: VecEnv) -> dict[str, Any] | None:
 
 def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
     """Restores the states returned by :func:`environment_states`."""
-    wrapped_in = [type(wrapper).__name__ for wrapper in _vector_wrappers(env)]
     if "statistics" in state:
-        if wrapped_in != state["wrapped_in"]:
+        normalizing, statistics = _normalizing(env), state["statistics"]
+        if len(normalizing) != len(statistics):
             raise ValueError(
-                f"`env` must be wrapped as it was when the checkpoint was written, in {state['wrapped_in']}, got "
-                f"{wrapped_in}."
+                f"`env` must normalize as it did when the checkpoint was written, by {len(statistics)} VecNormalize, "
+                f"got {len(normalizing)}."
             )
-        for wrapper, saved in zip(_vector_wrappers(env), state["statistics"], strict=True):
-            _set_attributes(wrapper, saved, _statistics(wrapper))
+        _set_attributes(normalizing, statistics, [_statistics(wrapper) for wrapper in normalizing])
         return
+    wrapped_in = [type(wrapper).__name__ for wrapper in _vector_wrappers(env)]
     remembered = [sorted(_remembered(env, i)) for i in range(env.num_envs)]
     if (wrapped_in, remembered) != (state["wrapped_in"], [sorted(kept) for kept in state["wrappers"]]):
         raise ValueError(
@@ -65,8 +64,8 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
             f"{remembered[0]}."
         )
     env.reset()  # some wrappers require a reset before the first step
-    for wrapper, saved in zip(_vector_wrappers(env), state["vector_wrappers"], strict=True):
-        _set_attributes(wrapper, saved, _vector_state(wrapper))
+    wrappers = list(_vector_wrappers(env))
+    _set_attributes(wrappers, state["vector_wrappers"], [_vector_state(wrapper) for wrapper in wrappers])
     if _is_whole(env):
         _whole(env).set_state(state["states"])
     for i in range(env.num_envs):
@@ -77,15 +76,24 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
     env.unwrapped._seeds = list(state["seeds"])
 
 
-def _set_attributes(wrapper: VecEnvWrapper, saved: dict[str, Any], present: dict[str, Any]) -> None:
-    """Sets the saved attributes of a wrapper, which must be those that it has."""
-    if _names(saved) != _names(present):  # a file must not set arbitrary attributes
-        raise ValueError(f"the state of {type(wrapper).__name__} must hold {_names(present)}, got {_names(saved)}.")
-    for name, value in saved.items():
-        if name.endswith("_rms"):
-            vars(getattr(wrapper, name)).update(value)
-        else:
-            setattr(wrapper, name, value)
+def _set_attributes(
+    wrappers: Sequence[VecEnvWrapper], states: Sequence[dict[str, Any]], present: Sequence[dict[str, Any]]
+) -> None:
+    """Sets the saved attributes of wrappers, which must be those that they have."""
+    for wrapper, saved, own in zip(wrappers, states, present, strict=True):
+        if _names(saved) != _names(own):  # a file must not set arbitrary attributes
+            raise ValueError(f"the state of {type(wrapper).__name__} must hold {_names(own)}, got {_names(saved)}.")
+    for wrapper, saved in zip(wrappers, states, strict=True):
+        for name, value in saved.items():
+            if name.endswith("_rms"):
+                vars(getattr(wrapper, name)).update(value)
+            else:
+                setattr(wrapper, name, value)
+
+
+def _normalizing(env: VecEnv) -> list[VecEnvWrapper]:
+    """The wrappers that keep statistics."""
+    return [wrapper for wrapper in _vector_wrappers(env) if _statistics(wrapper)]
 
 
 def _is_whole(env: VecEnv) -> bool:

@@ -17,6 +17,10 @@ from .policies import NetworkLike, build_network
 __all__ = ["MultiTaskActorCriticPolicy"]
 
 
+USED = {"use_sde", "optimizer_class", "optimizer_kwargs", "normalize_images"}
+"""The keywords of SB3's policy that have an effect here."""
+
+
 class MultiTaskActorCriticPolicy(ActorCriticPolicy):
     """A policy and a value function for several tasks, for ``PPO(MultiTaskActorCriticPolicy, env, ...)``.
 
@@ -31,7 +35,8 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
         network: A name of :func:`dynroute.networks.available`, or a function that makes a network.
         network_kwargs: Keywords of the network.
         log_std_init: The initial logarithm of the standard deviation of the actions.
-        kwargs: The other keywords of SB3's ActorCriticPolicy.
+        kwargs: The keywords `optimizer_class`, `optimizer_kwargs` and `normalize_images` of SB3's ActorCriticPolicy;
+            its others are about networks that are not there.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -55,14 +60,16 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
     ) -> None:
         if not isinstance(action_space, spaces.Box) or kwargs.get("use_sde"):
             raise ValueError("`action_space` must be a Box, and `use_sde` False, for these networks.")
-        if useless := sorted(set(kwargs) - {"use_sde", "optimizer_class", "optimizer_kwargs", "normalize_images"}):
+        useless = sorted(name for name in set(kwargs) - USED if kwargs[name] not in (None, False, {}))
+        if useless:
             raise ValueError(
                 f"`{useless[0]}` must not be given: `network` and `network_kwargs` say all of the networks."
             )
         self.num_tasks = num_tasks
         self.network = network
         self.network_kwargs = dict(network_kwargs or {})
-        super().__init__(observation_space, action_space, lr_schedule, log_std_init=log_std_init, **kwargs)
+        used = {name: value for name, value in kwargs.items() if name in USED}
+        super().__init__(observation_space, action_space, lr_schedule, log_std_init=log_std_init, **used)
 
     def _build(self, lr_schedule: Schedule) -> None:
         space = TaskSpace(self.observation_space, self.num_tasks)

@@ -78,8 +78,9 @@ class Report:
             return
         # A batch over all tasks may have no sample of one, and an update then tells nothing of it.
         present = self.totals["present"]
+        counts = present.tolist()
         means = {
-            name: [value if count else None for value, count in zip((total / present).tolist(), present, strict=True)]
+            name: [value if count else None for value, count in zip((total / present).tolist(), counts, strict=True)]
             for name, total in self.totals.items()
             if name != "present"
         }

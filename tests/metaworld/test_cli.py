@@ -691,13 +691,23 @@ def test_a_run_goes_on_with_its_own_options_where_none_are_given(
     assert [one.workers for one in went_on] == [20]
 
 
-def test_the_run_to_start_from_is_noted_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_to_start_from_is_noted_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     Run.create(tmp_path / "first", Configuration(benchmark="reach").resolve())
     started: list[Configuration] = []
     monkeypatch.setattr(commands, "train", lambda run, **_: started.append(run.configuration))
     monkeypatch.chdir(tmp_path)
     main(["train", "--benchmark", "reach", "--run", "second", "--warm-start", "first/"])
     assert [one.warm_start for one in started] == [str(tmp_path / "first")]
+    second = Run.open("second")
+    second.configuration = dataclasses.replace(second.configuration, warm_start="first")  # as earlier versions noted it
+    second.agree({"warm_start": str(tmp_path / "first")})
+    with pytest.raises(RunError, match="holds a run with warm_start='first', got"):
+        second.agree({"warm_start": str(tmp_path / "third")})
+    assert "`episodes` must be at least 1, got 0" in (
+        told(capsys, "evaluate", "scripted", "--benchmark", "reach", "--goals", "fixed", "--episodes", "0")
+    )
 
 
 def test_ctrl_c_while_workers_start(tmp_path: Path) -> None:

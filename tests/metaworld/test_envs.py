@@ -448,6 +448,9 @@ def test_success_does_not_outlast_its_episode(monkeypatch: pytest.MonkeyPatch) -
         *_, infos = [env.step(action)[3] for action in actions(3)]
         assert [info["is_success"] for info in infos] == [True, True]
         assert not env._rows["successes"].any()
+        env.step(actions(1)[0])
+        env.reset()  # in the middle of an episode
+        assert not env._rows["successes"].any()
 
 
 def test_an_error_in_a_worker_tells_where_and_the_worker_lives_on() -> None:

@@ -27,7 +27,7 @@ from dynroute_metaworld.runs import cluster as module
 from dynroute_metaworld.runs.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
 from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
 from dynroute_metaworld.runs.summary import SUMMARY, read_sweep, summarize, summary_rows, summary_table
-from dynroute_metaworld.runs.sweeps import _check_rows, _combine, _is_done, _locked, _note, _open, read_variants, sweep
+from dynroute_metaworld.runs.sweeps import _check_rows, _combine, _locked, _note, _open, read_variants, sweep
 from dynroute_sb3 import DamagedError
 
 SMALL = ["--methods", "mt-sac", "--benchmarks", "reach", "--horizon", "20", "--final-episodes", "2"]
@@ -343,9 +343,9 @@ def test_a_run_whose_time_was_up_goes_on_with_more(tmp_path: Path) -> None:
     options = {"benchmark": "reach", "method": "mt-sac", "steps": 5000, "hours": 1e-6, "log_every": 20, "horizon": 20}
     run = Run.create(tmp_path / "run", preset("quick", {**options, "learning_starts": 10**4, "final_episodes": 1}))
     assert train(run) is not None
-    assert _is_done(run)
+    assert run.is_done()
     run.agree({"hours": 5.0})
-    assert not _is_done(run)
+    assert not run.is_done()
 
 
 def test_a_cluster_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,9 +266,15 @@ def test_a_network_needs_a_state_and_a_task_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["net_arch", "ortho_init", "features_extractor_kwargs", "full_std"])
 def test_on_policy_keywords_without_a_place(name: str) -> None:
-    kwargs = {"num_tasks": TASKS, "network": Plain, name: {}}
+    kwargs = {"num_tasks": TASKS, "network": Plain, name: {"a": 1}}
     with pytest.raises(ValueError, match=f"`{name}` must not be given: `network` and `network_kwargs` say all of the"):
         PPO(MultiTaskActorCriticPolicy, points(), policy_kwargs=kwargs, device="cpu")
+
+
+def test_on_policy_keywords_that_ask_for_nothing() -> None:
+    nothing = {"ortho_init": False, "net_arch": None, "activation_fn": None, "features_extractor_kwargs": {}}
+    kwargs = {"num_tasks": TASKS, "network": Plain, **nothing}
+    PPO(MultiTaskActorCriticPolicy, points(), n_steps=8, batch_size=8, policy_kwargs=kwargs, device="cpu").learn(32)
 
 
 def test_on_policy_a_network_needs_a_state_and_a_task_alone() -> None:

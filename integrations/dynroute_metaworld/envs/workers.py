@@ -169,6 +169,7 @@ class Group:
         if command in ("reset", "set_state"):
             shared["observations"][row] = environment.observation
             shared["returns"][row], shared["lengths"][row] = environment.total, environment.steps
+            shared["successes"][row] = environment.success
         return answer if command in ("get_state", "frame") else None
 
 

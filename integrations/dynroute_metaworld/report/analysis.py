@@ -9,6 +9,7 @@ from typing import Any
 from dynroute.arguments import check_count
 from dynroute_sb3 import DamagedError, latest_checkpoint
 
+from ..envs.workers import WorkerError
 from ..runs.threads import one_thread
 from ..runs.training import load_model
 from .comparison import Group, group_runs
@@ -118,7 +119,7 @@ def _run_routes(one: RunData, device: str, moments: int, **options: Any) -> tupl
     try:
         with one_thread():
             found = collect_routes(one.run, model, moments=moments, **options)
-    except (ValueError, RuntimeError) as error:  # its parameters diverged, or a worker died
+    except (ValueError, WorkerError) as error:  # its parameters diverged, or a worker died
         return None, f"There are neither routes nor frames, since its policy cannot act: {error}"
     if found.route is None:
         return found, f"The method {one.run.configuration.method} has no learned routes: nothing of them is shown."

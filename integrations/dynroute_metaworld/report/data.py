@@ -35,7 +35,7 @@ LIMIT = 2000
 """The largest number of points of a curve that is drawn or exported."""
 
 FARTHEST = 2**53
-"""What no step of a whole file reaches."""
+"""Steps from here on mark a damaged line."""
 
 Floats = NDArray[np.float64]
 

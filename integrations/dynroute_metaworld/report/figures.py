@@ -151,7 +151,7 @@ def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> 
         y = np.array([row[value] for row in bars])
         label = f"{groups[number].name}, {_counted(len(groups[number].scores))}"
         if any(row["interval_over"] == "episodes" for row in bars) and interval == "interval":
-            label += ", interval over its episodes"
+            label += ", interval over episodes"
         axis.bar(x, y, width, color=f"C{number % 10}", label=label)
         with_interval = [i for i, row in enumerate(bars) if row[interval] is not None]
         if with_interval:

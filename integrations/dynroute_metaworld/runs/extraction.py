@@ -265,7 +265,8 @@ def task_states(
 ) -> Tensor:
     """States of a task that a run comes to, with shape ``[episodes, horizon, 39]``.
 
-    Random goals are neither those of training nor those of an evaluation; others belong to the problem, and are both.
+    Random goals are neither those of training nor those of an evaluation; fixed goals and the benchmark's are the same
+    everywhere.
 
     Args:
         run: The run.

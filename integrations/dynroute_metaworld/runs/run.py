@@ -128,6 +128,8 @@ class Run:
         for name, value in options.items():
             part = isinstance(value, dict) and not complete
             same = value.items() <= own[name].items() if part else value == own[name]
+            if name == "warm_start" and None not in (value, own[name]):  # earlier versions noted it as it was typed
+                same = Path(value).resolve() == Path(own[name]).resolve()
             if name not in MOVABLE and not same:
                 raise RunError(
                     f"{self.folder} holds a run with {name}={own[name]!r}, got {value!r}; leave it out to go on, or "
@@ -245,6 +247,11 @@ class Run:
         episodes = 1 if wanted.goals == "fixed" else wanted.final_episodes
         same = Run.open(self.folder).configuration.steps == wanted.steps and result.episodes == episodes
         return result if same else None
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to do; a run whose time was up goes on if there is more of it now."""
+        last = latest_checkpoint(self.checkpoints)
+        return self.finished() is not None and (last is None or self.is_at_end(last))
 
     def start_session(self) -> None:
         """Notes where and how the run is started, and forgets what it did after its last checkpoint.

@@ -18,7 +18,6 @@ import filelock
 
 from dynroute.arguments import check_count, check_number
 from dynroute_command.options import AXES, KEYWORDS, kinds_of
-from dynroute_sb3 import latest_checkpoint
 from dynroute_sb3.storage import writing_file
 
 from ..envs.signals import handling
@@ -90,7 +89,7 @@ def sweep(
         token = _note(folder, {})
         runs = {name: _open(folder / name, configuration, free) for name, configuration in configurations.items()}
         _check_rows(folder, {name: run.configuration for name, run in runs.items()}, noted)
-        left = {name: run for name, run in runs.items() if not _is_done(run)}
+        left = {name: run for name, run in runs.items() if not run.is_done()}
         if len(left) < len(runs):
             tell(f"{len(runs) - len(left)} of {len(runs)} runs are finished already")
         if not left:
@@ -244,12 +243,6 @@ def _check_rows(
                 f"{folder} holds {name} with {'; '.join(differ)}: seeds of other settings do not belong in one row of "
                 "the summary. A sweep goes elsewhere by --folder."
             )
-
-
-def _is_done(run: Run) -> bool:
-    """Whether a run is finished; one whose time was up is not if there is more of it now."""
-    last = latest_checkpoint(run.checkpoints)
-    return run.finished() is not None and (last is None or run.is_at_end(last))
 
 
 def _open(folder: Path, configuration: Configuration, free: Collection[str]) -> Run:
