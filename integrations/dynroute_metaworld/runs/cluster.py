@@ -297,7 +297,7 @@ def _attempt(run: Run, token: str, finish: Callable[[Run], object] | None = None
         if not _sees(run.folder.parent, token):
             raise RunError(f"{platform.node()} does not see {run.folder.parent}; nodes must share its file system.")
         if not (run.folder / "config.json").exists():
-            Run.create(run.folder, run.configuration)
+            run = Run.create(run.folder, run.configuration)
         _wait_for_release([run], RELEASE)
         began = time.monotonic()
         result = train(run)
