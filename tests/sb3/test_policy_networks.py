@@ -274,7 +274,12 @@ def test_on_policy_keywords_without_a_place(name: str) -> None:
 def test_on_policy_keywords_that_ask_for_nothing() -> None:
     nothing = {"ortho_init": False, "net_arch": None, "activation_fn": None, "features_extractor_kwargs": {}}
     kwargs = {"num_tasks": TASKS, "network": Plain, **nothing}
-    PPO(MultiTaskActorCriticPolicy, points(), n_steps=8, batch_size=8, policy_kwargs=kwargs, device="cpu").learn(32)
+    sizes: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "device": "cpu", "seed": 0}
+    one, other = (
+        PPO(MultiTaskActorCriticPolicy, points(), policy_kwargs=each, **sizes).learn(32).policy.state_dict()
+        for each in (kwargs, {"num_tasks": TASKS, "network": Plain})
+    )
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_on_policy_a_network_needs_a_state_and_a_task_alone() -> None:
