@@ -53,7 +53,8 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
                 f"`env` must normalize as it did when the checkpoint was written, by {len(statistics)} VecNormalize, "
                 f"got {len(normalizing)}."
             )
-        _set_attributes(normalizing, statistics, [_statistics(wrapper) for wrapper in normalizing])
+        _check_attributes(normalizing, statistics, [_statistics(wrapper) for wrapper in normalizing])
+        _set_attributes(normalizing, statistics)
         return
     wrapped_in = [type(wrapper).__name__ for wrapper in _vector_wrappers(env)]
     remembered = [sorted(_remembered(env, i)) for i in range(env.num_envs)]
@@ -65,7 +66,7 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
         )
     env.reset()  # some wrappers require a reset before the first step
     wrappers = list(_vector_wrappers(env))
-    _set_attributes(wrappers, state["vector_wrappers"], [_vector_state(wrapper) for wrapper in wrappers])
+    _check_attributes(wrappers, state["vector_wrappers"], [_vector_state(wrapper) for wrapper in wrappers])
     if _is_whole(env):
         _whole(env).set_state(state["states"])
     for i in range(env.num_envs):
@@ -74,15 +75,19 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
         for name in _remembered(env, i):
             env.env_method("set_wrapper_attr", name, state["wrappers"][i][name], indices=[i])
     env.unwrapped._seeds = list(state["seeds"])
+    _set_attributes(wrappers, state["vector_wrappers"])
 
 
-def _set_attributes(
+def _check_attributes(
     wrappers: Sequence[VecEnvWrapper], states: Sequence[dict[str, Any]], present: Sequence[dict[str, Any]]
 ) -> None:
-    """Sets the saved attributes of wrappers, which must be those that they have."""
+    """Raises an error unless the saved attributes of wrappers are those that they have."""
     for wrapper, saved, own in zip(wrappers, states, present, strict=True):
         if _names(saved) != _names(own):  # a file must not set arbitrary attributes
             raise ValueError(f"the state of {type(wrapper).__name__} must hold {_names(own)}, got {_names(saved)}.")
+
+
+def _set_attributes(wrappers: Sequence[VecEnvWrapper], states: Sequence[dict[str, Any]]) -> None:
     for wrapper, saved in zip(wrappers, states, strict=True):
         for name, value in saved.items():
             if name.endswith("_rms"):
