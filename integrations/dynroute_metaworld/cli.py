@@ -75,9 +75,10 @@ def _train(options: argparse.Namespace) -> int:
     if given.get("warm_start") is not None:
         given["warm_start"] = str(Path(given["warm_start"]).resolve())  # a resume from another directory finds it
     known = dict(IMITATION_ALONE) if alone else {}
-    if options.resume and options.run is not None and (options.run / "config.json").exists():
-        own = dataclasses.asdict(Run.open(options.run).configuration)
-        known = own if options.preset is None else {**known, **{name: own[name] for name in ("method", "benchmark")}}
+    if options.resume and options.run is not None and options.preset is None and (options.run / "config.json").exists():
+        run = Run.open(options.run)
+        run.agree(given)  # first, or another method would be told that the keywords of this network are not its own
+        known = dataclasses.asdict(run.configuration)
     wanted = preset(options.preset or "paper", {**known, **given}).resolve()
     name = "-".join(wanted.tasks) if "," in wanted.benchmark else wanted.benchmark
     how = f"{wanted.method}-imitation" if alone else wanted.method

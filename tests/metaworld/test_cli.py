@@ -689,6 +689,9 @@ def test_a_run_goes_on_with_its_own_options_where_none_are_given(
     assert main(["train", "--run", f"{folder}/", "--resume", "--weight-decay", "0.01"]) == 1  # asks for another decay
     assert "holds a run with weight_decay=None, got 0.01" in capsys.readouterr().err
     assert [one.workers for one in went_on] == [20]
+    assert "holds a run with method='sm', got 'paco'" in (
+        told(capsys, "train", "--run", str(folder), "--resume", "--method", "paco")
+    )
 
 
 def test_the_run_to_start_from_is_noted_by_its_whole_path(
