@@ -343,9 +343,9 @@ def test_a_run_whose_time_was_up_goes_on_with_more(tmp_path: Path) -> None:
     options = {"benchmark": "reach", "method": "mt-sac", "steps": 5000, "hours": 1e-6, "log_every": 20, "horizon": 20}
     run = Run.create(tmp_path / "run", preset("quick", {**options, "learning_starts": 10**4, "final_episodes": 1}))
     assert train(run) is not None
-    assert run.is_done()
+    assert run.done() is not None
     run.agree({"hours": 5.0})
-    assert not run.is_done()
+    assert run.done() is None
 
 
 def test_a_cluster_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

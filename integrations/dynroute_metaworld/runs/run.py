@@ -248,10 +248,10 @@ class Run:
         same = Run.open(self.folder).configuration.steps == wanted.steps and result.episodes == episodes
         return result if same else None
 
-    def is_done(self) -> bool:
-        """Whether nothing is left to do; a run whose time was up goes on if there is more of it now."""
+    def done(self) -> EvaluationResult | None:
+        """The evaluation at the end if nothing is left to do; a run whose time was up goes on if there is more now."""
         last = latest_checkpoint(self.checkpoints)
-        return self.finished() is not None and (last is None or self.is_at_end(last))
+        return self.finished() if last is None or self.is_at_end(last) else None
 
     def start_session(self) -> None:
         """Notes where and how the run is started, and forgets what it did after its last checkpoint.

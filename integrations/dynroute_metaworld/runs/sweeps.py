@@ -89,7 +89,7 @@ def sweep(
         token = _note(folder, {})
         runs = {name: _open(folder / name, configuration, free) for name, configuration in configurations.items()}
         _check_rows(folder, {name: run.configuration for name, run in runs.items()}, noted)
-        left = {name: run for name, run in runs.items() if not run.is_done()}
+        left = {name: run for name, run in runs.items() if run.done() is None}
         if len(left) < len(runs):
             tell(f"{len(runs) - len(left)} of {len(runs)} runs are finished already")
         if not left:

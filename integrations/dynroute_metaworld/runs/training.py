@@ -65,7 +65,7 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
             why = "no demonstrations" if checkpoint is None else "used its demonstrations already"
             raise ValueError(f"`rebuild` must be left out: {run.folder} has {why}.")
         remarks = [] if checkpoint is None else _remarks(run, checkpoint)
-        if checkpoint is not None and run.is_at_end(checkpoint) and (result := run.finished()) is not None:
+        if checkpoint is not None and (result := run.done()) is not None:
             return result
         ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(configuration.threads or _threads_before(run) or threads)
