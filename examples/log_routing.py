@@ -1,8 +1,8 @@
-"""Log routing to TensorBoard and Weights & Biases.
+"""Log routing to TensorBoard.
 
 An ordinary training loop logs its mixtures of experts. The figures are plain numbers by name: TensorBoard takes them
-one by one, `wandb.log` and Lightning's `self.log_dict` take the dictionary. Here the dictionaries become lines of a
-file. At the end the load of the experts is drawn. It needs TensorBoard.
+one by one, `wandb.log` and Lightning's `self.log_dict` take the dictionary. Here the dictionaries also become lines of
+a file. At the end the load of the experts is drawn. It needs TensorBoard.
 """
 
 import json
@@ -40,8 +40,9 @@ def main(steps: int = 200, folder: str = "demo", every: int = 10) -> list[dict[s
     logged = []
     with SummaryWriter(folder) as writer, open(Path(folder, "figures.jsonl"), "w") as lines:
         for start in range(0, steps, every):
+            done = min(start + every, steps)
             with record(net) as routes:  # a recording for each row of the log
-                for _ in range(min(every, steps - start)):
+                for _ in range(start, done):
                     x = torch.randn(256, 16)
                     y, balance = net(x)
                     loss = nn.functional.mse_loss(y, torch.where(x[:, :1] > 0, x.flip(-1), -x))
@@ -50,8 +51,8 @@ def main(steps: int = 200, folder: str = "demo", every: int = 10) -> list[dict[s
                     optimizer.step()
             figures = {"loss": loss.item()} | {f"routing/{key}": value for key, value in routes.metrics().items()}
             for key, value in figures.items():
-                writer.add_scalar(key, value, start)
-            lines.write(json.dumps({"step": start, **figures}) + "\n")
+                writer.add_scalar(key, value, done)
+            lines.write(json.dumps({"step": done, **figures}) + "\n")
             logged.append(figures)
 
     load = torch.tensor([[figures[f"routing/first/load/{expert}"] for expert in range(4)] for figures in logged])

@@ -38,6 +38,7 @@ def build(env: VecMonitor) -> MultiTaskSAC:
 def evaluate(model: MultiTaskSAC, env: VecMonitor, episodes: int = 10) -> dict[str, tuple[float, float]]:
     """Computes the success of each task and the mean number of modules used, along the best routes."""
     successes, used = torch.zeros(len(NAMES)), torch.zeros(len(NAMES))
+    env.seed(0)
     observations = env.reset()
     for _ in range(20 * episodes):
         _, route = model.actor.act(torch.as_tensor(observations, device=model.device), deterministic=True)

@@ -51,14 +51,14 @@ def main(steps: int = 1000, file: str | None = None) -> Program:
     print(f"{path.name}: {size:,} bytes, {policy}")
     for name, note in policy.notes.items():
         print(f"  {name}: {note}")
-    state, longest, began = torch.zeros(1, STATE), 0.0, time.perf_counter()
+    states = 0.1 * torch.randn(steps, 1, STATE).cumsum(dim=0)  # in place of a robot's observations
     with torch.inference_mode():
-        for _ in range(steps):
-            action = policy(state)
-            longest = max(longest, action.abs().max().item())
-            state = state + 0.1 * torch.randn(1, STATE)  # in place of a robot's observation
-    taken = 1e3 * (time.perf_counter() - began) / steps
-    print(f"{steps} actions of {action.shape[1]} numbers within {longest:.2f} of 0, {taken:.3f} ms each")
+        policy(states[0])  # the first call prepares the others
+        began = time.perf_counter()
+        actions = torch.cat([policy(state) for state in states])
+        taken = 1e3 * (time.perf_counter() - began) / steps
+    largest = actions.abs().max()
+    print(f"{steps} actions of {actions.shape[1]} numbers within {largest:.2f} of 0, {taken:.3f} ms each")
     return policy
 
 

@@ -31,7 +31,8 @@ def values(critics: nn.ModuleList, *inputs: Tensor) -> Tensor:
 @torch.no_grad()
 def play(actor: ModuleRouting, envs: list) -> tuple[list[Tensor], float]:
     """Plays an episode of each task; returns observations, actions, rewards, next observations and the success."""
-    observation, rows = torch.tensor(np.stack([env.reset()[0] for env in envs])), []
+    first = [env.reset(seed=int(torch.randint(2**31, ())))[0] for env in envs]
+    observation, rows = torch.tensor(np.stack(first)), []
     for _ in range(20):
         action, _ = act(actor, observation)
         results = [env.step(each.numpy()) for env, each in zip(envs, action, strict=True)]
@@ -56,7 +57,7 @@ def main(steps: int = 1500) -> tuple[float, float]:
         rows = torch.randint(len(memory[0]), (128,))
         observation, action, reward, following = (part[rows] for part in memory)
         alpha = log_alpha.exp()
-        with torch.no_grad():
+        with torch.no_grad():  # episodes end by time alone; where one may fail, 0.9 is times 1 - terminated
             drawn, log_prob = act(actor, following)
             goal = reward + 0.9 * (values(target, following, drawn).amin(dim=-1) - alpha * log_prob)
         critic_optimizer.zero_grad()

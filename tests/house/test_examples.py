@@ -238,7 +238,7 @@ def test_log_routing_writes_what_it_returns(capsys, tmp_path):
     logged = load("log_routing").main(steps=25, folder="log", every=10)
 
     rows = [json.loads(line) for line in (tmp_path / "log" / "figures.jsonl").read_text().splitlines()]
-    assert [row.pop("step") for row in rows] == [0, 10, 20]
+    assert [row.pop("step") for row in rows] == [10, 20, 25]
     assert rows == logged
     assert {"loss", "routing/first/load/0", "routing/second/dropped_share", "routing/first/dead"} <= set(logged[0])
     assert all(math.isfinite(value) for figures in logged for value in figures.values())
