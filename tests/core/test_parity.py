@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import oracle
 import pytest
@@ -118,8 +118,15 @@ def gradients(net: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> list[
 
 
 def assert_parity(
-    net: RoutedGraph, gate: str, shape: tuple[int, ...], *, replay: bool, sample: bool | None = None
+    net: RoutedGraph,
+    gate: str,
+    shape: tuple[int, ...],
+    *,
+    replay: bool,
+    sample: bool | None = None,
+    forms: Sequence[str] = ("",),
 ) -> None:
+    """Compares outputs and gradients with the oracle's, computed in each form in turn."""
     x = torch.randn(*shape, 3, dtype=DOUBLE, requires_grad=True)
     context = (2 * torch.randn(*shape, 3, dtype=DOUBLE)).requires_grad_()
     noise = gumbel_noise((*shape, *net.topology.path_shape))
@@ -133,72 +140,70 @@ def assert_parity(
             noise=torch.randn_like(noise),
         )
 
-    actual, route = net(x, context, path=path, noise=noise, temperature=temperature, sample=sample, return_route=True)
     expected = naive(net, gate, x, context, path, noise, temperature)
-
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
-    if path is not None:
-        assert torch.equal(route.path, path)
-    if not torch.is_grad_enabled():
-        return
-    if actual.numel() == 0:
-        assert not any(gradient.any() for gradient in gradients(net, (x, context), actual))
-        return
-    for mine, theirs in zip(gradients(net, (x, context), actual), gradients(net, (x, context), expected), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
-
-
-def hide_values(patch: pytest.MonkeyPatch) -> None:
-    """As under compilation and on other devices, where no value may be read: fused is the dense form."""
-    patch.setattr(backends, "_hidden_values", lambda x: "its values are hidden")
+    learns = torch.is_grad_enabled()
+    theirs = gradients(net, (x, context), expected) if learns and expected.numel() else []
+    for form in forms:
+        with computed_by(form):
+            actual, route = net(
+                x, context, path=path, noise=noise, temperature=temperature, sample=sample, return_route=True
+            )
+            mine = gradients(net, (x, context), actual) if learns else []
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10, msg=lambda text, f=form: f"{f}: {text}")
+        if path is not None:
+            assert torch.equal(route.path, path), form
+        if not theirs:
+            assert not any(gradient.any() for gradient in mine), form
+            continue
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10, msg=lambda text, f=form: f"{f}: {text}")
 
 
 @contextmanager
 def computed_by(form: str) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch, dynroute.backend("fused" if form == "dense" else form):
-        if form == "dense":
-            hide_values(patch)
+    """A backend, "skip sorted", "dense", which is "fused" where no value may be read, or "" for what is set already."""
+    backend = {"dense": "fused", "skip sorted": "skip"}.get(form, form)
+    with pytest.MonkeyPatch.context() as patch, dynroute.backend(backend) if form else nullcontext():
+        if form == "dense":  # as under compilation and on other devices
+            patch.setattr(backends, "_hidden_values", lambda x: "its values are hidden")
+        if backend == "skip":
+            patch.setattr(sparse, "NUMBERS_FROM", 0)
+        if form == "skip sorted":
+            patch.setattr(sparse, "ROWS_FROM", 2)
         yield
 
 
-# The networks of the model level are no linear modules, which alone are fused.
-TRAINED = [
-    (form, *case) for form in ("reference", "fused", "dense") for case in CASES if form[0] == "r" or case[0] != "model"
-]
+def forms_of(level: str) -> list[str]:
+    """The networks of the model level are no linear modules, which alone are fused."""
+    return ["reference"] if level == "model" else ["reference", "fused", "dense"]
 
 
 @pytest.mark.parametrize("replay", [False, True], ids=["live", "replayed"])
 @pytest.mark.parametrize("protect", PROTECT)
 @pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize(("form", "level", "shortcut"), TRAINED)
-def test_training_matches_the_equations(
-    form: str, level: str, shortcut: bool, gate: str, protect: str, replay: bool
-) -> None:
-    with computed_by(form):
-        assert_parity(MAKERS[level](GATES[gate], protect, shortcut), gate, (2, 3), replay=replay)
+@pytest.mark.parametrize(("level", "shortcut"), CASES)
+def test_training_matches_the_equations(level: str, shortcut: bool, gate: str, protect: str, replay: bool) -> None:
+    net = MAKERS[level](GATES[gate], protect, shortcut)
+    assert_parity(net, gate, (2, 3), replay=replay, forms=forms_of(level))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("form", "level", "shortcut"), TRAINED)
-def test_batches_of_any_shape(form: str, level: str, shortcut: bool, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("level", "shortcut"), CASES)
+def test_batches_of_any_shape(level: str, shortcut: bool, shape: tuple[int, ...]) -> None:
     gate = dict(zip(MAKERS, GATES, strict=True))[level]
-    with computed_by(form):
-        for replay in (False, True):
-            assert_parity(MAKERS[level](GATES[gate], "rsg", shortcut), gate, shape, replay=replay)
+    for replay in (False, True):
+        net = MAKERS[level](GATES[gate], "rsg", shortcut)
+        assert_parity(net, gate, shape, replay=replay, forms=forms_of(level))
 
 
-@pytest.mark.parametrize("rows_from", [2, sparse.ROWS_FROM], ids=["sorted", "few"])
 @pytest.mark.parametrize("replay", [False, True], ids=["live", "replayed"])
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize(("level", "shortcut"), CASES)
-def test_the_skip_backend_matches_the_equations(
-    level: str, shortcut: bool, gate: str, replay: bool, rows_from: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sparse, "ROWS_FROM", rows_from)
-    monkeypatch.setattr(sparse, "NUMBERS_FROM", 0)
+@torch.no_grad()
+def test_the_skip_backend_matches_the_equations(level: str, shortcut: bool, gate: str, replay: bool) -> None:
     for shape in [(7,)] if gate in ("soft", "topk") else SHAPES:
-        with dynroute.backend("skip"), torch.no_grad():
-            assert_parity(MAKERS[level](GATES[gate], "none", shortcut), gate, shape, replay=replay)
+        net = MAKERS[level](GATES[gate], "none", shortcut)
+        assert_parity(net, gate, shape, replay=replay, forms=["skip", "skip sorted"])
 
 
 @pytest.mark.parametrize("gate", ["soft", "hard", "topk"])
@@ -320,8 +325,7 @@ def test_any_graph_of_layers_matches_the_equations_in_dense_form(
     before: type[nn.Module],
 ) -> None:
     net = random_net(parents, gate, protect, shortcut, [bias], [before, behind])
-    with computed_by("dense"):
-        assert_parity(net, gate, batch, replay=False, sample=True)
+    assert_parity(net, gate, batch, replay=False, sample=True, forms=["dense"])
 
 
 # Parents of graphs in which a layer is read by several others, so that its gradient is a sum.
@@ -332,7 +336,6 @@ SEVERAL_READERS = [
 ]
 
 
-@pytest.mark.parametrize("form", ["fused", "dense"])
 @pytest.mark.parametrize("before", [nn.Identity, nn.ReLU, nn.SiLU])
 @pytest.mark.parametrize("shortcut", [False, True])
 @pytest.mark.parametrize("protect", PROTECT)
@@ -342,11 +345,9 @@ def test_the_dense_form_of_inner_layers(
     protect: str,
     shortcut: bool,
     before: type[nn.Module],
-    form: str,
 ) -> None:
     net = random_net([list(row) for row in parents], "soft", protect, shortcut, [True], [before, nn.Tanh])
-    with computed_by(form):
-        assert_parity(net, "soft", (7,), replay=False)
+    assert_parity(net, "soft", (7,), replay=False, forms=["fused", "dense"])
 
 
 def test_temperature_of_the_paper_is_the_one_of_the_oracle() -> None:
