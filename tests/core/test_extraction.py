@@ -132,6 +132,8 @@ def test_a_coverage_keeps_so_many_routes_whole(level: str, gate: str, seed: int,
     found = small(x, context)
     assert found.isfinite().all()
     assert float(covered.double().mean()) >= small.report.coverage - 1e-6
+    for node in small.report.nodes:  # without one more, too few routes would be complete
+        assert int((covered & ~used[:, node]).sum()) < coverage * 40
     assert small.report.deviation == pytest.approx(float((found - expected).detach().abs().max()))
     exact = (found - expected).abs().amax(dim=-1) < 1e-10
     assert exact.double().mean() >= small.report.coverage - 1e-6
