@@ -1,12 +1,13 @@
 """The helper for users accepts what keeps the contract and names what does not."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dynroute import ModuleRouting, Route, TopK
+from dynroute import ModelRouting, ModuleRouting, Route, TopK
 from dynroute.testing import assert_routed
 
 X = torch.linspace(-2, 2, 80).reshape(16, 5)
@@ -24,12 +25,6 @@ class Wrapped(nn.Module):
         return self.inner(x, context, **keywords)
 
 
-class Leaky(Wrapped):
-    def forward(self, x: Tensor, context: Tensor | None = None, **keywords: Any) -> Any:
-        output, route = self.inner(x, context, **keywords)
-        return output + output.sum(), route
-
-
 class Forgetful(Wrapped):
     def forward(self, x: Tensor, context: Tensor | None = None, path: Any = None, **keywords: Any) -> Any:
         return self.inner(x, context, **keywords)
@@ -45,12 +40,6 @@ class Noisy(Wrapped):
         return self.inner(x + 1e-3 * torch.randn_like(x), context, **keywords)
 
 
-class Unscaled(Wrapped):
-    def forward(self, x: Tensor, context: Tensor | None = None, **keywords: Any) -> Any:
-        output, route = self.inner(x, context, **keywords)
-        return output, Route(route.logits, route.path, route.weights + 0.5)
-
-
 class Idle(Wrapped):
     def __init__(self) -> None:
         super().__init__()
@@ -62,10 +51,87 @@ class Plain(Wrapped):
         return self.inner(x, context, **(keywords | {"return_route": False}))
 
 
-class Infinite(Wrapped):
+class Sampling(Wrapped):
+    def forward(self, x: Tensor, context: Tensor | None = None, **keywords: Any) -> Any:
+        return self.inner(x, context, **keywords, sample=True)
+
+
+class Steep(Wrapped):
+    def __init__(self) -> None:
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros(2))
+
     def forward(self, x: Tensor, context: Tensor | None = None, **keywords: Any) -> Any:
         output, route = self.inner(x, context, **keywords)
-        return output / 0.0, route
+        return output + self.zero.sqrt(), route
+
+
+class Decaying(Wrapped):
+    """Node 1 is used by no sample, but every output reads its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = ModelRouting.mlp(5, 8, 3, 2, gate=TopK(2))
+        self.topology, self.nodes = self.inner.topology, self.inner.nodes
+        with torch.no_grad():
+            self.inner.router.layers[-1].bias[1] = -1e4
+
+    def forward(self, x: Tensor, context: Tensor | None = None, **keywords: Any) -> Any:
+        output, route = self.inner(x, context, **keywords)
+        return output + sum(parameter.sum() for parameter in self.nodes.parameters()), route
+
+
+class Shared(Wrapped):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared":
+        twin = Shared()
+        twin.inner = self.inner
+        return twin
+
+
+class Forgotten(Wrapped):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Forgotten":
+        return Forgotten()
+
+
+class Unloaded(Wrapped):
+    def load_state_dict(self, *_: Any, **__: Any) -> Any:
+        return None
+
+
+class Altered(Wrapped):
+    """Returns something else than the layer inside."""
+
+    def __init__(self, alter: Callable[[Tensor, Route], Any]) -> None:
+        super().__init__()
+        self.alter = alter
+
+    def forward(self, x: Tensor, context: Tensor | None = None, **keywords: Any) -> Any:
+        return self.alter(*self.inner(x, context, **keywords))
+
+
+ALTERED: dict[str, Callable[[Tensor, Route], Any]] = {
+    r"`return_route=True` must return \(output, route\), got 3 values": lambda y, route: (y, *route[:2]),
+    "the output must be a tensor, got list": lambda y, route: ([y], route),
+    "the route must be a dynroute.Route, got tuple": lambda y, route: (y, tuple(route)),
+    r"the output must keep the batch shape, got \(2, 16\)": lambda y, route: (y.mT, route),
+    "the output of a finite input must be finite": lambda y, route: (y / 0.0, route),
+    r"`route.logits` must have shape \(16, 4, 4\), got \(16, 4\)": lambda y, route: (
+        y,
+        route._replace(logits=route.logits[..., 0]),
+    ),
+    "`route.path` must choose a source for every destination": lambda y, route: (
+        y,
+        route._replace(path=torch.zeros_like(route.path), weights=torch.zeros_like(route.weights)),
+    ),
+    "`route.weights` must be exactly 0 off the path": lambda y, route: (y, route._replace(weights=route.weights + 0.5)),
+    "`route.weights` must not be negative": lambda y, route: (y, route._replace(weights=-route.weights)),
+    "`route.weights` must not sum to more than 1": lambda y, route: (y, route._replace(weights=2 * route.weights)),
+    "a permuted batch must give permuted outputs": lambda y, route: (y + torch.arange(len(y))[:, None], route),
+    "a sample must not depend on the others in its batch": lambda y, route: (y + y.sum(), route),
+    "a sample without batch dimension must give the same output": lambda y, route: (y + (y.dim() == 1), route),
+    "an empty batch must give an empty output": lambda y, route: (y if len(y) else y.new_zeros(1, 2), route),
+    "leading dimensions must not change the output": lambda y, route: (y + (y.dim() == 3), route),
+}
 
 
 def test_a_sound_layer_passes_and_stays_untouched() -> None:
@@ -82,19 +148,28 @@ def test_a_sound_layer_passes_and_stays_untouched() -> None:
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (Leaky, "a sample must not depend on the others in its batch"),
         (Forgetful, "replaying a route must"),
         (Unseeded, "equal generators must give equal outputs"),
         (Noisy, "replaying a route must reproduce the output bit for bit"),
-        (Unscaled, "`route.weights` must be exactly 0 off the path"),
         (Idle, "parameter `idle` must receive a gradient"),
         (Plain, "`return_route=True` must return a tuple, got Tensor"),
-        (Infinite, "the output of a finite input must be finite"),
+        (Sampling, "evaluation must be deterministic"),
+        (Steep, "parameter `zero` must receive a finite gradient"),
+        (Decaying, "node 1 is used by no sample, but its `0.weight` has a gradient"),
+        (Forgotten, "a deep copy must compute the same"),
+        (Shared, "a deep copy must not share parameters"),
+        (Unloaded, "a restored state dict must compute the same"),
     ],
 )
 def test_a_broken_rule_is_named(layer: type[Wrapped], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         assert_routed(layer(), X)
+
+
+@pytest.mark.parametrize("message", ALTERED)
+def test_what_a_layer_returns_is_checked(message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        assert_routed(Altered(ALTERED[message]), X)
 
 
 def test_misuse_is_told_apart_from_failure() -> None:
