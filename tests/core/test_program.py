@@ -124,26 +124,33 @@ def operation(told: dict[str, Any]) -> list[Any]:
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a file is read": (lambda told: operation(told).__setitem__(1, "from_file.default"), "'from_file.default' is no"),
-    "a function of Python": (lambda told: operation(told).__setitem__(1, "__class__.mro"), "is not an operation"),
+    "a function of Python": (lambda told: operation(told).__setitem__(1, "__class__.mro"), "'__class__.mro' is no"),
     "another library": (lambda told: operation(told).__setitem__(1, "os.system"), "'os.system' is not an operation"),
     "no operation": (lambda told: operation(told).__setitem__(1, "linear"), "'linear' is not an operation"),
-    "text": (lambda told: operation(told)[2].append("x"), "must be a number, a value or a list, got 'x'"),
+    "random": (lambda told: operation(told).__setitem__(1, "rand.default"), "'rand.default' draws random numbers"),
+    "text": (lambda told: operation(told)[2].append("x"), "an argument must be a number, a value or a list, got 'x'"),
     "no type": (lambda told: operation(told)[2].append({"dtype": "load"}), "'load' is not a dtype"),
     "a keyword": (lambda told: operation(told)[3].update({"a=b": 1}), "keywords must be names"),
-    "a later value": (lambda told: operation(told)[2].__setitem__(0, {"value": "v5"}), "v5"),
-    "no output": (lambda told: told.update(output="y"), "y"),
-    "a tensor": (lambda told: told["tensors"].append("more"), "more"),
-    "not a list": (lambda told: told.update(operations=3), "int"),
-    "nothing": (lambda told: told.clear(), "tensors"),
+    "a later value": (lambda told: operation(told)[2].__setitem__(0, {"value": "v5"}), "'v5'$"),
+    "no output": (lambda told: told.update(output="y"), "'y'$"),
+    "a tensor": (lambda told: told["tensors"].append("more"), "'more'$"),
+    "not a list": (lambda told: told.update(operations=3), "'int' object is not iterable$"),
+    "nothing": (lambda told: told.clear(), "'tensors'$"),
 }
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("program") / "p.safetensors"
+    trace_program(MODULES["perceptron"](), torch.randn(4, 5)).save(path)
+    return path
+
+
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_a_file_must_not_hold(name: str, tmp_path: Path) -> None:
+def test_what_a_file_must_not_hold(name: str, saved: Path) -> None:
     change, message = CHANGES[name]
-    trace_program(MODULES["perceptron"](), torch.randn(4, 5)).save(tmp_path / "p.safetensors")
-    path = rewritten(tmp_path / "p.safetensors", change)
-    with pytest.raises(ValueError, match=f"`path` must hold operations that this torch has, .* does not: .*{message}"):
+    path = rewritten(saved, change)
+    with pytest.raises(ValueError, match=f"`path` must hold operations that this torch has, .* does not: {message}"):
         Program.load(path)
 
 
