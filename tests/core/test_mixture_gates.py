@@ -15,13 +15,16 @@ from torch.utils.checkpoint import checkpoint
 import dynroute
 from dynroute import (
     BalancedTopK,
+    CascadeRouter,
     ExpertChoice,
     Gate,
     Hard,
     LinearRouter,
+    MLPRouter,
     ModelRouting,
     ModuleRouting,
     RoutedGraph,
+    Router,
     SampleK,
     Soft,
     TableRouter,
@@ -455,14 +458,15 @@ def test_a_source_without_probability_is_the_last_resort() -> None:
 # The noise of routers
 
 
-def noisy(**options: float) -> ModelRouting:
-    router = LinearRouter(5, Topology.parallel(6), **options)
+def noisy(kind: Callable[..., Router] = LinearRouter, **options: float) -> ModelRouting:
+    router = kind(5, Topology.parallel(6), **options)
     return ModelRouting([nn.Linear(5, 3) for _ in range(6)], TopK(2), router)
 
 
+@pytest.mark.parametrize("kind", [LinearRouter, MLPRouter, CascadeRouter])
 @pytest.mark.parametrize("option", [{"jitter": 0.9}, {"noise": 1.0}, {"dropout": 0.4}])
-def test_noise_chooses_and_does_not_weigh(option: dict[str, float]) -> None:
-    net = noisy(**option)
+def test_noise_chooses_and_does_not_weigh(option: dict[str, float], kind: Callable[..., Router]) -> None:
+    net = noisy(kind, **option)
     x = torch.randn(200, 5)
     clean = net.route(x, sample=False)
     y, route = net(x, return_route=True)
@@ -519,8 +523,9 @@ def test_every_gate_leaves_out_what_was_dropped(gate: Callable[[], Gate]) -> Non
     assert path.any(-1).all()
 
 
-def test_tables_have_noise_too() -> None:
-    router = TableRouter(3, Topology.parallel(4), noise=2.0)
+@pytest.mark.parametrize("option", [{"noise": 2.0}, {"dropout": 0.4}])
+def test_tables_have_noise_too(option: dict[str, float]) -> None:
+    router = TableRouter(3, Topology.parallel(4), **option)
     net = ModelRouting([nn.Linear(5, 3) for _ in range(4)], TopK(2), router)
     task = torch.arange(60) % 3
     assert len(net.route(torch.eye(3)[task]).path.unique(dim=0)) > 3
