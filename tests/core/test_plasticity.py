@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
 from dynroute import ModelRouting, TopK, inspect, networks
-from dynroute.plasticity import dormant_units, effective_rank, measure
-from dynroute_sb3 import MultiTaskSAC, PlasticityLogger, critic_plasticity, point_tasks
+from dynroute.plasticity import Plasticity, dormant_units, effective_rank, measure
+from dynroute_sb3 import MultiTaskSAC, PlasticityLogger, callbacks, critic_plasticity, point_tasks
 from dynroute_sb3.randomness import random_state
 
 
@@ -127,7 +127,13 @@ def test_features_are_those_that_the_output_layers_read() -> None:
     assert measure(networks.build("mh-sac", STATE, TASKS, 2, hidden_sizes=(7, 5)), state, task).features == 5
     assert measure(small("scalemoe-output", num_experts=3, width=5), state, task).features == 15
     assert measure(small("scalemoe-feature", num_experts=3, width=5), state, task).features == 5
-    assert measure(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)), state).features == 6
+    plain = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
+    assert measure(plain, state).features == 6
+    units = plain[:2](state)
+    for tau, share in ((0.025, 0.99), (0.9, 0.99), (0.025, 0.5)):
+        found = measure(plain, state, tau=tau, share=share)
+        assert found.dormant == pytest.approx(float(dormant_units(units, tau=tau).float().mean()))
+        assert found.rank == effective_rank(units, share=share)
     nothing = measure(nn.Identity(), state)
     assert (nothing.features, nothing.rank, nothing.layers, nothing.load) == (0, 0, {}, {})
     assert math.isnan(nothing.dormant)
@@ -195,6 +201,8 @@ def test_critics_are_measured_and_nothing_changes(policy: str) -> None:
     assert 0 < first.rank <= first.features == (16 if policy == "BRCPolicy" else 8)
     assert second.features == first.features
     assert bool(first.load) == (policy != "BRCPolicy")
+    assert critic_plasticity(model, 128, tau=1.0)[0].dormant > first.dormant  # of the same transitions
+    assert critic_plasticity(model, 128, share=0.5)[0].rank < first.rank
     after = random_state()
     assert all(np.array_equal(a, b) for a, b in zip(before["numpy"], after["numpy"], strict=True))
     assert torch.equal(before["torch"], after["torch"])
@@ -224,6 +232,29 @@ def test_logging_does_not_change_training() -> None:
     for option in ({"every": 20.5}, {"every": True}, {"every": 1, "batch_size": "a"}):
         with pytest.raises(TypeError, match="must be an integer, got"):
             PlasticityLogger(**option)
+
+
+def test_the_means_of_the_critics_are_logged_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    critics = [
+        Plasticity(dormant=0.0, layers={}, rank=3, features=8, load={"": torch.tensor([0.25, 0.75, 1.0])}),
+        Plasticity(dormant=0.5, layers={}, rank=6, features=8, load={"": torch.tensor([0.5, 0.5, 1.0])}),
+    ]
+    calls = []
+
+    def measured(model: MultiTaskSAC, batch_size: int) -> list[Plasticity]:
+        calls.append((model.num_timesteps, batch_size))
+        return critics
+
+    monkeypatch.setattr(callbacks, "critic_plasticity", measured)
+    model = make("BRCPolicy").learn(100, callback=PlasticityLogger(24, 32))
+    assert calls == [(44, 32), (68, 32), (92, 32)]  # the first after the first update
+    logged = {name: value for name, value in model.logger.name_to_value.items() if name.startswith("plasticity/")}
+    assert logged == {
+        "plasticity/dormant": 0.25,
+        "plasticity/rank": 4.5,
+        "plasticity/load_0": 0.375,
+        "plasticity/load_1": 0.625,
+    }
 
 
 def test_any_number_of_transitions_can_be_asked_for() -> None:
