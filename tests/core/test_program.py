@@ -83,9 +83,12 @@ def test_a_program_has_memory_of_its_own_and_leaves_the_module_as_it_was() -> No
     assert torch.equal(program(x), before)  # no dropout
 
 
-def test_a_program_moves_and_takes_other_types() -> None:
+def test_a_program_moves_and_takes_other_types(tmp_path: Path) -> None:
     program = trace_program(MODULES["module"](), torch.randn(4, 5))
-    assert program.to("meta")(torch.randn(7, 5, device="meta")).shape == (7, 3)
+    program.save(tmp_path / "p.safetensors")
+    for moved in (program.to("meta"), Program.load(tmp_path / "p.safetensors", device="meta")):
+        assert {tensor.device.type for tensor in moved.buffers()} == {"meta"}
+        assert moved(torch.randn(7, 5, device="meta")).shape == (7, 3)
     double = ModuleRouting.mlp(5, 8, 6, 3, dtype=torch.float64)
     x = torch.randn(4, 5, dtype=torch.float64)
     torch.testing.assert_close(trace_program(double, x)(x), double.eval()(x))

@@ -263,7 +263,9 @@ def test_shared_parts_stay_shared(tmp_path: Path) -> None:
 
 def test_a_device_is_where_it_goes(tmp_path: Path, device: torch.device) -> None:
     ModelRouting.ffn(5, 8, 3).save_pretrained(tmp_path)
-    assert {p.device.type for p in ModelRouting.from_pretrained(tmp_path, device=device).parameters()} == {device.type}
+    for load in (ModelRouting.from_pretrained, from_pretrained):
+        for there in (device, torch.device("meta")):
+            assert {p.device.type for p in load(tmp_path, device=there).parameters()} == {there.type}
 
 
 def test_what_cannot_be_made_again_is_not_saved(tmp_path: Path) -> None:
