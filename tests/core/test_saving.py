@@ -412,6 +412,7 @@ def test_the_mixin_of_huggingface_hub(tmp_path: Path, monkeypatch: pytest.Monkey
     twin = Shared.from_pretrained(tmp_path)
     assert isinstance(twin, Shared)
     assert torch.equal(twin(x), net(x))
+    assert Shared.from_pretrained(tmp_path, device="meta").nodes[0].weight.is_meta
 
     asked: list[Any] = []
 
