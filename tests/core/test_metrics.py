@@ -89,15 +89,17 @@ def test_the_load_over_time() -> None:
 
 @pytest.mark.parametrize("steps", [1, 30, 500])
 def test_the_picture_of_the_load(steps: int) -> None:
-    load = torch.rand(steps, 3)
+    load = torch.rand(steps, 3) / 2
     load[:, 1] = 0
     picture = ET.fromstring(inspect.draw_load(load, title="a < b"))
     rows = [group for group in picture.iter() if group.get("class") == "load"]
     assert len(rows) == 3
     cells = [[each for each in row if each.get("fill-opacity")] for row in rows]
     assert [len(row) for row in cells] == [min(steps, 120), 0, min(steps, 120)]
-    shades = [float(each.get("fill-opacity", "")) for row in cells for each in row]
-    assert 0 <= min(shades) <= max(shades) <= 1
+    spans = (load / load.max()).tensor_split(min(steps, 120))
+    for node in (0, 2):
+        shades = [float(each.get("fill-opacity", "")) for each in cells[node]]
+        assert shades == pytest.approx([float(span[:, node].mean()) for span in spans], abs=0.0051)
     names = [each for row in rows for each in row if each.tag.endswith("text")]
     assert [name.get("fill") for name in names].index("none") == 1
     assert inspect.draw_load(torch.zeros(4, 2)).count("fill-opacity") == 0
