@@ -35,6 +35,21 @@ def test_unused_nodes_are_hollow() -> None:
     assert fills[0] == fills[3] != "#ffffff"
 
 
+def test_heavier_edges_are_wider_darker_and_on_top() -> None:
+    weights = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.25, 0.0, 0.75]])  # node 1 is unused
+    root = ElementTree.fromstring(draw(Topology.dag(4), weights))
+    edges = root.findall(f".//{SVG}path")
+    titles = [edge.findtext(f"{SVG}title") for edge in edges]
+    assert titles == [None, None, "0 to 3: 0.250", "2 to 3: 0.750", "0 to 1: 1.000", "0 to 2: 1.000"]
+    light, heavy, unused, heaviest = edges[2:]
+    for what in ("stroke-width", "stroke-opacity"):
+        assert float(light.get(what, "")) < float(heavy.get(what, "")) < float(heaviest.get(what, ""))
+    assert [edge for edge in edges if edge.get("stroke-dasharray")] == [unused]
+    colors = [edge.get("stroke") for edge in edges]
+    assert colors[2] == colors[3] == colors[5]
+    assert len({*colors}) == 3
+
+
 def test_a_mean_of_routes_and_a_title() -> None:
     net = ModuleRouting.mlp(5, 8, 4, 2)
     _, route = net(torch.randn(20, 5), return_route=True)

@@ -20,6 +20,7 @@ from dynroute import (
     Soft,
     TopK,
     Topology,
+    inspect,
     networks,
     record,
 )
@@ -203,6 +204,16 @@ def labelled() -> dynroute.Recording:
     return routes
 
 
+def test_the_mean_routes_of_tasks_are_drawn() -> None:
+    layer = labelled()["first.1"]
+    summary = layer.summary()
+    weights, used = summary.weights.nan_to_num(), summary.used.nan_to_num()
+    picture = inspect.draw_grid(
+        layer.topology, weights, used=used, titles=["open <door>", "absent", "close"], title="all", columns=2
+    )
+    assert layer.draw(title="all", columns=2) == picture
+
+
 def test_labels_and_their_errors() -> None:
     routes = labelled()
     assert routes["first.1"].summary().samples.tolist() == [3, 0, 3]
@@ -246,4 +257,7 @@ def test_without_labels_all_samples_are_one_picture() -> None:
         net(torch.randn(20, 5))
     html = routes._repr_html_()
     assert html.count("<svg") == 1
+    summary = routes[""].summary()
+    picture = inspect.draw(net.topology, summary.weights[0], used=summary.used[0], title="mean")
+    assert routes[""].draw(title="mean") == picture
     assert '<th scope="row">all</th><td>20</td>' in html
