@@ -465,9 +465,18 @@ def _live(rank: int, size: int, folder: Path) -> None:
                 passed.write(f"{check.__name__}\n")
         if size == 4:
             save(folder)
-        load(folder, shard_experts(_model()))
+        sharded = shard_experts(_model())
+        load(folder, sharded)
     finally:
         distributed.destroy_process_group()
+    _meet_fewer_processes(sharded, size)
+
+
+def _meet_fewer_processes(sharded: nn.Module, size: int) -> None:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    with pytest.raises(ValueError, match=f"`group` must have the {size} processes that the experts were sharded over"):
+        sharded(torch.zeros(2, 6, dtype=F64))
+    distributed.destroy_process_group()
 
 
 @pytest.mark.slow
