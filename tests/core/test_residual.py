@@ -296,6 +296,8 @@ def test_levels_of_scalemoe_are_said() -> None:
         ValueError, match="`level` must be one of 'feature', 'output', got 'features'; did you mean 'fe"
     ):
         ScaleMoE(STATE, TASKS, OUT, level="features")
+    with pytest.raises(ValueError, match='`merge_deviations` must be False with level="feature", whose experts put'):
+        ScaleMoE(STATE, TASKS, OUT, merge_deviations=True)
 
 
 # Modules with layer normalization -------------------------------------------------------------------------------------
