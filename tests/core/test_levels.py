@@ -465,7 +465,9 @@ def test_builders_size_what_they_say() -> None:
 def test_noise_replays_a_draw() -> None:
     net = ModuleRouting.mlp(3, 4, 5, 2, 3)
     x, noise = torch.randn(7, 3), gumbel_noise((7, 5, 5))
-    assert torch.equal(net(x, noise=noise), net(x, noise=noise))
+    first, again, other = (net(x, noise=drawn, return_route=True) for drawn in (noise, noise, noise.flip(0)))
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[1].path, other[1].path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.long, torch.bfloat16])
