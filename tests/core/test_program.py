@@ -1,5 +1,7 @@
 """A program computes what its module did, comes from a file without its classes, and runs nothing but operations."""
 
+import copy
+import functools
 import json
 import subprocess
 import sys
@@ -38,10 +40,16 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@functools.cache
+def traced(name: str) -> tuple[nn.Module, Program]:
+    """A module and its program, which tests look at and leave as they are."""
+    module = MODULES[name]()
+    return module, trace_program(module, torch.randn(4, 5), notes={"name": name})
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_a_loaded_program_computes_what_its_module_did(name: str, tmp_path: Path) -> None:
-    module = MODULES[name]()
-    program = trace_program(module, torch.randn(4, 5), notes={"name": name})
+    module, program = traced(name)
     program.save(tmp_path / "p.safetensors")
     loaded = Program.load(tmp_path / "p.safetensors")
     module.eval()
@@ -55,7 +63,7 @@ def test_a_loaded_program_computes_what_its_module_did(name: str, tmp_path: Path
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    program, path = trace_program(MODULES["perceptron"](), torch.randn(4, 5)), tmp_path / "p.safetensors"
+    program, path = traced("perceptron")[1], tmp_path / "p.safetensors"
     program.save(path)
     before = path.read_bytes()
 
@@ -84,9 +92,9 @@ def test_a_program_has_memory_of_its_own_and_leaves_the_module_as_it_was() -> No
 
 
 def test_a_program_moves_and_takes_other_types(tmp_path: Path) -> None:
-    program = trace_program(MODULES["module"](), torch.randn(4, 5))
+    program = traced("module")[1]
     program.save(tmp_path / "p.safetensors")
-    for moved in (program.to("meta"), Program.load(tmp_path / "p.safetensors", device="meta")):
+    for moved in (copy.deepcopy(program).to("meta"), Program.load(tmp_path / "p.safetensors", device="meta")):
         assert {tensor.device.type for tensor in moved.buffers()} == {"meta"}
         assert moved(torch.randn(7, 5, device="meta")).shape == (7, 3)
     double = ModuleRouting.mlp(5, 8, 6, 3, dtype=torch.float64)
@@ -95,7 +103,7 @@ def test_a_program_moves_and_takes_other_types(tmp_path: Path) -> None:
 
 
 def test_a_file_needs_neither_classes_nor_training(tmp_path: Path) -> None:
-    program = trace_program(MODULES["extracted"](), torch.randn(4, 5))
+    program = traced("extracted")[1]
     program.save(tmp_path / "p.safetensors")
     x = torch.randn(3, 5)
     text = f"""
@@ -145,7 +153,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("program") / "p.safetensors"
-    trace_program(MODULES["perceptron"](), torch.randn(4, 5)).save(path)
+    traced("perceptron")[1].save(path)
     return path
 
 
