@@ -66,6 +66,8 @@ def make(
     name: str, net: nn.Module, textbook: nn.Module, inputs: tuple[Tensor, ...], mode: str, **others: nn.Module
 ) -> Case:
     """Makes a case with all backends that can run it."""
+    size, textbook_size = (sum(parameter.numel() for parameter in part.parameters()) for part in (net, textbook))
+    assert size == textbook_size, f"{name} has {size:,} parameters, and its textbook form {textbook_size:,}"
     fast = "fused" if mode == "training step" else "skip"
     jobs = {backend: _job(net, inputs, mode, backend) for backend in ("reference", fast, "auto")}
     try:
@@ -121,7 +123,7 @@ def output_level(batch: int, mode: str, heads: int = 10) -> Case:
 def whole_d2r(batch: int, mode: str) -> Case:
     """D2R's actor at its published size, including F, H and the router."""
     net = networks.build("d2r", 39, 10, OUT, gate="top-2")
-    textbook = D2RNetwork(TextbookModule(400, 400, 128, 16, OUT, 2))
+    textbook = D2RNetwork(TextbookModule(400, 400, 128, 16, OUT, 2, router_sizes=(256, 256)))
     task = torch.eye(10)[torch.arange(batch) % 10]
     return make("D2R actor", net, textbook, (torch.randn(batch, 39), task), mode)
 

@@ -1,5 +1,8 @@
 """Routing in plain torch: lists of linear layers, torch.stack, every module for every sample."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -7,11 +10,20 @@ from torch import Tensor, nn
 class TextbookModule(nn.Module):
     """Module level: Top-K node by node, and the residual stop-gradient by a second stack of detached outputs."""
 
-    def __init__(self, features: int, context: int, width: int, num_modules: int, out: int, k: int) -> None:
+    def __init__(
+        self,
+        features: int,
+        context: int,
+        width: int,
+        num_modules: int,
+        out: int,
+        k: int,
+        router_sizes: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.k = k
         self.layers = nn.ModuleList(nn.Linear(width if i else features, width) for i in range(num_modules))
-        self.router = nn.Linear(context, num_modules * (num_modules + 1) // 2)
+        self.router = perceptron(context, *router_sizes, num_modules * (num_modules + 1) // 2)
         self.head = nn.Linear(width, out)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -85,12 +97,15 @@ class TextbookOutput(nn.Module):
         return outputs.gather(1, task[:, None, None].expand(-1, 1, outputs.shape[-1])).squeeze(1)
 
 
+def perceptron(*sizes: int) -> nn.Sequential:
+    """Makes linear layers of the given widths with ReLU between them."""
+    layers = [layer for widths in pairwise(sizes) for layer in (nn.Linear(*widths), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
 def plain_mlp(features: int, width: int, depth: int, out: int) -> nn.Sequential:
     """Makes a perceptron with `depth` hidden layers."""
-    layers: list[nn.Module] = []
-    for i in range(depth):
-        layers += [nn.Linear(width if i else features, width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(width if depth else features, out))
+    return perceptron(features, *[width] * depth, out)
 
 
 def equal_mlp(net: nn.Module, features: int, out: int, depth: int = 5) -> nn.Sequential:
