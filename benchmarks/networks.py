@@ -10,10 +10,6 @@ from .timing import Job, interleave, medians, ratios
 
 STATE, TASKS, OUT, BATCH = 39, 10, 8, 1280
 
-PUBLIC = {"sm": "2.0 to 2.4", "sm-shallow": "1.3 (update)", "paco": "2.9 (update)", "d2r": "5.1 to 7"}
-"""The times of public implementations relative to their mt-sac, on two cores of the same type: the authors' torch code
-for sm and d2r, forward and backward; a jitted implementation for the others, a whole update."""
-
 
 def time_network(name: str, seconds: float) -> dict[str, object]:
     """Times a training step of a network, and of perceptrons of its size and of the size of MT-SAC."""
@@ -28,9 +24,8 @@ def time_network(name: str, seconds: float) -> dict[str, object]:
     times = interleave(jobs, seconds=seconds)
     ms, to = medians(times), {other: ratios(times, other)["network"] for other in ("equal MLP", "mt-sac")}
     cells = ", ".join(f"{ratio:.2f} x {other}" for other, ratio in to.items())
-    public = f"; public code {PUBLIC[name]} x its mt-sac" if name in PUBLIC else ""
-    print(f"{name:14} {size:9,} parameters  {ms['network']:.2f} ms  {cells}{public}", flush=True)
-    return {"network": name, "parameters": size, "ms": ms, "to": to, "public": PUBLIC.get(name, "")}
+    print(f"{name:14} {size:9,} parameters  {ms['network']:.2f} ms  {cells}", flush=True)
+    return {"network": name, "parameters": size, "ms": ms, "to": to}
 
 
 def _step(net: nn.Module) -> Job:

@@ -32,8 +32,6 @@ from .timing import Job, interleave, medians, ratios
 
 STATE, TASKS, ACTIONS, BATCH = 39, 10, 4, 1280
 NETWORKS = ("mt-sac", "mh-sac", "moe", "hard", "sm", "sm-shallow", "care", "paco", "d2r", "d2r-layer", "d2r-model")
-PUBLIC = {"sm": "1.9", "sm-shallow": "1.3", "paco": "2.9", "d2r": "2.1 to 2.4"}
-"""The times of other code relative to its mt-sac: a jitted implementation, and a first prototype for d2r."""
 
 
 class Still(gym.Env[Any, Any]):
@@ -105,7 +103,7 @@ def time_updates(seconds: float) -> list[dict[str, Any]]:
             f"bf16 {row['bf16 to mt-sac']:.2f} x mt-sac in float32, {row['bf16 to float32']:.2f} x float32",
             flush=True,
         )
-        rows.append({**row, "public": PUBLIC.get(network, "")})
+        rows.append(row)
     return rows
 
 

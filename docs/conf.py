@@ -238,16 +238,16 @@ class Picture(Directive):
 
 
 class NetworkSpeed(Directive):
-    """Shows the stored results of `make bench` for whole networks, beside what public implementations take."""
+    """Shows the stored results of `make bench` for whole networks."""
 
     def run(self) -> list[nodes.Node]:
-        header = ["network", "parameters", "ms", "to an equal MLP", "to mt-sac", "public code to mt-sac"]
+        header = ["network", "parameters", "ms", "to an equal MLP", "to mt-sac"]
         lines = table([header, *map(self._cells, json.loads(SPEED.read_text())["networks"])])
         return self.parse_text_to_nodes("\n".join(lines))
 
     def _cells(self, row: dict[str, Any]) -> list[str]:
         ratios = [f"{row['to'][other]:.2f}" for other in ("equal MLP", "mt-sac")]
-        return [row["network"], f"{row['parameters']:,}", f"{row['ms']['network']:.1f}", *ratios, row["public"]]
+        return [row["network"], f"{row['parameters']:,}", f"{row['ms']['network']:.1f}", *ratios]
 
 
 class EnvironmentSpeed(Directive):
@@ -330,10 +330,10 @@ class UpdateSpeed(Directive):
     def run(self) -> list[nodes.Node]:
         ratios = ("to mt-sac", "bf16 to mt-sac", "bf16 to float32")
         rows = [
-            [row["network"], f"{row['ms']['float32']:.0f}", *(f"{row[ratio]:.2f}" for ratio in ratios), row["public"]]
+            [row["network"], f"{row['ms']['float32']:.0f}", *(f"{row[ratio]:.2f}" for ratio in ratios)]
             for row in UPDATES["rows"]
         ]
-        lines = table([["network", "ms", *ratios, "other code to its mt-sac"], *rows])
+        lines = table([["network", "ms", *ratios], *rows])
         bare, steps = UPDATES["bare"]["to bare loop"], UPDATES["step"]
         ours = " and ".join(f"{steps[network]:.2f} ms with {network}" for network in steps)
         text = f"""
