@@ -8,7 +8,6 @@ run a process for each task. A timed block is one episode of every task includin
 
 import argparse
 import functools
-import json
 import os
 import statistics
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from dynroute_metaworld import make_envs
 from dynroute_metaworld.envs.tasks import goals_of
 
-from .outputs import folder
+from .outputs import parse, write
 from .timing import Job, interleave, medians, ratios
 
 BENCHMARK, HORIZON = "MT10", 100
@@ -66,15 +65,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120, help="duration of the comparison")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of dynroute's workers")
-    parser.add_argument("--folder", type=folder, default=Path(__file__).parent / "results", help="of the result")
-    arguments = parser.parse_args()
+    options = parse(parser, "environments.json")
     load = os.getloadavg()[0]  # the load of other programs
 
     envs: dict[str, Any] = {
         "SubprocVecEnv": SubprocVecEnv(makers(True)),
         "AsyncVectorEnv": AsyncVectorEnv(makers(False), autoreset_mode=AutoresetMode.SAME_STEP),
     }
-    for workers in arguments.workers:
+    for workers in options.workers:
         envs[f"dynroute, workers={workers}"] = make_envs(
             BENCHMARK, goals="benchmark", horizon=HORIZON, seed=0, workers=workers
         )
@@ -95,7 +93,7 @@ def main() -> None:
     try:
         for env in envs.values():
             env.reset()
-        times = interleave({name: episode(name, env) for name, env in envs.items()}, seconds=arguments.seconds)
+        times = interleave({name: episode(name, env) for name, env in envs.items()}, seconds=options.seconds)
     finally:
         for env in envs.values():
             env.close()
@@ -126,7 +124,7 @@ def main() -> None:
         "rounds": len(next(iter(times.values()))),
         "rows": rows,
     }
-    (arguments.folder / "environments.json").write_text(json.dumps(result, indent=1))
+    write(options.output, result)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dynroute import Record, RoutedGraph, inspect, record
 
 from . import transformers
-from .outputs import file
+from .outputs import RESULTS, file
 from .text import SYMBOLS, docstrings, split
 from .timing import Job, interleave, medians, ratios
 from .transformers import LENGTH, PARTS, Transformer, products
@@ -300,7 +300,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--names", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, each with one thread")
     parser.add_argument("--compare-seconds", type=float, default=90.0, help="for the times of a step, in turns")
-    parser.add_argument("--output", type=file, default=Path("benchmarks/results/language.json"))
+    parser.add_argument("--output", type=file, default=RESULTS / "language.json")
     options = parser.parse_args(arguments)
 
     texts = split(docstrings())

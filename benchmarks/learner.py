@@ -8,8 +8,6 @@ MT10 together. MT-SAC has three hidden layers of 256 and learns values by their 
 
 import argparse
 import functools
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ import torch
 from dynroute_metaworld.runs.presets import preset
 from dynroute_metaworld.runs.training import make_model
 
-from .outputs import folder
+from .outputs import parse, write
 from .sac import fill, still_tasks
 from .timing import Job, interleave, medians, ratios
 
@@ -43,8 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10, help="duration of each row")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--folder", type=folder, default=Path(__file__).parent / "results", help="of learner.json")
-    options = parser.parse_args(arguments)
+    options = parse(parser, "learner.json", arguments)
     torch.manual_seed(0)
     plain = {"method": "mt-sac", "network": {"hidden_sizes": [256, 256, 256]}, "buffer_size": 20_000}
     base = update_of("paper", **plain)
@@ -62,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{threads} threads  {method:17} {row['ms']['float32']:6.1f} ms  x mt-sac: {cells}", flush=True)
             rows.append(row)
     result = {"torch": torch.__version__, "batch": BATCH, "rows": rows}
-    (options.folder / "learner.json").write_text(json.dumps(result, indent=1) + "\n")
+    write(options.output, result)
 
 
 if __name__ == "__main__":

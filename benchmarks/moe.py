@@ -1,16 +1,14 @@
 """Times mixtures of perceptrons beside a loop over experts and dense layers; `python -m benchmarks.moe --help`."""
 
 import argparse
-import json
 import platform
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dynroute import Hard, LinearRouter, ModelRouting, TopK, Topology
 
-from .outputs import file
+from .outputs import parse, write
 from .timing import Job, interleave, medians, ratios
 
 
@@ -72,9 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--output", type=file, default=Path("benchmarks/results/moe.json"))
-    options = parser.parse_args(arguments)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options = parse(parser, "moe.json", arguments)
 
     rows = []
     for threads in options.threads:
@@ -95,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
                         {"threads": threads, "experts": num_experts, "k": k, "mode": mode, "ms": ms, "to loop": ratio}
                     )
     about = {"torch": torch.__version__, "machine": platform.machine(), "tokens": options.tokens, "width": [64, 256]}
-    options.output.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    write(options.output, {"about": about, "rows": rows})
 
 
 if __name__ == "__main__":

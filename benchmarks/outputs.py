@@ -1,7 +1,14 @@
-"""Output paths of benchmarks, created before measurements that may take hours."""
+"""Files that benchmarks write, whose folders are made before measurements that may take hours."""
 
 import argparse
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+"""The folder of the results that the documentation shows."""
 
 
 def folder(text: str) -> Path:
@@ -20,3 +27,38 @@ def file(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} must be a file, and is a folder")
     folder(str(path.parent))
     return path
+
+
+def parse(parser: argparse.ArgumentParser, name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the options of a program whose results the documentation shows.
+
+    Args:
+        parser: The parser, to which `--output` is added.
+        name: The default file, in :data:`RESULTS`. It is written only if all other options have their defaults.
+        arguments: The command line; that of the process if None.
+    """
+    stored = RESULTS / name
+    parser.add_argument("--output", type=file, default=stored, help=f"the JSON file (benchmarks/results/{name})")
+    options = parser.parse_args(arguments)
+    changed = [f"--{option.replace('_', '-')}" for option in _changed(parser, options) if option != "output"]
+    if changed and options.output.resolve() == stored.resolve():
+        parser.error(
+            f"{stored} must hold what default options measure, which the documentation shows; "
+            f"got {' and '.join(changed)}: name another file by `--output`"
+        )
+    return options
+
+
+def _changed(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any]:
+    """The options that differ from their defaults."""
+    return {name: value for name, value in vars(options).items() if value != parser.get_default(name)}
+
+
+def write(path: Path, stored: dict[str, Any], *, allow_nan: bool = True) -> None:
+    """Writes results as JSON, whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(stored, indent=1, allow_nan=allow_nan) + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .outputs import folder
+from . import outputs
 
 # Imports count as memory of the measured processes, so large ones are made only inside functions.
 
@@ -115,8 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=16_667, help="lines of metrics, 60 points each")
     parser.add_argument("--times", type=int, default=5, help="times to open the page")
-    parser.add_argument("--folder", type=folder, default=Path(__file__).parent / "results", help="of the result")
-    arguments = parser.parse_args()
+    options = outputs.parse(parser, "page.json")
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         parser.error(f"a browser must be there to open the page, one of {', '.join(BROWSERS)}")
@@ -124,10 +123,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         run, page = Path(name) / "run", Path(name) / "report.html"
-        points = alone(build, run, arguments.lines)
+        points = alone(build, run, options.lines)
         logged = (run / "metrics.jsonl").stat().st_size / 1e6
         reading, written = alone(read, run), alone(write, run, page)
-        opened = [browse(browser, page) for _ in range(arguments.times)]
+        opened = [browse(browser, page) for _ in range(options.times)]
 
     times = {part: [round(opening[part], 1) for opening in opened] for part in ("drawn", "load")}
     version = subprocess.run([browser, "--version"], capture_output=True, text=True, check=True).stdout.strip()
@@ -147,7 +146,7 @@ def main() -> None:
         print(f"{seconds} and {took['peak MB']:.0f} MB of memory until it is {what}")
     for part, event in (("drawn", "the first curve is drawn"), ("load", "it is loaded")):
         print(f"{statistics.median(times[part]):6.0f} ms until {event} (at most {max(times[part]):.0f})")
-    (arguments.folder / "page.json").write_text(json.dumps(result, indent=1) + "\n")
+    outputs.write(options.output, result)
 
 
 if __name__ == "__main__":

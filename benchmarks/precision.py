@@ -4,9 +4,7 @@ python -m benchmarks.precision
 """
 
 import argparse
-import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from dynroute_sb3 import MultiTaskSAC, point_tasks
 from dynroute_sb3.options import PRECISIONS
 
-from .outputs import file
+from .outputs import parse, write
 
 SIZES: dict[str, dict[str, Any]] = {
     "mt-sac": {"hidden_sizes": (64, 64)},
@@ -57,8 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5600)
-    parser.add_argument("--output", type=file, default=Path("benchmarks/results/precision.json"))
-    options = parser.parse_args(arguments)
+    options = parse(parser, "precision.json", arguments)
     torch.set_num_threads(1)
     rows = []
     for network in SIZES:
@@ -73,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
                     flush=True,
                 )
     about = {"torch": torch.__version__, "steps": options.steps, "tasks": 4}
-    options.output.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    write(options.output, {"about": about, "rows": rows})
 
 
 if __name__ == "__main__":

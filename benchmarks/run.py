@@ -1,7 +1,6 @@
-"""Times every case and writes a table, a JSON file and a picture; `python -m benchmarks.run --help`."""
+"""Times every case and writes a table, a JSON file and beside it a picture; `python -m benchmarks.run --help`."""
 
 import argparse
-import json
 import platform
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import torch
 from matplotlib.figure import Figure
 
 from dynroute.networks import available
+from dynroute_sb3.storage import writing_file
 
 from .cases import CASES, Case, module_level, scaling
 from .networks import time_network
-from .outputs import folder
+from .outputs import parse, write
 from .timing import interleave, medians, peak_bytes, ratios
 
 Row = dict[str, object]
@@ -46,7 +46,8 @@ def plot(curves: dict[str, list[tuple[int, Row]]], path: Path) -> None:
         axes.set_xticks([n for n, _ in points], [str(n) for n, _ in points])
         axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120)
+    with writing_file(path) as part:
+        figure.savefig(part, dpi=120)
 
 
 def main() -> None:
@@ -56,12 +57,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="time the cases whose name contains this")
     parser.add_argument("--no-scaling", action="store_true", help="leave out the scaling curves")
     parser.add_argument("--seconds", type=float, default=4.0, help="about how long each case is timed")
-    parser.add_argument("--folder", type=folder, default=Path("benchmarks/results"))
-    options = parser.parse_args()
-    if (options.only or options.no_scaling) and options.folder == Path("benchmarks/results"):
-        parser.error(
-            "`--only` and `--no-scaling` measure a part: give another `--folder`, the documentation reads this one"
-        )
+    options = parse(parser, "speed.json")
 
     torch.manual_seed(0)
     print(
@@ -80,13 +76,12 @@ def main() -> None:
     if not options.no_scaling:
         curves = {size: [(n, measure(case, options.seconds)) for n, case in cases] for size, cases in scaling().items()}
 
-    options.folder.mkdir(parents=True, exist_ok=True)
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
     result = {"machine": machine, "rows": rows, "networks": whole, "scaling": curves}
-    (options.folder / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
+    write(options.output, result)
     if curves:
-        plot(curves, options.folder / "scaling.png")
-    print(f"written to {options.folder}/")
+        plot(curves, options.output.with_suffix(".png"))
+    print(f"written to {options.output}")
 
 
 if __name__ == "__main__":

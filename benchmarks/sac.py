@@ -8,11 +8,9 @@ The sizes are those of MT10: states of 39, actions of 4, ten tasks, batches of 1
 import argparse
 import functools
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -27,7 +25,7 @@ from torch.nn import functional as F
 from dynroute_sb3 import MultiTaskSAC, OneHotTask
 from dynroute_sb3.options import PRECISIONS
 
-from .outputs import folder
+from .outputs import parse, write
 from .timing import Job, interleave, medians, ratios
 
 STATE, TASKS, ACTIONS, BATCH = 39, 10, 4, 1280
@@ -193,19 +191,18 @@ def time_step(network: str, steps: int = 300) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="duration of each comparison")
-    parser.add_argument("--folder", type=folder, default=Path(__file__).parent / "results", help="of sac.json")
-    arguments = parser.parse_args()
+    options = parse(parser, "sac.json")
     torch.manual_seed(0)
 
     base = make("mt-sac")
-    times = interleave({"mt-sac": lambda: base.train(1, BATCH), "bare loop": bare_update()}, seconds=arguments.seconds)
+    times = interleave({"mt-sac": lambda: base.train(1, BATCH), "bare loop": bare_update()}, seconds=options.seconds)
     bare = {"ms": medians(times), "to bare loop": ratios(times, "bare loop")["mt-sac"]}
     print(f"mt-sac       {bare['ms']['mt-sac']:7.1f} ms  {bare['to bare loop']:.2f} x a bare torch loop", flush=True)
     steps = {network: time_step(network) for network in ("mt-sac", "d2r")}
     print(f"a step outside environments and network: {steps} ms", flush=True)
-    rows = time_updates(arguments.seconds)
+    rows = time_updates(options.seconds)
     result = {"threads": torch.get_num_threads(), "torch": torch.__version__, "bare": bare, "step": steps, "rows": rows}
-    (arguments.folder / "sac.json").write_text(json.dumps(result, indent=1))
+    write(options.output, result)
 
 
 if __name__ == "__main__":

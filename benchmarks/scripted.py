@@ -6,15 +6,13 @@ An episode of 150 steps is the start of one of 500 with the same goal, so one pa
 """
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 from dynroute_command.choices import MAX_HORIZON
 from dynroute_metaworld.runs.evaluation import evaluate
 from dynroute_metaworld.runs.intervals import wilson_interval
 
-from .outputs import folder
+from .outputs import parse, write
 
 HORIZONS = (150, 200, MAX_HORIZON)
 
@@ -29,16 +27,15 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=20, help="the number of episodes of each task")
     parser.add_argument("--workers", type=int, default=2, help="the number of processes that run the environments")
     parser.add_argument("--seed", type=int, default=3, help="the seed of the goals")
-    parser.add_argument("--folder", type=folder, default=Path(__file__).parent / "results", help="of the result")
-    arguments = parser.parse_args()
+    options = parse(parser, "scripted.json")
     result = evaluate(
         "scripted",
         "MT50",
         goals="benchmark",
         horizon=MAX_HORIZON,
-        episodes=arguments.episodes,
-        seed=arguments.seed,
-        workers=arguments.workers,
+        episodes=options.episodes,
+        seed=options.seed,
+        workers=options.workers,
         progress=report,
     )
 
@@ -61,7 +58,7 @@ def main() -> None:
     print(f"{'tasks at .9 or more':28}" + "".join(f"{solved[horizon]:>22}" for horizon in HORIZONS))
     settings = {"goals": result.goals, "seed": result.seed, "episodes": result.episodes, "versions": result.versions}
     stored = {**settings, "rows": rows, "mean": mean, "tasks at .9 or more": solved}
-    (arguments.folder / "scripted.json").write_text(json.dumps(stored, indent=1) + "\n")
+    write(options.output, stored)
 
 
 if __name__ == "__main__":
