@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from dynroute_metaworld import make_envs
 from dynroute_metaworld.envs.tasks import goals_of
 
-from .outputs import parse, write
+from .outputs import parse, session, write
 from .timing import Job, interleave, medians, ratios
 
 BENCHMARK, HORIZON = "MT10", 100
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="duration of the comparison")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of dynroute's workers")
     options = parse(parser, "environments.json")
-    load = os.getloadavg()[0]  # the load of other programs
+    load, started = os.getloadavg()[0], session("benchmarks.environments")  # the load of other programs
 
     envs: dict[str, Any] = {
         "SubprocVecEnv": SubprocVecEnv(makers(True)),
@@ -116,6 +116,7 @@ def main() -> None:
             flush=True,
         )
     result = {
+        "session": started,
         "benchmark": BENCHMARK,
         "horizon": HORIZON,
         "load at the start": load,

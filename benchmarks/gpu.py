@@ -5,10 +5,9 @@ is written after each section, so no measurement is lost. `--device cpu --quick`
 """
 
 import argparse
-import json
-import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from .gpu_sections import Row, Setup, Steps, actors, attempt, capture, correctness, d2r, moe, sac
-from .outputs import file
+from .outputs import file, session, write
 
 SECTIONS: dict[str, Callable[[Setup], Steps]] = {
     "correctness": correctness,
@@ -74,15 +73,6 @@ def table(name: str, section: Row) -> str:
     return "\n".join([*text, *[f"  skipped at the time limit: {title}" for title in section["skipped"]], ""])
 
 
-def commit() -> str:
-    """Returns the commit of this tree, marked if files differ from it."""
-    options: dict[str, Any] = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True}
-    try:
-        return subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], **options).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the sections, and returns 1 if something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,13 +98,18 @@ def main(arguments: list[str] | None = None) -> int:
     output = options.output or Path(__file__).parent / "results" / f"gpu-{slug}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     about = {"card": card, "torch": torch.__version__, "cuda": torch.version.cuda, "quick": setup.quick}
-    about |= {"commit": options.commit or commit(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    started: dict[str, Any] = {}
+    with suppress(ImportError):  # it needs Meta-World, and the sections do not
+        started = session("benchmarks.gpu")
+    commit, date = options.commit or started.get("commit"), datetime.now(UTC).isoformat(timespec="seconds")
+    about |= {"commit": commit, "date": date}
     sections: dict[str, Row] = {}
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
+    about["session"] = started
     for name in SECTIONS:
         print(name, flush=True)
         sections[name] = run_section(name, setup, deadline)
-        output.write_text(json.dumps({"about": about, "sections": sections}, indent=1) + "\n")
+        write(output, {"about": about, "sections": sections})
     print("\n" + "\n".join(table(name, section) for name, section in sections.items()))
     failed = sum(len(part.get("failed", {})) for section in sections.values() for part in (section, *section["rows"]))
     print(f"{failed} failures; written to {output}", flush=True)

@@ -6,7 +6,6 @@ a small network.
 """
 
 import argparse
-import json
 import os
 import time
 from datetime import UTC, datetime
@@ -23,8 +22,7 @@ from dynroute_metaworld.runs.configuration import Configuration
 from dynroute_metaworld.runs.presets import preset
 from dynroute_metaworld.runs.training import environments, make_model
 
-from .gpu import commit
-from .outputs import file
+from .outputs import file, session, write
 
 QUICK: dict[str, Any] = {"benchmark": "reach,drawer-close", "learning_starts": 10, "batch_size": 16}
 FOREVER = 2**40
@@ -96,7 +94,7 @@ class Curve(BaseCallback):
         taken = 60 * max(point["minutes"] - last["minutes"], 1e-9)
         point |= {f"{name} a second": (point[name] - last[name]) / taken for name in ("steps", "updates")}
         self.points.append(point)
-        self.options.output.write_text(json.dumps({"about": self.about, "curve": self.points}, indent=1) + "\n")
+        write(self.options.output, {"about": self.about, "curve": self.points})
         print(
             f"{point['minutes']:6.2f} min  {point['steps']:8,} steps  {point['updates']:8,} updates "
             f"({point['updates a second']:.0f}/s)  success {point['success']:.2f}",
@@ -130,7 +128,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     configuration = configure(options)
     card = torch.cuda.get_device_name() if torch.device(options.device).type == "cuda" else options.device
-    about = {"card": card, "backend": options.backend, "torch": torch.__version__, "commit": options.commit or commit()}
+    about = {"card": card, "backend": options.backend, "torch": torch.__version__}
+    started = session("benchmarks.gpu_train")
+    about |= {"session": started, "commit": options.commit or started["commit"]}
     about |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "configuration": vars_of(configuration)}
     env = environments(configuration)
     try:

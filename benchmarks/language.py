@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dynroute import Record, RoutedGraph, inspect, record
 
 from . import transformers
-from .outputs import RESULTS, file
+from .outputs import RESULTS, file, session
 from .text import SYMBOLS, docstrings, split
 from .timing import Job, interleave, medians, ratios
 from .transformers import LENGTH, PARTS, Transformer, products
@@ -309,12 +309,12 @@ def main(arguments: list[str] | None = None) -> None:
     if stored.setdefault("settings", common) != common:
         parser.error(f"{options.output} holds runs with other settings; name another `--output`, or delete it")
     runs = stored.setdefault("runs", [])
-    if "steps" not in stored:
-        stored["steps"] = compare(texts[0], options.compare_seconds) | {"load at the start": os.getloadavg()[0]}
-        write(options.output, stored)
-
     made = {(run["name"], run["seed"]) for run in runs}
     missing = [(name, seed) for seed in range(options.seeds) for name in options.names if (name, seed) not in made]
+    if missing or "steps" not in stored:
+        stored.setdefault("sessions", []).append(session("benchmarks.language"))
+    if "steps" not in stored:
+        stored["steps"] = compare(texts[0], options.compare_seconds) | {"load at the start": os.getloadavg()[0]}
     write(options.output, stored)
     for run in train_all(missing, texts, options):
         runs.append(run)

@@ -15,7 +15,7 @@ import torch
 from dynroute_metaworld.runs.presets import preset
 from dynroute_metaworld.runs.training import make_model
 
-from .outputs import parse, write
+from .outputs import parse, session, write
 from .sac import fill, still_tasks
 from .timing import Job, interleave, medians, ratios
 
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=10, help="duration of each row")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parse(parser, "learner.json", arguments)
+    started = session("benchmarks.learner")
     torch.manual_seed(0)
     plain = {"method": "mt-sac", "network": {"hidden_sizes": [256, 256, 256]}, "buffer_size": 20_000}
     base = update_of("paper", **plain)
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
             cells = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["to mt-sac"].items() if name != "mt-sac")
             print(f"{threads} threads  {method:17} {row['ms']['float32']:6.1f} ms  x mt-sac: {cells}", flush=True)
             rows.append(row)
-    result = {"torch": torch.__version__, "batch": BATCH, "rows": rows}
+    result = {"session": started, "torch": torch.__version__, "batch": BATCH, "rows": rows}
     write(options.output, result)
 
 

@@ -1,14 +1,13 @@
 """Times mixtures of perceptrons beside a loop over experts and dense layers; `python -m benchmarks.moe --help`."""
 
 import argparse
-import platform
 
 import torch
 from torch import Tensor, nn
 
 from dynroute import Hard, LinearRouter, ModelRouting, TopK, Topology
 
-from .outputs import parse, write
+from .outputs import parse, session, write
 from .timing import Job, interleave, medians, ratios
 
 
@@ -72,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parse(parser, "moe.json", arguments)
 
-    rows = []
+    started, rows = session("benchmarks.moe"), []
     for threads in options.threads:
         torch.set_num_threads(threads)
         for num_experts in options.experts:
@@ -90,8 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
                     rows.append(
                         {"threads": threads, "experts": num_experts, "k": k, "mode": mode, "ms": ms, "to loop": ratio}
                     )
-    about = {"torch": torch.__version__, "machine": platform.machine(), "tokens": options.tokens, "width": [64, 256]}
-    write(options.output, {"about": about, "rows": rows})
+    about = {"torch": torch.__version__, "tokens": options.tokens, "width": [64, 256]}
+    write(options.output, {"session": started, "about": about, "rows": rows})
 
 
 if __name__ == "__main__":

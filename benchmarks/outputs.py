@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,23 @@ def parse(parser: argparse.ArgumentParser, name: str, arguments: Sequence[str] |
 def _changed(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any]:
     """The options that differ from their defaults."""
     return {name: value for name, value in vars(options).items() if value != parser.get_default(name)}
+
+
+def session(program: str) -> dict[str, Any]:
+    """The command, the commit, the versions, the machine and its load, for a program that begins to measure.
+
+    Args:
+        program: The module that measures.
+    """
+    from dynroute_metaworld.runs.provenance import commit, machine, versions  # benchmarks.gpu needs torch alone
+
+    return {
+        "command": shlex.join(["python", "-m", program, *sys.argv[1:]]),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "load": os.getloadavg()[0],
+    }
 
 
 def write(path: Path, stored: dict[str, Any], *, allow_nan: bool = True) -> None:

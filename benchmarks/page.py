@@ -120,6 +120,7 @@ def main() -> None:
     if browser is None:
         parser.error(f"a browser must be there to open the page, one of {', '.join(BROWSERS)}")
     load = os.getloadavg()[0]  # the load of other programs
+    session = alone(outputs.session, "benchmarks.page")
 
     with tempfile.TemporaryDirectory() as name:
         run, page = Path(name) / "run", Path(name) / "report.html"
@@ -131,6 +132,7 @@ def main() -> None:
     times = {part: [round(opening[part], 1) for opening in opened] for part in ("drawn", "load")}
     version = subprocess.run([browser, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     result = {
+        "session": session,
         "points": points,
         "metrics MB": logged,
         "reading": reading,

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from dynroute_sb3 import MultiTaskSAC, point_tasks
 from dynroute_sb3.options import PRECISIONS
 
-from .outputs import parse, write
+from .outputs import parse, session, write
 
 SIZES: dict[str, dict[str, Any]] = {
     "mt-sac": {"hidden_sizes": (64, 64)},
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=5600)
     options = parse(parser, "precision.json", arguments)
     torch.set_num_threads(1)
-    rows = []
+    started, rows = session("benchmarks.precision"), []
     for network in SIZES:
         for precision in PRECISIONS:
             runs = [learn(network, precision, seed, options.steps) for seed in range(1, options.seeds + 1)]
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
                     flush=True,
                 )
     about = {"torch": torch.__version__, "steps": options.steps, "tasks": 4}
-    write(options.output, {"about": about, "rows": rows})
+    write(options.output, {"session": started, "about": about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
 """Files of measured rows: each row is kept when it is there, so that an experiment goes on where it stopped."""
 
 import json
-import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
-from dynroute_metaworld.runs.provenance import commit, machine, versions
+from .outputs import session
 
 __all__ = ["Rows"]
 
@@ -31,13 +28,7 @@ class Rows:
             if stored.get("format") != form or stored["settings"] != settings:
                 raise SystemExit(f"{path} has other settings, {stored.get('settings')}; name another file")
             self.stored = stored
-        self.session = {
-            "command": shlex.join(["python", "-m", program, *sys.argv[1:]]),
-            "commit": commit(),
-            "versions": versions(),
-            "machine": machine(),
-            "load": os.getloadavg()[0],
-        }
+        self.session = session(program)
 
     def __contains__(self, columns: dict[str, Any]) -> bool:
         return any(all(row[name] == columns[name] for name in self.key) for row in self.stored["rows"])

@@ -1,7 +1,6 @@
 """Times every case and writes a table, a JSON file and beside it a picture; `python -m benchmarks.run --help`."""
 
 import argparse
-import platform
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from dynroute_sb3.storage import writing_file
 
 from .cases import CASES, Case, module_level, scaling
 from .networks import time_network
-from .outputs import parse, write
+from .outputs import parse, session, write
 from .timing import interleave, medians, peak_bytes, ratios
 
 Row = dict[str, object]
@@ -59,6 +58,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="about how long each case is timed")
     options = parse(parser, "speed.json")
 
+    started = session("benchmarks.run")
     torch.manual_seed(0)
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; median ms (median ratio to the textbook form)"
@@ -76,8 +76,7 @@ def main() -> None:
     if not options.no_scaling:
         curves = {size: [(n, measure(case, options.seconds)) for n, case in cases] for size, cases in scaling().items()}
 
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
-    result = {"machine": machine, "rows": rows, "networks": whole, "scaling": curves}
+    result = {"session": started, "rows": rows, "networks": whole, "scaling": curves}
     write(options.output, result)
     if curves:
         plot(curves, options.output.with_suffix(".png"))

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from dynroute_sb3 import MultiTaskSAC, OneHotTask
 from dynroute_sb3.options import PRECISIONS
 
-from .outputs import parse, write
+from .outputs import parse, session, write
 from .timing import Job, interleave, medians, ratios
 
 STATE, TASKS, ACTIONS, BATCH = 39, 10, 4, 1280
@@ -192,6 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="duration of each comparison")
     options = parse(parser, "sac.json")
+    started = session("benchmarks.sac")
     torch.manual_seed(0)
 
     base = make("mt-sac")
@@ -201,8 +202,8 @@ def main() -> None:
     steps = {network: time_step(network) for network in ("mt-sac", "d2r")}
     print(f"a step outside environments and network: {steps} ms", flush=True)
     rows = time_updates(options.seconds)
-    result = {"threads": torch.get_num_threads(), "torch": torch.__version__, "bare": bare, "step": steps, "rows": rows}
-    write(options.output, result)
+    result = {"session": started, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    write(options.output, {**result, "bare": bare, "step": steps, "rows": rows})
 
 
 if __name__ == "__main__":

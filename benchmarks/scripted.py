@@ -12,7 +12,7 @@ from dynroute_command.choices import MAX_HORIZON
 from dynroute_metaworld.runs.evaluation import evaluate
 from dynroute_metaworld.runs.intervals import wilson_interval
 
-from .outputs import parse, write
+from .outputs import parse, session, write
 
 HORIZONS = (150, 200, MAX_HORIZON)
 
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="the number of processes that run the environments")
     parser.add_argument("--seed", type=int, default=3, help="the seed of the goals")
     options = parse(parser, "scripted.json")
+    started = session("benchmarks.scripted")
     result = evaluate(
         "scripted",
         "MT50",
@@ -57,7 +58,7 @@ def main() -> None:
     print(f"{'mean':28}" + "".join(f"{mean[horizon]:>22.3f}" for horizon in HORIZONS))
     print(f"{'tasks at .9 or more':28}" + "".join(f"{solved[horizon]:>22}" for horizon in HORIZONS))
     settings = {"goals": result.goals, "seed": result.seed, "episodes": result.episodes, "versions": result.versions}
-    stored = {**settings, "rows": rows, "mean": mean, "tasks at .9 or more": solved}
+    stored = {"session": started, **settings, "rows": rows, "mean": mean, "tasks at .9 or more": solved}
     write(options.output, stored)
 
 

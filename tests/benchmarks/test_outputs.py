@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import learner, moe, outputs, precision
 
@@ -57,3 +58,12 @@ def test_a_file_is_written_whole_or_not_at_all(results: Path) -> None:
         outputs.write(path, {"rows": [float("nan")]}, allow_nan=False)
     assert json.loads(path.read_text()) == {"rows": [1]}
     assert list(results.iterdir()) == [path]
+
+
+def test_a_session_tells_where_and_by_what_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["moe.py", "--k", "1"])
+    session = outputs.session("benchmarks.moe")
+    assert session["command"] == "python -m benchmarks.moe --k 1"
+    assert session["machine"]["threads"] == torch.get_num_threads()
+    assert session["versions"]["torch"] == torch.__version__
+    assert {"commit", "load"} <= set(session)
