@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .gpu_sections import Row, Setup, Steps, actors, attempt, capture, correctness, d2r, moe, sac
-from .outputs import file, session, write
+from .outputs import file, new_file, session, write
 
 SECTIONS: dict[str, Callable[[Setup], Steps]] = {
     "correctness": correctness,
@@ -81,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=7.0, help="no step begins after this time")
     parser.add_argument("--seconds", type=float, default=5.0, help="about how long each comparison is timed")
     parser.add_argument("--commit", help="the commit of this tree, where git cannot tell")
-    parser.add_argument("--output", type=file, help="default: benchmarks/results/gpu-<card>.json")
+    parser.add_argument("--output", type=file, help="default: a new file benchmarks/results/gpu-<card>-<options>.json")
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     setup = Setup(torch.device(options.device), options.quick, options.seconds)
@@ -94,9 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     torch.manual_seed(0)
     card = torch.cuda.get_device_name() if setup.cuda else setup.device.type
-    slug = "".join(letter if letter.isalnum() else "-" for letter in card.lower())
-    output = options.output or Path(__file__).parent / "results" / f"gpu-{slug}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output = options.output or new_file(f"gpu-{card}", parser, options, "device", "commit")
     about = {"card": card, "torch": torch.__version__, "cuda": torch.version.cuda, "quick": setup.quick}
     started: dict[str, Any] = {}
     with suppress(ImportError):  # it needs Meta-World, and the sections do not

@@ -9,7 +9,6 @@ import argparse
 import os
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from dynroute_metaworld.runs.configuration import Configuration
 from dynroute_metaworld.runs.presets import preset
 from dynroute_metaworld.runs.training import environments, make_model
 
-from .outputs import file, session, write
+from .outputs import file, new_file, session, write
 
 QUICK: dict[str, Any] = {"benchmark": "reach,drawer-close", "learning_starts": 10, "batch_size": 16}
 FOREVER = 2**40
@@ -118,12 +117,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="two tasks and a small network")
     parser.add_argument("--commit", help="the commit of this tree, where git cannot tell")
-    parser.add_argument("--output", type=file, help="default: benchmarks/results/gpu-train-<method>.json")
+    parser.add_argument(
+        "--output", type=file, help="default: a new file benchmarks/results/gpu-train-<method>-<options>.json"
+    )
     options = parser.parse_args(arguments)
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU here; `--device cpu --quick` tries the program without one")
-    options.output = options.output or Path(__file__).parent / "results" / f"gpu-train-{options.method}.json"
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output = options.output or new_file(f"gpu-train-{options.method}", parser, options, "method", "commit")
     torch.set_num_threads(1)  # the environments use the cores
 
     configuration = configure(options)

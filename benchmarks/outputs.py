@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def parse(parser: argparse.ArgumentParser, name: str, arguments: Sequence[str] |
     stored = RESULTS / name
     parser.add_argument("--output", type=file, default=stored, help=f"the JSON file (benchmarks/results/{name})")
     options = parser.parse_args(arguments)
-    changed = [f"--{option.replace('_', '-')}" for option in _changed(parser, options) if option != "output"]
+    changed = [f"--{option.replace('_', '-')}" for option in _changed(parser, options)]
     if changed and options.output.resolve() == stored.resolve():
         parser.error(
             f"{stored} must hold what default options measure, which the documentation shows; "
@@ -51,9 +52,29 @@ def parse(parser: argparse.ArgumentParser, name: str, arguments: Sequence[str] |
     return options
 
 
+def new_file(start: str, parser: argparse.ArgumentParser, options: argparse.Namespace, *left_out: str) -> Path:
+    """A file in :data:`RESULTS` that is not there yet, named by the options that differ from their defaults.
+
+    Args:
+        start: The start of its name.
+        parser: The parser.
+        options: What it parsed.
+        left_out: Options that are not in the name.
+    """
+    changed = {name: value for name, value in _changed(parser, options).items() if name not in left_out}
+    parts = [start, *(name if value is True else f"{name}-{value}" for name, value in changed.items())]
+    stem = re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower())
+    path, number = RESULTS / f"{stem}.json", 1
+    while path.exists():
+        number += 1
+        path = RESULTS / f"{stem}-{number}.json"
+    return path
+
+
 def _changed(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any]:
-    """The options that differ from their defaults."""
-    return {name: value for name, value in vars(options).items() if value != parser.get_default(name)}
+    """The options that differ from their defaults, without the file that is written."""
+    named = {name: value for name, value in vars(options).items() if name != "output"}
+    return {name: value for name, value in named.items() if value != parser.get_default(name)}
 
 
 def session(program: str) -> dict[str, Any]:

@@ -49,6 +49,25 @@ def test_programs_keep_what_is_stored(capsys: pytest.CaptureFixture[str]) -> Non
         assert f"got {options[0]}: name another file" in capsys.readouterr().err
 
 
+def test_another_measurement_has_another_file(results: Path) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--learning-rate", type=float, default=0.1)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--output", type=outputs.file)
+
+    def name(*arguments: str) -> str:
+        path = outputs.new_file("gpu-NVIDIA H200", parser, parser.parse_args(arguments), "device")
+        assert path.parent == results
+        path.touch()
+        return path.name
+
+    assert name() == "gpu-nvidia-h200.json"
+    assert name("--device", "cuda:1") == "gpu-nvidia-h200-2.json"
+    assert name() == "gpu-nvidia-h200-3.json"
+    assert name("--quick", "--learning-rate", "0.05") == "gpu-nvidia-h200-learning-rate-0.05-quick.json"
+
+
 def test_a_file_is_written_whole_or_not_at_all(results: Path) -> None:
     path = results / "a.json"
     outputs.write(path, {"rows": [1]})
