@@ -99,8 +99,7 @@ def follow(arm: str, seed: int, kept: int, settings: dict[str, Any], rows: Rows)
             "success": {names[task]: rate for task, rate in success.items()},
         }
         shown_row = f"{arm}, seed {seed}, kept {kept}: {number + 1} groups, new {row['new']:.2f}, all {row['all']:.2f}"
-        if {**key, "groups": number + 1} not in rows:
-            rows.keep(row, f"{shown_row}, forgotten {row['forgotten']:.2f}, {row['parameters']:,} parameters")
+        rows.keep(row, f"{shown_row}, forgotten {row['forgotten']:.2f}, {row['parameters']:,} parameters")
 
 
 def main() -> None:

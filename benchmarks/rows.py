@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .outputs import session
+import filelock
+
+from .outputs import session, write
 
 __all__ = ["Rows"]
 
@@ -21,24 +23,34 @@ class Rows:
     """
 
     def __init__(self, path: Path, form: str, settings: dict[str, Any], *, program: str, key: tuple[str, ...]) -> None:
-        self.path, self.key = path, key
-        self.stored: dict[str, Any] = {"format": form, "settings": settings, "sessions": [], "runs": {}, "rows": []}
-        if path.exists():
-            stored = json.loads(path.read_text())
-            if stored.get("format") != form or stored["settings"] != settings:
-                raise SystemExit(f"{path} has other settings, {stored.get('settings')}; name another file")
-            self.stored = stored
+        self.path, self.form, self.settings, self.key = path, form, settings, key
+        self.stored = self._read()
         self.session = session(program)
 
     def __contains__(self, columns: dict[str, Any]) -> bool:
         return any(all(row[name] == columns[name] for name in self.key) for row in self.stored["rows"])
 
     def keep(self, row: dict[str, Any], shown: str | None = None) -> None:
-        """Adds a row to the file, whole or not at all, and shows it."""
-        self.stored["rows"].append(row)
-        if self.session not in self.stored["sessions"]:
-            self.stored["sessions"].append(self.session)
-        part = self.path.with_name(f".{self.path.name}.part")
-        part.write_text(json.dumps(self.stored, indent=1, allow_nan=False) + "\n")
-        part.replace(self.path)
+        """Adds a row to the file, whole or not at all, and shows it, unless one of its key is there.
+
+        Several processes may measure rows of one file.
+        """
+        with filelock.FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            stored = self._read()
+            self.stored = {**stored, "runs": {**stored["runs"], **self.stored["runs"]}}
+            if row in self:
+                return
+            self.stored["rows"].append(row)
+            if self.session not in self.stored["sessions"]:
+                self.stored["sessions"].append(self.session)
+            write(self.path, self.stored, allow_nan=False)
         print(shown or ", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+
+    def _read(self) -> dict[str, Any]:
+        """What the file holds; no rows if there is none yet."""
+        if not self.path.exists():
+            return {"format": self.form, "settings": self.settings, "sessions": [], "runs": {}, "rows": []}
+        stored: dict[str, Any] = json.loads(self.path.read_text())
+        if stored.get("format") != self.form or stored["settings"] != self.settings:
+            raise SystemExit(f"{self.path} has other settings, {stored.get('settings')}; name another file")
+        return stored

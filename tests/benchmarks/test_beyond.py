@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,25 @@ def test_rows_of_other_settings_are_refused(tmp_path: Path) -> None:
     assert {"x": 2} not in rows
     with pytest.raises(SystemExit, match=r"a\.json has other settings, {'x': 1}; name another file"):
         Rows(tmp_path / "a.json", "f", {"x": 2}, program="p", key=("x",))
+
+
+def test_rows_of_several_processes_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    several = [Rows(tmp_path / "a.json", "f", {}, program="p", key=("x", "y")) for _ in range(4)]
+
+    def measure(x: int) -> None:
+        several[x].stored["runs"][str(x)] = {"old": x}
+        for y in range(5):
+            several[x].keep({"x": x, "y": y})
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(measure, range(4)))
+    stored = json.loads((tmp_path / "a.json").read_text())
+    assert sorted((row["x"], row["y"]) for row in stored["rows"]) == list(itertools.product(range(4), range(5)))
+    assert stored["runs"] == {str(x): {"old": x} for x in range(4)}
+    capsys.readouterr()
+    several[0].keep({"x": 3, "y": 4, "another": "result"})
+    assert capsys.readouterr().out == ""
+    assert json.loads((tmp_path / "a.json").read_text()) == stored
 
 
 @pytest.mark.parametrize("way", ["head", *transfer.WAYS["d2r"]])
