@@ -1,11 +1,11 @@
 """Stores how success rose in runs whose settings are compared, finished or not.
 
-    python -m benchmarks.curves runs/tune-* --output docs/results/tuning-mt10.json
+    python -m benchmarks.curves runs/tune-* --every 5000 --add --output docs/results/tuning-mt10.json
 
 A row names the options in which a run differs from the first one, and has the success over steps of each task: the mean
 over tasks of the newest episodes, which the policy drew while it learned. Results stay the same if a run is longer.
-With ``--add`` the file keeps its rows, and those of the runs that are named join them or take their places: runs are
-compared over days, and folders of earlier ones need not be there.
+With ``--add`` a file that is there keeps its rows, and those of the runs that are named join them or take their places:
+runs are compared over days, and folders of earlier ones need not be there. Without it, the file must be a new one.
 """
 
 import argparse
@@ -19,9 +19,8 @@ from typing import Any
 from dynroute_metaworld import Configuration, Run
 from dynroute_metaworld.runs.configuration import MOVABLE
 from dynroute_metaworld.runs.metrics import read_metrics
-from dynroute_sb3.storage import writing_file
 
-from .outputs import file
+from .outputs import file, write
 
 
 def read_curve(run: Run, every: int) -> dict[str, float]:
@@ -90,12 +89,15 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument("--output", type=file, required=True, help="the JSON file")
     parser.add_argument("--every", type=int, help="steps between two figures of a curve (those of the file, or 10000)")
-    parser.add_argument("--add", action="store_true", help="keep the rows that the file has")
+    parser.add_argument("--add", action="store_true", help="keep the rows of a file that is there")
     options = parser.parse_args()
-    former = json.loads(options.output.read_text()) if options.add else None
+    former = None
+    if options.output.exists():
+        if not options.add:
+            parser.error(f"{options.output} has rows of other runs: `--add` keeps them; or name another file")
+        former = json.loads(options.output.read_text())
     stored = compare(options.folders, options.every, former)
-    with writing_file(options.output) as part:
-        part.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n")
+    write(options.output, stored, allow_nan=False)
 
 
 if __name__ == "__main__":

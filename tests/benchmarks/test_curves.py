@@ -45,13 +45,15 @@ def test_a_row_has_what_differs_and_the_mean_over_tasks(tmp_path: Path, monkeypa
     assert str(tmp_path) not in output.read_text()
 
 
-def test_rows_are_added_to_those_of_runs_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_added_to_those_of_runs_that_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "curves.json"
 
     def store(*names: str, every: int | None = None) -> dict[str, Any]:
         arguments = [*(str(tmp_path / name) for name in names), "--output", str(output)]
         arguments += [] if every is None else ["--every", str(every)]
-        monkeypatch.setattr(sys, "argv", ["curves", *arguments, *(["--add"] if output.exists() else [])])
+        monkeypatch.setattr(sys, "argv", ["curves", *arguments, "--add"])
         curves.main()
         stored: dict[str, Any] = json.loads(output.read_text())
         return stored
@@ -74,6 +76,12 @@ def test_rows_are_added_to_those_of_runs_that_are_gone(tmp_path: Path, monkeypat
     again = store("b")  # another run of this name takes the place of its row and sessions
     assert [(row["run"], row["options"]) for row in again["rows"]] == [("a", {}), ("b", {"batch_size": 128, "seed": 3})]
     assert [session["run"] for session in again["sessions"]] == ["a", "b"]
+
+    monkeypatch.setattr(sys, "argv", ["curves", str(tmp_path / "b"), "--output", str(output)])
+    with pytest.raises(SystemExit):
+        curves.main()
+    assert "has rows of other runs: `--add` keeps them; or name another file" in capsys.readouterr().err
+    assert json.loads(output.read_text()) == again
 
 
 @pytest.mark.parametrize(
