@@ -2,12 +2,13 @@
 
 One network learns without a budget, one at each target, an expected number of modules that a :class:`dynroute.Budget`
 holds, and one for any budget: in each update its routes are cut to another number of modules. Each is evaluated as it
-is, and again with its routes cut (:func:`dynroute.limit_modules`). Called again, it goes on with what is missing.
+is, and again with its routes cut (:func:`dynroute.limit_modules`). Milliseconds are those of an action in one state of
+each task, the cutting of routes included. Called again, it goes on with what is missing.
 """
 
 import argparse
+import copy
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynroute import Budget, Route, limit_modules
+from dynroute import Budget, Gate, Route, Topology, limit_modules
 from dynroute.losses import compute_cost
 from dynroute_metaworld.runs.extraction import measure_in_turns
 
@@ -71,28 +72,55 @@ def train(
 
 
 def count_modules(learner: Learner, shown: Shown) -> float:
-    """The mean number of modules that run for a state of the demonstrations, the output included."""
+    """The mean number of modules that run in a state of the demonstrations, the output included."""
     states = torch.cat([states[:2].flatten(0, 1) for states, _ in shown.values()])
     tasks = torch.cat([torch.full((states[:2].shape[:2].numel(),), task) for task, (states, _) in shown.items()])
     topology = learner.net.topology
     assert topology is not None
     with torch.no_grad():
         route = learner(states, tasks, return_route=True)[1]
-        path = route.path if learner.limit is None else learner.limit(route)
-    return float(topology.used(path).sum(dim=-1).float().mean())
+    return float(topology.used(route.path).sum(dim=-1).float().mean())
 
 
-def limiter(learner: Learner, limit: int) -> Callable[[Route], Tensor]:
-    topology = learner.net.topology
-    assert topology is not None
-    return lambda route: limit_modules(route, topology, limit)
+class Limited(Gate):
+    """A gate whose paths are cut to a number of modules, so that the network decides a route once.
+
+    Args:
+        gate: What chooses the paths.
+        topology: Their graph.
+        limit: The largest number of modules.
+    """
+
+    def __init__(self, gate: Gate, topology: Topology, limit: int) -> None:
+        super().__init__()
+        self.gate, self.topology, self.limit = gate, topology, limit
+
+    @property
+    def max_sources(self) -> int | None:
+        return self.gate.max_sources
+
+    def choose(self, logits: Tensor, allowed: Tensor, **how: Any) -> Tensor:
+        path = self.gate.choose(logits, allowed, **how)
+        return limit_modules(Route(logits, path, self.gate.weigh(logits, path)), self.topology, self.limit)
+
+
+def limited(learner: Learner, limit: int | None) -> Learner:
+    """A learner whose routes are cut to a number of modules; the learner itself if there is no limit."""
+    if limit is None:
+        return learner
+    learner = copy.deepcopy(learner)
+    graph = learner.net.routed
+    assert graph is not None
+    graph.gate = Limited(graph.gate, graph.topology, limit)
+    return learner.eval()
 
 
 def measure(settings: dict[str, Any], seeds: list[int], output: Path) -> None:
     torch.set_num_threads(1)
     key = ("seed", "target", "limit")
-    rows = Rows(output, "dynroute budgets 1", settings, program="benchmarks.budgets", key=key)
+    rows = Rows(output, "dynroute budgets 2", settings, program="benchmarks.budgets", key=key)
     tasks = list(range(10))
+    ids = torch.as_tensor(tasks)
     for seed in seeds:
         shown = read_demonstrations("MT10", settings["demonstrations"], seed)
         for target in (None, *settings["targets"], ANY):
@@ -100,16 +128,17 @@ def measure(settings: dict[str, Any], seeds: list[int], output: Path) -> None:
             if all({"seed": seed, "target": target, "limit": limit} in rows for limit in kept):
                 continue
             learner, cost, price = train(target, shown, settings, seed)
-            for limit in kept:
+            learners = {limit: limited(learner, limit) for limit in kept}
+            halfway = torch.stack([states[0, states.shape[1] // 2] for states, _ in shown.values()])
+            jobs = {str(limit): functools.partial(policy, task=ids) for limit, policy in learners.items()}
+            taken = measure_in_turns(jobs, halfway)
+            for limit, policy in learners.items():
                 row = {"seed": seed, "target": target, "limit": limit}
-                learner.limit = None if limit is None else limiter(learner, limit)
-                success = learner.success(tasks, settings["episodes"])
-                ids = torch.arange(10)  # a state of each task, as they act
-                taken = measure_in_turns({"act": functools.partial(learner.act, task=ids)}, torch.zeros(10, 39))
-                row |= {"expected": cost, "price": price, "modules": count_modules(learner, shown)}
-                row |= {"ms": taken["act"], "success": float(np.mean(list(success.values())))}
-                if {"seed": seed, "target": target, "limit": limit} not in rows:
-                    rows.keep(row)
+                if row in rows:
+                    continue
+                success = policy.success(tasks, settings["episodes"])
+                row |= {"expected": cost, "price": price, "modules": count_modules(policy, shown)}
+                rows.keep(row | {"ms": taken[str(limit)], "success": float(np.mean(list(success.values())))})
 
 
 def main() -> None:

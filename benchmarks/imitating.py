@@ -38,8 +38,6 @@ class Learner(nn.Module):
         self.tasks = task_names(benchmark)
         self.normalizer = StateNormalizer(39)
         self.net = build(method, 39, len(self.tasks), 8, **{**QUICK_SIZES[method], **sizes})
-        self.limit: Callable[[Route], Tensor] | None = None
-        """Cuts routes when the policy acts."""
 
     def forward(self, state: Tensor, task: Tensor, **routing: Any) -> Any:
         """The actions, and the routes with `return_route`."""
@@ -47,15 +45,6 @@ class Learner(nn.Module):
         if routing.get("return_route"):
             return torch.tanh(output[0][..., :4]), output[1]
         return torch.tanh(output[..., :4])
-
-    def act(self, state: Tensor, task: Tensor) -> Tensor:
-        """The actions along the best routes, cut to the limit if there is one."""
-        if self.limit is None:
-            action = self(state, task)
-        else:
-            action = self(state, task, path=self.limit(self(state, task, return_route=True)[1]))
-        assert isinstance(action, Tensor)
-        return action
 
     @torch.inference_mode()
     def success(self, tasks: Sequence[int], episodes: int) -> dict[int, float]:
@@ -65,7 +54,7 @@ class Learner(nn.Module):
 
         class Policy:
             def predict(self, observation: Any, state: Any = None, **_: Any) -> tuple[Any, Any]:
-                return learner.act(torch.as_tensor(observation[:, :39]), ids).numpy(), state
+                return learner(torch.as_tensor(observation[:, :39]), ids).numpy(), state
 
         learner = self
         rates = evaluate(Policy(), [self.tasks[task] for task in tasks], episodes=episodes).success_rates

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import arriving, budgets, conflict, extraction, imitating, transfer
 from benchmarks.rows import Rows
+from dynroute import limit_modules
 from dynroute_metaworld import Run, train
 from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
 
@@ -120,10 +121,28 @@ def test_a_row_of_budgets_for_each_limit(tmp_path: Path, half: None, capsys: pyt
     assert rose == [False, False, True, True, False, False]
 
 
+def test_a_limit_cuts_the_routes_of_one_pass() -> None:
+    learner = imitating.Learner("d2r", "MT10").eval()
+    state, task = torch.randn(40, 39), torch.arange(40) % 10
+    topology = learner.net.topology
+    assert topology is not None
+    path = limit_modules(learner(state, task, return_route=True)[1], topology, 3)
+    expected = learner(state, task, path=path)
+    passes: list[torch.Tensor] = []
+    cut = budgets.limited(learner, 3)
+    cut.net.trunk.register_forward_hook(lambda *parts: passes.append(parts[-1]))
+    action, route = cut(state, task, return_route=True)
+    assert torch.equal(route.path, path)
+    torch.testing.assert_close(action, expected)
+    assert len(passes) == 1
+    assert (topology.used(learner(state, task, return_route=True)[1].path).sum(dim=-1) > 3).any()
+    assert budgets.limited(learner, None) is learner
+
+
 def test_success_is_that_of_the_tasks_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, asked = imitating.Learner("mt-sac", "MT10"), []
     monkeypatch.setattr(
-        imitating.Learner, "act", lambda _, state, task: asked.append(task) or torch.zeros(len(task), 4)
+        imitating.Learner, "forward", lambda _, state, task: asked.append(task) or torch.zeros(len(task), 4)
     )
     rates = learner.success([7, 2], episodes=1)
     assert list(rates) == [7, 2]
