@@ -34,6 +34,7 @@ def pictures(name: str, steps: int = STEPS) -> str:
             with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
                 program.main(steps=steps, folder=folder)
             drawn = [path.read_text() for path in sorted(Path(folder).glob("*.svg"))]
+        assert drawn, f"examples/{name}.py must write a picture to the `folder` of its main"
     finally:
         torch.set_num_threads(threads)
     return side_by_side(drawn)
@@ -80,7 +81,7 @@ def _learns_control(tree: ast.Module) -> bool:
 
 
 def _draws(tree: ast.Module) -> bool:
-    """Whether a program writes to a folder that its `main` is told."""
+    """Whether a program writes pictures to the `folder` of its `main`."""
     mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
     return any(argument.arg == "folder" for main in mains for argument in main.args.args)
 

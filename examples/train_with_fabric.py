@@ -29,10 +29,10 @@ class Net(nn.Module):
         return self.decode(x + self.experts(x))
 
 
-def main(steps: int = 300, folder: str = "fabric", every: int = 20) -> list[dict[str, float]]:
+def main(steps: int = 300, logs: str = "fabric", every: int = 20) -> list[dict[str, float]]:
     """Trains, and returns the logged figures."""
     torch.set_num_threads(1)
-    logger = CSVLogger(folder, name="routing", flush_logs_every_n_steps=1)
+    logger = CSVLogger(logs, name="routing", flush_logs_every_n_steps=1)
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed", loggers=logger)
     fabric.seed_everything(0, verbose=False)
     fabric.launch()
@@ -50,7 +50,7 @@ def main(steps: int = 300, folder: str = "fabric", every: int = 20) -> list[dict
         figures = {"loss": loss.item(), **{f"routing/{name}": value for name, value in routes.metrics().items()}}
         fabric.log_dict(figures, step=start)
         logged.append(figures)
-    fabric.save(Path(folder) / "net.ckpt", {"model": model})
+    fabric.save(Path(logs) / "net.ckpt", {"model": model})
     for name in ("loss", "routing/experts/load_max", "routing/experts/dead"):
         print(f"{name:25} {logged[0][name]:.3f} -> {logged[-1][name]:.3f}")
     return logged
