@@ -5,50 +5,68 @@ episodes that only one of both solved, over all seeds, with the p-value of the e
 """
 
 import argparse
-import json
 import math
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dynroute_metaworld import EvaluationResult, Run
+from dynroute_metaworld import EvaluationResult
+from dynroute_metaworld.runs.summary import ROW, read_sweep
 
-from .outputs import file
+from .outputs import file, write
+
+
+class Pair(NamedTuple):
+    """Which episodes a run solved before and after training, with shape ``[tasks, episodes]``."""
+
+    seed: int
+    tasks: tuple[str, ...]
+    before: NDArray[np.bool_]
+    after: NDArray[np.bool_]
 
 
 def compare(before: Path, after: Path) -> dict[str, Any]:
-    """Computes the rows of all runs that are finished in both folders."""
-    solved: dict[str, list[Any]] = defaultdict(list)
-    for folder in sorted(after.glob("*/evaluations/final.json")):
-        name = folder.parts[-3]
-        old, new = (EvaluationResult.load(sweep / name / "evaluations" / "final.json") for sweep in (before, after))
-        shared = min(old.episodes, new.episodes)
-        same = np.abs(old.goal_positions[:, :shared] - new.goal_positions[:, :shared]).max() < 1e-6
-        assert (old.tasks, old.horizon, old.seed) == (new.tasks, new.horizon, new.seed), name
-        assert same, f"{name} was tested with other goals"
-        configuration = Run.open(after / name).configuration
-        solved[configuration.method].append(
-            (configuration.seed, old.tasks, old.success[:, :shared], new.success[:, :shared])
-        )
-    rows = [row for method, runs in solved.items() for row in _rows(method, sorted(runs, key=lambda run: run[0]))]
+    """Computes the rows of all runs that are finished in both folders; variants of a method have separate rows."""
+    groups: dict[tuple[str, ...], list[Pair]] = defaultdict(list)
+    for name, noted in read_sweep(after)["runs"].items():
+        files = [folder / name / "evaluations" / "final.json" for folder in (before, after)]
+        if all(path.exists() for path in files):
+            old, new = map(EvaluationResult.load, files)
+            groups[tuple(noted[field] for field in ROW)].append(_pair(name, noted["seed"], old, new))
+    if not groups:
+        raise ValueError(f"{before} and {after} must have finished runs of the same names, got none.")
+    rows = [
+        {**dict(zip(ROW, group, strict=True)), **row}
+        for group, pairs in groups.items()
+        for row in _rows(sorted(pairs, key=lambda pair: pair.seed))
+    ]
     return {"format": "dynroute gain 1", "rows": rows}
 
 
-def _rows(method: str, runs: list[Any]) -> list[dict[str, Any]]:
-    tasks = runs[0][1]
-    old, new = (np.stack([run[k] for run in runs]) for k in (2, 3))  # [seed, task, episode]
+def _pair(name: str, seed: int, old: EvaluationResult, new: EvaluationResult) -> Pair:
+    for setting in ("tasks", "horizon", "seed", "criterion"):
+        values = [getattr(result, setting) for result in (old, new)]
+        if values[0] != values[1]:
+            raise ValueError(f"{name} must have the same {setting} before and after, got {values[0]} and {values[1]}.")
+    shared = min(old.episodes, new.episodes)
+    if np.abs(old.goal_positions[:, :shared] - new.goal_positions[:, :shared]).max() > 1e-6:
+        raise ValueError(f"{name} must have the same goals before and after, got others.")
+    return Pair(seed, old.tasks, old.success[:, :shared], new.success[:, :shared])
+
+
+def _rows(pairs: list[Pair]) -> list[dict[str, Any]]:
     rows = []
-    for i, task in [*enumerate(tasks), (slice(None), "all")]:
-        lost, gained = int((old[:, i] & ~new[:, i]).sum()), int((new[:, i] & ~old[:, i]).sum())
-        flat = (len(runs), -1)
-        means = {
-            "before": old[:, i].reshape(flat).mean(axis=1).tolist(),
-            "after": new[:, i].reshape(flat).mean(axis=1).tolist(),
-        }
-        counts = {"episodes": int(old[:, i].size), "lost": lost, "gained": gained, "p": sign_test(lost, gained)}
-        rows.append({"method": method, "task": task, "seeds": [run[0] for run in runs], **means, **counts})
+    for i, task in [*enumerate(pairs[0].tasks), (slice(None), "all")]:
+        solved = [(pair.before[i], pair.after[i]) for pair in pairs]
+        lost = sum(int((old & ~new).sum()) for old, new in solved)
+        gained = sum(int((new & ~old).sum()) for old, new in solved)
+        means = {"before": [float(old.mean()) for old, _ in solved], "after": [float(new.mean()) for _, new in solved]}
+        episodes = sum(old.size for old, _ in solved)
+        counts = {"episodes": episodes, "lost": lost, "gained": gained, "p": sign_test(lost, gained)}
+        rows.append({"task": task, "seeds": [pair.seed for pair in pairs], **means, **counts})
     return rows
 
 
@@ -66,10 +84,11 @@ def main() -> None:
     parser.add_argument("output", type=file, help="the JSON file")
     options = parser.parse_args()
     result = compare(options.before, options.after)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write(options.output, result)
     for row in result["rows"]:
         before, after = (np.mean(row[name]) for name in ("before", "after"))
-        print(f"{row['method']:8} {row['task']:22} {before:.3f} -> {after:.3f}  p {row['p']:.3f}")
+        name = " ".join(filter(None, (row["method"], row["variant"])))
+        print(f"{name:24} {row['task']:22} {before:.3f} -> {after:.3f}  p {row['p']:.3f}")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ class Gain(Directive):
     def _row(row: Mapping[str, Any]) -> list[str]:
         before, after = row["before"], row["after"]
         return [
-            row["method"],
+            label({"variant": "", **row}),  # earlier files have no variants
             row["task"],
             str(row["episodes"]),
             f"{sum(before) / len(before):.3f}",
