@@ -23,6 +23,7 @@ from dynroute_metaworld.runs.extraction import (
     ELSEWHERE,
     measure_in_turns,
     run_episodes,
+    split_states,
     task_states,
 )
 from dynroute_metaworld.runs.policy_files import load_policy, save_policy
@@ -91,11 +92,10 @@ def compare(run: Run, task: str, settings: dict[str, Any]) -> dict[str, Any]:
 
     model = load_model(run, "cpu")
     whole = whole_policy(model, task=index)
-    states = task_states(run, whole, task, episodes=settings["states"])
-    made_for, others = states[:-2].flatten(0, 1), states[-2:].flatten(0, 1)
+    made_for, others = split_states(task_states(run, whole, task, episodes=settings["states"]))
     small = extract_policy(model, made_for, task=index, coverage=settings["coverage"])
     with torch.no_grad():
-        elsewhere = float((small(others) - whole(others)).abs().max())
+        elsewhere = float((small(others) - whole(others)).abs().max()) if len(others) else None
 
     choosing = seed + 2 * ELSEWHERE  # separate goals
     wanted, plain, tried = success(small, choosing, settings["choosing"]), nn.Sequential(), {}
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--output", type=file, required=True, help="the JSON file; existing rows are kept")
     parser.add_argument("--tasks", nargs="+", help="some tasks (all)")
     parser.add_argument("--coverage", type=float, default=1.0, help="share of states with complete routes (1)")
-    parser.add_argument("--states", type=int, default=12, help="episodes of states, two of them for checks (12)")
+    parser.add_argument("--states", type=int, default=12, help="episodes of states, a fifth of them for checks (12)")
     parser.add_argument("--episodes", type=int, default=20, help="episodes of the table (20)")
     parser.add_argument("--choosing", type=int, default=20, help="episodes that choose the perceptron (20)")
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 256], help="of perceptrons")

@@ -26,9 +26,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_extraction_goes_on_with_the_tasks_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("goals", ["random", "fixed"])
+def test_extraction_goes_on_with_the_tasks_that_are_missing(
+    goals: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options: dict[str, Any] = {**IMITATION_ALONE, "benchmark": "reach,drawer-close", "demonstrations": 3, "horizon": 10}
-    options |= {"cloning_steps": 20, "final_episodes": 1, "device": "cpu"}
+    options |= {"cloning_steps": 20, "final_episodes": 1, "device": "cpu", "goals": goals}
     run = Run.create(tmp_path / "run", preset("quick", options).resolve())
     train(run)
     capsys.readouterr()
@@ -41,6 +44,7 @@ def test_extraction_goes_on_with_the_tasks_that_are_missing(tmp_path: Path, caps
     assert stored["rows"][0] == first["rows"][0]
     assert [row["task"] for row in stored["rows"]] == ["drawer-close", "reach"]
     row = stored["rows"][0]
+    assert (row["deviation elsewhere"] is None) == (goals == "fixed")  # there is one episode of fixed goals
     assert row["perceptron"]["parameters"] == {4: 40 * 4 + 20 + 20, 8: 40 * 8 + 72 + 36}[row["width"]]
     assert row["extracted"]["parameters"] <= row["whole"]["parameters"]
     assert str(tmp_path) not in stored["runs"]["run"]["session"]["command"]

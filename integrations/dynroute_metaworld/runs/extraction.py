@@ -38,6 +38,7 @@ __all__ = [
     "extract_task",
     "measure_in_turns",
     "run_episodes",
+    "split_states",
     "task_states",
 ]
 
@@ -201,8 +202,7 @@ def extract_task(
         return None if progress is None else lambda done, total: progress(doing, done, total)
 
     seen = task_states(run, whole, task, states, episodes=collected, progress=telling("collecting states"))
-    aside = len(seen) // 5 or len(seen) - 1
-    made_for, others = seen[: len(seen) - aside].flatten(0, 1), seen[len(seen) - aside :].flatten(0, 1)
+    made_for, others = split_states(seen)
     policy = extract_policy(model, made_for, task=index, coverage=coverage)
     with torch.no_grad():
         elsewhere = float((policy(others) - whole(others)).abs().max()) if len(others) else None
@@ -293,6 +293,20 @@ def task_states(
         **configuration.problem,
     )
     return torch.from_numpy(demonstrations.observations[configuration.tasks.index(task)][:episodes].copy())
+
+
+def split_states(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits episodes into the states that a policy is made for and others, on which it is checked.
+
+    A fifth of the episodes are others; of fewer than five, all but one.
+
+    Example:
+        >>> from dynroute_metaworld.runs.extraction import split_states
+        >>> [len(split_states(torch.zeros(episodes, 100, 39))[1]) for episodes in (1, 2, 10)]
+        [0, 100, 200]
+    """
+    kept = len(states) - (len(states) // 5 or len(states) - 1)
+    return states[:kept].flatten(0, 1), states[kept:].flatten(0, 1)
 
 
 def measure_in_turns(jobs: Mapping[str, Act], state: Tensor, *, rounds: int = 300) -> dict[str, float]:
