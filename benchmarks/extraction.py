@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dynroute_metaworld import Run, collect, load_model
-from dynroute_metaworld.imitation.cloning import _one_cycle
+from dynroute_metaworld.imitation.cloning import one_cycle
 from dynroute_metaworld.runs.evaluation import unseen
 from dynroute_metaworld.runs.extraction import (
     ELSEWHERE,
@@ -66,7 +66,7 @@ def clone(run: Run, task: str, width: int, updates: int) -> nn.Sequential:
     best, least = net.state_dict(), float("inf")
     for update in range(1, updates + 1):
         for group in optimizer.param_groups:
-            group["lr"] = configuration.cloning_rate * _one_cycle((update - 1) / updates)
+            group["lr"] = configuration.cloning_rate * one_cycle((update - 1) / updates)
         rows = torch.randint(len(learned[0]), (configuration.cloning_batch_size,))
         loss = (net(learned[0][rows]) - learned[1][rows]).square().mean()
         optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,5 @@
 """Networks that clone the scripted policies, for the experiments on growth, transfer and budgets."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from dynroute import Route, open_nodes
 from dynroute.growth import CLOSED
 from dynroute.networks import build
 from dynroute_metaworld import collect, evaluate, task_names
+from dynroute_metaworld.imitation.cloning import one_cycle
 from dynroute_metaworld.runs.presets import QUICK_SIZES
 from dynroute_sb3.normalizer import StateNormalizer
 
@@ -111,8 +111,7 @@ def learn(
     learner.train()
     for update in range(updates):
         progress = update / updates
-        share = progress / 0.1 if progress < 0.1 else 0.5 + 0.5 * math.cos(math.pi * (progress - 0.1) / 0.9)
-        optimizer.param_groups[0]["lr"] = rate * share
+        optimizer.param_groups[0]["lr"] = rate * one_cycle(progress)
         if added and progress < 0.5:
             open_nodes(learner.net, added, by=CLOSED / (updates // 2))
         chosen = torch.as_tensor(rows.integers(states.shape[1], size=len(places)))

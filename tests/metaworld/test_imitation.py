@@ -15,7 +15,7 @@ from torch import Tensor
 from dynroute import Route, losses
 from dynroute_metaworld import Configuration, Run, RunError, ScriptedPolicy, load_model, make_envs, read_metrics, train
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.imitation.cloning import Cloning, _one_cycle
+from dynroute_metaworld.imitation.cloning import Cloning, one_cycle
 from dynroute_metaworld.imitation.collection import collect
 from dynroute_metaworld.imitation.dagger import correct
 from dynroute_metaworld.imitation.demonstrations import Demonstrations
@@ -495,7 +495,7 @@ def test_wrong_options() -> None:
 
 
 def test_one_cycle() -> None:
-    rates = [_one_cycle(i / 100) for i in range(101)]
+    rates = [one_cycle(i / 100) for i in range(101)]
     assert max(rates) == rates[10] == 1
     assert rates[0] == 0
     assert rates[100] == pytest.approx(0)

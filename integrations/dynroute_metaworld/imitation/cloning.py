@@ -21,7 +21,7 @@ from dynroute_sb3.tree import read_tree, write_tree
 
 from .demonstrations import Demonstrations
 
-__all__ = ["ROUTE_LOSSES", "Cloning", "CloningOptions"]
+__all__ = ["ROUTE_LOSSES", "Cloning", "CloningOptions", "one_cycle"]
 
 CHECK_EVERY = 100
 """The number of updates between two looks at what was held out."""
@@ -155,7 +155,7 @@ class Cloning:
     def _learn(self) -> None:
         """An update."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.rate * _one_cycle(self.update / self.steps)
+            group["lr"] = self.options.rate * one_cycle(self.update / self.steps)
         loss = self._loss(*self._batch())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -291,11 +291,12 @@ class Cloning:
         return sorted(self.folder.glob("update_*"), key=lambda path: int(path.name.removeprefix("update_")))
 
 
-def _one_cycle(progress: float) -> float:
+def one_cycle(progress: float) -> float:
     """The share of the highest learning rate: it rises over a tenth of the time, and falls as a cosine.
 
     Example:
-        >>> [round(_one_cycle(progress), 2) for progress in (0.0, 0.05, 0.1, 0.55, 1.0)]
+        >>> from dynroute_metaworld.imitation.cloning import one_cycle
+        >>> [round(one_cycle(progress), 2) for progress in (0.0, 0.05, 0.1, 0.55, 1.0)]
         [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     return progress / 0.1 if progress < 0.1 else 0.5 + 0.5 * math.cos(math.pi * (progress - 0.1) / 0.9)
