@@ -30,7 +30,7 @@ from dynroute import (
 from dynroute.execution import BACKENDS
 from dynroute.functional import gumbel_noise
 
-from .textbook import TextbookModule, plain_mlp
+from .textbook import Loop, TextbookModule, plain_mlp
 from .timing import Job, medians, ratios
 
 Row = dict[str, Any]
@@ -266,22 +266,6 @@ def d2r(setup: Setup) -> Steps:
     return {f"{features}->{modules}x{width}->{OUT}, batch {batch}, {m}": partial(step, batch, m) for batch, m in cases}
 
 
-class Loop(nn.Module):
-    """A mixture of experts as a loop that indexes, runs and adds."""
-
-    def __init__(self, experts: Sequence[nn.Module], router: nn.Module, k: int) -> None:
-        super().__init__()
-        self.experts, self.router, self.k = nn.ModuleList(experts), router, k
-
-    def forward(self, x: Tensor) -> Tensor:
-        best, chosen = self.router(x).squeeze(-2).topk(self.k)
-        weights, output = best.softmax(dim=-1), torch.zeros_like(x)
-        for i, expert in enumerate(self.experts):
-            token, slot = torch.where(chosen == i)
-            output.index_add_(0, token, (expert(x[token]) * weights[token, slot, None]).to(x.dtype))
-        return output
-
-
 def moe(setup: Setup) -> Steps:
     """A layer of experts beside a loop over the same experts, and a dense layer of the size of two experts."""
     experts, tokens, width, hidden = (4, 64, 16, 32) if setup.quick else (64, 16384, 1024, 2048)
@@ -292,7 +276,8 @@ def moe(setup: Setup) -> Steps:
 
     modules = [perceptron(hidden) for _ in range(experts)]
     router = LinearRouter(width, Topology.parallel(experts), device=setup.device)
-    routed, loop = ModelRouting(modules, TopK(2), router), Loop(modules, router, 2)
+    routed = ModelRouting(modules, TopK(2), router)
+    loop = Loop(modules, nn.Sequential(router, nn.Flatten(-2)), 2)
     dense, inputs = perceptron(2 * hidden), (setup.randn(tokens, width),)
 
     def jobs(mode: str) -> dict[str, Job]:

@@ -8,30 +8,8 @@ from torch import Tensor, nn
 from dynroute import Hard, LinearRouter, ModelRouting, TopK, Topology
 
 from .outputs import parse, session, write
+from .textbook import Loop
 from .timing import Job, interleave, medians, ratios
-
-
-class Loop(nn.Module):
-    """The usual loop of ten lines: index the tokens of each expert, run it, add its outputs.
-
-    A single expert is weighted by its probability among all, as in the Switch Transformer.
-    """
-
-    def __init__(self, experts: list[nn.Module], features: int, k: int) -> None:
-        super().__init__()
-        self.experts = nn.ModuleList(experts)
-        self.gate = nn.Linear(features, len(experts))
-        self.k = k
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.gate(x)
-        scores, chosen = torch.topk(logits, self.k)
-        weights = scores.softmax(dim=-1) if self.k > 1 else logits.softmax(dim=-1).gather(-1, chosen)
-        output = torch.zeros_like(x)
-        for i, expert in enumerate(self.experts):
-            token, slot = torch.where(chosen == i)
-            output.index_add_(0, token, expert(x[token]) * weights[token, slot, None])
-        return output
 
 
 def perceptron(features: int, hidden: int) -> nn.Module:
@@ -43,7 +21,7 @@ def contenders(num_experts: int, k: int, features: int, hidden: int) -> dict[str
     experts = [perceptron(features, hidden) for _ in range(num_experts)]
     router = LinearRouter(features, Topology.parallel(num_experts))
     return {
-        "loop": Loop(experts, features, k),
+        "loop": Loop(experts, router.layers[0], k),
         "dynroute": ModelRouting(experts, TopK(k) if k > 1 else Hard(), router),
         "dense, active size": perceptron(features, k * hidden),
         "one expert": perceptron(features, hidden),
@@ -76,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(threads)
         for num_experts in options.experts:
             for k in options.k:
+                torch.manual_seed(0)
                 nets = contenders(num_experts, k, 64, 256)
                 for training in (True, False):
                     x = torch.randn(options.tokens, 64, requires_grad=training)

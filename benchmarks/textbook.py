@@ -1,6 +1,6 @@
 """Routing in plain torch: lists of linear layers, torch.stack, every module for every sample."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -95,6 +95,41 @@ class TextbookOutput(nn.Module):
     def forward(self, x: Tensor, task: Tensor) -> Tensor:
         outputs = torch.stack([head(x) for head in self.heads], dim=1)
         return outputs.gather(1, task[:, None, None].expand(-1, 1, outputs.shape[-1])).squeeze(1)
+
+
+class Loop(nn.Module):
+    """A mixture of experts as the usual loop: index the tokens of each expert, run it, add its outputs.
+
+    A single expert is weighted by its probability among all, as in the Switch Transformer.
+
+    Args:
+        experts: The experts.
+        router: Turns tokens with shape ``[n, features]`` into logits with shape ``[n, experts]``.
+        k: The number of experts of a token.
+    """
+
+    def __init__(self, experts: Iterable[nn.Module], router: nn.Module, k: int) -> None:
+        super().__init__()
+        self.experts, self.router, self.k = nn.ModuleList(experts), router, k
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, weights, chosen = self.choose(x)
+        return self.mix(x, weights, chosen)
+
+    def choose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the logits, and the weights and the numbers of the chosen experts."""
+        logits = self.router(x)
+        scores, chosen = logits.topk(self.k)
+        weights = scores.softmax(dim=-1) if self.k > 1 else logits.softmax(dim=-1).gather(-1, chosen)
+        return logits, weights, chosen
+
+    def mix(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Runs the experts and adds their outputs."""
+        output = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            token, slot = torch.where(chosen == i)
+            output.index_add_(0, token, (expert(x[token]) * weights[token, slot, None]).to(x.dtype))
+        return output
 
 
 def perceptron(*sizes: int) -> nn.Sequential:

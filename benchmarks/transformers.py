@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -10,6 +9,7 @@ from dynroute import BalancedTopK, Gate, LinearRouter, ModelRouting, ModuleRouti
 from dynroute.losses import load_balance
 
 from .text import SYMBOLS
+from .textbook import Loop
 
 WIDTH, HEADS, BLOCKS, LENGTH = 64, 4, 2, 64
 HIDDEN, EXPERTS, ACTIVE = 128, 8, 2
@@ -45,26 +45,20 @@ class Routed(nn.Module):
         return y, load_balance(route) if self.balance else x.new_zeros(())
 
 
-class Loop(nn.Module):
+class Looped(nn.Module):
     """The usual loop of a mixture with its auxiliary loss, with the experts and the router of a ModelRouting."""
 
     def __init__(self, mixture: ModelRouting) -> None:
         super().__init__()
         assert isinstance(mixture.router, LinearRouter)
-        self.experts = nn.ModuleList(list(mixture.nodes)[:-1])
-        self.gate = mixture.router.layers[0]
+        self.loop = Loop(list(mixture.nodes)[:-1], mixture.router.layers[0], ACTIVE)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         flat = x.flatten(0, -2)
-        logits = self.gate(flat)
-        scores, chosen = torch.topk(logits, ACTIVE)
-        weights = scores.softmax(dim=-1)
-        output = torch.zeros_like(flat)
-        for i, expert in enumerate(self.experts):
-            token, slot = torch.where(chosen == i)
-            output.index_add_(0, token, expert(flat[token]) * weights[token, slot, None])
+        logits, weights, chosen = self.loop.choose(flat)
         share = F.one_hot(chosen, EXPERTS).to(weights.dtype).mean(dim=(0, 1))
-        return output.view_as(x), EXPERTS * (share * logits.softmax(dim=-1).mean(dim=0)).sum()
+        balance = EXPERTS * (share * logits.softmax(dim=-1).mean(dim=0)).sum()
+        return self.loop.mix(flat, weights, chosen).view_as(x), balance
 
 
 def mixture(gate: Gate) -> ModelRouting:
@@ -83,7 +77,7 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "mixture, loss": lambda: Routed(mixture(TopK(ACTIVE)), balance=True),
     "mixture, bias": lambda: Routed(mixture(BalancedTopK(ACTIVE))),
     "mixture, neither": lambda: Routed(mixture(TopK(ACTIVE))),
-    "loop, loss": lambda: Loop(mixture(TopK(ACTIVE))),
+    "loop, loss": lambda: Looped(mixture(TopK(ACTIVE))),
     "depth": lambda: Routed(depth()),
 }
 """The feed-forward parts that are compared, by name."""

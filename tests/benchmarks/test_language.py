@@ -34,7 +34,7 @@ def test_loop_and_mixture_are_one_function() -> None:
     mixture = transformers.mixture(TopK(transformers.ACTIVE)).double()
     x = torch.randn(3, 20, transformers.WIDTH, dtype=torch.float64)
     results = []
-    for part in (transformers.Routed(mixture, balance=True), transformers.Loop(mixture)):
+    for part in (transformers.Routed(mixture, balance=True), transformers.Looped(mixture)):
         y, balance = part(x)
         gradients = torch.autograd.grad(y.square().sum() + balance, list(mixture.parameters()))
         results.append([y, balance, *gradients])
