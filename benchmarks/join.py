@@ -7,13 +7,14 @@ run that is finished in two parts must have the same results.
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dynroute_metaworld.runs.summary import SUMMARY, summary_rows, summary_table
 
-from .outputs import file
+from .outputs import file, write
 
 FREE = ("methods", "seeds", "vary", "folder", "address")
 """The flags of `dynroute sweep` in which parts may differ; variants have separate rows."""
@@ -48,14 +49,24 @@ def _ending(run: dict[str, Any]) -> list[Any]:
 def _settings(run: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run that its summary holds."""
     session = run["sessions"][0]
-    flags = [flag.split() for flag in session["command"].split(" --")]
     return {
         "tasks": list(run["success"]),
         "episodes": run["episodes"],
         "versions": session["versions"],
         "threads": session["machine"]["threads"],
-        "flags": sorted(flag for flag in flags if flag[0] not in FREE),
+        "flags": sorted(flag for flag in _flags(session["command"]) if flag[0] not in FREE),
     }
+
+
+def _flags(command: str) -> list[list[str]]:
+    """The flags of a command, each with its values; `--name=value` is the same as `--name value`."""
+    flags: list[list[str]] = []
+    for word in shlex.split(command):
+        if word.startswith("--") or not flags:
+            flags.append(word.removeprefix("--").split("=", 1))
+        else:
+            flags[-1].append(word)
+    return flags
 
 
 def main() -> None:
@@ -64,7 +75,7 @@ def main() -> None:
     parser.add_argument("--output", type=file, required=True, help="the JSON file")
     options = parser.parse_args()
     summary = join([json.loads(part.read_text()) for part in options.parts])
-    options.output.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write(options.output, summary, allow_nan=False)
     print(summary_table(summary))
 
 

@@ -573,6 +573,8 @@ def test_parts_of_a_sweep_are_joined() -> None:
         assert (row["seeds"], row["missing"], row["mean"]) == ([1, 2], [], pytest.approx(0.15))
         assert joined["runs"] == {**one["runs"], **two["runs"]}
     assert join([one, missing])["rows"][0]["missing"] == [2]
+    equal = _part(2, "dynroute sweep --horizon=9 --vary='gamma=.9' --methods=sm --seeds=2 --folder='a --width 7'")
+    assert list(join([one, equal])["runs"]) == ["reach-sm-seed1", "reach-sm-seed2"]
 
 
 @pytest.mark.parametrize(
