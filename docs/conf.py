@@ -1,7 +1,6 @@
 """How the documentation is built: `make docs`, without a network and with warnings as errors."""
 
 import inspect
-import json
 import os
 import pkgutil
 import re
@@ -28,18 +27,12 @@ import dynroute_sb3
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from result_tables import table
+from result_tables import MEASURED, Stored, table
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = (dynroute, dynroute_metaworld, dynroute_sb3)
 """The packages that the pages document."""
-
-SPEED = Path(__file__).parent.parent / "benchmarks" / "results" / "speed.json"
-
-UPDATES = json.loads((SPEED.parent / "sac.json").read_text())
-
-SCRIPTED = SPEED.parent / "scripted.json"
 
 project = "dynroute"
 author = "The dynroute developers"
@@ -237,31 +230,32 @@ class Picture(Directive):
         return [figure]
 
 
-class NetworkSpeed(Directive):
+class NetworkSpeed(Stored):
     """Shows the stored results of `make bench` for whole networks."""
 
-    def run(self) -> list[nodes.Node]:
+    path = MEASURED / "speed.json"
+
+    def lines(self, stored: dict[str, Any]) -> list[str]:
         header = ["network", "parameters", "ms", "to an equal MLP", "to mt-sac"]
-        lines = table([header, *map(self._cells, json.loads(SPEED.read_text())["networks"])])
-        return self.parse_text_to_nodes("\n".join(lines))
+        return table([header, *map(self._cells, stored["networks"])])
 
     def _cells(self, row: dict[str, Any]) -> list[str]:
         ratios = [f"{row['to'][other]:.2f}" for other in ("equal MLP", "mt-sac")]
         return [row["network"], f"{row['parameters']:,}", f"{row['ms']['network']:.1f}", *ratios]
 
 
-class EnvironmentSpeed(Directive):
+class EnvironmentSpeed(Stored):
     """Shows the stored results of `benchmarks.environments`."""
 
-    def run(self) -> list[nodes.Node]:
-        stored = json.loads((SPEED.parent / "environments.json").read_text())
+    path = MEASURED / "environments.json"
+
+    def lines(self, stored: dict[str, Any]) -> list[str]:
         others = list(stored["rows"][0]["faster than"])
         rows = [["environments", "steps/s", "µs of CPU a step", *(f"to {other}" for other in others)]]
         for row in stored["rows"]:
             ratios = [f"{row['faster than'][other]:.2f}" for other in others]
             cpu = f"{row['microseconds of CPU']:,.0f}"
             rows.append([row["name"], f"{row['steps per second']:,.0f}", cpu, *ratios])
-        lines = table(rows)
         versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
         text = f"""
 The tasks of {stored["benchmark"]} with random actions and a horizon of {stored["horizon"]} on {stored["cores"]} cores,
@@ -269,14 +263,15 @@ resets included; SB3's SubprocVecEnv and gymnasium's AsyncVectorEnv run a proces
 ratio is the median over {stored["rounds"]} rounds. Other programs kept {stored["load at the start"]:.1f} cores busy
 when it began: they disturb least the processor time of a step, summed over all processes. {versions}.
 """
-        return self.parse_text_to_nodes("\n".join([*lines, *text.splitlines()]))
+        return [*table(rows), *text.splitlines()]
 
 
-class ScriptedSuccess(Directive):
+class ScriptedSuccess(Stored):
     """Shows the stored results of `benchmarks.scripted`: how often scripted policies solve each task."""
 
-    def run(self) -> list[nodes.Node]:
-        stored = json.loads(SCRIPTED.read_text())
+    path = MEASURED / "scripted.json"
+
+    def lines(self, stored: dict[str, Any]) -> list[str]:
         horizons = list(stored["mean"])
         rows = [["task", *(f"{horizon} steps" for horizon in horizons)]]
         for row in stored["rows"]:
@@ -284,24 +279,22 @@ class ScriptedSuccess(Directive):
             rows.append([row["task"], *(f"{row['success'][horizon]:.2f} ({ends[horizon]})" for horizon in horizons)])
         rows.append(["mean", *(f"{stored['mean'][horizon]:.3f}" for horizon in horizons)])
         rows.append(["tasks at .9 or more", *(str(stored["tasks at .9 or more"][horizon]) for horizon in horizons)])
-        lines = table(rows)
         versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
-        lines += ["", f"{stored['episodes']} episodes of each task, seed {stored['seed']}; {versions}."]
-        return self.parse_text_to_nodes("\n".join(lines))
+        return [*table(rows), "", f"{stored['episodes']} episodes of each task, seed {stored['seed']}; {versions}."]
 
 
-class Speed(Directive):
+class Speed(Stored):
     """Shows the stored results of `make bench` for one mode, as ratios to the textbook form."""
 
+    path = MEASURED / "speed.json"
     required_arguments = 1
     final_argument_whitespace = True
 
-    def run(self) -> list[nodes.Node]:
+    def lines(self, stored: dict[str, Any]) -> list[str]:
         mode = self.arguments[0]
-        rows = [row for row in json.loads(SPEED.read_text())["rows"] if row["mode"] == mode]
+        rows = [row for row in stored["rows"] if row["mode"] == mode]
         names = ["reference", "fused" if mode == "training step" else "skip", "auto", "equal MLP", "chained modules"]
-        lines = table([["case", "batch", "textbook ms", *names], *(self._cells(row, names) for row in rows)])
-        return self.parse_text_to_nodes("\n".join(lines))
+        return table([["case", "batch", "textbook ms", *names], *(self._cells(row, names) for row in rows)])
 
     @staticmethod
     def _cells(row: dict[str, Any], names: list[str]) -> list[str]:
@@ -309,40 +302,42 @@ class Speed(Directive):
         return [row["case"], str(row["batch"]), f"{row['ms']['textbook']:.2f}", *ratios]
 
 
-class MixtureSpeed(Directive):
+class MixtureSpeed(Stored):
     """Shows the stored results of `benchmarks.moe`, as ratios to the loop over experts."""
 
-    def run(self) -> list[nodes.Node]:
+    path = MEASURED / "moe.json"
+
+    def lines(self, stored: dict[str, Any]) -> list[str]:
         kinds, names = ("training step", "inference"), ("dynroute", "dense, active size")
         found: dict[tuple[int, int, int], dict[str, dict[str, float]]] = {}
-        for row in json.loads((SPEED.parent / "moe.json").read_text())["rows"]:
+        for row in stored["rows"]:
             found.setdefault((row["experts"], row["k"], row["threads"]), {})[row["mode"]] = row["to loop"]
         rows = [["experts", "threads", *(f"{kind}: {name}" for kind in kinds for name in names)]]
         for (experts, k, threads), modes in sorted(found.items()):
             ratios = [f"{modes[kind][name]:.2f}" for kind in kinds for name in names]
             rows.append([f"{experts}, top-{k}", str(threads), *ratios])
-        return self.parse_text_to_nodes("\n".join(table(rows)))
+        return table(rows)
 
 
-class UpdateSpeed(Directive):
+class UpdateSpeed(Stored):
     """Shows the stored results of `make bench` for updates of multi-task SAC."""
 
-    def run(self) -> list[nodes.Node]:
+    path = MEASURED / "sac.json"
+
+    def lines(self, stored: dict[str, Any]) -> list[str]:
         ratios = ("to mt-sac", "bf16 to mt-sac", "bf16 to float32")
         rows = [
             [row["network"], f"{row['ms']['float32']:.0f}", *(f"{row[ratio]:.2f}" for ratio in ratios)]
-            for row in UPDATES["rows"]
+            for row in stored["rows"]
         ]
-        lines = table([["network", "ms", *ratios], *rows])
-        bare, steps = UPDATES["bare"]["to bare loop"], UPDATES["step"]
+        bare, steps = stored["bare"]["to bare loop"], stored["step"]
         ours = " and ".join(f"{steps[network]:.2f} ms with {network}" for network in steps)
         text = f"""
 The update of mt-sac takes {bare:.2f} of the time of a bare torch loop of the same networks, which neither weighs, masks
 nor clips, but whose actor's step also computes gradients of the critics' weights that nothing uses. A step of
 ``collect_rollouts`` of ten environments takes {ours}, environments and network left out.
 """
-        lines += text.splitlines()
-        return self.parse_text_to_nodes("\n".join(lines))
+        return [*table([["network", "ms", *ratios], *rows]), *text.splitlines()]
 
 
 class PageExamples(DocTestBuilder):

@@ -1,20 +1,16 @@
 """Directives that show the stored results of `benchmarks.language`, transformers on a text."""
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from docutils import nodes
-from result_tables import table
+from result_tables import MEASURED, Stored, table
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective as Directive
 
 from dynroute.inspect import draw_load
 
-LANGUAGE = Path(__file__).parent.parent / "benchmarks" / "results" / "language.json"
+LANGUAGE = MEASURED / "language.json"
 
 UNITS = {
     "turns": "equal time",
@@ -26,20 +22,10 @@ UNITS = {
 VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "`": "´"})
 
 
-class Stored(Directive, ABC):
-    """Shows lines that a subclass makes of the stored results."""
-
-    def run(self) -> list[nodes.Node]:
-        self.env.note_dependency(str(LANGUAGE))
-        return self.parse_text_to_nodes("\n".join(self.lines(json.loads(LANGUAGE.read_text()))))
-
-    @abstractmethod
-    def lines(self, stored: dict[str, Any]) -> list[str]:
-        """Returns the lines of a table, as reStructuredText."""
-
-
 class LanguageLosses(Stored):
     """Shows the losses, the sizes and the times."""
+
+    path = LANGUAGE
 
     def lines(self, stored: dict[str, Any]) -> list[str]:
         summary = stored["summary"]
@@ -68,6 +54,8 @@ class LanguageLosses(Stored):
 class LanguageRoutes(Stored):
     """Shows how evenly experts are used, and what the character of a token tells of its expert."""
 
+    path = LANGUAGE
+
     def lines(self, stored: dict[str, Any]) -> list[str]:
         rows = [["feed-forward part", "block", "entropy of the load", "dead experts", "told by the character"]]
         for row in stored["summary"]["rows"]:
@@ -84,6 +72,7 @@ class LanguageRoutes(Stored):
 class LanguageExperts(Stored):
     """Shows which characters the experts of the first seed prefer; the argument names the feed-forward part."""
 
+    path = LANGUAGE
     required_arguments = 1
     final_argument_whitespace = True
 
@@ -98,6 +87,8 @@ class LanguageExperts(Stored):
 
 class LanguageDepth(Stored):
     """Shows how many modules tokens run, by the kind of their character."""
+
+    path = LANGUAGE
 
     def lines(self, stored: dict[str, Any]) -> list[str]:
         runs = [run["routes"] for run in stored["runs"] if run["name"] == "depth"]

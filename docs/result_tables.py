@@ -1,4 +1,4 @@
-"""Directives that show the stored summaries of sweeps, which `dynroute sweep` writes and docs/results keeps."""
+"""Directives that show stored results: summaries of sweeps and what benchmarks measured."""
 
 import abc
 import json
@@ -14,7 +14,7 @@ from sphinx.util.docutils import SphinxDirective as Directive
 
 RESULTS = Path(__file__).parent / "results"
 
-PAGE = Path(__file__).parent.parent / "benchmarks" / "results" / "page.json"
+MEASURED = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -23,25 +23,45 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return lines + [f"   {'  -' if i else '* -'} {cell}" for row in rows for i, cell in enumerate(row)]
 
 
-class Sweep(Directive):
+class Stored(Directive, abc.ABC):
+    """Shows lines that a subclass makes of stored results; a page is made anew when they change."""
+
+    path: Path
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_dependency(str(self.path))
+        return self.parse_text_to_nodes("\n".join(self.lines(json.loads(self.path.read_text()))))
+
+    @abc.abstractmethod
+    def lines(self, stored: Any) -> list[str]:
+        """Returns lines of reStructuredText."""
+
+
+class Named(Stored, abc.ABC):
+    """Shows a file of docs/results; the argument is its stem."""
+
+    required_arguments = 1
+
+    @property
+    def path(self) -> Path:
+        return RESULTS / f"{self.arguments[0]}.json"
+
+
+class Sweep(Named):
     """Shows the summary of a sweep: a row for each network, and how it was made; the argument is the file's stem.
 
     With ``:minutes:`` it tells how long each run took, which means something where they had the machine to themselves.
     """
 
-    required_arguments = 1
     option_spec: ClassVar[dict[str, Any]] = {"minutes": directives.flag}
 
-    def run(self) -> list[nodes.Node]:
-        path = RESULTS / f"{self.arguments[0]}.json"
-        self.env.note_dependency(str(path))
-        stored = json.loads(path.read_text())
+    def lines(self, stored: Mapping[str, Any]) -> list[str]:
         rows = [row for row in stored["rows"] if row["seeds"]]
         lines = [*table(self.cells(rows)), "", *self.provenance(stored, rows)]
         if "minutes" in self.options:
             minutes = ", ".join(f"{run['minutes']:.1f}" for run in stored["runs"].values())
             lines += ["", f"Minutes of the runs: {minutes}."]
-        return self.parse_text_to_nodes("\n".join(lines))
+        return lines
 
     def cells(self, rows: list[dict[str, Any]]) -> list[list[str]]:
         header = ["network", "seeds", "mean success", "95 % interval", "IQM", "95 % interval", "weakest task"]
@@ -99,17 +119,12 @@ class SweepTasks(Sweep):
         return f"{row['success'][task]:.2f}" + (f" / {used[task]:.1f}" if used else "")
 
 
-class Gain(Directive):
+class Gain(Named):
     """Shows what `benchmarks.gain` stored: how the success of each task changed; the argument is the file's stem."""
 
-    required_arguments = 1
-
-    def run(self) -> list[nodes.Node]:
-        path = RESULTS / f"{self.arguments[0]}.json"
-        self.env.note_dependency(str(path))
+    def lines(self, stored: Mapping[str, Any]) -> list[str]:
         header = ["network", "task", "episodes", "before", "after", "of each seed", "lost", "gained", "p"]
-        rows = map(self._row, json.loads(path.read_text())["rows"])
-        return self.parse_text_to_nodes("\n".join(table([header, *rows])))
+        return table([header, *map(self._row, stored["rows"])])
 
     @staticmethod
     def _row(row: Mapping[str, Any]) -> list[str]:
@@ -127,20 +142,14 @@ class Gain(Directive):
         ]
 
 
-class Curves(Directive):
+class Curves(Named):
     """Shows what `benchmarks.curves` stored: how success rose in runs with other settings; the argument is the stem."""
 
-    required_arguments = 1
-
-    def run(self) -> list[nodes.Node]:
-        path = RESULTS / f"{self.arguments[0]}.json"
-        self.env.note_dependency(str(path))
-        stored = json.loads(path.read_text())
+    def lines(self, stored: Mapping[str, Any]) -> list[str]:
         steps = sorted({int(step) for row in stored["rows"] for step in row["success"]})
         rows = [[self._settings(row["options"]), *self._curve(row["success"], steps)] for row in stored["rows"]]
         commands = list(dict.fromkeys(session["command"] for session in stored["sessions"]))
-        lines = [*table([["settings", *(f"{step:,}" for step in steps)], *rows]), "", *told(commands, stored)]
-        return self.parse_text_to_nodes("\n".join(lines))
+        return [*table([["settings", *(f"{step:,}" for step in steps)], *rows]), "", *told(commands, stored)]
 
     @staticmethod
     def _curve(success: Mapping[str, float], steps: Sequence[int]) -> list[str]:
@@ -154,19 +163,15 @@ class Curves(Directive):
         return ", ".join(f"``{name}={json.dumps(value)}``" for name, value in flat.items()) or "the first"
 
 
-class Extractions(Directive):
+class Extractions(Named):
     """Shows what `benchmarks.extraction` stored: policies of one task beside the whole network and a perceptron.
 
     The argument is the file's stem. A row of the table is a mean over the runs.
     """
 
-    required_arguments = 1
     policies = ("whole", "extracted", "perceptron")
 
-    def run(self) -> list[nodes.Node]:
-        path = RESULTS / f"{self.arguments[0]}.json"
-        self.env.note_dependency(str(path))
-        stored = json.loads(path.read_text())
+    def lines(self, stored: Mapping[str, Any]) -> list[str]:
         header = ["task", "router left", "nodes", "parameters", "KB of the file", "ms, module", "ms, file", "success"]
         tasks: dict[str, list[Mapping[str, Any]]] = {}
         for row in stored["rows"]:
@@ -174,7 +179,7 @@ class Extractions(Directive):
         lines = table([header, *map(self._row, tasks.values())])
         commands = [run["session"]["command"] for run in stored["runs"].values()]
         commands += [session["command"] for session in stored["sessions"]]
-        return self.parse_text_to_nodes("\n".join([*lines, "", *told(commands, stored)]))
+        return [*lines, "", *told(commands, stored)]
 
     def _row(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         before, after = (fmean(row["nodes"][i] for row in rows) for i in (0, 1))
@@ -195,20 +200,16 @@ class Extractions(Directive):
         ]
 
 
-class Rows(Directive, abc.ABC):
+class Rows(Named, abc.ABC):
     """Shows rows that a benchmark stored, as means over what the table does not tell apart.
 
     The argument is the file's stem. A subclass names the columns that tell the rows of the table apart, and makes the
     other cells of those rows.
     """
 
-    required_arguments = 1
     groups: tuple[str, ...]
 
-    def run(self) -> list[nodes.Node]:
-        path = RESULTS / f"{self.arguments[0]}.json"
-        self.env.note_dependency(str(path))
-        stored = json.loads(path.read_text())
+    def lines(self, stored: Mapping[str, Any]) -> list[str]:
         self.settings = stored["settings"]
         groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
         for row in stored["rows"]:
@@ -217,8 +218,7 @@ class Rows(Directive, abc.ABC):
         rows = [[*first, *self.cells(group)] for first, group in zip(cells, groups.values(), strict=True)]
         seeds = ", ".join(map(str, sorted({row["seed"] for row in stored["rows"]})))
         commands = [session["command"] for session in stored["sessions"]]
-        lines = [*table([self.header(), *rows]), "", f"Seeds: {seeds}.", "", *told(commands, stored)]
-        return self.parse_text_to_nodes("\n".join(lines))
+        return [*table([self.header(), *rows]), "", f"Seeds: {seeds}.", "", *told(commands, stored)]
 
     @abc.abstractmethod
     def header(self) -> list[str]:
@@ -321,12 +321,12 @@ def mean(values: Iterable[float]) -> str:
     return f"{sum(values) / len(values):.2f}" if values else ""
 
 
-class PageSpeed(Directive):
+class PageSpeed(Stored):
     """Tells the stored results of `benchmarks.page`: how long a page about many points takes."""
 
-    def run(self) -> list[nodes.Node]:
-        self.env.note_dependency(str(PAGE))
-        stored = json.loads(PAGE.read_text())
+    path = MEASURED / "page.json"
+
+    def lines(self, stored: Mapping[str, Any]) -> list[str]:
         report, opened = stored["report"], stored["milliseconds"]["load"]
         text = f"""
 A run with {stored["points"]:,} logged points makes a page of {report["page MB"]:.1f} MB in {report["seconds"]:.0f}
@@ -334,7 +334,7 @@ seconds and {report["peak MB"]:,.0f} MB of memory, the policy at work included. 
 milliseconds, at most {max(opened["all"]):.0f} in {len(opened["all"])} times ({stored["browser"]}, {stored["cores"]}
 cores; ``python -m benchmarks.page``).
 """
-        return self.parse_text_to_nodes(" ".join(text.split()))
+        return [" ".join(text.split())]
 
 
 def told(commands: Sequence[str], stored: Mapping[str, Any]) -> list[str]:
