@@ -1,8 +1,8 @@
 """Compare published networks on seven tasks.
 
 MT-SAC, PaCo and D2R learn tasks that want different answers to the same states, so that a network has to separate them
-and may share the rest. Errors are those on unseen states. The networks differ in size, which
-the table shows. For D2R the program prints how many modules each task uses.
+and may share the rest. Errors are those on unseen states. The networks differ in size, which the table shows. For D2R
+the program prints how many modules each task uses.
 """
 
 import torch
