@@ -180,10 +180,11 @@ class RoutedGraph(Pretrained):
         check_generator(generator)
         if noise is not None and (path is not None or not sample or not self.gate.takes_noise):
             check_noise(noise, logits)  # else it is checked where it is used
+        chooses = path is None and sample
         scores = None
-        if path is None and sample:
+        if chooses or router_noise is not None:  # which is checked, too, where it has no effect
             scores = self._scores(context, logits, generator, router_noise)
-        if path is None and noise is None and sample and self.gate.takes_noise:
+        if chooses and noise is None and self.gate.takes_noise:
             shape = (*logits.shape[:-2], self.topology.num_edges)
             drawn = gumbel_noise(shape, generator=generator, device=logits.device)
             noise = self.topology.from_edges(drawn, fill=0.0)
@@ -195,7 +196,7 @@ class RoutedGraph(Pretrained):
             sample=sample,
             generator=generator if noise is None else None,
             noise=noise,
-            scores=scores,
+            scores=scores if chooses else None,
         )
         return route
 
@@ -243,7 +244,7 @@ class RoutedGraph(Pretrained):
             generator: The random generator for a path that is sampled.
             return_route: Whether to return the route beside the output.
             noise: Gumbel noise that was drawn before, with shape ``[*, T, S]``, for functions that are compiled or
-                replayed.
+                replayed. It has no effect beside a path, and where nothing is sampled.
             router_noise: The noise of a router, drawn before by :meth:`Router.draw_noise`, for the same purpose.
 
         Returns:
