@@ -95,9 +95,10 @@ def test_what_was_done_is_the_action_with_noise(tmp_path: Path) -> None:
     assert not np.array_equal(noise[0], noise[1])  # each task draws its own
 
 
-def test_episodes_are_those_of_the_environments_of_the_same_seed(tmp_path: Path) -> None:
-    found = small(tmp_path, horizon=70, noise=0.3)
-    env = make_envs(PAIR, horizon=70, seed=5)
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_episodes_are_those_of_the_environments_of_the_same_seed(version: str, tmp_path: Path) -> None:
+    found = small(tmp_path, horizon=70, noise=0.3, reward_version=version)
+    env = make_envs(PAIR, horizon=70, seed=5, reward_version=version)
     observations: Any = env.reset()
     for episode in range(3):
         solved = np.zeros(2, dtype=bool)

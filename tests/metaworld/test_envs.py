@@ -92,6 +92,23 @@ def test_what_a_step_tells() -> None:
             assert isinstance(info["is_success"], bool)
 
 
+def test_the_version_of_the_reward_changes_rewards_alone() -> None:
+    goals = goals_of(("reach",), 3)["reach"]
+    one = TaskEnvironment("reach", goals, goals="fixed", horizon=5, reward_version="v1")
+    options: dict[str, Any] = {"benchmark": "reach", "goals": "fixed", "seed": 3}
+    with envs(**options) as second, envs(**options, reward_version="v1") as first:
+        assert np.array_equal(first.reset()[0, :39], one.reset())
+        second.reset()
+        for action in actions(4, count=1):
+            observations, rewards, *_ = first.step(action)
+            others, of_second, *_ = second.step(action)
+            _, expected, *_ = one.step(action[0])
+            assert np.array_equal(observations, others)
+            assert rewards[0] == np.float32(expected)
+            assert rewards[0] != of_second[0]
+    one.close()
+
+
 @pytest.mark.filterwarnings("ignore:Constant:UserWarning")
 def test_success_is_that_of_any_step() -> None:
     name = "reach"

@@ -1,5 +1,6 @@
 """Evaluation on Meta-World: what is counted, what it depends on, what it leaves alone, and how sure the numbers are."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -102,6 +103,18 @@ def test_episodes_are_those_of_each_task_alone() -> None:
             assert result.returns[i, episode] == pytest.approx(total)
             env.close()
     assert 0 < result.success_any.sum() < 6  # at this horizon both happen
+
+
+def test_returns_are_those_of_the_version_of_the_reward() -> None:
+    first, second = (evaluate("scripted", "reach", horizon=9, episodes=1, reward_version=v) for v in ("v1", "v2"))
+    assert (first.reward_version, second.reward_version) == ("v1", "v2")
+    with contextlib.closing(make_envs("reach", horizon=9, seed=SEEDS["random"], reward_version="v1")) as env:
+        observations, policy, total = env.reset(), ScriptedPolicy("reach"), 0.0
+        for _ in range(9):
+            observations, rewards, *_ = env.step(policy.predict(observations)[0])
+            total += float(rewards[0])
+    assert first.returns == pytest.approx(total)
+    assert second.returns != pytest.approx(total, rel=1e-2)
 
 
 def test_a_short_episode_is_the_start_of_a_long_one() -> None:
