@@ -22,11 +22,21 @@ import numpy as np
 import pytest
 import torch
 
-from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, read_metrics, train
+from dynroute_metaworld import (
+    Configuration,
+    EvaluationResult,
+    Run,
+    RunError,
+    load_model,
+    make_envs,
+    read_metrics,
+    train,
+)
 from dynroute_metaworld.report.curves import draw_curves
 from dynroute_metaworld.runs.evaluation import SEEDS
 from dynroute_metaworld.runs.recorder import Recorder, evaluate_run
 from dynroute_metaworld.runs.threads import choose_threads, describe_threads
+from dynroute_metaworld.runs.training import environments
 from dynroute_sb3 import DamagedError, MultiTaskSAC, latest_checkpoint, storage
 from dynroute_sb3.tree import read_tree
 
@@ -575,6 +585,19 @@ def test_other_versions_are_told(done: Run, capsys: pytest.CaptureFixture[str]) 
     assert "results may differ in their last bits from those of the same run without: torch 2.4.0" in (
         capsys.readouterr().out
     )
+
+
+def test_training_and_evaluation_have_the_problem_of_the_configuration(straight: Path, tmp_path: Path) -> None:
+    problem = {"goals": "fixed", "horizon": 7, "reward_version": "v1"}
+    configuration, action = small(**problem, seed=5), np.full((2, 4), 0.5, np.float32)
+    with contextlib.closing(environments(configuration)) as env:
+        seen, stepped = env.reset(), env.step(action)[:2]
+        assert env.horizon == 7
+    with contextlib.closing(make_envs(configuration.tasks, seed=5, **problem)) as env:
+        assert np.array_equal(env.reset(), seen)
+        assert all(np.array_equal(*pair) for pair in zip(env.step(action)[:2], stepped, strict=True))
+    result = evaluate_run(Run(tmp_path, configuration), load_model(Run.open(straight), "cpu"), 1)
+    assert {name: getattr(result, name) for name in problem} == problem
 
 
 def test_goals_of_an_evaluation_are_not_those_of_training(done: Run, tmp_path: Path) -> None:
