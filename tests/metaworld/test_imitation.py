@@ -15,6 +15,7 @@ from torch import Tensor
 from dynroute import Route, losses
 from dynroute_metaworld import Configuration, Run, RunError, ScriptedPolicy, load_model, make_envs, read_metrics, train
 from dynroute_metaworld.cli import main
+from dynroute_metaworld.envs.tasks import derive_seed
 from dynroute_metaworld.imitation.cloning import Cloning, one_cycle
 from dynroute_metaworld.imitation.collection import collect
 from dynroute_metaworld.imitation.dagger import correct
@@ -253,6 +254,22 @@ def test_corrections_are_what_scripts_want_where_the_policy_acts(cloned: Run) ->
     others = {tuple(row) for row in other.observations[:, :, 0, 36:39].reshape(-1, 3).tolist()}
     assert not set(first) & (demonstrated | others)
     assert correct(model, TASKS.split(","), episodes=2, **options).fingerprint == shown.fingerprint
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_corrections_are_rewarded_as_the_environments_reward(version: str, cloned: Run) -> None:
+    model, names, problem = load_model(cloned, "cpu"), TASKS.split(","), {"horizon": 78, "reward_version": version}
+    shown = correct(model, names, episodes=3, goals="random", seed=1, number=1, **problem)
+    with contextlib.closing(make_envs(names, seed=derive_seed(1, 1), **problem)) as env:
+        env.reset()
+        for episode in range(3):
+            solved = np.zeros(2, np.bool_)
+            for step in range(78):
+                _, rewards, _, infos = env.step(shown.executed[:, episode, step])
+                assert np.array_equal(rewards, shown.rewards[:, episode, step])
+                solved |= [info["success"] for info in infos]
+            assert np.array_equal(shown.solved[:, episode], solved)
+    assert 0 < shown.solved.sum() < 6  # at this horizon both happen
 
 
 def test_corrections_have_the_goals_of_the_problem(cloned: Run) -> None:
