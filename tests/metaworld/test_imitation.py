@@ -65,9 +65,10 @@ def test_what_imitation_leaves(cloned: Run) -> None:
     assert not torch.equal(actor.normalizer.scale, torch.ones(39))
     model = load_model(cloned, "cpu")
     assert torch.equal(model.critic.normalizer.mean, actor.normalizer.mean)
-    observations = np.concatenate([np.zeros((2, 39)), np.eye(2)], axis=1).astype(np.float32)
-    _, log_std, _ = model.actor.distribution(torch.as_tensor(observations))
-    assert log_std.exp().mean().item() == pytest.approx(cloned.configuration.cloning_std, rel=1)
+    states = torch.as_tensor(demonstrations().observations).flatten(1, 2)
+    observations = model.actor.task_space.join(states.flatten(0, 1), torch.arange(2).repeat_interleave(states.shape[1]))
+    _, log_std, _ = model.actor.distribution(observations)
+    assert log_std.mean().item() == pytest.approx(math.log(cloned.configuration.cloning_std), abs=0.1)
 
 
 def test_imitation_from_the_command_line(cloned: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
