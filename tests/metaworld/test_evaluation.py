@@ -285,6 +285,11 @@ def test_rates_and_table() -> None:
     assert "90 % interval" in result.table(0.9)
 
 
+def test_episodes_with_one_goal_have_no_interval() -> None:
+    rows = [line.split() for line in result_of(goals="fixed").table().splitlines()[2:]]
+    assert rows[:2] == [["reach", "0.75", "-", "2.5", "3", "3.50"], ["push", "0.00", "-", "0.2", "-", "4.00"]]
+
+
 @pytest.mark.parametrize("changes", [{}, {"modules_used": None}, {"criterion": "last"}])
 def test_a_result_is_stored_exactly(changes: dict[str, Any], tmp_path: Path) -> None:
     result = result_of(**changes)
