@@ -178,9 +178,12 @@ def test_it_grows_where_a_task_stalls_while_others_learn(measured: list[Any], gr
     assert model.actor.net.topology == Topology.dag(5 if grows else 4)
 
 
-def test_growth_ends_and_new_modules_come_in_slowly(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("opening", "steps"), [({"opening": 16}, 4), ({}, 2)], ids=["", "as often as it measures"])
+def test_growth_ends_and_new_modules_come_in_slowly(
+    opening: dict[str, int], steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = make(learning_starts=999)
-    growth = GrowOnDemand(8, max_modules=4, patience=1, gain=0.1, opening=16, measure=stalled, solved=99.0, verbose=1)
+    growth = GrowOnDemand(8, max_modules=4, patience=1, gain=0.1, measure=stalled, solved=99.0, verbose=1, **opening)
     bias = []
 
     class Look(BaseCallback):
@@ -192,8 +195,8 @@ def test_growth_ends_and_new_modules_come_in_slowly(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == "4 modules at 16 steps\n"
     assert model.growth_state["nodes"] == []
     rises = np.diff(bias[4:])
-    assert np.allclose(rises[:4], 5.0, atol=1e-4)
-    assert np.allclose(rises[4:], 0.0)
+    assert np.allclose(rises[:steps], 20 / steps, atol=1e-4)
+    assert np.allclose(rises[steps:], 0.0)
 
 
 @pytest.mark.parametrize("modules", [2, 5])
@@ -246,6 +249,12 @@ def measure_by(measure: Callable[[MultiTaskSAC], Any]) -> MultiTaskSAC:
     return make(learning_starts=999).learn(12, callback=GrowOnDemand(4, max_modules=4, measure=measure))
 
 
+def critics_of_models() -> MultiTaskSAC:
+    critics = {"level": "model", "num_modules": None, "num_models": 2, "model_depth": 1}
+    kwargs = {"network_kwargs": dict(SIZES), "critic_kwargs": critics}
+    return MultiTaskSAC("D2RPolicy", DummyVecEnv(point_tasks()), policy_kwargs=kwargs, device="cpu")
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -254,8 +263,16 @@ def measure_by(measure: Callable[[MultiTaskSAC], Any]) -> MultiTaskSAC:
         (lambda: GrowOnDemand(5, 5, patience=0), "`patience` must be at least 1, got 0."),
         (lambda: GrowOnDemand(5, 5, opening=0), "`opening` must be at least 1, got 0."),
         (lambda: GrowOnDemand(5, 5, gain=0.0), "`gain` must be a positive number, got 0.0."),
+        (lambda: GrowOnDemand(5, 5, solved=0.0), "`solved` must be a positive number, got 0.0."),
+        (lambda: GrowOnDemand(5, 5, solved=True), "`solved` must be a positive number, got True."),
         (lambda: GrowOnDemand(5, 5, gain=float("inf")), "`gain` must be finite, got inf: no task would ever learn."),
         (lambda: GrowOnDemand(5, 5, measure=3), "`measure` must be a function that gives a number for each task, got"),
+        (lambda: GrowOnDemand(5, 5).open(0), "`model` is not known yet: call init_callback(model), as learn(callback="),
+        (
+            lambda: critics_of_models().learn(4, callback=GrowOnDemand(4, 5)),
+            "`critic_kwargs` must let critics route at the level of their actor to grow with it, by num_modules, got "
+            "critics with num_models.",
+        ),
         (lambda: measure_by(lambda _: [0.0, 1.0]), "`measure` must give 4 numbers, one for each task or None where"),
         (lambda: measure_by(lambda _: 1.0), "`measure` must give 4 numbers, one for each task or None where there is"),
         (lambda: measure_by(lambda _: ["a"] * 4), "`measure` must give 4 numbers, one for each task or None where"),
