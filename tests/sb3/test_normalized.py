@@ -1,5 +1,6 @@
 """Rewards and states that are normalized: the one-hot of the task is left as it is."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,11 +157,44 @@ def test_paths_of_demonstrations_are_those_of_normalized_states() -> None:
     assert np.array_equal(shown.paths, paths)
 
 
-@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (4,)), spaces.Dict(a=spaces.Box(-1, 1, (3,)))])
-def test_what_cannot_be_normalized(space: spaces.Space[Any]) -> None:
+def untold(space: spaces.Space[Any]) -> VecEnv:
+    """An environment that does not tell how many tasks there are."""
+
     class Other(gym.Env[Any, Any]):
         observation_space = space
         action_space = spaces.Box(-1, 1, (2,))
 
-    with pytest.raises(ValueError, match="observation"):
-        MultiTaskVecNormalize(DummyVecEnv([Other]), num_tasks=4)
+    return DummyVecEnv([Other])
+
+
+def test_the_number_of_tasks_is_given_or_that_of_the_environments() -> None:
+    env = MultiTaskVecNormalize(untold(spaces.Box(-1, 1, (6,))), num_tasks=2)
+    env.obs_rms.mean = np.full(6, 3.0)
+    seen = env.normalize_obs(np.ones((1, 6)))[0]
+    assert seen == pytest.approx([-2, -2, -2, -2, 1, 1])
+    with pytest.raises(ValueError, match=r"^`num_tasks` must say how many tasks there are: pass it, or let"):
+        MultiTaskVecNormalize(untold(spaces.Box(-1, 1, (6,))))
+    told = "the number of tasks must be the same everywhere, but `num_tasks` says 3, `num_tasks` of the environments"
+    with pytest.raises(ValueError, match=rf"^{told} says 4\.$"):
+        normalized(num_tasks=3)
+
+
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        (
+            spaces.Box(-1, 1, (4,)),
+            "an observation must hold a state and the one-hot of one of 4 tasks, got vectors of 4 numbers; is the "
+            "one-hot missing (see OneHotTask), or `num_tasks` wrong?",
+        ),
+        (
+            spaces.Dict(a=spaces.Box(-1, 1, (3,))),
+            "the observation space must be a Box of vectors that end with the one-hot of the task, got Dict('a': "
+            "Box(-1.0, 1.0, (3,), float32)); flatten them with gymnasium.wrappers.FlattenObservation, and wrap that in "
+            "OneHotTask.",
+        ),
+    ],
+)
+def test_what_cannot_be_normalized(space: spaces.Space[Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        MultiTaskVecNormalize(untold(space), num_tasks=4)
