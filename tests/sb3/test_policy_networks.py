@@ -212,6 +212,12 @@ def test_keywords_without_a_place(name: str) -> None:
         make_plain(policy, policy_kwargs=kwargs)
 
 
+@pytest.mark.parametrize("name", ["network_kwargs", "critic_kwargs"])
+def test_keywords_are_a_dictionary(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^`{name}` must be a dictionary of keywords, got \[\('width', 8\)\]\.$"):
+        make_plain(policy_kwargs={name: [("width", 8)]})
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"log_std_init": -2, "net_arch": [8]}], ids=["plain", "as in the Zoo"])
 def test_state_dependent_exploration(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"`use_sde` must be False: state-dependent exploration .* `action_noise`"):
