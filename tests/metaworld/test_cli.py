@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -173,6 +175,80 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "steps/s of the environments" in printed
     assert "1,500,000" in printed
+
+
+RUN = SimpleNamespace(folder="RUN")
+
+CALLS: dict[str, tuple[str, dict[str, Any]]] = {
+    # What each command calls, and the arguments that its flags become.
+    "evaluate scripted --benchmark reach,push --episodes 3 --goals benchmark --horizon 9 --seed 4 --success last "
+    "--workers 1": (
+        "evaluate",
+        {"policy": "scripted", "benchmark": ["reach", "push"], "episodes": 3, "goals": "benchmark", "horizon": 9}
+        | {"seed": 4, "success": "last", "workers": 1},
+    ),
+    "evaluate RUN --episodes 3 --seed 4 --success last --workers 1 --device cpu": (
+        "evaluate_run",
+        {"run": RUN, "model": "RUN on cpu", "episodes": 3} | {"options": {"seed": 4, "success": "last", "workers": 1}},
+    ),
+    "evaluate RUN": ("evaluate_run", {"run": RUN, "model": "RUN on auto", "episodes": 100}),
+    "extract RUN --task reach --format onnx --output r.onnx --coverage 0.9 --states demonstrations --collect 5 "
+    "--episodes 3": (
+        "extract_task",
+        {"run": RUN, "model": "RUN on cpu", "task": "reach", "form": "onnx", "output": Path("r.onnx")}
+        | {"coverage": 0.9, "states": "demonstrations", "collected": 5, "episodes": 3},
+    ),
+    "analyze RUN other --output out --episodes 3 --device cpu": (
+        "analyze",
+        {"folders": [Path("RUN"), Path("other")], "output": Path("out"), "episodes": 3, "device": "cpu"},
+    ),
+    "report RUN --output page.html --episodes 3 --no-frames --device cpu": (
+        "write_report",
+        {"folders": [Path("RUN")], "output": Path("page.html"), "episodes": 3, "frames": False, "device": "cpu"},
+    ),
+    "render RUN --task reach --output r.gif --episodes 3 --seed 4 --size 64 --device cpu": (
+        "render",
+        {"folder": Path("RUN"), "task": "reach", "output": Path("r.gif"), "episodes": 3, "seed": 4, "size": 64}
+        | {"device": "cpu"},
+    ),
+    "bench --benchmark reach,push --methods sm d2r --workers 1 --seconds 2.5 --device cpu --output b.json": (
+        "bench",
+        {"benchmark": "reach,push", "methods": ["sm", "d2r"], "workers": 1, "seconds": 2.5, "device": "cpu"}
+        | {"output": Path("b.json")},
+    ),
+    "sweep --methods sm d2r --benchmarks reach MT10 --seeds 4 5 --folder s --preset quick --imitate --vary width=8,16 "
+    "--cores-per-run 2 --gpus-per-run 0.5 --address head:1 --cloning-steps 9": (
+        "sweep",
+        {"folder": Path("s"), "methods": ["sm", "d2r"], "benchmarks": ["reach", "MT10"], "seeds": [4, 5]}
+        | {"settings": "quick", "imitate": True, "vary": {"width": [8, 16]}, "cores_per_run": 2, "gpus_per_run": 0.5}
+        | {"address": "head:1", "options": {"cloning_steps": 9}, "finish": draw_curves},
+    ),
+    "sweep --methods sm": (
+        "sweep",
+        {"folder": Path("sweeps/MT10"), "methods": ["sm"], "benchmarks": ["MT10"], "seeds": [1, 2, 3]}
+        | {"settings": "paper", "imitate": False, "vary": {}, "cores_per_run": 1, "gpus_per_run": 0}
+        | {"address": None, "options": {}, "finish": draw_curves},
+    ),
+}
+
+
+@pytest.mark.parametrize("command", CALLS)
+def test_flags_are_the_arguments_of_what_a_command_calls(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, expected = CALLS[command]
+    signature, calls = inspect.signature(getattr(commands, name)), list[dict[str, Any]]()
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        shown = {word: value for word, value in keywords.items() if word not in ("progress", "tell")}
+        calls.append(signature.bind(*arguments, **shown).arguments)
+        return {} if name == "sweep" else SimpleNamespace(episodes=3)
+
+    monkeypatch.setattr(Run, "open", lambda folder: SimpleNamespace(folder=str(folder)))
+    monkeypatch.setattr(commands, "load_model", lambda run, device: f"{run.folder} on {device}")
+    for unused in ("summarize", "summary_table"):
+        monkeypatch.setattr(commands, unused, lambda given: given)
+    monkeypatch.setattr(commands, name, call)
+    assert main(command.split()) == 0
+    assert calls == [expected]
 
 
 def helped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
