@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -538,6 +539,52 @@ def test_every_method_with_every_preset(name: str, method: str, two_tasks: Any) 
     for option in ("log_prob_epsilon", "warmup_actions", "lag_rollouts", "reward_scale", "max_task_loss"):
         assert getattr(model, option) == getattr(configuration, option)
     assert (model.train_freq.frequency, model.gradient_steps) == (configuration.update_every, configuration.updates)  # type: ignore[union-attr]
+
+
+RENAMED: dict[str, tuple[Any, Callable[[Any], Any], Any]] = {
+    # Options with a value, and what it is in the learner of two tasks.
+    "window": (7, lambda model: model.report.successes[0].maxlen, 7),
+    "update_every": (3, lambda model: model.train_freq.frequency, 3),
+    "updates": (3, lambda model: model.gradient_steps, 3),
+    "learning_starts": (7, lambda model: model.learning_starts, 14),
+    "batch_size": (7, lambda model: model.batch_size, 14),
+    "mixed_batch_size": (7, lambda model: (model.batch_size, model.replay_buffer.balanced), (7, False)),
+    "target_update_every": (3, lambda model: model.target_update_interval, 3),
+    "value_low": (-3.0, lambda model: model.value_range, (-3.0, 10.0)),
+    "value_high": (3.0, lambda model: model.value_range, (-10.0, 3.0)),
+    "compile": (True, lambda model: model.compile_networks, True),
+    "memory_map": ("FOLDER", lambda model: model.replay_buffer_kwargs.get("memory_map"), "FOLDER"),
+    "bootstrap_timeouts": (False, lambda model: model.replay_buffer.handle_timeout_termination, False),
+    "weight_decay": (0.3, lambda model: model.actor.optimizer.param_groups[0]["weight_decay"], 0.3),
+    "log_std_low": (-3.0, lambda model: model.actor.log_std_range, (-3.0, 2.0)),
+    "log_std_high": (1.0, lambda model: model.actor.log_std_range, (-20.0, 1.0)),
+    "ent_coef": ("0.3", lambda model: model.ent_coef, 0.3),
+    "target_entropy": ("-1.5", lambda model: model.target_entropy, -1.5),
+    "route_temperature": ("0.7", lambda model: model.route_temperature, 0.7),
+}
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_options_reach_what_the_learner_calls_otherwise(
+    name: str, two_tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynroute_sb3.MultiTaskPolicy.compile_networks", lambda *_: None)  # it takes seconds
+    value, read, expected = (str(tmp_path) if each == "FOLDER" else each for each in RENAMED[name])
+    usual: dict[str, Any] = {"benchmark": "reach,push", "buffer_size": 10, "device": "cpu", "optimizer": "adamw"}
+    usual |= {"network": QUICK_SIZES["d2r"], "critic_loss": "categorical"}
+    one, other = (make_model(Configuration(**{**usual, **more}), two_tasks) for more in ({}, {name: value}))
+    assert read(one) != read(other) == expected
+
+
+def test_options_reach_what_the_learner_calls_so(two_tasks: Any) -> None:
+    options: dict[str, Any] = {"learning_rate": 2e-3, "gamma": 0.9, "tau": 0.02, "buffer_size": 12, "seed": 5}
+    options |= {"ent_coef_lr": 2e-3, "ent_coef_beta1": 0.4, "max_ent_coef": 0.7, "max_grad_norm": 0.3, "n_steps": 2}
+    options |= {"max_task_loss": 9.0, "reward_scale": 0.3, "actor_starts": 3, "route_balance": 0.3, "q_target": "mean"}
+    options |= {"actor_paths": "sampled", "critic_paths": "topk", "task_weights": "alpha-mean", "router_lr": 1e-5}
+    options |= {"demonstration_weight": 0.3, "demonstration_decay": 9, "precision": "bf16"}
+    usual: dict[str, Any] = {"benchmark": "reach,push", "device": "cpu", "network": QUICK_SIZES["d2r"]}
+    model = make_model(Configuration(**usual, demonstrations=3, **options), two_tasks)
+    assert {name: getattr(model, name) for name in options} == options
 
 
 def test_the_presets_of_brc() -> None:
