@@ -888,7 +888,9 @@ def test_paths_that_are_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not list(tmp_path.iterdir())
 
 
-def test_where_benchmarks_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_benchmarks_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = tmp_path / "not" / "there" / "bench.json"
 
     def measure(*_: Any) -> float:
@@ -897,10 +899,17 @@ def test_where_benchmarks_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("dynroute_metaworld.bench._step_seconds", measure)
     monkeypatch.setattr("dynroute_metaworld.bench._update_seconds", measure)
-    command = ["bench", "--benchmark", "reach", "--methods", "mt-sac", "--workers", "0", "--output", str(target)]
+    command = ["bench", "--benchmark", "reach,push", "--methods", "mt-sac", "--workers", "0", "--output", str(target)]
     assert main(command) == 0
-    (row,) = json.loads(target.read_text())["rows"]
+    stored = json.loads(target.read_text())
+    assert (stored["benchmark"], stored["workers"], stored["step"]) == ("reach,push", 0, 0.01)
+    (row,) = stored["rows"]
     assert (row["method"], row["update"]) == ("mt-sac", 0.01)
+    evaluated = 32 * 200 / 10_000  # steps, for each one of learning
+    assert row["hours"] == pytest.approx(1_500_000 * (0.01 * (1 + evaluated) + 0.01) / 3600)
+    first, _, last = capsys.readouterr().out.splitlines()
+    assert first.strip() == "200 steps/s of the environments, 2 tasks, 0 workers"
+    assert last.split() == ["mt-sac", str(row["threads"]), "10.0", "ms", "3,000,000", "11"]
 
     assert outputs.folder(str(tmp_path / "a" / "b")).is_dir()
     assert outputs.file(str(tmp_path / "c" / "d.json")).parent.is_dir()
