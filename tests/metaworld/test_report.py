@@ -20,6 +20,7 @@ from dynroute_metaworld.report import page as page_module
 from dynroute_metaworld.report import scene as scenes
 from dynroute_metaworld.report.analysis import inspect_runs
 from dynroute_metaworld.report.page import details, entries_of, number, span, table, write_report
+from dynroute_metaworld.runs.seeds import over_seeds
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VOID = {"meta", "link", "input", "img", "br", "hr"}
@@ -167,6 +168,45 @@ def test_the_data_of_the_page(page: Path, runs: list[Path]) -> None:
     weights = entries[0]["moments"][0]["route"][1::2]
     assert all(0 < weight <= 1 for weight in weights)
     assert data["graphs"] == [{"nodes": 5, "edges": [[j, i] for i in range(1, 5) for j in range(i)]}]
+
+
+def test_the_figures_of_the_page(runs: list[Path], tmp_path: Path) -> None:
+    results = []
+    for i, solved in enumerate(([[4, 6, -1], [-1, -1, -1]], [[8, -1, -1], [-1, 9, 10]], [[2, 3, -1], [7, -1, -1]])):
+        folder = shutil.copytree(runs[i], tmp_path / str(i))
+        shutil.rmtree(folder / "checkpoints")
+        session = json.loads((folder / "sessions.jsonl").read_text())
+        (folder / "sessions.jsonl").write_text(json.dumps({**session, "minutes": 1.5 + i}) + "\n")
+        stored = EvaluationResult.load(folder / "evaluations" / "final.json")
+        changes: dict[str, Any] = {"first_success": np.array(solved), "returns": np.arange(6.0).reshape(2, 3) * (i + 1)}
+        if i < 2:
+            changes["modules_used"] = np.full((2, 3), 2.0 + i)
+        results.append(dataclasses.replace(stored, **changes))
+        results[-1].save(folder / "evaluations" / "final.json")
+    path = write_report([tmp_path / str(i) for i in range(3)], tmp_path / "page.html", tell=lambda _: None)
+    lines = re.findall(r"<tr>(<th scope=\"row\">.*?)</tr>", path.read_text())
+    rows = [re.sub(r"<[^>]*>", "|", line).strip("|") for line in lines]
+    figures = [re.split(r"\|+", row) for row in rows[:6]]
+    scores = np.array([result.success_rates for result in results])
+    several = over_seeds(scores[:2])
+    low, high = several["iqm_interval"]
+    assert figures[:2] == [
+        ["d2r", "2 tasks", "random", "1, 2", "0.42", f"{several['iqm']:.2f}", f"{low:.2f} to {high:.2f}", "2.5", "2.0"],
+        ["mt-sac", "2 tasks", "random", "1", "0.50", "0.50", "one seed", "-", "3.5"],
+    ]
+    for row, task, rates, returns, first in (
+        (2, "drawer-close", scores[:2, 0], 1.5, 6),
+        (3, "reach", scores[:2, 1], 6.0, 10),
+    ):
+        low, high = over_seeds(rates[:, None])["mean_interval"]
+        expected = [task, f"{rates.mean():.2f}", f"{low:.2f} to {high:.2f}", f"{returns:.1f}", str(first), "2.5", "6"]
+        assert figures[row] == expected
+    low, high = results[2].intervals()
+    assert figures[4:] == [
+        ["drawer-close", "0.67", f"{low[0]:.2f} to {high[0]:.2f}", "3.0", "2", "-", "3"],
+        ["reach", "0.33", f"{low[1]:.2f} to {high[1]:.2f}", "12.0", "7", "-", "3"],
+    ]
+    assert "width:67%" in lines[4]
 
 
 def test_a_run_of_which_much_is_missing(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
