@@ -113,6 +113,9 @@ def check_form(text: str) -> Page:
 def test_the_form_of_the_page(page: Path) -> None:
     text = page.read_text()
     form = check_form(text)
+    labels = re.findall(r'<label for="(\w+)">([^<]+)', text)
+    named = {"view": "Curve", "line": "Stand out", "step": "Steps", "task": "Task", "moment": "Step of the episode"}
+    assert dict(labels) == named
     live = {output["id"] for output in form.all("output") if output["aria-live"] == "polite"}
     assert live == {"at", "state"}
     for rule in ("prefers-color-scheme: dark", "prefers-reduced-motion", ":focus-visible", "overflow-x: auto"):

@@ -216,7 +216,7 @@ def route_controls(analysis: Analysis, graphs: list[Topology], entries: list[dic
         f'{templates}<div class="controls"><label for="task">Task<select id="task">{choices}</select></label></div>'
         '<figure><div class="moment"><img id="frame" alt="" width="240" height="240" hidden>'
         '<div class="graph" id="graph" role="region" aria-label="Route graph" tabindex="0"></div></div>'
-        '<figcaption><div class="wide"><label for="moment">RouteStep of the episode'
+        '<figcaption><div class="wide"><label for="moment">Step of the episode'
         '<input type="range" id="moment" min="0" max="0" value="0"></label></div>'
         f'<output id="state" for="task moment" aria-live="polite"></output></figcaption></figure>{means}'
     )
