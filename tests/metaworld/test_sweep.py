@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from benchmarks.join import join
 from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.runs import cluster as module
+from dynroute_metaworld.runs import sweeps
 from dynroute_metaworld.runs.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
 from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
 from dynroute_metaworld.runs.summary import SUMMARY, read_sweep, summarize, summary_rows, summary_table
@@ -424,6 +425,65 @@ def test_what_is_planned() -> None:
     }
     with pytest.raises(ValueError, match="`vary` must give runs of different names, got two of reach-"):
         _combine("paper", {}, {"benchmark": ["reach"], "method": ["sm"], "memory_map": ["a/b", "a b"], "seed": [1]})
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What a sweep asks a cluster for, which is not there."""
+    found: list[Any] = []
+
+    def run_all(runs: dict[str, Run], token: str, resources: Any, tell: object, finish: object) -> dict[str, str]:
+        (run,) = runs.values()
+        found.append((run.configuration, token, resources, finish))
+        return {}
+
+    monkeypatch.setattr(sweeps, "joined", lambda address: found.append(address) or nullcontext())
+    monkeypatch.setattr(sweeps, "check_room", lambda cores, gpus, tell: found.append((cores, gpus)))
+    monkeypatch.setattr(sweeps, "check_nodes", lambda folder, token: found.append((folder, token)))
+    monkeypatch.setattr(sweeps, "run_all", run_all)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "resources"),
+    [
+        ({}, {"threads": 1, "device": "cpu", "steps": 1_500_000}, (1, 0)),
+        ({"cores_per_run": 3}, {"threads": 3, "device": "cpu"}, (3, 0)),
+        ({"gpus_per_run": 0.5}, {"threads": 1, "device": "auto"}, (1, 0.5)),
+        ({"options": {"threads": 2, "device": "cuda"}}, {"threads": 2, "device": "cuda"}, (1, 0)),
+        ({"vary": {"threads": [4]}}, {"threads": 4, "device": "cpu"}, (1, 0)),
+        ({"settings": "quick"}, {"steps": 12_000, "batch_size": 32}, (1, 0)),
+        ({"imitate": True, "settings": "quick"}, dict(IMITATION_ALONE), (1, 0)),
+        ({"imitate": True, "options": {"demonstrations": 7}}, {**IMITATION_ALONE, "demonstrations": 7}, (1, 0)),
+    ],
+)
+def test_what_a_run_takes(
+    options: dict[str, Any],
+    expected: dict[str, Any],
+    resources: tuple[float, float],
+    asked: list[Any],
+    tmp_path: Path,
+) -> None:
+    assert sweep(tmp_path, ["mt-sac"], ["reach"], [1], address="head:1", finish=repr, **options) == {}
+    token, (cores, gpus) = read_sweep(tmp_path)["token"], resources
+    configuration = asked[-1][0]
+    assert asked == [
+        "head:1",
+        resources,
+        (tmp_path, token),
+        (configuration, token, {"num_cpus": cores, "num_gpus": gpus}, repr),
+    ]
+    assert {name: getattr(configuration, name) for name in expected} == expected
+
+
+def test_a_run_goes_on_with_its_own_threads(asked: list[Any], tmp_path: Path) -> None:
+    sweep(tmp_path, ["mt-sac"], ["reach"], [1])
+    Run.create(tmp_path / "reach-mt-sac-seed1", asked[-1][0])
+    sweep(tmp_path, ["mt-sac"], ["reach"], [1], cores_per_run=2)
+    configuration, _, resources, _ = asked[-1]
+    assert (configuration.threads, resources["num_cpus"]) == (1, 2)
+    with pytest.raises(RunError, match="holds a run with threads=1, got 2"):
+        sweep(tmp_path, ["mt-sac"], ["reach"], [1], options={"threads": 2})
 
 
 def test_every_run_starts_from_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
