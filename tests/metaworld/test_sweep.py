@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from dynroute_metaworld.runs import cluster as module
 from dynroute_metaworld.runs import sweeps
 from dynroute_metaworld.runs.cluster import _attempt, _wait_for_release, check_nodes, check_room, joined, run_all
 from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
+from dynroute_metaworld.runs.provenance import versions
 from dynroute_metaworld.runs.summary import SUMMARY, read_sweep, summarize, summary_rows, summary_table
 from dynroute_metaworld.runs.sweeps import _check_rows, _combine, _locked, _note, _open, read_variants, sweep
 from dynroute_sb3 import DamagedError
@@ -241,6 +243,33 @@ def test_nodes_that_do_not_see_the_folder(member: Cluster, tmp_path: Path) -> No
         sweep(tmp_path / "sweep", ["mt-sac"], ["reach"], address="127.0.0.1:1")
 
 
+def test_nodes_that_cannot_run_what_runs_here(member: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = _note(tmp_path, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "versions", lambda: {**versions(), "torch": "0"})
+        told = rf"the node \S+ \([\d.]+\) has torch {re.escape(torch.__version__)}, not 0; install there what is inst"
+        with pytest.raises(RunError, match=told):
+            check_nodes(tmp_path, token)
+
+    def fail(*_: object) -> None:
+        raise ImportError("no metaworld")
+
+    monkeypatch.setattr(module, "_check_node", fail)
+    told = r"the node \S+ \([\d.]+\) cannot run dynroute: ImportError: no metaworld; install it as it is installed here"
+    with pytest.raises(RunError, match=told):
+        check_nodes(tmp_path, token)
+
+
+def test_clusters_in_which_room_never_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = SimpleNamespace(remote=lambda *_: object())
+    full = SimpleNamespace(remote=lambda **_: lambda work: task, wait=lambda *_, **__: ([], []))
+    monkeypatch.setattr(module, "_ray", lambda: full)
+    run, lines = Run(tmp_path / "run", Configuration(benchmark="reach")), list[str]()
+    with pytest.raises(RunError, match=r"^no node had room for a run for minutes; do others use the cluster, or"):
+        run_all({"run": run}, "token", {"num_cpus": 1}, lines.append)
+    assert lines == ["[0/1] no node has room for a run, though none is running; 0 running, 1 waiting"] * 10
+
+
 @pytest.mark.slow
 def test_a_run_that_always_dies(member: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object) -> Iterator[tuple[str, Any]]:
@@ -314,7 +343,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "both": (["--methods", "sm", "--vary", "gamma=0.9", "--gamma", "1"], "`options` must not set `gamma`, of which th"),
     "value": (["--methods", "sm", "--vary", "gamma=0.9,1.5"], "`gamma` must be in 0..1, got 1.5"),
     "type": (["--methods", "sm", "--vary", "width=wide"], "`width` must be of type int or none, got 'wide'"),
-    "gate": (["--methods", "d2r", "--gate", "top-x"], "top-x"),
+    "gate": (["--methods", "d2r", "--gate", "top-x"], "`gate` must be one of 'soft', 'hard', 'top-K', 'sample-K', got"),
     "address": (["--methods", "sm", "--address", "127.0.0.1:1"], "no cluster can be reached at "),
 }
 
