@@ -26,6 +26,7 @@ from rich.console import Console
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import dynroute
+import dynroute_command
 from benchmarks import outputs
 from dynroute.levels.graph import PROTECT_MODES
 from dynroute.networks import available, build
@@ -799,6 +800,22 @@ def test_ctrl_c_while_modules_are_imported(module: str, tmp_path: Path) -> None:
     process = start("methods", first=tmp_path)
     printed, _ = process.communicate(timeout=300)
     assert (process.returncode, printed) == (130, "\ndynroute: stopped at once\n")
+
+
+def test_ctrl_c_is_an_exception_again_once_modules_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: list[Any] = []
+    monkeypatch.setattr(commands, "run", lambda options: handlers.append(signal.getsignal(signal.SIGINT)) or 0)
+    monkeypatch.setattr(sys, "argv", ["dynroute", "methods"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # nothing is left of it behind this test
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert dynroute_command.main() == 0
+        own = functools.partial(print, "an own handler")
+        signal.signal(signal.SIGINT, own)
+        assert dynroute_command.main() == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert handlers == [signal.default_int_handler, own]
 
 
 def test_a_run_goes_on_with_its_own_options_where_none_are_given(
