@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from dynroute.levels.graph import PROTECT_MODES
 from dynroute.networks import available, build
 from dynroute_command import choices
 from dynroute_command.options import GROUPS
-from dynroute_command.parser import _commands, _parser, completion, given_options
+from dynroute_command.parser import EXAMPLES, _commands, _parser, completion, given_options
 from dynroute_command.parser import parse as read
 from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, RunError, read_metrics
 from dynroute_metaworld import cli as commands
@@ -274,6 +275,27 @@ def test_help_tells_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(titles, key=printed.index) == titles  # what one needs first comes first
     assert "episodes of each task (20)" in helped(capsys, "imitate")
     assert "episodes of each task (0)" in printed
+
+
+def commands_in(text: str, prompt: str = "") -> list[str]:
+    """The commands of a text without their comments, but for those that an error follows."""
+    whole = re.sub(r"\\\n\s*", "", text)
+    pattern = rf"^ *{re.escape(prompt)}dynroute (.+?)(?:  .*| [#>].*)?\n(?! *dynroute.*(?:error|: `))"
+    return re.findall(pattern, whole, re.MULTILINE)
+
+
+def test_commands_of_the_help_and_the_pages_are_understood() -> None:
+    assert commands_in("$ dynroute a \\\n  b  # c\n$ dynroute d\ndynroute: `d` must\n", "$ ") == ["a b"]
+    root = Path(__file__).parents[2]
+    found = {page.name: commands_in(page.read_text(), "$ ") for page in [root / "README.md", *root.glob("docs/*.rst")]}
+    found["help"] = commands_in(EXAMPLES)
+    assert min(len(found[name]) for name in ("help", "README.md", "runs.rst", "imitation.rst")) > 2
+    for page, several in found.items():
+        for command in several:
+            try:
+                read(shlex.split(command))
+            except (ValueError, SystemExit) as error:
+                pytest.fail(f"{page} shows dynroute {command}, which is not understood: {error}")
 
 
 def test_lists_that_the_command_shows_without_importing_what_has_them() -> None:
