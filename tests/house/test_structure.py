@@ -16,6 +16,7 @@ from types import ModuleType
 import pytest
 
 import dynroute
+import dynroute_command
 import dynroute_metaworld
 import dynroute_sb3
 
@@ -116,9 +117,10 @@ def _constants_first(name: str) -> tuple[int, str]:
 
 
 def test_every_exported_name_exists_and_has_a_docstring() -> None:
-    modules = [dynroute, dynroute_metaworld, dynroute_sb3] + [
+    packages = [dynroute, dynroute_command, dynroute_metaworld, dynroute_sb3]
+    modules = packages + [
         importlib.import_module(info.name)
-        for package in (dynroute, dynroute_metaworld, dynroute_sb3)
+        for package in packages
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
         if importlib.util.find_spec("triton") or not info.name.endswith("_kernels")
     ]
