@@ -8,6 +8,8 @@ import importlib.util
 import inspect
 import pkgutil
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -227,4 +229,8 @@ def test_slow_tests_are_in_the_files_that_make_reads() -> None:
     places = {path for folder in ("tests", "dynroute", "integrations") for path in (ROOT / folder).rglob("*.py")}
     marked = {path for path in places if mark in path.read_text()}
     assert marked
-    assert {path for path in marked if not (path.is_relative_to(ROOT / "tests") and path.match("test_*.py"))} == set()
+    rules = dict(re.findall(r"^(test[\w-]*):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert '-m "not slow"' in rules["test"]
+    (listing,) = re.findall(r"-m slow \$\$\((grep .*)\)$", rules["test-slow"], re.MULTILINE)
+    read = subprocess.run(shlex.split(listing), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {ROOT / line for line in read.splitlines()} == marked
