@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from dynroute_metaworld.report.curves import draw_curves
 from dynroute_metaworld.report.data import Curve, Metrics, RunData, read_curves, read_run, read_runs, thin
 from dynroute_metaworld.report.export import OF_A_RUN, OF_ALL, analyze
 from dynroute_metaworld.report.figures import write_groups
-from dynroute_metaworld.report.film import GRAPH, LINE, _beside, render
+from dynroute_metaworld.report.film import GRAPH, LINE, _beside, _pictures, render
 from dynroute_metaworld.report.routes import THRESHOLD, Rollout, Routes, collect_routes, embed
 from dynroute_metaworld.report.scene import OpenGLError, find_opengl
 from dynroute_metaworld.runs.intervals import bootstrap_interval
@@ -924,6 +925,26 @@ def test_a_film(runs: dict[str, Path], routes: Routes, tmp_path: Path, capsys: p
         assert first[top : top + 64, :64].std() > 10  # the scene
         assert np.abs(first - last).max() > 50
     assert not list(tmp_path.glob(".part*"))
+
+
+def test_what_stands_under_a_film_of_two_episodes(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    goals, words = list[list[float]](), list[str]()
+
+    def frame(rollout: Rollout, index: int, size: int = 240) -> np.ndarray:
+        goals.append(rollout.env.environments[index].env._target_pos.tolist())
+        rollout.first_success[0, 1] = 3  # as if the second episode had been solved there
+        return np.zeros((size, size, 3), np.uint8)
+
+    monkeypatch.setattr(Rollout, "frame", frame)
+    monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda drawing, place, text, **_: words.append(text))
+    run = Run.open(runs["d2r-1"])
+    assert len(_pictures(run, "reach", episodes=2, seed=4, size=64, device="cpu")) == len(goals) == 22
+    with contextlib.closing(make_envs(run.configuration.tasks, only=["reach"], seed=4, horizon=20)) as env:
+        expected = [env.reset()[0, 36:39].tolist() for _ in range(2)]
+    assert np.allclose(goals, np.repeat(expected, 11, axis=0))
+    told = [re.sub(r"[1-5] of 5 nodes", "some nodes", line) for line in words]
+    ends = ("1 of 2, some nodes run", "2 of 2, some nodes run, solved at step 3")
+    assert told == [f"reach, step {step} of 20, episode {end}" for end in ends for step in (*range(1, 20, 2), 20)]
 
 
 def test_a_graph_that_is_taller_than_the_scene_is_whole() -> None:
