@@ -120,8 +120,11 @@ def test_scripts_solve_these_tasks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("goals", ["random", "fixed", "benchmark"])
 def test_goals(goals: str, tmp_path: Path) -> None:
-    found = small(tmp_path, goals=goals, horizon=1, episodes=4).observations[:, :, 0, 36:]
-    assert [len(np.unique(task, axis=0)) for task in found] == [1 if goals == "fixed" else 4] * 2
+    found = small(tmp_path, goals=goals, horizon=1, episodes=4).observations[:, :, 0]
+    assert [len(np.unique(task[:, 36:], axis=0)) for task in found] == [1 if goals == "fixed" else 4] * 2
+    env = make_envs(PAIR, goals=goals, horizon=1, seed=5)
+    assert np.array_equal(found, np.stack([env.reset()[:, :39] for _ in range(4)], axis=1))
+    env.close()
 
 
 def test_the_same_settings_give_the_same_and_others_do_not(shown: Demonstrations, kept: Path, tmp_path: Path) -> None:
