@@ -333,6 +333,8 @@ def test_flags_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert error.startswith("usage: dynroute evaluate")
     assert "arguments: --task reach; --task is used by dynroute extract and dynroute render alone\n" in error
     assert "'x' must be a whole number" in refused(capsys, "train", "--seed", "x")
+    assert "'x' must be a number" in refused(capsys, "train", "--gamma", "x")
+    assert "'none' must be a number" in refused(capsys, "train", "--gamma", "none")
     assert "'width' must be name=value, for instance num_modules=8" in refused(capsys, "train", "--network", "width")
     assert "arguments are required: COMMAND" in refused(capsys)
     assert "there is no command 'tran'; did you mean 'train'?" in refused(capsys, "tran")
@@ -683,6 +685,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"target_entropy": "half"},
         r"`target_entropy` must be a number or one of auto, auto_NUMBER, got 'half'",
     ),
+    "entropy inf": (
+        {"target_entropy": "-inf"},
+        "`target_entropy` must be a number or one of auto, auto_NUMBER, got '-inf'",
+    ),
+    "coefficient nan": (
+        {"ent_coef": "auto_nan"},
+        "`ent_coef` must be a number or one of auto, auto_NUMBER, got 'auto_nan",
+    ),
+    "rate inf": ({"learning_rate": float("inf")}, r"`learning_rate` must be at least 0 and finite, got inf"),
+    "seed": ({"seed": True}, r"`seed` must be of type int, got True"),
     "modules": ({"method": "sm", "num_modules": 3}, r"`num_modules` is not an option of the method sm; .* d2r, d2r-re"),
     "keyword": ({"network": {"zz": 3}}, r"`zz` is not an option of the method d2r; it has level, num_modules"),
     "keyword of critics": ({"critic_network": {"zz": 3}}, r"`zz` is not an option of the method d2r; it has level"),
