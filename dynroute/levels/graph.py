@@ -181,9 +181,9 @@ class RoutedGraph(Pretrained):
         if noise is not None and (path is not None or not sample or not self.gate.takes_noise):
             check_noise(noise, logits)  # else it is checked where it is used
         chooses = path is None and sample
-        scores = None
-        if chooses or router_noise is not None:  # which is checked, too, where it has no effect
-            scores = self._scores(context, logits, generator, router_noise)
+        if router_noise is not None:
+            self._check_router_noise(context, router_noise)
+        scores = self._scores(context, logits, generator, router_noise) if chooses else None
         if chooses and noise is None and self.gate.takes_noise:
             shape = (*logits.shape[:-2], self.topology.num_edges)
             drawn = gumbel_noise(shape, generator=generator, device=logits.device)
@@ -196,7 +196,7 @@ class RoutedGraph(Pretrained):
             sample=sample,
             generator=generator if noise is None else None,
             noise=noise,
-            scores=scores if chooses else None,
+            scores=scores,
         )
         return route
 
@@ -244,8 +244,9 @@ class RoutedGraph(Pretrained):
             generator: The random generator for a path that is sampled.
             return_route: Whether to return the route beside the output.
             noise: Gumbel noise that was drawn before, with shape ``[*, T, S]``, for functions that are compiled or
-                replayed. It has no effect beside a path, and where nothing is sampled.
-            router_noise: The noise of a router, drawn before by :meth:`Router.draw_noise`, for the same purpose.
+                replayed.
+            router_noise: The noise of a router, drawn before by :meth:`Router.draw_noise`, for the same purpose. Beside
+                a path, and where nothing is sampled, neither noise has an effect.
 
         Returns:
             The output of the last node, or the output and the :class:`Route`.
@@ -334,13 +335,17 @@ class RoutedGraph(Pretrained):
         """The scores that choose in place of the logits; None if the router adds no noise."""
         router = self.router
         if not isinstance(router, Router) or not router.adds_noise:
-            if drawn is not None:
-                raise ValueError(
-                    f"`router_noise` must be None for a router that adds none, such as this {type(router).__name__}; "
-                    "give the router noise, jitter or dropout."
-                )
             return None
         return router.perturb(context, logits, router.draw_noise(context, generator) if drawn is None else drawn)
+
+    def _check_router_noise(self, context: Tensor, drawn: RouterNoise) -> None:
+        router = self.router
+        if not isinstance(router, Router) or not router.adds_noise:
+            raise ValueError(
+                f"`router_noise` must be None for a router that adds none, such as this {type(router).__name__}; "
+                "give the router noise, jitter or dropout."
+            )
+        router.check_noise(context, drawn)
 
     def _suitable(self, route: Route) -> Tensor:
         sources = self.topology.on(route.logits.device).allowed.sum(dim=-1, keepdim=True)

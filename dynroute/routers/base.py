@@ -120,7 +120,7 @@ class Router(nn.Module, ABC):
             >>> router.perturb(context, router(context), router.draw_noise(context)).shape
             torch.Size([7, 1, 4])
         """
-        self._check_drawn(context, drawn)
+        self.check_noise(context, drawn)
         with torch.no_grad():
             scores = logits.detach()
             if drawn.jitter is not None:
@@ -139,7 +139,8 @@ class Router(nn.Module, ABC):
         ids = not (context.is_floating_point() or context.dtype == torch.bool)  # task ids have no feature dimension
         return (*(context.shape if ids else context.shape[:-1]), self.topology.num_edges)
 
-    def _check_drawn(self, context: Tensor, drawn: RouterNoise) -> None:
+    def check_noise(self, context: Tensor, drawn: RouterNoise) -> None:
+        """Raises an error unless the noise is one of :meth:`draw_noise` for a context of this shape."""
         if not isinstance(drawn, RouterNoise):
             raise TypeError(f"`router_noise` must be a RouterNoise, got {shown(drawn)}; `router.draw_noise` draws it.")
         for option, numbers in zip(("jitter", "noise", "dropout"), drawn, strict=True):

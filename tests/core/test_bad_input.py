@@ -333,10 +333,11 @@ def other_logits(gate: BalancedTopK) -> None:
     gate(Z[..., :2])
 
 
-def noisy_pass(*, sample: bool | None = None, **options: Any) -> None:
+def noisy_pass(*, sample: bool | None = None, replay: bool = False, **options: Any) -> None:
     drawn = LinearRouter(5, DAG, jitter=0.1).draw_noise(torch.zeros(3, 5))
     router = LinearRouter(5, DAG, **{name: value or 0.0 for name, value in options.items()})
-    ModuleRouting(linear(3), Soft(), router)(torch.zeros(2, 5), router_noise=drawn, sample=sample)
+    net, x = ModuleRouting(linear(3), Soft(), router), torch.zeros(2, 5)
+    net(x, path=net.route(x) if replay else None, router_noise=drawn, sample=sample)
 
 
 @pytest.mark.parametrize(
@@ -374,6 +375,7 @@ def noisy_pass(*, sample: bool | None = None, **options: Any) -> None:
         (lambda: noisy_pass(noise=1.0), "`router_noise` must be drawn for this router, with jitter=0.0; `router.draw"),
         (lambda: noisy_pass(jitter=0.1), "`router_noise` must be drawn for a context of shape (2, 5), got numbers"),
         (lambda: noisy_pass(jitter=0.1, sample=False), "`router_noise` must be drawn for a context of shape (2, 5), g"),
+        (lambda: noisy_pass(jitter=0.1, replay=True), "`router_noise` must be drawn for a context of shape (2, 5), g"),
         (lambda: dynroute.upcycle(3, 2), "`dense` must be a module, got 3."),
         (lambda: dynroute.upcycle(nn.Linear(5, 5), 0), "`num_experts` must be at least 1, got 0."),
         (lambda: dynroute.upcycle(nn.Linear(5, 5), 2, Hard()), "`gate` must give weights that sum to 1 to"),
