@@ -59,8 +59,11 @@ class Sweep(Named):
         rows = [row for row in stored["rows"] if row["seeds"]]
         lines = [*table(self.cells(rows)), "", *self.provenance(stored, rows)]
         if "minutes" in self.options:
-            minutes = ", ".join(f"{run['minutes']:.1f}" for run in stored["runs"].values())
-            lines += ["", f"Minutes of the runs: {minutes}."]
+            minutes: dict[str, list[str]] = {}
+            for run in stored["runs"].values():
+                minutes.setdefault(run["method"], []).append(f"{run['minutes']:.1f}")
+            each = "; ".join(f"{method} {', '.join(taken)}" for method, taken in minutes.items())
+            lines += ["", f"Minutes of the runs, seed by seed: {each}."]
         return lines
 
     def cells(self, rows: list[dict[str, Any]]) -> list[list[str]]:
