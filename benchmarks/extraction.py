@@ -146,8 +146,8 @@ def _origin(run: Run) -> dict[str, Any]:
 
 
 def measure(runs: Sequence[Path], tasks: Sequence[str] | None, settings: dict[str, Any], output: Path) -> None:
-    rows = Rows(output, FORMAT, settings, program="benchmarks.extraction", key=("run", "task"))
     torch.set_num_threads(1)
+    rows = Rows(output, FORMAT, settings, program="benchmarks.extraction", key=("run", "task"))
     for folder in runs:
         run = Run.open(folder)
         rows.stored["runs"][run.folder.name] = _origin(run)

@@ -83,7 +83,10 @@ def main() -> None:
     parser.add_argument("after", type=Path, help="the folder of the sweep after training")
     parser.add_argument("output", type=file, help="the JSON file")
     options = parser.parse_args()
-    result = compare(options.before, options.after)
+    try:
+        result = compare(options.before, options.after)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
     write(options.output, result)
     for row in result["rows"]:
         before, after = (np.mean(row[name]) for name in ("before", "after"))

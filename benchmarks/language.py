@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dynroute import Record, RoutedGraph, inspect, record
 
 from . import transformers
-from .outputs import RESULTS, file, session
+from .outputs import RESULTS, file, session, write
 from .text import SYMBOLS, docstrings, split
 from .timing import Job, interleave, medians, ratios
 from .transformers import LENGTH, PARTS, Transformer, products
@@ -284,12 +284,10 @@ def equality(runs: list[Result]) -> Result:
     return {"first": tested[0], "most": max(tested)} if tested else {}
 
 
-def write(path: Path, stored: Result) -> None:
+def store(path: Path, stored: Result) -> None:
     if stored["runs"]:
         stored["summary"] = summarize(stored["runs"], stored["steps"]["to loop"])
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(stored) + "\n")
-    unfinished.replace(path)
+    write(path, stored)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -315,10 +313,10 @@ def main(arguments: list[str] | None = None) -> None:
         stored.setdefault("sessions", []).append(session("benchmarks.language"))
     if "steps" not in stored:
         stored["steps"] = compare(texts[0], options.compare_seconds) | {"load at the start": os.getloadavg()[0]}
-    write(options.output, stored)
+    store(options.output, stored)
     for run in train_all(missing, texts, options):
         runs.append(run)
-        write(options.output, stored)
+        store(options.output, stored)
         last = run["curve"][-1]
         print(f"{run['name']:20} seed {run['seed']}  {last['step']:5} steps  loss {last['loss']:.4f}", flush=True)
 

@@ -47,10 +47,12 @@ class Rows:
         print(shown or ", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
     def _read(self) -> dict[str, Any]:
-        """What the file holds; no rows if there is none yet."""
+        """Reads the file; without one there are no rows yet."""
         if not self.path.exists():
             return {"format": self.form, "settings": self.settings, "sessions": [], "runs": {}, "rows": []}
         stored: dict[str, Any] = json.loads(self.path.read_text())
-        if stored.get("format") != self.form or stored["settings"] != self.settings:
+        if (form := stored.get("format")) != self.form:
+            raise SystemExit(f"{self.path} has the format {form!r}, not {self.form!r}; name another file")
+        if stored["settings"] != self.settings:
             raise SystemExit(f"{self.path} has other settings, {stored.get('settings')}; name another file")
         return stored

@@ -1,5 +1,6 @@
 """Directives that show the stored results of `benchmarks.language`, transformers on a text."""
 
+import abc
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -22,10 +23,14 @@ UNITS = {
 VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "`": "´"})
 
 
-class LanguageLosses(Stored):
-    """Shows the losses, the sizes and the times."""
+class Language(Stored, abc.ABC):
+    """Shows a part of the stored file."""
 
     path = LANGUAGE
+
+
+class LanguageLosses(Language):
+    """Shows the losses, the sizes and the times."""
 
     def lines(self, stored: dict[str, Any]) -> list[str]:
         summary = stored["summary"]
@@ -51,10 +56,8 @@ class LanguageLosses(Stored):
         ]
 
 
-class LanguageRoutes(Stored):
+class LanguageRoutes(Language):
     """Shows how evenly experts are used, and what the character of a token tells of its expert."""
-
-    path = LANGUAGE
 
     def lines(self, stored: dict[str, Any]) -> list[str]:
         rows = [["feed-forward part", "block", "entropy of the load", "dead experts", "told by the character"]]
@@ -69,10 +72,9 @@ class LanguageRoutes(Stored):
         return table(rows)
 
 
-class LanguageExperts(Stored):
+class LanguageExperts(Language):
     """Shows which characters the experts of the first seed prefer; the argument names the feed-forward part."""
 
-    path = LANGUAGE
     required_arguments = 1
     final_argument_whitespace = True
 
@@ -85,10 +87,8 @@ class LanguageExperts(Stored):
         return table(rows)
 
 
-class LanguageDepth(Stored):
+class LanguageDepth(Language):
     """Shows how many modules tokens run, by the kind of their character."""
-
-    path = LANGUAGE
 
     def lines(self, stored: dict[str, Any]) -> list[str]:
         runs = [run["routes"] for run in stored["runs"] if run["name"] == "depth"]
