@@ -1,7 +1,7 @@
 """The four levels on one problem.
 
 Six regression tasks give different answers to the same inputs. Only the context, the one-hot of the task, tells them
-apart, and a network without it learns their mean. It prints a table of the levels, and draws routes at module level.
+apart, and a network without it learns their mean. The program prints a table and draws curves and routes.
 """
 
 from pathlib import Path

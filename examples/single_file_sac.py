@@ -57,7 +57,7 @@ def main(steps: int = 1500) -> tuple[float, float]:
         rows = torch.randint(len(memory[0]), (128,))
         observation, action, reward, following = (part[rows] for part in memory)
         alpha = log_alpha.exp()
-        with torch.no_grad():  # episodes end by time alone; where one may fail, 0.9 is times 1 - terminated
+        with torch.no_grad():  # episodes end by time alone; else 0.9 is multiplied by 1 - terminated
             drawn, log_prob = act(actor, following)
             goal = reward + 0.9 * (values(target, following, drawn).amin(dim=-1) - alpha * log_prob)
         critic_optimizer.zero_grad()

@@ -1,8 +1,8 @@
 """Train a mixture of experts with Lightning Fabric.
 
-Fabric sets the device, the precision and the processes, here one on the CPU in bfloat16, and the loop stays as it is:
-the routed layer is an ordinary module. Its figures go to Fabric's loggers, and `fabric.save` keeps the weights. It
-prints the loss and the load of the experts. It needs `pip install lightning-fabric`.
+Fabric sets the device, the precision and the processes, here a single one on the CPU in bfloat16, and the loop stays as
+it is: the routed layer is an ordinary module. Its figures go to Fabric's loggers, and `fabric.save` keeps the weights.
+It prints the loss and the load of the experts. It needs `pip install lightning-fabric`.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the documentation shows is written whole, and only by default options."""
+"""Benchmarks write results whole, and to the documented file only by default options."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""What is asked of a level or a network arrives at its graph, since oracles elsewhere read it there."""
+"""Keywords of levels and networks reach their graph, where oracles of other tests read them."""
 
 from collections.abc import Callable
 

@@ -254,7 +254,9 @@ def test_train_with_fabric_learns_and_logs(capsys, tmp_path):
     (csv,) = tmp_path.glob("fabric/routing/version_0/metrics.csv")
     header, *rows = csv.read_text().splitlines()
     assert len(rows) == len(logged) == 6
-    assert {"loss", "routing/experts/load/7", "routing/experts/dead", "step"} <= set(header.split(","))
+    names = header.split(",")
+    assert {"loss", "routing/experts/load/7", "routing/experts/dead", "step"} <= set(names)
+    assert [int(row.split(",")[names.index("step")]) for row in rows] == [20, 40, 60, 80, 100, 120]
     assert (tmp_path / "fabric" / "net.ckpt").exists()
     assert "routing/experts/load_max" in capsys.readouterr().out
 

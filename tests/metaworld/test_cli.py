@@ -590,7 +590,7 @@ RENAMED: dict[str, tuple[Any, Callable[[Any], Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", RENAMED)
-def test_options_reach_what_the_learner_calls_otherwise(
+def test_options_of_another_name_in_the_learner_reach_it(
     name: str, two_tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dynroute_sb3.MultiTaskPolicy.compile_networks", lambda *_: None)  # it takes seconds
@@ -601,7 +601,7 @@ def test_options_reach_what_the_learner_calls_otherwise(
     assert read(one) != read(other) == expected
 
 
-def test_options_reach_what_the_learner_calls_so(two_tasks: Any) -> None:
+def test_options_of_the_same_name_in_the_learner_reach_it(two_tasks: Any) -> None:
     options: dict[str, Any] = {"learning_rate": 2e-3, "gamma": 0.9, "tau": 0.02, "buffer_size": 12, "seed": 5}
     options |= {"ent_coef_lr": 2e-3, "ent_coef_beta1": 0.4, "max_ent_coef": 0.7, "max_grad_norm": 0.3, "n_steps": 2}
     options |= {"max_task_loss": 9.0, "reward_scale": 0.3, "actor_starts": 3, "route_balance": 0.3, "q_target": "mean"}
@@ -939,7 +939,7 @@ def test_paths_that_are_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not list(tmp_path.iterdir())
 
 
-def test_where_benchmarks_write(
+def test_the_hours_that_bench_foretells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "not" / "there" / "bench.json"
@@ -962,6 +962,10 @@ def test_where_benchmarks_write(
     assert first.strip() == "200 steps/s of the environments, 2 tasks, 0 workers"
     assert last.split() == ["mt-sac", str(row["threads"]), "10.0", "ms", "3,000,000", "11"]
 
+
+def test_where_benchmarks_write(tmp_path: Path) -> None:
+    target = tmp_path / "taken"
+    target.write_text("")
     assert outputs.folder(str(tmp_path / "a" / "b")).is_dir()
     assert outputs.file(str(tmp_path / "c" / "d.json")).parent.is_dir()
     for make, path, told in (

@@ -458,7 +458,7 @@ def test_what_is_planned() -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What a sweep asks a cluster for, which is not there."""
+    """Records the requests of a sweep to a cluster that is not there."""
     found: list[Any] = []
 
     def run_all(runs: dict[str, Run], token: str, resources: Any, tell: object, finish: object) -> dict[str, str]:
