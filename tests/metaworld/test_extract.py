@@ -1,6 +1,7 @@
 """The policy of one task of a run: what it computes, its files, and what the command tells."""
 
 import importlib.util
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,42 +9,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_runs import CLONED as OPTIONS
+from small_runs import CLOSING as TASKS
 
 from dynroute import Program
-from dynroute_metaworld import Run, evaluate, load_model, make_envs, train
+from dynroute_metaworld import Run, cli, evaluate, load_model, make_envs, train
 from dynroute_metaworld.cli import main
-from dynroute_metaworld.runs.extraction import ELSEWHERE, extract_task, run_episodes, task_states
+from dynroute_metaworld.runs.extraction import ELSEWHERE, ExtractedTask, extract_task, run_episodes, task_states
 from dynroute_metaworld.runs.policy_files import EXPORTERS, FORMATS, load_policy, save_policy
-from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
+from dynroute_metaworld.runs.presets import preset
 from dynroute_metaworld.runs.recorder import evaluate_run
 from dynroute_sb3 import MultiTaskSAC, extract_policy
 from dynroute_sb3.task_policy import whole_policy
 
-TASKS = "drawer-close,window-close"
-OPTIONS: dict[str, Any] = {
-    **IMITATION_ALONE,
-    "benchmark": TASKS,
-    "demonstrations": 8,
-    "horizon": 100,
-    "cloning_steps": 600,
-    "cloning_batch_size": 32,
-    "final_episodes": 1,
-    "device": "cpu",
-}
-
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cache(kept_demonstrations: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(kept_demonstrations))
         yield
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run.create(tmp_path_factory.mktemp("runs") / "cloned", preset("quick", OPTIONS).resolve())
-    train(run)
-    return run
+def run(cloned: Run) -> Run:
+    return cloned
 
 
 @pytest.fixture(scope="module")
@@ -105,37 +94,51 @@ def test_the_extracted_policy_does_the_same_on_its_states(run: Run, model: Multi
     assert len(fewer.nodes) < len(every.nodes)
 
 
-@pytest.mark.parametrize("form", ["torch", "export"])
-def test_the_file_computes_what_the_policy_does(form: str, run: Run, model: MultiTaskSAC, tmp_path: Path) -> None:
-    path = tmp_path / {"torch": "p.safetensors", "export": "p.pt2"}[form]
-    told = extract_task(
-        run, model, "drawer-close", form=form, output=path, collected=2, episodes=1, rounds=1, states="demonstrations"
-    )
+def assert_file_computes_what_the_policy_does(told: ExtractedTask, form: str) -> None:
     assert told.checked is not None
     assert told.checked < 1e-5
-    assert told.bytes[1] == path.stat().st_size
+    assert told.bytes[1] == told.path.stat().st_size
     assert set(told.milliseconds) == {"module", "file"}
     assert told.success is not None
-    loaded = load_policy(path, form)
+    loaded = load_policy(told.path, form)
     assert loaded is not None
     with torch.no_grad():
         action = loaded(100 * torch.randn(7, 39))
     assert action.shape == (7, 4)
     assert action.abs().max() <= 1
-    assert [each.name for each in tmp_path.iterdir()] == [path.name]
     text = str(told)
     assert "100 states that demonstrations came to, of which 100.0% keep their routes" in text
     assert "on those of other episodes" in text
 
 
-@pytest.mark.slow
-def test_the_command(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["extract", str(run.folder), "--task", "drawer-close", "--collect", "1", "--coverage", "0.9"]
+def test_the_file_computes_what_the_policy_does(run: Run, model: MultiTaskSAC, tmp_path: Path) -> None:
+    path = tmp_path / "p.pt2"
+    options: dict[str, Any] = {"collected": 2, "episodes": 1, "rounds": 1, "states": "demonstrations"}
+    told = extract_task(run, model, "drawer-close", form="export", output=path, **options)
+    assert_file_computes_what_the_policy_does(told, "export")
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_command(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[ExtractedTask] = []
+
+    def watched(*given: Any, **options: Any) -> ExtractedTask:
+        told.append(extract_task(*given, **options, rounds=1))
+        return told[-1]
+
+    monkeypatch.setattr(cli, "extract_task", watched)
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    before = {each.name for each in folder.iterdir()}
+    command = ["extract", str(folder), "--task", "drawer-close", "--collect", "2", "--states", "demonstrations"]
     assert main([*command, "--episodes", "2"]) == 0
     printed = capsys.readouterr().out
-    path = run.folder / "drawer-close.safetensors"
+    path = folder / "drawer-close.safetensors"
     for part in ("nodes", "parameters", "bytes of the file", "ms of an action, file", "success, 2 episodes", str(path)):
         assert part in printed
+    assert {each.name for each in folder.iterdir()} - before == {path.name}
+    assert_file_computes_what_the_policy_does(told[0], "torch")
     policy = Program.load(path)
     assert policy.notes["task"] == "drawer-close"
     assert policy(torch.zeros(2, 39)).shape == (2, 4)

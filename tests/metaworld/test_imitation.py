@@ -3,13 +3,15 @@
 import contextlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_runs import CLONED as OPTIONS
+from small_runs import CLOSING as TASKS
 from torch import Tensor
 
 from dynroute import Route, losses
@@ -21,41 +23,21 @@ from dynroute_metaworld.imitation.collection import collect
 from dynroute_metaworld.imitation.dagger import correct
 from dynroute_metaworld.imitation.demonstrations import Demonstrations
 from dynroute_metaworld.runs.methods import check_network
-from dynroute_metaworld.runs.presets import AFTER_IMITATION, IMITATION_ALONE, preset
+from dynroute_metaworld.runs.presets import AFTER_IMITATION, preset
 from dynroute_metaworld.runs.training import environments, make_model
 from dynroute_sb3 import DamagedError, DemonstrationBuffer, GrowOnDemand, MultiTaskSAC
 from dynroute_sb3.growth import network_size
 
-TASKS = "drawer-close,window-close"
-OPTIONS: dict[str, Any] = {
-    **IMITATION_ALONE,
-    "benchmark": TASKS,
-    "demonstrations": 12,
-    "horizon": 120,
-    "cloning_steps": 1000,
-    "cloning_batch_size": 32,
-    "final_episodes": 5,
-    "device": "cpu",
-}
+SHORT: dict[str, Any] = {**OPTIONS, "demonstrations": 3, "horizon": 20, "final_episodes": 1}
+"""The same where nothing has to be solved."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Demonstrations are collected once for these tests, and not where those of a user are."""
+def cache(kept_demonstrations: Path) -> Iterator[None]:
+    """Demonstrations are collected once for these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(kept_demonstrations))
         yield
-
-
-@pytest.fixture(scope="module")
-def cloned(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run.create(tmp_path_factory.mktemp("runs") / "cloned", preset("quick", OPTIONS).resolve())
-    result = train(run)
-    assert result is not None
-    # At goals that it has not seen; without learning it solves neither.
-    assert result.success_rates.min() >= 0.6
-    assert result.success_rates.max() >= 0.8
-    return run
 
 
 def test_what_imitation_leaves(cloned: Run) -> None:
@@ -74,13 +56,13 @@ def test_what_imitation_leaves(cloned: Run) -> None:
 def test_imitation_from_the_command_line(cloned: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(cloned.folder), "--episodes", "1", "--device", "cpu"]) == 0
     folder = tmp_path / "run"
-    command = ["imitate", "--preset", "quick", "--benchmark", TASKS, "--horizon", "120", "--demonstrations", "12"]
-    command += ["--cloning-steps", "200", "--cloning-batch-size", "32", "--final-episodes", "1", "--device", "cpu"]
+    command = ["imitate", "--preset", "quick", "--benchmark", TASKS, "--horizon", "20", "--demonstrations", "3"]
+    command += ["--cloning-steps", "20", "--cloning-batch-size", "32", "--final-episodes", "1", "--device", "cpu"]
     assert main([*command, "--run", str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert "200 of 200 updates, error" in printed
+    assert "20 of 20 updates, error" in printed
     # The same seed gives the same policy.
-    short = {**OPTIONS, "cloning_steps": 200, "final_episodes": 1}
+    short = {**SHORT, "cloning_steps": 20}
     again = Run.create(tmp_path / "again", preset("quick", short).resolve())
     train(again)
     one, other = networks(again), networks(Run.open(folder))
@@ -93,14 +75,15 @@ def networks(run: Run) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_cloning_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {**OPTIONS, "cloning_steps": 400, "demonstrations": 4, "horizon": 40, "final_episodes": 1}
+    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 20)
+    options = {**OPTIONS, "cloning_steps": 80, "demonstrations": 4, "horizon": 40, "final_episodes": 1}
     configuration = preset("quick", options).resolve()
     whole, run = (Run.create(tmp_path / name, configuration) for name in ("whole", "run"))
     assert train(whole) is not None
     check = Cloning._check
 
     def interrupted(self: Cloning) -> Any:
-        if self.update == 200 and not (tmp_path / "once").exists():
+        if self.update == 40 and not (tmp_path / "once").exists():
             (tmp_path / "once").touch()
             raise KeyboardInterrupt
         return check(self)
@@ -109,17 +92,17 @@ def test_cloning_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         train(run)
     folder = run.folder / "cloning" / "round_0"
-    assert sorted(path.name for path in folder.iterdir()) == ["errors.jsonl", "update_100"]
-    manifest = (folder / "update_100" / "manifest.json").rename(tmp_path / "manifest.json")
-    with pytest.raises(DamagedError, match=r"manifest.json is missing or damaged; remove .*update_100, and --resume"):
+    assert sorted(path.name for path in folder.iterdir()) == ["errors.jsonl", "update_20"]
+    manifest = (folder / "update_20" / "manifest.json").rename(tmp_path / "manifest.json")
+    with pytest.raises(DamagedError, match=r"manifest.json is missing or damaged; remove .*update_20, and --resume"):
         train(run)
-    manifest.rename(folder / "update_100" / "manifest.json")
+    manifest.rename(folder / "update_20" / "manifest.json")
     train(run)
     one, other = networks(whole), networks(run)
     assert all(torch.equal(one[name], other[name]) for name in one)
     errors = read_metrics(folder / "errors.jsonl")
     assert errors == read_metrics(whole.folder / "cloning" / "round_0" / "errors.jsonl")
-    assert [line["step"] for line in errors] == list(range(100, 401, 100))
+    assert [line["step"] for line in errors] == list(range(20, 81, 20))
     assert set(errors[0]) == {"step", "cloning_error/drawer-close", "cloning_error/window-close"}
 
 
@@ -178,7 +161,7 @@ def test_a_warm_start_is_kept_whatever_becomes_of_the_other_run(cloned: Run, tmp
 @pytest.mark.parametrize("method", ["paco", "brc", "scalemoe-output"])
 def test_targets_share_what_the_critics_share(method: str, tmp_path: Path) -> None:
     options = {"benchmark": TASKS, "method": method, "horizon": 20, "device": "cpu", "demonstrations": 3}
-    usual = {"cloning_steps": 100, "steps": 0, "final_episodes": 1}
+    usual = {"cloning_steps": 20, "steps": 0, "final_episodes": 1}
     run = Run.create(tmp_path / "run", preset("quick", {**options, **usual}).resolve())
     train(run)
     model = load_model(run, "cpu")
@@ -229,7 +212,7 @@ def test_a_damaged_cache_is_named_and_collected_anew_on_request(
 
 
 def test_cloning_that_comes_to_nothing(tmp_path: Path) -> None:
-    options = {**OPTIONS, "method": "mt-sac", "cloning_rate": 1e30, "cloning_steps": 200}
+    options = {**SHORT, "method": "mt-sac", "cloning_rate": 1e30, "cloning_steps": 20}
     run = Run.create(tmp_path / "run", preset("quick", options).resolve())
     with pytest.raises(RunError, match=r"came to nothing: its error .* with a `cloning_rate` below 1e\+30"):
         train(run)
@@ -282,7 +265,8 @@ def test_corrections_have_the_goals_of_the_problem(cloned: Run) -> None:
 
 @pytest.mark.slow
 def test_dagger_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {**OPTIONS, "dagger_rounds": 2, "cloning_steps": 700, "demonstrations": 4, "final_episodes": 1}
+    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 20)
+    options = {**OPTIONS, "dagger_rounds": 2, "cloning_steps": 140, "demonstrations": 4, "final_episodes": 1}
     configuration = preset("quick", {**options, "horizon": 40, "patience": 100}).resolve()
     whole = Run.create(tmp_path / "whole", configuration)
     assert train(whole) is not None
@@ -290,7 +274,7 @@ def test_dagger_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {path.name for path in (whole.folder / "cloning").iterdir()} == set(names)
     # The rounds share the updates, and learn from more and more.
     written = {path.name: path for path in (whole.folder / "cloning").glob("round_*/update_*")}
-    assert sorted(written) == ["update_233", "update_234"]
+    assert sorted(written) == ["update_46", "update_47"]
 
     run = Run.create(tmp_path / "run", configuration)
     for number, where in enumerate(names[1:], start=1):
@@ -310,9 +294,10 @@ def test_an_interruption_before_sac_changes_nothing(
     overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Paths of demonstrations are drawn after cloning, whenever that was."""
-    options = {**OPTIONS, "demonstrations": 3, "horizon": 20, "cloning_steps": 300, "demonstration_share": 0.5}
+    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 20)
+    options = {**SHORT, "cloning_steps": 60, "demonstration_share": 0.5}
     usual = {"steps": 30, "batch_size": 4, "actor_starts": 5, "demonstration_weight": 0.5, "overlap": overlap}
-    configuration = preset("quick", {**options, **usual, "final_episodes": 1}).resolve()
+    configuration = preset("quick", {**options, **usual}).resolve()
     whole, run = (Run.create(tmp_path / name, configuration) for name in ("whole", "run"))
     assert train(whole) is not None
     with monkeypatch.context() as patch:
@@ -334,7 +319,7 @@ def stops_in(patch: pytest.MonkeyPatch, where: str) -> None:
     patch.setattr(Cloning, "_check", lambda self: stop() if stops(self) else check(self))
 
     def stops(cloning: Cloning) -> bool:
-        return cloning.folder.name == where and cloning.update == 200
+        return cloning.folder.name == where and cloning.update == 40
 
 
 def stop() -> Any:
@@ -391,21 +376,14 @@ def test_what_goes_on_from_an_actor_is_gentle() -> None:
 
 
 def test_imitation_and_sac_in_one_run(tmp_path: Path) -> None:
-    options = {
-        **OPTIONS,
-        "steps": 30,
-        "learning_starts": 10,
-        "batch_size": 4,
-        "cloning_steps": 100,
-        "final_episodes": 1,
-    }
+    options = {**SHORT, "steps": 30, "learning_starts": 10, "batch_size": 4, "cloning_steps": 20}
     run = Run.create(tmp_path / "run", preset("quick", options).resolve())
     assert train(run) is not None
     assert {path.name for path in run.checkpoints.iterdir()} == {"step_0", "step_60"}
 
 
 def demonstrations(**changes: Any) -> Demonstrations:
-    return collect(TASKS.split(","), **{"episodes": 8, "horizon": 120, "seed": 1, **changes})
+    return collect(TASKS.split(","), **{"episodes": 8, "horizon": 30, "seed": 1, **changes})
 
 
 def cloning(tmp_path: Path, data: Demonstrations, **changes: Any) -> Cloning:
@@ -437,7 +415,7 @@ def test_batches_hold_as_much_of_each_task(tmp_path: Path) -> None:
 
 
 def test_cloning_stops_when_nothing_is_gained(tmp_path: Path) -> None:
-    run = cloning(tmp_path, demonstrations(), cloning_rate=0.0, patience=1, cloning_steps=1000)
+    run = cloning(tmp_path, demonstrations(), method="mt-sac", cloning_rate=0.0, patience=1, cloning_steps=1000)
     assert run.run() < math.inf
     assert run.update == 200
 
@@ -520,9 +498,14 @@ def test_one_cycle() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
+def stall(patch: pytest.MonkeyPatch) -> None:
+    """Looks at what was held out every 10 updates, and finds a task that stalls from the second time on."""
+    patch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)
+    patch.setattr(GrowOnDemand, "_is_stalled", lambda self, measured: len(measured) > 1)
+
+
 def test_a_cloned_network_grows_where_a_task_stalls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)
-    monkeypatch.setattr(GrowOnDemand, "_is_stalled", lambda self, measured: len(measured) > 1)
+    stall(monkeypatch)
     options: dict[str, Any] = {"method": "d2r", "num_modules": 2, "grow_to": 4, "cloning_steps": 120}
     data, errors = demonstrations(), {}
     whole = cloning(tmp_path / "whole", data, **options)
@@ -545,14 +528,24 @@ def test_a_cloned_network_grows_where_a_task_stalls(tmp_path: Path, monkeypatch:
     assert grown_at[-1] + 30 <= 120  # it was opened before the end
 
 
+GROWING: dict[str, Any] = {"method": "d2r", "num_modules": 2, "grow_to": 4, "cloning_steps": 100}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Cloning:
+    """Cloning that grew, and was not interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        stall(patch)
+        whole = cloning(tmp_path_factory.mktemp("whole"), demonstrations(), **GROWING)
+        whole.run()
+    return whole
+
+
 @pytest.mark.parametrize("stop", [30, 50, 80])
-def test_cloning_that_grows_goes_on_exactly(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)
-    monkeypatch.setattr(GrowOnDemand, "_is_stalled", lambda self, measured: len(measured) > 1)
-    options: dict[str, Any] = {"method": "d2r", "num_modules": 2, "grow_to": 4, "cloning_steps": 100}
-    data = demonstrations()
-    whole = cloning(tmp_path / "whole", data, **options)
-    whole.run()
+def test_cloning_that_grows_goes_on_exactly(
+    stop: int, whole: Cloning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stall(monkeypatch)
 
     class Killed(Exception):  # noqa: N818 - it stands for a signal
         pass
@@ -561,9 +554,10 @@ def test_cloning_that_grows_goes_on_exactly(stop: int, tmp_path: Path, monkeypat
         if done == stop:
             raise Killed
 
+    data = demonstrations()
     with pytest.raises(Killed):
-        cloning(tmp_path / "parts", data, **options).run(kill)
-    parts = cloning(tmp_path / "parts", data, **options)
+        cloning(tmp_path, data, **GROWING).run(kill)
+    parts = cloning(tmp_path, data, **GROWING)
     assert 0 < parts.update <= stop
     parts.run()
     assert parts.model.growth_state == whole.model.growth_state
@@ -581,8 +575,7 @@ def distances(net: torch.nn.Module, features: int) -> list[float]:
 def test_new_modules_that_brought_nothing_stay_as_closed_in_critics_as_in_the_actor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)
-    monkeypatch.setattr(GrowOnDemand, "_is_stalled", lambda self, measured: len(measured) > 1)
+    stall(monkeypatch)
     options: dict[str, Any] = {"method": "d2r", "num_modules": 2, "grow_to": 4, "cloning_steps": 100, "patience": 4}
     run = cloning(tmp_path, demonstrations(), **options)
     errors = iter([3.0, 2.0] + 20 * [9.0])  # none is better after growth
@@ -609,15 +602,14 @@ def test_new_modules_that_brought_nothing_stay_as_closed_in_critics_as_in_the_ac
 def test_sac_starts_from_networks_that_grew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)
-    monkeypatch.setattr(GrowOnDemand, "_is_stalled", lambda self, measured: len(measured) > 1)
-    options = {**OPTIONS, "method": "d2r", "num_modules": 2, "grow_to": 3, "cloning_steps": 60, "final_episodes": 1}
+    stall(monkeypatch)
+    options = {**SHORT, "method": "d2r", "num_modules": 2, "grow_to": 3, "cloning_steps": 60}
     start = Run.create(tmp_path / "start", preset("quick", options).resolve())
     assert train(start) is not None
     assert network_size(load_model(start, "cpu").actor.net)[1] == 3
 
     options = {**options, "grow_to": None, "cloning_steps": 0, "demonstrations": 0, "warm_start": str(start.folder)}
-    options |= {"steps": 130, "learning_starts": 120, "batch_size": 8}
+    options |= {"steps": 30, "learning_starts": 20, "batch_size": 8}
     run = Run.create(tmp_path / "run", preset("quick", options).resolve())
     assert train(run) is not None
     model = load_model(run, "cpu")
@@ -628,7 +620,7 @@ def test_sac_starts_from_networks_that_grew(
     with pytest.raises(RunError, match="`grow_to` must be more than the 3 modules that the network of `warm_start` ha"):
         train(Run.create(tmp_path / "small", preset("quick", {**options, "grow_to": 3}).resolve()))
 
-    options |= {"grow_to": 4, "grow_every": 5, "steps": 140}
+    options |= {"grow_to": 4, "grow_every": 5, "steps": 40}
     run = Run.create(tmp_path / "grows", preset("quick", options).resolve())
     capsys.readouterr()
     assert train(run) is not None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dynroute_metaworld.report.scene import OpenGLError, find_opengl
+from dynroute_metaworld.runs.presets import IMITATION_ALONE
 
 SMALL: dict[str, Any] = {
     "benchmark": "drawer-close,reach",
@@ -26,6 +27,21 @@ SMALL: dict[str, Any] = {
 
 
 PLAIN = {**SMALL, "method": "mt-sac", "num_modules": None, "width": None, "network": {"hidden_sizes": [8]}}
+
+
+CLOSING = "drawer-close,window-close"
+
+CLONED: dict[str, Any] = {
+    **IMITATION_ALONE,
+    "benchmark": CLOSING,
+    "demonstrations": 8,
+    "horizon": 100,
+    "cloning_steps": 500,
+    "cloning_batch_size": 32,
+    "final_episodes": 5,
+    "device": "cpu",
+}
+"""Imitation of two tasks that are solved within 90 steps."""
 
 
 def write_metrics(path: Path, count: int, *names: str) -> None:
