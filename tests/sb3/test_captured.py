@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_cases import SMALL, NoReading
+from device_cases import SIZES, SMALL, NoReading
 from replay_cases import TASKS, fill
 from replay_cases import make as make_buffer
 from stable_baselines3.common.logger import Logger
@@ -109,7 +109,7 @@ def make(
 ) -> MultiTaskSAC:
     """A model that has stepped its environments and not learned yet."""
     options = {"batch_size": 16, "learning_starts": 80, "seed": 0, "max_grad_norm": 1.0, "max_task_loss": 3e3} | options
-    kwargs = {"network": network, "network_kwargs": SMALL.get(network, {}), **(policy or {})}
+    kwargs = {"network": network, "network_kwargs": SIZES[network], **(policy or {})}
     model = cls("MultiTaskPolicy", DummyVecEnv(point_tasks()), policy_kwargs=kwargs, **options)
     model.set_logger(Logger(None, []))
     return model.learn(80)
@@ -435,7 +435,7 @@ DEMONSTRATIONS = {"replay_buffer_class": DemonstrationBuffer, "replay_buffer_kwa
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"compile_networks": "aot_eager"}, "`compile_networks` runs them by a compiler"),
+        ({"compile_networks": "eager"}, "`compile_networks` runs them by a compiler"),
         (DEMONSTRATIONS | {"demonstration_weight": 1.0, "demonstration_decay": 9}, "`demonstration_decay` changes"),
         ({"replay_buffer_class": OwnBuffer}, "OwnBuffer overrides `draw`"),
         ({"policy_kwargs": {"optimizer_class": torch.optim.SGD}}, "a SGD that is not fused"),
@@ -445,6 +445,7 @@ DEMONSTRATIONS = {"replay_buffer_class": DemonstrationBuffer, "replay_buffer_kwa
 def test_what_cannot_be_captured_runs_eagerly_and_says_why(options: dict[str, Any], why: str) -> None:
     env = options.get("env", lambda: DummyVecEnv(point_tasks()))()
     options = {name: value for name, value in options.items() if name != "env"}
+    options["policy_kwargs"] = {"network_kwargs": SMALL["mt-sac"], **options.get("policy_kwargs", {})}
     model = MultiTaskSAC("MlpPolicy", env, learning_starts=40, batch_size=16, **options)
     with pytest.warns(UserWarning, match=f"not as a CUDA graph: {why}") as warned:
         model.learn(80)

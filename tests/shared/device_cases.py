@@ -14,6 +14,21 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
+SIZES: dict[str, dict[str, Any]] = {
+    **SMALL,
+    "mh-sac": {"hidden_sizes": (16, 16)},
+    "moe": {"num_experts": 3, "width": 8, "depth": 1, "router_sizes": (16,)},
+    "hard": {"trunk_sizes": (16, 16), "layer_sizes": (2, 2), "width": 8},
+    "sm-shallow": {"trunk_sizes": (16, 16), "width": 8, "router_sizes": (16,)},
+    "care": {"num_encoders": 2} | {f"{part}_sizes": (16,) for part in ("encoder", "context", "gate", "hidden")},
+    "d2r-released": SMALL["d2r"],
+    "d2r-layer": {"trunk_sizes": (16, 16), "layer_sizes": (2, 2), "width": 8, "router_sizes": (16,)},
+    "d2r-model": {"trunk_sizes": (16, 16), "num_models": 3, "model_depth": 1, "width": 8, "router_sizes": (16,)},
+    "scalemoe-feature": {"num_experts": 3, "width": 8, "blocks": 1, "router_sizes": (16,)},
+}
+"""Sizes for every network; those of :data:`SMALL` are of each kind."""
+
+
 class NoReading(TorchDispatchMode):
     """Refuses what would wait for a GPU: values that are read, and sizes that depend on them."""
 
