@@ -1,6 +1,7 @@
 """The checkpoint that tests read, or damage a copy of."""
 
 import shutil
+from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,6 +13,18 @@ from checkpoint_cases import ENVIRONMENTS, make_model
 def preloaded() -> None:
     """Imports torch once in the server that forks the processes of environments, not in each of them."""
     get_context("forkserver").set_forkserver_preload(["dynroute_sb3", "pytest", "hypothesis"])
+
+
+@pytest.fixture
+def compiling() -> Iterator[None]:
+    """Compiles as a fresh process does; past its limit of recompilations, torch would run eagerly without a word."""
+    import torch._dynamo  # it takes a second, which the other tests need not wait for
+
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 @pytest.fixture(scope="session")

@@ -282,8 +282,10 @@ def test_what_rollouts_lag_behind_is_saved(cls: type[MultiTaskSAC], how: str, tm
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiling")
 def test_what_rollouts_lag_behind_is_compiled_too() -> None:
-    options = {"learning_starts": 0, "train_freq": 4, "gradient_steps": 4, "lag_rollouts": True}
+    options: dict[str, Any] = {"learning_starts": 0, "train_freq": 4, "gradient_steps": 4, "lag_rollouts": True}
+    options["policy_kwargs"] = {"network_kwargs": TINY, "n_critics": 1}
     plain = learner(**options).learn(12 * TASKS)
     compiled = learner(**options, compile_networks="eager").learn(12 * TASKS)
     assert compiled.rollout_actor is not None
