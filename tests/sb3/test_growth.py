@@ -95,8 +95,8 @@ def stalled(model: MultiTaskSAC) -> list[float | None]:
 
 
 def callbacks(folder: Path, *, last: bool = True) -> list[BaseCallback]:
-    growth = GrowOnDemand(20, max_modules=5, patience=2, gain=0.1, opening=32, measure=stalled, solved=99.0)
-    checkpoints = CheckpointDirectory(20, folder, keep=9)
+    growth = GrowOnDemand(8, max_modules=5, patience=2, gain=0.1, opening=12, measure=stalled, solved=99.0)
+    checkpoints = CheckpointDirectory(8, folder, keep=9)
     return [growth, checkpoints] if last else [checkpoints, growth]
 
 
@@ -106,16 +106,17 @@ def callbacks(folder: Path, *, last: bool = True) -> list[BaseCallback]:
     ids=["behind", "before", "lag", "slow routers"],
 )  # whether the checkpoint of a step is written behind its growth
 def test_a_run_that_grows_goes_on_exactly(options: dict[str, Any], last: bool, tmp_path: Path) -> None:
-    whole = make(**options).learn(140, callback=CallbackList(callbacks(tmp_path / "whole", last=last)))
+    model = make(learning_starts=8, batch_size=4, **options)
+    whole = model.learn(56, callback=CallbackList(callbacks(tmp_path / "whole", last=last)))
     assert whole.growth_state is not None
-    assert whole.growth_state["grown_at"] == [60, 100]
+    assert whole.growth_state["grown_at"] == [24, 40]
     assert whole.actor.net.topology == Topology.dag(6)
 
-    for steps in (60, 80):  # as it grew, and while a module comes in
+    for steps in (24, 32):  # as it grew, and while a module comes in
         checkpoint = tmp_path / "whole" / f"step_{steps}"
         resumed = MultiTaskSAC.load_checkpoint(checkpoint, DummyVecEnv(point_tasks()), device="cpu")
         folder = tmp_path / f"from {steps}"
-        left = 140 - resumed.num_timesteps
+        left = 56 - resumed.num_timesteps
         resumed.learn(left, callback=CallbackList(callbacks(folder, last=last)), reset_num_timesteps=False)
         assert resumed.growth_state == whole.growth_state
         for name, value in whole.policy.state_dict().items():
@@ -126,7 +127,7 @@ def test_a_run_that_grows_goes_on_exactly(options: dict[str, Any], last: bool, t
 
 
 def test_a_model_that_grew_is_saved_and_loaded(tmp_path: Path) -> None:
-    model = make().learn(100, callback=callbacks(tmp_path / "checkpoints"))
+    model = make().learn(44, callback=callbacks(tmp_path / "checkpoints"))
     model.save(tmp_path / "model.zip")
     loaded = MultiTaskSAC.load(tmp_path / "model.zip", env=DummyVecEnv(point_tasks()), device="cpu")
     assert loaded.growth_state == model.growth_state
