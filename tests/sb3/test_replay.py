@@ -248,24 +248,26 @@ def use(buffer):
     assert buffer.size() == 2000
 
 use(make(5000))  # what is loaded on the first use is not counted
-before = resident()
-buffer = make(10**7, *sys.argv[1:])
-assert buffer.rows.nbytes + buffer.paths.nbytes > 3.5e9
-assert buffer.paths.nbytes == 17 * 10**7
-use(buffer)
-print((resident() - before) / 1e6)
+for memory_map in (None, sys.argv[1]):
+    before = resident()
+    buffer = make(10**7, memory_map)
+    assert buffer.rows.nbytes + buffer.paths.nbytes > 3.5e9
+    assert buffer.paths.nbytes == 17 * 10**7
+    use(buffer)
+    print((resident() - before) / 1e6)
+    del buffer
 """
 
 
-@pytest.mark.parametrize("where", ["memory", "file"])
-def test_ten_million_transitions_of_mt50_take_memory_as_they_come(where: str, tmp_path: Path) -> None:
+def test_ten_million_transitions_of_mt50_take_memory_as_they_come(tmp_path: Path) -> None:
     # The system may hand out huge pages of 2 MB, which makes 100 MB for the rings of 50 tasks in each of two arrays:
     # they are switched off here, where it is counted what the buffer itself touches.
     environ = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}
-    command = [sys.executable, "-W", "error", "-c", ROOM, *([str(tmp_path)] if where == "file" else [])]
+    command = [sys.executable, "-W", "error", "-c", ROOM, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 200
+    in_memory, in_file = map(float, done.stdout.split())
+    assert max(in_memory, in_file) < 200
     assert list(tmp_path.iterdir()) == []
 
 
@@ -501,12 +503,12 @@ def test_a_replayed_path_has_the_weights_it_was_taken_with(gate: str, monkeypatc
 
     model.learn(39)  # the warm-up ends at 40
     check(13, warming_up=True)
-    model.learn(150, reset_num_timesteps=False)
-    assert model._n_updates > 45
+    model.learn(60, reset_num_timesteps=False)
+    assert model._n_updates > 15
     acted.clear()
     model.gradient_steps = 0
-    model.learn(120, reset_num_timesteps=False)
-    check(40, warming_up=False)
+    model.learn(60, reset_num_timesteps=False)
+    check(20, warming_up=False)
 
 
 # Batches over all tasks -----------------------------------------------------------------------------------------------
