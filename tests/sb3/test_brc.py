@@ -111,7 +111,7 @@ def test_each_option_alone(name: str) -> None:
     comparable = "critic_loss" not in option and "bins" not in option  # else the networks have other heads
     nets = (model.actor.net, list(model.critic.nets), list(model.critic_target.nets))
     other = oracle_sac.SAC(*nets, log_alpha, oracle_sac.Options(**without))
-    for seed in range(4):
+    for seed in range(2):
         batch, recorder = draw(model, seed=seed), Recorder(model)
         with recorder.listen(model):
             report = update(model, batch)
@@ -144,12 +144,12 @@ def test_a_task_whose_rewards_are_no_numbers_leaves_the_others_alone(network: st
 def test_demonstrations(joint: bool) -> None:
     options = {**BRC, "demonstration_weight": 0.5, "actor_starts": 2, "joint_update": joint}
     model, sac = make("mt-sac", **options, replay_buffer_class=DemonstrationBuffer, replay_buffer_kwargs=SHOWN)
-    assert_updated_as_specified(model, sac, updates=5, shown=6)
+    assert_updated_as_specified(model, sac, updates=4, shown=6)
 
 
 @pytest.mark.parametrize("counts", [(1, 7, 4), (6, 0, 2)], ids=str)
 def test_batches_of_any_composition(counts: tuple[int, int, int]) -> None:
-    assert_updated_as_specified(*make("d2r", **BRC), updates=3, counts=counts)
+    assert_updated_as_specified(*make("d2r", **BRC), counts=counts)
 
 
 def test_products_in_16_bits_are_near() -> None:

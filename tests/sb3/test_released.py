@@ -117,7 +117,7 @@ def test_each_option_alone(name: str) -> None:
     without = dataclasses.replace(sac.options, **{key: defaults[key] for key in option})
     nets = (model.actor.net, list(model.critic.nets), list(model.critic_target.nets))
     other = oracle_sac.SAC(*nets, model.log_ent_coef, without)
-    for seed in range(4):
+    for seed in range(2):
         batch, recorder = draw(model, seed=seed), Recorder(model)
         with recorder.listen(model):
             report = update(model, batch)
@@ -152,7 +152,7 @@ def test_a_coefficient_stops_with_the_total_loss_of_its_task() -> None:
 def test_demonstrations_in_a_joint_update(network: str) -> None:
     options = {"demonstration_weight": 0.5, "actor_starts": 2, "joint_update": True}
     model, sac = make(network, **options, replay_buffer_class=DemonstrationBuffer, replay_buffer_kwargs=SHOWN)
-    assert_updated_as_specified(model, sac, updates=5, shown=6)
+    assert_updated_as_specified(model, sac, updates=4, shown=6)
 
 
 def test_a_joint_update_in_16_bits_is_near() -> None:

@@ -32,7 +32,7 @@ from dynroute_sb3.replay import RouteReplaySamples
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_is_updated_as_specified(network: str) -> None:
-    assert_updated_as_specified(*make(network))
+    assert_updated_as_specified(*make(network), updates=3)
 
 
 @pytest.mark.parametrize("network", ["mt-sac", "paco", "d2r"])
@@ -90,20 +90,21 @@ BALANCED: dict[str, tuple[str, dict[str, Any]]] = {
     "of-experts": ("moe-top-2", {"critic_paths": "topk"}),
     "clipped": ("d2r", {"max_grad_norm": 0.5, "critic_paths": "replayed"}),
     "jointly": ("d2r-input", {"joint_update": True}),
-    "without-a-task": ("d2r", {"max_task_loss": 8.0}),
+    "without-a-task": ("d2r", {"max_task_loss": 6.0}),
 }
 
 
 @pytest.mark.parametrize("name", BALANCED)
 def test_routes_are_balanced(name: str) -> None:
     network, options = BALANCED[name]
-    assert_updated_as_specified(*make(network, route_balance=0.7, **options), updates=3)
+    reports = assert_updated_as_specified(*make(network, route_balance=0.7, **options))
+    assert any(report.masked.any() for report in reports) == ("max_task_loss" in options)
 
 
 @pytest.mark.parametrize("network", ["d2r", "sm", "moe-top-2", "hard"])
 @pytest.mark.parametrize("options", [{}, {"joint_update": True}, {"max_grad_norm": 0.02}], ids=str)
 def test_routers_have_a_rate_of_their_own(network: str, options: dict[str, Any]) -> None:
-    assert_updated_as_specified(*make(network, router_lr=0.3, **options), updates=3)
+    assert_updated_as_specified(*make(network, router_lr=0.3, **options))
 
 
 SHOWING: dict[str, dict[str, Any]] = {
@@ -119,7 +120,7 @@ SHOWING: dict[str, dict[str, Any]] = {
 )
 def test_demonstrations(network: str, name: str) -> None:
     model, sac = make(network, **SHOWING[name], replay_buffer_class=DemonstrationBuffer, replay_buffer_kwargs=SHOWN)
-    assert_updated_as_specified(model, sac, updates=5, shown=6)
+    assert_updated_as_specified(model, sac, updates=4, shown=6)
 
 
 def test_what_is_shared_waits_with_the_actor() -> None:

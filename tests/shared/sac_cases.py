@@ -281,7 +281,7 @@ def assert_same_state(model: MultiTaskSAC, sac: Any) -> None:
 
 
 def assert_updated_as_specified(
-    model: MultiTaskSAC, sac: Any, updates: int = 3, shown: int = 0, **batch: Any
+    model: MultiTaskSAC, sac: Any, updates: int = 2, shown: int = 0, **batch: Any
 ) -> list[TaskReport]:
     """Compares some updates; the first rows of each batch may be demonstrations."""
     reports = []
