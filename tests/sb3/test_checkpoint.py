@@ -117,7 +117,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def test_going_on_is_exact(environments: str, options: dict[str, Any], replace: dict[str, Any], tmp_path: Path) -> None:
     with contextlib.closing(ENVIRONMENTS[environments]()) as env:
         # The checkpoint falls into an episode of 20 steps; what follows is an end of it, and the buffer wraps around.
-        before_end, after = 36 * env.num_envs, 9 * env.num_envs
+        before_end, after = 36 * env.num_envs, 6 * env.num_envs
         sizes = {"learning_starts": before_end - 6, "buffer_size": before_end + 4 * env.num_envs}
         model = make_model(env, **{**sizes, **options}).learn(before_end)
         before = everything(model)

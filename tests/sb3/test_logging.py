@@ -123,7 +123,7 @@ def test_returns_and_successes_are_those_of_the_episodes(environments: str, wind
     ("task_weighting", "ent_coef"), [("none", 0.3), ("alpha-sum", "auto_0.2"), ("inverse-alpha-mean", "auto_0.2")]
 )
 def test_logged_values_are_those_of_the_model(task_weighting: str, ent_coef: float | str) -> None:
-    model = make_model(task_weights=task_weighting, ent_coef=ent_coef, ent_coef_lr=0.1)
+    model = make_model(task_weights=task_weighting, ent_coef=ent_coef, ent_coef_lr=0.1, train_freq=4)
 
     def ask() -> tuple[Tensor, Tensor, Tensor, int]:
         buffer, topology = model.replay_buffer, model.policy.topology
@@ -199,7 +199,7 @@ class Rows(KVWriter):
 
 @pytest.mark.parametrize("steps", [80, 160])
 def test_a_later_learn_logs_all_its_rows(steps: int) -> None:
-    model, rows = make_plain(), Rows()
+    model, rows = make_plain(learning_starts=140), Rows()
     model.set_logger(Logger(None, [rows]))
     expected = list(range(80, steps + 1, 80))  # all four episodes end at once
     for _ in range(3):

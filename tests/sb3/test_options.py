@@ -106,9 +106,9 @@ def test_routers_keep_their_rate_while_that_of_the_rest_falls() -> None:
 def test_every_option_runs(name: str) -> None:
     sizes, options = OPTIONS[name]
     sizes = {key: value for key, value in {**TINY, **sizes}.items() if value is not None}
-    model = make_model(policy_kwargs={"network_kwargs": sizes}, **options)
+    model = make_model(policy_kwargs={"network_kwargs": sizes}, learning_starts=16, **options)
     before = [p.clone() for p in parameters(model)]
-    model.learn(56)
+    model.learn(24)
     assert model._n_updates > 0
     assert all(p.isfinite().all() for p in parameters(model))
     assert not same(before, parameters(model))
