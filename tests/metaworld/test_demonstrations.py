@@ -209,15 +209,15 @@ from dynroute_metaworld.imitation.collection import collect
 def progress(*counts):
     print(*counts, *[process.pid for process in multiprocessing.active_children()], flush=True)
 
-{start}
-    settings = {{"benchmark": ("reach", "drawer-close"), "episodes": 3, "seed": 5, "folder": Path(sys.argv[1])}}
-    collect(**settings, horizon=int(sys.argv[2]), workers=int(sys.argv[3]), progress=progress)
+if __name__ == "__main__":
+    settings = {"benchmark": ("reach", "drawer-close"), "episodes": 3, "seed": 5, "folder": Path(sys.argv[1])}
+    collect(**settings, horizon=12, workers=int(sys.argv[2]), progress=progress)
 """
 
 
-def start(tmp_path: Path, folder: Path, horizon: int, workers: int, guard: str) -> "subprocess.Popen[str]":
-    (tmp_path / "script.py").write_text(SCRIPT.format(start=guard))
-    command = [sys.executable, "-W", "ignore", str(tmp_path / "script.py"), str(folder), str(horizon), str(workers)]
+def start(tmp_path: Path, folder: Path, workers: int) -> "subprocess.Popen[str]":
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "script.py"), str(folder), str(workers)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -234,7 +234,7 @@ def test_what_was_killed_goes_on_and_leaves_no_process(
     workers: int, tmp_path: Path, shown: Demonstrations, kept: Path
 ) -> None:
     folder = tmp_path / "demonstrations"
-    with start(tmp_path, folder, 12, workers, 'if __name__ == "__main__":') as process:
+    with start(tmp_path, folder, workers) as process:
         assert process.stdout is not None
         told = process.stdout.readline().split()
         while not any(folder.glob(f"*{PAIR[1]}*")):  # it has not begun with the next task
@@ -256,13 +256,31 @@ def test_what_was_killed_goes_on_and_leaves_no_process(
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(PAIR)  # nothing half is left
 
 
+UNGUARDED = """
+import sys
+from dynroute_metaworld import WorkerError, make_envs
+from dynroute_metaworld.imitation.collection import collect
+
+try:
+    collect("reach", episodes=1, horizon=5, workers=1, folder=sys.argv[1])
+except WorkerError as error:
+    print(error)
+make_envs("reach", workers=1)
+"""
+
+
 @pytest.mark.slow
 def test_a_program_without_a_guard_is_told_so(tmp_path: Path) -> None:
-    with start(tmp_path, tmp_path / "demonstrations", 5, 1, "if True:") as process:
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert "WorkerError: a process that collects demonstrations has died; was it killed" in errors
-    assert "lack `if __name__ == '__main__':`? Call it again to go on." in errors
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "script.py"), str(tmp_path / "demonstrations")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True, check=False)
+    assert done.returncode == 1
+    assert "a process that collects demonstrations has died; was it killed" in done.stdout
+    assert "lack `if __name__ == '__main__':`? Call it again to go on." in done.stdout
+    last = done.stderr.strip().splitlines()[-1]
+    assert "WorkerError: " in last
+    assert "has died with exit code 1; workers import the program first" in last
+    assert "must stand under `if __name__ == '__main__':`" in last
 
 
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
@@ -294,7 +312,7 @@ def test_a_folder_is_shared(tmp_path: Path, shown: Demonstrations, kept: Path, m
 
     monkeypatch.setattr(module, "_episodes", watched)
     both = [threading.Thread(target=lambda: found.append(small(folder))) for _ in range(2)]
-    with start(tmp_path, folder, 12, 1, 'if __name__ == "__main__":') as process:
+    with start(tmp_path, folder, 1) as process:
         assert process.stdout is not None
         process.stdout.readline()
         for thread in both:
