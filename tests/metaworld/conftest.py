@@ -1,11 +1,11 @@
-"""The run of imitation that several files of tests read."""
+"""The runs that several files of tests read, and that none changes."""
 
 from pathlib import Path
 
 import pytest
-from small_runs import CLONED
+from small_runs import CLONED, PLAIN, SMALL
 
-from dynroute_metaworld import Run, train
+from dynroute_metaworld import Configuration, Run, train
 from dynroute_metaworld.runs.presets import preset
 
 
@@ -17,7 +17,7 @@ def kept_demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cloned(kept_demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of imitation alone, whose policy solves its tasks; nothing may change it."""
+    """A run of imitation alone, whose policy solves its tasks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(kept_demonstrations))
         run = Run.create(tmp_path_factory.mktemp("runs") / "cloned", preset("quick", CLONED).resolve())
@@ -27,3 +27,12 @@ def cloned(kept_demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) 
     assert result.success_rates.min() >= 0.6
     assert result.success_rates.max() >= 0.8
     return run
+
+
+@pytest.fixture(scope="session")
+def runs_of_sac(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run with routes, the same with another seed, and one without routes."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, options in (("d2r-1", SMALL), ("d2r-2", {**SMALL, "seed": 2}), ("mt-sac", PLAIN)):
+        assert train(Run.create(folder / name, Configuration(**options).resolve())) is not None
+    return {path.name: path for path in folder.iterdir()}

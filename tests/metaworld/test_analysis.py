@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -10,7 +11,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -43,12 +43,8 @@ from dynroute_metaworld.runs.seeds import origin
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run with routes, the same with another seed, and one without routes."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name, options in (("d2r-1", SMALL), ("d2r-2", {**SMALL, "seed": 2}), ("mt-sac", PLAIN)):
-        assert train(Run.create(folder / name, Configuration(**options).resolve())) is not None
-    return {path.name: path for path in folder.iterdir()}
+def runs(runs_of_sac: dict[str, Path]) -> dict[str, Path]:
+    return runs_of_sac
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +54,11 @@ def routes(runs: dict[str, Path]) -> Routes:
 
 
 @pytest.fixture
-def blind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine on which OpenGL does not work."""
-    scenes._works.cache_clear()
+def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which OpenGL does not work; what works on this one is not forgotten."""
+    monkeypatch.setattr(scenes, "_works", functools.cache(scenes._works.__wrapped__))
     monkeypatch.setattr(scenes, "PROBE", "raise SystemExit(1)")
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    yield
-    scenes._works.cache_clear()
 
 
 @pytest.fixture
@@ -499,7 +493,7 @@ def test_what_seeds_agree_on(runs: dict[str, Path], routes: Routes) -> None:
     assert GroupRoutes.of(group, {"other": routes}) is None
 
 
-def test_seeds_that_grew_to_other_sizes(runs: dict[str, Path], routes: Routes, tmp_path: Path) -> None:
+def test_seeds_that_grew_to_other_sizes(runs: dict[str, Path], routes: Routes, tmp_path: Path, unpainted: None) -> None:
     assert routes.route is not None
     assert routes.topology is not None
     larger = Topology.dag(routes.topology.num_nodes + 1)

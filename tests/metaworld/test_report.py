@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_runs import PLAIN, SMALL, draws, there_is, write_metrics
+from small_runs import draws, there_is, write_metrics
 
-from dynroute_metaworld import Configuration, EvaluationResult, Run, train
+from dynroute_metaworld import EvaluationResult
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.report import page as page_module
 from dynroute_metaworld.report import scene as scenes
@@ -65,11 +65,11 @@ def data_of(text: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def runs(runs_of_sac: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A run with routes, one whose files hold what must not run in a page, and one without routes."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, options in (("d2r", SMALL), ("mt-sac", PLAIN)):
-        assert train(Run.create(folder / name, Configuration(**options).resolve())) is not None
+    for name, run in (("d2r", "d2r-1"), ("mt-sac", "mt-sac")):
+        shutil.copytree(runs_of_sac[run], folder / name)
     evil = shutil.copytree(folder / "d2r", folder / "<b id='x'>&")
     configuration = json.loads((evil / "config.json").read_text())
     (evil / "config.json").write_text(json.dumps({**configuration, "seed": 2, "memory_map": EVIL}))
@@ -236,10 +236,8 @@ def test_a_run_of_which_much_is_missing(runs: list[Path], tmp_path: Path, monkey
     write_report([folder], device="cpu", tell=said.append)
     assert "Nothing was logged that could be drawn over steps." in (folder / "report.html").read_text()
 
-    monkeypatch.setattr(scenes, "PROBE", "raise SystemExit(1)")
-    scenes._works.cache_clear()
+    monkeypatch.setattr(scenes, "_works", lambda backend: False)
     path = write_report([runs[2]], tmp_path / "plain.html", device="cpu", tell=said.append)
-    scenes._works.cache_clear()
     shown = "".join(check_form(path.read_text()).text)
     assert "There are no frames: frames need OpenGL" in shown
     assert "There are neither routes nor frames to show; the reasons stand under Notes." in shown
