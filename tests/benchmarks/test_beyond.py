@@ -1,5 +1,6 @@
 """The experiments on growth, transfer, budgets and extraction run and go on where they were."""
 
+import functools
 import itertools
 import json
 import re
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import metaworld
 import pytest
 import torch
 
@@ -22,6 +24,8 @@ from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(imitating, "collect", functools.partial(imitating.collect, horizon=20))
+        patch.setattr(metaworld, "_N_GOALS", 2)  # drawing all 50 for each task of MT10 takes seconds
         yield
 
 
@@ -112,7 +116,10 @@ def test_what_grows_and_learns_when_tasks_arrive() -> None:
     assert "net.task.bias" not in learning  # old tasks read it too
 
 
-def test_a_row_of_budgets_for_each_limit(tmp_path: Path, half: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_of_budgets_for_each_limit(
+    tmp_path: Path, half: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "measure_in_turns", functools.partial(budgets.measure_in_turns, rounds=2))
     settings = {**QUICK, "targets": [2.5], "limits": [2], "modules": 4, "demonstrations": 1, "price_rate": 1e-2}
     settings["first_price"] = 1e-3
     output = tmp_path / "result.json"
