@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -289,23 +290,30 @@ def test_trained_policy_is_filmed_where_there_is_opengl(tmp_path):
 
 
 @pytest.mark.slow
-def test_run_extracted_policy_needs_nothing_that_trained_it(capsys, tmp_path):
-    program = [sys.executable, str(EXAMPLES / "run_extracted_policy.py")]
+def test_run_extracted_policy_needs_nothing_that_trained_it(capsys, monkeypatch, tmp_path):
+    module, kept = load("run_extracted_policy"), tmp_path / "made.safetensors"
+    make = module.make
+
+    def make_and_keep(path):
+        make(path)
+        shutil.copy(path, kept)
+
+    monkeypatch.setattr(module, "make", make_and_keep)
+    policy = module.main(steps=3)
+    assert policy.notes["task"] == "nothing yet"
+    printed = capsys.readouterr().out
+    assert printed.startswith("policy.safetensors: ")
+    assert "\n3 actions of 4 numbers within 0." in printed
+
     check = "import sys, runpy; runpy.run_path({!r}, run_name='__main__'); print([n for n in sys.modules if {}])"
     trained = "n.startswith(('dynroute_', 'stable_baselines3', 'gymnasium', 'metaworld'))"
-    text = check.format(program[1], trained)
-    ended = subprocess.run([program[0], "-c", text], cwd=ROOT, capture_output=True, text=True)
+    text = check.format(str(EXAMPLES / "run_extracted_policy.py"), trained)
+    ended = subprocess.run([sys.executable, "-c", text, str(kept)], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert lines[-1] == "[]"
-    assert lines[0].startswith("policy.safetensors: ")
+    assert lines[0].startswith("made.safetensors: ")
     assert lines[-2].startswith("1000 actions of 4 numbers within 0.")
-
-    module = load("run_extracted_policy")
-    module.make(tmp_path / "made.safetensors")
-    policy = module.main(steps=3, file=str(tmp_path / "made.safetensors"))
-    assert policy.notes["task"] == "nothing yet"
-    assert "made.safetensors" in capsys.readouterr().out
 
 
 def test_the_pictures_of_the_readme_are_what_is_drawn():
