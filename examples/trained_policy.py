@@ -1,7 +1,7 @@
 """Evaluate and film a policy that was trained from scratch.
 
-SAC trained one network for the ten tasks of MT10, with fixed goals and no demonstrations, in 100,000 steps of each. It
-solves eight of them. The folder `policy_mt10_fixed` beside this program is 600 kB: what to construct, and the
+SAC trained one network for the ten tasks of MT10, with fixed goals and no demonstrations, in 80,000 steps of each. It
+solves all of them. The folder `policy_mt10_fixed` beside this program is 600 kB: what to construct, and the
 parameters as safetensors. Loading it runs no code. The program prints the success of each task, and with the name of
 one it also films it:
 
@@ -20,7 +20,7 @@ from dynroute import from_pretrained
 from dynroute_metaworld import EvaluationResult, evaluate, make_envs
 
 FILES = Path(__file__).parent / "policy_mt10_fixed"
-GOALS: dict[str, Any] = {"goals": "fixed", "seed": 1}  # those of the training
+GOALS: dict[str, Any] = {"goals": "fixed", "seed": 2}  # those of the training
 STATE = 39
 
 
