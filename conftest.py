@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import importlib.util
 from collections.abc import Iterator
 
@@ -25,6 +26,9 @@ from dynroute.testing import assert_routed
 
 # The test processes share the cores; idle threads of one would spin on those of the other.
 torch.set_num_threads(1)
+
+# Millions of objects stay, those of torch and its compiler; looking through all of them took a twentieth of the time.
+gc.set_threshold(20_000, 20, 100)
 
 # Triton is there for Linux alone.
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["dynroute/*_kernels.py"]
