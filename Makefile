@@ -35,7 +35,7 @@ test: $(READY) ## Run the tests, but for the slow ones
 
 # Two more processes than cores, since many of these tests wait for others to start or to end, and one test at a time for
 # each, since some take a minute. Only files that have such tests are read, since each process reads them all.
-test-slow: $(READY) ## Run the slow tests: networks that learn, processes that are killed, clusters
+test-slow: $(READY) ## Run the slow tests: networks that learn or compile, processes that are killed, clusters
 	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 + os.cpu_count())') --maxschedchunk 1 \
 		-m slow $$(grep -rl --include='test_*.py' 'mark\.slow' tests)
 

@@ -76,6 +76,7 @@ def run_twice(measure: Callable[[], None], output: Path, capsys: pytest.CaptureF
     return rows
 
 
+@pytest.mark.slow
 def test_a_row_of_transfer_for_each_way(tmp_path: Path, half: None, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {**QUICK, "benchmark": "MT10", "held_out": 1, "shown": [1], "pretraining": 1, "old_batch": 2}
     settings |= {"old_episodes": 1, "old_tasks": 2}

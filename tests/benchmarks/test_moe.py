@@ -17,6 +17,7 @@ def test_the_contenders_compute_the_same(k: int) -> None:
     torch.testing.assert_close(ours(x), loop(x))
 
 
+@pytest.mark.slow
 def test_a_row_for_each_size(tmp_path: Path) -> None:
     path = tmp_path / "moe.json"
     options = ["--experts", "4", "8", "--k", "1", "2", "--tokens", "16", "--threads", str(torch.get_num_threads())]

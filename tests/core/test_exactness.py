@@ -220,7 +220,7 @@ CASES = settings(max_examples=45, deadline=None, derandomize=True, suppress_heal
 
 
 @pytest.mark.parametrize("habit", HABITS, ids=lambda habit: habit.__name__)
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("order", [1, pytest.param(2, marks=pytest.mark.slow)])
 @CASES
 @given(graphs, st.sampled_from([0, 1, 2, 9]), st.booleans())
 def test_every_backend_does_what_the_reference_does(

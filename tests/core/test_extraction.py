@@ -211,6 +211,7 @@ def test_other_types(dtype: torch.dtype) -> None:
 
 
 # With one context no gate is left.
+@pytest.mark.slow
 @pytest.mark.parametrize(("gate", "contexts"), [*((gate, 30) for gate in GATES), ("topk", 1)])
 def test_export(gate: str, contexts: int) -> None:
     net = make("module", gate, 1, torch.float32).eval()

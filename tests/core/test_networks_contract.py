@@ -128,6 +128,7 @@ def test_copies_and_state_dicts(net: Network) -> None:
         assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in net.parameters()}
 
 
+@pytest.mark.slow
 def test_compile_in_one_graph(net: Network) -> None:
     torch.compiler.reset()
     state, task = samples(6)

@@ -47,6 +47,7 @@ def traced(name: str) -> tuple[nn.Module, Program]:
     return module, trace_program(module, torch.randn(4, 5), notes={"name": name})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_a_loaded_program_computes_what_its_module_did(name: str, tmp_path: Path) -> None:
     module, program = traced(name)

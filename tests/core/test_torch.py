@@ -123,6 +123,7 @@ def test_compile_the_fused_backend_in_one_graph(level: str, protect: str) -> Non
 
 
 # All levels and gates are compiled above without a compiler; this adds the code generator, which needs one.
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile generates C++ here and finds no compiler")
 def test_compile_to_machine_code() -> None:
     torch.compiler.reset()
@@ -135,6 +136,7 @@ def test_compile_to_machine_code() -> None:
         torch.testing.assert_close(traced, eager)
 
 
+@pytest.mark.slow
 def test_compile_with_shapes_that_may_change() -> None:
     torch.compiler.reset()
     net = LEVELS["module"](TopK(2))
@@ -168,6 +170,7 @@ def test_compile_draws_without_noise_too() -> None:
     assert torch.equal(first.sum(-1), torch.tensor([1, 2, 2]).expand(64, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "gate"), TRACED)
 def test_export_of_an_evaluation_forward(level: str, gate: str) -> None:
     net = LEVELS[level](GATES[gate]()).eval()

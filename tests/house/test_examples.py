@@ -80,6 +80,7 @@ def test_swap_linear_learns_and_counts_honestly(capsys):
     assert errors["routed"] < errors["plain, wider"] < errors["plain"] < 1.5
 
 
+@pytest.mark.slow
 def test_conflicting_tasks_are_learned_apart_and_equal_ones_together(capsys):
     rows = load("conflicting_tasks").main(steps=60, conflicts=(0.0, 1.0))
 
@@ -138,6 +139,7 @@ def test_four_levels_asks_for_contradicting_answers():
     assert (example.ANSWERS - mean).square().mean() == pytest.approx(0.319, abs=0.01)
 
 
+@pytest.mark.slow
 def test_grow_network_learns_new_tasks_beside_frozen_modules(tmp_path):
     results = load("grow_network").main(steps=400, folder="pictures")
 
@@ -204,6 +206,7 @@ def test_what_rsg_stops_shows_exact_zeros(capsys):
     assert all(f"\n{mode:18}" in printed for mode in ("none", "sg", "sg, no shortcut", "input", "rsg"))
 
 
+@pytest.mark.slow
 def test_multi_task_sac_goes_on_from_its_checkpoints(capsys):
     program = load("multi_task_sac")
     program.main(steps=300)
@@ -262,6 +265,7 @@ def test_train_with_fabric_learns_and_logs(capsys, tmp_path):
     assert "routing/experts/load_max" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_single_file_sac_learns(capsys):
     before, after = load("single_file_sac").main(steps=400)
 

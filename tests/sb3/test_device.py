@@ -63,6 +63,7 @@ def test_a_value_that_is_read_is_noticed() -> None:
         torch.ones(2).sum().item()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("network", SMALL)
 def test_compiled_networks_learn_the_same(network: str) -> None:
@@ -84,6 +85,7 @@ def test_compiled_networks_learn_the_same(network: str) -> None:
         torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("network", ["mt-sac", "d2r"])
 def test_compiled_networks_take_rollouts_and_batches(network: str) -> None:
