@@ -35,7 +35,7 @@ def test_extraction_goes_on_with_the_tasks_that_are_missing(
     goals: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options: dict[str, Any] = {**IMITATION_ALONE, "benchmark": "reach,drawer-close", "demonstrations": 3, "horizon": 10}
-    options |= {"cloning_steps": 20, "final_episodes": 1, "device": "cpu", "goals": goals}
+    options |= {"num_modules": 3, "cloning_steps": 20, "final_episodes": 1, "device": "cpu", "goals": goals}
     run = Run.create(tmp_path / "run", preset("quick", options).resolve())
     train(run)
     capsys.readouterr()

@@ -125,7 +125,7 @@ def test_every_network_learns(name: str) -> None:
     model = train(
         name,
         SIZES[name],
-        n_critics=2 if name == "d2r" else 1,
+        n_critics=2 if name == "mt-sac" else 1,
         rate=2e-3 if name == "paco" else 3e-3,
     )
     assert_learned(model)
