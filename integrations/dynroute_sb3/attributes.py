@@ -11,24 +11,17 @@ from .policies import MultiTaskPolicy
 from .replay import RouteReplayBuffer
 from .returns import ReturnBounds
 
-__all__ = ["MultiTaskAttributes"]
+__all__ = ["MultiTaskAttributes", "MultiTaskOptions"]
 
 
-class MultiTaskAttributes(SAC):
-    """The attributes of :class:`dynroute_sb3.MultiTaskSAC`, which documents and sets them.
+class MultiTaskOptions:
+    """The options that :class:`dynroute_sb3.MultiTaskSAC` adds to those of SAC; a checkpoint stores all of them.
 
     Example:
-        >>> from dynroute_sb3.attributes import MultiTaskAttributes
-        >>> issubclass(MultiTaskSAC, MultiTaskAttributes)
+        >>> from dynroute_sb3.attributes import MultiTaskOptions
+        >>> "task_weights" in MultiTaskOptions.__annotations__
         True
     """
-
-    policy: MultiTaskPolicy
-    actor: MultiTaskActor  # type: ignore[assignment]
-    critic: MultiTaskCritic  # type: ignore[assignment]
-    critic_target: MultiTaskCritic  # type: ignore[assignment]
-    replay_buffer: RouteReplayBuffer | None
-    n_steps: int
 
     num_tasks: int | None
     task_names: list[str] | None
@@ -52,8 +45,9 @@ class MultiTaskAttributes(SAC):
     actor_paths: str | None
     critic_paths: str
     route_temperature: float | str
-    compile_networks: bool | str
     precision: str
+    capture: bool
+    compile_networks: bool | str
     joint_update: bool
     ent_coef_after_step: bool
     max_ent_coef_grad_norm: float | None
@@ -63,6 +57,24 @@ class MultiTaskAttributes(SAC):
     log_prob_epsilon: float
     warmup_actions: str
     lag_rollouts: bool
+
+
+class MultiTaskAttributes(MultiTaskOptions, SAC):
+    """The attributes of :class:`dynroute_sb3.MultiTaskSAC`, which documents and sets them.
+
+    Example:
+        >>> from dynroute_sb3.attributes import MultiTaskAttributes
+        >>> issubclass(MultiTaskSAC, MultiTaskAttributes)
+        True
+    """
+
+    policy: MultiTaskPolicy
+    actor: MultiTaskActor  # type: ignore[assignment]
+    critic: MultiTaskCritic  # type: ignore[assignment]
+    critic_target: MultiTaskCritic  # type: ignore[assignment]
+    replay_buffer: RouteReplayBuffer | None
+    n_steps: int
+
     rollout_actor: MultiTaskActor | None
     return_bounds: ReturnBounds | None
     report: Any

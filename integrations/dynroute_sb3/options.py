@@ -13,7 +13,7 @@ from torch import nn
 from dynroute import SampleK, Soft, TopK
 from dynroute.arguments import check_choice, check_count, check_flag, check_interval, shown
 
-from .attributes import MultiTaskAttributes
+from .attributes import MultiTaskAttributes, MultiTaskOptions
 from .demonstrations import DemonstrationBuffer
 from .losses import MASK_RULES, Q_TARGETS, TASK_WEIGHTS, TEMPERATURES
 from .policies import POLICIES, MultiTaskPolicy
@@ -82,40 +82,7 @@ OPTIONS = (
     "verbose",
     "seed",
     "n_envs",
-    "num_tasks",
-    "task_names",
-    "ent_coef_lr",
-    "max_ent_coef",
-    "task_weights",
-    "max_task_loss",
-    "max_grad_norm",
-    "reward_scale",
-    "critic_loss",
-    "bins",
-    "value_range",
-    "q_target",
-    "normalize_returns",
-    "shared_ent_coef",
-    "ent_coef_beta1",
-    "actor_starts",
-    "demonstration_weight",
-    "demonstration_decay",
-    "route_balance",
-    "actor_paths",
-    "critic_paths",
-    "route_temperature",
-    "precision",
-    "capture",
-    "compile_networks",
-    "joint_update",
-    "ent_coef_after_step",
-    "max_ent_coef_grad_norm",
-    "mask_rule",
-    "shared_lr",
-    "router_lr",
-    "log_prob_epsilon",
-    "warmup_actions",
-    "lag_rollouts",
+    *MultiTaskOptions.__annotations__,
 )
 """The options of a model, by the names of its attributes."""
 

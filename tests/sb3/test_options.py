@@ -1,6 +1,7 @@
 """Every option of MultiTaskSAC runs, and what is not fit is told."""
 
 import copy
+import inspect
 from typing import Any
 
 import gymnasium as gym
@@ -21,7 +22,7 @@ from sac_models import (
     wrapped,
     wrong_size,
 )
-from stable_baselines3 import HerReplayBuffer
+from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
@@ -36,6 +37,7 @@ from dynroute_sb3 import (
     TaskSpace,
     point_tasks,
 )
+from dynroute_sb3.attributes import MultiTaskOptions
 from dynroute_sb3.points import GOALS
 
 
@@ -100,6 +102,11 @@ def test_routers_keep_their_rate_while_that_of_the_rest_falls() -> None:
         }
         assert named == {name for name, _ in module.named_parameters() if ".router." in name}
         assert len(rest["params"]) + len(named) == len(list(module.parameters()))
+
+
+def test_a_checkpoint_stores_each_option() -> None:
+    own = {*inspect.signature(MultiTaskSAC.__init__).parameters} - {*inspect.signature(SAC.__init__).parameters}
+    assert {*MultiTaskOptions.__annotations__} == {*own - {"sac"}, "capture"}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
