@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dynroute.files import writing_file
+
 RESULTS = Path(__file__).parent / "results"
 """The folder of the results that the documentation shows."""
 
@@ -96,9 +98,5 @@ def session(program: str) -> dict[str, Any]:
 
 def write(path: Path, stored: dict[str, Any], *, allow_nan: bool = True) -> None:
     """Writes results as JSON, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with writing_file(path) as part:
         part.write_text(json.dumps(stored, indent=1, allow_nan=allow_nan) + "\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from dynroute.files import writing_file
 from dynroute.networks import available
-from dynroute_sb3.storage import writing_file
 
 from .cases import CASES, Case, module_level, scaling
 from .networks import time_network

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from dynroute import freeze_modules, grow
+from dynroute.files import writing_file
 from dynroute_metaworld import BENCHMARKS
 
 from .imitating import Learner, Shown, first, learn, read_demonstrations
@@ -97,8 +98,8 @@ def learn_old(method: str, shown: Shown, settings: dict[str, Any], seed: int, fo
             rate=settings["rate"],
             seed=seed,
         )
-        torch.save(learner.state_dict(), part := path.with_suffix(".part"))
-        part.replace(path)
+        with writing_file(path) as part:
+            torch.save(learner.state_dict(), part)
     return learner
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .arguments import check_tensor, shown
+from .files import writing_file
 from .saving import import_safetensors
 
 __all__ = ["EXTRA", "FORMAT", "Program", "trace_program"]
@@ -104,13 +105,8 @@ class Program(nn.Module):
             name: tensor.detach().cpu().contiguous().clone()
             for name, tensor in zip(self.tensors, self.buffers(), strict=True)
         }
-        part = path.with_name(f".{path.name}.part")
-        try:
+        with writing_file(path) as part:
             save_file(tensors, part, metadata=metadata)
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:

@@ -3,7 +3,6 @@
 import inspect
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from .arguments import shown
 from .banks import are_adjacent, keep_adjacent
+from .files import flush, writing_file
 from .gates import Gate
 from .topology import Topology
 
@@ -197,15 +197,10 @@ def save_pretrained(module: nn.Module, folder: str | Path) -> None:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {name: folder / f".part-{os.getpid()}-{name}" for name in (CONFIG, WEIGHTS)}
-    try:
-        parts[CONFIG].write_text(json.dumps(config, indent=1, allow_nan=False) + "\n")
-        safetensors.save_file(tensors, parts[WEIGHTS], metadata={"format": "pt"})
-        for name, part in parts.items():  # both are whole before one takes the place of an older one
-            part.replace(folder / name)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+    with writing_file(folder / WEIGHTS) as weights, writing_file(folder / CONFIG) as description:
+        description.write_text(json.dumps(config, indent=1, allow_nan=False) + "\n")
+        safetensors.save_file(tensors, weights, metadata={"format": "pt"})
+        flush(weights)  # both are whole before one takes the place of an older one
 
 
 def from_pretrained(

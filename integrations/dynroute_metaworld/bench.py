@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
 
-from dynroute_sb3.storage import writing_file
+from dynroute.files import writing_file
 
 from .envs.vec_env import MetaWorldVecEnv, make_envs
 from .runs.configuration import Configuration

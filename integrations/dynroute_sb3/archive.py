@@ -2,11 +2,12 @@
 
 import contextlib
 import io
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+from dynroute.files import writing_file
 
 from .storage import DamagedError, Member
 
@@ -30,17 +31,8 @@ def writing_archive(target: Path | io.BufferedIOBase, *, marker: str) -> Iterato
             f"{target} must not exist yet, or be a file of the same kind: what is stored is never overwritten."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                yield Member(archive)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing_file(target) as part, zipfile.ZipFile(part, "w") as archive:
+        yield Member(archive)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynroute.files import flush
+
 __all__ = [
     "DamagedError",
     "Member",
@@ -23,7 +25,6 @@ __all__ = [
     "read_sealed",
     "remove_leftovers",
     "write_rows",
-    "writing_file",
     "writing_folder",
 ]
 
@@ -109,29 +110,11 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         files = {str(path.relative_to(temporary)): _digest(path) for path in _files(temporary)}
         (temporary / MANIFEST).write_text(json.dumps(files, indent=1))
         for path in [*_files(temporary), *[path for path in temporary.rglob("*") if path.is_dir()], temporary]:
-            _flush(path)
+            flush(path)
         temporary.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-@contextlib.contextmanager
-def writing_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary file to write to, which then takes the place of the real one.
-
-    A process that is killed leaves the old file, and at most a temporary one, whose name begins with ``.part-``.
-
-    Args:
-        path: The file. The temporary one has the same end of the name, which tells some formats.
-    """
-    part = path.with_name(f".part-{path.name}")
-    try:
-        yield part
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
         raise
 
 
@@ -256,12 +239,3 @@ def _lives(pid: int) -> bool:
     except PermissionError:  # it belongs to another user
         return True
     return True
-
-
-def _flush(path: Path) -> None:
-    """Flushes a file or the entries of a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,7 @@
 """A net that is loaded from a folder computes the same, and nothing of the folder can run."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -366,14 +367,17 @@ def test_types_of_buffers_come_back(tmp_path: Path) -> None:
     assert torch.equal(loaded.eval()(x, task), net.eval()(x, task))
 
 
-def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_both_files_that_were_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = ModelRouting.ffn(5, 8, 3)
     net.save_pretrained(tmp_path)
 
-    def fail(*_: object, **__: object) -> None:
-        raise OSError("no space left on device")
+    done = iter(range(1))
 
-    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    def fail_later(descriptor: int) -> None:
+        if next(done, None) is None:
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail_later)  # for the second of the two files
     with pytest.raises(OSError, match="no space left"):
         ModelRouting.ffn(5, 8, 4).save_pretrained(tmp_path)
     assert torch.equal(from_pretrained(tmp_path).eval()(torch.ones(2, 5)), net.eval()(torch.ones(2, 5)))

@@ -729,7 +729,7 @@ def test_directories_that_are_not_taken(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="holds a run already"):
         Run.create(tmp_path / "run", Configuration())
     (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "config.json.part").touch()  # of a process that was killed
+    (tmp_path / "half" / ".part-12-config.json").touch()  # of a process that was killed
     Run.create(tmp_path / "half", Configuration())
     with run.locked(), pytest.raises(RunError, match="in use by another process"), Run.open(run.folder).locked():
         pass

@@ -25,7 +25,7 @@ from dynroute_sb3 import (
 STEPS, EVERY = 300, 20
 
 
-TRACED = ("storage.py", "callbacks.py", "shutil.py")
+TRACED = ("dynroute/files.py", "storage.py", "callbacks.py", "shutil.py")
 
 
 def train(folder: Path) -> None:

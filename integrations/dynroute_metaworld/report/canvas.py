@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dynroute import Route, Topology
-from dynroute_sb3.storage import writing_file
+from dynroute.files import writing_file
 
 from .data import SHARES, unit_of
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dynroute_sb3.storage import writing_file
+from dynroute.files import writing_file
 
 from ..runs.run import Run
 from .data import read_run

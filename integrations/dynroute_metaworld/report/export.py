@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynroute_sb3.storage import writing_file
+from dynroute.files import writing_file
 
 from .analysis import Analysis, default_output, inspect_runs
 from .comparison import GroupRoutes

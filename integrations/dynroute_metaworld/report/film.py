@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dynroute import Route
 from dynroute.arguments import check_choice, check_count
-from dynroute_sb3.storage import writing_file
+from dynroute.files import writing_file
 
 from ..runs.run import Run
 from ..runs.threads import one_thread

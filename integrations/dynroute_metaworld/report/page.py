@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dynroute import Route, Topology
+from dynroute.files import writing_file
 from dynroute.inspect import draw
-from dynroute_sb3.storage import writing_file
 
 from .analysis import Analysis, default_output, inspect_runs
 from .comparison import Group

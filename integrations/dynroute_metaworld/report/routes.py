@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dynroute import Route, Topology
 from dynroute.arguments import check_count
+from dynroute.files import writing_file
 from dynroute.inspect import Summary, live_path, similarity, summarize
 from dynroute_sb3 import MultiTaskSAC
-from dynroute_sb3.storage import writing_file
 
 from ..envs.episodes import play
 from ..envs.vec_env import make_envs

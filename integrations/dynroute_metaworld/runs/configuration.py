@@ -11,11 +11,11 @@ from typing import Any, Self
 import torch
 
 from dynroute.arguments import check_interval
+from dynroute.files import writing_file
 from dynroute.networks import PRESETS as NETWORKS
 from dynroute_command.choices import split_benchmark, task_names
 from dynroute_command.options import Options, check_option
 from dynroute_sb3 import DamagedError
-from dynroute_sb3.storage import writing_file
 
 from ..imitation.cloning import ROUTE_LOSSES, CloningOptions
 

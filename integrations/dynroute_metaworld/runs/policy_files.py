@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dynroute import Program, trace_program
-from dynroute_sb3.storage import writing_file
+from dynroute.files import writing_file
 
 __all__ = ["FORMATS", "check_exporter", "load_policy", "save_policy"]
 

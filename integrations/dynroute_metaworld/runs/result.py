@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynroute.files import writing_file
 from dynroute_sb3 import DamagedError
-from dynroute_sb3.storage import writing_file
 
 from .intervals import wilson_interval
 

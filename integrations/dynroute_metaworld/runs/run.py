@@ -14,9 +14,9 @@ from typing import Any, Self
 
 import filelock
 
+from dynroute.files import is_leftover, writing_file
 from dynroute_sb3 import DamagedError, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
-from dynroute_sb3.storage import writing_file
 
 from .configuration import MOVABLE, Configuration
 from .methods import check_network
@@ -91,8 +91,8 @@ class Run:
         folder = Path(folder)
         if (folder / "config.json").exists():
             raise FileExistsError(f"{folder} holds a run already; --resume goes on with it, --run names another one.")
-        harmless = ("lock", "config.json.part", ".part-config.json")  # of processes that were killed
-        if folder.exists() and any(path.name not in harmless for path in folder.iterdir()):
+        others = [path for path in folder.iterdir() if path.name != "lock"] if folder.exists() else []
+        if not all(is_leftover(path, "config.json") for path in others):
             lost = (
                 "checkpoints without the config.json of their run; put it back, or" * (folder / "checkpoints").exists()
             )

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dynroute.files import writing_file
 from dynroute_sb3 import DamagedError
-from dynroute_sb3.storage import writing_file
 
 from .result import EvaluationResult, format_table
 from .run import Run

@@ -17,8 +17,8 @@ from typing import Any
 import filelock
 
 from dynroute.arguments import check_count, check_number
+from dynroute.files import is_leftover, writing_file
 from dynroute_command.options import AXES, KEYWORDS, kinds_of
-from dynroute_sb3.storage import writing_file
 
 from ..envs.signals import handling
 from .cluster import check_nodes, check_room, joined, run_all
@@ -174,7 +174,7 @@ def _locked(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; --folder names another place.")
     strange = [] if (folder / "sweep.json").exists() or not folder.exists() else sorted(folder.iterdir())
-    if any(path.name not in ("lock", "ray.txt", "sweep.json.part", ".part-sweep.json") for path in strange):
+    if not all(path.name in ("lock", "ray.txt") or is_leftover(path, "sweep.json") for path in strange):
         raise FileExistsError(f"{folder} holds other files, and no sweep; --folder names another place.")
     folder.mkdir(parents=True, exist_ok=True)
     try:

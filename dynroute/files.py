@@ -1,0 +1,48 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["flush", "is_leftover", "writing_file"]
+
+
+@contextlib.contextmanager
+def writing_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary file to write to, which replaces the real one once it is on the disk.
+
+    After a failure only the old file is there. A process that is killed also leaves its temporary file.
+
+    Args:
+        path: The file. The name of the temporary one has the same end, since the end tells some formats.
+    """
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        yield part
+        flush(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path, name: str) -> bool:
+    """Whether a file is a temporary one of the file `name`, of this version or an earlier one.
+
+    Args:
+        path: The file.
+        name: The name of the whole file.
+    """
+    whole = re.escape(name)
+    return re.fullmatch(rf"\.part-(\d+-)?{whole}|{whole}\.part", path.name) is not None
+
+
+def flush(path: Path) -> None:
+    """Flushes a file or the entries of a folder to the disk."""
+    mode = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows flushes only what is open for writing
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

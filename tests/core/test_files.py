@@ -1,0 +1,92 @@
+"""Files are written whole or not at all."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynroute.files import is_leftover, writing_file
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    return path
+
+
+def test_the_new_file_takes_the_place_of_the_old_one(path: Path) -> None:
+    with writing_file(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+        assert part.suffix == path.suffix
+        assert is_leftover(part, path.name)
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_file_alone(path: Path) -> None:
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), writing_file(path) as part:  # noqa: PT012
+            part.write_text("ne")
+            raise error
+        assert path.read_text() == "old"
+        assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)  # some systems tell only then
+    with pytest.raises(OSError, match="No space left"), writing_file(path) as part:
+        part.write_text("new")
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_processes_that_write_one_file_do_not_mix(path: Path) -> None:
+    program = f"""if True:
+        import pathlib
+        from dynroute.files import writing_file
+        with writing_file(pathlib.Path({str(path)!r})) as part:
+            part.write_text("first")
+            print(part, flush=True)
+            input()
+    """
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = Path(process.stdout.readline().strip())
+        with writing_file(path) as part:
+            part.write_text("second")
+        assert (path.read_text(), first.read_text()) == ("second", "first")
+        process.communicate("\n")
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_process_that_is_killed_leaves_the_old_file(path: Path) -> None:
+    program = f"""if True:
+        import os, pathlib, signal
+        from dynroute.files import writing_file
+        with writing_file(pathlib.Path({str(path)!r})) as part:
+            part.write_text("ne")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    (left,) = set(path.parent.iterdir()) - {path}
+    assert is_leftover(left, path.name)
+
+
+@pytest.mark.parametrize("name", ["a.json.part", ".part-a.json", ".part-12-a.json"])
+def test_leftovers_have_the_names_of_all_versions(name: str) -> None:
+    assert is_leftover(Path("folder", name), "a.json")
+    assert not is_leftover(Path("folder", name), "b.json")
+    assert not is_leftover(Path("folder", name.replace("json", "json5")), "a.json")
+    assert not is_leftover(Path("folder", name.replace(".json", "-json")), "a.json")
