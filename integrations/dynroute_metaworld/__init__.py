@@ -1,6 +1,8 @@
 """Meta-World for dynroute_sb3: environments, evaluation, runs, and the ``dynroute`` command."""
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 try:
     import metaworld as metaworld
@@ -22,7 +24,6 @@ from .envs.vec_env import MetaWorldVecEnv, make_envs
 from .envs.workers import WorkerError
 from .imitation.collection import collect
 from .imitation.demonstrations import Demonstrations
-from .report import analyze, render, write_report
 from .runs.configuration import Configuration
 from .runs.evaluation import evaluate
 from .runs.intervals import bootstrap_interval, iqm, wilson_interval
@@ -33,6 +34,9 @@ from .runs.run import Run, RunError
 from .runs.summary import summarize
 from .runs.sweeps import sweep
 from .runs.training import load_model, train
+
+if TYPE_CHECKING:
+    from .report import analyze, render, write_report
 
 __all__ = [
     "BENCHMARKS",
@@ -61,3 +65,16 @@ __all__ = [
     "wilson_interval",
     "write_report",
 ]
+
+if not TYPE_CHECKING:  # or a type checker would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        """Imports the reports when one is first asked for; training needs none."""
+        if name not in ("analyze", "render", "write_report"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value = getattr(importlib.import_module(".report", __name__), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -802,6 +802,18 @@ def test_drawing_that_is_not_there(tmp_path: Path) -> None:
     assert ended.stderr.endswith("AttributeError: glGetError\n")  # an error of another kind stays what it is
 
 
+def test_reports_are_imported_when_they_are_asked_for() -> None:
+    program = """if True:
+        import sys
+        import dynroute_metaworld as package
+        assert "write_report" in dir(package)
+        assert "dynroute_metaworld.report" not in sys.modules
+        assert package.write_report is package.report.write_report
+        assert not hasattr(package, "write_reports")
+    """
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_without_the_extra(tmp_path: Path) -> None:
     (tmp_path / "metaworld.py").write_text("raise ImportError('not there')")
     command = [sys.executable, "-c", "import sys; from dynroute.command import main; sys.exit(main())", "methods"]
