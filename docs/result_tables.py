@@ -242,7 +242,7 @@ class Transfer(Rows):
 
     def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         shown = ([row for row in rows if row["shown"] == count] for count in self.settings["shown"])
-        success = [over_seeds(group, "success") for group in shown]
+        success = [mean_and_range(group, "success") for group in shown]
         changed = [row for row in rows if row["old after"] is not None]
         before, after = (mean(row[f"old {when}"] for row in changed) for when in ("before", "after"))
         return [*success, f"{before} to {after}" if changed else "as before, or never learned"]
@@ -260,8 +260,8 @@ class Arriving(Rows):
         last = [row for row in rows if row["groups"] == max(row["groups"] for row in rows)]
         first = [row for row in rows if row["groups"] == 1]
         sizes = [f"{last[0][name]:,}" for name in ("modules", "parameters", "learning")]
-        rates = [over_seeds(last, name) for name in ("new", "all", "forgotten")]
-        return [*sizes, over_seeds(first, "all"), *rates]
+        rates = [mean_and_range(last, name) for name in ("new", "all", "forgotten")]
+        return [*sizes, mean_and_range(first, "all"), *rates]
 
 
 class Budgets(Rows):
@@ -273,7 +273,7 @@ class Budgets(Rows):
         return ["budget", "limit in inference", "expected in training", "modules run", "ms", "success"]
 
     def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        return [over_seeds(rows, name) for name in ("expected", "modules", "ms", "success")]
+        return [mean_and_range(rows, name) for name in ("expected", "modules", "ms", "success")]
 
 
 class Conflict(Rows):
@@ -286,7 +286,7 @@ class Conflict(Rows):
 
     def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         groups = ([row for row in rows if row["conflict"] == conflict] for conflict in self.settings["conflicts"])
-        return [over_seeds(group, "error", digits=4) for group in groups]
+        return [mean_and_range(group, "error", digits=4) for group in groups]
 
 
 class Inside(Rows):
@@ -303,10 +303,10 @@ class Inside(Rows):
         ages = [f"agreement {age}" for age in self.settings["ages"]]
         names = ["entropy", "critic entropy", "modules", "unsuitable 0", "drawn again", *ages]
         names += ["actor all cosine", "critic all cosine"]
-        return [over_seeds(rows, name) if name in rows[0] else "" for name in names]
+        return [mean_and_range(rows, name) if name in rows[0] else "" for name in names]
 
 
-def over_seeds(rows: Sequence[Mapping[str, Any]], name: str, digits: int = 2) -> str:
+def mean_and_range(rows: Sequence[Mapping[str, Any]], name: str, digits: int = 2) -> str:
     """The mean over the seeds, with the least and the largest mean of one of them."""
     seeds: dict[int, list[float]] = {}
     for row in rows:
