@@ -22,6 +22,7 @@ import filelock
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dynroute.arguments import check_count
 from dynroute_command.choices import BENCHMARKS, task_names
 from dynroute_sb3 import DamagedError
 from dynroute_sb3.storage import check_folder, writing_folder
@@ -89,8 +90,7 @@ def collect(
     """
     options = {"goals": goals, "horizon": horizon, "seed": seed, "reward_version": reward_version}
     settings = _settings(benchmark, episodes, noise, options)
-    if not isinstance(workers, (int, np.integer)) or workers < 0:
-        raise ValueError(f"`workers` must be an integer of at least 0, got {workers!r}.")
+    check_count("workers", workers, at_least=0)
     names = settings["tasks"]
     if folder is None:
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -118,8 +118,7 @@ def collect(
 def _settings(benchmark: str | Sequence[str], episodes: int, noise: ArrayLike, rest: dict[str, Any]) -> dict[str, Any]:
     """All that demonstrations depend on, as it is read from a file."""
     names = task_names(benchmark)
-    if not isinstance(episodes, (int, np.integer)) or episodes < 1:
-        raise ValueError(f"`episodes` must be an integer of at least 1, got {episodes!r}.")
+    check_count("episodes", episodes, at_least=1)
     levels = np.ravel(np.asarray(noise, dtype=np.float64)).tolist()
     if not levels or not all(0 <= level < math.inf for level in levels):
         raise ValueError(f"`noise` must be standard deviations, at least one, finite and not negative, got {noise!r}.")
