@@ -21,6 +21,7 @@ __all__ = [
     "DamagedError",
     "Member",
     "check_folder",
+    "digest",
     "read_rows",
     "read_sealed",
     "remove_leftovers",
@@ -42,7 +43,7 @@ READ = (
 )
 """The names of files that are read from a checkpoint or a buffer, which the manifest must list."""
 
-CHUNK = 1 << 24
+CHUNK, BLOCK = 1 << 24, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        files = {str(path.relative_to(temporary)): _digest(path) for path in _files(temporary)}
+        files = {str(path.relative_to(temporary)): digest(path) for path in _files(temporary)}
         (temporary / MANIFEST).write_text(json.dumps(files, indent=1))
         for path in [*_files(temporary), *[path for path in temporary.rglob("*") if path.is_dir()], temporary]:
             flush(path)
@@ -164,7 +165,7 @@ def read_sealed(folder: Path, name: str, advice: str = ADVICE) -> bytes | None:
 def _read_manifest(folder: Path, advice: str) -> dict[str, tuple[int, str]]:
     try:
         files = json.loads((folder / MANIFEST).read_text())
-        sealed = {str(name): (int(size), str(digest)) for name, (size, digest) in files.items()}
+        sealed = {str(name): (int(size), str(sha)) for name, (size, sha) in files.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{folder / MANIFEST} is missing or damaged; {advice}.") from error
     if not sealed:
@@ -174,13 +175,22 @@ def _read_manifest(folder: Path, advice: str) -> dict[str, tuple[int, str]]:
     return sealed
 
 
-def _check_file(path: Path, size: int, digest: str, advice: str) -> None:
+def _check_file(path: Path, size: int, sha: str, advice: str) -> None:
     if not path.is_file():
         raise DamagedError(f"{path} is missing; {advice}.")
     if path.stat().st_size != size:
         raise DamagedError(f"{path} must have {size} bytes, got {path.stat().st_size}; {advice}.")
-    if _digest(path)[1] != digest:
+    if digest(path)[1] != sha:
         raise DamagedError(f"{path} was altered: its SHA-256 is not the stored one; {advice}.")
+
+
+def digest(path: Path, size: int | None = None) -> tuple[int, str]:
+    """The number of bytes of a file and their SHA-256; those of its first `size` bytes if that is given."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(BLOCK if size is None else min(BLOCK, size - file.tell())):
+            sha.update(data)
+        return file.tell(), sha.hexdigest()
 
 
 def write_rows(path: Path | Member, array: NDArray[Any], counts: NDArray[np.int64]) -> None:
@@ -223,12 +233,6 @@ def _rows_in_chunk(array: NDArray[Any]) -> int:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _digest(path: Path) -> tuple[int, str]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return path.stat().st_size, digest
 
 
 def _lives(pid: int) -> bool:

@@ -522,7 +522,7 @@ def test_checkpoints_that_do_not_tell_of_other_files(nearly: Run, capsys: pytest
 
 def reseal(folder: Path, name: str) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest[name] = storage._digest(folder / name)
+    manifest[name] = storage.digest(folder / name)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -264,7 +264,7 @@ def test_a_state_that_is_deep_or_none(changed: Path) -> None:
     ):
         (changed / "model.json").write_text(text)
         manifest = json.loads((changed / "manifest.json").read_text())
-        manifest["model.json"] = storage._digest(changed / "model.json")
+        manifest["model.json"] = storage.digest(changed / "model.json")
         (changed / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(ValueError, match=told):
             load(changed)

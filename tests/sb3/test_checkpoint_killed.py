@@ -109,8 +109,8 @@ def kill_often(root: Path) -> None:
         train(killed)
 
     def writes_slowly() -> None:
-        digest = storage._digest
-        storage._digest = lambda path: (time.sleep(0.05), digest(path))[1]
+        digest = storage.digest
+        storage.digest = lambda path: (time.sleep(0.05), digest(path))[1]
         train(killed)
 
     assert child(undisturbed) == 0

@@ -170,7 +170,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     change(state)
     path.write_text(json.dumps(state))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["model.json"] = storage._digest(path)
+    manifest["model.json"] = storage.digest(path)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -17,13 +17,14 @@ import filelock
 from dynroute.files import is_leftover, writing_file
 from dynroute_sb3 import DamagedError, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
+from dynroute_sb3.storage import digest
 
 from .configuration import MOVABLE, Configuration
 from .methods import check_network
 from .metrics import forget_after, read_lines, read_metrics
 from .provenance import commit, machine, typed, versions
 from .result import EvaluationResult
-from .seals import Seal, digest_of
+from .seals import Seal
 from .threads import choose_threads, waiting
 
 __all__ = ["Run", "RunError"]
@@ -238,7 +239,7 @@ class Run:
         """The evaluation at the end, if there is one and it is what the configuration asks for."""
         if not self._final.exists():
             return None
-        if any(session.get("final", now) != now for now in [digest_of(self._final)] for session in self.sessions[-1:]):
+        if any(session.get("final", now) != now for now in [digest(self._final)[1]] for session in self.sessions[-1:]):
             raise DamagedError(
                 f"{self._final} was altered: its SHA-256 is not the one that was noted; put back what was there, or "
                 "remove it, and --resume evaluates again."
@@ -294,7 +295,7 @@ class Run:
             *before, session = self.sessions
             session["minutes"] = (time.monotonic() - self._began) / 60
             if self._final.exists():
-                session["final"] = digest_of(self._final)
+                session["final"] = digest(self._final)[1]
             self._write_sessions([*before, session])
             self._began = None
 

@@ -1,19 +1,18 @@
 """Seals: the sizes and checksums of the files of a run at a checkpoint, so that it goes on with the same files."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
+from dynroute.files import flush
 from dynroute_sb3 import DamagedError
 from dynroute_sb3.checkpoint import read_notes
+from dynroute_sb3.storage import digest
 
-__all__ = ["Seal", "digest_of"]
-
-CHUNK = 1 << 20
+__all__ = ["Seal"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,8 @@ class Seal:
         files = {}
         for name in names:
             if (folder / name).exists() and (folder / name).stat().st_size:
-                with (folder / name).open("rb") as file:
-                    os.fsync(file.fileno())
-                    files[name] = _digest(file, None)
+                flush(folder / name)
+                files[name] = digest(folder / name)
         return cls(configuration, logged, files)
 
     @classmethod
@@ -63,7 +61,7 @@ class Seal:
         if (notes := read_notes(checkpoint)) is None:
             return None
         try:
-            files = {str(name): (int(size), str(digest)) for name, (size, digest) in notes["files"].items()}
+            files = {str(name): (int(size), str(sha)) for name, (size, sha) in notes["files"].items()}
             return cls(dict(notes["configuration"]), int(notes["logged"]), files)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise DamagedError(
@@ -110,26 +108,9 @@ class Seal:
             os.truncate(path, 0 if path.name in missing else size)
 
 
-def digest_of(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return _digest(file, None)[1]
-
-
-def _difference(path: Path, size: int, digest: str) -> str | None:
+def _difference(path: Path, size: int, sha: str) -> str | None:
     """How a file differs from its seal."""
     grows, found = path.suffix == ".jsonl", path.stat().st_size
     if found < size or (found > size and not grows):
         return f"was altered or cut: it must have {'at least ' * grows}{size} bytes, got {found}"
-    with path.open("rb") as file:
-        same = _digest(file, size)[1] == digest
-    return None if same else "was altered: its SHA-256 is not the stored one"
-
-
-def _digest(file: BinaryIO, size: int | None) -> tuple[int, str]:
-    """How many bytes of the beginning of a file there are, at most so many, and their SHA-256."""
-    digest, left = hashlib.sha256(), size
-    while data := file.read(CHUNK if left is None else min(CHUNK, left)):
-        digest.update(data)
-        left = None if left is None else left - len(data)
-    return file.tell(), digest.hexdigest()
+    return None if digest(path, size)[1] == sha else "was altered: its SHA-256 is not the stored one"
