@@ -32,7 +32,7 @@ from benchmarks import outputs
 from dynroute.levels.graph import PROTECT_MODES
 from dynroute.networks import available, build
 from dynroute_command import choices
-from dynroute_command.options import GROUPS
+from dynroute_command.options import GROUPS, IMITATION_ALONE, Options, kinds_of
 from dynroute_command.parser import EXAMPLES, _commands, _parser, completion, given_options
 from dynroute_command.parser import parse as read
 from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, RunError, read_metrics
@@ -344,6 +344,7 @@ def test_flags_of_sac_are_refused_where_nothing_learns_by_it(capsys: pytest.Capt
     flags = {name: set(command._option_string_actions) for name, command in _commands(_parser()).items()}
     sac = flags["train"] - flags["imitate"]
     assert {"--ent-coef", "--steps", "--batch-size", "--critic-network", "--no-bootstrap-timeouts"} <= sac
+    assert {"--restart", "--no-restart"} <= sac  # only the environments that SAC learns in replace a worker
     assert not flags["imitate"] - flags["train"]
     for name in sorted(sac):
         told = f"unrecognized arguments: {name}; {name} is used by dynroute train and dynroute sweep alone"
@@ -352,6 +353,24 @@ def test_flags_of_sac_are_refused_where_nothing_learns_by_it(capsys: pytest.Capt
     assert "--vary ent-coef is used by runs of SAC alone, and with --imitate there are none" in varied
     error = refused(capsys, "sweep", "--imitate", "--ent-coef", "0.1")
     assert "--ent-coef is used by runs of SAC alone, and with --imitate there are none" in error
+
+
+def test_each_option_of_imitation_alone_reaches_a_part_of_it() -> None:
+    parts = (
+        *("benchmark", "method", "seed", "device", "threads", "problem", "noise_levels", "demonstrations"),
+        *("cloning_steps", "dagger_rounds", "cloning", "warm_start", "policy_kwargs", "final_episodes"),
+    )
+    words: dict[str, Any] = {"benchmark": "MT50", "device": "cpu", "noise": "0.5", "warm_start": "runs/other"}
+    words |= {"gate": "hard", "network": {"width": 8}}
+    plain = Configuration(**{**IMITATION_ALONE, "dagger_rounds": 1})
+    for option in dataclasses.fields(Options):
+        if not option.metadata["sac"]:
+            value = getattr(plain, option.name)
+            flags = (False, True) if bool in kinds_of(option.type) else ()
+            others = (words.get(option.name), *option.metadata["choices"], *flags)
+            changed = next((one for one in others if one not in (None, value)), None)
+            other = dataclasses.replace(plain, **{option.name: (value or 0) + 1 if changed is None else changed})
+            assert any(getattr(plain, part) != getattr(other, part) for part in parts), option.name
 
 
 MISTYPED = {
