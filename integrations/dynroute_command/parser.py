@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ SHELLS = ("bash", "zsh", "fish")
 """The shells that :func:`completion` writes for."""
 
 FIELDS = {option.name: option for option in dataclasses.fields(Options)}
-METAVARS = {int: "N", float: "X", str: "NAME"}
+METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 NETWORKS = "where the networks are"
 EXTRAS = {"metaworld": ("stable_baselines3", "metaworld"), "sweep": ("ray",), "report": ("matplotlib", "sklearn")}
 
@@ -80,6 +81,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     given = vars(options)
+    if "command" not in given:
+        parser.print_help(sys.stderr)
+        parser.exit(2, "\ndynroute: error: a command is required, one of those above\n")
     if getattr(options, "imitate", False):
         for name in given:
             if name in FIELDS and FIELDS[name].metadata["sac"]:
@@ -163,16 +167,21 @@ class _Parser(argparse.ArgumentParser):
         group.add_argument("-h", "--help", action="help", help="this text")
         return group
 
-    def option(self, group: str, *flags: str, about: str, usual: object = None, **keywords: Any) -> None:
-        """Adds an argument, whose help names its choices and its default."""
+    def option(
+        self, group: str, *flags: str, about: str, usual: object = None, optional: bool = False, **keywords: Any
+    ) -> None:
+        """Adds an argument, whose help names its choices and its default; an optional one takes the word "none"."""
         usual = keywords.get("default") if usual is None else usual
         if isinstance(usual, (list, tuple)):
             usual = " ".join(map(str, usual))
         elif isinstance(usual, bool):
             usual = "on" if usual else "off"
         default = "" if usual in (None, "", dict, argparse.SUPPRESS) else f" ({usual})"
-        if choices := keywords.get("choices"):
-            keywords.setdefault("metavar", "NAME")
+        kind, choices = keywords.get("type", str), keywords.get("choices")
+        if "action" not in keywords and kind in METAVARS:
+            if choices or flags[0].startswith("--"):
+                keywords.setdefault("metavar", METAVARS[kind])
+            keywords["type"] = Path if kind is Path else _reader(kind, optional=optional)
         text = f"{' | '.join(choices)}: {about}" if choices else about
         self.sections[group].add_argument(*flags, help=(text + default).replace("%", "%%"), **keywords)
 
@@ -189,8 +198,8 @@ class _Parser(argparse.ArgumentParser):
                 flag |= {"nargs": "+", "type": key_value, "metavar": "NAME=VALUE"}
             else:
                 optional = about["none"] or (bool(others) and option.default is not None)
-                flag |= {"type": _reader(kind, optional=optional), "metavar": METAVARS[kind]}
-                flag |= {"choices": about["choices"] or None, "about": about["about"] + ", or none" * optional}
+                flag |= {"type": kind, "optional": optional, "choices": about["choices"] or None}
+                flag["about"] += ", or none" * optional
             self.option(about["group"], _flag(name), **flag)
 
     def format_help(self) -> str:
@@ -258,7 +267,7 @@ def _parser() -> _Parser:
     )
     version = f"dynroute {dynroute.__version__}"
     parser.set_defaults(parser=parser)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")  # parse asks for one, after unknown flags
     parser.add_help_group().add_argument("--version", action="version", version=version, help="the version of dynroute")
 
     def command(name: str, about: str, *extras: str, **keywords: Any) -> _Parser:
@@ -288,7 +297,7 @@ def _parser() -> _Parser:
             "other: it can be evaluated, and `train --warm-start RUN` goes on with SAC.",
         ),
     ):
-        flags = "[--preset NAME] [--run FOLDER] [--resume] [flags, see below]"
+        flags = "[--preset NAME] [--run PATH] [--resume] [flags, see below]"
         training = command(name, about, "metaworld", usage=f"dynroute {name} {flags}", description=more)
         training.option(WHAT, "--preset", choices=PRESETS, usual="paper", about="settings that flags change further")
         training.option(PLACE, "--run", **path, about="the directory of the run (one in runs/, named by what is run)")
@@ -307,19 +316,18 @@ def _parser() -> _Parser:
         description="Runs methods x benchmarks x seeds, as many at a time as there are cores, and tells what came of\n"
         "them. The same command goes on after a stop, a crash or a kill. Flags of `train` hold for every run.",
     )
-    several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
-    sweeping.option(WHAT, "--methods", **several, default=[], choices=METHODS, about="networks")
-    sweeping.option(WHAT, "--benchmarks", **several, default=["MT10"], about="benchmarks")
-    sweeping.option(WHAT, "--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", about="seeds")
+    sweeping.option(WHAT, "--methods", nargs="+", default=[], choices=METHODS, about="networks")
+    sweeping.option(WHAT, "--benchmarks", nargs="+", default=["MT10"], about="benchmarks")
+    sweeping.option(WHAT, "--seeds", nargs="+", type=int, default=[1, 2, 3], about="seeds")
     vary = "another axis: protect=rsg,none"
     sweeping.option(WHAT, "--vary", action="append", default=[], metavar="FLAG=VALUE,...", about=vary)
     sweeping.option(WHAT, "--imitate", action="store_true", about="runs as those of `imitate`, not of `train`")
     sweeping.option(WHAT, "--preset", default="paper", choices=PRESETS, about="settings that flags change further")
     sweeping.option(PLACE, "--folder", **path, about="where runs are (in sweeps/, named by the benchmarks)")
     sweeping.option(PLACE, "--summary", action="store_true", about="run nothing, and tell what came of it so far")
-    sweeping.option(MACHINE, "--cores-per-run", type=int, default=1, metavar="N", about="also its threads")
+    sweeping.option(MACHINE, "--cores-per-run", type=int, default=1, about="also its threads")
     share = "0.5 lets two runs share a GPU; without, on the CPU"
-    sweeping.option(MACHINE, "--gpus-per-run", type=float, default=0, metavar="N", about=share)
+    sweeping.option(MACHINE, "--gpus-per-run", type=float, default=0, about=share)
     join = "a cluster of Ray to join (this machine alone)"
     sweeping.option(MACHINE, "--address", metavar="HOST:PORT", about=join)
     sweeping.run_options([name for name in FIELDS if name not in AXES])
@@ -327,7 +335,7 @@ def _parser() -> _Parser:
     evaluating = command("evaluate", "evaluate a run, or Meta-World's scripted policies", "metaworld")
     evaluating.option(WHAT, "run", about='the directory of a run, or "scripted"')
     evaluating.option(WHAT, "--benchmark", about="for scripted policies (MT10)")
-    evaluating.option(LENGTH, "--episodes", type=int, metavar="N", about="episodes of each task (100)")
+    evaluating.option(LENGTH, "--episodes", type=int, about="episodes of each task (100)")
     evaluating.option(PLACE, "--output", **path, about="a file for all figures, as JSON")
     evaluating.option(EVALUATION, "--success", choices=SUCCESS, usual="any", about="which steps of an episode count")
     evaluating.run_options(["goals", "horizon", "workers"], note="those of the run")
@@ -395,7 +403,7 @@ def _parser() -> _Parser:
 
     benching = command("bench", "measure this machine: how long would a run take?", "metaworld")
     benching.option(WHAT, "--benchmark", default="MT10", about="the tasks")
-    benching.option(WHAT, "--methods", **several, choices=METHODS, default=["mt-sac", "sm", "d2r"], about="networks")
+    benching.option(WHAT, "--methods", nargs="+", choices=METHODS, default=["mt-sac", "sm", "d2r"], about="networks")
     benching.option(LENGTH, "--seconds", type=float, default=10, about="how long each is measured")
     benching.option(PLACE, "--output", **path, about="a file for all figures, as JSON; its folder is made")
     benching.option(MACHINE, "--workers", type=int, default=2, about="processes for the environments")

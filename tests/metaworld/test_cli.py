@@ -33,7 +33,7 @@ from dynroute.levels.graph import PROTECT_MODES
 from dynroute.networks import available, build
 from dynroute_command import choices
 from dynroute_command.options import GROUPS, IMITATION_ALONE, Options, kinds_of
-from dynroute_command.parser import EXAMPLES, _commands, _parser, completion, given_options
+from dynroute_command.parser import EXAMPLES, METAVARS, _commands, _parser, completion, given_options
 from dynroute_command.parser import parse as read
 from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, RunError, read_metrics
 from dynroute_metaworld import cli as commands
@@ -336,8 +336,25 @@ def test_flags_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'x' must be a number" in refused(capsys, "train", "--gamma", "x")
     assert "'none' must be a number" in refused(capsys, "train", "--gamma", "none")
     assert "'width' must be name=value, for instance num_modules=8" in refused(capsys, "train", "--network", "width")
-    assert "arguments are required: COMMAND" in refused(capsys)
+    for flags in (
+        ("render", "run", "--task", "reach", "--seed"),
+        ("report", "run", "--episodes"),
+        ("train", "--steps"),
+    ):
+        assert f"argument {flags[-1]}: '1.5' must be a whole number" in refused(capsys, *flags, "1.5")
+    assert "unrecognized arguments: --verson; did you mean --version?" in refused(capsys, "--verson")
+    error = refused(capsys)
+    assert "    train     train a method on a benchmark\n" in error
+    assert error.endswith("\ndynroute: error: a command is required, one of those above\n")
     assert "there is no command 'tran'; did you mean 'train'?" in refused(capsys, "tran")
+
+
+def test_the_names_of_values_in_the_help_are_of_one_list() -> None:
+    written = {"FLAG=VALUE,...", "NAME=VALUE", "HOST:PORT"}
+    for command in _commands(_parser()).values():
+        for action in command._actions:
+            if action.option_strings and action.nargs != 0 and not isinstance(action, argparse.BooleanOptionalAction):
+                assert action.metavar in {*METAVARS.values(), *written}, action.option_strings
 
 
 def test_flags_of_sac_are_refused_where_nothing_learns_by_it(capsys: pytest.CaptureFixture[str]) -> None:
