@@ -15,7 +15,7 @@ from typing import Any
 
 from .choices import GOALS, MAX_HORIZON, METHODS, check_choice
 
-__all__ = ["AXES", "GROUPS", "IMITATION_ALONE", "KEYWORDS", "Options", "check_option", "kinds_of"]
+__all__ = ["AXES", "GROUPS", "IMITATION_ALONE", "KEYWORDS", "Options", "check_option", "check_range", "kinds_of"]
 
 KEYWORDS = ("network", "critic_network")
 """The options that hold keywords of networks, each with its value."""
@@ -313,9 +313,15 @@ def check_option(option: dataclasses.Field[Any], value: Any) -> None:
     if words and not _is_number_or(words, value):
         wanted = ", ".join(f"{word}NUMBER" if word.endswith("_") else word for word in words)
         raise ValueError(f"`{option.name}` must be a number or one of {wanted}, got {value!r}.")
-    if least is not None and value is not None and not (least <= value <= most and value < math.inf):
-        rule = f"in {least}..{most}" if most < math.inf else f"at least {least} and finite"
-        raise ValueError(f"`{option.name}` must be {rule}, got {value!r}.")
+    if least is not None and value is not None:
+        check_range(option.name, value, least, most)
+
+
+def check_range(name: str, value: float, least: float, most: float = math.inf) -> None:
+    """Raises an error unless a number is in a range, and finite."""
+    if not (least <= value <= most and value < math.inf):
+        endless = f"at least {least}" + " and finite" * isinstance(value, float)
+        raise ValueError(f"`{name}` must be {f'in {least}..{most}' if most < math.inf else endless}, got {value!r}.")
 
 
 def _is_number_or(words: tuple[str, ...], text: str) -> bool:

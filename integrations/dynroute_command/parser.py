@@ -9,6 +9,7 @@ import importlib.util
 import json
 import sys
 import textwrap
+import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,10 +42,11 @@ from .options import (
     WHAT,
     Options,
     check_option,
+    check_range,
     kinds_of,
 )
 
-__all__ = ["SHELLS", "completion", "given_options", "key_value", "parse"]
+__all__ = ["SHELLS", "completion", "given_options", "key_value", "parse", "read_variants"]
 
 EXAMPLES = """
 examples:
@@ -84,16 +86,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if "command" not in given:
         parser.print_help(sys.stderr)
         parser.exit(2, "\ndynroute: error: a command is required, one of those above\n")
-    if getattr(options, "imitate", False):
-        for name in given:
-            if name in FIELDS and FIELDS[name].metadata["sac"]:
-                options.parser.error(f"{_flag(name)} is used by runs of SAC alone, and with --imitate there are none")
-        varied = [text.partition("=")[0].replace("-", "_") for text in options.vary]
-        for name in varied:
-            if name in FIELDS and FIELDS[name].metadata["sac"]:
-                options.parser.error(
-                    f"--vary {name.replace('_', '-')} is used by runs of SAC alone, and with --imitate there are none"
-                )
+    if options.command == "sweep":
+        _read_sweep(options)
+    if options.command == "evaluate" and options.run == "scripted" and options.device != "auto":
+        raise ValueError(f"`--device` is for networks, and scripts have none; got {options.device}.")
     for benchmark in filter(None, [given.get("benchmark"), *given.get("benchmarks", ())]):
         task_names(split_benchmark(benchmark))
     if "task" in given:
@@ -101,7 +97,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for name, value in given_options(options).items():
         if value is not None:
             check_option(FIELDS[name], value)
+    if options.command == "sweep" and not (options.methods or options.summary):
+        options.parser.error("the following arguments are required: --methods, or --summary of a sweep that is there")
     return options
+
+
+def _read_sweep(options: argparse.Namespace) -> None:
+    """Reads the axes of a sweep, and refuses what no run of it uses."""
+    options.vary = read_variants(options.vary)
+    given = {
+        **{name: _flag(name) for name in vars(options)},
+        **{name: f"--vary {_flag(name)[2:]}" for name in options.vary},
+    }
+    for name, flag in given.items():
+        if options.imitate and name in FIELDS and FIELDS[name].metadata["sac"]:
+            options.parser.error(f"{flag} is used by runs of SAC alone, and with --imitate there are none")
+    for name, values in {"seed": options.seeds, **options.vary}.items():
+        for value in values:
+            check_option(FIELDS[name], value)
 
 
 def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -127,6 +140,41 @@ def completion(shell: str) -> str:
         elif action.type is Path or action.dest in ("run", "warm_start", "memory_map"):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     return str(shtab.complete(parser, shell))
+
+
+def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of options that are written like ``protect=rsg,none``.
+
+    Example:
+        >>> from dynroute_command.parser import read_variants
+        >>> read_variants(["protect=rsg,none", "num_modules=8,none", "state-free=true,false"])
+        {'protect': ['rsg', 'none'], 'num_modules': [8, None], 'state_free': [True, False]}
+    """
+    values: dict[str, list[Any]] = {}
+    variable = [name for name in FIELDS if name not in (*AXES, *KEYWORDS)]
+    for text in texts:
+        name, equals, listed = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or name not in variable:
+            own = "; methods, benchmarks and seeds have flags of their own."
+            hint = own if name in (*variable, *AXES) else likely(name, variable, otherwise=own)
+            raise ValueError(
+                f"`vary` must be an option of a run and its values, for instance protect=rsg,none, got {text!r}{hint}"
+            )
+        kinds = kinds_of(FIELDS[name].type)
+        values[name] = values.get(name, []) + [_read_value(kinds, word.strip()) for word in listed.split(",")]
+    return values
+
+
+def _read_value(kinds: tuple[type, ...], word: str) -> Any:
+    if str in kinds:
+        return word
+    if types.NoneType in kinds and word == "none":
+        return None
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word  # check_option tells what is wrong
 
 
 def key_value(text: str) -> tuple[str, Any]:
@@ -159,6 +207,8 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, "add_help": False, **keywords})
         self.needs: dict[str, list[str]] = {}
         """The sub-commands that need an extra."""
+        self.least: dict[str, float | None] = {}
+        """The smallest numbers that plain arguments take."""
         self.sections = {title: self.add_argument_group(title) for title in GROUPS}
 
     def add_help_group(self) -> Any:
@@ -168,9 +218,19 @@ class _Parser(argparse.ArgumentParser):
         return group
 
     def option(
-        self, group: str, *flags: str, about: str, usual: object = None, optional: bool = False, **keywords: Any
+        self,
+        group: str,
+        *flags: str,
+        about: str,
+        usual: object = None,
+        optional: bool = False,
+        least: float | None = None,
+        **keywords: Any,
     ) -> None:
-        """Adds an argument, whose help names its choices and its default; an optional one takes the word "none"."""
+        """Adds an argument, whose help names its choices and its default.
+
+        One that is `optional` takes the word "none", and a number must be at least `least`.
+        """
         usual = keywords.get("default") if usual is None else usual
         if isinstance(usual, (list, tuple)):
             usual = " ".join(map(str, usual))
@@ -183,7 +243,8 @@ class _Parser(argparse.ArgumentParser):
                 keywords.setdefault("metavar", METAVARS[kind])
             keywords["type"] = Path if kind is Path else _reader(kind, optional=optional)
         text = f"{' | '.join(choices)}: {about}" if choices else about
-        self.sections[group].add_argument(*flags, help=(text + default).replace("%", "%%"), **keywords)
+        help_text = (text + default).replace("%", "%%")
+        self.least[self.sections[group].add_argument(*flags, help=help_text, **keywords).dest] = least
 
     def run_options(self, names: Collection[str], usual: Mapping[str, Any] | None = None, note: str = "") -> None:
         """Adds the flags of some options of a run, which have no value unless they are given."""
@@ -231,6 +292,8 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"there is no command {value!r}{likely(value, action.choices, otherwise='')}")
         if action.choices is not None and action.dest not in FIELDS:  # those are checked when all are known
             check_choice("method" if action.dest == "methods" else action.dest, value, tuple(action.choices))
+        if (least := self.least.get(action.dest)) is not None:
+            check_range(action.dest, value, least)
 
 
 def _is_installed(module: str) -> bool:
@@ -325,9 +388,9 @@ def _parser() -> _Parser:
     sweeping.option(WHAT, "--preset", default="paper", choices=PRESETS, about="settings that flags change further")
     sweeping.option(PLACE, "--folder", **path, about="where runs are (in sweeps/, named by the benchmarks)")
     sweeping.option(PLACE, "--summary", action="store_true", about="run nothing, and tell what came of it so far")
-    sweeping.option(MACHINE, "--cores-per-run", type=int, default=1, about="also its threads")
+    sweeping.option(MACHINE, "--cores-per-run", type=int, least=1, default=1, about="also its threads")
     share = "0.5 lets two runs share a GPU; without, on the CPU"
-    sweeping.option(MACHINE, "--gpus-per-run", type=float, default=0, about=share)
+    sweeping.option(MACHINE, "--gpus-per-run", type=float, least=0, default=0, about=share)
     join = "a cluster of Ray to join (this machine alone)"
     sweeping.option(MACHINE, "--address", metavar="HOST:PORT", about=join)
     sweeping.run_options([name for name in FIELDS if name not in AXES])
@@ -335,7 +398,7 @@ def _parser() -> _Parser:
     evaluating = command("evaluate", "evaluate a run, or Meta-World's scripted policies", "metaworld")
     evaluating.option(WHAT, "run", about='the directory of a run, or "scripted"')
     evaluating.option(WHAT, "--benchmark", about="for scripted policies (MT10)")
-    evaluating.option(LENGTH, "--episodes", type=int, about="episodes of each task (100)")
+    evaluating.option(LENGTH, "--episodes", type=int, least=1, about="episodes of each task (100)")
     evaluating.option(PLACE, "--output", **path, about="a file for all figures, as JSON")
     evaluating.option(EVALUATION, "--success", choices=SUCCESS, usual="any", about="which steps of an episode count")
     evaluating.run_options(["goals", "horizon", "workers"], note="those of the run")
@@ -359,9 +422,13 @@ def _parser() -> _Parser:
     extracting.option(WHAT, "--format", default="torch", choices=FORMATS, about="of the file, see above")
     extracting.option(WHAT, "--coverage", type=float, default=1.0, about="share of states whose routes stay whole")
     extracting.option(WHAT, "--states", default="policy", choices=STATES, about="where states come from")
-    extracting.option(LENGTH, "--collect", type=int, default=10, about="episodes of states; a fifth is to check")
+    extracting.option(
+        LENGTH, "--collect", type=int, least=1, default=10, about="episodes of states; a fifth is to check"
+    )
     extracting.option(PLACE, "--output", **path, about="the file (named by the task, in the run)")
-    extracting.option(EVALUATION, "--episodes", type=int, default=0, about="also evaluates both in so many episodes")
+    extracting.option(
+        EVALUATION, "--episodes", type=int, least=0, default=0, about="also evaluates both in so many episodes"
+    )
 
     for name, about, output, more in (
         (
@@ -380,7 +447,9 @@ def _parser() -> _Parser:
     ):
         viewing = command(name, about, "metaworld", "report", description=more)
         viewing.option(WHAT, "runs", nargs="+", **path, metavar="RUN", about="directories of runs")
-        viewing.option(LENGTH, "--episodes", type=int, default=2, about="episodes of each task that routes are from")
+        viewing.option(
+            LENGTH, "--episodes", type=int, least=1, default=2, about="episodes of each task that routes are from"
+        )
         viewing.option(PLACE, "--output", **path, about=output)
         if name == "report":
             viewing.option(PLACE, "--no-frames", action="store_true", about="leave out pictures of the scene")
@@ -396,7 +465,7 @@ def _parser() -> _Parser:
     rendering.option(WHAT, "run", **path, about="the directory of a run")
     rendering.option(WHAT, "--task", required=True, about="one of its tasks: door-open")
     rendering.option(WHAT, "--seed", type=int, about="decides the goals (those of an evaluation)")
-    rendering.option(LENGTH, "--episodes", type=int, default=1, about="how many")
+    rendering.option(LENGTH, "--episodes", type=int, least=1, default=1, about="how many")
     rendering.option(PLACE, "--output", **path, about="a file .gif or .mp4 (TASK.gif in the run)")
     rendering.option(PLACE, "--size", type=int, default=320, about="pixels of the scene")
     rendering.option(MACHINE, "--device", default="auto", about=NETWORKS)

@@ -30,7 +30,7 @@ from .runs.recorder import evaluate_run
 from .runs.result import EvaluationResult
 from .runs.run import Run, RunError
 from .runs.summary import summarize, summary_table
-from .runs.sweeps import read_variants, sweep
+from .runs.sweeps import sweep
 from .runs.training import load_model, train
 
 __all__ = ["main", "run"]
@@ -119,7 +119,7 @@ def _sweep(options: argparse.Namespace) -> int:
             options.benchmarks,
             options.seeds,
             options=given,
-            vary=read_variants(options.vary),
+            vary=options.vary,
             settings=options.preset,
             imitate=options.imitate,
             cores_per_run=options.cores_per_run,
@@ -143,8 +143,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     total = 100 if options.episodes is None else options.episodes
     result: EvaluationResult
     if options.run == "scripted":
-        if options.device != "auto":
-            raise ValueError(f"`--device` is for networks, and scripts have none; got {options.device}.")
         benchmark, episodes = options.benchmark or "MT10", min(1, total) if chosen.get("goals") == "fixed" else total
         with _watched("scripted policies") as watch:
             result = evaluate("scripted", split_benchmark(benchmark), episodes=episodes, progress=watch, **chosen)

@@ -343,6 +343,7 @@ def test_flags_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert f"argument {flags[-1]}: '1.5' must be a whole number" in refused(capsys, *flags, "1.5")
     assert "unrecognized arguments: --verson; did you mean --version?" in refused(capsys, "--verson")
+    assert "arguments are required: --methods, or --summary of a sweep that is there" in refused(capsys, "sweep")
     error = refused(capsys)
     assert "    train     train a method on a benchmark\n" in error
     assert error.endswith("\ndynroute: error: a command is required, one of those above\n")
@@ -397,11 +398,18 @@ MISTYPED = {
     "train --goals rand": "`goals` must be one of 'fixed', 'random', 'benchmark', got 'rand'; did you mean 'random'?",
     "train --gate tpo-2": "`gate` must be one of 'soft', {}, got 'tpo-2'; did you mean 'top-K'?",
     "train --protect rgs": "`protect` must be one of 'rsg', {}, got 'rgs'; did you mean 'rsg'?",
-    "train --steps=-1": "`steps` must be at least 0 and finite, got -1.",
+    "train --steps=-1": "`steps` must be at least 0, got -1.",
     "sweep --benchmarks MT10 reahc": "`benchmark` must be MT10, {}, got 'reahc'; did you mean 'reach'?",
     "extract runs/first --task reahc": "`task` must be a task of Meta-World, got 'reahc'; did you mean 'reach'?",
     "evaluate runs/first --success first": "`success` must be one of 'any', 'last', got 'first'.",
     "extract runs/first --task reach --format onx": "`format` must be one of 'torch', {}; did you mean 'onnx'?",
+    "evaluate scripted --episodes 0": "`episodes` must be at least 1, got 0.",
+    "evaluate scripted --device cuda": "`--device` is for networks, and scripts have none; got cuda.",
+    "report runs/first --episodes 0": "`episodes` must be at least 1, got 0.",
+    "sweep --methods sm --vary protect=foo": "`protect` must be one of 'rsg', 'input', 'sg', 'none', got 'foo'.",
+    "sweep --methods sm --vary prtect=rsg": "`vary` must be an option {}, got 'prtect=rsg'; did you mean 'protect'?",
+    "sweep --methods sm --seeds 1 -1": "`seed` must be at least 0, got -1.",
+    "sweep --methods sm --cores-per-run 0": "`cores_per_run` must be at least 1, got 0.",
     "completion bsh": "`shell` must be one of 'bash', 'zsh', 'fish', got 'bsh'; did you mean 'bash'?",
 }
 
@@ -424,6 +432,7 @@ sys.exit(main())
         *(f"completion {shell}" for shell in ("bash", "zsh", "fish")),
         "train --metod",
         "imitate --ent-coef 0.1",
+        "sweep --benchmarks reach",
         *MISTYPED,
     ],
 )
@@ -711,7 +720,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "MT1": ({"benchmark": "mt1"}, r"got 'mt1'; MT1 is one task, whose name says which"),
     "workers": ({"workers": 11}, r"`workers` must be at most the 10 tasks, got 11"),
     "rate": ({"learning_rate": float("nan")}, r"`learning_rate` must be at least 0 and finite, got nan"),
-    "bins": ({"critic_loss": "categorical", "bins": 1}, r"`bins` must be at least 2 and finite, got 1"),
+    "bins": ({"critic_loss": "categorical", "bins": 1}, r"`bins` must be at least 2, got 1"),
     "range": ({"value_low": 10.0}, r"`value_low, value_high` must be \(low, high\) .*, got \(10.0, 10.0\)"),
     "range nan": ({"value_high": float("nan")}, r"`value_low, value_high` must be finite, got \(-10.0, nan\)"),
     "deviation": ({"log_std_high": -30.0}, r"`log_std_low, log_std_high` must be \(low, high\)"),

@@ -177,7 +177,7 @@ WRONG = {
     "folder": (["--output", "no/p.safetensors"], "`output` must be in a directory that is there, got no/p.safetensors"),
     "end": (["--output", "p.pt"], "`output` must end with .safetensors in the format torch, got p.pt"),
     "states": (["--states", "replay"], "`states` must be one of 'policy', 'demonstrations', got 'replay'"),
-    "collect": (["--collect", "0"], "`collected` must be at least 1, got 0"),
+    "collect": (["--collect", "0"], "`collect` must be at least 1, got 0"),
     "episodes": (["--episodes", "-1"], "`episodes` must be at least 0, got -1"),
 }
 

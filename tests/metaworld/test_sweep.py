@@ -22,6 +22,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from benchmarks.join import join
+from dynroute_command.parser import read_variants
 from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.runs import cluster as module
@@ -30,7 +31,7 @@ from dynroute_metaworld.runs.cluster import _attempt, _wait_for_release, check_n
 from dynroute_metaworld.runs.presets import IMITATION_ALONE, preset
 from dynroute_metaworld.runs.provenance import versions
 from dynroute_metaworld.runs.summary import SUMMARY, read_sweep, summarize, summary_rows, summary_table
-from dynroute_metaworld.runs.sweeps import _check_rows, _combine, _locked, _note, _open, read_variants, sweep
+from dynroute_metaworld.runs.sweeps import _check_rows, _combine, _locked, _note, _open, sweep
 from dynroute_sb3 import DamagedError
 
 SMALL = ["--methods", "mt-sac", "--benchmarks", "reach", "--horizon", "20", "--final-episodes", "2"]
@@ -332,13 +333,12 @@ def test_something_else_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "no method": (["--benchmarks", "reach"], "`methods` must be a list of values, at least one and each once, got []"),
     "seeds": (["--methods", "sm", "--seeds", "1", "1"], "`seeds` must be a list of values, at least one and each once"),
     "method": (["--methods", "sm", "d2"], "`method` must be one of 'mt-sac', "),
     "benchmark": (["--methods", "sm", "--benchmarks", "MT11"], "`benchmark` must be MT10, MT25, MT50 or tasks of Meta"),
     "preset": (["--methods", "sm", "--preset", "fast"], "`preset` must be one of"),
     "cores": (["--methods", "sm", "--cores-per-run", "0"], "`cores_per_run` must be at least 1, got 0"),
-    "GPUs": (["--methods", "sm", "--gpus-per-run", "-1"], "`gpus_per_run` must be at least 0, got -1.0"),
+    "GPUs": (["--methods", "sm", "--gpus-per-run", "-1"], "`gpus_per_run` must be at least 0 and finite, got -1.0"),
     "vary": (["--methods", "sm", "--vary", "protct=rsg"], "`vary` must be an option of a run and its values, for inst"),
     "vary a method": (["--methods", "sm", "--vary", "method=d2r"], "methods, benchmarks and seeds have flags of their"),
     "twice": (["--methods", "sm", "--vary", "gamma=1,1"], "`vary` of `gamma` must be a list of values, at least one"),
@@ -362,6 +362,11 @@ def test_flags_of_one_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["sweep", "--methods", "sm", "--seed", "1"])
     assert "unrecognized arguments: --seed 1; did you mean --seeds?" in capsys.readouterr().err
+
+
+def test_a_sweep_without_methods(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`methods` must be a list of values, at least one and each once, got \[\]"):
+        sweep(tmp_path / "sweep", [])
 
 
 def test_runs_with_other_keywords_of_networks_are_others(tmp_path: Path) -> None:

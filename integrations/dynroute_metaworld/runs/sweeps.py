@@ -8,8 +8,6 @@ import re
 import secrets
 import signal
 import sys
-import types
-import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import filelock
 
 from dynroute.arguments import check_count, check_number
 from dynroute.files import is_leftover, writing_file
-from dynroute_command.options import AXES, KEYWORDS, kinds_of
+from dynroute_command.options import AXES
 
 from ..envs.signals import handling
 from .cluster import check_nodes, check_room, joined, run_all
@@ -30,7 +28,7 @@ from .seeds import origin
 from .summary import FORMAT, ROW, read_sweep
 from .training import check_start
 
-__all__ = ["read_variants", "sweep"]
+__all__ = ["sweep"]
 
 
 def sweep(
@@ -100,40 +98,6 @@ def sweep(
             check_nodes(folder, token)
             _note(folder, noted)
             return run_all(left, token, resources, tell, finish)
-
-
-def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """The values of options that are written like ``protect=rsg,none``.
-
-    Example:
-        >>> from dynroute_metaworld.runs.sweeps import read_variants
-        >>> read_variants(["protect=rsg,none", "num_modules=8,none", "state-free=true,false"])
-        {'protect': ['rsg', 'none'], 'num_modules': [8, None], 'state_free': [True, False]}
-    """
-    hints = typing.get_type_hints(Configuration)
-    values: dict[str, list[Any]] = {}
-    for text in texts:
-        name, equals, listed = text.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals or name not in hints or name in (*AXES, *KEYWORDS):
-            raise ValueError(
-                f"`vary` must be an option of a run and its values, for instance protect=rsg,none, got {text!r}; "
-                "methods, benchmarks and seeds have flags of their own."
-            )
-        kinds = kinds_of(hints[name])
-        values[name] = values.get(name, []) + [_read_value(kinds, word.strip()) for word in listed.split(",")]
-    return values
-
-
-def _read_value(kinds: tuple[type, ...], word: str) -> Any:
-    if str in kinds:
-        return word
-    if types.NoneType in kinds and word == "none":
-        return None
-    try:
-        return json.loads(word)
-    except ValueError:
-        return word  # the configuration tells what is wrong
 
 
 def _combine(
