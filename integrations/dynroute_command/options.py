@@ -58,6 +58,7 @@ def _about(
     changes_result: bool = True,
     movable: bool = False,
     none: bool = False,
+    needs: str = "",
 ) -> dict[str, Any]:
     """The metadata of a field: the line in the help and the rules for its value.
 
@@ -65,9 +66,10 @@ def _about(
     that ends with "_" stands before a number. Imitation alone uses no option of the learner and none that says `sac`.
     What is learned depends on an option that `changes_result`; another value of one that is `movable` may be given when
     a run goes on, as nothing that was computed depends on it. `none` is for a limit that the word "none" takes off.
+    Without the option that one `needs`, it has no effect.
     """
     rules = {"choices": choices, "least": least, "most": most, "words": words}
-    parts = {"changes_result": changes_result, "movable": movable, "none": none}
+    parts = {"changes_result": changes_result, "movable": movable, "none": none, "needs": needs}
     return {"about": about, "group": group, "sac": sac or group in LEARNER, **rules, **parts}
 
 
@@ -232,30 +234,48 @@ class Options:
 
     demonstrations: int = _option(0, "episodes of each task", IMITATION, least=0)
     noise: str = _option(
-        "0,0.3", "standard deviations of the noise on the scripts' actions, one for each episode, in turn", IMITATION
+        "0,0.3",
+        "standard deviations of the noise on the scripts' actions, one for each episode, in turn",
+        IMITATION,
+        needs="demonstrations",
     )
-    held_out: int = _option(2, "demonstrations of each task that decide when to stop cloning", IMITATION, least=1)
+    held_out: int = _option(
+        2, "demonstrations of each task that decide when to stop cloning", IMITATION, least=1, needs="cloning_steps"
+    )
     cloning_steps: int = _option(0, "updates of the actor by cloning, before SAC", IMITATION, least=0)
-    cloning_batch_size: int = _option(64, "samples of each task in an update", IMITATION, least=1)
-    cloning_rate: float = _option(1e-3, "the highest learning rate; it rises and falls", IMITATION, least=0)
-    cloning_sample: bool = _option(True, "sample routes, as SAC does", IMITATION)
+    cloning_batch_size: int = _option(
+        64, "samples of each task in an update", IMITATION, least=1, needs="cloning_steps"
+    )
+    cloning_rate: float = _option(
+        1e-3, "the highest learning rate; it rises and falls", IMITATION, least=0, needs="cloning_steps"
+    )
+    cloning_sample: bool = _option(True, "sample routes, as SAC does", IMITATION, needs="cloning_steps")
     cloning_balance: float = _option(0.0, "weight of the loss that makes sources equally frequent", IMITATION, least=0)
     cloning_importance: float = _option(0.0, "weight of the loss that gives sources equal weight", IMITATION, least=0)
     cloning_z_loss: float = _option(0.0, "weight of the loss that keeps logits of routers small", IMITATION, least=0)
     cloning_entropy: float = _option(0.0, "weight of the entropy of routers, which is subtracted", IMITATION, least=0)
-    cloning_std: float = _option(0.2, "standard deviation of the policy afterwards, before tanh", IMITATION, least=0)
-    patience: int = _option(10, "hundreds of updates without a gain before cloning stops", IMITATION, least=1)
+    cloning_std: float = _option(
+        0.2, "standard deviation of the policy afterwards, before tanh", IMITATION, least=0, needs="cloning_steps"
+    )
+    patience: int = _option(
+        10, "hundreds of updates without a gain before cloning stops", IMITATION, least=1, needs="cloning_steps"
+    )
     dagger_rounds: int = _option(0, "rounds of DAgger: the policy acts, and scripts correct it", IMITATION, least=0)
     warm_start: str | None = _option(None, "the directory of a run to take the actor from", IMITATION)
     actor_starts: int = _option(0, "updates of the critics before SAC moves the actor", IMITATION, least=0, sac=True)
     demonstration_share: float = _option(
-        0.5, "share of demonstrations in SAC's batches", IMITATION, least=0, most=0.99, sac=True
+        0.5, "share of demonstrations in SAC's batches", IMITATION, least=0, most=0.99, sac=True, needs="demonstrations"
     )
     demonstration_weight: float = _option(
         0.0, "weight of cloning in SAC's loss of the actor", IMITATION, least=0, sac=True
     )
     demonstration_decay: int | None = _option(
-        None, "updates until the weight of cloning is 0; default: it stays", IMITATION, least=1, sac=True
+        None,
+        "updates until the weight of cloning is 0; default: it stays",
+        IMITATION,
+        least=1,
+        sac=True,
+        needs="demonstration_weight",
     )
 
     gate: str | None = _option(

@@ -97,6 +97,7 @@ def _train(options: argparse.Namespace) -> int:
         asked = set(usual) - {*MOVABLE, *AFTER_IMITATION}
         run.agree({**{name: getattr(wanted, name) for name in asked}, **given})
     else:
+        wanted.check_needs(given)
         run = Run.create(folder, wanted)
     result = train(run, rebuild=options.rebuild)
     if result is None:

@@ -1,6 +1,7 @@
 """Imitation: an actor clones scripted policies, is interrupted, and is the start of SAC."""
 
 import contextlib
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from dynroute import Route, losses
 from dynroute_metaworld import Configuration, Run, RunError, ScriptedPolicy, load_model, make_envs, read_metrics, train
+from dynroute_metaworld import cli as commands
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.envs.tasks import derive_seed
 from dynroute_metaworld.imitation.cloning import Cloning, one_cycle
@@ -461,6 +463,22 @@ WITHOUT_EFFECT = {
     "train --method d2r --cloning-z-loss 0.01": (
         "`cloning_z_loss` must be 0 where nothing is cloned, as `dynroute imitate` does, got 0.01."
     ),
+    "train --noise 0,0.3": (
+        "`noise` needs --demonstrations, got '0,0.3' without it; give --demonstrations N, or leave `noise` out."
+    ),
+    "train --demonstration-share 0.2": "`demonstration_share` needs --demonstrations, got 0.2 without it; give",
+    "train --warm-start other --patience 10": (
+        "`patience` needs --cloning-steps, got 10 without it; give --demonstrations N and --cloning-steps N, or leave"
+    ),
+    "train --demonstrations 9 --held-out 3": (
+        "`held_out` needs --cloning-steps, got 3 without it; give --cloning-steps N, or leave `held_out` out."
+    ),
+    "train --preset refine --no-cloning-sample": "`cloning_sample` needs --cloning-steps, got False without it",
+    "train --cloning-rate 0.1": "`cloning_rate` needs --cloning-steps, got 0.1 without it",
+    "train --cloning-std 0.1": "`cloning_std` needs --cloning-steps, got 0.1 without it",
+    "train --cloning-batch-size 9": "`cloning_batch_size` needs --cloning-steps, got 9 without it",
+    "train --demonstrations 9 --demonstration-decay 9": "`demonstration_decay` needs --demonstration-weight, got 9",
+    "sweep --methods d2r --vary cloning-std=0.1,0.2": "`cloning_std` needs --cloning-steps, got 0.1 without it",
     "sweep --imitate --methods d2r paco --cloning-importance 1": (
         "`cloning_importance` must be 0 for the method paco, which has no learned routes, got 1."
     ),
@@ -468,13 +486,25 @@ WITHOUT_EFFECT = {
 
 
 @pytest.mark.parametrize("command", WITHOUT_EFFECT)
-def test_losses_of_routes_that_would_teach_nothing(
+def test_options_that_would_teach_nothing(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 1
     assert WITHOUT_EFFECT[command] in capsys.readouterr().err
     assert not list(tmp_path.rglob("config.json"))
+
+
+def test_a_run_that_has_options_without_effect_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(tmp_path / "run", Configuration(benchmark="reach"))
+    dataclasses.replace(run.configuration, patience=20).write(run.folder / "config.json")  # as earlier versions took it
+    monkeypatch.setattr(commands, "train", lambda run, **_: print(run.configuration.patience))
+    assert Run.open(run.folder).configuration.patience == 20
+    for more in ([], ["--benchmark", "reach", "--patience", "20"]):
+        assert main(["train", "--run", str(run.folder), "--resume", *more]) == 130
+    with pytest.raises(ValueError, match="`patience` needs --cloning-steps, got 20 without it"):
+        Run.create(tmp_path / "other", Configuration(patience=20))
+    assert not (tmp_path / "other").exists()
 
 
 def test_wrong_options() -> None:
@@ -608,8 +638,9 @@ def test_sac_starts_from_networks_that_grew(
     assert train(start) is not None
     assert network_size(load_model(start, "cpu").actor.net)[1] == 3
 
-    options = {**options, "grow_to": None, "cloning_steps": 0, "demonstrations": 0, "warm_start": str(start.folder)}
-    options |= {"steps": 30, "learning_starts": 20, "batch_size": 8}
+    imitation = ("demonstrations", "demonstration_share", "cloning_steps", "cloning_batch_size")
+    options = {name: value for name, value in options.items() if name not in imitation}
+    options |= {"grow_to": None, "warm_start": str(start.folder), "steps": 30, "learning_starts": 20, "batch_size": 8}
     run = Run.create(tmp_path / "run", preset("quick", options).resolve())
     assert train(run) is not None
     model = load_model(run, "cpu")

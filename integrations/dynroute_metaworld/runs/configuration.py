@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -159,6 +160,25 @@ class Configuration(Options):
         return dataclasses.replace(
             self, **{name: value for name, value in usual.items() if getattr(self, name) is None}
         )
+
+    def check_needs(self, given: Collection[str] = ()) -> None:
+        """Raises an error if an option has no effect for want of another one.
+
+        It is for new runs: those of earlier versions may hold such options, and go on.
+
+        Args:
+            given: The options that were given; others are only looked at if they differ from their defaults.
+        """
+        for option in dataclasses.fields(self):
+            needed, value = option.metadata["needs"], getattr(self, option.name)
+            if not needed or getattr(self, needed) or (option.name not in given and value == option.default):
+                continue
+            lacking = [name for name in dict.fromkeys(["demonstrations", needed]) if not getattr(self, name)]
+            flags = [f"--{name.replace('_', '-')}" for name in lacking]
+            raise ValueError(
+                f"`{option.name}` needs {flags[-1]}, got {value!r} without it; give "
+                f"{' and '.join(f'{flag} N' for flag in flags)}, or leave `{option.name}` out."
+            )
 
     def write(self, path: Path) -> None:
         """Writes it as JSON, whole or not at all."""

@@ -104,6 +104,7 @@ class Run:
                 f"{len(os.fsencode(folder.absolute()))}; --run names a shorter one."
             )
         configuration = configuration.resolve()
+        configuration.check_needs()
         check_network(configuration)
         configuration = dataclasses.replace(configuration, threads=choose_threads(configuration))
         try:

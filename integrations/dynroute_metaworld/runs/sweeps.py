@@ -212,6 +212,7 @@ def _check_rows(
 def _open(folder: Path, configuration: Configuration, free: Collection[str]) -> Run:
     """The run of a configuration, as far as it is there; one that is there must agree, but for some options."""
     if not (folder / "config.json").exists():
+        configuration.check_needs()
         return Run(folder, configuration)
     run = Run.open(folder)
     try:
