@@ -1,4 +1,4 @@
-"""The ``dynroute`` command: what must happen before torch is imported, which takes a second or two."""
+"""The ``dynroute`` command: the work that must be done before importing torch, which takes a second or two."""
 
 import importlib
 import os
@@ -13,21 +13,21 @@ WAITING = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "KMP_BLOCKTIME": "0",
 }
-"""How the threads of torch wait for each other, for OpenMP of GNU and of LLVM or Intel, which read it when torch is
-imported. Where another program has the core of a thread, those that wait would use up the rest in vain."""
+"""Environment variables that make torch's threads sleep while they wait for each other. GNU's OpenMP, and LLVM's and
+Intel's, read them when torch is imported. By default threads spin, which wastes cores if other programs run."""
 
 
 def main() -> int:
     """Runs the command of this program and returns its exit status."""
     wait_without_spinning(os.environ)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # In the middle of an import nobody expects an exception; nothing was begun that must be ended.
+        # Imports do not expect an exception, and nothing has started that must be ended: exit at once.
         signal.signal(signal.SIGINT, _leave)
     return run(sys.argv[1:])
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs a command and returns its exit status; help and refusals import neither torch nor an extra."""
+    """Runs a command and returns its exit status; help and errors of usage import neither torch nor an extra."""
     from .parser import completion, parse
 
     try:
@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def wait_without_spinning(environment: MutableMapping[str, str]) -> None:
-    """Sets what :data:`WAITING` says in an environment, unless it says anything of it already.
+    """Sets the variables of :data:`WAITING` in an environment, unless it sets the waiting of threads already.
 
     Example:
         >>> from dynroute_command import wait_without_spinning

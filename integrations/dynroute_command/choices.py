@@ -1,6 +1,6 @@
-"""The words that options take: shown in help, completed by shells and checked before torch is imported.
+"""The values that options take: shown in help, completed by shells, and checked before torch is imported.
 
-Packages that import torch or MuJoCo have some of these lists too; a test holds them together.
+Packages that import torch or MuJoCo repeat some of these lists; a test compares them.
 """
 
 import difflib
@@ -32,10 +32,10 @@ PRESETS = ("paper", "released", "quick", "night", "refine", "brc", "brc-small")
 """The names of :data:`dynroute_metaworld.runs.presets.PRESETS`."""
 
 GOALS = ("fixed", "random", "benchmark")
-"""Where goals come from. They are the first of the benchmark's; new ones, drawn for each episode; or its 50 in turn."""
+"""Where goals come from: the first of the benchmark's goals, a new goal for each episode, or its 50 goals in turn."""
 
 MAX_HORIZON = 500
-"""Meta-World itself ends an episode there."""
+"""The number of steps after which Meta-World itself ends an episode."""
 
 SUCCESS = ("any", "last")
 """The steps of an episode that count when a policy is evaluated."""
@@ -44,7 +44,7 @@ FORMATS = ("torch", "export", "onnx", "executorch")
 """The formats of an extracted policy."""
 
 STATES = ("policy", "demonstrations")
-"""The sources of the states for which a policy is extracted, episodes of the policy or demonstrations."""
+"""The sources of the states to extract a policy for: episodes of the policy, or demonstrations."""
 
 _MT25 = (
     *("reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close", "button-press-topdown"),
@@ -68,26 +68,26 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {"MT10": _MT25[:10], "MT25": _MT25, "MT
 
 
 def likely(value: object, choices: Collection[str], *, count: int = 1, otherwise: str = ".") -> str:
-    """The end of a sentence that refuses a word: the words that were likely meant."""
+    """The end of an error message about a wrong value: the values that were likely meant."""
     near = difflib.get_close_matches(str(value), choices, n=count)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
-    """Raises an error unless a value is one of some words."""
+    """Raises an error unless a value is one of the choices."""
     if value not in choices:
         message = f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}"
         raise ValueError(message + likely(value, choices))
 
 
 def check_task(task: str) -> None:
-    """Raises an error unless a word is a task of Meta-World."""
+    """Raises an error unless a name is a task of Meta-World."""
     if task.removesuffix("-v3") not in _MT50:
         raise ValueError(f"`task` must be a task of Meta-World, got {task!r}{likely(task, _MT50)}")
 
 
 def split_benchmark(text: str) -> str | list[str]:
-    """A benchmark as :func:`task_names` takes it, from the text of an option: its name, or tasks with commas between.
+    """Reads the text of an option, a benchmark's name or tasks with commas between, for :func:`task_names`.
 
     Example:
         >>> from dynroute_command.choices import split_benchmark
@@ -98,9 +98,9 @@ def split_benchmark(text: str) -> str | list[str]:
 
 
 def task_names(benchmark: str | Sequence[str]) -> tuple[str, ...]:
-    """The tasks of a benchmark, of one task or of a list of tasks, without their "-v3".
+    """The names of the tasks of a benchmark, or of one or several given tasks, without their "-v3".
 
-    Meta-World's MT1 is one task: its name says which.
+    Meta-World's MT1 is a single task: give its name instead.
 
     Example:
         >>> from dynroute_command.choices import task_names
@@ -122,7 +122,7 @@ def task_names(benchmark: str | Sequence[str]) -> tuple[str, ...]:
             words, rest = [*_MT50, *(BENCHMARKS if alone else ())], "; BENCHMARKS['MT50'] names them all."
             hint = likely(name, words, count=3, otherwise=rest)
             if name.upper() == "MT1":
-                hint = "; MT1 is one task, whose name says which."
+                hint = "; MT1 is a single task: give the name of the task."
             what = "MT10, MT25, MT50 or tasks" if alone else "the names of tasks"
             raise ValueError(f"`benchmark` must be {what} of Meta-World, got {name!r}{hint}")
     if len(set(names)) < len(names) or not names:

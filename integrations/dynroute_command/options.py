@@ -1,6 +1,6 @@
-"""The options of a run: their types, defaults and rules, and how the command tells of them.
+"""The options of a run: their types, defaults, rules and lines of help.
 
-Each is declared once, here, where nothing heavy is imported. Flags, help and completion come from this declaration, and
+Each is declared once, here, without heavy imports. Flags, help and completion come from this declaration, and
 :class:`dynroute_metaworld.Configuration` inherits it.
 """
 
@@ -21,7 +21,7 @@ KEYWORDS = ("network", "critic_network")
 """The options that hold keywords of networks, each with its value."""
 
 AXES = ("benchmark", "method", "seed")
-"""The options of a run that every sweep has values of."""
+"""The options of a run that every sweep varies."""
 
 IMITATION_ALONE: Mapping[str, Any] = {
     "steps": 0,
@@ -30,9 +30,9 @@ IMITATION_ALONE: Mapping[str, Any] = {
     "demonstration_share": 0.0,
     "final_episodes": 20,
 }
-"""The options of a run that is imitation alone."""
+"""The options of a run that only imitates."""
 
-WHAT, LENGTH, PLACE = "what to run", "how long; steps are those of each task", "where it goes, and what is written"
+WHAT, LENGTH, PLACE = "what to run", "how long; steps are counted for each task", "where it goes, and what is written"
 NETWORK, IMITATION = "the network", "demonstrations of scripted policies"
 SCHEDULE, OPTIMIZER, CRITICS = "learner: experience and updates", "learner: optimizers", "learner: critics"
 ENTROPY, TASKS = "learner: entropy", "learner: tasks and routes"
@@ -40,7 +40,7 @@ EVALUATION, MACHINE = "evaluation", "the machine"
 
 LEARNER = (SCHEDULE, OPTIMIZER, CRITICS, ENTROPY, TASKS)
 GROUPS = (WHAT, LENGTH, PLACE, NETWORK, IMITATION, *LEARNER, EVALUATION, MACHINE)
-"""The groups of options in the help, in the order in which one needs them."""
+"""The groups of options in the help, in order."""
 
 _PATHS = ("sampled", "replayed", "topk")
 _BALANCING = ("none", "alpha-sum", "alpha-mean", "inverse-alpha-sum", "inverse-alpha-mean")
@@ -62,11 +62,11 @@ def _about(
 ) -> dict[str, Any]:
     """The metadata of a field: the line in the help and the rules for its value.
 
-    A choice that ends with "K" stands for any number there. With `words` it is one of them or a number as text; a word
-    that ends with "_" stands before a number. Imitation alone uses no option of the learner and none that says `sac`.
-    What is learned depends on an option that `changes_result`; another value of one that is `movable` may be given when
-    a run goes on, as nothing that was computed depends on it. `none` is for a limit that the word "none" takes off.
-    Without the option that one `needs`, it has no effect.
+    In a choice, a "K" at the end stands for any number. With `words`, the value is one of them or a number as text; a
+    word that ends with "_" is followed by a number. `sac` marks options that runs without SAC do not use; all options
+    of the learner are among them. `changes_result` marks options that the results depend on, and `movable` options that
+    may change when a run is resumed. `none` is for a limit that the value "none" removes. `needs` names the option
+    without which this one has no effect.
     """
     rules = {"choices": choices, "least": least, "most": most, "words": words}
     parts = {"changes_result": changes_result, "movable": movable, "none": none, "needs": needs}
@@ -81,7 +81,7 @@ def _option(default: Any, *about: Any, **rules: Any) -> Any:
 class Options:
     """The options of a run, unchecked; :class:`dynroute_metaworld.Configuration` adds the checks."""
 
-    method: str = _option("d2r", "the network; `dynroute methods` tells of each", WHAT, METHODS)
+    method: str = _option("d2r", "the network; `dynroute methods` lists them", WHAT, METHODS)
     benchmark: str = _option("MT10", "MT10, MT25, MT50, or tasks with commas between them", WHAT)
     goals: str = _option(
         "random", "one goal for all episodes, a new one in each, or the benchmark's 50 in turn", WHAT, GOALS
@@ -92,14 +92,14 @@ class Options:
     )
     workers: int = _option(
         0,
-        "processes that run the environments; 0 for none beside this one",
+        "processes that run the environments; 0 runs them in this one",
         MACHINE,
         least=0,
         changes_result=False,
         movable=True,
     )
     threads: int | None = _option(
-        None, "cores that torch uses; one for small networks, else all", MACHINE, least=1, changes_result=False
+        None, "cores that torch uses; default: one for small networks, else all", MACHINE, least=1, changes_result=False
     )
     restart: bool = _option(
         False,
@@ -110,16 +110,16 @@ class Options:
         movable=True,
     )
     overlap: bool = _option(
-        False, "learn while the environments step, which act on networks one update older", MACHINE, sac=True
+        False, "learn while the environments step; actions are from networks one update older", MACHINE, sac=True
     )
     compile: bool = _option(False, "compile the networks by torch.compile", MACHINE, sac=True, changes_result=False)
 
     steps: int | None = _option(
-        None, "how long; 1,500,000 for at most ten tasks, 1,000,000 for more", LENGTH, least=0, sac=True, movable=True
+        None, "steps; default: 1,500,000 for up to ten tasks, else 1,000,000", LENGTH, least=0, sac=True, movable=True
     )
     hours: float | None = _option(
         None,
-        "stop after so long, all sessions together, with the evaluation at the end; no limit",
+        "hours of all sessions, after which to stop and evaluate (default: no limit)",
         LENGTH,
         least=0,
         sac=True,
@@ -136,7 +136,7 @@ class Options:
         1000, "steps from one line of metrics to the next", PLACE, least=1, sac=True, changes_result=False
     )
     window: int = _option(
-        20, "newest episodes of which success is logged and shown", PLACE, least=1, sac=True, changes_result=False
+        20, "number of newest episodes in the logged success", PLACE, least=1, sac=True, changes_result=False
     )
     checkpoint_every: int = _option(
         10_000, "steps from one checkpoint to the next", PLACE, least=1, sac=True, changes_result=False, movable=True
@@ -151,7 +151,7 @@ class Options:
 
     learning_rate: float = _option(3e-4, "of actor and critics", OPTIMIZER, least=0)
     optimizer: str = _option("adam", "of actor and critics", OPTIMIZER, ("adam", "adamw"))
-    weight_decay: float | None = _option(None, "of adamw; torch's, which is 0.01", OPTIMIZER, least=0)
+    weight_decay: float | None = _option(None, "of adamw; default: torch's, 0.01", OPTIMIZER, least=0)
     gamma: float = _option(0.99, "the discount", CRITICS, least=0, most=1)
     n_steps: int = _option(1, "steps of n-step returns, from which critics bootstrap", CRITICS, least=1)
     tau: float = _option(0.005, "how far the targets move towards the critics", CRITICS, least=0, most=1)
@@ -161,17 +161,19 @@ class Options:
         None, "transitions in an update, drawn over all tasks; takes the place of --batch-size", SCHEDULE, least=1
     )
     buffer_size: int | None = _option(
-        None, "transitions of all tasks that are kept; 1M for at most ten tasks, else 10M", SCHEDULE, least=1
+        None, "transitions of all tasks that are kept; default: 1M for up to ten tasks, else 10M", SCHEDULE, least=1
     )
     memory_map: str | None = _option(
         None, "a directory for the transitions, where memory is short", MACHINE, sac=True, changes_result=False
     )
-    critic_loss: str = _option("mse", "critics learn values, or distributions of them", CRITICS, ("mse", "categorical"))
+    critic_loss: str = _option(
+        "mse", "whether critics learn values or distributions of them", CRITICS, ("mse", "categorical")
+    )
     bins: int = _option(101, "of these distributions", CRITICS, least=2)
     value_low: float = _option(-10.0, "value of the first bin", CRITICS)
     value_high: float = _option(10.0, "value of the last bin", CRITICS)
     q_target: str = _option(
-        "min", "of the critics' values, for what they learn and for the actor", CRITICS, ("min", "mean")
+        "min", "of the critics' values, in their targets and in the actor's loss", CRITICS, ("min", "mean")
     )
     normalize_returns: bool = _option(
         False, "scale the rewards of each task so that its returns fit the range of values", CRITICS
@@ -181,15 +183,15 @@ class Options:
     log_std_high: float = _option(2.0, "upper end of the range of the log-deviation", NETWORK)
     target_entropy: str = _option(
         "auto",
-        "what the coefficient aims at: a number, auto for -4, or auto_0.5 for half of it",
+        "the entropy to reach: a number, auto for -4, or auto_0.5 for half of it",
         ENTROPY,
         words=("auto", "auto_"),
     )
     ent_coef: str = _option(
-        "auto", "coefficient of entropy: a number, auto, or auto_0.1 to start there", ENTROPY, words=("auto", "auto_")
+        "auto", "coefficient of entropy: a number, auto, or auto_0.1 to start at 0.1", ENTROPY, words=("auto", "auto_")
     )
     ent_coef_lr: float | None = _option(
-        None, "learning rate of the coefficient of entropy; default: that of the networks", ENTROPY, least=0
+        None, "learning rate of the coefficient of entropy; default: the networks'", ENTROPY, least=0
     )
     ent_coef_beta1: float = _option(
         0.9, "decay of the first moment in the optimizer of the coefficient of entropy", ENTROPY, least=0, most=0.999
@@ -199,29 +201,29 @@ class Options:
         False, "critics and actor use the coefficient of entropy after its update", ENTROPY
     )
     max_ent_coef_grad_norm: float | None = _option(
-        None, "the norm the gradient of its logarithm is clipped to; not clipped", ENTROPY, least=0
+        None, "limit of the gradient norm of its logarithm; default: none", ENTROPY, least=0
     )
     max_ent_coef: float | None = _option(1.0, "the largest coefficient of entropy", ENTROPY, least=0)
     task_weights: str | None = _option(
-        None, "weights of the losses of tasks; alpha-sum (Eq. 15) for sm and d2r, else none", TASKS, _BALANCING
+        None, "weights of the losses of tasks; default: alpha-sum (Eq. 15) for sm and d2r, else none", TASKS, _BALANCING
     )
     max_task_loss: float | None = _option(3e3, "a task with a larger loss is left out of an update", TASKS, least=0)
     mask_rule: str = _option("each", "compare each loss of a task with it, or their sum", TASKS, ("each", "total"))
-    joint_update: bool = _option(False, "all losses come from the networks before, and then all step", OPTIMIZER)
+    joint_update: bool = _option(False, "compute all losses first, and then update all networks", OPTIMIZER)
     shared_lr: float | None = _option(
-        None, "learning rate of what actor and critics share; that of the networks", OPTIMIZER, least=0
+        None, "learning rate of parameters of both actor and critics; default: the networks'", OPTIMIZER, least=0
     )
-    router_lr: float | None = _option(None, "learning rate of routers; that of the networks", OPTIMIZER, least=0)
+    router_lr: float | None = _option(None, "learning rate of routers; default: the networks'", OPTIMIZER, least=0)
     log_prob_epsilon: float = _option(0.0, "added inside log(1 - a²) of the policy", OPTIMIZER, least=0)
-    max_grad_norm: float | None = _option(1.0, "the norm gradients are clipped to", OPTIMIZER, least=0)
-    reward_scale: float = _option(0.1, "multiplies the rewards that are learned from", CRITICS, least=0)
+    max_grad_norm: float | None = _option(1.0, "limit of the norm of gradients", OPTIMIZER, least=0)
+    reward_scale: float = _option(0.1, "multiplies the rewards in training", CRITICS, least=0)
     precision: str = _option(
         "float32", "of the networks' products while they learn", MACHINE, ("float32", "bf16"), sac=True
     )
     reward_version: str = _option("v2", "of Meta-World's rewards", WHAT, ("v1", "v2"))
-    bootstrap_timeouts: bool = _option(True, "treat the horizon as an interruption: values go on behind it", CRITICS)
+    bootstrap_timeouts: bool = _option(True, "treat the horizon as a truncation: values go on beyond it", CRITICS)
     actor_paths: str | None = _option(
-        None, "paths of the actor's loss; replayed (Eq. 8) where paths are chosen", TASKS, _PATHS
+        None, "paths of the actor's loss; default: replayed (Eq. 8) where paths are chosen", TASKS, _PATHS
     )
     critic_paths: str = _option("sampled", "paths of the critics' loss", CRITICS, _PATHS)
     route_balance: float = _option(0.0, "weight of the loss that makes sources equally frequent", TASKS, least=0)
@@ -271,7 +273,7 @@ class Options:
     )
     demonstration_decay: int | None = _option(
         None,
-        "updates until the weight of cloning is 0; default: it stays",
+        "updates until the weight of cloning is 0; default: constant",
         IMITATION,
         least=1,
         sac=True,
@@ -287,13 +289,13 @@ class Options:
     num_modules: int | None = _option(None, "modules of d2r", NETWORK, least=1)
     grow_to: int | None = _option(
         None,
-        "add modules, up to so many, if a task stalls while others learn (without, none is added)",
+        "add modules up to this number if a task stalls while others learn; default: none",
         NETWORK,
         least=1,
     )
     grow_every: int | None = _option(
         None,
-        "steps between two looks at stalled tasks (10,000); cloning looks every 100 updates",
+        "steps between checks for stalled tasks; default: 10,000 (cloning: 100 updates)",
         NETWORK,
         least=1,
         sac=True,
@@ -321,11 +323,11 @@ def kinds_of(hint: Any) -> tuple[type, ...]:
 
 
 def check_option(option: dataclasses.Field[Any], value: Any) -> None:
-    """Raises an error that names the option unless a value fits what was declared."""
+    """Raises an error that names the option unless a value has its type and obeys its rules."""
     kinds = kinds_of(option.type)
     fits = isinstance(value, (*kinds, *((int,) if float in kinds else ())))
     if not fits or (isinstance(value, bool) and bool not in kinds):
-        names = " or ".join("none" if one is types.NoneType else one.__name__ for one in kinds)
+        names = " or ".join("none" if kind is types.NoneType else kind.__name__ for kind in kinds)
         raise ValueError(f"`{option.name}` must be of type {names}, got {value!r}.")
     choices, least, most, words = (option.metadata[name] for name in ("choices", "least", "most", "words"))
     if choices and value is not None and re.sub(r"\d+$", "K", value) not in choices:

@@ -73,7 +73,7 @@ EXTRAS = {"metaworld": ("stable_baselines3", "metaworld"), "sweep": ("ray",), "r
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads what was typed; help, the version, a completion and what is not understood end the program.
+    """Parses arguments; help, the version and errors of usage end the program.
 
     Raises:
         ValueError: An option does not take a value.
@@ -111,26 +111,26 @@ def _read_sweep(options: argparse.Namespace) -> None:
     }
     for name, flag in given.items():
         if options.imitate and name in FIELDS and FIELDS[name].metadata["sac"]:
-            options.parser.error(f"{flag} is used by runs of SAC alone, and with --imitate there are none")
+            options.parser.error(f"{flag} is for runs of SAC only, not with --imitate")
     for name, values in {"seed": options.seeds, **options.vary}.items():
         for value in values:
             check_option(FIELDS[name], value)
 
 
 def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The options of a run that were given; what was not given keeps its default."""
+    """The options of a run that were given; others keep their defaults."""
     given = {name: value for name, value in vars(namespace).items() if name in FIELDS}
     return {name: dict(value) if name in KEYWORDS else value for name, value in given.items()}
 
 
 def completion(shell: str) -> str:
-    """The program by which a shell completes the command."""
+    """The script with which a shell completes the command."""
     try:
         import shtab
     except ImportError as error:
         raise ImportError("completion needs shtab; type: pip install 'dynroute[metaworld]'") from error
     parser = _parser()
-    for action in [action for each in _commands(parser).values() for action in each._actions]:
+    for action in [action for command in _commands(parser).values() for action in command._actions]:
         if action.dest in ("benchmark", "benchmarks", "task"):
             action.choices = [*(() if action.dest == "task" else BENCHMARKS), *BENCHMARKS["MT50"]]
         elif action.dest == "device":
@@ -178,7 +178,7 @@ def _read_value(kinds: tuple[type, ...], word: str) -> Any:
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """A name and a value, which is JSON, a literal of Python, or else a word.
+    """Reads NAME=VALUE; the value is JSON, a literal of Python, or else text.
 
     Example:
         >>> from dynroute_command.parser import key_value
@@ -190,7 +190,7 @@ def key_value(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r} must be name=value, for instance num_modules=8")
     with contextlib.suppress(ValueError):
         return name, json.loads(value)
-    with contextlib.suppress(ValueError, SyntaxError, TypeError):  # only what config.json gives back as it was
+    with contextlib.suppress(ValueError, SyntaxError, TypeError):  # only values that JSON can store
         return name, json.loads(json.dumps(ast.literal_eval(value)))
     return name, value
 
@@ -201,14 +201,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose help has the groups of options, and whose errors name what was likely meant."""
+    """A parser whose help has groups of options, and whose errors suggest the likely flag."""
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, "add_help": False, **keywords})
         self.needs: dict[str, list[str]] = {}
-        """The sub-commands that need an extra."""
+        """The sub-commands that need each extra."""
         self.least: dict[str, float | None] = {}
-        """The smallest numbers that plain arguments take."""
+        """The smallest values of arguments that are numbers."""
         self.sections = {title: self.add_argument_group(title) for title in GROUPS}
 
     def add_help_group(self) -> Any:
@@ -227,9 +227,9 @@ class _Parser(argparse.ArgumentParser):
         least: float | None = None,
         **keywords: Any,
     ) -> None:
-        """Adds an argument, whose help names its choices and its default.
+        """Adds an argument; its help names its choices and its default.
 
-        One that is `optional` takes the word "none", and a number must be at least `least`.
+        An `optional` one takes the word "none", and a number must be at least `least`.
         """
         usual = keywords.get("default") if usual is None else usual
         if isinstance(usual, (list, tuple)):
@@ -247,7 +247,7 @@ class _Parser(argparse.ArgumentParser):
         self.least[self.sections[group].add_argument(*flags, help=help_text, **keywords).dest] = least
 
     def run_options(self, names: Collection[str], usual: Mapping[str, Any] | None = None, note: str = "") -> None:
-        """Adds the flags of some options of a run, which have no value unless they are given."""
+        """Adds flags for some options of a run; a flag that is not given sets no value."""
         for name in names:
             option, about = FIELDS[name], FIELDS[name].metadata
             kind, *others = kinds_of(option.type)
@@ -264,13 +264,13 @@ class _Parser(argparse.ArgumentParser):
             self.option(about["group"], _flag(name), **flag)
 
     def format_help(self) -> str:
-        """The help, with what is not installed at its end."""
+        """The help; its end lists extras that are not installed."""
         lines = [
             f"  pip install 'dynroute[{extra}]'".ljust(40) + f"for {', '.join(commands)}"
             for extra, commands in self.needs.items()
             if not all(map(_is_installed, EXTRAS[extra]))
         ]
-        missing = "\nnot installed here; this help, --version and the library itself work without:\n" if lines else ""
+        missing = "\nnot installed here (this help, --version and the library work without):\n" if lines else ""
         return super().format_help() + missing + "".join(f"{line}\n" for line in lines)
 
     def error(self, message: str) -> NoReturn:
@@ -280,17 +280,17 @@ class _Parser(argparse.ArgumentParser):
             users = [f"dynroute {name}" for name, other in _commands(_parser()).items() if other.has(flag)]
             near = difflib.get_close_matches(flag[2:], own, n=1, cutoff=0.85 if users else 0.6)
             message += f"; did you mean --{near[0]}?" if near else ""
-            message += f"; {flag} is used by {' and '.join(users)} alone" if users and not near else ""
+            message += f"; {flag} is only for {' and '.join(users)}" if users and not near else ""
         super().error(message)
 
     def has(self, flag: str) -> bool:
-        """Whether it takes a flag."""
+        """Whether the parser has a flag."""
         return flag in self._option_string_actions
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             self.error(f"there is no command {value!r}{likely(value, action.choices, otherwise='')}")
-        if action.choices is not None and action.dest not in FIELDS:  # those are checked when all are known
+        if action.choices is not None and action.dest not in FIELDS:  # fields are checked after parsing
             check_choice("method" if action.dest == "methods" else action.dest, value, tuple(action.choices))
         if (least := self.least.get(action.dest)) is not None:
             check_range(action.dest, value, least)
@@ -336,7 +336,7 @@ def _parser() -> _Parser:
     def command(name: str, about: str, *extras: str, **keywords: Any) -> _Parser:
         made: _Parser = commands.add_parser(name, help=about, **keywords)
         made.add_help_group()
-        made.set_defaults(command=name, parser=made)  # set after that of all
+        made.set_defaults(command=name, parser=made)  # overrides the main parser's
         for extra in extras:
             made.needs[extra] = [name]
             parser.needs.setdefault(extra, []).append(name)
@@ -344,7 +344,7 @@ def _parser() -> _Parser:
 
     path: dict[str, Any] = {"type": Path}
     methods = command("methods", "list the networks, with their parameters", "metaworld")
-    methods.option(WHAT, "--benchmark", default="MT10", about="for how many tasks parameters are counted")
+    methods.option(WHAT, "--benchmark", default="MT10", about="the benchmark for which parameters are counted")
 
     for name, about, more in (
         (
@@ -356,15 +356,15 @@ def _parser() -> _Parser:
         (
             "imitate",
             "clone the scripted policies of a benchmark",
-            "Clones Meta-World's scripted policies with a method, in minutes. What comes of it is a run like any\n"
+            "Clones Meta-World's scripted policies with a method, in minutes. The result is a run like any\n"
             "other: it can be evaluated, and `train --warm-start RUN` goes on with SAC.",
         ),
     ):
         flags = "[--preset NAME] [--run PATH] [--resume] [flags, see below]"
         training = command(name, about, "metaworld", usage=f"dynroute {name} {flags}", description=more)
         training.option(WHAT, "--preset", choices=PRESETS, usual="paper", about="settings that flags change further")
-        training.option(PLACE, "--run", **path, about="the directory of the run (one in runs/, named by what is run)")
-        training.option(PLACE, "--resume", action="store_true", about="go on with the run if it is there")
+        training.option(PLACE, "--run", **path, about="the directory of the run (in runs/, named by the options)")
+        training.option(PLACE, "--resume", action="store_true", about="go on with the run if it exists")
         rebuild = "collect demonstrations anew, not from the cache"
         training.option(IMITATION, "--rebuild", action="store_true", about=rebuild)
         alone = name == "imitate"
@@ -376,20 +376,20 @@ def _parser() -> _Parser:
         "run methods x benchmarks x seeds, on this machine or on a cluster",
         *("metaworld", "sweep"),
         usage="dynroute sweep --methods NAME ... [--benchmarks NAME ...] [--seeds N ...] [flags, see below]",
-        description="Runs methods x benchmarks x seeds, as many at a time as there are cores, and tells what came of\n"
-        "them. The same command goes on after a stop, a crash or a kill. Flags of `train` hold for every run.",
+        description="Runs methods x benchmarks x seeds, as many at a time as there are cores, and prints the results.\n"
+        "The same command goes on after a stop, a crash or a kill. Flags of `train` apply to every run.",
     )
     sweeping.option(WHAT, "--methods", nargs="+", default=[], choices=METHODS, about="networks")
     sweeping.option(WHAT, "--benchmarks", nargs="+", default=["MT10"], about="benchmarks")
     sweeping.option(WHAT, "--seeds", nargs="+", type=int, default=[1, 2, 3], about="seeds")
     vary = "another axis: protect=rsg,none"
     sweeping.option(WHAT, "--vary", action="append", default=[], metavar="FLAG=VALUE,...", about=vary)
-    sweeping.option(WHAT, "--imitate", action="store_true", about="runs as those of `imitate`, not of `train`")
+    sweeping.option(WHAT, "--imitate", action="store_true", about="run `imitate` instead of `train`")
     sweeping.option(WHAT, "--preset", default="paper", choices=PRESETS, about="settings that flags change further")
     sweeping.option(PLACE, "--folder", **path, about="where runs are (in sweeps/, named by the benchmarks)")
-    sweeping.option(PLACE, "--summary", action="store_true", about="run nothing, and tell what came of it so far")
-    sweeping.option(MACHINE, "--cores-per-run", type=int, least=1, default=1, about="also its threads")
-    share = "0.5 lets two runs share a GPU; without, on the CPU"
+    sweeping.option(PLACE, "--summary", action="store_true", about="run nothing, and print the results so far")
+    sweeping.option(MACHINE, "--cores-per-run", type=int, least=1, default=1, about="cores of a run, and its threads")
+    share = "GPUs of a run; 0.5 lets two runs share one, 0 is the CPU"
     sweeping.option(MACHINE, "--gpus-per-run", type=float, least=0, default=0, about=share)
     join = "a cluster of Ray to join (this machine alone)"
     sweeping.option(MACHINE, "--address", metavar="HOST:PORT", about=join)
@@ -401,20 +401,20 @@ def _parser() -> _Parser:
     evaluating.option(LENGTH, "--episodes", type=int, least=1, about="episodes of each task (100)")
     evaluating.option(PLACE, "--output", **path, about="a file for all figures, as JSON")
     evaluating.option(EVALUATION, "--success", choices=SUCCESS, usual="any", about="which steps of an episode count")
-    evaluating.run_options(["goals", "horizon", "workers"], note="those of the run")
-    evaluating.run_options(["seed"], note="one with goals that training did not draw")
+    evaluating.run_options(["goals", "horizon", "workers"], note="as in the run")
+    evaluating.run_options(["seed"], note="a seed whose random goals are new")
     evaluating.option(MACHINE, "--device", default="auto", about=NETWORKS)
 
     extracting = command(
         "extract",
         "save the plain policy of one task of a run",
         "metaworld",
-        description="Makes the policy of one task from what its routes use, from the state to the action in -1..1,\n"
-        "saves it, and compares it with the whole network.\n\n"
+        description="Extracts the policy of one task, with only the modules that its routes use, from the state to\n"
+        "the action in -1..1; saves it, and compares it with the whole network.\n\n"
         "formats:\n"
-        "  torch       one safetensors file; dynroute.Program.load reads it, and nothing in it can run\n"
-        "  export      a .pt2 file of torch.export: torch alone reads it, and only from trusted sources\n"
-        "  onnx        an .onnx file; needs the packages onnx and onnxscript, and onnxruntime to be tried\n"
+        "  torch       one safetensors file; dynroute.Program.load reads it, and it cannot run code\n"
+        "  export      a .pt2 file of torch.export: only torch reads it, and it must come from a trusted source\n"
+        "  onnx        an .onnx file; needs the packages onnx and onnxscript, and onnxruntime for the comparison\n"
         "  executorch  a .pte file for phones and small devices, one state at a time; needs the package executorch",
     )
     extracting.option(WHAT, "run", **path, about="the directory of a run")
@@ -423,12 +423,10 @@ def _parser() -> _Parser:
     extracting.option(WHAT, "--coverage", type=float, default=1.0, about="share of states whose routes stay whole")
     extracting.option(WHAT, "--states", default="policy", choices=STATES, about="where states come from")
     extracting.option(
-        LENGTH, "--collect", type=int, least=1, default=10, about="episodes of states; a fifth is to check"
+        LENGTH, "--collect", type=int, least=1, default=10, about="episodes of states; a fifth are for the check"
     )
     extracting.option(PLACE, "--output", **path, about="the file (named by the task, in the run)")
-    extracting.option(
-        EVALUATION, "--episodes", type=int, least=0, default=0, about="also evaluates both in so many episodes"
-    )
+    extracting.option(EVALUATION, "--episodes", type=int, least=0, default=0, about="episodes to evaluate both in")
 
     for name, about, output, more in (
         (
@@ -436,19 +434,19 @@ def _parser() -> _Parser:
             "write data and figures of runs: curves, success, routes",
             "a directory for all files (analysis/ in the run, or here)",
             "Writes curves, success, modules used, routes, their similarity and t-SNE as CSV, npz and\n"
-            "figures. Runs that differ in their seeds alone are taken together, with intervals.",
+            "figures. Runs that differ only in their seeds are grouped, with intervals.",
         ),
         (
             "report",
             "write a page about runs, with curves and a route explorer",
             "the file (report.html in the run, or here)",
-            "Writes one HTML file that needs no network: success, curves, routes beside the scene, provenance.",
+            "Writes one HTML file that opens offline: success, curves, routes beside the scene, provenance.",
         ),
     ):
         viewing = command(name, about, "metaworld", "report", description=more)
         viewing.option(WHAT, "runs", nargs="+", **path, metavar="RUN", about="directories of runs")
         viewing.option(
-            LENGTH, "--episodes", type=int, least=1, default=2, about="episodes of each task that routes are from"
+            LENGTH, "--episodes", type=int, least=1, default=2, about="episodes of each task to take routes from"
         )
         viewing.option(PLACE, "--output", **path, about=output)
         if name == "report":
@@ -459,12 +457,12 @@ def _parser() -> _Parser:
         "render",
         "film the policy of a run with its live route graph",
         *("metaworld", "report"),
-        description="Films the policy of a run's last checkpoint in a task. MUJOCO_GL=egl or osmesa says what draws\n"
-        "where there is no display; without it both are tried.",
+        description="Films the policy of a run's last checkpoint in a task. Without a display, MUJOCO_GL=egl or\n"
+        "osmesa chooses the library that draws; by default both are tried.",
     )
     rendering.option(WHAT, "run", **path, about="the directory of a run")
     rendering.option(WHAT, "--task", required=True, about="one of its tasks: door-open")
-    rendering.option(WHAT, "--seed", type=int, about="decides the goals (those of an evaluation)")
+    rendering.option(WHAT, "--seed", type=int, about="seed of the goals (as in an evaluation)")
     rendering.option(LENGTH, "--episodes", type=int, least=1, default=1, about="how many")
     rendering.option(PLACE, "--output", **path, about="a file .gif or .mp4 (TASK.gif in the run)")
     rendering.option(PLACE, "--size", type=int, default=320, about="pixels of the scene")
@@ -478,10 +476,10 @@ def _parser() -> _Parser:
     benching.option(MACHINE, "--workers", type=int, default=2, about="processes for the environments")
     benching.option(MACHINE, "--device", default="auto", about=NETWORKS)
 
-    command("version", "versions of all that results depend on", "metaworld")
+    command("version", "print the versions of all packages that results depend on", "metaworld")
     completing = command(
         "completion",
-        "print the program by which a shell completes this command",
+        "print the script with which a shell completes this command",
         description="bash: dynroute completion bash > ~/.local/share/bash-completion/completions/dynroute\n"
         "zsh:  dynroute completion zsh > _dynroute, in a directory of $fpath\n"
         "fish: dynroute completion fish > ~/.config/fish/completions/dynroute.fish",

@@ -9,7 +9,7 @@ try:
     import stable_baselines3 as stable_baselines3
 except ImportError as error:
     raise ImportError("dynroute_metaworld needs Meta-World; type: pip install 'dynroute[metaworld]'") from error
-except (AttributeError, RuntimeError) as error:  # so MuJoCo fails where the library that MUJOCO_GL names is missing
+except (AttributeError, RuntimeError) as error:  # MuJoCo raises these if the library of MUJOCO_GL is missing
     if "MUJOCO_GL" not in os.environ:
         raise
     raise ImportError(

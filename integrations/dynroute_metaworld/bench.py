@@ -1,4 +1,4 @@
-"""How fast this machine is: steps of the environments, updates of the methods, and how long a run would take."""
+"""Measures this machine: steps of the environments, updates of the methods, and how long a run would take."""
 
 import json
 import statistics
@@ -30,7 +30,7 @@ def bench(
     device: str = "auto",
     output: Path | None = None,
 ) -> None:
-    """Prints what a step and an update take here, medians, and the hours of the published number of steps.
+    """Prints the median times of a step and an update here, and the hours for the published number of steps.
 
     Args:
         benchmark: The benchmark, or tasks with commas between them.
@@ -38,7 +38,7 @@ def bench(
         workers: The processes for the environments.
         seconds: How long each is measured.
         device: Where the networks are.
-        output: A JSON file for the same figures, whose folder is made.
+        output: A JSON file for the same figures; its folder is made.
     """
     if not seconds > 0:
         raise ValueError(f"`seconds` must be positive, got {seconds}.")
@@ -54,12 +54,12 @@ def bench(
         print(f"{len(tasks) / step:9,.0f} steps/s of the environments, {env.num_envs} tasks, {workers} workers")
         print(f"{'method':13} {'threads':>7} {'update':>10} {'published':>13} {'hours':>7}")
         for configuration in configurations:
-            torch.set_num_threads(before)  # or one that is chosen could not be told from one that is asked for
+            torch.set_num_threads(before)  # choose_threads may return torch's number
             torch.set_num_threads(used := choose_threads(configuration))
             update = _update_seconds(configuration, env, seconds)
             assert configuration.steps is not None
             steps = configuration.steps * len(tasks)
-            # With each step of learning go those of evaluation.
+            # The steps of evaluation, for each step of training.
             evaluated = configuration.evaluation_episodes * configuration.horizon / configuration.evaluate_every
             hours = configuration.steps * ((1 + evaluated) * step + update) / 3600
             rows.append({"method": configuration.method, "threads": used, "update": update, "hours": hours})
@@ -86,7 +86,7 @@ def _step_seconds(env: MetaWorldVecEnv, seconds: float) -> float:
 
 
 def _update_seconds(configuration: Configuration, env: MetaWorldVecEnv, seconds: float) -> float:
-    """An update of the published size, and the decision how to act."""
+    """The median time of an update of the published size and of choosing the actions."""
     model = make_model(configuration, env)
     model.set_logger(Logger(None, []))
     model.learning_starts, model.gradient_steps = 10**9, 0

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command that was chosen, and makes a sentence of what goes wrong."""
+    """Runs the chosen command; prints an error as a sentence."""
     try:
         return COMMANDS[options.command](options) or 0
     except KeyboardInterrupt:
@@ -58,9 +58,7 @@ def run(options: argparse.Namespace) -> int:
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
             message = f"{error.filename}: {error.strerror.lower()}."
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            message = (
-                f"the names in a path must have at most 255 bytes, and all of it 4095, got {error.filename!s:.60}..."
-            )
+            message = f"a path must have at most 4095 bytes, and each name in it 255, got {error.filename!s:.60}..."
         for line in (f"dynroute: {message}", *getattr(error, "__notes__", ())):
             print(line, file=sys.stderr)
         return 1
@@ -73,29 +71,31 @@ def _methods(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> int:
     given, alone = given_options(options), options.command == "imitate"
     if given.get("warm_start") is not None:
-        given["warm_start"] = str(Path(given["warm_start"]).resolve())  # a resume from another directory finds it
-    known = dict(IMITATION_ALONE) if alone else {}
+        given["warm_start"] = str(
+            Path(given["warm_start"]).resolve()
+        )  # so that a resume from another directory finds it
+    defaults = dict(IMITATION_ALONE) if alone else {}
     if options.resume and options.run is not None and options.preset is None and (options.run / "config.json").exists():
         run = Run.open(options.run)
-        run.agree(given)  # first, or another method would be told that the keywords of this network are not its own
-        known = dataclasses.asdict(run.configuration)
-    wanted = preset(options.preset or "paper", {**known, **given}).resolve()
+        run.agree(given)  # first: the preset would refuse another method for this network's keywords
+        defaults = dataclasses.asdict(run.configuration)
+    wanted = preset(options.preset or "paper", {**defaults, **given}).resolve()
     name = "-".join(wanted.tasks) if "," in wanted.benchmark else wanted.benchmark
     how = f"{wanted.method}-imitation" if alone else wanted.method
     folder = options.run or Path("runs") / f"{name}-{wanted.goals}-{how}-seed{wanted.seed}"
-    there = (folder / "config.json").exists()
-    if options.resume and not there:
+    exists = (folder / "config.json").exists()
+    if options.resume and not exists:
         cloning = f"{wanted.cloning_steps:,} updates of cloning"
         plan = f"{wanted.benchmark}, {f'{wanted.steps:,} steps of each task' if wanted.steps else cloning}"
-        print(f"dynroute: no run is in {folder} to go on with: a new one starts, {plan}", file=sys.stderr)
-    if options.resume and there:
+        print(f"dynroute: there is no run in {folder}: a new one starts, {plan}", file=sys.stderr)
+    if options.resume and exists:
         run = Run.open(folder)
         if alone and not run.configuration.cloning_steps:
             raise RunError(f"{folder} holds a run without imitation; `dynroute train` goes on with it.")
-        # What depends on other options that need not be given again is that of the run.
+        # AFTER_IMITATION depends on options that need not be given again: the values of the run hold.
         usual = preset_options(options.preset or "paper", wanted.method)
-        asked = set(usual) - {*MOVABLE, *AFTER_IMITATION}
-        run.agree({**{name: getattr(wanted, name) for name in asked}, **given})
+        checked = set(usual) - {*MOVABLE, *AFTER_IMITATION}
+        run.agree({**{name: getattr(wanted, name) for name in checked}, **given})
     else:
         wanted.check_needs(given)
         run = Run.create(folder, wanted)
@@ -136,7 +136,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> None:
     if options.output is not None and not options.output.parent.is_dir():
-        raise FileNotFoundError(f"`--output` must be in a directory that is there, got {options.output}.")
+        raise FileNotFoundError(f"`--output` must be in an existing directory, got {options.output}.")
     if options.output is not None and options.output.is_dir():
         raise IsADirectoryError(f"`--output` must be a file, got the directory {options.output}.")
     names = ("goals", "horizon", "seed", "success", "workers")
@@ -155,7 +155,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         with _watched(str(run.folder)) as watch:
             result = evaluate_run(run, model, total, progress=watch, **chosen)
     if options.episodes is not None and result.episodes < total:
-        why = "goals are fixed and actions deterministic, so that all episodes of a task are equal"
+        why = "goals are fixed and actions deterministic, so all episodes of a task are equal"
         print(f"dynroute: {why}: one is run, not {total}", file=sys.stderr)
     print(result)
     if options.output is not None:
@@ -182,7 +182,7 @@ def _extract(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _watched(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for an evaluation."""
+    """Shows a bar for an evaluation, which the yielded function advances."""
     with Display(1, ()) as display:
         yield lambda done, total: display.advance(done, f"evaluating {what}", total)
 

@@ -173,9 +173,9 @@ def test_what_is_missing_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
     one = read_run(folder)
     told = " ".join(one.notes)
     for part in (
-        "There is no checkpoint: no policy can act, so that there are neither routes nor frames.",
+        "There is no checkpoint, and so there are neither routes nor frames.",
         "evaluations/final.json is damaged and left out.",
-        "There is no evaluation at the end: success is that of the evaluation at 60 steps of each task.",
+        "There is no final evaluation: success is from the evaluation at 60 steps of each task.",
         "sessions.jsonl is damaged in line 2, which is left out.",
         "Never solved in the one episode of the evaluation: ",
     ):
@@ -188,8 +188,8 @@ def test_what_is_missing_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
     for name in ("evaluations", "sessions.jsonl", "metrics.jsonl"):
         shutil.rmtree(folder / name) if name == "evaluations" else (folder / name).unlink()
     told = " ".join(read_run(folder).notes)
-    assert "There is no evaluation yet: success is not known." in told
-    assert "There is no sessions.jsonl: it is not known where the run was trained." in told
+    assert "There is no evaluation yet: success is unknown." in told
+    assert "There is no sessions.jsonl: the machine of the run is unknown." in told
     assert "There is no metrics.jsonl: nothing was logged." in told
     with pytest.raises(FileNotFoundError, match="is not the directory of a run"):
         read_run(tmp_path)
@@ -200,7 +200,7 @@ def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
     assert [one.name for one in found] == ["d2r-2", "mt-sac", "d2r-1"]  # each once
     groups, notes = group_runs(found)
     assert [(group.name, group.seeds) for group in groups] == [("d2r", [1, 2]), ("mt-sac", [1])]
-    assert notes == ["mt-sac: one seed does not tell how much seeds differ, so that there is no interval."]
+    assert notes == ["mt-sac: one seed does not show how much seeds differ, so there is no interval."]
     results = [EvaluationResult.load(runs[name] / "evaluations" / "final.json") for name in ("d2r-1", "d2r-2")]
     scores = np.array([result.success_rates for result in results])
     row = groups[0].row()
@@ -248,7 +248,7 @@ def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
     assert [group.name for group in several] == ["d2r on 2 tasks", "d2r on 2 tasks #2"]
     alone, _ = group_runs(read_runs([runs["d2r-1"], elsewhere]))
     assert [group.name for group in alone] == ["d2r-1", "elsewhere"]
-    assert any("seed 1 comes more than once, and intervals take each for another seed" in note for note in notes)
+    assert any("seed 1 comes more than once, and intervals count each as another seed" in note for note in notes)
     assert any("not evaluated yet and left out of its success: " in note for note in notes)
 
 
@@ -519,10 +519,10 @@ def test_pairs_of_tasks_are_not_taken_for_independent() -> None:
     exact = [iqm(similar[list(drawn)]) for drawn in itertools.product(range(5), repeat=5)]  # all resamples
     assert (low, high) == pytest.approx(np.quantile(exact, [0.025, 0.975]), abs=0.05)
     for wrong, told in (
-        ([[0.5, 0.5]], "must be those of at least two runs, got 1"),
+        ([[0.5, 0.5]], "must have at least two runs, got 1"),
         ([[], []], r"must have shape \[runs, tasks\], got shape \(2, 0\)"),
         ([0.5, 0.5], r"must have shape \[runs, tasks\], got shape \(2,\)"),
-        ([[0.5], [np.nan]], "must be finite, those of run 1 are not"),
+        ([[0.5], [np.nan]], "must be finite, got others in run 1"),
     ):
         with pytest.raises(ValueError, match=f"`scores` {told}"):
             bootstrap_interval(wrong, whole_runs=True)
@@ -696,7 +696,7 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     assert main([*command, "--episodes", "1"]) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path / 'out'}\n"
-    assert "The method mt-sac has no learned routes: nothing of them is shown." in printed.err
+    assert "The method mt-sac has no learned routes: none are shown." in printed.err
     folder = tmp_path / "out"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {Path(name).name for name in names} <= {*OF_ALL, *OF_A_RUN}  # what another analysis may remove
@@ -743,7 +743,7 @@ def test_an_analysis_without_what_draws(
     assert analyze([folder], episodes=1, device="cpu", tell=said.append) == folder / "analysis"
     told = (folder / "analysis" / "notes.txt").read_text()
     assert "There are no frames: frames need OpenGL that works without a display, but neither MUJOCO_GL=egl nor" in told
-    assert "There are no figures but those of routes, the data is complete" in told
+    assert "The only figures are those of routes; the data is complete" in told
     assert told.splitlines() == said[-len(told.splitlines()) :]
     assert not list((folder / "analysis").glob("*.png"))
     assert (folder / "analysis" / "routes.npz").exists()
@@ -824,7 +824,7 @@ def test_the_first_policy_of_a_group_that_can_act(runs: dict[str, Path], tmp_pat
     shutil.rmtree(first / "checkpoints")
     folders = [first, runs["d2r-2"], runs["mt-sac"]]
     chosen: dict[str, Any] = {"episodes": 1, "frames": False, "device": "cpu", "tell": lambda _: None}
-    note = "d2r-2: its routes stand for those of first, whose policy cannot act."
+    note = "d2r-2: its routes replace the ones of first, whose policy cannot act."
     analysis = inspect_runs(folders, every=False, **chosen)
     assert list(analysis.routes) == ["d2r-2", "mt-sac"]
     assert note in analysis.notes
@@ -987,7 +987,7 @@ def test_films_that_are_refused(runs: dict[str, Path], tmp_path: Path, blind: No
         render(folder, "reach", size=65)
     with pytest.raises(ValueError, match=r"`output` must end with .gif or .mp4, got 'film.avi'"):
         render(folder, "reach", tmp_path / "film.avi")
-    with pytest.raises(FileNotFoundError, match="`output` must be in a directory that is there"):
+    with pytest.raises(FileNotFoundError, match="`output` must be in an existing directory"):
         render(folder, "reach", tmp_path / "no" / "film.gif")
     with pytest.raises(OpenGLError, match="neither MUJOCO_GL=egl nor MUJOCO_GL=osmesa does; install a graphics driver"):
         render(folder, "reach", tmp_path / "film.gif")

@@ -279,8 +279,8 @@ def test_a_program_without_a_guard_is_told_so(tmp_path: Path) -> None:
     assert "lack `if __name__ == '__main__':`? Call it again to go on." in done.stdout
     last = done.stderr.strip().splitlines()[-1]
     assert "WorkerError: " in last
-    assert "has died with exit code 1; workers import the program first" in last
-    assert "must stand under `if __name__ == '__main__':`" in last
+    assert "has died with exit code 1; workers import the main program" in last
+    assert "must be under `if __name__ == '__main__':`" in last
 
 
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_what_is_damaged_is_named(name: str, damage: str, copy: Path) -> None:
     DAMAGES[damage](copy / PAIR[1] / name)
     before = files(copy)
     for _ in range(2):
-        advice = r"; remove .*, or collect anew by rebuild=True or --rebuild, where .* --resume --rebuild\.$"
+        advice = r"; remove .*, or collect anew: rebuild=True or --rebuild, with --resume .*\.$"
         with pytest.raises(DamagedError, match=advice) as told:
             small(copy)
         assert "checkpoint" not in str(told.value)

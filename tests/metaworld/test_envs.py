@@ -335,7 +335,7 @@ def test_a_state_is_restored_exactly(goals: str) -> None:
         env.reset()
         env.set_state(state)
         assert roll(env, actions(30, 3, seed=1)) == expected
-        with pytest.raises(ValueError, match=r"`state` must be that of the tasks .*, got \['push'\]"):
+        with pytest.raises(ValueError, match=r"`state` must be a state of the tasks .*, got \['push'\]"):
             env.set_state({"states": [state["states"][1]]})
 
 
@@ -343,7 +343,7 @@ def test_a_state_of_another_task_is_refused() -> None:
     with envs() as env:
         env.reset()
         one, other = env._parts[0].environments
-        with pytest.raises(ValueError, match="`state` must be one of task 'reach', got one of 'push'"):
+        with pytest.raises(ValueError, match="`state` must be a state of task 'reach', got one of 'push'"):
             one.set_state(other.get_state())
 
 
@@ -640,7 +640,7 @@ def test_wrong_actions_and_attributes() -> None:
         env.reset()
         with pytest.raises(ValueError, match=r"`actions` must have shape \(2, 4\), got \(3, 4\)"):
             env.step(np.zeros((3, 4)))
-        with pytest.raises(ValueError, match=r"`actions` must be finite, those of task 'push' are not"):
+        with pytest.raises(ValueError, match=r"`actions` must be finite, got others in task 'push'"):
             env.step(np.array([[0.0] * 4, [np.nan] * 4]))
         with pytest.raises(RuntimeError, match=r"step_wait\(\) must follow step_async\(\), with nothing between"):
             env.step_wait()
@@ -648,7 +648,7 @@ def test_wrong_actions_and_attributes() -> None:
             env.seed(-1)
         with pytest.raises(AttributeError, match="no attribute 'goal' that can be read here"):
             env.get_attr("goal")
-        with pytest.raises(AttributeError, match="'goal' cannot be set: make_envs says how environments are"):
+        with pytest.raises(AttributeError, match="'goal' cannot be set; make_envs sets how environments are"):
             env.set_attr("goal", 1)
         with pytest.raises(AttributeError, match="no method 'jump' that can be called here"):
             env.env_method("jump")

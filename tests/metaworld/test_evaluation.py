@@ -337,7 +337,9 @@ def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
     result_of().save(path)
     written = DAMAGES[name](json.loads(path.read_text()))
     path.write_bytes(written if isinstance(written, bytes) else written.encode())
-    with pytest.raises(DamagedError, match=r"`path` must be a file that EvaluationResult.save wrote, .*result.json is"):
+    with pytest.raises(
+        DamagedError, match=r"`path` must be a file that EvaluationResult.save wrote, got .*result.json: not"
+    ):
         EvaluationResult.load(path)
 
 
@@ -372,7 +374,7 @@ def test_wrong_arguments(name: str) -> None:
 def test_a_policy_for_other_tasks_is_refused() -> None:
     told = (
         r"`policy` must be made for observations of shape \(49,\), 39 numbers of state and the one-hot of 10 tasks, "
-        r"got one for those of shape \(41,\); was it trained on another benchmark\?"
+        r"got one for shape \(41,\); was it trained on another benchmark\?"
     )
     with pytest.raises(ValueError, match=told):
         evaluate(model(), "MT10")
@@ -516,9 +518,9 @@ WRONG_NUMBERS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
         bootstrap_interval,
         ([[0.5, 1.0]],),
         {},
-        r"must be those of at least two runs, got 1: one run does not",
+        r"must have at least two runs, got 1: one run does not",
     ),
-    "infinite": (bootstrap_interval, ([[0.5], [np.inf]],), {}, r"`scores` must be finite, those of run 1 are not"),
+    "infinite": (bootstrap_interval, ([[0.5], [np.inf]],), {}, r"`scores` must be finite, got others in run 1"),
     "resamples": (bootstrap_interval, ([[0.5], [1.0]],), {"resamples": 0}, r"`resamples` must be at least 1, got 0"),
     "confidence": (bootstrap_interval, ([[0.5], [1.0]],), {"confidence": 1.0}, r"between 0 and 1, got 1.0"),
 }

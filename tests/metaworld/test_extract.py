@@ -118,8 +118,8 @@ def assert_file_computes_what_the_policy_does(told: ExtractedTask, form: str) ->
     assert action.shape == (7, 4)
     assert action.abs().max() <= 1
     text = str(told)
-    assert "100 states that demonstrations came to, of which 100.0% keep their routes" in text
-    assert "on those of other episodes" in text
+    assert "100 states of demonstrations, of which 100.0% keep their routes" in text
+    assert "on states of other episodes" in text
 
 
 def test_the_file_computes_what_the_policy_does(run: Run, model: MultiTaskSAC, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ WRONG = {
     "task": (["--task", "reach"], "`task` must be one of 'drawer-close', 'window-close', got 'reach'"),
     "format": (["--format", "pt"], "`format` must be one of 'torch', 'export', 'onnx', 'executorch', got 'pt'"),
     "coverage": (["--coverage", "0", "--collect", "1"], "`coverage` must be a share above 0 and at most 1, got 0.0"),
-    "folder": (["--output", "no/p.safetensors"], "`output` must be in a directory that is there, got no/p.safetensors"),
+    "folder": (["--output", "no/p.safetensors"], "`output` must be in an existing directory, got no/p.safetensors"),
     "end": (["--output", "p.pt"], "`output` must end with .safetensors in the format torch, got p.pt"),
     "states": (["--states", "replay"], "`states` must be one of 'policy', 'demonstrations', got 'replay'"),
     "collect": (["--collect", "0"], "`collect` must be at least 1, got 0"),

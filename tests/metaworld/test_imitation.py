@@ -129,9 +129,7 @@ def test_sac_goes_on_from_there(cloned: Run, tmp_path: Path) -> None:
         ):
             train(other_run)
     squashed = Run.create(tmp_path / "squashed", preset("quick", {**options, "log_std": "tanh"}).resolve())
-    told = (
-        r"`warm_start` must be a run whose actor keeps its deviations in the same range, .*tanh.*, got .*cloned with "
-    )
+    told = r"`warm_start` must be a run with the same range of deviations, .*tanh.*, got .*cloned with "
     with pytest.raises(RunError, match=told):
         train(squashed)
     distributions = preset("quick", {**options, "critic_loss": "categorical"}).resolve()  # critics are not taken over
@@ -216,7 +214,7 @@ def test_a_damaged_cache_is_named_and_collected_anew_on_request(
 def test_cloning_that_comes_to_nothing(tmp_path: Path) -> None:
     options = {**SHORT, "method": "mt-sac", "cloning_rate": 1e30, "cloning_steps": 20}
     run = Run.create(tmp_path / "run", preset("quick", options).resolve())
-    with pytest.raises(RunError, match=r"came to nothing: its error .* with a `cloning_rate` below 1e\+30"):
+    with pytest.raises(RunError, match=r"diverged: its error .* with a `cloning_rate` below 1e\+30"):
         train(run)
 
 
@@ -399,7 +397,7 @@ def cloning(tmp_path: Path, data: Demonstrations, **changes: Any) -> Cloning:
 def test_other_demonstrations_are_refused(tmp_path: Path) -> None:
     first = cloning(tmp_path, demonstrations(), cloning_steps=1)
     first.run()
-    with pytest.raises(ValueError, match="was learned from other demonstrations than those that are there now"):
+    with pytest.raises(ValueError, match="was learned from other demonstrations than the present ones"):
         cloning(tmp_path, demonstrations(seed=2), cloning_steps=1)
 
 
@@ -457,11 +455,11 @@ WITHOUT_EFFECT = {
         "`cloning_entropy` must be 0 for the method mt-sac, which has no learned routes, got 0.1."
     ),
     "imitate --method sm --cloning-balance 1": (
-        "`cloning_balance` must be 0 with the gate soft, which uses all sources alike, got 1; what they weigh is "
-        "balanced by --cloning-importance."
+        "`cloning_balance` must be 0 with the gate soft, which reads all sources, got 1; --cloning-importance balances "
+        "their weights."
     ),
     "train --method d2r --cloning-z-loss 0.01": (
-        "`cloning_z_loss` must be 0 where nothing is cloned, as `dynroute imitate` does, got 0.01."
+        "`cloning_z_loss` must be 0 without cloning, which `dynroute imitate` does, got 0.01."
     ),
     "train --noise 0,0.3": (
         "`noise` needs --demonstrations, got '0,0.3' without it; give --demonstrations N, or leave `noise` out."
@@ -662,12 +660,12 @@ def test_sac_starts_from_networks_that_grew(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"method": "mt-sac"}, "`grow_to` needs networks that route at module or model level, such as those of d2r"),
-        ({"network": {"level": "layer"}}, "`grow_to` needs networks that route at module or mod"),
+        ({"method": "mt-sac"}, "`grow_to` needs a method that routes at module or model level, such as d2r"),
+        ({"network": {"level": "layer"}}, "`grow_to` needs a method that routes at module or mod"),
         ({"critic_network": {"level": "model"}}, "`grow_to` needs critics that route at the level of their actor"),
         ({"method": "moe", "network": {"num_experts": 9}}, "for instance --network num_experts=2"),
         ({"grow_to": None, "grow_every": 5}, "`grow_every` needs --grow-to, the modules to grow to, got 5 without it"),
-        ({"method": "d2r", "num_modules": 9}, "`grow_to` must be more than the 9 modules that the network begins with"),
+        ({"method": "d2r", "num_modules": 9}, "`grow_to` must be more than the 9 modules that the network starts with"),
         ({"num_modules": 4, "overlap": True}, "`grow_to` cannot be used with --overlap"),
     ],
 )

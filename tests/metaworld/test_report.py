@@ -142,8 +142,8 @@ def test_the_data_of_the_page(page: Path, runs: list[Path]) -> None:
     assert "0.00 to 1.00" not in shown
     for rate in final.success_rates:
         assert number(rate) in shown
-    assert "mt-sac: one seed does not tell how much seeds differ, so that there is no interval." in shown
-    assert "The method mt-sac has no learned routes: nothing of them is shown." in shown
+    assert "mt-sac: one seed does not show how much seeds differ, so there is no interval." in shown
+    assert "The method mt-sac has no learned routes: none are shown." in shown
     session = json.loads((runs[0] / "sessions.jsonl").read_text())
     for part in (
         session["command"],
@@ -222,10 +222,10 @@ def test_a_run_of_which_much_is_missing(runs: list[Path], tmp_path: Path, monkey
     assert write_report([folder], device="cpu", tell=said.append) == folder / "report.html"
     shown = "".join(check_form((folder / "report.html").read_text()).text)
     for part in (
-        "There is no checkpoint: no policy can act, so that there are neither routes nor frames.",
-        "There is no evaluation yet: success is not known.",
+        "There is no checkpoint, and so there are neither routes nor frames.",
+        "There is no evaluation yet: success is unknown.",
         "is cut short and left out",
-        "one seed does not tell how much seeds differ",
+        "one seed does not show how much seeds differ",
         "There are neither routes nor frames to show",
         "d2r: not evaluated yet.",
     ):
@@ -234,7 +234,7 @@ def test_a_run_of_which_much_is_missing(runs: list[Path], tmp_path: Path, monkey
 
     (folder / "metrics.jsonl").unlink()
     write_report([folder], device="cpu", tell=said.append)
-    assert "Nothing was logged that could be drawn over steps." in (folder / "report.html").read_text()
+    assert "There are no logged curves." in (folder / "report.html").read_text()
 
     monkeypatch.setattr(scenes, "_works", lambda backend: False)
     path = write_report([runs[2]], tmp_path / "plain.html", device="cpu", tell=said.append)
@@ -265,7 +265,7 @@ def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
     assert all(moment["frame"] is None and moment["route"] for entry in entries for moment in entry["moments"])
     check_form(path.read_text())
     assert main(["report", str(runs[0]), "--output", str(tmp_path / "no" / "page.html")]) == 1
-    assert "`output` must be in a directory that is there" in capsys.readouterr().err
+    assert "`output` must be in an existing directory" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 1
     assert "is not the directory of a run" in capsys.readouterr().err
 
@@ -274,7 +274,7 @@ def test_where_a_page_cannot_be_is_said_at_once(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_module, "inspect_runs", None)  # nothing is done before
-    with pytest.raises(FileNotFoundError, match="`output` must be in a directory that is there, got "):
+    with pytest.raises(FileNotFoundError, match="`output` must be in an existing directory, got "):
         write_report(runs, tmp_path / "no" / "page.html")
     with pytest.raises(IsADirectoryError, match=r"`output` must be a file, got the directory .*report\.html is one"):
         write_report(runs, tmp_path)
@@ -285,7 +285,7 @@ def test_frames_that_are_left_out(runs: list[Path], monkeypatch: pytest.MonkeyPa
     routes = analysis.routes["d2r"]
     pictured = [dataclasses.replace(moment, frame=np.zeros((8, 8, 3), np.uint8)) for moment in routes.moments]
     analysis.routes["d2r"] = dataclasses.replace(routes, moments=tuple(pictured))
-    notes, sentence = list(analysis.notes), "Some frames are left out, lest the page become too large."
+    notes, sentence = list(analysis.notes), "Some frames are left out, since the page would be too large."
     assert entries_of(analysis)[2] == []
     monkeypatch.setattr("dynroute_metaworld.report.page.ROOM", 1)
     _, entries, left_out = entries_of(analysis)

@@ -258,7 +258,7 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     save = MultiTaskSAC.save_checkpoint
     monkeypatch.setattr(MultiTaskSAC, "save_checkpoint", limited)
-    with pytest.raises(RunError, match=r"no space left for .*run; make some, and --resume goes on from step_24, which"):
+    with pytest.raises(RunError, match=r"no space left for .*run; free some, and --resume goes on from step_24, which"):
         train(run)
     assert [path.name for path in run.checkpoints.iterdir()] == ["step_24"]
 
@@ -389,7 +389,7 @@ def done(straight: Path, tmp_path: Path) -> Run:
 def test_checkpoints_that_are_gone(done: Run) -> None:
     before = done.metrics.read_text()
     shutil.rmtree(done.checkpoints)
-    with pytest.raises(RunError, match=r"holds no checkpoint, though the run came to 96 steps; bring them back"):
+    with pytest.raises(RunError, match=r"holds no checkpoint, but the run came to 96 steps; restore them"):
         train(done)
     assert done.metrics.read_text() == before
 
@@ -413,9 +413,9 @@ def cut(path: Path) -> None:
 
 
 ALTERED = {
-    "metrics.jsonl": r"metrics.jsonl was altered: its SHA-256 is not the stored one; put back what was th",
+    "metrics.jsonl": r"metrics.jsonl was altered: its SHA-256 is not the stored one; restore the file",
     "evaluations/step_48.json": r"step_48.json was altered: its SHA-256 is not .* --resume goes on without it",
-    "evaluations/final.json": r"final.json was altered: its SHA-256 is not the one that was noted; put back",
+    "evaluations/final.json": r"final.json was altered: its SHA-256 is not the stored one; restore the file",
 }
 
 
@@ -431,9 +431,9 @@ def test_files_that_were_altered(name: str, done: Run) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("metrics.jsonl", r"metrics.jsonl was altered or cut: it must have at least \d+ bytes, got \d+; put back"),
-        ("evaluations/step_48.json", r"step_48.json was altered or cut: it must have \d+ bytes, got \d+; put back"),
-        ("evaluations/final.json", r"final.json was altered: its SHA-256 is not the one that was noted"),
+        ("metrics.jsonl", r"metrics.jsonl was altered or cut: it must have at least \d+ bytes, got \d+; restore"),
+        ("evaluations/step_48.json", r"step_48.json was altered or cut: it must have \d+ bytes, got \d+; restore"),
+        ("evaluations/final.json", r"final.json was altered: its SHA-256 is not the stored one"),
         ("config.json", r"config.json is not the configuration of a run"),
         ("checkpoints/step_96/notes.json", r"step_96/notes.json must have \d+ bytes, got \d+; take another"),
     ],
@@ -449,7 +449,7 @@ def test_files_that_are_missing(done: Run, straight: Path, capsys: pytest.Captur
     for name in ("metrics.jsonl", "evaluations/step_48.json"):
         (done.folder / name).unlink()
     assert train(done) is not None
-    told = "going on without what is missing of the time before step_96: metrics.jsonl, evaluations/step_48.json"
+    told = "going on without files from before step_96, which are missing: metrics.jsonl, evaluations/step_48.json"
     assert told in capsys.readouterr().out
     assert done.sessions[-1]["without"] == ["metrics.jsonl", "evaluations/step_48.json"]
     assert read_metrics(done.metrics) == []
@@ -505,7 +505,7 @@ def test_checkpoints_that_do_not_tell_of_other_files(nearly: Run, capsys: pytest
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     alter(nearly.metrics)
     assert train(nearly) is not None
-    assert "step_72 does not tell what metrics and evaluations were: they are taken as they" in capsys.readouterr().out
+    assert "step_72 has no checksums of metrics and evaluations: they are taken as they are" in capsys.readouterr().out
     for text in (
         "[]",
         "{}",
@@ -582,9 +582,7 @@ def test_other_versions_are_told(done: Run, capsys: pytest.CaptureFixture[str]) 
     (done.folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
     (done.evaluations / "final.json").unlink()  # or there is nothing to do
     train(done)
-    assert "results may differ in their last bits from those of the same run without: torch 2.4.0" in (
-        capsys.readouterr().out
-    )
+    assert "results may differ in their last bits, since versions changed: torch 2.4.0" in (capsys.readouterr().out)
 
 
 def test_training_and_evaluation_have_the_problem_of_the_configuration(straight: Path, tmp_path: Path) -> None:
@@ -640,7 +638,7 @@ def test_a_run_that_cannot_start_leaves_nothing(changes: dict[str, Any], told: s
 
 def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="got 'cuda': this torch finds no GPU"):
+    with pytest.raises(ValueError, match="got 'cuda': torch finds no GPU"):
         train(Run.create(tmp_path / "run", small(device="cuda")))
 
 

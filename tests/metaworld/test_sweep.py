@@ -155,11 +155,11 @@ def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr().out
     assert "1 of 1 runs are finished already" in printed
     assert "cloning_std=0.1  1 of 1" in printed
-    assert "One seed does not tell how much seeds differ: there is no interval." in printed
+    assert "One seed does not show how much seeds differ: it has no interval." in printed
     assert main(["sweep", *command, "--cloning-steps", "200"]) == 1
     told = capsys.readouterr().err
     assert "holds a run with cloning_steps=1500, got 200" in told
-    assert "A sweep goes elsewhere by --folder." in told
+    assert "For a sweep, --folder names another directory." in told
     assert main(["sweep", "--folder", str(folder), "--summary"]) == 0
     assert "reach 0." in capsys.readouterr().out
 
@@ -185,7 +185,7 @@ def test_stopped_twice_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) ->
         process.send_signal(number)
         printed, _ = process.communicate(timeout=600)
         assert process.returncode == 130, printed
-        assert "stopping 1 runs, which keep what they have" in printed
+        assert "stopping 1 runs with checkpoints; Ctrl-C again stops at once" in printed
         assert "dynroute: stopped; the same command goes on" in printed
     first, steps = sorted(int(each.name.removeprefix("step_")) for each in (run / "checkpoints").glob("step_*"))
     assert 0 < first < steps  # the second attempt went on
@@ -223,7 +223,7 @@ def test_clusters_that_have_no_room(member: Cluster, tmp_path: Path) -> None:
     held = [hold.remote() for _ in range(2)]
     while ray.available_resources().get("CPU", 0):
         time.sleep(0.05)
-    with pytest.raises(RunError, match="busy: of 2 cores 0 are free, and a run needs 1; wait until others"):
+    with pytest.raises(RunError, match="busy: of 2 cores 0 are free, and a run needs 1; wait for other jobs"):
         check_room(1, 0, lines.append, patience=0)
     check = "the cluster is busy: of 2 cores 0 are free, and a run needs 1; waiting 0.1 seconds"
     with pytest.raises(RunError):
@@ -266,7 +266,7 @@ def test_clusters_in_which_room_never_comes(tmp_path: Path, monkeypatch: pytest.
     full = SimpleNamespace(remote=lambda **_: lambda work: task, wait=lambda *_, **__: ([], []))
     monkeypatch.setattr(module, "_ray", lambda: full)
     run, lines = Run(tmp_path / "run", Configuration(benchmark="reach")), list[str]()
-    with pytest.raises(RunError, match=r"^no node had room for a run for minutes; do others use the cluster, or"):
+    with pytest.raises(RunError, match=r"^no node had room for a run for minutes; is the cluster busy, or gone"):
         run_all({"run": run}, "token", {"num_cpus": 1}, lines.append)
     assert lines == ["[0/1] no node has room for a run, though none is running; 0 running, 1 waiting"] * 10
 
@@ -282,7 +282,7 @@ def test_a_run_that_always_dies(member: Cluster, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(module, "RETRIES", 1)  # each starts a process
     run, lines = Run(tmp_path / "run", Configuration(benchmark="reach")), list[str]()
     failures = run_all({"run": run}, "token", {"num_cpus": 1}, lines.append)
-    assert "its process died 2 times at the same place" in failures["run"]
+    assert "its process died 2 times after the same checkpoint" in failures["run"]
     assert [line.split()[1] for line in lines if " retried " in line] == ["retried"]
     assert lines[-1].startswith("[1/1] failed run: its process died 2 times")
     assert lines[-1].endswith("0 running, 0 waiting")
@@ -310,7 +310,7 @@ def test_addresses_where_no_cluster_is() -> None:
         with refused, joined(f"127.0.0.1:{port}"):
             pass
     for wrong in ("head", "head:", ":6379", "ray://head:10001", "head:port"):
-        refused = pytest.raises(ValueError, match=r"`address` must be HOST:PORT, as `ray start --head` tells it, got")
+        refused = pytest.raises(ValueError, match=r"`address` must be HOST:PORT, as `ray start --head` prints it, got")
         with refused, joined(wrong):
             pass
 
@@ -325,7 +325,7 @@ def test_something_else_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
         assert server.stdout is not None
         port = server.stdout.readline().split("port ")[1].split()[0]
         with (
-            pytest.raises(ConnectionError, match="what answers there is no cluster of Ray"),
+            pytest.raises(ConnectionError, match="the program there is not Ray"),
             joined(f"127.0.0.1:{port}"),
         ):
             pass
@@ -342,7 +342,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "vary": (["--methods", "sm", "--vary", "protct=rsg"], "`vary` must be an option of a run and its values, for inst"),
     "vary a method": (["--methods", "sm", "--vary", "method=d2r"], "methods, benchmarks and seeds have flags of their"),
     "twice": (["--methods", "sm", "--vary", "gamma=1,1"], "`vary` of `gamma` must be a list of values, at least one"),
-    "both": (["--methods", "sm", "--vary", "gamma=0.9", "--gamma", "1"], "`options` must not set `gamma`, of which th"),
+    "both": (["--methods", "sm", "--vary", "gamma=0.9", "--gamma", "1"], "`options` must not set `gamma`, which the s"),
     "value": (["--methods", "sm", "--vary", "gamma=0.9,1.5"], "`gamma` must be in 0..1, got 1.5"),
     "type": (["--methods", "sm", "--vary", "width=wide"], "`width` must be of type int or none, got 'wide'"),
     "gate": (["--methods", "d2r", "--gate", "top-x"], "`gate` must be one of 'soft', 'hard', 'top-K', 'sample-K', got"),
@@ -410,7 +410,7 @@ def test_a_run_that_is_asked_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "train", lambda run: None)
     monkeypatch.setattr(module, "_sees", lambda folder, token: True)
     run = Run.create(tmp_path / "run", preset("quick", {"benchmark": "reach"}).resolve())
-    assert _attempt(run, "") == ("failed", "it was asked to stop; the same command goes on")
+    assert _attempt(run, "") == ("failed", "it was stopped; the same command goes on")
 
 
 def test_folders_that_are_not_taken(tmp_path: Path) -> None:
@@ -423,7 +423,7 @@ def test_folders_that_are_not_taken(tmp_path: Path) -> None:
         summarize(tmp_path)
     for text in ("{", "[]", '{"format": "another"}'):
         (tmp_path / "sweep.json").write_text(text)
-        with pytest.raises(DamagedError, match=r"sweep.json does not tell of a sweep"):
+        with pytest.raises(DamagedError, match=r"sweep.json is not the file of a sweep, or is damaged"):
             read_sweep(tmp_path)
 
 
@@ -536,7 +536,7 @@ def test_every_run_starts_from_its_own(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(RunError, match="`warm_start` must be a run with the same tasks, method and sizes, sm on reach"):
         _combine("quick", {"warm_start": "reach-mt-sac-seed1"}, {**values, "method": ["sm"]})
     for wrong in ("{network}", "{", "{0}"):
-        with pytest.raises(ValueError, match=re.escape(f"those of the run that starts from it, got {wrong!r}")):
+        with pytest.raises(ValueError, match=re.escape(f"the values of the new run, got {wrong!r}")):
             _combine("quick", {"warm_start": wrong}, values)
 
 
@@ -550,7 +550,7 @@ def test_rows_hold_runs_of_the_same_settings(tmp_path: Path) -> None:
         ("quick", {"final_episodes": 1}, "final_episodes=.*, got 1"),
         ("quick", IMITATION_ALONE, "steps=12000, got 0"),
     ):
-        with pytest.raises(RunError, match=f"holds reach-sm-seed1 with .*{message}.*: seeds of other settings do not"):
+        with pytest.raises(RunError, match=f"holds reach-sm-seed1 with .*{message}.*: runs of other settings do not"):
             sweep(tmp_path, ["sm"], ["reach"], [2], settings=settings, options=options)
         with pytest.raises(RunError, match="holds a run with "):  # but for what may change when a run goes on
             sweep(tmp_path, ["sm"], ["reach"], [1], settings=settings, options={**options, "gamma": 0.5})
@@ -575,7 +575,7 @@ def test_rows_start_from_runs_of_the_same_settings(tmp_path: Path) -> None:
         for name in ("few-2", "many-2")
     )
     _check_rows(folder, {"reach-sm-seed2": second}, told)
-    with pytest.raises(RunError, match=r"with warm_start='.*few-1', got '.*many-2': seeds of other settings do not"):
+    with pytest.raises(RunError, match=r"with warm_start='.*few-1', got '.*many-2': runs of other settings do not"):
         _check_rows(folder, {"reach-sm-seed2": wrong}, told)
 
 
@@ -642,7 +642,7 @@ def test_the_summary(tmp_path: Path) -> None:
     assert "push 0.25" in lines[1]
     assert "one seed" in lines[2]
     assert lines[3].split()[-6:] == ["-"] * 6
-    assert "One seed does not tell how much seeds differ" in table
+    assert "One seed does not show how much seeds differ" in table
 
     # Of a run that was killed it is not known how long it took.
     path = tmp_path / "sm-1" / "sessions.jsonl"

@@ -24,18 +24,18 @@ PLAIN = (bool, int, float, str, np.generic, np.ndarray, type(None))
 
 
 class FastMethods:
-    """Faster methods with the results of Meta-World's own, mixed into the class of a task.
+    """Faster methods with the same results as Meta-World's, mixed into the class of a task.
 
-    A step of Meta-World takes longer in Python than in the simulator. These methods are those whose cost can be avoided
-    without another result: tests compare every bit of what follows.
+    A step of Meta-World takes longer in Python than in the simulator. These methods save time and give the same bits,
+    which tests compare.
     """
 
     data: Any
     still = False
-    """Whether an episode starts without the time in which the hand comes to its place."""
+    """Whether an episode starts without the steps that move the hand to its place."""
 
     def reset(self: Any, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """Starts an episode: Meta-World does that twice, and of the first time keeps what is drawn and placed alone."""
+        """Starts an episode. Meta-World does this twice; the first time only has to draw the goal and place objects."""
         self.curr_path_length = 0
         self.still = True
         try:
@@ -54,13 +54,13 @@ class FastMethods:
             super()._reset_hand(steps)  # type: ignore[misc]
 
     def set_xyz_action(self: Any, action: NDArray[Any]) -> None:
-        """Moves what the hand follows."""
+        """Moves the point that the hand follows."""
         position = self.data.mocap_pos[0] + np.minimum(np.maximum(action, -1), 1) * self.action_scale
         self.data.mocap_pos[0] = np.minimum(np.maximum(position, self.mocap_low), self.mocap_high)
         self.data.mocap_quat[0] = 1, 0, 1, 0
 
     def touching_object(self: Any, object_geom_id: int) -> bool:
-        """Whether both fingers press on an object; most of the time nothing touches it."""
+        """Whether both fingers press on an object. Mostly nothing touches it, which is checked first."""
         contacts, forces = self.data.contact, []
         touched = (contacts.geom == object_geom_id).any(axis=1)
         if not touched.any():
@@ -91,7 +91,7 @@ class FastMethods:
 
 @functools.cache
 def fast_class(name: str) -> Any:
-    """The class of a task with :class:`FastMethods` mixed in; that of Meta-World stays as it is."""
+    """The class of a task with :class:`FastMethods` mixed in; Meta-World's class stays as it is."""
     kind = ALL_V3_ENVIRONMENTS[f"{name}-v3"]
     return type(kind.__name__, (FastMethods, kind), {})
 
@@ -125,7 +125,7 @@ class TaskEnvironment:
         self.observation = np.zeros(STATE_FEATURES, dtype=np.float32)
         self.steps, self.total, self.success = 0, 0.0, False
         if render_mode is not None:
-            self.frame()  # what is missing is told now, and not after hours
+            self.frame()  # if OpenGL is missing, the error comes now
 
     def seed(self, seed: int) -> None:
         """Seeds the generators of goals."""
@@ -136,7 +136,7 @@ class TaskEnvironment:
     def reset(self) -> NDArray[np.float32]:
         """Starts an episode with its goal."""
         if self.goals == "benchmark":
-            # Every goal comes once before one comes again.
+            # Every goal is used once before any is used again.
             self.order = self.order or self.rng.permutation(len(self.tasks)).tolist()
             self.env.set_task(self.tasks[self.order.pop()])
         elif self.goals == "random":
@@ -148,7 +148,7 @@ class TaskEnvironment:
         return self.observation
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool]:
-        """Takes a step.
+        """Makes a step.
 
         Returns:
             The observation, the reward, whether the horizon is reached, and whether the task is solved at this step.
@@ -183,7 +183,7 @@ class TaskEnvironment:
         return {
             "task": self.name,
             "integration": integration,
-            # Meta-World moves these two when an episode starts.
+            # Meta-World changes these two when an episode starts.
             "body_pos": env.model.body_pos.copy(),
             "site_pos": env.model.site_pos.copy(),
             "attributes": copy.deepcopy({name: value for name, value in vars(env).items() if _is_kept(name, value)}),
@@ -196,13 +196,13 @@ class TaskEnvironment:
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`get_state` returned, in an environment of the same task."""
         if state["task"] != self.name:
-            raise ValueError(f"`state` must be one of task {self.name!r}, got one of {state['task']!r}.")
+            raise ValueError(f"`state` must be a state of task {self.name!r}, got one of {state['task']!r}.")
         env = self.env
         env.model.body_pos[:], env.model.site_pos[:] = state["body_pos"], state["site_pos"]
         for name, value in state["attributes"].items():
             if _is_kept(name, vars(env).get(name)):
                 vars(env)[name] = copy.deepcopy(value)
-        for _ in range(2):  # what follows from the state is computed, which changes where the solver starts next time
+        for _ in range(2):  # mj_forward computes what depends on the state, and changes the start of the solver
             mujoco.mj_setState(env.model, env.data, state["integration"], STATE)
             mujoco.mj_forward(env.model, env.data)
         mujoco.mj_setState(env.model, env.data, state["integration"], STATE)
@@ -217,12 +217,12 @@ class TaskEnvironment:
 
 
 def _is_kept(name: str, value: Any) -> bool:
-    """Whether an attribute of an environment belongs to its state; how it is drawn does not, nor how it is started."""
+    """Whether an attribute of an environment belongs to its state; `render_mode` and `still` do not."""
     return name not in ("render_mode", "still") and _is_plain(value)
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is data of its own, and not a view of the simulator's memory, which follows that by itself."""
+    """Whether a value is plain data with its own memory; views of the simulator's memory need no copy."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     if isinstance(value, dict):

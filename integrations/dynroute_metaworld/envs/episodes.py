@@ -34,7 +34,7 @@ class Step(NamedTuple):
     """Whether each task is solved at this step."""
 
     states: NDArray[np.float32]
-    """The states after the step, without the one-hots; at the end of an episode its last ones."""
+    """The states after the step, without the one-hots; at the end of an episode, its last states."""
 
     infos: list[dict[str, Any]]
     """The infos of the environments."""
@@ -49,10 +49,10 @@ def play(
     """Runs a policy for some episodes; all environments have the same horizon, so that their episodes end together.
 
     Args:
-        env: The environments, whose episodes begin anew.
-        act: The policy: from the observations of all environments and the number of the step to the actions.
+        env: The environments; they are reset first.
+        act: The policy, a function from the observations of all environments and the number of the step to actions.
         episodes: The number of episodes of each task.
-        progress: Called after each step with the number of steps that are done and that of all.
+        progress: Called after each step with the number of steps that are done and the total.
 
     Example:
         >>> from dynroute_metaworld.envs.episodes import play

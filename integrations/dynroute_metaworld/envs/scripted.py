@@ -20,8 +20,8 @@ __all__ = ["ScriptedPolicy"]
 class ScriptedPolicy:
     """Meta-World's own policies, written by hand for each task, with the `predict` of SB3.
 
-    It learns nothing and knows the meaning of each number of an observation: it says what can be reached within a
-    horizon, checks environments and evaluation, and gives demonstrations.
+    It does not learn, and knows the meaning of each number of an observation. It shows what can be reached within a
+    horizon, tests environments and evaluation, and gives demonstrations.
 
     Args:
         benchmark: The tasks in the order of the one-hot: "MT10", "MT25", "MT50", a task, or a list of tasks.
@@ -59,7 +59,7 @@ class ScriptedPolicy:
         tasks = self.task_space.tasks(observations, name="the observation")
         states = observations.reshape(len(tasks), -1)[:, :STATE_FEATURES].astype(np.float64)
         with warnings.catch_warnings():
-            # The scripts warn wherever a response exceeds 1, which is how they mean it: it is clipped.
+            # The scripts warn of actions beyond 1, although they are written to be clipped.
             warnings.filterwarnings("ignore", message="Constant.s. may be too high", category=UserWarning)
             actions = [self.policies[task].get_action(row) for task, row in zip(tasks, states, strict=True)]
         clipped = np.clip(np.array(actions, dtype=np.float32), -1, 1)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what they do for a while, and processes that are shielded from them."""
+"""Handlers of Ctrl-C and SIGTERM inside a block, and processes that are shielded from Ctrl-C."""
 
 import contextlib
 import signal
@@ -11,7 +11,7 @@ __all__ = ["handling", "shielded", "uninterrupted"]
 
 @contextlib.contextmanager
 def handling(handler: Callable[..., object], *numbers: signal.Signals) -> Iterator[None]:
-    """Handles signals by a function; threads but the main one are never interrupted, and change nothing."""
+    """Handles signals by a function inside the block; does nothing in other threads than the main one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -25,7 +25,7 @@ def handling(handler: Callable[..., object], *numbers: signal.Signals) -> Iterat
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delays Ctrl-C while a message passes: after half of one, nothing that follows could be understood."""
+    """Delays Ctrl-C while a message passes: after half a message, the receiver could not read the next ones."""
     came: list[Any] = []
     former = signal.getsignal(signal.SIGINT)
     try:
@@ -38,7 +38,7 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """Keeps Ctrl-C from processes that are started here, which are only told to ignore it once they have begun."""
+    """Blocks Ctrl-C in processes that start inside the block, until they ignore it themselves."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -19,9 +19,9 @@ __all__ = ["derive_seed", "goals_of"]
 def goals_of(benchmark: str | Sequence[str], seed: int) -> dict[str, tuple[Task, ...]]:
     """The 50 goals of each task that Meta-World draws for a benchmark from a seed.
 
-    MT10, MT25 and MT50 are drawn as a whole: the goals are those of ``metaworld.MT10(seed)``. A task alone has those of
-    ``metaworld.MT1(task, seed)``; in a list the next task has the next seed, lest tasks have the same goals. They are
-    drawn once in a process, without the time that Meta-World gives the hand to come to its place before each of them.
+    The goals of MT10, MT25 and MT50 are the same as in ``metaworld.MT10(seed)``, and the goals of a single task as in
+    ``metaworld.MT1(task, seed)``. In a list, the next task has the next seed, so that tasks have different goals. A
+    process draws them once, and skips the steps in which Meta-World moves the hand to its place before each of them.
     """
     if isinstance(benchmark, str) and benchmark.upper() in BENCHMARKS:
         return dict(_drawn(BENCHMARKS[benchmark.upper()], seed))
@@ -53,7 +53,7 @@ def _drawn(names: tuple[str, ...], seed: int) -> dict[str, tuple[Task, ...]]:
             for _ in range(2 * metaworld._N_GOALS):
                 env.reset_model()
                 vectors.append(env._last_rand_vec)
-        # Meta-World starts every episode twice, so that every other draw counts.
+        # Meta-World starts every episode twice, and uses the second draw.
         drawn = [{"rand_vec": vector, "env_cls": ALL_V3_ENVIRONMENTS[f"{name}-v3"]} for vector in vectors[1::2]]
-        goals[name] = tuple(metaworld._encode_task(f"{name}-v3", one | metaworld._MT_OVERRIDE) for one in drawn)
+        goals[name] = tuple(metaworld._encode_task(f"{name}-v3", goal | metaworld._MT_OVERRIDE) for goal in drawn)
     return goals

@@ -41,13 +41,13 @@ def make_envs(
         goals: Where the goal of an episode comes from. "random" draws a new one from the whole space of goals, "fixed"
             takes the first of the benchmark's, "benchmark" takes each of its 50 once before one comes again.
         horizon: The number of steps of an episode, at most 500.
-        seed: What the goals depend on; each task draws its own.
-        workers: The number of processes that run the environments; 0 runs them in this one.
+        seed: The seed of the goals; each task draws its own.
+        workers: The number of processes that run the environments; 0 runs them in this process.
         reward_version: "v2" or "v1".
-        reward_scale: Multiplies the rewards; the returns in the infos are without it.
-        restart: Whether a worker that dies is replaced, its episodes cut short, instead of ending the run.
+        reward_scale: Multiplies the rewards, but not the returns in the infos.
+        restart: Whether a worker that dies is replaced and its episodes are truncated; otherwise an error is raised.
         render_mode: "rgb_array" for ``render()`` and ``get_images()``, which need OpenGL.
-        only: Tasks of the benchmark that alone are made, with the goals and the one-hots that they have among all.
+        only: The tasks to make, with the same goals and one-hots as in the whole benchmark; all if None.
 
     Example:
         >>> env = make_envs(["reach", "window-open"], goals="fixed", horizon=150)
@@ -63,7 +63,7 @@ def make_envs(
     _check_integer("workers", workers, 0, len(rows), "the number of environments")
     _check_integer("seed", seed, 0, 2**32 - 1, "the seeds of numpy")
     if reward_version not in ("v1", "v2"):
-        raise ValueError(f"`reward_version` must be 'v1' or 'v2', got {reward_version!r}; v3 is that of the tasks.")
+        raise ValueError(f"`reward_version` must be 'v1' or 'v2', got {reward_version!r}; v3 is the tasks' version.")
     if not 0 < reward_scale < np.inf:
         raise ValueError(f"`reward_scale` must be positive, got {reward_scale!r}.")
     check_choice("render_mode", render_mode, (None, "rgb_array"))
@@ -76,12 +76,12 @@ def make_envs(
 class MetaWorldVecEnv(VecEnv):
     """One environment for each task, in this process or in workers; made by :func:`make_envs`.
 
-    Observations are float32 and end with the one-hot of the task. The infos name the task; at the end of an episode
-    they hold what SB3 reads there, `is_success` telling whether the task was solved at any step.
+    Observations are float32 and end with the one-hot of the task. The infos name the task. At the end of an episode
+    they have the entries that SB3 reads; `is_success` is whether the task was solved at any step.
 
     Args:
         specifications: How the environments are made.
-        seed: What the goals depend on.
+        seed: The seed of the goals.
         workers: The number of processes.
         reward_scale: Multiplies the rewards.
         restart: Whether a worker that dies is replaced.
@@ -127,7 +127,7 @@ class MetaWorldVecEnv(VecEnv):
             raise
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seeds what draws the goals of each task; fixed goals do not depend on it."""
+        """Seeds the generators of goals of each task; fixed goals do not depend on them."""
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         if seed < 0:
@@ -151,7 +151,7 @@ class MetaWorldVecEnv(VecEnv):
             raise ValueError(f"`actions` must have shape ({self.num_envs}, 4), got {np.shape(actions)}.")
         if not np.isfinite(actions).all():
             task = self.task_names[int((~np.isfinite(actions)).any(axis=1).argmax())]
-            raise ValueError(f"`actions` must be finite, those of task {task!r} are not.")
+            raise ValueError(f"`actions` must be finite, got others in task {task!r}.")
         self._rows["actions"][:] = actions
         self._begin()
         for part in self._parts:
@@ -177,7 +177,7 @@ class MetaWorldVecEnv(VecEnv):
             for name, solved in zip(self.task_names, rows["solved"].tolist(), strict=True)
         ]
         for i in np.flatnonzero(dones):
-            # The horizon is not a property of the task: an episode that reaches it is cut short, and has not ended.
+            # The horizon is not a property of the task: an episode that reaches it is truncated, not terminated.
             infos[i]["TimeLimit.truncated"] = True
             infos[i]["terminal_observation"] = np.concatenate([rows["last"][i], self._one_hots[i]])
             infos[i]["is_success"] = bool(rows["successes"][i])
@@ -194,7 +194,7 @@ class MetaWorldVecEnv(VecEnv):
 
     @property
     def environments(self) -> Sequence[TaskEnvironment]:
-        """The environments themselves, where they are in this process and not in workers."""
+        """The environments in this process; none if workers run them."""
         return [environment for part in self._parts if isinstance(part, Group) for environment in part.environments]
 
     def get_images(self) -> list[NDArray[np.uint8] | None]:
@@ -211,7 +211,7 @@ class MetaWorldVecEnv(VecEnv):
         """Restores a state of :meth:`get_state`, exactly: the same actions then lead to the same results."""
         tasks = [saved["task"] for saved in state["states"]]
         if tasks != self.task_names:
-            raise ValueError(f"`state` must be that of the tasks {self.task_names}, got {tasks}.")
+            raise ValueError(f"`state` must be a state of the tasks {self.task_names}, got {tasks}.")
         self._ask("reset")
         self._ask("set_state", state["states"])
         self._lost.clear()
@@ -228,7 +228,7 @@ class MetaWorldVecEnv(VecEnv):
         return [self._attributes[attr_name][i] for i in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        raise AttributeError(f"{attr_name!r} cannot be set: make_envs says how environments are.")
+        raise AttributeError(f"{attr_name!r} cannot be set; make_envs sets how environments are.")
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
         raise AttributeError(f"environments of Meta-World have no method {method_name!r} that can be called here.")
@@ -248,7 +248,7 @@ class MetaWorldVecEnv(VecEnv):
             raise RuntimeError("these environments are closed; make_envs makes new ones.")
 
     def _ask(self, command: str, arguments: Sequence[Any] | None = None) -> list[Any]:
-        """Asks every environment for something and waits for the answers."""
+        """Sends a command to every environment and waits for the answers."""
         self._check_open()
         self._begin()
         given = [None if arguments is None else [arguments[row] for row in part.rows] for part in self._parts]
@@ -262,13 +262,13 @@ class MetaWorldVecEnv(VecEnv):
         return [answers[row] for row in range(self.num_envs)]
 
     def _begin(self) -> None:
-        """Notes what a worker that dies now leaves behind; a step that was not waited for is given up."""
+        """Stores the figures that a dying worker's episodes would end with; drops a step that was not waited for."""
         self._stepping = False
         self._rows["dones"][:] = False
         self._before = {"returns": self._rows["returns"].copy(), "lengths": self._rows["lengths"] + 1}
 
     def _lost_in(self, part: Group | Remote, call: Callable[..., Any], *arguments: Any) -> bool:
-        """Calls a worker. If it dies, another one takes its place, where that is asked for, and the answer is True."""
+        """Calls a worker; with `restart`, replaces it if it dies. Returns whether it was replaced."""
         try:
             call(*arguments)
         except WorkerError:
@@ -279,9 +279,9 @@ class MetaWorldVecEnv(VecEnv):
         return False
 
     def _replace(self, part: Remote) -> None:
-        """Starts a worker in the place of one that died; its episodes are cut short where they were."""
+        """Starts a worker in the place of one that died, and truncates its episodes."""
         rows, own_rows = self._rows, list(part.rows)
-        cut = [row for row in own_rows if not rows["dones"][row]]  # the others ended by themselves just before
+        cut = [row for row in own_rows if not rows["dones"][row]]  # the other episodes ended before it died
         endings = {name: rows[name].copy() for name in ("last", "returns", "lengths")}
         endings["last"][cut] = rows["observations"][cut]
         for name, before in self._before.items():

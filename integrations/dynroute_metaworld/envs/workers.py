@@ -1,6 +1,6 @@
-"""Processes that hold several environments each and share memory with the process that learns.
+"""Worker processes, each with several environments, which share memory with the process that learns.
 
-They are written here since shared memory was measured to be 1.5 to 1.7 times as fast as the pipes of SubprocVecEnv.
+SubprocVecEnv does not suffice: shared memory was measured to be 1.5 to 1.7 times as fast as its pipes.
 """
 
 import atexit
@@ -44,7 +44,7 @@ class Specification:
 
     Attributes:
         name: The task.
-        row: Its row in the benchmark, on which its seed and its one-hot depend.
+        row: Its row in the benchmark, which decides its seed and its one-hot.
         num_tasks: The number of tasks of the benchmark.
         tasks: The goals of the benchmark.
         goals: Where goals come from.
@@ -80,7 +80,7 @@ class Shared:
 
     @classmethod
     def of(cls, raw: dict[str, Any]) -> "Shared":
-        """The memory that another process made."""
+        """Uses the memory that another process allocated."""
         shared = cls.__new__(cls)
         shared.raw, shared.count = raw, len(raw["dones"])
         return shared
@@ -104,8 +104,8 @@ LAYOUT: dict[str, tuple[int, type]] = {
     "returns": (1, np.float64),
     "lengths": (1, np.int64),
 }
-"""The width and the type of what is shared. `last` is the last observation of an episode that ended with the step,
-`solved` tells of the step alone, and `successes`, `returns` and `lengths` of the episode up to it."""
+"""The width and the type of each shared array. `last` is the last observation of an episode that ended with the step.
+`solved` is for the step alone; `successes`, `returns` and `lengths` are for the episode so far."""
 
 
 REMOTES: "weakref.WeakSet[Remote]" = weakref.WeakSet()
@@ -113,7 +113,7 @@ REMOTES: "weakref.WeakSet[Remote]" = weakref.WeakSet()
 
 @atexit.register
 def _close_remotes() -> None:
-    """Ends workers before multiprocessing would, by a signal that they ignore."""
+    """Ends the workers before multiprocessing tries to, with a signal that they ignore."""
     for remote in list(REMOTES):
         remote.close()
 
@@ -129,20 +129,20 @@ class Group:
         self.shared = shared.arrays()
 
     def send(self, command: str, arguments: Sequence[Any] | None = None) -> None:
-        """Notes what is asked; :meth:`receive` does it, as if a worker did."""
-        self.asked = command, arguments
+        """Stores a command; :meth:`receive` executes it, as a worker does."""
+        self.command = command, arguments
 
     def receive(self) -> list[Any]:
-        """Does what was asked last."""
-        return self.call(*self.asked)
+        """Executes the last command."""
+        return self.call(*self.command)
 
     def call(self, command: str, arguments: Sequence[Any] | None = None) -> list[Any]:
-        """Does what is asked with each environment: step, reset, seed, get_state, set_state or frame."""
+        """Executes a command in each environment: step, reset, seed, get_state, set_state or frame."""
         given = arguments or [None] * len(self.rows)
         answers = []
         for row, environment, argument in zip(self.rows, self.environments, given, strict=True):
             try:
-                answers.append(self._do(command, row, environment, argument))
+                answers.append(self._execute(command, row, environment, argument))
             except Exception as error:
                 where = f"task {environment.name!r} failed in {command} after {environment.steps} steps of its episode"
                 raise WorkerError(f"{where}: {error!r}") from error
@@ -153,7 +153,7 @@ class Group:
         for environment in self.environments:
             environment.close()
 
-    def _do(self, command: str, row: int, environment: TaskEnvironment, argument: Any) -> Any:
+    def _execute(self, command: str, row: int, environment: TaskEnvironment, argument: Any) -> Any:
         shared = self.shared
         if command == "step":
             observation, reward, done, solved = environment.step(shared["actions"][row])
@@ -184,7 +184,7 @@ class Remote:
 
     def start(self) -> None:
         """Starts the process, or another one in its place."""
-        # Importing Meta-World and torch takes seconds: one process does it, and the workers are its copies.
+        # Importing Meta-World and torch takes seconds: one process imports them, and the workers are forks of it.
         self.context.set_forkserver_preload(["__main__", __name__])
         REMOTES.add(self)
         self.connection, far_end = self.context.Pipe()
@@ -197,8 +197,8 @@ class Remote:
         far_end.close()
 
     def send(self, command: str, arguments: Sequence[Any] | None = None) -> None:
-        """Asks for something; :meth:`receive` waits for the answer."""
-        if self.waiting:  # for what was interrupted before its answer came
+        """Sends a command; :meth:`receive` waits for the answer."""
+        if self.waiting:  # an interruption left an answer unread
             with contextlib.suppress(WorkerError):
                 self.receive()
         try:
@@ -209,7 +209,7 @@ class Remote:
             raise self._dead() from error
 
     def receive(self) -> list[Any]:
-        """The answer to what was asked last."""
+        """Waits for the answer to the last command."""
         try:
             self.connection.poll(None)
             with uninterrupted():
@@ -226,7 +226,7 @@ class Remote:
 
     def close(self) -> None:
         """Ends the process."""
-        self.connection.close()  # at which it ends by itself, unless it is in a step
+        self.connection.close()  # the process then ends by itself, after its step
         self.process.join(timeout=1)
         if self.process.is_alive():
             self.process.kill()
@@ -239,14 +239,14 @@ class Remote:
         names, code = ", ".join(specification.name for specification in self.specifications), self.process.exitcode
         hint = "was it killed, or short of memory? make_envs(restart=True) replaces such workers."
         if code == 1:
-            hint = "workers import the program first: what it does must stand under `if __name__ == '__main__':`."
+            hint = "workers import the main program: its code must be under `if __name__ == '__main__':`."
         return WorkerError(f"the worker of the tasks {names} has died with exit code {code}; {hint}")
 
 
 def deal(count: int, workers: int) -> list[list[int]]:
-    """The rows of each worker, dealt out to and fro.
+    """The rows of each worker, dealt out forwards and backwards in turn.
 
-    Neighbours in a benchmark often cost alike: this balances the slow tasks of MT10, push, pick-place and peg-insert.
+    Neighbours in a benchmark often take equally long: this balances MT10's slow tasks, push, pick-place and peg-insert.
 
     Example:
         >>> from dynroute_metaworld.envs.workers import deal
@@ -260,14 +260,14 @@ def deal(count: int, workers: int) -> list[list[int]]:
 
 
 def processes() -> Any:
-    """The context that makes processes which do not inherit threads and locks."""
+    """The context of multiprocessing whose processes inherit neither threads nor locks."""
     kinds = multiprocessing.get_all_start_methods()
     return multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
 
 
 def _work(connection: Connection, specifications: Sequence[Specification], rows: Sequence[int], raw: Any) -> None:
     """Makes the environments of a process, and answers until the connection ends."""
-    # Ctrl-C, or a signal to all processes of a job, is for the process that learns, which ends this one.
+    # Ctrl-C and signals to all processes of a job are for the process that learns, which ends this one.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     group: Group | None = None

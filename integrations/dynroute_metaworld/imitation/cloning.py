@@ -1,4 +1,4 @@
-"""Cloning: the actor learns the actions of demonstrations, and is the start of a run."""
+"""Cloning: the actor learns the actions of demonstrations, before a run goes on with SAC."""
 
 import copy
 import math
@@ -24,7 +24,7 @@ from .demonstrations import Demonstrations
 __all__ = ["ROUTE_LOSSES", "Cloning", "CloningOptions", "one_cycle"]
 
 CHECK_EVERY = 100
-"""The number of updates between two looks at what was held out."""
+"""The number of updates from one check on held-out episodes to the next."""
 
 SHOW_EVERY = 10
 
@@ -34,7 +34,7 @@ ROUTE_LOSSES: dict[str, Callable[[Route], Tensor]] = {
     "cloning_z_loss": router_z_loss,
     "cloning_entropy": lambda route: -route_entropy(route),
 }
-"""The losses of routes that may be added to that of cloning, by the option that is their weight."""
+"""The losses of routes that may be added to the loss of cloning, by the names of the options with their weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +42,15 @@ class CloningOptions:
     """The options of cloning.
 
     Attributes:
-        held_out: The number of episodes of each task that tell when to stop, the last ones of each part.
+        held_out: The number of held-out episodes of each task, which decide when to stop; the last ones of each part.
         batch_size: The samples of each task in an update.
-        rate: The highest learning rate; it rises and falls.
+        rate: The highest learning rate, see :func:`one_cycle`.
         sample: Whether routes are sampled, as in SAC.
-        std: The deviation of the policy afterwards, before tanh.
+        std: The standard deviation of the policy afterwards, before tanh.
         patience: Hundreds of updates without a gain before cloning stops.
-        seed: What the batches depend on.
+        seed: The seed of the batches.
         route_losses: The weights of :data:`ROUTE_LOSSES` that are not 0.
-        grow_to: The largest number of modules of a network that grows if a task stalls; None for one that does not.
+        grow_to: The largest number of modules, for a network that grows if a task stalls; None for a fixed size.
     """
 
     held_out: int
@@ -65,9 +65,9 @@ class CloningOptions:
 
     @property
     def growth(self) -> GrowOnDemand | None:
-        """The rule by which the network grows, in updates.
+        """The rule by which the network grows, in updates; None for a network of a fixed size.
 
-        A task's measurement is the negative logarithm of its squared error, so that each gain is a share of the error.
+        It measures a task by the negative logarithm of its squared error, so that a gain is a share of the error.
         """
         if self.grow_to is None:
             return None
@@ -77,21 +77,21 @@ class CloningOptions:
 
 
 class Cloning:
-    r"""Supervised learning of the actor from demonstrations, every task in equal parts.
+    r"""Supervised learning of the actor from demonstrations; every task has the same share of a batch.
 
     .. math:: L = \lVert \tanh \mu(s, \mathcal T) - a \rVert^2 + c \, (\log \sigma - \log \bar\sigma)^2
 
-    Routes are sampled as in training, and the second term sets how much a policy explores that goes on with SAC. Losses
-    of routes may be added, :data:`ROUTE_LOSSES`. The networks with the smallest error on held-out episodes are kept,
-    along the best routes. A network that grows goes on from these. It can be interrupted: what it depends on is written
-    every :data:`CHECK_EVERY` updates.
+    Routes are sampled as in SAC, and the second term sets how much the policy explores when SAC goes on from it.
+    :data:`ROUTE_LOSSES` may be added. The networks with the smallest error on held-out episodes, along the best routes,
+    are kept; a network that grows goes on from these. Cloning can be interrupted: its state is written every
+    :data:`CHECK_EVERY` updates.
 
     Args:
-        model: The model whose actor learns.
-        demonstrations: The parts of what it learns from.
-        options: How it learns.
+        model: The model with the actor.
+        demonstrations: The demonstrations, in parts: the first ones, and the corrections of each round of DAgger.
+        options: The options.
         steps: The number of updates.
-        folder: Where it is written.
+        folder: The folder for the state of cloning.
     """
 
     def __init__(
@@ -123,14 +123,14 @@ class Cloning:
         progress: Callable[[int, int], object] | None = None,
         checked: Callable[[int, Tensor], object] | None = None,
     ) -> float:
-        """Learns until the updates are done, or until nothing held out was gained for long.
+        """Learns until the updates are done, or until the error on held-out episodes has not fallen for `patience`.
 
         Args:
-            progress: Called with the number of updates that are done and that of all.
+            progress: Called with the number of updates that are done and the total.
             checked: Called with the number of updates and the squared error of each task on held-out episodes.
 
         Returns:
-            The smallest error, the root of the mean over tasks; infinite if it never was finite.
+            The smallest root mean squared error over tasks; infinite if it was never finite.
         """
         self.model.policy.set_training_mode(True)
         while self.update < self.steps and self.update - self.best_update < self.options.patience * CHECK_EVERY:
@@ -153,7 +153,7 @@ class Cloning:
         return math.sqrt(self.best_error)
 
     def _learn(self) -> None:
-        """An update."""
+        """Makes an update."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.rate * one_cycle(self.update / self.steps)
         loss = self._loss(*self._batch())
@@ -164,7 +164,7 @@ class Cloning:
         self.update += 1
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        """As many samples of each task."""
+        """Draws a batch, with the same number of samples of each task."""
         states, actions = self.learned
         tasks, count = states.shape[:2]
         shape = (tasks, self.options.batch_size)
@@ -185,7 +185,7 @@ class Cloning:
 
     @torch.no_grad()
     def _check(self) -> Tensor:
-        """The squared error of each task on what was held out; the networks are kept if the mean is the smallest."""
+        """Returns the squared error of each task on held-out episodes; keeps the networks if the mean is lowest."""
         states, actions = self.held_out
         self.model.policy.set_training_mode(False)
         errors = []
@@ -201,9 +201,9 @@ class Cloning:
         return by_task
 
     def _grow(self, squared: Tensor) -> None:
-        """Lets the best networks grow if a task has stalled and there is time to open a new module.
+        """Lets the best networks grow if a task has stalled and enough updates are left to open a new module.
 
-        As long as the best networks are from before the last module was open, it has brought nothing, and none follows.
+        No module is added while the best networks are from before the last one was fully open: it has not helped yet.
         """
         growth = self.growth
         if growth is None or self.update + growth.opening > self.steps or not squared.isfinite().all():
@@ -220,7 +220,7 @@ class Cloning:
         self.best_update = self.update
 
     def _close_critics(self) -> None:
-        """Opens new modules of the critics as far as those of the best actor, which SAC goes on to open."""
+        """Opens the new modules of the critics as far as those of the best actor; SAC then opens both further."""
         best, now = self.best_growth, self.model.growth_state
         assert best is not None
         assert now is not None
@@ -264,7 +264,7 @@ class Cloning:
             shutil.rmtree(old)
 
     def _read(self) -> None:
-        """Goes on from what was written last."""
+        """Reads the last state that was written, if there is one."""
         remove_leftovers(self.folder, "update_*")
         if not (written := self._written()):
             return
@@ -272,8 +272,8 @@ class Cloning:
         state = read_tree(written[-1], "cloning")
         if state["demonstrations"] != self.fingerprint:
             raise ValueError(
-                f"{written[-1]} was learned from other demonstrations than those that are there now; "
-                "start another run, or bring the former ones back."
+                f"{written[-1]} was learned from other demonstrations than the present ones; "
+                "start another run, or restore the former demonstrations."
             )
         if (growth := state.get("growth")) is not None:
             if missing := growth["modules"] - network_size(self.actor.net)[1]:
@@ -292,7 +292,7 @@ class Cloning:
 
 
 def one_cycle(progress: float) -> float:
-    """The share of the highest learning rate: it rises over a tenth of the time, and falls as a cosine.
+    """The learning rate as a share of the highest: it rises over the first tenth, and then falls as a cosine.
 
     Example:
         >>> from dynroute_metaworld.imitation.cloning import one_cycle

@@ -1,4 +1,4 @@
-"""The collection of demonstrations from Meta-World's scripted policies, once; they are kept on the disk."""
+"""Collects demonstrations of Meta-World's scripted policies, and stores them on the disk."""
 
 import contextlib
 import functools
@@ -38,7 +38,7 @@ from .demonstrations import Demonstrations
 __all__ = ["FORMAT", "collect"]
 
 FORMAT = "dynroute demonstrations 1"
-"""The form of the stored files and the way in which episodes follow from the settings."""
+"""The format of the stored files; it changes if the same settings would give other episodes."""
 
 SETTINGS = "settings.json"
 ARRAYS = ("observations", "actions", "executed", "rewards", "solved")
@@ -59,27 +59,27 @@ def collect(
     rebuild: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> Demonstrations:
-    """Collects episodes of the scripted policies in every task of a benchmark, or reads those stored before.
+    """Collects episodes of the scripted policies in every task of a benchmark, or reads stored ones.
 
-    Each task is kept in a folder of its own once all its episodes are there. What was interrupted goes on with the
-    tasks that are missing. What comes of it depends on neither that nor on the number of workers.
+    A task is stored in its own folder once all its episodes are collected. After an interruption, the next call
+    collects the missing tasks. Neither interruptions nor the number of workers change the episodes.
 
     Args:
         benchmark: "MT10", "MT25", "MT50", a task, or a list of tasks.
         episodes: The number of episodes of each task.
-        goals: Where the goal of an episode comes from. The goals are those that :func:`make_envs` draws from the same
-            seed, so that evaluation, whose seed is another one, meets goals that were not shown.
+        goals: Where the goal of an episode comes from, as in :func:`make_envs` with the same seed. An evaluation has
+            another seed, and its random goals are new.
         horizon: The number of steps of an episode, at most 500.
-        noise: The standard deviations of the Gaussian noise on what is done, one for each episode, in turn. It leads
-            to where a learner that errs will be. At 0.3 most tasks are still solved; push, assembly and
-            peg-insert-side in 6 or 7 episodes of 10.
-        seed: What goals and noise depend on; each task draws its own.
-        workers: The number of processes, each of which collects one task at a time; 0 collects in this one.
+        noise: The standard deviations of the Gaussian noise on executed actions, one for each episode, in turn. Noise
+            leads to states that a learner reaches by its errors. At 0.3 most tasks are still solved; push, assembly
+            and peg-insert-side in 6 or 7 episodes of 10.
+        seed: The seed of goals and noise; each task draws its own.
+        workers: The number of processes, each of which collects one task at a time; 0 collects in this process.
         reward_version: "v2" or "v1".
-        folder: Where they are kept; a folder of these settings in ``~/.cache/dynroute/demonstrations`` if None, or
-            that of ``$XDG_CACHE_HOME``. Processes may share it: each task is collected by one, and others wait.
-        rebuild: Whether what is kept there is removed and made anew.
-        progress: Called after each task that was collected with the number of tasks that are there and that of all.
+        folder: The folder; by default one for these settings in ``dynroute/demonstrations`` in ``$XDG_CACHE_HOME`` or
+            ``~/.cache``. Processes may share it: one of them collects a task, and the others wait.
+        rebuild: Whether to remove stored episodes and collect them anew.
+        progress: Called after each collected task with the number of tasks that are stored and the total.
 
     Example:
         >>> import tempfile
@@ -98,7 +98,7 @@ def collect(
         folder = cache / "dynroute" / "demonstrations" / key
     folder = Path(folder)
     if rebuild or not all((folder / name).is_dir() for name in names):
-        # This refuses wrong options before anything is removed or written.
+        # Wrong options raise an error here, before anything is removed or written.
         make_envs(names[0], goals=goals, horizon=horizon, seed=seed, reward_version=reward_version).close()
     folder.mkdir(parents=True, exist_ok=True)
     kept = _kept(folder, settings, rebuild)
@@ -126,11 +126,11 @@ def _settings(benchmark: str | Sequence[str], episodes: int, noise: ArrayLike, r
     drawn_for = str(benchmark).upper() if whole else ", ".join(names)
     settings = {"format": FORMAT, "benchmark": drawn_for, "tasks": names, "episodes": episodes, "noise": levels, **rest}
     settings |= {"observation": STATE_FEATURES, **{name: version(name) for name in ("metaworld", "mujoco")}}
-    return dict(json.loads(json.dumps(settings, default=int)))  # numbers may be those of numpy
+    return dict(json.loads(json.dumps(settings, default=int)))  # numbers may be of numpy's types
 
 
 def _kept(folder: Path, settings: dict[str, Any], rebuild: bool) -> dict[str, dict[str, NDArray[Any]]]:
-    """The stored arrays of each task; none where they are to be made anew, and were removed."""
+    """The stored arrays of each task; with `rebuild`, removes them and returns none."""
     kept = {}
     stored = [folder / name for name in BENCHMARKS["MT50"] if (folder / name).is_dir()]
     for path in stored:
@@ -148,19 +148,19 @@ def _kept(folder: Path, settings: dict[str, Any], rebuild: bool) -> dict[str, di
 
 
 def _lock(path: Path) -> filelock.BaseFileLock:
-    """The lock of a process that reads, writes or removes a task; one that dies releases it."""
+    """The lock for reading, writing or removing a task; a process that dies releases it."""
     return filelock.FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def _read(path: Path, settings: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """The arrays of a task, if they are whole and those of the settings."""
-    advice = f"remove {path}, or collect anew by rebuild=True or --rebuild, where the run is there --resume --rebuild"
+    """The arrays of a task; raises an error if they are damaged or of other settings."""
+    advice = f"remove {path}, or collect anew: rebuild=True or --rebuild, with --resume if the run exists"
     try:
         with _lock(path):
             check_folder(path, advice)
             stored = json.loads((path / SETTINGS).read_text())
             arrays = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
-    except (DamagedError, PermissionError):  # the lock of a folder that only others may write to is no damage
+    except (DamagedError, PermissionError):  # without write permission, the lock fails
         raise
     except (OSError, ValueError, EOFError) as error:
         raise DamagedError(f"{str(error).rstrip('.')}; {advice}.") from error
@@ -169,7 +169,7 @@ def _read(path: Path, settings: dict[str, Any]) -> dict[str, NDArray[Any]]:
     if differ:
         differences = f"{path} has {'; '.join(differ)}"
         raise ValueError(
-            f"`folder` must hold demonstrations of the same settings or none, {differences}; name another folder."
+            f"`folder` must hold demonstrations of the same settings or none, but {differences}; name another folder."
         )
     states = arrays.pop("observations")
     return {**arrays, "observations": states[:, :-1], "next_observations": states[:, 1:]}
@@ -178,7 +178,7 @@ def _read(path: Path, settings: dict[str, Any]) -> dict[str, NDArray[Any]]:
 def _collect(
     task: Callable[[Specification], None], specifications: list[Specification], workers: int, done: Callable[[], object]
 ) -> None:
-    """Collects tasks in this process or in others, and tells when each is stored."""
+    """Collects tasks in this process or in others, and calls `done` when each is stored."""
     if not workers:
         for specification in specifications:
             task(specification)
@@ -202,13 +202,13 @@ def _collect(
                 f"a process that collects demonstrations has died; {hint} Call it again to go on."
             ) from error
         except BaseException:
-            sender.close()  # which ends the processes at once, and not after their tasks
+            sender.close()  # ends the processes at once, not after their tasks
             raise
 
 
 def _follow(connection: Connection) -> None:
-    """Lets this process end, whatever it does, when the one that started it closes the connection or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for that one
+    """Ends this process at once when its parent closes the connection or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
 
     def end() -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -219,12 +219,12 @@ def _follow(connection: Connection) -> None:
 
 
 def _collect_task(folder: Path, settings: dict[str, Any], specification: Specification) -> None:
-    """Stores the episodes of a task, unless another process does."""
+    """Collects and stores the episodes of a task, unless another process did."""
     path = folder / specification.name
     with _lock(path):
         if path.is_dir():
             return
-        for left in folder.glob(f".{path.name}.*.part"):  # of a process that was killed
+        for left in folder.glob(f".{path.name}.*.part"):  # left by a killed process
             shutil.rmtree(left, ignore_errors=True)
         with writing_folder(path) as part:
             for name, array in _episodes(specification, settings).items():
@@ -233,14 +233,14 @@ def _collect_task(folder: Path, settings: dict[str, Any], specification: Specifi
 
 
 def _episodes(specification: Specification, settings: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """The arrays of a task as they are stored: the observations with the last one of each episode."""
+    """Collects the arrays of a task as they are stored; the observations include the last one of each episode."""
     episodes, horizon, levels = (settings[name] for name in ("episodes", "horizon", "noise"))
     observations = np.empty((episodes, horizon + 1, STATE_FEATURES), dtype=np.float32)
     actions = np.empty((episodes, horizon, 4), dtype=np.float32)
     executed, rewards = np.empty_like(actions), np.empty((episodes, horizon), dtype=np.float32)
     solved = np.zeros(episodes, dtype=np.bool_)
     seeds = np.random.SeedSequence([settings["seed"], specification.row])
-    rng = np.random.default_rng(seeds.spawn(1)[0])  # not derive_seed, or demonstrations would be others than before
+    rng = np.random.default_rng(seeds.spawn(1)[0])  # derive_seed would change earlier demonstrations
     script, ones = ScriptedPolicy(specification.name), np.ones((1, 1), np.float32)
     wanted = noise = np.empty((horizon, 4))
     episode = itertools.count()
@@ -249,7 +249,7 @@ def _episodes(specification: Specification, settings: dict[str, Any]) -> dict[st
         nonlocal noise, wanted
         if number == 1:
             noise = levels[next(episode) % len(levels)] * rng.standard_normal((horizon, 4))
-        # The script reads the numbers that are stored, so that the action is that of the stored observation.
+        # The script reads the stored float32 numbers, so that the action fits the stored observation.
         wanted, _ = script.predict(np.concatenate([seen[:, :STATE_FEATURES], ones], axis=1))
         return np.asarray(np.clip(wanted + noise[number - 1], -1, 1), np.float32)
 

@@ -1,4 +1,4 @@
-"""DAgger: the policy acts, and the scripted policies correct it in the states that it comes to."""
+"""DAgger: the policy acts, and the scripted policies give the right actions in the states that it reaches."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -30,8 +30,8 @@ def correct(
     reward_version: str = "v2",
     progress: Callable[[int, int], object] | None = None,
 ) -> Demonstrations:
-    """Episodes in which a policy acts, along its best routes, with the actions that the scripts want at each step."""
-    drawn = derive_seed(seed, number) if goals == "random" else seed  # other goals belong to the problem
+    """Episodes in which a policy acts, along its best routes, with the scripted policies' actions at each step."""
+    drawn = derive_seed(seed, number) if goals == "random" else seed  # fixed and benchmark goals never change
     env = make_envs(benchmark, goals=goals, horizon=horizon, seed=drawn, workers=workers, reward_version=reward_version)
     shape = (env.num_envs, episodes, horizon)
     observations, following = (np.empty((*shape, STATE_FEATURES), np.float32) for _ in range(2))

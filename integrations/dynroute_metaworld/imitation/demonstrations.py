@@ -19,18 +19,18 @@ ARRAYS = ("observations", "actions", "executed", "rewards", "next_observations",
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations:
-    """Episodes with what the scripted policies want at every step, the same number for each task.
+    """Episodes with the scripted policies' actions at every step, the same number for each task.
 
-    They are made by :func:`~dynroute_metaworld.collect`.
+    :func:`~dynroute_metaworld.collect` makes them.
 
     Attributes:
         tasks: The tasks, in the order of the rows.
-        settings: All that the collection depended on, as plain data.
-        observations: What the policy saw, without the one-hot, with shape [tasks, episodes, horizon, 39].
-        actions: What the policy does at these observations, without noise: what is to be learnt. [..., 4]
-        executed: What was done: the actions with noise. [..., 4]
+        settings: All settings of the collection, as plain data.
+        observations: The observations, without the one-hot, with shape [tasks, episodes, horizon, 39].
+        actions: The scripted policy's actions at these observations, without noise, to be learned. [..., 4]
+        executed: The actions that were executed, with noise. [..., 4]
         rewards: The rewards. [tasks, episodes, horizon]
-        next_observations: What followed, also after the last step. [..., 39]
+        next_observations: The observations after each step, also after the last one. [..., 39]
         solved: Whether the task was solved at any step. [tasks, episodes]
         fingerprint: The SHA-256 of the settings and all arrays.
 
@@ -66,7 +66,7 @@ class Demonstrations:
 
     @classmethod
     def of(cls, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> "Demonstrations":
-        """Makes demonstrations of settings and arrays, with their fingerprint."""
+        """Makes demonstrations from settings and arrays, and computes their fingerprint."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, array in sorted(arrays.items()):
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
@@ -82,7 +82,7 @@ class Demonstrations:
 
     @classmethod
     def load(cls, folder: Path) -> "Demonstrations":
-        """Reads what :meth:`save` wrote; a file that is damaged is refused by name."""
+        """Reads a folder that :meth:`save` wrote; raises an error that names a damaged file."""
         check_folder(folder, f"remove {folder}, and collect them again")
         arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
         return cls.of(json.loads((folder / SETTINGS).read_text()), arrays)

@@ -20,7 +20,7 @@ from .scene import OpenGLError, find_opengl
 __all__ = ["Analysis", "default_output", "inspect_runs"]
 
 OFTEN = 10.0
-"""Seconds from one sentence to the next that tells how far a policy has come."""
+"""Seconds from one report of a policy's progress to the next."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,9 +28,9 @@ class Analysis:
     """The files of some runs, their groups, and the routes of their policies.
 
     Attributes:
-        runs: What their files tell.
-        groups: The runs that differ in their seeds alone, taken together.
-        routes: What the policy of each run does, by the name of the run.
+        runs: The data in the files of each run.
+        groups: The runs, grouped with others that differ only in their seeds.
+        routes: The routes of each policy, by the name of the run.
         notes: What is missing, in sentences.
     """
 
@@ -40,8 +40,8 @@ class Analysis:
     notes: list[str]
 
     def run(self, name: str) -> RunData:
-        """The run of a name."""
-        return next(one for one in self.runs if one.name == name)
+        """The run with a name."""
+        return next(run for run in self.runs if run.name == name)
 
 
 def inspect_runs(
@@ -58,12 +58,12 @@ def inspect_runs(
 
     Args:
         folders: The directories of the runs.
-        episodes: How many episodes of each task routes are taken from.
-        moments: How many steps of the first episode of each task are kept to be looked at.
-        frames: Whether to take a picture of the scene at each of them, where OpenGL works.
-        device: Where the networks are.
-        every: Whether the policy of every run acts, or that of the first run of each group that has a checkpoint.
-        tell: Called with a sentence for each thing that takes long.
+        episodes: The number of episodes of each task to take routes from.
+        moments: The number of steps of the first episode of each task to keep for pictures.
+        frames: Whether to take a picture of the scene at each of these steps, if OpenGL works.
+        device: The device of the networks.
+        every: Whether to collect routes of every run, or only of the first run with a checkpoint in each group.
+        tell: Called with a sentence before each step that takes long.
     """
     if not folders:
         raise ValueError("`folders` must name at least one run, got none.")
@@ -71,32 +71,32 @@ def inspect_runs(
     runs = read_runs(folders)
     groups, apart = group_runs(runs)
     several = len(runs) > 1
-    notes = [f"{one.name}: {note}" if several else note for one in runs for note in one.notes] + apart
-    able = [one for one in runs if latest_checkpoint(one.run.checkpoints) is not None]
+    notes = [f"{run.name}: {note}" if several else note for run in runs for note in run.notes] + apart
+    trained = [run for run in runs if latest_checkpoint(run.run.checkpoints) is not None]
     try:
-        if frames and able:
+        if frames and trained:
             find_opengl()
     except OpenGLError as error:
         frames = False
         notes.append(f"There are no frames: {error}")
     routes = {}
-    for wanted in [(one,) for one in runs] if every else [group.runs for group in groups]:
-        for one in (one for one in wanted if one in able):
-            tell(f"{one.name}: its policy acts in {len(one.tasks)} task{'s' * (len(one.tasks) > 1)} ...")
+    for wanted in [(run,) for run in runs] if every else [group.runs for group in groups]:
+        for run in (run for run in wanted if run in trained):
+            tell(f"{run.name}: its policy acts in {len(run.tasks)} task{'s' * (len(run.tasks) > 1)} ...")
             chosen: dict[str, Any] = {"episodes": episodes, "moments": moments, "frames": frames, "device": device}
-            found, missing = _run_routes(one, **chosen, progress=_tell_progress(tell, one.name))
-            notes += [f"{one.name}: {missing}" if several else missing] if missing else []
+            found, missing = _run_routes(run, **chosen, progress=_tell_progress(tell, run.name))
+            notes += [f"{run.name}: {missing}" if several else missing] if missing else []
             if found is None:
                 continue
-            routes[one.name] = found
-            if one is not wanted[0]:
-                notes.append(f"{one.name}: its routes stand for those of {wanted[0].name}, whose policy cannot act.")
+            routes[run.name] = found
+            if run is not wanted[0]:
+                notes.append(f"{run.name}: its routes replace the ones of {wanted[0].name}, whose policy cannot act.")
             break
     return Analysis(runs, groups, routes, notes)
 
 
 def _tell_progress(tell: Callable[[str], object], name: str) -> Callable[[int, int], None]:
-    """Returns a function that tells the progress of a policy every few seconds."""
+    """Returns a function that reports the progress of a policy every few seconds."""
     before = time.monotonic()
 
     def progress(done: int, total: int) -> None:
@@ -108,25 +108,25 @@ def _tell_progress(tell: Callable[[str], object], name: str) -> Callable[[int, i
     return progress
 
 
-def _run_routes(one: RunData, device: str, moments: int, **options: Any) -> tuple[Routes | None, str | None]:
-    """The routes of the policy of a run's last checkpoint, and in a sentence what they lack."""
+def _run_routes(run: RunData, device: str, moments: int, **options: Any) -> tuple[Routes | None, str | None]:
+    """The routes of a run's last checkpoint, and a sentence about what is missing."""
     try:
-        model = load_model(one.run, device)
-    except (DamagedError, ValueError, OSError) as error:  # damaged, or of another version
+        model = load_model(run.run, device)
+    except (DamagedError, ValueError, OSError) as error:  # it is damaged, or from another version
         return None, f"There are neither routes nor frames: {error}"
-    # A frame takes a while to draw, and a page of fifty tasks shall not grow without limit.
-    moments = min(moments, max(4, 240 // len(one.tasks)))
+    # Frames take time to draw, and the page of fifty tasks would be too large.
+    moments = min(moments, max(4, 240 // len(run.tasks)))
     try:
         with one_thread():
-            found = collect_routes(one.run, model, moments=moments, **options)
+            found = collect_routes(run.run, model, moments=moments, **options)
     except (ValueError, WorkerError) as error:  # its parameters diverged, or a worker died
         return None, f"There are neither routes nor frames, since its policy cannot act: {error}"
     if found.route is None:
-        return found, f"The method {one.run.configuration.method} has no learned routes: nothing of them is shown."
+        return found, f"The method {run.run.configuration.method} has no learned routes: none are shown."
     return found, None
 
 
 def default_output(folders: Sequence[str | Path], name: str) -> Path:
-    """The default place of a file: in the run, or in the working directory if there are several."""
+    """The default path of an output: in the run, or in the working directory if there are several."""
     different = {Path(folder).resolve() for folder in folders}
     return different.pop() / name if len(different) == 1 else Path(name)

@@ -1,4 +1,4 @@
-"""Parts of figures, and the graph of a film, by matplotlib, which the extra `report` brings."""
+"""Parts of figures, and the graph of a film, by matplotlib, which the extra `report` installs."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,23 +20,23 @@ from .data import SHARES, unit_of
 __all__ = ["INK", "draw_graph", "heat_map", "legend", "mark", "metric_panels", "save", "scale", "scatter", "style"]
 
 INK = "#146e3c"
-"""The colour of figures that need no others."""
+"""The colour of figures that need only one."""
 
 UNUSED = "#7d8590"
 """The colour of nodes that do not run."""
 
 BESIDE = 12
-"""The largest number of names beside a panel."""
+"""The largest number of names in a legend beside the panels."""
 
 STEP, DPI = 64, 100
-"""The most pixels from one column of a graph to the next, and those of an inch."""
+"""The largest distance between columns of a graph, in pixels, and the pixels per inch."""
 
 COLUMN = 2.1
-"""How wide a column of names below it is, in inches."""
+"""The width of a column of names in a legend below the panels, in inches."""
 
 
 def save(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
-    """Writes figures by their names; those that are None are left out."""
+    """Writes figures to files of their names; figures that are None are left out."""
     written = []
     for name, figure in figures.items():
         if figure is not None:
@@ -47,7 +47,7 @@ def save(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
 
 
 def metric_panels(metrics: Sequence[str], height: float = 2.4) -> tuple[Figure, Any]:
-    """A panel for each metric; those over the same unit are aligned, and the last one names it."""
+    """Makes a panel for each metric; only the last of the panels with the same unit names it."""
     figure = Figure(figsize=(9, height * len(metrics)), layout="constrained")
     units = [unit_of(metric) for metric in metrics]
     axes = figure.subplots(len(metrics), 1, sharex=len({*units}) == 1, squeeze=False)[:, 0]
@@ -58,13 +58,13 @@ def metric_panels(metrics: Sequence[str], height: float = 2.4) -> tuple[Figure, 
 
 
 def style(number: int) -> dict[str, Any]:
-    """The colour and the stroke of the line of a number."""
-    strokes = ("-", "--", ":", "-.", (0, (7, 2, 1, 2, 1, 2)))  # equal curves do not hide each other
+    """The colour and the stroke of a numbered line."""
+    strokes = ("-", "--", ":", "-.", (0, (7, 2, 1, 2, 1, 2)))  # so that equal curves do not hide each other
     return {"color": f"C{number % 10}", "linestyle": strokes[(number + number // 10) % 5]}
 
 
 def scale(axis: Any, metric: str) -> None:
-    """Gives shares the whole scale, and other metrics one on which noise stays small."""
+    """Scales the axis of a share from 0 to 1, and of other metrics wide enough to keep noise small."""
     axis.grid(alpha=0.3)
     if metric in SHARES:
         axis.set_ylim(-0.02, 1.02)
@@ -77,7 +77,7 @@ def scale(axis: Any, metric: str) -> None:
 
 
 def legend(figure: Figure, axes: Iterable[Any]) -> Any:
-    """Adds one legend beside all panels; a long one stands below them, and the figure grows by it."""
+    """Adds one legend beside all panels; a long legend is below them, in a taller figure."""
     named: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -91,7 +91,7 @@ def legend(figure: Figure, axes: Iterable[Any]) -> Any:
 
 
 def heat_map(axis: Any, shared: NDArray[np.float64], tasks: Sequence[str]) -> Any:
-    """Draws figures between 0 and 1 of each two tasks, written out where there is room for that."""
+    """Draws numbers between 0 and 1 for each two tasks, with their values if there are few tasks."""
     image = axis.imshow(shared, cmap="Greens", vmin=0, vmax=1)
     ticks = range(len(tasks))
     axis.set_xticks(ticks, tasks, rotation=60, ha="right", fontsize="small")
@@ -105,14 +105,14 @@ def heat_map(axis: Any, shared: NDArray[np.float64], tasks: Sequence[str]) -> An
 
 
 def mark(number: int) -> dict[str, str]:
-    """The colour and the sign of points that differ for the first fifty numbers."""
+    """The colour and the marker of numbered points; the first fifty differ."""
     return {"color": f"C{number % 10}", "marker": "osv^D"[number // 10 % 5]}
 
 
 def scatter(
     axis: Any, tasks: Sequence[str], points: NDArray[np.float64], among: Sequence[str], size: float = 400.0
 ) -> None:
-    """Draws routes on a plane, a colour and a sign for each task, the larger the more often it was taken."""
+    """Draws routes on a plane, with a colour and a marker for each task; frequent routes are larger."""
     numbers = points[:, 0].astype(int)
     sizes = 12 + size * points[:, 3] / np.bincount(numbers, points[:, 3])[numbers]
     for i, task in enumerate(tasks):
@@ -123,12 +123,12 @@ def scatter(
 
 
 def draw_graph(topology: Topology, route: Route, width: int) -> Image.Image:
-    """Draws the route of one sample: nodes that run are filled, edges are the darker the more they weigh.
+    """Draws the route of one sample: nodes that run are filled, and edges are darker with larger weights.
 
     Args:
         topology: The graph.
         route: The route of the sample.
-        width: The width of the picture, in pixels; that of a small graph is narrower.
+        width: The largest width of the picture, in pixels.
     """
     column = [0] * topology.num_nodes
     for node in topology.destinations:

@@ -1,4 +1,4 @@
-"""Runs that differ in their seeds alone, taken together: their curves, figures and routes, with intervals."""
+"""Groups runs that differ only in their seeds, and computes their curves, figures and routes, with intervals."""
 
 import itertools
 import json
@@ -24,11 +24,11 @@ __all__ = ["Band", "Group", "GroupRoutes", "group_runs"]
 
 POINTS, RESAMPLES = 50, 500
 
-TOLD = 3
+MAX_SETTINGS = 3
 """The largest number of settings in the name of a group."""
 
 LEARNED = 0.5
-"""A task is learned as soon as this share of its newest episodes succeeds, all of a window of them."""
+"""A task is learned at the first full window of episodes in which this share succeeds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Group:
     """Runs that differ in their seeds alone.
 
     Attributes:
-        name: The method, and what tells it from other groups.
+        name: The method, and what distinguishes it from other groups.
         runs: The runs, by their seeds.
     """
 
@@ -68,31 +68,31 @@ class Group:
     @property
     def seeds(self) -> list[int]:
         """The seeds of the runs."""
-        return [one.run.configuration.seed for one in self.runs]
+        return [run.run.configuration.seed for run in self.runs]
 
     @property
     def scores(self) -> NDArray[np.float64]:
         """The success rates, with shape ``[runs, tasks]``, of the runs that were evaluated."""
-        rates = [one.result.success_rates for one in self.runs if one.result is not None]
+        rates = [run.result.success_rates for run in self.runs if run.result is not None]
         return np.array(rates).reshape(len(rates), len(self.tasks))
 
     @property
     def modules_of_runs(self) -> NDArray[np.float64]:
-        """The mean number of modules that evaluations used, with shape ``[runs, tasks]``, of the runs that know it."""
-        used = [one.result.modules_used for one in self.runs if one.result is not None]
+        """The mean number of modules in evaluations, with shape ``[runs, tasks]``, of the runs that recorded it."""
+        used = [run.result.modules_used for run in self.runs if run.result is not None]
         counted = [part.mean(axis=1) for part in used if part is not None]
         return np.array(counted).reshape(len(counted), len(self.tasks))
 
     @property
     def modules_used(self) -> NDArray[np.float64] | None:
-        """Their mean over runs; None where it is not known."""
+        """The mean of :attr:`modules_of_runs` over runs; None if no run recorded it."""
         used = self.modules_of_runs
         return used.mean(axis=0) if len(used) else None
 
     def row(self) -> dict[str, Any]:
-        """The figures of the group as plain data; None where nothing is known, and for intervals of one seed."""
+        """The figures of the group as plain data; unknown values are None, and so are intervals with one seed."""
         scores, used = self.scores, self.modules_used
-        minutes = [one.minutes for one in self.runs if one.minutes is not None]
+        minutes = [run.minutes for run in self.runs if run.minutes is not None]
         return {
             "method": self.name,
             "benchmark": self.runs[0].run.configuration.benchmark,
@@ -107,7 +107,7 @@ class Group:
 
     def task_rows(self) -> list[dict[str, Any]]:
         """The figures of each task: Wilson's interval with one seed, a bootstrap over seeds with several."""
-        results = [one.result for one in self.runs if one.result is not None]
+        results = [run.result for run in self.runs if run.result is not None]
         if not results:
             return []
         scores, modules, rows = self.scores, self.modules_of_runs, []
@@ -132,22 +132,22 @@ class Group:
         return rows
 
     def learned_rows(self) -> list[dict[str, Any]]:
-        """When each run learned each task, in steps of a task, and how many modules its evaluation uses.
+        """The steps until each run learned each task, and the number of modules in its evaluation.
 
-        A task that was never learned has None. Tasks without a curve of success are left out, and so are runs that were
-        not evaluated or have no routes.
+        The steps are None for a task that was never learned. Tasks without a curve of success are left out, and so are
+        runs that were not evaluated or have no routes.
         """
-        return [row for one in self.runs for row in _learned_rows(one)]
+        return [row for run in self.runs for row in _learned_rows(run)]
 
     def late_correlations(self) -> list[float]:
-        """For each run the rank correlation of how late tasks were learned with how many modules they use.
+        """The rank correlation, in each run, between the steps until tasks were learned and the modules they use.
 
-        Tasks that were never learned are the latest. Two tasks are too few for it, and so are any that were all learned
-        at once or use equally many modules: such a run has none.
+        Tasks that were never learned count as the latest. A run has no correlation if it has fewer than three tasks, if
+        all were learned at the same step, or if all use the same number of modules.
         """
         found = []
-        for one in self.runs:
-            rows = _learned_rows(one)
+        for run in self.runs:
+            rows = _learned_rows(run)
             late = [np.inf if row["learned"] is None else row["learned"] for row in rows]
             used = [row["modules_used"] for row in rows]
             if len(rows) > 2 and len(set(late)) > 1 and len(set(used)) > 1:
@@ -155,11 +155,11 @@ class Group:
         return found
 
     def band(self, metric: str) -> Band | None:
-        """A metric over steps, its points taken together in at most 50 spans; None if no span has points of all runs.
+        """A metric over steps, averaged in at most 50 spans; None if no span has points of all runs.
 
-        A span that lacks points of a run is left out. The interval is that of the IQM over tasks and seeds.
+        A span without points of a run is left out. The interval is for the IQM over tasks and seeds.
         """
-        curves = [one.curves(metric) for one in self.runs]
+        curves = [run.curves(metric) for run in self.runs]
         tasks = [task for task in self.tasks if all(task in of_run for of_run in curves)]
         if not tasks:
             return None
@@ -175,28 +175,28 @@ class Group:
         if not len(whole):
             return None
         figures = [over_seeds(table[..., k], resamples=RESAMPLES) for k in whole]
-        limits = np.array([one["iqm_interval"] or (np.nan, np.nan) for one in figures]).T
-        return Band(steps[..., whole].mean(axis=(0, 1)), np.array([one["iqm"] for one in figures]), *limits)
+        limits = np.array([figure["iqm_interval"] or (np.nan, np.nan) for figure in figures]).T
+        return Band(steps[..., whole].mean(axis=(0, 1)), np.array([figure["iqm"] for figure in figures]), *limits)
 
 
-def _learned_rows(one: RunData) -> list[dict[str, Any]]:
+def _learned_rows(run: RunData) -> list[dict[str, Any]]:
     """The rows of :meth:`Group.learned_rows` of one run."""
-    configuration = one.run.configuration
-    if one.result is None or one.result.modules_used is None:
+    configuration = run.run.configuration
+    if run.result is None or run.result.modules_used is None:
         return []
-    whole = configuration.window * configuration.horizon  # before it, the newest episodes are fewer
+    whole = configuration.window * configuration.horizon  # the first window is full
     rows = []
-    for task, curve in one.curves("success").items():
+    for task, curve in run.curves("success").items():
         reached = curve.steps[(curve.values >= LEARNED) & (curve.steps >= whole)]
-        place = one.tasks.index(task)
+        place = run.tasks.index(task)
         rows.append(
             {
-                "run": one.name,
+                "run": run.name,
                 "seed": configuration.seed,
                 "task": task,
                 "learned": float(reached.min()) if len(reached) else None,
-                "success": float(one.result.success_rates[place]),
-                "modules_used": float(one.result.modules_used[place].mean()),
+                "success": float(run.result.success_rates[place]),
+                "modules_used": float(run.result.modules_used[place].mean()),
             }
         )
     return rows
@@ -214,43 +214,43 @@ def _means(curve: Any, edges: NDArray[np.float64], of: int = 1) -> NDArray[np.fl
 
 
 def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
-    """Takes runs together that differ in their seeds alone.
+    """Groups runs that differ only in their seeds.
 
     Returns:
-        The groups, and in sentences what their intervals do not tell.
+        The groups, and notes about the limits of their figures.
     """
     found: dict[object, list[RunData]] = {}
-    for one in runs:
-        configuration = one.run.configuration
-        found.setdefault(settings_key(configuration), []).append(one)
-    groups = [sorted(same, key=lambda one: one.run.configuration.seed) for same in found.values()]
+    for run in runs:
+        configuration = run.run.configuration
+        found.setdefault(settings_key(configuration), []).append(run)
+    groups = [sorted(same, key=lambda run: run.run.configuration.seed) for same in found.values()]
     named = [Group(name, tuple(same)) for name, same in zip(_names(groups), groups, strict=True)]
     notes = []
     for group in named:
         if len(group.runs) == 1:
-            notes.append(f"{group.name}: one seed does not tell how much seeds differ, so that there is no interval.")
+            notes.append(f"{group.name}: one seed does not show how much seeds differ, so there is no interval.")
         elif twice := sorted({seed for seed in group.seeds if group.seeds.count(seed) > 1}):
             notes.append(
-                f"{group.name}: seed {', '.join(map(str, twice))} comes more than once, and intervals take each for "
+                f"{group.name}: seed {', '.join(map(str, twice))} comes more than once, and intervals count each as "
                 "another seed."
             )
-        if missing := [one.name for one in group.runs if one.result is None]:
+        if missing := [run.name for run in group.runs if run.result is None]:
             notes.append(f"{group.name}: not evaluated yet and left out of its success: {', '.join(missing)}.")
     return named, notes
 
 
 def _names(groups: Sequence[Sequence[RunData]]) -> list[str]:
-    """The methods; where one comes twice, the directories, or with several seeds the settings."""
+    """The names of groups: the method. If it comes twice, the directory, or with several seeds the settings."""
     configurations = [group[0].run.configuration for group in groups]
     methods = [configuration.method for configuration in configurations]
     alone = all(len(group) == 1 for group in groups)
     names: list[str] = []
-    for (one, *_), configuration in zip(groups, configurations, strict=True):
+    for (run, *_), configuration in zip(groups, configurations, strict=True):
         name = configuration.method
         alike = [other for other in configurations if other.method == configuration.method]
         if len(alike) > 1 and alone:
             name = (
-                f"{configuration.method} in {one.name}" if one.name in {*methods} - {configuration.method} else one.name
+                f"{configuration.method} in {run.name}" if run.name in {*methods} - {configuration.method} else run.name
             )
         elif len(alike) > 1:
             name += _differences(configuration, alike)
@@ -261,30 +261,30 @@ def _names(groups: Sequence[Sequence[RunData]]) -> list[str]:
 
 
 def _differences(configuration: Configuration, alike: Sequence[Configuration]) -> str:
-    """The benchmark and the fewest settings that tell a configuration from others of its method."""
+    """The benchmark and the fewest settings that distinguish a configuration from others of its method."""
     near = [other for other in alike if other.benchmark == configuration.benchmark]
     count = configuration.benchmark.count(",") + 1
     where = f" on {configuration.benchmark if count == 1 else f'{count} tasks'}" if len(near) < len(alike) else ""
     settings = [_settings(other) for other in near]
     all_names = dict.fromkeys(name for setting in settings for name in setting)
-    # A network has keywords that others lack.
+    # Networks have different keywords.
     values = {name: [setting.get(name, "none") for setting in settings] for name in all_names}
     differ = [name for name in values if len(set(values[name])) > 1]
     chosen = next(
         (
             names
-            for count in range(1, TOLD + 1)
+            for count in range(1, MAX_SETTINGS + 1)
             for names in itertools.combinations(differ, count)
             if len(set(zip(*(values[name] for name in names), strict=True))) == len(near)
         ),
-        differ[:TOLD],
+        differ[:MAX_SETTINGS],
     )
     differences = ", ".join(f"{name}={values[name][near.index(configuration)]}" for name in chosen)
     return f"{where} ({differences})" if differences else where
 
 
 def _settings(configuration: Configuration) -> dict[str, str]:
-    """The options as words that are short enough for a name."""
+    """The options as texts for a name."""
     critics = {f"critic_{name}": value for name, value in configuration.critic_network.items()}
     asked = {**configuration.result_options, **configuration.network_kwargs, **critics}
     options = {name: value for name, value in asked.items() if name not in KEYWORDS}
@@ -299,12 +299,12 @@ def _settings(configuration: Configuration) -> dict[str, str]:
 class GroupRoutes:
     """The routes of the runs of a group.
 
-    Modules have no order that seeds have in common, so that mean routes over seeds would mean nothing. What is taken
-    together is what does not depend on it.
+    Module 1 of one seed does not correspond to module 1 of another, so that a mean route over seeds has no meaning. The
+    figures here do not depend on the order of modules.
 
     Attributes:
-        group: The runs that differ in their seeds alone.
-        routes: What the policies of those do that have learned routes and can act, by the name of the run.
+        group: The runs that differ only in their seeds.
+        routes: The routes of each run that has learned routes and can act, by its name.
     """
 
     group: Group
@@ -312,40 +312,40 @@ class GroupRoutes:
 
     @classmethod
     def of(cls, group: Group, routes: Mapping[str, Routes]) -> "GroupRoutes | None":
-        """The routes of a group; None if no run of it has any."""
-        routed = {one.name: routes[one.name] for one in group.runs if one.name in routes}
-        routed = {name: one for name, one in routed.items() if one.route is not None}
+        """The routes of a group; None if none of its runs has any."""
+        routed = {run.name: routes[run.name] for run in group.runs if run.name in routes}
+        routed = {name: found for name, found in routed.items() if found.route is not None}
         return cls(group, routed) if routed else None
 
     @property
     def topology(self) -> Topology | None:
-        """The graph of all runs; None if they differ, as those of networks that grew may."""
-        first, *others = (one.topology for one in self.routes.values())
+        """The graph of all runs; None if the graphs differ, which may happen if networks grew."""
+        first, *others = (routes.topology for routes in self.routes.values())
         return first if all(other == first for other in others) else None
 
     @property
     def similarity(self) -> NDArray[np.float64]:
-        """How alike the routes of each two tasks are, with shape ``[runs, tasks, tasks]``."""
-        return np.stack([one.similarity().double().numpy() for one in self.routes.values()])
+        """The similarity of the routes of each two tasks, with shape ``[runs, tasks, tasks]``."""
+        return np.stack([routes.similarity().double().numpy() for routes in self.routes.values()])
 
     @property
     def sources(self) -> NDArray[np.float64]:
-        """How many sources weigh more than 0.01 in the mean, with shape ``[runs, nodes that read others]``."""
-        return np.stack([one.sources().double().mean(dim=0).numpy() for one in self.routes.values()])
+        """The mean number of sources with a weight above 0.01, with shape ``[runs, nodes that read others]``."""
+        return np.stack([routes.sources().double().mean(dim=0).numpy() for routes in self.routes.values()])
 
     @property
     def unread(self) -> NDArray[np.float64]:
-        """The share of edges that weigh at most 0.01, with shape ``[runs, 1]``."""
+        """The share of edges with a weight of at most 0.01, with shape ``[runs, 1]``."""
         shares = []
-        for one in self.routes.values():
-            assert one.route is not None
-            assert one.topology is not None
-            weights = one.topology.to_edges(one.route.weights)
+        for routes in self.routes.values():
+            assert routes.route is not None
+            assert routes.topology is not None
+            weights = routes.topology.to_edges(routes.route.weights)
             shares.append([float((weights <= THRESHOLD).double().mean())])
         return np.array(shares)
 
     def similarity_rows(self) -> list[dict[str, Any]]:
-        """The similarity of each two tasks, of each task with all others, and of all; these have no `other`."""
+        """The similarity of each pair of tasks, of each task with all others (no `other`), and of all (no `task`)."""
         similarity, tasks = self.similarity, self.group.tasks
         if len(tasks) < 2:
             return []
@@ -358,7 +358,7 @@ class GroupRoutes:
         return [{"task": task, "other": other, **_over_seeds(table)} for task, other, table in tables]
 
     def sparsity_rows(self) -> list[dict[str, Any]]:
-        """How many sources each node may read, and how many it does; nothing if runs have other graphs."""
+        """The number of sources that each node may read, and that it reads; empty if the graphs of runs differ."""
         if (topology := self.topology) is None:
             return []
         columns = self.sources.T
@@ -379,7 +379,7 @@ class GroupRoutes:
 
 
 def _over_seeds(table: NDArray[np.float64]) -> dict[str, float | None]:
-    """The IQM of figures with shape ``[runs, columns]``, and its interval; one run has none."""
+    """The IQM of figures with shape ``[runs, columns]``, and its interval, which is None for one run."""
     figures = over_seeds(table, resamples=RESAMPLES, whole_runs=True)
     low, high = figures["iqm_interval"] or (None, None)
     return {"iqm": figures["iqm"], "low": low, "high": high}

@@ -13,7 +13,7 @@ __all__ = ["draw_curves"]
 def draw_curves(run: Run) -> Path | None:
     """Draws success, returns and modules used over steps, a line for each task, to ``curves.png`` in the run.
 
-    It needs matplotlib, the extra `report`, and no display; without matplotlib nothing is drawn, and None returned.
+    It needs matplotlib (the extra `report`), and no display. Without matplotlib, or without curves, it returns None.
     """
     try:
         from .figures import learning

@@ -1,4 +1,4 @@
-"""The files of a run: its curves, its evaluation, and in sentences what is missing."""
+"""Reads the files of a run: its curves, its evaluation, and notes about what is missing."""
 
 import math
 from array import array
@@ -35,18 +35,18 @@ LIMIT = 2000
 """The largest number of points of a curve that is drawn or exported."""
 
 FARTHEST = 2**53
-"""Steps from here on mark a damaged line."""
+"""A line with a step from here on is damaged."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """The points of a curve, by steps.
+    """A curve over steps.
 
     Attributes:
-        steps: Where they are.
-        values: What they are; all are finite.
+        steps: The steps of its points.
+        values: The values of its points; all are finite.
     """
 
     steps: Floats
@@ -58,8 +58,8 @@ class Metrics:
     """The curves of a file of metrics.
 
     Attributes:
-        curves: By the names of the metrics.
-        notes: What is wrong with the file, in sentences.
+        curves: The curves, by the names of the metrics.
+        notes: Sentences about what is wrong with the file.
     """
 
     curves: dict[str, Curve] = field(default_factory=dict)
@@ -69,11 +69,10 @@ class Metrics:
 def read_curves(path: Path, names: Iterable[str]) -> Metrics:
     """Reads some metrics of a file, line by line.
 
-    Lines that are damaged are left out and named, where :func:`~dynroute_metaworld.read_metrics` refuses the file: here
-    the rest is still worth looking at.
+    Damaged lines are left out and noted; :func:`~dynroute_metaworld.read_metrics` raises an error instead.
 
     Args:
-        path: The file, which need not be there.
+        path: The file, which may be missing.
         names: The metrics.
     """
     if not path.exists():
@@ -112,10 +111,10 @@ def read_curves(path: Path, names: Iterable[str]) -> Metrics:
 
 
 def thin(steps: Floats, values: Floats, limit: int = LIMIT) -> tuple[Floats, Floats]:
-    """Leaves out points of a curve that has more than `limit`, evenly over its steps.
+    """Thins a curve to at most `limit` points, evenly over its steps.
 
-    Of each of ``limit // 4`` equal spans of steps the first, the last, the lowest and the highest point stay, so that
-    every point is one that was there, and neither ends nor extremes are lost.
+    The steps are divided into ``limit // 4`` equal spans. Each keeps its first, last, lowest and highest point: no
+    point is interpolated, and neither ends nor extremes are lost.
 
     Example:
         >>> import numpy as np
@@ -133,7 +132,7 @@ def thin(steps: Floats, values: Floats, limit: int = LIMIT) -> tuple[Floats, Flo
     span = np.minimum(((steps - steps[0]) / width).astype(int), spans - 1)
     first = np.flatnonzero(np.append(True, span[1:] != span[:-1]))
     last = np.append(first[1:], len(steps)) - 1
-    ranked = np.lexsort((values, span))  # within each span from the lowest to the highest
+    ranked = np.lexsort((values, span))  # in each span, from the lowest to the highest
     kept = np.unique(np.concatenate([first, last, ranked[first], ranked[last]]))
     return steps[kept], values[kept]
 
@@ -149,14 +148,14 @@ BY_TASK = {
     "critic_loss": "loss of the critics",
     "cloning_error": "error of cloning on held-out episodes",
 }
-"""The metrics that are looked at, with titles. Each has a curve for each task, such as ``success/reach``."""
+"""The metrics that are shown, with titles. Each has a curve for each task, such as ``success/reach``."""
 
 SHARES = ("evaluation", "success")
-"""The metrics that are shares of 1."""
+"""The metrics that are shares, from 0 to 1."""
 
 
 def unit_of(metric: str) -> str:
-    """The unit of the horizontal axis of a metric.
+    """The unit of the horizontal axis for a metric.
 
     Example:
         >>> from dynroute_metaworld.report.data import unit_of
@@ -168,15 +167,15 @@ def unit_of(metric: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """The curves, the evaluation and the sessions of a run, as its files have them.
+    """The curves, the evaluation and the sessions of a run, read from its files.
 
     Attributes:
         run: The run.
-        name: What it is called among others.
+        name: The name of the run in tables and figures.
         metrics: The curves, over the steps of each task.
-        result: The newest evaluation, that at the end if there is one.
-        sessions: What was noted each time the run was started.
-        notes: What is missing or wrong, in sentences.
+        result: The final evaluation, or else the newest one.
+        sessions: The record of each start of the run.
+        notes: Sentences about what is missing or wrong.
     """
 
     run: Run
@@ -193,7 +192,7 @@ class RunData:
 
     @property
     def minutes(self) -> float | None:
-        """How long it took; None where it was killed, or goes on now."""
+        """The minutes of all sessions together; None if one was killed or still runs."""
         return self.run.minutes
 
     def curves(self, metric: str) -> dict[str, Curve]:
@@ -202,18 +201,18 @@ class RunData:
         return {task: curve for task, curve in found.items() if curve is not None}
 
     def drawn(self, metric: str, limit: int = LIMIT) -> dict[str, Curve]:
-        """The same with at most `limit` points of each, see :func:`thin`."""
+        """The same curves with at most `limit` points each, see :func:`thin`."""
         return {task: Curve(*thin(curve.steps, curve.values, limit)) for task, curve in self.curves(metric).items()}
 
 
 def read_run(folder: str | Path, *, name: str | None = None) -> RunData:
-    """Reads the files of a run; what is missing or damaged is noted, except for ``config.json``."""
+    """Reads the files of a run and notes which are missing or damaged; ``config.json`` must be valid."""
     run = Run.open(folder)
     tasks = run.configuration.tasks
     notes: list[str] = []
     names = [f"{metric}/{task}" for metric in BY_TASK if not metric.startswith("evaluation") for task in tasks]
     metrics = read_curves(run.metrics, names)
-    if run.configuration.steps:  # imitation alone logs nothing else
+    if run.configuration.steps:  # a run that only imitates logs no metrics
         notes += metrics.notes
     evaluations = _evaluations(run, notes)
     curves = {metric: Curve(curve.steps / len(tasks), curve.values) for metric, curve in metrics.curves.items()}
@@ -226,7 +225,7 @@ def read_run(folder: str | Path, *, name: str | None = None) -> RunData:
         count = "the one episode" if result.episodes == 1 else f"{result.episodes} episodes"
         notes.append(f"Never solved in {count} of the evaluation: {', '.join(never)}.")
     if latest_checkpoint(run.checkpoints) is None:
-        notes.append("There is no checkpoint: no policy can act, so that there are neither routes nor frames.")
+        notes.append("There is no checkpoint, and so there are neither routes nor frames.")
     return RunData(
         run,
         name or run.folder.resolve().name,
@@ -238,7 +237,7 @@ def read_run(folder: str | Path, *, name: str | None = None) -> RunData:
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[RunData]:
-    """Reads several runs, each once, and calls them by as much of their paths as tells them apart."""
+    """Reads several runs, each once; their names are the shortest ends of their paths that differ."""
     paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
@@ -247,7 +246,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[RunData]:
 
 
 def _evaluations(run: Run, notes: list[str]) -> dict[int, EvaluationResult]:
-    """The evaluations on the way, by steps of all tasks."""
+    """The evaluations during training, by steps of all tasks."""
     found = {}
     for path in run.evaluations.glob("step_*.json"):
         number = path.stem.removeprefix("step_")
@@ -283,7 +282,7 @@ def _evaluation_curves(run: Run, evaluations: dict[int, EvaluationResult]) -> di
 
 
 def _cloning_curves(run: Run) -> dict[str, Curve]:
-    """The errors of cloning; a round of DAgger goes on where the one before ended."""
+    """The errors of cloning; the updates of a round of DAgger are counted on from the round before."""
     names = [f"cloning_error/{task}" for task in run.configuration.tasks]
     rounds = sorted(run.folder.glob("cloning/round_*"), key=lambda path: int(path.name.removeprefix("round_")))
     curves: dict[str, Curve] = {}
@@ -298,18 +297,16 @@ def _cloning_curves(run: Run) -> dict[str, Curve]:
 
 
 def _newest(run: Run, evaluations: dict[int, EvaluationResult], notes: list[str]) -> EvaluationResult | None:
-    """The evaluation at the end, or the last one on the way."""
+    """The final evaluation, or else the last one during training."""
     path = run.evaluations / "final.json"
     if path.exists() and (result := _load(run, path, notes)) is not None:
         return result
     if not evaluations:
-        notes.append("There is no evaluation yet: success is not known.")
+        notes.append("There is no evaluation yet: success is unknown.")
         return None
     step, result = list(evaluations.items())[-1]
     each = step // len(run.configuration.tasks)
-    notes.append(
-        f"There is no evaluation at the end: success is that of the evaluation at {each:,} steps of each task."
-    )
+    notes.append(f"There is no final evaluation: success is from the evaluation at {each:,} steps of each task.")
     return result
 
 
@@ -317,5 +314,5 @@ def _sessions(run: Run, notes: list[str]) -> tuple[dict[str, Any], ...]:
     sessions, damaged = run.read_sessions()
     notes += [f"sessions.jsonl is damaged in line {number}, which is left out." for number in damaged]
     if not sessions:
-        notes.append("There is no sessions.jsonl: it is not known where the run was trained.")
+        notes.append("There is no sessions.jsonl: the machine of the run is unknown.")
     return tuple(sessions)

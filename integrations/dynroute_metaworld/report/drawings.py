@@ -1,4 +1,4 @@
-"""Pictures of what routes a policy takes, as SVG text: the mean route of each task, and moments beside their frames."""
+"""Draws the routes of a policy as SVG text: the mean route of each task, and moments of an episode with frames."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from .routes import Routes, RouteStep
 __all__ = ["data_uri", "draw_moments", "draw_routes"]
 
 SHOWN = 3
-"""How many moments of a task stand side by side."""
+"""The number of moments of a task that are drawn side by side."""
 
 
 def draw_routes(routes: Routes) -> str:
@@ -33,7 +33,7 @@ def draw_routes(routes: Routes) -> str:
 
 
 def draw_moments(routes: Routes, width: int = 560) -> str:
-    """Draws the routes at some moments of an episode of each task, each below its frame if there is one."""
+    """Draws the routes at some moments of an episode of each task, below the frames if there are any."""
     assert routes.topology is not None
     parts, bottom = [], 0
     for task, name in enumerate(routes.tasks):
@@ -60,14 +60,14 @@ def draw_moments(routes: Routes, width: int = 560) -> str:
 
 
 def data_uri(frame: NDArray[np.uint8], quality: int = 75) -> str:
-    """A frame as a JPEG picture inside of a page."""
+    """A frame as a JPEG picture in a data URI."""
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "JPEG", quality=quality, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _graph(routes: Routes, moment: RouteStep, width: int, top: int) -> tuple[str, int]:
-    """The picture of a route in a box of a width, and the height of the box."""
+    """The picture of a route scaled to fit a width, and its height."""
     assert routes.topology is not None
     assert moment.route is not None
     used = int(routes.topology.used(moment.route.path).sum())

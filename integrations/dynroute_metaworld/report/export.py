@@ -1,4 +1,4 @@
-"""Data and figures of runs as files: how they learned, what they solve, and what their routes share."""
+"""Writes data and figures of runs to files: learning curves, success, and the similarity of routes."""
 
 import contextlib
 import csv
@@ -42,41 +42,41 @@ def analyze(
     """Writes data and figures of one run, or of several side by side.
 
     Curves, success and modules used are CSV files, routes are npz files, and pictures of routes are SVG files. Other
-    figures are PNG files and need matplotlib, t-SNE needs scikit-learn; what is left out is told in ``notes.txt``. The
-    files of an analysis that is there already are replaced; other files stay.
+    figures are PNG files and need matplotlib; t-SNE needs scikit-learn. ``notes.txt`` lists what is left out. The files
+    replace those of an earlier analysis in the directory; other files stay.
 
     Args:
         folders: The directories of the runs.
         output: The directory for all files; ``analysis`` in the run, or here if there are several.
-        episodes: How many episodes of each task routes are taken from.
-        device: Where the networks are.
-        tell: Called with a sentence for each thing that takes long, and for each that is missing.
+        episodes: The number of episodes of each task to take routes from.
+        device: The device of the networks.
+        tell: Called with a sentence before each step that takes long, and for each part that is missing.
 
     Returns:
         The directory.
     """
     folder = default_output(folders, "analysis") if output is None else Path(output)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        why = f"where {there.name} is a file; name another place"
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        why = f"where {existing.name} is a file; name another place"
         raise NotADirectoryError(f"`output` must be a directory, got {folder}, {why}.")
     analysis = inspect_runs(folders, episodes=episodes, device=device, tell=tell)
     folder.mkdir(parents=True, exist_ok=True)
-    _clear(folder, [one.name for one in analysis.runs])
+    _clear(folder, [run.name for run in analysis.runs])
     found = (GroupRoutes.of(group, analysis.routes) for group in analysis.groups)
-    sharings = [sharing for sharing in found if sharing is not None]
-    write_tables(analysis, sharings, folder)
+    group_routes = [sharing for sharing in found if sharing is not None]
+    write_tables(analysis, group_routes, folder)
     notes, places = list(analysis.notes), {}
     try:
         from . import figures
     except ImportError as error:
         figures = None  # type: ignore[assignment]
         advice = "figures need matplotlib; type: pip install 'dynroute[report]'"
-        notes.append(f"There are no figures but those of routes, the data is complete: {advice} ({error})")
-    for one in analysis.runs:
-        where = folder if len(analysis.runs) == 1 else folder / _inside(one.name)
+        notes.append(f"The only figures are those of routes; the data is complete: {advice} ({error})")
+    for run in analysis.runs:
+        where = folder if len(analysis.runs) == 1 else folder / _inside(run.name)
         where.mkdir(exist_ok=True)
-        routes = analysis.routes.get(one.name)
+        routes = analysis.routes.get(run.name)
         points = None
         if routes is not None:
             routes.save(where / "routes.npz")
@@ -84,15 +84,15 @@ def analyze(
             points, missing = embed(routes)
             notes += [missing] if missing else []
             if points is not None:
-                places[one.name] = points
+                places[run.name] = points
                 rows = [(routes.tasks[int(i)], x, y, int(count)) for i, x, y, count in points]
                 _csv(where / "paths.csv", ["task", "x", "y", "samples"], rows)
             _write(where / "routes.svg", draw_routes(routes))
             _write(where / "moments.svg", draw_moments(routes))
         if figures is not None:
-            figures.write_run(where, one, routes, points)
+            figures.write_run(where, run, routes, points)
     if figures is not None:
-        figures.write_groups(folder, analysis.groups, sharings if len(analysis.runs) > 1 else [], places)
+        figures.write_groups(folder, analysis.groups, group_routes if len(analysis.runs) > 1 else [], places)
     notes = list(dict.fromkeys(notes))
     _write(folder / "notes.txt", "".join(f"{note}\n" for note in notes))
     for note in notes:
@@ -101,38 +101,38 @@ def analyze(
 
 
 def _inside(name: str) -> str:
-    """The folder of a run inside of that of an analysis."""
+    """The name of a run's folder in the folder of an analysis."""
     return name.replace("/", "-")
 
 
 def _clear(folder: Path, names: Sequence[str]) -> None:
-    """Removes the files of an analysis of before, lest one stand for what is missing now; those of others stay."""
+    """Removes the files of an earlier analysis, so that no old file is left; other files stay."""
     try:
         former = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         former_runs = {_inside(name) for name in (*names, *former.get("runs", ()))}
     except (OSError, ValueError, AttributeError, TypeError):
         return
     if not {"methods", "notes"} <= set(former):
-        return  # what has these names is of others
+        return  # the summary is not from an analysis
     for inner in (path for path in folder.iterdir() if path.is_dir() and path.name in former_runs):
         for name in OF_A_RUN:
             (inner / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # others have files there, or it is a link
+        with contextlib.suppress(OSError):  # the folder has other files, or is a link
             inner.rmdir()
-    for name in (*OF_A_RUN, *OF_ALL):  # the one that told of it goes last
+    for name in (*OF_A_RUN, *OF_ALL):  # summary.json is last: it names the rest
         (folder / name).unlink(missing_ok=True)
 
 
-def write_tables(analysis: Analysis, sharings: Sequence[GroupRoutes], folder: Path) -> None:
-    """Writes what is known of the runs as CSV and JSON."""
+def write_tables(analysis: Analysis, group_routes: Sequence[GroupRoutes], folder: Path) -> None:
+    """Writes the figures of the runs as CSV and JSON."""
     _csv(
         folder / "curves.csv",
         ["run", "metric", "task", "steps", "value"],
         (
-            (one.name, metric, task, step, value)
-            for one in analysis.runs
+            (run.name, metric, task, step, value)
+            for run in analysis.runs
             for metric in BY_TASK
-            for task, curve in one.drawn(metric).items()
+            for task, curve in run.drawn(metric).items()
             for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True)
         ),
     )
@@ -157,11 +157,11 @@ def write_tables(analysis: Analysis, sharings: Sequence[GroupRoutes], folder: Pa
     if learned := [{"method": group.name, **row} for group in analysis.groups for row in group.learned_rows()]:
         _csv(folder / "learned.csv", list(learned[0]), ([*row.values()] for row in learned))
     for kind, rows_of in (("similarity", GroupRoutes.similarity_rows), ("sparsity", GroupRoutes.sparsity_rows)):
-        if rows := [{"method": one.group.name, **row} for one in sharings for row in rows_of(one)]:
+        if rows := [{"method": routes.group.name, **row} for routes in group_routes for row in rows_of(routes)]:
             _csv(folder / f"{kind}_by_method.csv", list(rows[0]), ([*row.values()] for row in rows))
-    shared = {one.group.name: one.row() for one in sharings}
+    shared = {routes.group.name: routes.row() for routes in group_routes}
     methods = [{**group.row(), **shared.get(group.name, {})} for group in analysis.groups]
-    summary = {"runs": [one.name for one in analysis.runs], "methods": methods, "notes": analysis.notes}
+    summary = {"runs": [run.name for run in analysis.runs], "methods": methods, "notes": analysis.notes}
     _write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Figures of one run, and of methods side by side, by matplotlib, which the extra `report` brings."""
+"""Figures of one run, and of methods side by side, by matplotlib, which the extra `report` installs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,40 +18,40 @@ __all__ = ["learning", "write_groups", "write_run"]
 BALANCE = {"route_temperature": BY_TASK["route_temperature"], "success": BY_TASK["success"]}
 
 
-def write_run(folder: Path, one: RunData, routes: Routes | None, points: NDArray[np.float64] | None) -> list[Path]:
+def write_run(folder: Path, run: RunData, routes: Routes | None, points: NDArray[np.float64] | None) -> list[Path]:
     """Writes the figures of one run."""
     figures = {
-        "learning": learning(one),
-        "balance": learning(one, BALANCE) if one.curves("route_temperature") else None,
-        "modules": _modules(one, routes),
+        "learning": learning(run),
+        "balance": learning(run, BALANCE) if run.curves("route_temperature") else None,
+        "modules": _modules(run, routes),
     }
-    if routes is not None and (alone := GroupRoutes.of(Group(one.name, (one,)), {one.name: routes})) is not None:
+    if routes is not None and (alone := GroupRoutes.of(Group(run.name, (run,)), {run.name: routes})) is not None:
         figures |= {"similarity": _similarity([alone]), "sparsity": _run_sparsity(routes)}
-        figures["paths"] = None if points is None else _paths([alone], {one.name: points})
+        figures["paths"] = None if points is None else _paths([alone], {run.name: points})
     return save(folder, figures)
 
 
-def learning(one: RunData, metrics: dict[str, str] = BY_TASK) -> Figure | None:
-    """A panel for each metric, a line for each task."""
-    found = {metric: curves for metric in metrics if (curves := one.drawn(metric))}
+def learning(run: RunData, metrics: dict[str, str] = BY_TASK) -> Figure | None:
+    """Draws a panel for each metric, with a line for each task."""
+    found = {metric: curves for metric in metrics if (curves := run.drawn(metric))}
     if not found:
         return None
     figure, axes = metric_panels(list(found))
     for axis, (metric, curves) in zip(axes, found.items(), strict=True):
         for task, curve in curves.items():
             marker = "." if len(curve.steps) < 2 else ""
-            axis.plot(curve.steps, curve.values, label=task, marker=marker, **style(one.tasks.index(task)))
+            axis.plot(curve.steps, curve.values, label=task, marker=marker, **style(run.tasks.index(task)))
         axis.set_title(metrics[metric], loc="left", fontsize="medium")
         scale(axis, metric)
     legend(figure, axes)
     return figure
 
 
-def _modules(one: RunData, routes: Routes | None) -> Figure | None:
-    """Modules used by each task, the hardest first (D2R, Fig. 8)."""
+def _modules(run: RunData, routes: Routes | None) -> Figure | None:
+    """Draws the number of modules that each task uses, the hardest task first (D2R, Fig. 8)."""
     used, success, source = None, None, ""
-    if one.result is not None and one.result.modules_used is not None:
-        used, success, source = one.result.modules_used.mean(axis=1), one.result.success_rates, "evaluation"
+    if run.result is not None and run.result.modules_used is not None:
+        used, success, source = run.result.modules_used.mean(axis=1), run.result.success_rates, "evaluation"
     elif routes is not None and routes.route is not None:
         used, source = routes.summary().num_used.numpy(), f"{routes.first_success.shape[1]} episodes"
         success = (routes.first_success > 0).mean(axis=1)
@@ -64,14 +64,14 @@ def _modules(one: RunData, routes: Routes | None) -> Figure | None:
     for place, task in enumerate(order):
         axis.annotate(f"{success[task]:.2f}", (place, used[task]), ha="center", va="bottom", fontsize="x-small")
     axis.margins(y=0.12)
-    axis.set_xticks(range(len(order)), [one.tasks[task] for task in order], rotation=60, ha="right", fontsize="small")
+    axis.set_xticks(range(len(order)), [run.tasks[task] for task in order], rotation=60, ha="right", fontsize="small")
     axis.set_ylabel("modules used")
     axis.set_title(f"modules used, the output among them; success above, the hardest task first ({source})", loc="left")
     return figure
 
 
 def _run_sparsity(routes: Routes) -> Figure:
-    """How many sources each node really reads, and how the weights are distributed (D2R, Fig. 10)."""
+    """Draws the number of sources that each node reads, and a histogram of the weights (D2R, Fig. 10)."""
     assert routes.topology is not None
     assert routes.route is not None
     topology, sources = routes.topology, routes.sources().double().numpy()
@@ -92,27 +92,30 @@ def _run_sparsity(routes: Routes) -> Figure:
 
 
 LABELLED = 24
-"""At most so many bars without intervals have their figures written above."""
+"""The largest number of bars without intervals that are labelled with their values."""
 
 
 def write_groups(
-    folder: Path, groups: Sequence[Group], sharings: Sequence[GroupRoutes], points: Mapping[str, NDArray[np.float64]]
+    folder: Path,
+    groups: Sequence[Group],
+    group_routes: Sequence[GroupRoutes],
+    points: Mapping[str, NDArray[np.float64]],
 ) -> list[Path]:
-    """Writes the figures that compare methods: curves, success and modules used of each task, and what routes share."""
+    """Writes the figures that compare methods: curves, success and modules by task, and the similarity of routes."""
     figures = {
         "curves": _bands(groups),
         "success": _by_task(groups, "success", "interval", "success of each task"),
         "modules_by_method": _by_task(groups, "modules_used", "modules_interval", "modules used by each task"),
         "learned": _learned(groups),
-        "similarity_by_method": _similarity(sharings),
-        "sparsity_by_method": _sparsity(sharings),
-        "paths_by_method": _paths(sharings, points),
+        "similarity_by_method": _similarity(group_routes),
+        "sparsity_by_method": _sparsity(group_routes),
+        "paths_by_method": _paths(group_routes, points),
     }
     return save(folder, figures)
 
 
 def _bands(groups: Sequence[Group]) -> Figure | None:
-    """A panel for each metric, a line for each method, with its interval over seeds."""
+    """Draws a panel for each metric, with a line and its interval over seeds for each method."""
     bands = {
         metric: [(number, band) for number, group in enumerate(groups) if (band := group.band(metric)) is not None]
         for metric in BY_TASK
@@ -133,7 +136,7 @@ def _bands(groups: Sequence[Group]) -> Figure | None:
 
 
 def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> Figure | None:
-    """Bars for a figure of each task, side by side for methods, the hardest task first."""
+    """Draws the bars of one value by task, for methods side by side, the hardest task first."""
     rows = [[row for row in group.task_rows() if row[value] is not None] for group in groups]
     filled = [(number, bars) for number, bars in enumerate(rows) if bars]
     if not filled:
@@ -169,7 +172,7 @@ def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> 
 
 
 def _learned(groups: Sequence[Group]) -> Figure | None:
-    """How many modules tasks use against when they were learned, a point for each task and run."""
+    """Draws the modules that tasks use against the steps until they were learned, a point for each task and run."""
     found = [(number, group, rows) for number, group in enumerate(groups) if (rows := group.learned_rows())]
     if not found:
         return None
@@ -182,7 +185,7 @@ def _learned(groups: Sequence[Group]) -> Figure | None:
         late = [never if row["learned"] is None else row["learned"] for row in rows]
         used = [row["modules_used"] for row in rows]
         correlations = group.late_correlations()
-        center = f"; rank correlation {', '.join(f'{one:.2f}' for one in correlations)}" if correlations else ""
+        center = f"; rank correlation {', '.join(f'{value:.2f}' for value in correlations)}" if correlations else ""
         axis.scatter(late, used, label=f"{group.name}{center}", alpha=0.7, **mark(number))
     if any(row["learned"] is None for _, _, rows in found for row in rows):
         axis.axvline(1.075 * last, color="grey", linewidth=0.8)
@@ -196,39 +199,41 @@ def _learned(groups: Sequence[Group]) -> Figure | None:
     return figure
 
 
-def _similarity(sharings: Sequence[GroupRoutes]) -> Figure | None:
-    """How much of their routes tasks share, in the mean over seeds: a panel for each method."""
-    sharings = [one for one in sharings if len(one.group.tasks) > 1]
-    if not sharings:
+def _similarity(group_routes: Sequence[GroupRoutes]) -> Figure | None:
+    """Draws the similarity of the routes of tasks, a mean over seeds, in a panel for each method."""
+    group_routes = [routes for routes in group_routes if len(routes.group.tasks) > 1]
+    if not group_routes:
         return None
-    size, columns = max(4.5, 0.3 * max(len(one.group.tasks) for one in sharings)), min(3, len(sharings))
-    lines = -(-len(sharings) // columns)
+    size, columns = max(4.5, 0.3 * max(len(routes.group.tasks) for routes in group_routes)), min(3, len(group_routes))
+    lines = -(-len(group_routes) // columns)
     figure = Figure(figsize=((size + 1) * columns + 1, (size + 0.5) * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axis, one in zip(axes, sharings, strict=False):
-        image = heat_map(axis, one.similarity.mean(axis=0), one.group.tasks)
-        row = one.row()
-        axis.set_title(f"{_named(one)}\n{_told('IQM', row['similarity'], row['similarity_interval'])}", loc="left")
-    for axis in axes[len(sharings) :]:
+    for axis, routes in zip(axes, group_routes, strict=False):
+        image = heat_map(axis, routes.similarity.mean(axis=0), routes.group.tasks)
+        row = routes.row()
+        axis.set_title(
+            f"{_named(routes)}\n{_with_interval('IQM', row['similarity'], row['similarity_interval'])}", loc="left"
+        )
+    for axis in axes[len(group_routes) :]:
         axis.set_axis_off()
     figure.suptitle("similarity of routes (weighted Jaccard), the mean over seeds; IQM over pairs of tasks and seeds")
     figure.colorbar(image, ax=axes.tolist(), shrink=0.5)
     return figure
 
 
-def _sparsity(sharings: Sequence[GroupRoutes]) -> Figure | None:
-    """How many sources nodes really read (D2R, Fig. 10), with intervals over seeds."""
-    sharings = [one for one in sharings if one.sparsity_rows()]
-    if not sharings:
+def _sparsity(group_routes: Sequence[GroupRoutes]) -> Figure | None:
+    """Draws the number of sources that nodes read (D2R, Fig. 10), with intervals over seeds."""
+    group_routes = [routes for routes in group_routes if routes.sparsity_rows()]
+    if not group_routes:
         return None
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axis: Any = figure.subplots()
-    for number, one in enumerate(sharings):
-        rows, drawn = one.sparsity_rows(), one.row()
+    for number, routes in enumerate(group_routes):
+        rows, drawn = routes.sparsity_rows(), routes.row()
         nodes, read = [row["node"] for row in rows], np.array([row["iqm"] for row in rows])
         ends = np.array([(row["low"], row["high"]) if row["low"] is not None else (row["iqm"],) * 2 for row in rows])
-        unread = _told("", 100 * drawn["edges_unread"], drawn["edges_unread_interval"], scale=100, digits=0)
-        label = f"{_named(one)}:{unread} % of edges are not read"
+        unread = _with_interval("", 100 * drawn["edges_unread"], drawn["edges_unread_interval"], scale=100, digits=0)
+        label = f"{_named(routes)}:{unread} % of edges are not read"
         errors = np.abs(ends - read[:, None]).T
         axis.errorbar(nodes, read, yerr=errors, marker="o", markersize=4, capsize=2, label=label, **style(number))
     axis.set(xlabel="node", ylim=(0, None))
@@ -237,21 +242,21 @@ def _sparsity(sharings: Sequence[GroupRoutes]) -> Figure | None:
     return figure
 
 
-def _paths(sharings: Sequence[GroupRoutes], points: Mapping[str, NDArray[np.float64]]) -> Figure | None:
-    """Routes on a plane, a line of panels for each method and a panel for each seed: places have no mean."""
-    routed = [(one, [name for name in one.routes if name in points]) for one in sharings]
-    routed = [(one, names) for one, names in routed if names]
+def _paths(group_routes: Sequence[GroupRoutes], points: Mapping[str, NDArray[np.float64]]) -> Figure | None:
+    """Draws routes on a plane, in a row of panels for each method and a panel for each seed: places have no mean."""
+    routed = [(routes, [name for name in routes.routes if name in points]) for routes in group_routes]
+    routed = [(routes, names) for routes, names in routed if names]
     if not routed:
         return None
     columns = max(len(names) for _, names in routed)
-    tasks = list(dict.fromkeys(task for one, _ in routed for task in one.group.tasks))
+    tasks = list(dict.fromkeys(task for routes, _ in routed for task in routes.group.tasks))
     figure = Figure(figsize=(3 * columns + 2.5, 3 * len(routed)), layout="constrained")
     axes = figure.subplots(len(routed), columns, squeeze=False)
-    for line, (one, names) in zip(axes, routed, strict=True):
-        seeds = {run.name: run.run.configuration.seed for run in one.group.runs}
+    for line, (routes, names) in zip(axes, routed, strict=True):
+        seeds = {run.name: run.run.configuration.seed for run in routes.group.runs}
         for axis, name in zip(line, names, strict=False):
-            scatter(axis, one.group.tasks, points[name], tasks, size=150.0)
-            axis.set_title(f"{one.group.name}, seed {seeds[name]}", loc="left", fontsize="small")
+            scatter(axis, routes.group.tasks, points[name], tasks, size=150.0)
+            axis.set_title(f"{routes.group.name}, seed {seeds[name]}", loc="left", fontsize="small")
         for axis in line[len(names) :]:
             axis.set_axis_off()
     for handle in legend(figure, axes.flat).legend_handles:
@@ -260,14 +265,16 @@ def _paths(sharings: Sequence[GroupRoutes], points: Mapping[str, NDArray[np.floa
     return figure
 
 
-def _named(one: GroupRoutes) -> str:
-    return f"{one.group.name}, {_counted(len(one.routes))}"
+def _named(routes: GroupRoutes) -> str:
+    return f"{routes.group.name}, {_counted(len(routes.routes))}"
 
 
 def _counted(seeds: int) -> str:
     return f"{seeds} seed{'s' * (seeds > 1)}"
 
 
-def _told(name: str, center: float, interval: Sequence[float] | None, scale: float = 1, digits: int = 2) -> str:
+def _with_interval(
+    name: str, center: float, interval: Sequence[float] | None, scale: float = 1, digits: int = 2
+) -> str:
     ends = "" if interval is None else " [" + ", ".join(f"{scale * end:.{digits}f}" for end in interval) + "]"
     return f"{name} {center:.{digits}f}{ends}"

@@ -43,18 +43,18 @@ def render(
 ) -> Path:
     """Films the policy of a run's last checkpoint in one of its tasks.
 
-    The live route graph stands beside each frame; a network without learned routes is filmed alone. It needs OpenGL,
-    which may be MuJoCo's egl or osmesa without a display.
+    The film shows the route graph of each step beside the scene, or the scene alone if the network has no learned
+    routes. It needs OpenGL; without a display, MuJoCo's egl or osmesa will do.
 
     Args:
         folder: The directory of the run.
         task: The task, without "-v3".
-        output: The file, a GIF, or an MP4 where imageio-ffmpeg is installed; ``TASK.gif`` in the run if None.
+        output: The file, a GIF, or an MP4 if imageio-ffmpeg is installed; ``TASK.gif`` in the run if None.
         episodes: The number of episodes.
-        seed: What the goals depend on; those of an evaluation of the run if None.
+        seed: The seed of the goals; None for the goals of an evaluation of the run.
         size: The width and the height of the scene.
         device: Where the networks are.
-        tell: Called with a sentence for each thing that takes long.
+        tell: Called with a sentence before each step that takes long.
 
     Returns:
         The file.
@@ -71,14 +71,14 @@ def render(
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ImportError("an MP4 needs imageio-ffmpeg; type: pip install imageio-ffmpeg, or name a file .gif")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"`output` must be in a directory that is there, got {path}.")
+        raise FileNotFoundError(f"`output` must be in an existing directory, got {path}.")
     find_opengl()
     tell(f"filming {name} ...")
     with one_thread():
         pictures = _pictures(run, name, episodes, seed, size, device)
     with writing_file(path) as part:
         if path.suffix.lower() == ".gif":
-            # One palette for all, or colours flicker.
+            # With a palette for each picture, colours flicker.
             palette = pictures[len(pictures) // 2].quantize(128)
             first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
             first.save(part, save_all=True, append_images=others, duration=PAUSE, loop=0, optimize=False)
@@ -93,7 +93,7 @@ def render(
 
 
 def _pictures(run: Run, task: str, episodes: int, seed: int | None, size: int, device: str) -> list[Image.Image]:
-    """The pictures of a film, each with the route that was chosen there."""
+    """The pictures of a film, each with the route of its step."""
     try:
         from .canvas import draw_graph
     except ImportError as error:
@@ -124,7 +124,7 @@ def _pictures(run: Run, task: str, episodes: int, seed: int | None, size: int, d
 
 
 def _beside(scene: Image.Image, graph: Image.Image | None) -> Image.Image:
-    """A scene with its graph beside it, whichever is taller, and room for a line of words below."""
+    """A scene with its graph beside it, and room for a line of text below."""
     height = scene.height if graph is None else max(scene.height, graph.height)
     height += height % 2  # an MP4 has an even number of pixels
     picture = Image.new("RGB", (scene.width + GRAPH * (graph is not None), height + LINE), "white")

@@ -1,6 +1,6 @@
-"""One HTML page about runs that needs no network: success, curves, routes beside frames, and provenance.
+"""One HTML page about runs: success, curves, routes beside frames, and provenance.
 
-It is written by hand since it must open offline, in one file, and be read by a screen reader.
+It is written by hand: it is one file that opens offline, and a screen reader can read it.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number with so many digits behind the point; a dash for None.
+    """A number with `digits` decimals; a dash for None.
 
     Example:
         >>> from dynroute_metaworld.report.page import number
@@ -72,7 +72,7 @@ def details(title: str, content: str, *, opened: bool = False) -> str:
 def table(
     caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], *, raw: int | None = None, kind: str = ""
 ) -> str:
-    """A table whose first column names its rows. Everything is escaped."""
+    """A table whose first column names its rows. All text is escaped, except the column `raw`."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     lines = []
     for first, *others in rows:
@@ -83,11 +83,11 @@ def table(
 
 
 ROOM = 4_000_000
-"""About how many bytes all frames of a page may take together."""
+"""About how many bytes all frames of a page may have together."""
 
 
 def views_of(analysis: Analysis) -> list[dict[str, Any]]:
-    """The curves of the page: methods side by side, and the tasks of each run."""
+    """The curves of the page: of methods side by side, and of the tasks of each run."""
     views: list[dict[str, Any]] = []
     if len(analysis.runs) > 1:
         for metric, about in BY_TASK.items():
@@ -99,12 +99,12 @@ def views_of(analysis: Analysis) -> list[dict[str, Any]]:
                     lines.append({**line, "low": _round(band.low), "high": _round(band.high)} if has_band else line)
             if lines:
                 views.append(_view("methods, IQM over tasks and seeds", metric, about, lines))
-    for one in analysis.runs:
+    for run in analysis.runs:
         for metric, about in BY_TASK.items():
-            curves = one.drawn(metric, POINTS).items()
+            curves = run.drawn(metric, POINTS).items()
             lines = [{"label": task, "x": _round(curve.steps), "y": _round(curve.values)} for task, curve in curves]
             if lines:
-                views.append(_view(one.name, metric, about, lines))
+                views.append(_view(run.name, metric, about, lines))
     return views
 
 
@@ -114,12 +114,12 @@ def _view(group: str, metric: str, about: str, lines: list[dict[str, Any]]) -> d
 
 
 def _round(values: Any) -> list[float]:
-    """Numbers as short as a picture needs them."""
+    """Numbers rounded to five digits, which a picture needs."""
     return [float(f"{value:.5g}") if abs(value) < 1e5 else float(round(value)) for value in values.tolist()]
 
 
 def _choices(items: Sequence[tuple[str, str]]) -> str:
-    """The options of a select: pairs of a group and a title, those of a group together."""
+    """The options of a select from pairs of a group and a title, sorted into groups."""
     options: dict[str, list[str]] = {}
     for i, (group, title) in enumerate(items):
         options.setdefault(group, []).append(f'<option value="{i}">{escape(title)}</option>')
@@ -131,7 +131,7 @@ def _choices(items: Sequence[tuple[str, str]]) -> str:
 def curve_controls(views: list[dict[str, Any]]) -> str:
     """The controls that choose a curve, and the place where it is drawn."""
     if not views:
-        return "<p>Nothing was logged that could be drawn over steps.</p>"
+        return "<p>There are no logged curves.</p>"
     choices = _choices([(view["group"], view["title"]) for view in views])
     return (
         '<div class="controls"><label for="view">Curve'
@@ -145,7 +145,7 @@ def curve_controls(views: list[dict[str, Any]]) -> str:
 
 
 def entries_of(analysis: Analysis) -> tuple[list[Topology], list[dict[str, Any]], list[str]]:
-    """The graphs, for each task of each policy the moments of an episode, and in sentences what is left out."""
+    """The graphs, the moments of an episode for each task and policy, and sentences about what is left out."""
     graphs: list[Topology] = []
     entries: list[dict[str, Any]] = []
     room, left_out = ROOM, False
@@ -167,22 +167,22 @@ def entries_of(analysis: Analysis) -> tuple[list[Topology], list[dict[str, Any]]
                     moments.append({"step": moment.step, "route": _sparse(routes, moment.route), "frame": frame})
             if not moments:
                 continue
-            first, group = int(routes.first_success[i, 0]), analysis.run(name)
+            first, run = int(routes.first_success[i, 0]), analysis.run(name)
             entries.append(
                 {
                     "run": name,
                     "task": task,
                     "graph": graph,
-                    "horizon": group.run.configuration.horizon,
+                    "horizon": run.run.configuration.horizon,
                     "solved": first if first > 0 else None,
                     "moments": moments,
                 }
             )
-    return graphs, entries, ["Some frames are left out, lest the page become too large."] if left_out else []
+    return graphs, entries, ["Some frames are left out, since the page would be too large."] if left_out else []
 
 
 def _sparse(routes: Routes, route: Route | None) -> list[float] | None:
-    """The edges that were chosen, and what they weigh, in turn."""
+    """The chosen edges and their weights, alternating."""
     if routes.topology is None or route is None:
         return None
     path, weights = routes.topology.to_edges(route.path), routes.topology.to_edges(route.weights)
@@ -206,13 +206,13 @@ def route_controls(analysis: Analysis, graphs: list[Topology], entries: list[dic
     if not entries:
         return f"<p>There are neither routes nor frames to show; the reasons stand under Notes.</p>{means}"
     templates = "".join(
-        f'<template id="graph-{i}">{draw(one, one.allowed.float(), title="Route at this step")}</template>'
-        for i, one in enumerate(graphs)
+        f'<template id="graph-{i}">{draw(graph, graph.allowed.float(), title="Route at this step")}</template>'
+        for i, graph in enumerate(graphs)
     )
     choices = _choices([(entry["run"], entry["task"]) for entry in entries])
     return (
-        "<p>What the policy of the last checkpoint does in an episode: nodes that run are filled, edges are the "
-        "darker the more they weigh, and what nothing reads is hollow, its edges dashed.</p>"
+        "<p>An episode of the policy of the last checkpoint. Nodes that run are filled, and edges are darker with "
+        "larger weights. Nodes that no node reads are hollow, and their edges dashed.</p>"
         f'{templates}<div class="controls"><label for="task">Task<select id="task">{choices}</select></label></div>'
         '<figure><div class="moment"><img id="frame" alt="" width="240" height="240" hidden>'
         '<div class="graph" id="graph" role="region" aria-label="Route graph" tabindex="0"></div></div>'
@@ -235,23 +235,23 @@ def write_report(
     device: str = "auto",
     tell: Callable[[str], object] = print,
 ) -> Path:
-    """Writes a page about one run, or about several side by side, which needs no network.
+    """Writes an HTML page about one run, or about several side by side; it opens without a network.
 
-    The routes are those of the policy of each method's first run that has a checkpoint.
+    The routes are from the first run of each method that has a checkpoint.
 
     Args:
         folders: The directories of the runs.
         output: The file; ``report.html`` in the run, or here if there are several.
-        episodes: How many episodes of each task routes are taken from.
-        frames: Whether pictures of the scene stand beside routes, where OpenGL works.
-        device: Where the networks are.
-        tell: Called with a sentence for each thing that takes long, and for each that is missing.
+        episodes: The number of episodes of each task to take routes from.
+        frames: Whether to show pictures of the scene beside routes, if OpenGL works.
+        device: The device of the networks.
+        tell: Called with a sentence before each step that takes long, and for each part that is missing.
 
     Returns:
         The file.
     """
     if output is not None and not Path(output).parent.is_dir():
-        raise FileNotFoundError(f"`output` must be in a directory that is there, got {output}.")
+        raise FileNotFoundError(f"`output` must be in an existing directory, got {output}.")
     path = default_output(folders, "report.html") if output is None else Path(output)
     if path.is_dir():
         raise IsADirectoryError(f"`output` must be a file, got the directory {path}; {path / 'report.html'} is one.")
@@ -266,12 +266,12 @@ def write_report(
 
 
 def page(analysis: Analysis) -> tuple[str, list[str]]:
-    """The text of the page, and in sentences what it lacks."""
+    """The text of the page, and sentences about what it lacks."""
     runs, groups = analysis.runs, analysis.groups
     title = f"Report on {runs[0].name}" if len(runs) == 1 else f"Report on {len(runs)} runs"
     views, (graphs, entries, left_out) = views_of(analysis), entries_of(analysis)
     data = json.dumps(
-        {"views": views, "graphs": [graph_of(one) for one in graphs], "entries": entries}, allow_nan=False
+        {"views": views, "graphs": [graph_of(graph) for graph in graphs], "entries": entries}, allow_nan=False
     )
     notes = list(dict.fromkeys([*analysis.notes, *left_out]))
     missing = "".join(f"<li>{escape(note)}</li>" for note in notes)
@@ -288,11 +288,11 @@ def page(analysis: Analysis) -> tuple[str, list[str]]:
         "tasks": "".join(_tasks(group) for group in groups),
         "curves": curve_controls(views),
         "routes": route_controls(analysis, graphs, entries),
-        "provenance": "".join(_provenance(one, opened=len(runs) == 1) for one in runs),
+        "provenance": "".join(_provenance(run, opened=len(runs) == 1) for run in runs),
         "data": data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
         "script": own.joinpath("page.js").read_text(encoding="utf-8"),
     }
-    # What was put in is not looked through again: a task may be called {{data}}.
+    # Inserted text is not searched again: a task may be called {{data}}.
     pieces = own.joinpath("page.html").read_text(encoding="utf-8").split("{{")
     filled = (parts[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
     return pieces[0] + "".join(filled), notes
@@ -300,9 +300,9 @@ def page(analysis: Analysis) -> tuple[str, list[str]]:
 
 def _lede(analysis: Analysis) -> str:
     names = ", ".join(group.name for group in analysis.groups)
-    benchmarks = {one.run.configuration.benchmark.replace(",", ", ") for one in analysis.runs}
+    benchmarks = {run.run.configuration.benchmark.replace(",", ", ") for run in analysis.runs}
     where = f" on {benchmarks.pop()}" if len(benchmarks) == 1 else ""
-    return f"{names}{where}. Everything here comes from the files of the runs, and from what their policies do."
+    return f"{names}{where}. All figures come from the files of the runs and from episodes of their policies."
 
 
 def _summary(analysis: Analysis) -> str:
@@ -320,8 +320,8 @@ def _summary(analysis: Analysis) -> str:
         rows.append([row["method"], *cells, number(row["modules_used"], 1), number(row["minutes"], 1)])
     heads = ["method", "benchmark", "goals", "seeds", "success", "IQM", "95 % interval", "modules used", "minutes"]
     caption = (
-        "Success is a mean over tasks and seeds; the interval is that of the interquartile mean (IQM) over tasks and "
-        "seeds, by a bootstrap. Minutes are known of runs that were done in one go."
+        "Success is a mean over tasks and seeds; the interval is for the interquartile mean (IQM) over tasks and "
+        "seeds, by a bootstrap. Minutes are unknown for runs that were killed."
     )
     return table(caption, heads, rows)
 
@@ -330,9 +330,9 @@ def _tasks(group: Group) -> str:
     name, figures, seeds = group.name, group.task_rows(), len(group.scores)
     if not figures:
         return f"<p>{escape(name)}: not evaluated yet.</p>"
-    how = "Wilson's, of the episodes of one seed"
+    how = "Wilson's, over the episodes of one seed"
     if seeds > 1:
-        how = f"a bootstrap over {seeds} seeds, which is too narrow where they are few"
+        how = f"a bootstrap over {seeds} seeds, which is too narrow for few seeds"
     rows: list[list[Any]] = []
     for row in figures:
         cells = [row["task"], _bar(row["success"]), span(row["interval"]), number(row["return"], 1)]
@@ -346,13 +346,13 @@ def _bar(share: float) -> str:
     return f'<span class="bar" aria-hidden="true">{width}</span>{number(share)}'
 
 
-def _provenance(one: RunData, *, opened: bool) -> str:
-    settings = [[name, json.dumps(value)] for name, value in dataclasses.asdict(one.run.configuration).items()]
+def _provenance(run: RunData, *, opened: bool) -> str:
+    settings = [[name, json.dumps(value)] for name, value in dataclasses.asdict(run.run.configuration).items()]
     parts = [table("Configuration, see dynroute train --help", ["option", "value"], settings, kind="words")]
-    for i, session in enumerate(one.sessions, start=1):
+    for i, session in enumerate(run.sessions, start=1):
         rows = []
         for name, value in session.items():
             inside = value.items() if isinstance(value, dict) else [("", value)]
             rows += [[f"{name} {inner}".strip(), str(shown)] for inner, shown in inside]
-        parts.insert(-1, table(f"Session {i} of {len(one.sessions)}", ["what", "value"], rows, kind="words"))
-    return details(str(one.run.folder.name if opened else one.name), "".join(parts), opened=opened)
+        parts.insert(-1, table(f"Session {i} of {len(run.sessions)}", ["what", "value"], rows, kind="words"))
+    return details(str(run.run.folder.name if opened else run.name), "".join(parts), opened=opened)

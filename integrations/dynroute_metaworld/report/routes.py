@@ -1,4 +1,4 @@
-"""The routes that a trained policy takes in its tasks, a bounded number of them, some with frames of the scene."""
+"""Collects some of the routes that a trained policy takes in its tasks, with frames of the scene."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -26,24 +26,24 @@ from .scene import Camera
 __all__ = ["THRESHOLD", "TOGETHER", "Rollout", "RouteStep", "Routes", "collect_routes", "embed"]
 
 THRESHOLD = 0.01
-"""A source that weighs more counts as read (D2R, Fig. 10)."""
+"""A source counts as read if its weight is above this (D2R, Fig. 10)."""
 
 EMBEDDED = 1000
-"""At most about how many routes t-SNE places."""
+"""About the largest number of routes that t-SNE places."""
 
 TOGETHER = 10
-"""How many tasks act at a time; each holds some 100 MB while frames are taken."""
+"""The number of tasks that run at a time; each needs about 100 MB while frames are taken."""
 
 
 @dataclass(frozen=True, eq=False)
 class RouteStep:
-    """A step of the first episode of a task, with the route and the scene before it.
+    """A step of the first episode of a task, with its route and the scene before the step.
 
     Attributes:
         task: The number of the task.
         step: The step, from 1 on.
-        route: The route that was chosen; None in a network without learned routes.
-        frame: The picture of the scene; None where nothing can be drawn.
+        route: The route of the step; None in a network without learned routes.
+        frame: The picture of the scene; None if nothing can be drawn.
     """
 
     task: int
@@ -76,24 +76,24 @@ class Routes:
 
     def summary(self) -> Summary:
         """The figures of the routes of each task, see :func:`dynroute.inspect.summarize`."""
-        topology, route = self._known()
+        topology, route = self._checked()
         return summarize(topology, route, self.task, num_tasks=len(self.tasks))
 
     def features(self) -> Tensor:
-        """Paths, or weights where all sources are read, with shape ``[samples, num_edges]``, to compare routes by."""
-        topology, route = self._known()
+        """The numbers to compare routes by, with shape ``[samples, num_edges]``: paths, or weights if all are read."""
+        topology, route = self._checked()
         path = live_path(topology, route)
         dense = bool((route.path == topology.allowed).all())
         return topology.to_edges(route.weights * path if dense else path.float())
 
     def similarity(self) -> Tensor:
-        """How much of their routes each two tasks share, see :func:`dynroute.inspect.similarity`."""
+        """The similarity of the routes of each two tasks, see :func:`dynroute.inspect.similarity`."""
         features = self.features()
         return similarity(torch.stack([features[self.task == i].mean(dim=0) for i in range(len(self.tasks))]))
 
     def sources(self) -> Tensor:
-        """How many sources weigh more than :data:`THRESHOLD`, for each sample and node that reads others."""
-        return (self._known()[1].weights > THRESHOLD).sum(dim=-1)
+        """The number of sources with a weight above :data:`THRESHOLD`, for each sample and node that reads others."""
+        return (self._checked()[1].weights > THRESHOLD).sum(dim=-1)
 
     def save(self, path: Path) -> None:
         """Writes everything but the frames to an npz file, whose arrays need no pickle."""
@@ -113,7 +113,7 @@ class Routes:
         with writing_file(path) as part:
             np.savez_compressed(part, **arrays)
 
-    def _known(self) -> tuple[Topology, Route]:
+    def _checked(self) -> tuple[Topology, Route]:
         if self.topology is None or self.route is None:
             raise ValueError("this network has no learned routes.")
         return self.topology, self.route
@@ -122,7 +122,7 @@ class Routes:
 class Rollout:
     """The environments of some tasks of a run, in which the policy of a model acts along its best routes.
 
-    Goals are those of :func:`~dynroute_metaworld.runs.recorder.evaluate_run`, whose first episodes are the first here.
+    By default, the first episodes of :func:`~dynroute_metaworld.runs.recorder.evaluate_run` have the same goals.
     """
 
     def __init__(self, run: Run, model: MultiTaskSAC, tasks: Sequence[str], seed: int | None = None) -> None:
@@ -139,13 +139,13 @@ class Rollout:
         before: Callable[[int, int, Route | None], object],
         progress: Callable[[int, int], object] | None = None,
     ) -> NDArray[np.int64]:
-        """Runs episodes, and returns the numbers of the steps that first solved them, -1 for none.
+        """Runs episodes, and returns the step that first solved each, -1 for none.
 
         Args:
             episodes: The number of episodes of each task.
-            before: Called before each step with the numbers of the episode, from 0 on, and of the step, from 1 on, and
-                with the routes; None without learned ones.
-            progress: Called after each step with the number of steps that are done and that of all.
+            before: Called before each step with the number of the episode, from 0 on, the number of the step, from 1
+                on, and the routes, which are None without learned routes.
+            progress: Called after each step with the number of steps that are done and the total.
 
         Returns:
             The numbers, with shape ``[tasks, episodes]``.
@@ -171,7 +171,7 @@ class Rollout:
         return self._cameras[index].frame()
 
     def close(self) -> None:
-        """Frees what the environments and the cameras hold."""
+        """Closes the environments and the cameras."""
         for camera in self._cameras.values():
             camera.close()
         self.env.close()
@@ -187,17 +187,17 @@ def collect_routes(
     frames: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> Routes:
-    """Lets the policy of a model act, and keeps some of its routes.
+    """Runs the policy of a model, and keeps some of its routes.
 
     Args:
         run: The run.
         model: Its model.
-        episodes: The number of episodes of each task; with fixed goals all would be equal, and one is run.
-        samples: About how many routes of each task are kept.
-        moments: How many steps of the first episode of each task are kept to be looked at.
-        frames: Whether to take a picture at each of them; call
+        episodes: The number of episodes of each task; with fixed goals one is run, since all would be equal.
+        samples: About the number of routes of each task to keep.
+        moments: The number of steps of the first episode of each task to keep for pictures.
+        frames: Whether to take a picture of the scene at each of these steps; call
             :func:`~dynroute_metaworld.report.scene.find_opengl` first.
-        progress: Called after each step of all tasks with the number of steps that are done and that of all.
+        progress: Called after each step of all tasks with the number of steps that are done and the total.
     """
     check_count("episodes", episodes, at_least=1)
     tasks, horizon = run.configuration.tasks, run.configuration.horizon
@@ -243,20 +243,20 @@ def collect_routes(
 
 
 def _spread(horizon: int, count: int) -> set[int]:
-    """So many steps of an episode, evenly spread, the first and the last among them."""
+    """The numbers of `count` evenly spaced steps of an episode, from the first to the last."""
     return set(np.linspace(1, horizon, min(count, horizon)).round().astype(int).tolist())
 
 
 def embed(routes: Routes) -> tuple[NDArray[np.float64] | None, str | None]:
-    """Places routes on a plane by t-SNE, those that are alike near each other.
+    """Places routes on a plane by t-SNE, similar ones near each other.
 
     Returns:
-        A row for each task and route that it took: the number of the task, the two coordinates, and how many samples
-        there are; and in a sentence why there are none.
+        A row for each task and each of its different routes: the number of the task, the two coordinates, and the
+        number of samples. If there are no rows, the second value is a sentence with the reason.
     """
     features = routes.features()
     kept = torch.arange(0, len(features), -(-len(features) // EMBEDDED))
-    # Equal routes have one place: t-SNE would spread them in rings that mean nothing, and take longer.
+    # Equal routes are placed once: t-SNE would spread copies in meaningless rings, and take longer.
     different, which = torch.unique(features[kept], dim=0, return_inverse=True)
     if len(different) < 3:
         return None, "There is no t-SNE: fewer than three different routes were taken."

@@ -1,4 +1,4 @@
-"""Small pictures of a task's scene, and whether OpenGL can draw them here."""
+"""Draws small pictures of a task's scene, and finds out whether OpenGL works here."""
 
 import functools
 import os
@@ -32,15 +32,15 @@ class OpenGLError(OSError):
 
 
 def find_opengl() -> str:
-    """Finds the library that draws on this machine, and lets MuJoCo use it from now on.
+    """Finds a library that can draw on this machine, and sets MuJoCo to use it.
 
-    It is the one that ``MUJOCO_GL`` names, if that is set, and else the first of :data:`BACKENDS` that works. It
-    is tried in a process of its own, which may crash.
+    If ``MUJOCO_GL`` is set, this is the library that it names, otherwise the first of :data:`BACKENDS` that works. Each
+    is tried in a process of its own, since it may crash.
 
     Returns:
         The value of ``MUJOCO_GL``.
     """
-    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()  # MuJoCo takes capitals, gymnasium does not
+    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()  # MuJoCo accepts capitals, gymnasium does not
     for backend in (wanted,) if wanted else BACKENDS:
         if _works(backend):
             os.environ["MUJOCO_GL"] = backend
@@ -64,7 +64,7 @@ def _works(backend: str) -> bool:
 
 
 class Camera:
-    """Takes pictures of the scene of an environment, without shadows, which cost more than all the rest.
+    """Takes pictures of the scene of an environment, without shadows, which would take most of the time.
 
     Call :func:`find_opengl` first. Taking a picture changes nothing that steps depend on.
     """
@@ -74,7 +74,7 @@ class Camera:
         model, data = environment.env.model, environment.env.data
         model.vis.quality.shadowsize, model.vis.quality.offsamples = 0, 0
         model.vis.global_.offwidth = model.vis.global_.offheight = 2 * size
-        # Twice as large and made smaller has smooth edges at less cost than the samples of OpenGL.
+        # Drawing at twice the size and shrinking gives smooth edges in less time than OpenGL's multisampling.
         self._renderer: Any = MujocoRenderer(model, data, width=2 * size, height=2 * size, camera_name=CAMERA)
 
     def frame(self) -> NDArray[np.uint8]:
@@ -85,11 +85,11 @@ class Camera:
         return np.asarray(Image.fromarray(upright).resize((self.size, self.size), Image.Resampling.BOX))
 
     def close(self) -> None:
-        """Frees what OpenGL holds."""
+        """Frees the memory of OpenGL."""
         self._make_current()
         self._renderer.close()
 
     def _make_current(self) -> None:
-        """Lets OpenGL draw with what belongs to this camera, and not to the one that drew last."""
+        """Makes the OpenGL context of this camera the current one."""
         if self._renderer.viewer is not None:
             self._renderer.viewer.make_context_current()

@@ -1,4 +1,4 @@
-"""Runs on the cores of a machine or of a cluster, through Ray; what dies is done again from its last checkpoint."""
+"""Runs on the cores of a machine or cluster, by Ray. A run whose process dies restarts from its last checkpoint."""
 
 import contextlib
 import os
@@ -21,17 +21,17 @@ from .training import train
 
 __all__ = ["check_nodes", "check_room", "joined", "run_all"]
 
-ANSWER = 30.0  # seconds in which `ray status` must have found a cluster; mostly it needs two
-RETRIES = 3  # in a row, without a checkpoint between them
-RELEASE = 60.0  # seconds after which the processes of a killed sweep must have ended; most do within two
-IDLE = 10  # half minutes in which nothing could be started
-STOPPING = 120.0  # seconds for the checkpoints of runs that are asked to stop
+ANSWER = 30.0  # seconds that `ray status` may take to find a cluster; it usually takes two
+RETRIES = 3  # restarts of a run without a new checkpoint
+RELEASE = 60.0  # seconds to wait for the processes of a killed sweep to end; most end within two
+IDLE = 10  # waits of 30 seconds in which no run could start
+STOPPING = 120.0  # seconds for stopping runs to write their checkpoints
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 @contextlib.contextmanager
 def joined(address: str | None) -> Iterator[None]:
-    """Joins a cluster, or makes one of this machine; one that the program has joined by itself is used as it is."""
+    """Joins a cluster, or starts one on this machine. After an earlier ray.init, that cluster is used as it is."""
     ray = _ray()
     if ray.is_initialized():
         if address is not None:
@@ -40,7 +40,7 @@ def joined(address: str | None) -> Iterator[None]:
         return
     defaults = {"RAY_USAGE_STATS_ENABLED": "0"}
     if address is None:
-        defaults["RAY_worker_niceness"] = "0"  # or minutes would be those of what the machine has to spare
+        defaults["RAY_worker_niceness"] = "0"  # Ray's default of 15 slows runs down on a busy machine
     added = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -78,17 +78,17 @@ def _check_address(address: str) -> None:
     """Raises an error where no cluster answers; ``ray.init`` tries for minutes, and then ends the process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
-        raise ValueError(f"`address` must be HOST:PORT, as `ray start --head` tells it, got {address!r}.")
-    if host in ("localhost", "127.0.0.1"):  # Ray takes these for
+        raise ValueError(f"`address` must be HOST:PORT, as `ray start --head` prints it, got {address!r}.")
+    if host in ("localhost", "127.0.0.1"):  # as Ray does
         host = _ray().util.get_node_ip_address()
     status = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", f"{host}:{port}"]
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         subprocess.run(status, capture_output=True, timeout=ANSWER)
     except (OSError, OverflowError, subprocess.TimeoutExpired) as error:
-        why = "what answers there is no cluster of Ray" if isinstance(error, subprocess.TimeoutExpired) else error
+        why = "the program there is not Ray" if isinstance(error, subprocess.TimeoutExpired) else error
         raise ConnectionError(
-            f"no cluster can be reached at {host}:{port} ({why}); `address` must be what `ray start --head` tells, "
+            f"no cluster can be reached at {host}:{port} ({why}); `address` must be what `ray start --head` prints, "
             "or left out to run on this machine."
         ) from error
 
@@ -99,14 +99,14 @@ def check_room(cores: int, gpus: float, tell: Callable[[str], object], patience:
     Args:
         cores: The cores of a run.
         gpus: The GPUs of a run.
-        tell: What is told while cores are waited for.
-        patience: For how many seconds; a sweep that was killed a moment ago still holds its own.
+        tell: Called with a sentence while the sweep waits for cores.
+        patience: How many seconds to wait; a sweep that was just killed holds its cores for a moment.
     """
     ray = _ray()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    asked = {"CPU": ("cores_per_run", "cores", cores), "GPU": ("gpus_per_run", "GPUs", gpus)}
-    fit = nodes  # those with enough of what was looked at: a run takes all of one node
-    for kind, (argument, what, amount) in asked.items():
+    needs = {"CPU": ("cores_per_run", "cores", cores), "GPU": ("gpus_per_run", "GPUs", gpus)}
+    fit = nodes  # the nodes with enough of each resource so far: a run takes all its resources from one node
+    for kind, (argument, what, amount) in needs.items():
         most = max((node.get(kind, 0) for node in fit), default=0)
         if amount > most:
             raise ValueError(
@@ -119,13 +119,13 @@ def check_room(cores: int, gpus: float, tell: Callable[[str], object], patience:
         taken = [
             f"of {sum(node.get(kind, 0) for node in nodes):g} {what} {free.get(kind, 0):g} are free, and a run needs "
             f"{amount:g}"
-            for kind, (_, what, amount) in asked.items()
+            for kind, (_, what, amount) in needs.items()
             if free.get(kind, 0) < amount
         ]
         if not taken:
             return
         if time.monotonic() > end:
-            raise RunError(f"the cluster is busy: {', '.join(taken)}; wait until others end, or use another cluster.")
+            raise RunError(f"the cluster is busy: {', '.join(taken)}; wait for other jobs, or use another cluster.")
         if not reported:
             tell(f"the cluster is busy: {', '.join(taken)}; waiting {patience:g} seconds")
             reported = True
@@ -133,19 +133,19 @@ def check_room(cores: int, gpus: float, tell: Callable[[str], object], patience:
 
 
 def check_nodes(folder: Path, token: str) -> None:
-    """Raises an error that names a node which does not see the folder of a sweep, or cannot run dynroute."""
+    """Raises an error that names the first node that cannot see a sweep's folder or cannot run dynroute."""
     ray = _ray()
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(num_cpus=0, max_retries=0)(_check_node)
+    check = ray.remote(num_cpus=0, max_retries=0)(_check_node)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    looks = [
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+    answers = [
+        check.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
             folder, token
         )
         for node in nodes
     ]
-    for node, answer in zip(nodes, looks, strict=True):
+    for node, answer in zip(nodes, answers, strict=True):
         where = f"the node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         try:
             seen, found = ray.get(answer, timeout=120)
@@ -178,22 +178,23 @@ def run_all(
     tell: Callable[[str], object],
     finish: Callable[[Run], object] | None = None,
 ) -> dict[str, str]:
-    """Does runs, each in a process of its own, as many at a time as there is room for.
+    """Executes runs, each in its own process, as many at a time as the resources allow.
 
-    A run whose process or node dies is done again, from its last checkpoint; one that fails is told, and others go on.
+    A run whose process or node dies restarts from its last checkpoint. If a run fails, `tell` reports it, and the
+    others go on.
 
     Args:
         runs: The runs by name.
         token: The token of the sweep.
         resources: What a run takes, as Ray calls it: ``num_cpus`` and ``num_gpus``.
-        tell: What is told of each event.
-        finish: Called with each run once it is finished, in its process; a run is not lost for an error there.
+        tell: Called with a sentence for each event.
+        finish: Called with each finished run, in its process; an error there does not make the run fail.
 
     Returns:
-        Why runs failed, by name.
+        The reasons of the runs that failed, by name.
     """
     ray = _ray()
-    # Streams tell when a run starts; a process of its own leaves nothing of one run to the next.
+    # A stream reports when a run starts. Each run has a new process, so that no state is left from the run before.
     task = ray.remote(max_calls=1, max_retries=0, num_returns="streaming", **resources)(_work)
     streams = {task.remote(run.folder, run.configuration, token, sys.argv, finish): name for name, run in runs.items()}
     total, started, failures, idle = len(runs), set[str](), dict[str, str](), 0
@@ -211,7 +212,7 @@ def run_all(
                 if idle:
                     say("no node has room for a run, though none is running")
                 if idle == IDLE:
-                    raise RunError("no node had room for a run for minutes; do others use the cluster, or is it gone?")
+                    raise RunError("no node had room for a run for minutes; is the cluster busy, or gone?")
                 continue
             stream = ready[0]
             name = streams[stream]
@@ -236,7 +237,7 @@ def run_all(
                     continue
                 what, detail = (
                     "failed",
-                    f"its process died {RETRIES + 1} times at the same place ({detail}); short of memory?",
+                    f"its process died {RETRIES + 1} times after the same checkpoint ({detail}); was it out of memory?",
                 )
             if what == "finished":
                 success, minutes = detail
@@ -245,7 +246,7 @@ def run_all(
                 failures[name] = detail
                 say(f"failed {name}: {detail}")
     except KeyboardInterrupt:
-        tell(f"stopping {len(started)} runs, which keep what they have; once more to stop at once")
+        tell(f"stopping {len(started)} runs with checkpoints; Ctrl-C again stops at once")
         for stream in streams:
             ray.cancel(stream)
         with contextlib.suppress(RunError):
@@ -255,13 +256,13 @@ def run_all(
 
 
 def _written(folder: Path) -> list[str]:
-    """How far a run has come: the names of what it goes on from."""
+    """The names of the checkpoints and cloning files of a run, which show how far it has come."""
     patterns = ("checkpoints/*", "cloning/*", "cloning/*/*")
     return sorted(str(path) for pattern in patterns for path in folder.glob(pattern))
 
 
 def _wait_for_release(runs: Sequence[Run], patience: float) -> None:
-    """Waits until no process holds the runs, or raises an error."""
+    """Waits until no process has locked the runs; raises an error after `patience` seconds."""
     end = time.monotonic() + patience
     for run in runs:
         while True:
@@ -281,12 +282,12 @@ def _work(
     command: list[str],
     finish: Callable[[Run], object] | None,
 ) -> Iterator[tuple[str, Any]]:
-    """Does a run in a process of the cluster: yields that it is started, and then its outcome."""
+    """Executes a run in a process of the cluster; yields its start, and then its outcome."""
     node = _ray().get_runtime_context().get_node_id()
     with folder.with_name(f"{folder.name}.txt").open("a", buffering=1) as output:
         print(f"--- on {platform.node()}, node {node}, process {os.getpid()}", file=output)
         yield "started", platform.node()
-        sys.argv = command  # the session notes what was typed
+        sys.argv = command  # the session records the typed command
         with redirect_stdout(output), redirect_stderr(output):
             outcome = _attempt(Run(folder, configuration), token, finish)
         yield outcome
@@ -302,14 +303,14 @@ def _attempt(run: Run, token: str, finish: Callable[[Run], object] | None = None
         began = time.monotonic()
         result = train(run)
         if result is None:
-            return "failed", "it was asked to stop; the same command goes on"
+            return "failed", "it was stopped; the same command goes on"
         print(result)
         try:
             if finish is not None:
                 finish(run)
-        except Exception:  # a run is not lost for a picture
+        except Exception:  # an error in a picture does not make the run fail
             traceback.print_exc()
         return "finished", (result.mean_success, (time.monotonic() - began) / 60)
-    except Exception as error:  # whatever it is, others go on
+    except Exception as error:  # the other runs go on
         traceback.print_exc()
         return "failed", str(error) or repr(error)

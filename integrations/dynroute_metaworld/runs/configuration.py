@@ -1,4 +1,4 @@
-"""A run: every hyper-parameter and every ablation, with the settings of the D2R paper as defaults."""
+"""The configuration of a run: all hyper-parameters and ablations, by default the settings of the D2R paper."""
 
 import dataclasses
 import inspect
@@ -23,17 +23,17 @@ from ..imitation.cloning import ROUTE_LOSSES, CloningOptions
 __all__ = ["MOVABLE", "OPTIMIZERS", "Configuration"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-"""The optimizers of actor and critics, by the option."""
+"""The optimizers of actor and critics, by the value of `optimizer`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration(Options):
-    """How a method is trained on a benchmark; ``dynroute train --help`` tells of each field.
+    """How a method is trained on a benchmark; ``dynroute train --help`` explains each field.
 
-    The defaults are those of the D2R paper; where it does not tell, the limit of the coefficient of entropy and the
-    norm of gradients are those of its released code. Steps, transitions of a batch and episodes are counted for each
-    task, as in the paper; all tasks step together. None stands for what depends on the benchmark or on the method, see
-    :meth:`resolve`.
+    The defaults come from the D2R paper, except the limits of the entropy coefficient and of the gradient norm: these
+    come from its released code, since the paper does not give them. Steps, transitions of a batch and episodes are
+    counted for each task, as in the paper; all tasks step together. None is a default that depends on the benchmark or
+    the method, see :meth:`resolve`.
 
     Example:
         >>> configuration = Configuration(method="sm", benchmark="MT50", width=64).resolve()
@@ -49,14 +49,12 @@ class Configuration(Options):
         for name in ("value", "log_std"):
             check_interval(f"{name}_low, {name}_high", (getattr(self, f"{name}_low"), getattr(self, f"{name}_high")))
         if self.weight_decay is not None and self.optimizer != "adamw":
-            raise ValueError(
-                f"`weight_decay` needs --optimizer adamw, got {self.weight_decay} with {self.optimizer} without one."
-            )
+            raise ValueError(f"`weight_decay` needs --optimizer adamw, got {self.weight_decay} with {self.optimizer}.")
         if self.grow_every is not None and self.grow_to is None:
             raise ValueError(f"`grow_every` needs --grow-to, the modules to grow to, got {self.grow_every} without it.")
         for name in ("cloning_steps", "demonstration_weight"):
             if getattr(self, name) and not self.demonstrations:
-                raise ValueError(f"`{name}` needs demonstrations, for instance --demonstrations 20, got 0 of them.")
+                raise ValueError(f"`{name}` needs demonstrations, for instance --demonstrations 20, got 0.")
         if self.dagger_rounds and self.dagger_rounds >= self.cloning_steps:
             raise ValueError(
                 f"`dagger_rounds` must be less than the {self.cloning_steps} `cloning_steps`, which the rounds share, "
@@ -80,12 +78,12 @@ class Configuration(Options):
 
     @property
     def benchmark_or_tasks(self) -> str | list[str]:
-        """The keywords of :func:`make_envs`."""
+        """The benchmark, or the list of its tasks, as :func:`make_envs` takes it."""
         return split_benchmark(self.benchmark)
 
     @property
     def problem(self) -> dict[str, Any]:
-        """The keywords that :func:`make_envs`, :func:`collect` and :func:`evaluate` share, of episodes and workers."""
+        """The keywords of goals, episodes and workers for :func:`make_envs`, :func:`collect` and :func:`evaluate`."""
         return {name: getattr(self, name) for name in ("goals", "horizon", "reward_version", "workers")}
 
     @property
@@ -110,7 +108,7 @@ class Configuration(Options):
 
     @property
     def noise_levels(self) -> list[float]:
-        """The keywords of :func:`collect`."""
+        """The standard deviations of the noise on actions, for :func:`collect`."""
         try:
             levels = [float(level) for level in self.noise.split(",")]
         except ValueError:
@@ -136,21 +134,22 @@ class Configuration(Options):
 
     @property
     def network_kwargs(self) -> dict[str, Any]:
-        """The keywords of the network; those of the critics may differ by `critic_network`."""
+        """The keywords of the network; `critic_network` changes them for the critics."""
         named = {name: getattr(self, name) for name in ("gate", "protect", "num_modules", "width", "state_free")}
         return {**self.network, **{name: value for name, value in named.items() if value is not None}}
 
     @property
     def result_options(self) -> dict[str, Any]:
-        """The options that change the result, without those in which the runs of one row or curve differ.
+        """The options that change the result, except the seed and the run to start from.
 
-        These are the seed and the run to start from, which :func:`~dynroute_metaworld.runs.seeds.origin` compares.
+        Runs of one row or curve differ in their seeds; :func:`~dynroute_metaworld.runs.seeds.origin` compares the runs
+        that they start from.
         """
         names = [option.name for option in dataclasses.fields(self) if option.metadata["changes_result"]]
         return {name: getattr(self, name) for name in names if name not in ("seed", "warm_start")}
 
     def resolve(self) -> Self:
-        """The same with what depends on the number of tasks and on the method filled in."""
+        """The same configuration, with values for the defaults that depend on the number of tasks and the method."""
         few = len(self.tasks) <= 10
         usual: dict[str, Any] = {
             "steps": 1_500_000 if few else 1_000_000,
@@ -181,13 +180,13 @@ class Configuration(Options):
             )
 
     def write(self, path: Path) -> None:
-        """Writes it as JSON, whole or not at all."""
+        """Writes the configuration as JSON, whole or not at all."""
         with writing_file(path) as part:
             part.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Reads what :meth:`write` wrote."""
+        """Reads a file that :meth:`write` wrote."""
         try:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -195,7 +194,7 @@ class Configuration(Options):
 
 
 MOVABLE = tuple(option.name for option in dataclasses.fields(Configuration) if option.metadata["movable"])
-"""The options that may change when a run goes on, as nothing that was computed depends on them."""
+"""The options that may change when a run is resumed: nothing computed before depends on them."""
 
 
 def _keywords(method: str) -> list[str]:

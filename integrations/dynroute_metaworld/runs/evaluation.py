@@ -1,4 +1,4 @@
-"""Success rates of a policy on Meta-World, by one protocol whose every choice is told with the result."""
+"""Success rates of a policy on Meta-World, by one protocol; the result records all of its settings."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +28,12 @@ from .result import ARRAYS, EvaluationResult
 __all__ = ["SEEDS", "act_with_route", "evaluate", "unseen"]
 
 SEEDS = {"random": 1_000_000, "fixed": 0, "benchmark": 0}
-"""The seed where none is given. Random goals are then none that training draws with the small seeds that people take;
-fixed goals and those of the benchmark belong to the problem, and are those that `make_envs` trains on by default."""
+"""The default seeds, by the kind of goals. The seed of random goals is far from the small seeds of training, so that
+they are new. Fixed and benchmark goals belong to the problem: `make_envs` trains on the same ones by default."""
 
 
 def unseen(goals: str, seed: int) -> int:
-    """The seed for the evaluation of what was trained with another: random goals are others, the rest are the same."""
+    """The seed to evaluate with after training with `seed`: random goals are new, other goals stay the same."""
     if goals != "random":
         return seed
     return SEEDS[goals] + (seed == SEEDS[goals])
@@ -55,23 +55,22 @@ def evaluate(
     """Runs a policy on every task of a benchmark for the same number of episodes.
 
     Actions are deterministic. The goals depend on the seed alone: not on the policy, the number of workers, or what was
-    evaluated before. Neither the generators of random numbers nor the mode of the policy are changed.
+    evaluated before. The random generators and the mode of the policy stay as they were.
 
     Args:
-        policy: A model or policy of Stable-Baselines3, anything else with their `predict`, or "scripted" for
+        policy: A model or policy of Stable-Baselines3, any object with the same `predict`, or "scripted" for
             :class:`ScriptedPolicy`.
-        benchmark: "MT10", "MT25", "MT50", a task, or a list of tasks, in the order of the one-hot that the policy
-            knows.
+        benchmark: "MT10", "MT25", "MT50", a task, or a list of tasks, in the order of the policy's one-hot.
         goals: Where the goal of an episode comes from, as in :func:`make_envs`. With "fixed" goals all episodes of a
-            deterministic policy are equal, so that one episode tells as much as many.
+            deterministic policy are equal, so one episode is enough.
         horizon: The number of steps of an episode, at most 500.
         episodes: The number of episodes of each task.
-        seed: What the goals depend on; that of :data:`~dynroute_metaworld.runs.evaluation.SEEDS` if None. Fixed goals
-            and those of the benchmark are those of training if the seed is that of its environments.
-        workers: The number of processes that run the environments; 0 runs them in this one.
+        seed: The seed of the goals; None takes it from :data:`~dynroute_metaworld.runs.evaluation.SEEDS`. For the
+            fixed or benchmark goals of training, give the seed of the training environments.
+        workers: The number of processes that run the environments; 0 runs them in this process.
         success: Which steps count: "any" step of the episode, or the "last" one.
         reward_version: "v2" or "v1".
-        progress: Called after each step of all environments with the number of steps that are done and that of all.
+        progress: Called after each step of all environments with the number of steps that are done and the total.
 
     Example:
         >>> result = evaluate("scripted", ["reach", "drawer-close"], horizon=100, episodes=2)
@@ -132,7 +131,7 @@ def _run(
 
 
 class _Actor:
-    """A policy with its memory, and the number of modules that its routes reached last; None if it has no routes."""
+    """A policy and its recurrent state; `used` is the number of modules on its last routes, None without routes."""
 
     def __init__(self, policy: PolicyPredictor) -> None:
         self.policy = policy
@@ -154,7 +153,7 @@ class _Actor:
 
 @torch.no_grad()
 def act_with_route(policy: MultiTaskPolicy, observations: NDArray[Any]) -> tuple[NDArray[Any], Route | None]:
-    """The actions of ``predict`` along the best routes, with these routes on the CPU; None without learned routes."""
+    """The actions of ``predict``, and its routes on the CPU, which are None in a network without learned routes."""
     policy.set_training_mode(False)
     actions, route = policy.actor.act(torch.as_tensor(observations, device=policy.device), deterministic=True)
     if route is not None:
@@ -163,15 +162,15 @@ def act_with_route(policy: MultiTaskPolicy, observations: NDArray[Any]) -> tuple
 
 
 def _check_tasks(policy: PolicyPredictor, names: Sequence[str]) -> None:
-    """Refuses a policy of which it is known that it was made for other tasks."""
+    """Raises an error if the observation space or the task names of a policy belong to other tasks."""
     wanted = (STATE_FEATURES + len(names),)
     got = getattr(getattr(policy, "observation_space", None), "shape", wanted)
     if got != wanted:
         raise ValueError(
             f"`policy` must be made for observations of shape {wanted}, {STATE_FEATURES} numbers of state and the "
-            f"one-hot of {len(names)} tasks, got one for those of shape {got}; was it trained on another benchmark?"
+            f"one-hot of {len(names)} tasks, got one for shape {got}; was it trained on another benchmark?"
         )
-    # A model may have any names; those of Meta-World are taken at their word.
+    # A model may name its tasks freely; only names of Meta-World's tasks are compared.
     trained_for = [str(name).removesuffix("-v3") for name in getattr(policy, "task_names", None) or ()]
     if trained_for != list(names) and trained_for and set(trained_for) <= set(BENCHMARKS["MT50"]):
         raise ValueError(f"`policy` must be made for the tasks {list(names)} in this order, got one for {trained_for}.")
@@ -179,7 +178,7 @@ def _check_tasks(policy: PolicyPredictor, names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _undisturbed(policy: PolicyPredictor) -> Iterator[None]:
-    """Leaves the global generators of random numbers and the modes of all modules as they were."""
+    """Restores the global random generators and the modes of all modules afterwards."""
     inner = getattr(policy, "policy", policy)
     modes = [(module, module.training) for module in inner.modules()] if isinstance(inner, nn.Module) else []
     before = random_state()

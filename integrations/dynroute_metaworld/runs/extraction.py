@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 ELSEWHERE = 1_000_000
-"""How far the seed of these episodes is from that of an evaluation, so that neither meets the goals of the other."""
+"""The distance between the seeds of these episodes and of an evaluation, so that their random goals differ."""
 
 
 class Episodes(NamedTuple):
@@ -65,15 +65,15 @@ def run_episodes(
     seed: int,
     progress: Callable[[int, int], object] | None = None,
 ) -> Episodes:
-    """Runs a policy of states in one task; goals are those of an evaluation of the run with the same seed.
+    """Runs a policy in one task; the goals are the same as in an evaluation of the run with the same seed.
 
     Args:
         policy: Turns states with shape ``[1, 39]`` into actions.
         configuration: The configuration of the run.
         task: The task.
-        episodes: The number of episodes; with fixed goals all would be equal, and one is run.
-        seed: What the goals depend on.
-        progress: Called after each step with the number of steps that are done and that of all.
+        episodes: The number of episodes; with fixed goals one is run, since all would be equal.
+        seed: The seed of the goals.
+        progress: Called after each step with the number of steps that are done and the total.
     """
     episodes = 1 if configuration.goals == "fixed" else episodes
     problem = {**configuration.problem, "workers": 0}
@@ -100,16 +100,16 @@ class ExtractedTask:
         format: The format of the file.
         path: The file.
         origin: Where the states came from, in words.
-        report: What was kept; the deviation is that of actions on these states.
+        report: What the extraction kept; its deviation is the deviation of actions on these states.
         nodes_before: The number of nodes of the whole network.
         deviation_elsewhere: The largest deviation of actions on states of other episodes; None without any.
         bytes: The sizes of the files of the whole network and of the policy.
-        milliseconds: What an action of one state takes on one core, by "module" and "file"; the medians of the whole
-            network and of the policy. Files are measured where the package that runs them is installed.
-        success: The success of both, if it was asked for.
-        episodes: In how many episodes.
-        checked: The largest difference between the actions of the file and those of the policy; None if the file
-            could not be run.
+        milliseconds: The median times of an action on one core, of the whole network and of the policy, by "module" and
+            "file". Files are timed only if the package that runs them is installed.
+        success: The success rates of both; None if they were not evaluated.
+        episodes: The number of episodes of this evaluation.
+        checked: The largest difference between the actions of the file and of the policy; None if the file could not be
+            run.
     """
 
     task: str
@@ -142,7 +142,7 @@ class ExtractedTask:
         lines = [format_table(rows)]
         deviation = "" if report.deviation is None else f"actions differ by at most {report.deviation:.1e} on them"
         if self.deviation_elsewhere is not None:
-            deviation += f", and by {self.deviation_elsewhere:.1e} on those of other episodes"
+            deviation += f", and by {self.deviation_elsewhere:.1e} on states of other episodes"
         left = {"nothing": "no router is left", "weights": "the router weighs one path", "routes": "the router chooses"}
         lines += [
             f"made for {self.origin}, of which {report.coverage:.1%} keep their routes; {left[report.reads]}",
@@ -169,20 +169,20 @@ def extract_task(
     rounds: int = 300,
     progress: Callable[[str, int, int], object] | None = None,
 ) -> ExtractedTask:
-    """Makes the policy of one task of a run, saves it, and compares it with the whole network.
+    """Extracts the policy of one task of a run, saves it, and compares it with the whole network.
 
     Args:
         run: The run.
         model: Its model, from :func:`~dynroute_metaworld.load_model`.
         task: The task.
         form: The format, one of :data:`~dynroute_metaworld.runs.policy_files.FORMATS`.
-        output: The file; named by the task in the directory of the run if None.
+        output: The file; by default it has the name of the task, in the directory of the run.
         coverage: The share of the states whose routes are kept whole.
         states: Where the states come from, one of :data:`~dynroute_command.choices.STATES`.
         collected: The number of episodes of states.
-        episodes: The number of episodes in which both are evaluated; 0 leaves that out.
+        episodes: The number of episodes to evaluate both in; 0 evaluates neither.
         rounds: How often each is timed.
-        progress: Called with what is done, the number of steps that are done, and that of all.
+        progress: Called with a description of the current work, the number of steps done, and the total.
     """
     configuration = run.configuration
     task = task.removesuffix("-v3")
@@ -193,15 +193,15 @@ def extract_task(
     if path.suffix != FORMATS[form]:
         raise ValueError(f"`output` must end with {FORMATS[form]} in the format {form}, got {path}.")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"`output` must be in a directory that is there, got {path}.")
+        raise FileNotFoundError(f"`output` must be in an existing directory, got {path}.")
     check_exporter(form)
     index = configuration.tasks.index(task)
     whole = whole_policy(model, task=index)
 
-    def telling(doing: str) -> Callable[[int, int], object] | None:
+    def report_as(doing: str) -> Callable[[int, int], object] | None:
         return None if progress is None else lambda done, total: progress(doing, done, total)
 
-    seen = task_states(run, whole, task, states, episodes=collected, progress=telling("collecting states"))
+    seen = task_states(run, whole, task, states, episodes=collected, progress=report_as("collecting states"))
     made_for, others = split_states(seen)
     policy = extract_policy(model, made_for, task=index, coverage=coverage)
     with torch.no_grad():
@@ -233,16 +233,16 @@ def extract_task(
     if episodes:
         seed = unseen(configuration.goals, configuration.seed)
         solved = [
-            run_episodes(each, configuration, task, episodes=episodes, seed=seed, progress=telling(doing)).solved
-            for doing, each in (("evaluating the whole", whole), ("evaluating what was extracted", policy))
+            run_episodes(actor, configuration, task, episodes=episodes, seed=seed, progress=report_as(doing)).solved
+            for doing, actor in (("evaluating the whole network", whole), ("evaluating the extracted policy", policy))
         ]
         success, episodes = (float(solved[0].mean()), float(solved[1].mean())), len(solved[0])
-    origin = {"policy": "the policy came to", "demonstrations": "demonstrations came to"}[states]
+    origin = {"policy": "the policy's episodes", "demonstrations": "demonstrations"}[states]
     return ExtractedTask(
         task=task,
         format=form,
         path=path,
-        origin=f"{len(made_for):,} states that {origin}",
+        origin=f"{len(made_for):,} states of {origin}",
         report=policy.report,
         nodes_before=len(whole.report.nodes),
         deviation_elsewhere=elsewhere,
@@ -263,18 +263,17 @@ def task_states(
     episodes: int = 10,
     progress: Callable[[int, int], object] | None = None,
 ) -> Tensor:
-    """States of a task that a run comes to, with shape ``[episodes, horizon, 39]``.
+    """The states of some episodes of a run in one task, with shape ``[episodes, horizon, 39]``.
 
-    Random goals are neither those of training nor those of an evaluation; fixed goals and the benchmark's are the same
-    everywhere.
+    Random goals are new: neither training nor an evaluation draws them. Fixed and benchmark goals are always the same.
 
     Args:
         run: The run.
-        policy: What acts.
+        policy: The policy that acts.
         task: The task.
-        origin: One of :data:`~dynroute_command.choices.STATES`; demonstrations are read where the run read them.
+        origin: One of :data:`~dynroute_command.choices.STATES`; demonstrations are those of the run.
         episodes: The number of episodes, at most as many as there are demonstrations.
-        progress: Called after each step with the number of steps that are done and that of all.
+        progress: Called after each step with the number of steps that are done and the total.
     """
     check_choice("states", origin, STATES)
     check_count("collected", episodes, at_least=1)
@@ -296,9 +295,9 @@ def task_states(
 
 
 def split_states(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits episodes into the states that a policy is made for and others, on which it is checked.
+    """Splits episodes into states to extract a policy from, and states to check it on.
 
-    A fifth of the episodes are others; of fewer than five, all but one.
+    A fifth of the episodes are for the check; of fewer than five, all but one.
 
     Example:
         >>> from dynroute_metaworld.runs.extraction import split_states
@@ -310,7 +309,7 @@ def split_states(states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measure_in_turns(jobs: Mapping[str, Act], state: Tensor, *, rounds: int = 300) -> dict[str, float]:
-    """The median milliseconds of each policy for some states on one core; policies take turns, so that load hits all.
+    """The median milliseconds of each policy on one core; they take turns, so that other load slows all of them.
 
     Example:
         >>> from dynroute_metaworld.runs.extraction import measure_in_turns

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy  # which loads its statistics at their first use: a third of a second that most commands save
+import scipy  # scipy.stats is loaded at its first use, which saves most commands a third of a second
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["bootstrap_interval", "iqm", "wilson_interval"]
@@ -20,13 +20,13 @@ def wilson_interval(
 
     .. math:: \frac{\hat p + \frac{z^2}{2n} \pm z \sqrt{\frac{\hat p (1 - \hat p)}{n} + \frac{z^2}{4n^2}}}{1 + z^2/n}
 
-    It stays inside of 0 and 1, and has a width where all episodes succeed or none does. It tells of the episodes of one
-    policy, and nothing of what another seed would have learned.
+    It stays between 0 and 1, and is wider than a point even if all episodes succeed or none does. It describes the
+    episodes of one policy, not what another seed would learn.
 
     Args:
         successes: The numbers of successes.
         trials: The numbers of episodes :math:`n`.
-        confidence: How often the interval shall hold the probability.
+        confidence: The coverage of the interval, between 0 and 1.
 
     Returns:
         The lower and the upper ends.
@@ -53,7 +53,7 @@ def wilson_interval(
 
 
 def iqm(scores: ArrayLike) -> float:
-    """The interquartile mean: that of all scores without the lowest and the highest quarter of them.
+    """The interquartile mean: the mean of the scores without the lowest and the highest quarter.
 
     Runs and tasks are taken together, and a quarter is rounded down to whole scores, as in rliable.
 
@@ -81,19 +81,20 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The percentile interval of a stratified bootstrap over runs, as rliable computes it by default.
 
-    A resample has as many runs as there are; each task draws its runs with replacement and independently of the other
-    tasks, while the tasks stay what they are. The ends are percentiles of the statistic over the resamples,
-    interpolated linearly. It is about training with other seeds on the same tasks; with few runs it is too narrow.
+    A resample has as many runs as `scores`. Each task draws its runs with replacement, independently of the other
+    tasks; the tasks themselves are not drawn. The ends are percentiles of the statistic over the resamples,
+    interpolated linearly. The interval is for training with other seeds on the same tasks; with few runs it is too
+    narrow.
 
     Args:
         scores: One score of each run and task, with shape ``[runs, tasks]``: for instance the success rates of each
             seed.
-        statistic: What is computed of such an array; :func:`iqm` or ``numpy.mean``.
-        confidence: How often the interval shall hold the statistic.
+        statistic: A function from such an array to a number: :func:`iqm` or ``numpy.mean``.
+        confidence: The coverage of the interval, between 0 and 1.
         resamples: The number of resamples.
-        seed: What the resamples depend on.
-        whole_runs: Whether a resample draws whole runs, not those of each task independently. It is for figures that
-            vary together in a run, such as those of pairs of tasks.
+        seed: The seed of the resamples.
+        whole_runs: Whether a resample draws whole runs, instead of runs for each task independently. It is for columns
+            that vary together in a run, such as the similarities of pairs of tasks.
 
     Returns:
         The lower and the upper end.
@@ -121,18 +122,18 @@ def bootstrap_interval(
 
 
 def _by_run(scores: ArrayLike) -> NDArray[np.float64]:
-    """Figures of several runs as an array, or an error that says why they cannot tell how much runs differ."""
+    """Checks the scores of several runs, and returns them as an array."""
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2 or not table.shape[1]:
         raise ValueError(f"`scores` must have shape [runs, tasks], got shape {table.shape}.")
     if len(table) < 2:
         raise ValueError(
-            f"`scores` must be those of at least two runs, got {len(table)}: one run does not tell how much seeds "
-            "differ. For the episodes of one run there is wilson_interval."
+            f"`scores` must have at least two runs, got {len(table)}: one run does not show how much seeds differ; "
+            "use wilson_interval for the episodes of one run."
         )
     if not np.isfinite(table).all():
         raise ValueError(
-            f"`scores` must be finite, those of run {int((~np.isfinite(table)).any(axis=1).argmax())} are not."
+            f"`scores` must be finite, got others in run {int((~np.isfinite(table)).any(axis=1).argmax())}."
         )
     return table
 

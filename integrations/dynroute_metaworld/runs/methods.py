@@ -27,13 +27,13 @@ PUBLISHED = {
 
 
 def build_actor(configuration: Configuration, **sizes: Any) -> nn.Module:
-    """The network of a configuration's actor, or one of other sizes, without memory for its parameters."""
+    """The network of a configuration's actor, without memory for its parameters; `sizes` override its keywords."""
     shape = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
     return build(configuration.method, *shape, device="meta", **{**configuration.network_kwargs, **sizes})
 
 
 def check_network(configuration: Configuration) -> None:
-    """Raises an error if the network of a configuration cannot be built, or cannot learn what is asked of it."""
+    """Raises an error if the networks of a configuration cannot be built, or do not support its options."""
     network = build_actor(configuration)
     critics = {**configuration.network_kwargs, **configuration.critic_network, **getattr(network, "shared", {})}
     critic = build(
@@ -48,15 +48,15 @@ def check_network(configuration: Configuration) -> None:
     for name, weight in configuration.cloning.route_losses.items():
         rule = f"`{name}` must be 0"
         if not configuration.cloning_steps:
-            raise ValueError(f"{rule} where nothing is cloned, as `dynroute imitate` does, got {weight:g}.")
+            raise ValueError(f"{rule} without cloning, which `dynroute imitate` does, got {weight:g}.")
         if routed is None:
             raise ValueError(
                 f"{rule} for the method {configuration.method}, which has no learned routes, got {weight:g}."
             )
         if name == "cloning_balance" and isinstance(routed.gate, Soft):
             raise ValueError(
-                f"{rule} with the gate soft, which uses all sources alike, got {weight:g}; what they weigh is "
-                "balanced by --cloning-importance."
+                f"{rule} with the gate soft, which reads all sources, got {weight:g}; --cloning-importance balances "
+                "their weights."
             )
 
 
@@ -69,15 +69,15 @@ def _check_growth(configuration: Configuration, network: nn.Module, critic: nn.M
         critic_keyword, _ = network_size(critic)
     except ValueError:
         raise ValueError(
-            f"`grow_to` needs networks that route at module or model level, such as those of d2r, d2r-model and moe, "
-            f"got {most} with the method {configuration.method}."
+            f"`grow_to` needs a method that routes at module or model level, such as d2r, d2r-model or moe, got "
+            f"{most} with the method {configuration.method}."
         ) from None
     if keyword != critic_keyword:
         raise ValueError(f"`grow_to` needs critics that route at the level of their actor, got {most}.")
     if most <= modules:
         raise ValueError(
-            f"`grow_to` must be more than the {modules} modules that the network begins with, got {most}; let it begin "
-            f"with fewer, for instance --network {keyword}=2."
+            f"`grow_to` must be more than the {modules} modules that the network starts with, got {most}; start with "
+            f"fewer, for instance --network {keyword}=2."
         )
     for name in ("overlap", "compile"):
         if getattr(configuration, name):
@@ -85,7 +85,7 @@ def _check_growth(configuration: Configuration, network: nn.Module, critic: nn.M
 
 
 def count_parameters(method: str, num_tasks: int) -> tuple[int, int]:
-    """The parameters of a method's actor, and of actor and one critic, which is what D2R's table 8 counts.
+    """The parameters of a method's actor, and of actor and one critic together, as in D2R's table 8.
 
     Example:
         >>> from dynroute_metaworld.runs.methods import count_parameters

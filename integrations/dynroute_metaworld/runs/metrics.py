@@ -1,4 +1,4 @@
-"""Files of JSON objects, one in each line, and the metrics of a run, which are such a file that only grows."""
+"""Files with a JSON object in each line. The metrics of a run are such a file, which only grows."""
 
 import io
 import json
@@ -15,13 +15,13 @@ __all__ = ["Line", "MetricsFile", "TensorBoardFolder", "forget_after", "read_lin
 
 
 class MetricsFile(KVWriter):
-    """Writes what an algorithm logs to a file, a line for each time, with the steps of all tasks together."""
+    """Writes the logs of an algorithm to a file: a line for each call, with the steps of all tasks together."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("a")
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Appends a line, at once, so that a process that is killed loses at most the line it is writing."""
+        """Appends a line and flushes it, so that a killed process loses at most this line."""
         numbers = {name: _plain(value) for name, value in sorted(key_values.items()) if isinstance(value, (int, float))}
         self.file.write(json.dumps({"step": step, **numbers}, allow_nan=False) + "\n")
         self.file.flush()
@@ -32,28 +32,28 @@ class MetricsFile(KVWriter):
 
 
 class TensorBoardFolder(KVWriter):
-    """Writes the same for TensorBoard, in the place of what a run logged there after the steps it goes on from."""
+    """Writes the same logs for TensorBoard; they replace what the run logged there after the steps it goes on from."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=steps + 1)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Writes the numbers of a time."""
+        """Writes the numbers of one call."""
         for name, value in sorted(key_values.items()):
             if isinstance(value, (int, float)) and "tensorboard" not in key_excluded.get(name, ()):
                 self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the files."""
         self.writer.close()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float | None]]:
     """The lines of a file of metrics; None where a number was not finite.
 
-    A last line that was cut short, when a process was killed or is still writing, is left out; a damaged line elsewhere
-    is an error that names it.
+    An incomplete last line, of a process that was killed or is still writing, is left out. Any other damaged line
+    raises an error that names it.
 
     Example:
         >>> import tempfile
@@ -66,7 +66,7 @@ def read_metrics(path: str | Path) -> list[dict[str, float | None]]:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Removes the lines after a step, which a run that goes on from there will write again."""
+    """Removes the lines after a step; a run that goes on from there writes them again."""
     if path.exists():
         size = sum(len(line.text) for line in _whole_lines(path) if line.value and line.value["step"] <= step)
         os.truncate(path, size)
@@ -76,22 +76,22 @@ class Line(NamedTuple):
     """A line of a file of JSON objects."""
 
     number: int
-    """Its number, from 1 on."""
+    """The line number, from 1 on."""
 
     text: bytes
-    """The line, with its end."""
+    """The line, with its line break."""
 
     value: dict[str, Any] | None
-    """The object; None in a line that is damaged."""
+    """The object; None if the line is damaged."""
 
     @property
     def is_cut(self) -> bool:
-        """Whether the line has no end, since a process was killed or is still writing."""
+        """Whether the line is incomplete: its process was killed or is still writing."""
         return not self.text.endswith(b"\n")
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Reads a file of JSON objects, one line at a time; there may be none."""
+    """Reads a file of JSON objects, one line at a time; a missing file has no lines."""
     with path.open("rb") if path.exists() else io.BytesIO() as file:
         for number, text in enumerate(file, start=1):
             try:

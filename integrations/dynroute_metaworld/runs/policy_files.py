@@ -1,4 +1,4 @@
-"""Saves extracted policies in several formats, and loads them to try them."""
+"""Saves extracted policies in several formats, and loads them to test them."""
 
 import contextlib
 import importlib.util
@@ -18,20 +18,20 @@ from dynroute.files import writing_file
 __all__ = ["FORMATS", "check_exporter", "load_policy", "save_policy"]
 
 FORMATS: Mapping[str, str] = {"torch": ".safetensors", "export": ".pt2", "onnx": ".onnx", "executorch": ".pte"}
-"""The formats of a policy, with the ends of their files' names.
+"""The formats of a policy, with the extensions of their files.
 
-"torch" is a :class:`dynroute.Program`, whose file cannot run code; "export" is that of ``torch.export``, which torch
-alone reads, and only from trusted sources; "onnx" is that of ``torch.onnx``; "executorch" is that of ExecuTorch, for
-phones and small devices, and takes one state at a time."""
+"torch" is a :class:`dynroute.Program`, whose file cannot run code. "export" is a file of ``torch.export``: only torch
+reads it, and it must come from a trusted source. "onnx" is a file of ``torch.onnx``. "executorch" is a file of
+ExecuTorch, for phones and small devices; it takes one state at a time."""
 
 EXPORTERS = {"onnx": ("onnx", "onnxscript"), "executorch": ("executorch",)}
-"""The packages that a format needs beside torch."""
+"""The packages that a format needs besides torch."""
 
 Act = Callable[[Tensor], Tensor]
 
 
 def check_exporter(form: str) -> None:
-    """Raises an error that says what to install where the exporter of a format is not there."""
+    """Raises an error that says what to install if the exporter of a format is missing."""
     missing = [name for name in EXPORTERS.get(form, ()) if importlib.util.find_spec(name) is None]
     if missing:
         runs = " (and onnxruntime, to run the file)" if form == "onnx" else ""
@@ -48,7 +48,7 @@ def save_policy(policy: nn.Module, path: Path, form: str, example: Tensor, notes
         path: The file.
         form: The format.
         example: At least two states; "executorch" is compiled for one.
-        notes: What is known of it, which "torch" keeps.
+        notes: Facts about the policy; only "torch" stores them.
     """
     check_exporter(form)
     if form == "torch":
@@ -68,10 +68,11 @@ def save_policy(policy: nn.Module, path: Path, form: str, example: Tensor, notes
 
 
 def load_policy(path: Path, form: str) -> Act | None:
-    """A policy that was saved; None where the package that runs its format is not installed.
+    """Loads a saved policy; returns None if the package that runs its format is not installed.
 
-    A file of "export" must come from a trusted source. Files of "onnx" and "executorch" run on one thread, and the
-    latter run the states of a batch one after the other; one thread then holds for ExecuTorch in the whole process.
+    A file of "export" must come from a trusted source. Files of "onnx" and "executorch" run on one thread; loading a
+    file of "executorch" sets this for ExecuTorch in the whole process. It runs the states of a batch one after the
+    other.
     """
     if form == "torch":
         return Program.load(path)
@@ -89,7 +90,7 @@ def load_policy(path: Path, form: str) -> Act | None:
             from executorch.runtime import Runtime  # type: ignore[import-not-found,unused-ignore]
 
         _unsafe_reset_threadpool(1)
-        # The program keeps its method and the bytes that the method reads.
+        # The returned function holds the program, which owns the method and the bytes that the method reads.
         program = Runtime.get().load_program(path.read_bytes())
         return lambda states: torch.cat(
             [program.load_method("forward").execute([state])[0] for state in torch.split(states, 1)]

@@ -28,7 +28,7 @@ _BRC: Mapping[str, Any] = {
     "mixed_batch_size": 1024,
     "learning_rate": 3e-4,
     "optimizer": "adamw",
-    "weight_decay": 1e-4,  # that of the release, whose library has another default than torch
+    "weight_decay": 1e-4,  # as in the release, whose library has another default than torch
     "gamma": 0.99,
     "tau": 0.005,
     "critic_loss": "categorical",
@@ -69,7 +69,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "bootstrap_timeouts": False,
     },
     "quick": {
-        "threads": 1,  # a second one makes small networks slower
+        "threads": 1,  # a second thread makes small networks slower
         "steps": 12_000,
         "horizon": 150,
         "learning_starts": 500,
@@ -122,9 +122,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "brc": {**_BRC, "benchmark": "MT50"},
     "brc-small": {**_BRC, "updates": 1, "mixed_batch_size": 512},
 }
-"""Settings by name. They are those of the D2R paper, those of its released code where they differ (its network is the
-method d2r-released; :data:`RELEASED` has what is another's), those for a first look on two CPU cores, those for a night
-on a CPU core, those to go on from imitation for some minutes, those of BRC, and those of BRC for MT10 on a CPU core."""
+"""Settings by name.
+
+"paper" is the D2R paper. "released" changes what differs in its released code, whose network is the method
+d2r-released; :data:`RELEASED` has the changes for other methods. "quick" is for a first look on two CPU cores, "night"
+for a night on a CPU core, and "refine" for some minutes of SAC after imitation. "brc" is BRC, and "brc-small" is BRC
+for MT10 on a CPU core."""
 
 _SOFT_MODULARIZATION: Mapping[str, Any] = {
     "ent_coef_lr": None,
@@ -142,8 +145,8 @@ RELEASED: Mapping[str, Mapping[str, Any]] = {
     "sm-shallow": _SOFT_MODULARIZATION,
     "paco": {"shared_lr": 1e-4},
 }
-"""The settings in which the preset released differs for a method. Soft Modularization has released code of its own, and
-PaCo is part of that of D2R."""
+"""The settings that the preset released changes for a method. Soft Modularization has its own released code; PaCo is
+part of D2R's."""
 
 RELEASED_NETWORKS: Mapping[str, Mapping[str, Any]] = {
     method: {"hidden_init": "released"}
@@ -152,8 +155,8 @@ RELEASED_NETWORKS: Mapping[str, Mapping[str, Any]] = {
 """Keywords of networks under the preset released."""
 
 AFTER_IMITATION: Mapping[str, Any] = {"learning_starts": 0, "ent_coef": "auto_0.001", "actor_starts": 1000}
-"""The defaults where SAC goes on from an actor that has learned. It neither acts at random nor is drowned in entropy,
-and critics learn what it is worth before they change it."""
+"""The defaults where SAC goes on from a trained actor. There are no random actions, the entropy coefficient starts
+small, and the critics learn before the actor changes."""
 
 QUICK_SIZES: Mapping[str, Mapping[str, Any]] = {
     "mt-sac": {"hidden_sizes": [256, 256, 256]},
@@ -191,25 +194,25 @@ NIGHT_SIZES: Mapping[str, Mapping[str, Any]] = {
     "scalemoe-feature": {"num_experts": 4, "width": 128},
     "scalemoe-output": {"num_experts": 4, "width": 128},
 }
-"""The sizes of networks under the preset night, which for MT10 have as many parameters as mt-sac, within 10 %."""
+"""The sizes of networks under the preset night. For MT10 their numbers of parameters are within 10 % of mt-sac's."""
 
 
 BRC_SIZES: Mapping[str, Mapping[str, Any]] = {
     "brc": {"actor": {"width": 256, "blocks": 1}, "critics": {"width": 4096, "blocks": 2}},
     "brc-small": {"actor": {"width": 256, "blocks": 1}, "critics": {"width": 256, "blocks": 2}},
 }
-"""The sizes of BRC's networks under its presets. ``--width`` sets that of actor and critics, and ``--critic-network
-width=512`` that of the critics alone."""
+"""The sizes of BRC's networks under its presets. ``--width`` sets the width of actor and critics, and
+``--critic-network width=512`` the width of the critics alone."""
 
 
 def preset_options(name: str, method: str) -> Mapping[str, Any]:
-    """The options of a preset for a method, its network left out."""
+    """The options of a preset for a method, without the sizes of its network."""
     check_choice("preset", name, PRESETS)
     return {**PRESETS[name], **(RELEASED.get(method, {}) if name == "released" else {})}
 
 
 def preset(name: str, options: Mapping[str, Any]) -> Configuration:
-    """The configuration of a preset with some options of one's own.
+    """The configuration of a preset, with `options` in place of its own.
 
     Example:
         >>> from dynroute_metaworld.runs.presets import preset
@@ -222,7 +225,7 @@ def preset(name: str, options: Mapping[str, Any]) -> Configuration:
     sizes = BRC_SIZES.get(name, {}) if method == "brc" else {}
     by_method = {"quick": QUICK_SIZES, "night": NIGHT_SIZES, "released": RELEASED_NETWORKS}.get(name, {})
     actor = sizes.get("actor") or by_method.get(method, {})
-    # What is asked for by name goes before the keywords of the preset, and both before the defaults.
+    # Given options, such as `width`, and given keywords override the keywords of the preset.
     networks = {
         keywords: {
             **{key: value for key, value in usual_sizes.items() if options.get(key) is None},

@@ -1,4 +1,4 @@
-"""The display of a run while it goes on: a bar, and the success of each task."""
+"""The progress display of a run: a bar, and the success of each task."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ __all__ = ["Display"]
 
 
 class Display:
-    """A bar with the success of each task under it; where there is no terminal, a line from time to time.
+    """A bar below the success of each task; without a terminal, a line from time to time.
 
     Args:
         total: The steps of all tasks together.
@@ -69,7 +69,7 @@ class Display:
 
 
 class _Console(Console):
-    """A run does not end when nobody reads what it prints any more."""
+    """A console that goes quiet when its pipe is closed, so that the run goes on."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

@@ -1,4 +1,4 @@
-"""Where and by what a run was started: the command, the commit, the versions and the machine."""
+"""The provenance of a run: its command, commit, versions and machine."""
 
 import contextlib
 import importlib.metadata
@@ -18,23 +18,23 @@ __all__ = ["commit", "machine", "typed", "versions"]
 
 
 def versions() -> dict[str, str]:
-    """The versions of what results depend on."""
+    """The versions of the packages that results depend on."""
     names = ("torch", "stable_baselines3", "gymnasium", "metaworld", "mujoco", "numpy")
     others = {name: importlib.metadata.version(name) for name in names}
     return {"dynroute": dynroute.__version__, "python": platform.python_version(), **others}
 
 
 def typed() -> str:
-    """The command that runs, without where its program is."""
+    """The command as it was typed, without the path of the program."""
     program = Path(sys.argv[0])
-    # So it stands there after `python -m dynroute` and the like.
+    # `python -m dynroute` and similar commands have these paths.
     modules = (("dynroute", "__main__.py"), ("dynroute", "command.py"), ("dynroute_command", "__main__.py"))
     name = "dynroute" if program.parts[-2:] in modules else program.name
     return shlex.join([name, *sys.argv[1:]])
 
 
 def commit() -> str | None:
-    """The commit of the code, where it runs from a clone."""
+    """The commit of the code; None unless it runs from a clone."""
     where = ["git", "-C", str(Path(__file__).parent)]
     try:
         tracked = subprocess.run([*where, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)
@@ -61,7 +61,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The model of the processor, as far as the system tells."""
+    """The model of the processor, as the system names it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Metrics, evaluations and checkpoints between the steps of a run, at fixed numbers of steps."""
+"""Logs, evaluates and writes checkpoints during a run, at fixed numbers of steps."""
 
 import signal
 import time
@@ -22,7 +22,7 @@ __all__ = ["Recorder", "Stopped", "TimeIsUp", "evaluate_run"]
 
 
 class TimeIsUp(Exception):  # noqa: N818 - it is not an error
-    """A run has learned for as long as it may, and has written a checkpoint."""
+    """The time of a run is up, and it has written a checkpoint."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is not an error
@@ -30,10 +30,9 @@ class Stopped(Exception):  # noqa: N818 - it is not an error
 
 
 class Recorder(BaseCallback):
-    """Logs, evaluates and writes checkpoints between rollouts, where a run can be left and taken up again.
+    """Logs, evaluates and writes checkpoints between rollouts, where a run can be interrupted and resumed.
 
-    Whether something is due depends on the number of steps alone, so that it makes no difference where a run was
-    interrupted.
+    What is due depends only on the number of steps, so that an interruption changes nothing.
     """
 
     model: MultiTaskSAC
@@ -65,15 +64,14 @@ class Recorder(BaseCallback):
             self.times_grown = times
             self.display.tell(f"{steps:>9,} steps: grown to {network_size(self.model.actor.net)[1]} modules")
         time_is_up = not last and time.monotonic() >= self.deadline
-        if (
-            steps > self.run.logged and not self.stopping
-        ):  # or it was done before the run was interrupted, or will be after
+        # Otherwise it was done before an interruption, or will be done after it.
+        if steps > self.run.logged and not self.stopping:
             with suppress(Stopped):
                 evaluated = steps > 0 and self._is_due(configuration.evaluate_every)
                 if evaluated:
                     self._evaluate()
                 if evaluated or self._is_due(configuration.log_every):
-                    # Told by updates alone, of which there is none after an interruption.
+                    # SB3 records it in updates, and right after an interruption there was none.
                     self.logger.record("train/learning_rate", self.model.actor.optimizer.param_groups[0]["lr"])
                     if configuration.grow_to is not None:
                         self.logger.record("growth/modules", network_size(self.model.actor.net)[1])
@@ -92,7 +90,7 @@ class Recorder(BaseCallback):
         return 0 if self.model.growth_state is None else len(self.model.growth_state["grown_at"])
 
     def _is_due(self, every: int) -> bool:
-        """Whether a multiple of so many steps of each task was passed since the time of learning before."""
+        """Whether the steps of each task passed a multiple of `every` since the previous rollout."""
         steps = self.model.num_timesteps // self.model.n_envs
         return steps // every > (steps - self.run.configuration.update_every) // every
 
@@ -109,7 +107,7 @@ class Recorder(BaseCallback):
         self.display.tell(f"{steps:>9,} steps: evaluated with {result.mean_success:.1%} success")
 
     def watch(self, *_: int) -> None:
-        """Ends an evaluation when the run is asked to stop; it is done when the run goes on."""
+        """Ends an evaluation when the run is asked to stop; the resumed run repeats it."""
         if self.stopping:
             raise Stopped
 
@@ -124,17 +122,17 @@ class Recorder(BaseCallback):
             if self.stopping:
                 raise KeyboardInterrupt
             self.stopping = True
-            self.display.tell("stopping with a checkpoint; once more to stop at once")
+            self.display.tell("stopping with a checkpoint; Ctrl-C again stops at once")
 
         return handling(stop, signal.SIGINT, signal.SIGTERM)
 
 
 def evaluate_run(run: Run, model: MultiTaskSAC, episodes: int, **options: object) -> EvaluationResult:
-    """Evaluates a model on the problem it was trained on: fixed goals are the same, random ones are others."""
+    """Evaluates a model on the problem it was trained on: fixed goals are the same, random goals are new."""
     check_count("episodes", episodes, at_least=1)
     configuration = run.configuration
     if options.get("goals", configuration.goals) == "fixed":
-        episodes = 1  # all of them would be equal
+        episodes = 1  # all episodes would be equal
     usual = {"benchmark": configuration.benchmark_or_tasks, **configuration.problem}
     chosen = {**usual, **{name: value for name, value in options.items() if value is not None}}
     chosen.setdefault("seed", unseen(chosen["goals"], configuration.seed))

@@ -25,7 +25,7 @@ ARRAYS: dict[str, Any] = {
     "goal_positions": np.float32,
     "modules_used": np.float64,
 }
-"""The types of what is known of each episode."""
+"""The arrays of a result, and their types."""
 
 FORMAT = "dynroute evaluation 1"
 WHEN = {"any": "at any step", "last": "at the last step"}
@@ -48,7 +48,7 @@ class EvaluationResult:
         tasks: The tasks, in the order of the one-hot.
         goals: Where goals came from.
         horizon: The number of steps of an episode.
-        seed: What the goals depend on.
+        seed: The seed of the goals.
         reward_version: The version of the reward.
         criterion: Which steps count as a success, "any" or "last".
         versions: The versions of dynroute, metaworld and mujoco.
@@ -58,10 +58,10 @@ class EvaluationResult:
         success_last: Whether the task was solved at the last step.
         returns: The sums of rewards.
         lengths: The numbers of steps.
-        goal_positions: The goals as observations tell them, with shape ``[tasks, episodes, 3]``; bin-picking, hammer
-            and sweep-into keep theirs, and draw where things lie.
-        modules_used: The number of modules that the route reached, a mean over steps; None for policies without routes
-            and those of which they are not known.
+        goal_positions: The goals in the observations, with shape ``[tasks, episodes, 3]``. In bin-picking, hammer and
+            sweep-into the goal is always the same, and the positions of objects are drawn.
+        modules_used: The mean number of modules on the route, over the steps; None if the policy has no routes or does
+            not return them.
 
     Example:
         >>> import tempfile
@@ -117,13 +117,13 @@ class EvaluationResult:
         return wilson_interval(self.success.sum(axis=1), self.episodes, confidence)
 
     def table(self, confidence: float = 0.95) -> str:
-        """A line that says how it was evaluated, and a row for each task and for the mean over them.
+        """The settings in a line, and a table with a row for each task and a row for their mean.
 
-        The first success is the mean over the episodes that have one.
+        The first success is a mean over the episodes that succeed at any step.
         """
 
         def show_interval(low: float, high: float) -> str:
-            # All episodes with a fixed goal are one and the same.
+            # With a fixed goal all episodes are equal: there is no interval.
             return "-" if self.goals == "fixed" else f"{low:.2f} to {high:.2f}"
 
         rows = [["task", "success", f"{100 * confidence:g} % interval", "return", "first success", "modules used"]]
@@ -136,7 +136,7 @@ class EvaluationResult:
         return self.table()
 
     def save(self, path: str | Path) -> None:
-        """Writes everything to a JSON file, which appears whole or not at all."""
+        """Writes the result to a JSON file, whole or not at all."""
         stored = {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
@@ -146,16 +146,16 @@ class EvaluationResult:
 
     @classmethod
     def load(cls, path: str | Path) -> "EvaluationResult":
-        """Reads what :meth:`save` wrote; a file that is damaged or holds something else is refused by name."""
+        """Reads a file that :meth:`save` wrote; raises an error that names the file if it is damaged."""
         try:
             return _restored(json.loads(Path(path).read_bytes()))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise DamagedError(
-                f"`path` must be a file that EvaluationResult.save wrote, {path} is another one or damaged ({error!r})."
+                f"`path` must be a file that EvaluationResult.save wrote, got {path}: not one, or damaged ({error!r})."
             ) from error
 
     def _settings(self) -> str:
-        """How it was evaluated, in a line."""
+        """The settings in a line."""
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
         episodes = f"{self.episodes} episode{'s' * (self.episodes > 1)} a task"
         return (
@@ -186,7 +186,7 @@ def _restored(stored: dict[str, Any]) -> EvaluationResult:
             continue
         numbers = np.array(stored[name])
         stored[name] = numbers.astype(dtype)
-        if not np.array_equal(stored[name], numbers):  # NaN among others
+        if not np.array_equal(stored[name], numbers):  # for instance NaN
             raise ValueError(f"{name} holds {numbers[stored[name] != numbers].flat[0]!r}")
         expected = (*shape, 3) if name == "goal_positions" else shape
         if stored[name].shape != expected:
@@ -195,7 +195,7 @@ def _restored(stored: dict[str, Any]) -> EvaluationResult:
 
 
 def format_table(rows: Sequence[Sequence[str]], align: Callable[[str, int], str] = str.rjust) -> str:
-    """Rows as lines of text in columns; all but the first column are aligned as asked for.
+    """Formats rows as a text table; `align` aligns all columns but the first.
 
     Example:
         >>> from dynroute_metaworld.runs.result import format_table

@@ -1,4 +1,4 @@
-"""A run: a directory that holds all there is to know of one training."""
+"""A run: a directory with everything about one training."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ from .threads import choose_threads, waiting
 __all__ = ["Run", "RunError"]
 
 LONGEST = 3900
-"""The length of the path of a run, in bytes. Linux takes 4095, of which files inside of it need some."""
+"""The longest path of a run, in bytes. Linux allows 4095, and the files inside of it need some of them."""
 
 
 class RunError(RuntimeError):
@@ -47,16 +47,16 @@ class RunError(RuntimeError):
 
 
 class Run:
-    """A directory with the configuration of a training, where it was run, what came of it, and its checkpoints.
+    """A directory with the configuration, the sessions, the results and the checkpoints of a training.
 
     ==================  ====================================================================================
     ``config.json``     the :class:`Configuration`, complete
-    ``sessions.jsonl``  a line for each time it was started: command, commit, versions, machine, minutes
-    ``metrics.jsonl``   what was logged, see :func:`~dynroute_metaworld.read_metrics`
+    ``sessions.jsonl``  a line for each start: command, commit, versions, machine, minutes
+    ``metrics.jsonl``   the logged metrics, see :func:`~dynroute_metaworld.read_metrics`
     ``tensorboard/``    the same for TensorBoard
     ``evaluations/``    an :class:`EvaluationResult` for each evaluation, by steps, and ``final.json``
     ``checkpoints/``    the last two checkpoints
-    ``cloning/``        how far cloning came, if there was any
+    ``cloning/``        the state of cloning, if the run clones
     ==================  ====================================================================================
 
     Args:
@@ -80,7 +80,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """A run that is there."""
+        """Opens an existing run."""
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is not the directory of a run: {_why_no_run(folder)}.")
@@ -88,7 +88,7 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | Path, configuration: Configuration) -> Self:
-        """A new run, in a directory that is empty or not there."""
+        """Creates a run, in a directory that is empty or does not exist."""
         folder = Path(folder)
         if (folder / "config.json").exists():
             raise FileExistsError(f"{folder} holds a run already; --resume goes on with it, --run names another one.")
@@ -100,7 +100,7 @@ class Run:
             raise FileExistsError(f"{folder} holds {lost or 'other files;'} --run names another directory.")
         if len(os.fsencode(folder.absolute())) > LONGEST:
             raise ValueError(
-                f"`folder` must be a path of at most {LONGEST} bytes, so that files inside of it can be named, got "
+                f"`folder` must be a path of at most {LONGEST} bytes, so that the paths of its files fit, got "
                 f"{len(os.fsencode(folder.absolute()))}; --run names a shorter one."
             )
         configuration = configuration.resolve()
@@ -111,31 +111,29 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             why = (error.strerror or str(error)).lower()
-            raise RunError(
-                f"{folder} cannot be made: {why}; name another directory, by --run for the command."
-            ) from error
+            raise RunError(f"{folder} cannot be made: {why}; name another directory (--run).") from error
         run = cls(folder, configuration)
         configuration.write(folder / "config.json")
         run._is_new = True
         return run
 
     def agree(self, options: Mapping[str, Any], *, complete: bool = False) -> None:
-        """Takes over options that may change when a run goes on, and refuses others that differ.
+        """Takes over the options that may change when a run is resumed; raises an error if another option differs.
 
         Args:
             options: The options.
-            complete: Whether keywords of networks are all there are; else those that are left out are those of the run.
+            complete: Whether `options` has all keywords of the networks; otherwise missing ones are as in the run.
         """
         own = dataclasses.asdict(self.configuration)
         for name, value in options.items():
             part = isinstance(value, dict) and not complete
             same = value.items() <= own[name].items() if part else value == own[name]
-            if name == "warm_start" and None not in (value, own[name]):  # earlier versions noted it as it was typed
+            if name == "warm_start" and None not in (value, own[name]):  # earlier versions stored the typed path
                 same = Path(value).resolve() == Path(own[name]).resolve()
             if name not in MOVABLE and not same:
                 raise RunError(
                     f"{self.folder} holds a run with {name}={own[name]!r}, got {value!r}; leave it out to go on, or "
-                    f"name another directory by --run. What may change: {', '.join(MOVABLE)}."
+                    f"name another directory by --run. Options that may change: {', '.join(MOVABLE)}."
                 )
         self.configuration = dataclasses.replace(
             self.configuration, **{name: value for name, value in options.items() if name in MOVABLE}
@@ -143,7 +141,7 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the directory for one process; a process that dies lets it go."""
+        """Locks the directory for this process; the lock ends with the process."""
         lock = filelock.FileLock(self.folder / "lock")
         try:
             lock.acquire(timeout=0)
@@ -156,21 +154,21 @@ class Run:
                 raise
             last = latest_checkpoint(self.checkpoints)
             raise RunError(
-                f"there is no space left for {self.folder}; make some, and --resume goes on from "
-                f"{last.name if last else 'the start'}, which is whole."
+                f"there is no space left for {self.folder}; free some, and --resume goes on from "
+                f"{f'{last.name}, which is intact' if last else 'the start'}."
             ) from error
         finally:
             lock.release()
 
     def last_checkpoint(self) -> Path | None:
-        """The last checkpoint; None before the first one, and an error where there must have been one."""
+        """The last checkpoint; None before the first one. Raises an error if checkpoints were removed."""
         last, total = latest_checkpoint(self.checkpoints), len(self.configuration.tasks)
         logged = read_metrics(self.metrics)[-1:] if last is None and self.metrics.exists() else []
         done = int(logged[0]["step"] or 0) if logged else 0
         if last is None and (done > self.configuration.checkpoint_every * total or self._final.exists()):
             raise RunError(
-                f"{self.checkpoints} holds no checkpoint, though the run came to {done:,} steps; bring them back, or "
-                "start another run: what is left here would be lost."
+                f"{self.checkpoints} holds no checkpoint, but the run came to {done:,} steps; restore them, or "
+                "start another run: starting again here would delete what is left."
             )
         wanted = (self.configuration.steps or 0) * total
         if last is not None and checkpoint_steps(last) > wanted:
@@ -181,17 +179,17 @@ class Run:
         return last
 
     def seal(self) -> dict[str, Any]:
-        """The notes that a checkpoint keeps of its run: the configuration, and the seal of other files."""
+        """The notes for a checkpoint: the configuration of the run, and the checksums of its other files."""
         evaluations = sorted(f"evaluations/{path.name}" for path in self.evaluations.glob("step_*.json"))
         return Seal.of(self.folder, self._plain(), self.logged, [self.metrics.name, *evaluations]).notes()
 
     def check_files(self, checkpoint: Path) -> list[str] | None:
-        """Refuses a configuration, metrics and evaluations that are not those a checkpoint was written with.
+        """Raises an error if the configuration, metrics or evaluations were altered since a checkpoint.
 
-        What was written after the checkpoint is not looked at, and a file that was removed is not an error.
+        What was written after the checkpoint is not checked, and a removed file is not an error.
 
         Returns:
-            The names of files that are not there any more; None for a checkpoint that does not tell of them.
+            The names of removed files; None if the checkpoint has no checksums.
         """
         if (seal := Seal.read(checkpoint)) is None:
             return None
@@ -201,7 +199,7 @@ class Run:
         return seal.missing(self.folder, done_without=last[0].get("without", ()) if again else ())
 
     def forget(self) -> None:
-        """Removes a run that was just created and did not come to start, so that it does not stand in the way."""
+        """Removes the configuration of a new run that never started, so that its directory can be used again."""
         if self._is_new and not (self.folder / "sessions.jsonl").exists():
             (self.folder / "config.json").unlink(missing_ok=True)
 
@@ -218,7 +216,7 @@ class Run:
 
     @property
     def minutes(self) -> float | None:
-        """How long it took, all times together; None where it was killed, or goes on now, so that it is not known."""
+        """The minutes of all sessions together; None if one was killed or still runs, since its length is unknown."""
         sessions = self.sessions
         counted = [session["minutes"] for session in sessions if "minutes" in session]
         return float(sum(counted)) if counted and len(counted) == len(sessions) else None
@@ -229,7 +227,7 @@ class Run:
         return checkpoint_steps(checkpoint) == steps or self.seconds_left() <= 0
 
     def seconds_left(self) -> float:
-        """How long the run may still learn; the time of a session that was killed is not known, and not counted."""
+        """The seconds that the run may still learn; killed sessions do not count, since their length is unknown."""
         if self.configuration.hours is None:
             return math.inf
         used = 60 * sum(session.get("minutes", 0) for session in self.sessions)
@@ -237,13 +235,13 @@ class Run:
         return float(3600 * self.configuration.hours - used - now)
 
     def finished(self) -> EvaluationResult | None:
-        """The evaluation at the end, if there is one and it is what the configuration asks for."""
+        """The final evaluation; None if there is none, or one with other steps or episodes than configured."""
         if not self._final.exists():
             return None
         if any(session.get("final", now) != now for now in [digest(self._final)[1]] for session in self.sessions[-1:]):
             raise DamagedError(
-                f"{self._final} was altered: its SHA-256 is not the one that was noted; put back what was there, or "
-                "remove it, and --resume evaluates again."
+                f"{self._final} was altered: its SHA-256 is not the stored one; restore the file, or "
+                "remove it and --resume evaluates again."
             )
         result, wanted = EvaluationResult.load(self._final), self.configuration
         episodes = 1 if wanted.goals == "fixed" else wanted.final_episodes
@@ -251,14 +249,14 @@ class Run:
         return result if same else None
 
     def done(self) -> EvaluationResult | None:
-        """The evaluation at the end if nothing is left to do; a run whose time was up goes on if there is more now."""
+        """The final evaluation if nothing is left to do, or None, for instance after more --hours were given."""
         last = latest_checkpoint(self.checkpoints)
         return self.finished() if last is None or self.is_at_end(last) else None
 
     def start_session(self) -> None:
-        """Notes where and how the run is started, and forgets what it did after its last checkpoint.
+        """Writes the command and the machine of a session, and removes what came after the last checkpoint.
 
-        What is forgotten is done again in the same way. Call it once the checkpoint is known to be whole.
+        The run repeats the removed steps with the same results. Call it after loading the checkpoint.
         """
         session: dict[str, Any] = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -285,13 +283,13 @@ class Run:
             if number.isdecimal() and int(number) > steps:
                 path.unlink()
         if last is None or not self.is_at_end(last):
-            self._final.unlink(missing_ok=True)  # it is of fewer steps
+            self._final.unlink(missing_ok=True)  # it was made after fewer steps
         self.configuration.write(self.folder / "config.json")
         self._write_sessions([*self.sessions, session])
         self._began = time.monotonic()
 
     def end_session(self) -> None:
-        """Notes how long it was, if one was started; one that is killed is not ended."""
+        """Writes the minutes of a session, if one was started; a killed session has none."""
         if self._began is not None:
             *before, session = self.sessions
             session["minutes"] = (time.monotonic() - self._began) / 60
@@ -309,7 +307,7 @@ class Run:
         return self.evaluations / "final.json"
 
     def _plain(self) -> dict[str, Any]:
-        """The configuration as it comes back from JSON."""
+        """The configuration as read back from JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.configuration)))
         return plain
 
@@ -317,7 +315,7 @@ class Run:
 def _why_no_run(folder: Path) -> str:
     """Says why a path is not the directory of a run, and which runs are inside of it."""
     if not folder.is_dir():
-        return "it is a file" if folder.exists() else "there is nothing of that name"
+        return "it is a file" if folder.exists() else "it does not exist"
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
     few = ", ".join(inside[:5]) + ", ..." * (len(inside) > 5)
     return "it has no config.json" + (f"; the runs inside of it are {few}" if inside else "")

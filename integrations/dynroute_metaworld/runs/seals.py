@@ -1,4 +1,4 @@
-"""Seals: the sizes and checksums of the files of a run at a checkpoint, so that it goes on with the same files."""
+"""Seals: the sizes and checksums of a run's files at a checkpoint, so that a resumed run has the same files."""
 
 import dataclasses
 import os
@@ -19,10 +19,10 @@ __all__ = ["Seal"]
 class Seal:
     """The configuration of a run, and the sizes and SHA-256 of its files.
 
-    Of a file of lines, which grows, what is sealed is its beginning.
+    A file of lines (.jsonl) may grow: its seal covers the lines that it had.
 
     Args:
-        configuration: The options, as they come back from JSON.
+        configuration: The options, as read back from JSON.
         logged: The steps at which metrics were logged last.
         files: The sizes and digests by the names of the files in the folder of the run.
 
@@ -47,7 +47,7 @@ class Seal:
 
     @classmethod
     def of(cls, folder: Path, configuration: Mapping[str, Any], logged: int, names: Iterable[str]) -> Self:
-        """Seals files as they are now, once they are on the disk; empty and missing ones are left out."""
+        """Flushes files to the disk and seals them; empty and missing files are left out."""
         files = {}
         for name in names:
             if (folder / name).exists() and (folder / name).stat().st_size:
@@ -57,7 +57,7 @@ class Seal:
 
     @classmethod
     def read(cls, checkpoint: Path) -> Self | None:
-        """The seal in the notes of a checkpoint; None for one without notes."""
+        """The seal in the notes of a checkpoint; None if it has no notes."""
         if (notes := read_notes(checkpoint)) is None:
             return None
         try:
@@ -70,39 +70,37 @@ class Seal:
             ) from error
 
     def notes(self) -> dict[str, Any]:
-        """The seal as the notes of a checkpoint keep it."""
+        """The seal as the notes of a checkpoint store it."""
         return dataclasses.asdict(self)
 
     def check_configuration(self, path: Path, found: Mapping[str, Any], free: Collection[str]) -> None:
-        """Raises an error that names an option which is not what it was, unless it is free to change."""
+        """Raises an error that names the first option that changed; the options in `free` may change."""
         for name, value in self.configuration.items():
             if name not in free and name in found and found[name] != value:
                 raise DamagedError(
                     f"{path} was altered: it has {name}={found[name]!r}, and its checkpoint was written with "
-                    f"{value!r}; put that back."
+                    f"{value!r}; restore that value."
                 )
 
     def missing(self, folder: Path, *, done_without: Collection[str] = ()) -> list[str]:
-        """Raises an error that names the first file which was altered or cut, and returns those that are not there.
+        """Returns the files that are missing; raises an error that names the first file that was altered or cut.
 
         Args:
             folder: The folder.
-            done_without: Files that were missing before. Files in their place are not part of the seal.
+            done_without: Files that were missing before; new files of the same names are not checked.
         """
         missing = []
         for name, seal in self.files.items():
             path = folder / name
             wrong = _difference(path, *seal) if path.is_file() else None
             if wrong is not None and name not in done_without:
-                raise DamagedError(
-                    f"{path} {wrong}; put back what was there, or remove it, and --resume goes on without it."
-                )
+                raise DamagedError(f"{path} {wrong}; restore the file, or remove it and --resume goes on without it.")
             if wrong is not None or not path.is_file():
                 missing.append(name)
         return missing
 
     def cut_back(self, path: Path, missing: Collection[str]) -> None:
-        """Removes what was appended to a file since, which is all of it where what was sealed is missing."""
+        """Removes what was appended to a file since the seal: all of it, if the sealed file was missing."""
         size, _ = self.files.get(path.name, (0, ""))
         if path.exists():
             os.truncate(path, 0 if path.name in missing else size)

@@ -1,4 +1,4 @@
-"""Runs that differ in their seeds alone: which do, and the summary of their figures."""
+"""Finds runs that differ only in their seeds, and summarizes their figures."""
 
 import json
 import re
@@ -16,7 +16,7 @@ __all__ = ["origin", "over_seeds", "settings_key", "without_seed"]
 
 
 def over_seeds(scores: NDArray[np.float64], **options: Any) -> dict[str, Any]:
-    """The mean and the IQM of figures of several runs, with 95 % intervals over seeds; one run has none.
+    """The mean and the IQM of figures of several runs, with 95 % intervals over seeds; None for one run.
 
     Args:
         scores: The figures, with shape ``[runs, tasks]``.
@@ -37,19 +37,18 @@ def over_seeds(scores: NDArray[np.float64], **options: Any) -> dict[str, Any]:
 
 
 def settings_key(configuration: Configuration) -> object:
-    """A value that is equal for runs that differ in their seeds alone, and in options that change no result."""
+    """A key that is equal for runs that differ only in their seeds and in options that change no result."""
     return _comparable(configuration), origin(configuration)
 
 
 def origin(configuration: Configuration) -> object:
-    """The start of a run, as a value that is equal for runs that differ in their seeds alone.
+    """The run that a run started from, as a key that is equal for runs that differ only in their seeds.
 
-    It holds what the configuration of the run that it started from asks, and where that one started in turn. Where the
-    directory of that run is not there any more it holds its path, in which the run's own seed, as in ``seed1``, does
-    not count.
+    The key has the options of the other run, and of the run which that one started from, and so on. If the directory of
+    the other run is gone, the key has its path instead, without the number of the seed: ``seed1`` becomes ``seed``.
 
     Returns:
-        A value that can be compared and hashed; None for a run that started from no other one.
+        A value that can be compared and hashed; None for a run that started from no other run.
 
     Example:
         >>> from dynroute_metaworld.runs.seeds import origin

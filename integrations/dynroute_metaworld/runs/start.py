@@ -26,11 +26,11 @@ from .run import Run, RunError
 __all__ = ["ERRORS", "describe", "start_from_demonstrations"]
 
 ERRORS = "errors.jsonl"
-"""The file of the error on held-out episodes, the root of the squared one, by task and update."""
+"""The file of the root mean squared errors on held-out episodes, by task and update."""
 
 
 def start_from_demonstrations(run: Run, model: MultiTaskSAC, *, rebuild: bool) -> Path:
-    """Clones demonstrations, keeps them for SAC, as the configuration says, and writes the first checkpoint.
+    """Collects demonstrations, clones them or stores them for SAC as configured, and writes the first checkpoint.
 
     Returns:
         The checkpoint.
@@ -62,7 +62,7 @@ def start_from_demonstrations(run: Run, model: MultiTaskSAC, *, rebuild: bool) -
 
 
 def _clone(run: Run, model: MultiTaskSAC, demonstrations: Demonstrations) -> None:
-    """Lets the actor imitate demonstrations, and the corrections of scripts where that leads it (DAgger)."""
+    """Lets the actor imitate demonstrations, and then the scripts' corrections to its own episodes (DAgger)."""
     configuration, parts, rounds = run.configuration, [demonstrations], 1 + run.configuration.dagger_rounds
     with Display(configuration.cloning_steps, configuration.tasks) as display:
         for number in range(rounds):
@@ -74,13 +74,13 @@ def _clone(run: Run, model: MultiTaskSAC, demonstrations: Demonstrations) -> Non
             cloning = Cloning(model, parts, configuration.cloning, last - first, folder)
             if not math.isfinite(_clone_round(cloning, configuration.tasks, display)):
                 raise RunError(
-                    f"cloning in {folder} came to nothing: its error on held-out episodes is not finite; start "
+                    f"cloning in {folder} diverged: its error on held-out episodes is not finite; start "
                     f"another run with a `cloning_rate` below {configuration.cloning_rate:g}."
                 )
 
 
 def _clone_round(cloning: Cloning, tasks: Sequence[str], display: Display) -> float:
-    """Clones, and writes and shows the error on held-out episodes, which is returned."""
+    """Runs one round of cloning; writes, shows and returns the error on held-out episodes."""
     cloning.folder.mkdir(parents=True, exist_ok=True)
     forget_after(cloning.folder / ERRORS, cloning.update)
     with contextlib.closing(MetricsFile(cloning.folder / ERRORS)) as errors:
@@ -96,7 +96,7 @@ def _clone_round(cloning: Cloning, tasks: Sequence[str], display: Display) -> fl
 
 
 def _corrections(run: Run, model: MultiTaskSAC, number: int, display: Display) -> Demonstrations:
-    """The episodes of a round of DAgger, which are kept so that an interruption changes nothing."""
+    """The episodes of a round of DAgger; they are stored, so that a resumed run has the same ones."""
     configuration, folder = run.configuration, run.folder / "cloning" / f"corrections_{number}"
     remove_leftovers(folder.parent, folder.name)
     if folder.exists():
@@ -115,7 +115,7 @@ def _corrections(run: Run, model: MultiTaskSAC, number: int, display: Display) -
 
 
 def _keep(model: MultiTaskSAC, demonstrations: Demonstrations) -> None:
-    """Puts demonstrations beside the experience that is to come."""
+    """Adds demonstrations to the replay buffer."""
     tasks, episodes, horizon = demonstrations.actions.shape[:3]
     ids = torch.arange(tasks).repeat_interleave(episodes * horizon)
 
@@ -124,7 +124,7 @@ def _keep(model: MultiTaskSAC, demonstrations: Demonstrations) -> None:
         return joined.numpy().reshape(tasks, episodes * horizon, -1)
 
     ends = np.zeros((tasks, episodes, horizon), np.bool_)
-    ends[:, :, -1] = True  # for want of time, as in the environments
+    ends[:, :, -1] = True  # by the horizon, as in the environments
     flat = (tasks, episodes * horizon)
     add_demonstrations(
         model,
@@ -139,7 +139,7 @@ def _keep(model: MultiTaskSAC, demonstrations: Demonstrations) -> None:
 
 
 def describe(model: MultiTaskSAC) -> str:
-    """The network of a model and where it is."""
+    """The network of a model and its device, in words."""
     net = model.actor.net
     assert isinstance(net, Network)
     return f"{net.describe()}, on {model.device}"

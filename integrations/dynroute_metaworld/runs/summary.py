@@ -18,10 +18,10 @@ from .seeds import over_seeds
 __all__ = ["FORMAT", "ROW", "SUMMARY", "read_sweep", "summarize", "summary_rows", "summary_table"]
 
 FORMAT = "dynroute sweep 1"
-"""The form of ``sweep.json``, which names the runs of a sweep."""
+"""The format of ``sweep.json``, which names the runs of a sweep."""
 
 SUMMARY = "dynroute sweep summary 1"
-"""The form of ``summary.json``."""
+"""The format of ``summary.json``."""
 
 ROW = ("benchmark", "method", "variant")
 """The fields that the runs of a row have in common; they differ in their seeds."""
@@ -38,15 +38,15 @@ def read_sweep(folder: Path) -> dict[str, Any]:
             raise ValueError(f"its format is {noted['format']!r} and not {FORMAT!r}")
         return {"token": str(noted["token"]), "runs": dict(noted["runs"])}
     except (ValueError, LookupError, TypeError) as error:
-        raise DamagedError(f"{path} does not tell of a sweep: {error!r}.") from error
+        raise DamagedError(f"{path} is not the file of a sweep, or is damaged: {error!r}.") from error
 
 
 def summarize(folder: str | Path) -> dict[str, Any]:
-    """All figures of a sweep, as plain data; they are written to ``summary.json`` in its folder too.
+    """Summarizes a sweep as plain data, and writes it to ``summary.json`` in its folder.
 
-    A row takes the finished runs of a benchmark, a method and a variant together. Its intervals are those of
-    :func:`~dynroute_metaworld.bootstrap_interval` at 95 %, over seeds, and None with one seed, which does not tell how
-    much seeds differ. The minutes are those of all times a run was started; they are not known of one that was killed.
+    A row has the finished runs of a benchmark, a method and a variant. Its intervals are the 95 % intervals over seeds
+    of :func:`~dynroute_metaworld.bootstrap_interval`; with one seed they are None. The minutes of a run are for all its
+    sessions together; they are None if one was killed.
 
     Args:
         folder: The folder of the sweep.
@@ -84,7 +84,7 @@ def _figures(folder: Path) -> dict[str, Any]:
 
 
 def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of the runs that differ in their seeds alone."""
+    """The figures of runs that differ only in their seeds."""
     done = sorted((run for run in runs if run["success"] is not None), key=lambda run: run["seed"])
     seeds = [run["seed"] for run in done]
     row: dict[str, Any] = {"seeds": seeds, "missing": sorted({run["seed"] for run in runs} - set(seeds))}
@@ -101,7 +101,7 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
     used = [run["modules_used"] for run in done]
     if None not in used:
-        row["modules_used"] = {task: float(np.mean([one[task] for one in used])) for task in tasks}
+        row["modules_used"] = {task: float(np.mean([counts[task] for counts in used])) for task in tasks}
     minutes = [run["minutes"] for run in done if run["minutes"] is not None]
     row["minutes"] = float(np.mean(minutes)) if minutes else None
     return row
@@ -118,9 +118,9 @@ def summary_table(summary: dict[str, Any]) -> str:
     lines = [format_table(rows, str.ljust)]
     counts = [len(row["seeds"]) for row in summary["rows"]]
     if max(counts, default=0) > 1:
-        lines.append("The interval is that of the IQM over tasks and seeds, by a bootstrap stratified by task.")
+        lines.append("The interval is for the IQM over tasks and seeds, by a bootstrap stratified by task.")
     if 1 in counts:
-        lines.append("One seed does not tell how much seeds differ: there is no interval.")
+        lines.append("One seed does not show how much seeds differ: it has no interval.")
     return "\n".join(lines)
 
 

@@ -48,27 +48,27 @@ def sweep(
 ) -> dict[str, str]:
     """Runs every method on every benchmark with every seed, as many at a time as there are cores.
 
-    Each is a :class:`~dynroute_metaworld.Run` in a directory of its own. Called again, it skips what is finished and
-    goes on with the rest; with other methods, benchmarks, seeds or variants, these join what is there.
-    :func:`~dynroute_metaworld.runs.summary.summarize` tells what came of it.
+    Each is a :class:`~dynroute_metaworld.Run` in its own directory. A second call skips finished runs and goes on with
+    the rest; it may add methods, benchmarks, seeds or variants.
+    :func:`~dynroute_metaworld.runs.summary.summarize` gives the results.
 
     Args:
         folder: The folder of the sweep; all nodes of a cluster must see it.
         methods: The networks.
         benchmarks: Benchmarks, or tasks with commas between them.
         seeds: The seeds.
-        options: Other options of all runs, as :class:`~dynroute_metaworld.Configuration` takes them. Runs use as many
-            threads as cores unless told otherwise, and a GPU only if `gpus_per_run` is more than 0.
+        options: Other options of all runs, as :class:`~dynroute_metaworld.Configuration` takes them. By default, runs
+            use as many threads as cores, and a GPU only if `gpus_per_run` is more than 0.
         vary: Further options, each with the values to try.
         settings: The preset.
-        imitate: Whether runs are imitation alone, as those of ``dynroute imitate``.
-        cores_per_run: The cores that a run takes of its node.
-        gpus_per_run: The GPUs; half of one lets two runs share it.
+        imitate: Whether runs only imitate, as ``dynroute imitate`` does.
+        cores_per_run: The cores of a run.
+        gpus_per_run: The GPUs of a run; with 0.5, two runs share one.
         address: The HOST:PORT of a cluster of Ray, of which this machine is a node; None uses this machine alone.
-        finish: Called with each run once it is finished, in the process that did it; the command draws curves there.
+        finish: Called with each finished run, in its process; the command draws curves with it.
 
     Returns:
-        Why runs failed, by name; it is empty if all are finished.
+        The reasons of the runs that failed, by name; empty if all are finished.
     """
     folder = Path(folder).resolve()  # processes may have other working directories
     check_count("cores_per_run", cores_per_run, at_least=1)
@@ -93,7 +93,7 @@ def sweep(
         if not left:
             _note(folder, noted)
             return {}
-        with joined(address), handling(_interrupt, signal.SIGTERM):  # Ray has its own way
+        with joined(address), handling(_interrupt, signal.SIGTERM):  # Ray set its own handler
             check_room(cores_per_run, gpus_per_run, tell)
             check_nodes(folder, token)
             _note(folder, noted)
@@ -103,20 +103,20 @@ def sweep(
 def _combine(
     settings: str, options: Mapping[str, Any], values: Mapping[str, Sequence[Any]]
 ) -> tuple[dict[str, Configuration], dict[str, dict[str, Any]]]:
-    """The configuration of every run, and what is noted of it, by name; all are checked before anything starts."""
+    """The configurations of all runs, and their notes for ``sweep.json``, by name; all are checked first."""
     plurals = {"benchmark": "benchmarks", "method": "methods", "seed": "seeds"}
     for name, several in values.items():
         word = plurals.get(name, f"vary` of `{name}")
         if isinstance(several, str) or not len(several) or len({*map(repr, several)}) < len(several):
             raise ValueError(f"`{word}` must be a list of values, at least one and each once, got {several!r}.")
         if name in options:
-            raise ValueError(f"`options` must not set `{name}`, of which the sweep has several values.")
+            raise ValueError(f"`options` must not set `{name}`, which the sweep varies.")
     configurations: dict[str, Configuration] = {}
     noted: dict[str, dict[str, Any]] = {}
     for chosen in itertools.product(*values.values()):
         axes = dict(zip(values, chosen, strict=True))
         configuration = _started(preset(settings, {**options, **axes}).resolve())
-        check_network(configuration)  # a typo costs nothing
+        check_network(configuration)  # so that a typo costs nothing
         variant = ",".join(f"{name}={value}" for name, value in axes.items() if name not in AXES)
         parts = (configuration.benchmark, configuration.method, variant, f"seed{configuration.seed}")
         name = re.sub(r"[^\w.,=+-]", "_", "-".join(part for part in parts if part))
@@ -134,7 +134,7 @@ def _interrupt(*_: Any) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Makes the folder of a sweep, and holds it for one process."""
+    """Makes the folder of a sweep, and locks it for this process."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; --folder names another place.")
     strange = [] if (folder / "sweep.json").exists() or not folder.exists() else sorted(folder.iterdir())
@@ -142,7 +142,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise FileExistsError(f"{folder} holds other files, and no sweep; --folder names another place.")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(folder / "lock").acquire(timeout=1):  # one that was killed lets it go
+        with filelock.FileLock(folder / "lock").acquire(timeout=1):  # a killed sweep releases it
             yield
     except filelock.Timeout as error:
         raise RunError(f"{folder} is in use by another sweep, which must end first.") from error
@@ -150,11 +150,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(path: Path) -> Iterator[Callable[[str], None]]:
-    """Keeps what Ray prints in a file; what is returned prints where one looks."""
+    """Writes what Ray prints to a file; yields a function that prints to the screen."""
     screen = sys.stdout
 
     def tell(line: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # a sweep does not end when nobody reads any more
+        with contextlib.suppress(BrokenPipeError):  # a closed pipe does not end the sweep
             print(line, file=screen, flush=True)
 
     with path.open("a", buffering=1) as output, contextlib.redirect_stdout(output):
@@ -162,7 +162,7 @@ def _quiet(path: Path) -> Iterator[Callable[[str], None]]:
 
 
 def _note(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Notes what is known of runs, and returns the token of the sweep."""
+    """Adds runs to ``sweep.json``, and returns the token of the sweep."""
     path = folder / "sweep.json"
     noted: dict[str, Any] = read_sweep(folder) if path.exists() else {"token": secrets.token_hex(8), "runs": {}}
     noted["runs"].update(runs)
@@ -172,7 +172,7 @@ def _note(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _started(configuration: Configuration) -> Configuration:
-    """A configuration with the directory of the run to start from, which must be there and fit."""
+    """A configuration with the path of its `warm_start` filled in; that run must exist and fit."""
     if configuration.warm_start is None:
         return configuration
     try:
@@ -180,8 +180,8 @@ def _started(configuration: Configuration) -> Configuration:
     except (LookupError, ValueError) as error:
         fields = ", ".join(f"{{{axis}}}" for axis in AXES)
         raise ValueError(
-            f"`warm_start` must be the directory of a run, where {fields} stand for those of the run that starts from "
-            f"it, got {configuration.warm_start!r}."
+            f"`warm_start` must be the directory of a run, where {fields} stand for the values of the new run, "
+            f"got {configuration.warm_start!r}."
         ) from error
     other = Run.open(Path(named).resolve())
     check_start(configuration, other)
@@ -191,7 +191,7 @@ def _started(configuration: Configuration) -> Configuration:
 def _check_rows(
     folder: Path, configurations: Mapping[str, Configuration], noted: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Refuses runs that would stand in a row of the summary with others of other settings."""
+    """Raises an error if a row of the summary would mix runs of different settings."""
     rows = {tuple(noted_run[axis] for axis in ROW): configurations[name] for name, noted_run in noted.items()}
     for name, noted_run in read_sweep(folder)["runs"].items():
         new = rows.get(tuple(noted_run[axis] for axis in ROW))
@@ -204,13 +204,13 @@ def _check_rows(
             differ.append(f"warm_start={other.warm_start!r}, got {new.warm_start!r}")
         if differ:
             raise RunError(
-                f"{folder} holds {name} with {'; '.join(differ)}: seeds of other settings do not belong in one row of "
-                "the summary. A sweep goes elsewhere by --folder."
+                f"{folder} holds {name} with {'; '.join(differ)}: runs of other settings do not belong in one row of "
+                "the summary; name another folder (--folder)."
             )
 
 
 def _open(folder: Path, configuration: Configuration, free: Collection[str]) -> Run:
-    """The run of a configuration, as far as it is there; one that is there must agree, but for some options."""
+    """The run of a configuration; if its directory exists, all its options but those in `free` must agree."""
     if not (folder / "config.json").exists():
         configuration.check_needs()
         return Run(folder, configuration)
@@ -219,6 +219,6 @@ def _open(folder: Path, configuration: Configuration, free: Collection[str]) -> 
         given = {name: value for name, value in dataclasses.asdict(configuration).items() if name not in free}
         run.agree(given, complete=True)
     except RunError as error:
-        error.add_note("A sweep goes elsewhere by --folder.")
+        error.add_note("For a sweep, --folder names another directory.")
         raise
     return run

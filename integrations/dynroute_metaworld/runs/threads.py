@@ -1,4 +1,4 @@
-"""How many cores torch uses in a run, by the size of its work."""
+"""The number of threads of torch in a run, chosen by the size of its networks and batches."""
 
 import contextlib
 import os
@@ -14,15 +14,15 @@ from .methods import build_actor
 __all__ = ["SMALL", "choose_threads", "describe_threads", "one_thread", "pass_size", "waiting"]
 
 SMALL = 2e8
-"""The multiply-adds of a pass over a batch below which one thread is as fast as two, and leaves a core to others."""
+"""With fewer multiply-adds in a pass over a batch, one thread is as fast as two, and leaves a core free."""
 
-ASKED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def pass_size(configuration: Configuration) -> int:
-    """About how many multiply-adds a pass of a network over a batch is: its parameters times the rows.
+    """Estimates the multiply-adds of a pass over a batch: the parameters of a network times the rows of the batch.
 
-    The network is the actor's, or one of the critics' size where that differs and is larger.
+    The network is the actor's, or a network of the critics' size if that is larger.
 
     Example:
         >>> from dynroute_metaworld.runs.threads import pass_size
@@ -34,22 +34,22 @@ def pass_size(configuration: Configuration) -> int:
 
 
 def choose_threads(configuration: Configuration, environment: Mapping[str, str] = os.environ) -> int:
-    """The threads a run asks for; else those that the environment asks for; else one where the work is small."""
+    """The configured threads; else one if a pass is small and no environment variable sets threads; else torch's."""
     if configuration.threads is not None:
         return configuration.threads
-    if not any(environment.get(name) for name in ASKED) and pass_size(configuration) < SMALL:
+    if not any(environment.get(name) for name in THREAD_VARIABLES) and pass_size(configuration) < SMALL:
         return 1
     return torch.get_num_threads()
 
 
 def waiting(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables of the environment that say how threads wait for each other."""
+    """The environment variables that set how threads wait for each other."""
     return {name: environment[name] for name in (*WAITING, "GOMP_SPINCOUNT") if name in environment}
 
 
 def describe_threads(configuration: Configuration, threads: int) -> str:
     """A sentence about the threads of a run."""
-    settings = ", ".join(f"{name}={value}" for name, value in waiting().items()) or "spinning, as OpenMP does by itself"
+    settings = ", ".join(f"{name}={value}" for name, value in waiting().items()) or "spinning, OpenMP's default"
     how = f"; they wait for each other by {settings}" if threads > 1 else ""
     size = pass_size(configuration)
     return f"{threads} thread{'s' * (threads > 1)} for {size / 1e6:,.0f} million multiply-adds a pass over a batch{how}"
@@ -57,7 +57,7 @@ def describe_threads(configuration: Configuration, threads: int) -> str:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Lets torch use one core for a while: a batch of a few tasks is too small for more."""
+    """Makes torch use one thread inside the block: a batch of a few tasks is too small for more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -39,10 +39,10 @@ from .threads import describe_threads
 __all__ = ["check_device", "check_start", "environments", "load_model", "make_model", "train"]
 
 GROW_EVERY = 10_000
-"""The usual number of steps between two looks at stalled tasks."""
+"""The default number of steps from one check for stalled tasks to the next."""
 
 SHARED = ("gamma", "tau", "buffer_size", "ent_coef", "target_entropy", "seed", "device")
-"""The options of SB3's SAC that a configuration has under the same names; those of MultiTaskSAC are found by theirs."""
+"""The options of SB3's SAC that have the same names in a configuration. The signature of MultiTaskSAC names its own."""
 
 
 def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
@@ -50,10 +50,10 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
 
     Args:
         run: The run.
-        rebuild: Whether demonstrations are collected anew, though they were collected before.
+        rebuild: Whether to collect demonstrations anew, although they are stored.
 
     Returns:
-        The evaluation at the end; None if the run was asked to stop before.
+        The final evaluation; None if the run was stopped before.
     """
     configuration, threads = run.configuration, torch.get_num_threads()
     with run.locked(), contextlib.ExitStack() as ending:
@@ -73,12 +73,12 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
         env = environments(configuration)
         ending.callback(env.close)
         model = make_model(configuration, env) if checkpoint is None else _load(configuration, checkpoint, env)
-        run.start_session()  # only now is it known that everything fits
+        run.start_session()  # after all checks
         ending.callback(run.end_session)
         if starts:
             model = _load(configuration, start_from_demonstrations(run, model, rebuild=rebuild), env)
         elif checkpoint is None and configuration.warm_start is not None:
-            model.save_checkpoint(run.checkpoints / "step_0", run.seal())  # whatever becomes of the other run
+            model.save_checkpoint(run.checkpoints / "step_0", run.seal())  # from now on the other run is not needed
         return _learn(run, model, remarks)
 
 
@@ -93,16 +93,16 @@ def _remarks(run: Run, checkpoint: Path) -> list[str]:
     """Remarks on a run that goes on from a checkpoint."""
     missing, remarks = run.check_files(checkpoint), []
     if missing is None:
-        remarks.append(f"{checkpoint.name} does not tell what metrics and evaluations were: they are taken as they are")
+        remarks.append(f"{checkpoint.name} has no checksums of metrics and evaluations: they are taken as they are")
     elif missing:
-        remarks.append(f"going on without what is missing of the time before {checkpoint.name}: {', '.join(missing)}")
+        remarks.append(f"going on without files from before {checkpoint.name}, which are missing: {', '.join(missing)}")
     if (changes := _changes(run)) is not None:
-        remarks.append(f"results may differ in their last bits from those of the same run without: {changes}")
+        remarks.append(f"results may differ in their last bits, since versions changed: {changes}")
     return remarks
 
 
 def _threads_before(run: Run) -> int | None:
-    """The threads of the last session, for runs whose configuration does not have them; another number, other bits."""
+    """The threads of the last session, if the configuration has none: another number would change the last bits."""
     return next((session["machine"]["threads"] for session in reversed(run.sessions) if "machine" in session), None)
 
 
@@ -115,7 +115,7 @@ def _changes(run: Run) -> str | None:
 
 
 def check_device(name: str) -> None:
-    """Raises an error unless torch knows a device, and has it."""
+    """Raises an error unless torch knows a device and can use it."""
     if name == "auto":
         return
     try:
@@ -123,12 +123,12 @@ def check_device(name: str) -> None:
     except RuntimeError as error:
         raise ValueError(f"`device` must be cpu, cuda or auto, got {name!r}.") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`device` must be one that is there, got {name!r}: this torch finds no GPU.")
+        raise ValueError(f"`device` must be available, got {name!r}: torch finds no GPU.")
     try:  # which error torch raises depends on the device
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"`device` must be one that is there, got {name!r}: {reason}") from error
+        raise ValueError(f"`device` must be available, got {name!r}: {reason}") from error
 
 
 def _learn(run: Run, model: MultiTaskSAC, remarks: Sequence[str]) -> EvaluationResult | None:
@@ -147,17 +147,17 @@ def _learn(run: Run, model: MultiTaskSAC, remarks: Sequence[str]) -> EvaluationR
         )
         recorder = Recorder(run, display)
         callbacks: list[BaseCallback] = [recorder]
-        if configuration.grow_to is not None:  # first, so that checkpoints hold what has grown
+        if configuration.grow_to is not None:  # before the recorder, which then saves the grown networks
             callbacks.insert(
                 0, GrowOnDemand((configuration.grow_every or GROW_EVERY) * model.n_envs, configuration.grow_to)
             )
         try:
             with recorder.stopping_on_signals():
-                if total:  # with all steps done, what was due after the last one may still be missing
+                if total:  # even if all steps are done: the last log or checkpoint may be missing
                     model.learn(total - before, callbacks, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
         except TimeIsUp:
             total = model.num_timesteps
-            display.tell(f"the time is up at {total:,} steps; --resume --hours with more of it goes on")
+            display.tell(f"the time is up at {total:,} steps; --resume with more --hours goes on")
         except Stopped:
             display.tell(f"stopped at {model.num_timesteps:,} steps; --resume goes on")
             return None
@@ -186,14 +186,14 @@ def environments(configuration: Configuration) -> MetaWorldVecEnv:
 
 
 def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
-    """The algorithm of a configuration, untrained."""
+    """A new model with the options of a configuration."""
     configuration = configuration.resolve()
     start = None if configuration.warm_start is None else Run.open(configuration.warm_start)
     if start is not None:
         check_start(configuration, start)
         before = random_state()
         other = load_model(start, configuration.device)
-        set_random_state(before)  # or all that start from it would draw the same
+        set_random_state(before)  # otherwise all runs that start from it draw the same numbers
     buffer: dict[str, Any] = {"handle_timeout_termination": configuration.bootstrap_timeouts}
     if configuration.mixed_batch_size is not None:
         buffer["balanced"] = False
@@ -239,12 +239,12 @@ def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
     check_device(device)
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
-        raise FileNotFoundError(f"{run.folder} has no checkpoint yet; it is written every so many steps, or on Ctrl-C.")
+        raise FileNotFoundError(f"{run.folder} has no checkpoint yet; see --checkpoint-every, or press Ctrl-C.")
     return algorithm(run.configuration).load_checkpoint(checkpoint, device=device)
 
 
 def _grown_kwargs(configuration: Configuration, other: MultiTaskSAC) -> dict[str, Any]:
-    """The keywords of the policy, with as many modules as the network of another model has grown to."""
+    """The keywords of the policy, with the number of modules that the network of another model has grown to."""
     kwargs = configuration.policy_kwargs
     try:
         keyword, modules = network_size(other.actor.net)
@@ -261,9 +261,9 @@ def _grown_kwargs(configuration: Configuration, other: MultiTaskSAC) -> dict[str
 
 
 def _take_actor(model: MultiTaskSAC, other: MultiTaskSAC, *, grows: bool) -> None:
-    """Starts a model with the actor of another one, and with what that knows of the scale of states.
+    """Gives a model the actor of another one, and its normalization of states.
 
-    Modules that the other had not opened yet are opened from there on if the model grows, or else at once.
+    If the other model was still opening modules, a model that grows goes on opening them; otherwise they open at once.
     """
     model.actor.load_state_dict(other.actor.state_dict())
     model.critic.normalizer.load_state_dict(other.actor.normalizer.state_dict())
@@ -276,7 +276,7 @@ def _take_actor(model: MultiTaskSAC, other: MultiTaskSAC, *, grows: bool) -> Non
 
 
 def check_start(configuration: Configuration, run: Run) -> None:
-    """Raises an error unless a run fits another one that is to start from it."""
+    """Raises an error unless a run with this configuration can start from the actor of another run."""
     own, other = configuration, run.configuration
     if (own.tasks, own.method, _shapes(own)) != (other.tasks, other.method, _shapes(other)):
         raise RunError(
@@ -287,9 +287,9 @@ def check_start(configuration: Configuration, run: Run) -> None:
     heads = [{"log_std": (each.log_std, each.log_std_low, each.log_std_high)} for each in (own, other)]
     if heads[0] != heads[1]:
         raise RunError(
-            "`warm_start` must be a run whose actor keeps its deviations in the same range, or its outputs would stand "
-            f"for others, {heads[0]['log_std']}, got {run.folder} with {heads[1]['log_std']}; give --log-std, "
-            "--log-std-low and --log-std-high as they are there."
+            "`warm_start` must be a run with the same range of deviations, since they scale the actor's outputs, "
+            f"{heads[0]['log_std']}, got {run.folder} with {heads[1]['log_std']}; give the --log-std, --log-std-low "
+            "and --log-std-high of that run."
         )
 
 
