@@ -89,7 +89,7 @@ _MODULES = (
     *("routers", "saving", "surgery", "testing", "topology"),
 )
 
-if not TYPE_CHECKING:  # or a type checker would take any name for one that is there
+if not TYPE_CHECKING:  # otherwise a type checker accepts any name
 
     def __getattr__(name: str) -> Any:
         """Imports torch and the library when a name is first asked for; `python -m dynroute --help` asks for none."""

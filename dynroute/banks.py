@@ -15,7 +15,7 @@ class LinearBank(nn.ModuleList):
     r"""Equal linear modules whose parameters share one piece of memory.
 
     A bank is a list of ordinary modules, ``nn.Linear`` or ``nn.Sequential(nn.Linear, activation)``, for any routed
-    layer. The keys of its ``state_dict`` are those of separate modules. The parameters lie one behind the other, so the
+    layer. Its ``state_dict`` has the keys of separate modules. The parameters lie one behind the other, so the
     fused backend multiplies with all of them without a copy; it stacks separate modules at every call. Saving the
     ``state_dict`` of a single member writes the memory of the whole bank.
 

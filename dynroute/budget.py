@@ -118,7 +118,7 @@ def limit_modules(route: Route, topology: Topology, limit: int) -> Tensor:
        (:func:`dynroute.inspect.load`), while there is room and one of their sources is kept.
 
     A node that is kept reads the kept sources of its path or, if there are none, the kept source with the highest
-    score. Ties go to the lowest index. Replay the path, so that the weights are those of the gate.
+    score. Ties go to the lowest index. Replay the path, so that the gate computes the weights.
 
     Args:
         route: The routes, with batch shape ``*``.

@@ -41,7 +41,7 @@ __all__ = [
 class RemoteExpert(nn.Module):
     """A placeholder for an expert of another process.
 
-    It has no parameters and ignores those of the expert in a state dict, so a whole state dict loads on every process.
+    It has no parameters and ignores the expert's in a state dict, so a whole state dict loads on every process.
 
     Args:
         process: The rank of the process in the group.
@@ -88,7 +88,7 @@ def shard_experts(model: nn.Module, group: "ProcessGroup | None" = None, *, aver
             dict, or see :func:`data_parallel`.
         group: The processes; default: all.
         average: Whether to divide the gradients of experts by the number of processes, as ``DistributedDataParallel``
-            and FSDP do for all others. They are then those of the mean of the losses of all processes, else of the sum.
+            and FSDP do for all others. They are then gradients of the mean loss of all processes, else of the sum.
 
     Returns:
         The model.

@@ -261,7 +261,7 @@ def _columns(topology: Topology) -> list[int]:
 
 
 def _places(column: list[int]) -> list[tuple[float, float]]:
-    """The centre of each node, those of one column spread evenly around the middle line."""
+    """The centre of each node; the nodes of a column are spread evenly around the middle line."""
     tallest = max(column.count(c) for c in column)
     rows = [column[:i].count(c) for i, c in enumerate(column)]
     return [(c * _COLUMN, (row + (tallest - column.count(c)) / 2) * _ROW) for c, row in zip(column, rows, strict=True)]

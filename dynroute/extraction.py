@@ -49,7 +49,7 @@ class Extraction(NamedTuple):
     """The share of the contexts whose routes are complete."""
 
     deviation: float | None
-    """The largest difference of outputs from those of the whole net over all contexts; None without inputs."""
+    """The largest difference from the outputs of the whole net over all contexts; None without inputs."""
 
     parameters: int
     """The number of parameters that are left."""
@@ -415,7 +415,7 @@ class _Constant(nn.Module):
 
 
 def _own_memory(module: nn.Module) -> nn.Module:
-    """Copies the memory of parameters, since a part of a bank holds that of the whole."""
+    """Copies the memory of parameters, since a part of a bank holds the memory of the whole bank."""
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()
     return module

@@ -1,6 +1,6 @@
 r"""The equations of routing as pure functions, named as in the papers.
 
-Equation numbers are those of D2R. The last dimension of logits, paths and weights holds the sources of one destination;
+Equation numbers are D2R's. The last dimension of logits, paths and weights holds the sources of one destination;
 a whole graph is ``[*, destination, source]``. Three rules hold everywhere:
 
 1. Masks are applied before the softmax, so excluded sources affect neither its value nor its gradient.
@@ -134,7 +134,7 @@ def samplek_path(
         k: The number of sources to draw; a row with fewer allowed sources takes all of them.
         temperature: :math:`\tau > 0`, a number or a tensor with the batch shape of `logits`, one value per sample.
         allowed: The sources that may be drawn, a boolean mask with the shape of the last dimensions of `logits`.
-        generator: The random generator; default: that of the device.
+        generator: The random generator; default: the device's.
         noise: Gumbel noise that was drawn before (see :func:`gumbel_noise`), with the shape of `logits`. With it,
             compiled, vectorised and checkpointed functions replay a draw.
 
@@ -246,7 +246,7 @@ def chosen_by_sources(logits: Tensor, capacity: float, allowed: Tensor) -> Tenso
 
 
 def limit_path(path: Tensor, weights: Tensor, capacity: float, *, allowed: Tensor | None = None) -> Tensor:
-    r"""Drops the choices beyond the capacity of a source, those of least weight first.
+    r"""Drops the choices beyond the capacity of a source, the lowest weights first.
 
     .. math:: \text{a source takes at most } \lceil c \, D / n \rceil \text{ samples}
 
@@ -317,8 +317,8 @@ def gumbel_noise(
     r"""Draws standard Gumbel noise :math:`g = -\log(-\log u)` with :math:`u` uniform in (0, 1), always in float32.
 
     Args:
-        shape: The shape of the noise, that of the logits it will perturb.
-        generator: The random generator; default: that of the device.
+        shape: The shape of the noise, the same as of the logits.
+        generator: The random generator; default: the device's.
         device: The device of the noise.
 
     Returns:

@@ -39,7 +39,7 @@ class Processes(Protocol):
 class Gate(nn.Module, ABC):
     """Decides a route from logits; a gate has no parameters.
 
-    To write a gate, override :meth:`choose`, and :meth:`weigh` if its weights are not those of Eq. 5.
+    To write a gate, override :meth:`choose`, and :meth:`weigh` if its weights differ from Eq. 5.
 
     Example:
         >>> class Near(Gate):
@@ -61,7 +61,7 @@ class Gate(nn.Module, ABC):
     def capacity(self) -> float | None:
         """The number of samples a source takes when the gate samples, as a multiple of an even load; None for no limit.
 
-        Choices beyond it are dropped, those of least weight first (:func:`~dynroute.functional.limit_path`), and
+        Choices beyond it are dropped, the lowest weights first (:func:`~dynroute.functional.limit_path`), and
         counted in the tensor ``gate.dropped``. Nothing is dropped in evaluation or on replay. It can be set on any
         gate.
         """
@@ -93,7 +93,7 @@ class Gate(nn.Module, ABC):
 
     @property
     def sums_to_one(self) -> bool:
-        """Whether the weights of every row are those of Eq. 5, which sum to 1."""
+        """Whether the weights of every row follow Eq. 5 and so sum to 1."""
         return type(self).weigh is Gate.weigh and not self.may_be_empty
 
     def bind(self, topology: Topology, device: torch.device | None = None) -> None:
@@ -117,7 +117,7 @@ class Gate(nn.Module, ABC):
         """Adapts the state of the gate to other nodes of its graph.
 
         Args:
-            change: Maps numbers for the slots of the old graph, with shape ``[T, S]``, to those of the new graph; a new
+            change: Maps numbers for the slots of the old graph, with shape ``[T, S]``, to the new graph; a new
                 edge gets the smallest number of its neighbours.
         """
 
@@ -189,7 +189,7 @@ class Gate(nn.Module, ABC):
         return kept
 
     def _decide(self, choose: Callable[..., Tensor], *values: Tensor) -> Tensor:
-        """Calls a function of all samples, including those of other processes if the load is shared."""
+        """Calls a function of all samples, also of other processes if the load is shared."""
         return choose(*values) if self._processes is None else self._processes.decide(choose, *values)
 
     def _count_dropped(self, count: Tensor | None) -> None:

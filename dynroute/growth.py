@@ -98,7 +98,7 @@ class Resized:
         """Replaces the old parameters in an optimizer by the new ones and keeps its state.
 
         New slices of the router start with the mean state of the slices that they were made from. Parameters of new
-        modules start without state, behind those of the module before them, as in a new optimizer. State with another
+        modules start without state, behind the module before them, as in a new optimizer. State with another
         shape than its parameter is dropped. Parameter names are updated.
 
         Args:
@@ -415,7 +415,7 @@ def _router(graph: RoutedGraph) -> Router:
     if not any(place.shifts for place in parameters):
         raise ValueError(
             f"`net` must have a router whose edges can be added and dropped, got a {name}; an MLPRouter, a "
-            "LinearRouter or a TableRouter can, or one of yours that overrides `edge_parameters`."
+            "LinearRouter or a TableRouter can, or your own router that overrides `edge_parameters`."
         )
     for place in parameters:
         if place.name not in place.owner._parameters:

@@ -1,6 +1,6 @@
 """Statistics and pictures of routes.
 
-:func:`by_task` averages values of samples by task, such as those of :meth:`dynroute.Topology.used`,
+:func:`by_task` averages values of samples by task, such as from :meth:`dynroute.Topology.used`,
 :meth:`dynroute.Topology.depth` and the functions here.
 """
 
@@ -263,7 +263,7 @@ def similarity(figures: Tensor) -> Tensor:
 
     .. math:: J_{ab} = \frac{\sum_e \min(f_{ae}, f_{be})}{\sum_e \max(f_{ae}, f_{be})}
 
-    For rows of 0 and 1 it is the size of the intersection divided by that of the union. Use the `edges` of a
+    For rows of 0 and 1 it is the size of the intersection divided by the size of the union. Use the `edges` of a
     :class:`Summary`, its `used` without the output (``used[:, :-1]``), or its `weights`, which differ between tasks
     even if a gate reads every source.
 

@@ -182,7 +182,7 @@ class Recording(Mapping[str, Record]):
     def metrics(self, *, nodes: bool = True) -> dict[str, float]:
         """Computes statistics of all layers as plain numbers for a logger, under ``layer/key``.
 
-        The keys are those of :func:`dynroute.inspect.metrics`, without a prefix for a model that is itself a routed
+        The keys are as in :func:`dynroute.inspect.metrics`, without a prefix for a model that is itself a routed
         layer.
 
         Args:

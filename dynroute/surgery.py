@@ -36,7 +36,7 @@ def upcycle(
         num_experts: The number of copies.
         gate: Turns logits into a route, with weights that sum to 1; ``TopK(2)`` if None.
         router: Turns a context into logits; a :class:`LinearRouter` if None.
-        context_features: The width of the context; default: that of the input, read from the linear layers.
+        context_features: The width of the context; default: the input's width, read from the linear layers.
         protect: As for :class:`ModelRouting`.
         backend: As for :class:`ModelRouting`.
 

@@ -242,7 +242,7 @@ class Topology:
     def _places(self, to: "Topology") -> tuple[list[int], list[int]]:
         """The numbers of the edges in a larger graph, and one edge for each of its new nodes."""
         if not isinstance(to, Topology):
-            raise TypeError(f"`to` must be a Topology, got {shown(to)}; for instance that of a net that was grown.")
+            raise TypeError(f"`to` must be a Topology, got {shown(to)}; for instance the topology of a grown net.")
         numbers, last = to.edge_numbers(), self.num_nodes - 1
         kept = {node: node if node < last else to.num_nodes - 1 for node in range(self.num_nodes)}
         edges = [(kept[source], kept[node]) for source, node in self.edge_numbers()]
@@ -276,7 +276,7 @@ class Topology:
             check_tensor(name, tensor)
             if tensor.shape != self.path_shape:
                 raise ValueError(
-                    f"`{name}` must have shape {self.path_shape}, that of one sample, got {tuple(tensor.shape)}; "
+                    f"`{name}` must have shape {self.path_shape}, for one sample, got {tuple(tensor.shape)}; "
                     "index the batch first."
                 )
         if weights is not None and weights.is_complex():

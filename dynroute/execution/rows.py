@@ -129,7 +129,7 @@ class Rows:
 
 
 def rows_of(call: Pass, align: int = 1) -> Rows:
-    """Returns the rows of a pass; those of full paths are cached, since they depend only on the batch size."""
+    """Returns the rows of a pass; the rows of full paths are cached, since they depend only on the batch size."""
     topology, path = call.plan.topology, call.read()
     if path.shape[0] and int(path.count_nonzero()) == path.shape[0] * topology.num_edges:
         return _full_rows(topology, path.shape[0], align)

@@ -2,7 +2,7 @@
 
 A module is called on the samples whose output needs it, so it must treat each sample separately. Everything between the
 modules can be differentiated twice, so hooks, parametrizations, autocast and second derivatives work as in torch. The
-equations are those of the reference on rows (see `rows`) instead of whole batches.
+equations are the reference's, on rows (see `rows`) instead of whole batches.
 """
 
 import sys
@@ -62,7 +62,7 @@ def needs_no_rows(call: Pass) -> bool:
 def _run_jointly(nodes: Sequence[Callable[[Tensor], Tensor]]) -> bool:
     """Whether a node synchronizes with other processes, and so must run even if no sample needs it.
 
-    A module of FSDP gathers its parameters when it is called, and one of DDP reduces its gradients.
+    A module of FSDP gathers its parameters when it is called, and a module of DDP reduces its gradients.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return False
@@ -308,7 +308,7 @@ def _run_one(call: Pass) -> Tensor | None:
 
 
 def _run_few(call: Pass) -> Tensor | None:
-    """Runs every node that one of a few samples needs for all of them, since calls cost more than sums here.
+    """Runs every node that any of a few samples needs for all of them, since calls cost more than sums here.
 
     It returns None if that is not possible: if a node reads nothing, if outputs are not vectors of one width, if
     sources are not consecutive, or if an output is not finite, which would spoil the sums of samples that do not read

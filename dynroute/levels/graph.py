@@ -170,7 +170,7 @@ class RoutedGraph(Pretrained):
         noise: Tensor | None = None,
         router_noise: RouterNoise | None = None,
     ) -> Route:
-        """Decides the route without running the modules; the arguments are those of :meth:`forward`."""
+        """Decides the route without running the modules; takes the arguments of :meth:`forward`."""
         logits = self._logits(context)
         self._check_logits(logits)
         self._check_temperature(temperature, logits)
@@ -292,7 +292,7 @@ class RoutedGraph(Pretrained):
         reset_parts(self)
 
     def _finish(self, x: Tensor, output: Tensor) -> Tensor:
-        """Computes the output of the layer from that of the last node."""
+        """Computes the output of the layer from the output of the last node."""
         return output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

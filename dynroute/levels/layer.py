@@ -114,7 +114,7 @@ class LayerRouting(RoutedGraph):
             width: The width of every module.
             layer_sizes: The number of modules of each layer.
             out_features: The width of the output.
-            context_features: The width of the context; default: that of the input.
+            context_features: The width of the context; default: the width of the input.
             gate: Turns logits into a route; ``Soft()`` if None.
             router_sizes: The hidden widths of the :class:`~dynroute.CascadeRouter`; chosen by
                 :func:`~dynroute.levels.proportion.proportioned` if None. Soft Modularization uses (256, 256).

@@ -126,7 +126,7 @@ class ModelRouting(RoutedGraph):
             gated: Whether experts are a :class:`~dynroute.GatedPerceptron` (SwiGLU with the default activation) in
                 place of a perceptron.
             bias: Whether the linear layers of the experts have a bias.
-            context_features: The width of the context; default: that of the input.
+            context_features: The width of the context; default: the width of the input.
             protect: As for the class.
             backend: As for the class.
             device: The device of the parameters.
@@ -184,7 +184,7 @@ class ModelRouting(RoutedGraph):
             width: The width of the hidden layers.
             num_models: The number of networks.
             out_features: The width of the output.
-            context_features: The width of the context; default: that of the input.
+            context_features: The width of the context; default: the width of the input.
             gate: Turns logits into a route; ``Soft()`` if None.
             depth: The number of hidden layers of each network.
             router_sizes: The hidden widths of the :class:`~dynroute.MLPRouter`, empty for a linear router; chosen by

@@ -104,7 +104,7 @@ class ModuleRouting(RoutedGraph):
             width: The width of every module.
             num_modules: The number of modules without the output; the graph has one node more.
             out_features: The width of the output.
-            context_features: The width of the context; default: that of the input.
+            context_features: The width of the context; default: the width of the input.
             gate: Turns logits into a route; ``SampleK(2)`` if None.
             router_sizes: The hidden widths of the :class:`~dynroute.MLPRouter`, empty for a linear router; chosen by
                 :func:`~dynroute.levels.proportion.proportioned` if None. D2R uses (256, 256).

@@ -104,7 +104,7 @@ class OutputRouting(RoutedGraph):
             x: The input of the heads, with shape ``[*, ...]``.
             task: Task ids (integers) with shape ``[*]``, or one-hots (floating or boolean) with shape
                 ``[*, num_tasks]``.
-            path: A recorded path; it must be that of the task.
+            path: A recorded path; it must be the path of the task.
             temperature: Has no effect, since nothing is sampled.
             sample: Has no effect.
             generator: Has no effect.

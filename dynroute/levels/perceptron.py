@@ -50,7 +50,7 @@ class GatedPerceptron(nn.Module):
     Args:
         in_features: The width of the input.
         hidden_features: The width of the hidden layer.
-        out_features: The width of the output; default: that of the input.
+        out_features: The width of the output; default: the width of the input.
         activation: Makes the activation :math:`a`.
         bias: Whether the linear layers have a bias.
         device: The device of the parameters.

@@ -1,6 +1,6 @@
 """Dynamic depth routing (D2R), at module level as published, and its relatives at layer and model level (Fig. 7d).
 
-The defaults are those of the paper. The released network differs as follows; for differences of the algorithm see the
+The defaults are the paper's. The released network differs as follows; for differences of the algorithm see the
 page on the papers in the documentation:
 
 1. `protect="rsg"` is Eq. 11-12, where the shortcut mixes protected sources too; "input" is the release, which protects
@@ -12,7 +12,7 @@ page on the papers in the documentation:
 4. The temperature of a task is an argument of `forward`; in the release the network holds it as T more parameters.
 5. The release draws the weights of hidden layers from U(-1/sqrt(n), 1/sqrt(n)) with n the width of the *output*, and
    sets their biases to 0.1: `hidden_init="released"`. The default is torch's initialization; the range of the output
-   layer is that of the release.
+   layer is as in the release.
 """
 
 from collections.abc import Sequence

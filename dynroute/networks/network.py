@@ -61,7 +61,7 @@ class Network(nn.Module, ABC):
         """Makes this the network of an actor, next to critics of the same kind.
 
         Its outputs are means, followed by as many logarithms of standard deviations. Most networks change nothing;
-        those of BRC and ScaleMoE stop the gradient of the :attr:`shared` parameters.
+        BRC's and ScaleMoE's stop the gradient of the :attr:`shared` parameters.
         """
 
     def constructor_arguments(self, **others: Any) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def set_output_range(layer: nn.Module, bound: float | None) -> None:
 
 
 def set_hidden_init(net: nn.Module, rule: str, *, outputs: Sequence[nn.Module]) -> None:
-    """Initializes the linear layers of a network by a rule, except those of its output modules.
+    """Initializes the linear layers of a network by a rule, except in its output modules.
 
     Args:
         net: The network.
@@ -222,7 +222,7 @@ def set_hidden_init(net: nn.Module, rule: str, *, outputs: Sequence[nn.Module]) 
 def check_table(name: str, table: object, shape: tuple[int, int], columns: str, layers: nn.Module) -> None:
     """Raises an error unless a table that networks share is a parameter of a shape, and of the type of the layers."""
     if not isinstance(table, nn.Parameter):
-        raise TypeError(f"`{name}` must be a parameter, that of another network, got {type(table).__name__}.")
+        raise TypeError(f"`{name}` must be a parameter of another network, got {type(table).__name__}.")
     if table.shape != shape:
         raise ValueError(
             f"`{name}` must have shape {shape}, a row for each task, got {tuple(table.shape)}; share the table of a "

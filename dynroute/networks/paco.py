@@ -103,7 +103,7 @@ class PaCo(Network):
             generator: The random generator.
 
         Returns:
-            The coefficients with shape ``[num_tasks, num_tasks]``, a row for each task; those of extreme tasks are 0.
+            The coefficients with shape ``[num_tasks, num_tasks]``, a row for each task; extreme tasks have rows of 0.
         """
         check_tensor("extreme", extreme)
         check_generator(generator)

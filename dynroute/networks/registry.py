@@ -84,7 +84,7 @@ def build(
         state_features: The width of the state, without the task.
         num_tasks: The number of tasks.
         out_features: The width of the output.
-        sizes: Keywords of the network's class, instead of those of the preset.
+        sizes: Keywords of the network's class, in place of the preset's.
 
     Example:
         >>> build("d2r", 39, 10, 8, num_modules=8).describe()

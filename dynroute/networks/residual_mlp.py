@@ -2,7 +2,7 @@ r"""BRC: a wide residual network with layer normalization, which reads a learned
 
 The network differs from the released code of "Bigger, Regularized, Categorical" in two ways:
 
-1. The released actor draws the layer of log-standard deviations with gain 1 and that of the means with gain
+1. The released actor draws the layer of log-standard deviations with gain 1 and the layer of means with gain
    :math:`\sqrt 2`; here one layer computes both, with gain :math:`\sqrt 2`.
 2. The released networks read no embedding if there is a single task; here they do.
 """

@@ -10,9 +10,9 @@ The paper and the released network differ in five ways; `equations` selects one 
 5. The output is the plain sum of the last layer in the paper (Eq. 9), whose modules are as wide as the output; it is
    one more weighted sum, ReLU and a linear layer in the release.
 
-Both use torch's initialization by default. `hidden_init="released"` is that of the released code, which draws hidden
-weights from U(-1/sqrt(n), 1/sqrt(n)) with n the width of the *output*, sets hidden biases to 0.1, and draws every W_d
-from U(-0.003, 0.003), so that routing starts uniform.
+Both use torch's initialization by default. `hidden_init="released"` is the initialization of the released code: hidden
+weights from U(-1/sqrt(n), 1/sqrt(n)) with n the width of the *output*, hidden biases of 0.1, and every W_d from
+U(-0.003, 0.003), so that routing starts uniform.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class SoftModularization(Network):
         state_features: The width of the state, without the task.
         num_tasks: The number of tasks.
         out_features: The width of the output.
-        equations: "released" for the released network, "paper" for that of the paper's equations;
+        equations: "released" for the released network, "paper" for the paper's equations;
             :mod:`dynroute.networks.soft_modularization` lists the five differences.
         trunk_sizes: The widths of the perceptron f that embeds the state.
         layer_sizes: The number of modules in each layer.
@@ -53,8 +53,8 @@ class SoftModularization(Network):
         module_kind: The kind of modules: "linear", as published; "layer-norm" with LayerNorm behind each linear layer;
             "residual" for the residual blocks of BRC, x + Linear - LayerNorm - ReLU - Linear - LayerNorm, except in the
             first layer, whose modules are Linear - LayerNorm - ReLU. The sums that residual blocks read have no ReLU
-            behind them; that of the output has. Modules with LayerNorm are initialized as in BRC. The modules of the
-            paper's last layer stay linear.
+            behind them; the sum that the output reads has one. Modules with LayerNorm are initialized as in BRC. The
+            modules of the paper's last layer stay linear.
         router_sizes: The widths of the layers that compute E in the released form; the paper has none.
         gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`.
         protect: How training stops the gradient to unsuitable modules; without shortcuts all modes but "none" are the

@@ -94,7 +94,7 @@ class Router(nn.Module, ABC):
 
         Args:
             context: The context of the pass.
-            generator: The random generator; default: that of the device.
+            generator: The random generator; default: the device's.
         """
         check_tensor("context", context)
         edges = self._edges_of(context)

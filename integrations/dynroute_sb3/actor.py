@@ -95,7 +95,7 @@ class MultiTaskActor(BasePolicy):
     ) -> tuple[Tensor, Tensor, Tensor, Route | None]:
         """Draws actions; also returns their log-probabilities, the mean actions and the route.
 
-        The keywords are those of :meth:`distribution` and of :func:`~dynroute_sb3.gaussian.sample_action`.
+        The keywords are as in :meth:`distribution` and :func:`~dynroute_sb3.gaussian.sample_action`.
         """
         mean, log_std, route = self.distribution(observations, path=path, sample=sample)
         noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)

@@ -66,7 +66,7 @@ def cuda_graph(step: Callable[[], object]) -> Callable[[], object]:
     try:
         with torch.cuda.graph(graph):
             step()
-    except RuntimeError as error:  # the original error says more than that of the aborted capture
+    except RuntimeError as error:  # the original error says more than the error of the capture
         raise CaptureError(str(error.__context__ or error).partition("\n")[0]) from error
     finally:
         torch.cuda.set_stream(current)  # a failed capture does not restore the stream

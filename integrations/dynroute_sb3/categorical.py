@@ -46,7 +46,7 @@ def combine_distributions(logits: Tensor, value_range: tuple[float, float], rule
     Args:
         logits: The logits of the bins, with shape ``[critics, batch, bins]``.
         value_range: The values of the first bin and of the last.
-        rule: "mean" for the mean of the probabilities, "min" for those of the critic with the smallest expectation.
+        rule: "mean" for the mean of the probabilities, "min" for the critic with the smallest expectation.
 
     Returns:
         The probabilities, with shape ``[batch, bins]``.
@@ -95,7 +95,7 @@ def project(probabilities: Tensor, values: Tensor, value_range: tuple[float, flo
 def outside_share(probabilities: Tensor, values: Tensor, value_range: tuple[float, float]) -> Tensor:
     """Computes the probability of the values outside of a range, with shape ``[batch]``.
 
-    The arguments are those of :func:`project`.
+    The arguments are as in :func:`project`.
 
     Example:
         >>> from dynroute_sb3.categorical import outside_share

@@ -58,7 +58,7 @@ class MultiTaskCritic(BaseModel):
     ) -> Tensor:
         """Computes the values of actions, with shape ``[critics, batch]``, by default along the best routes.
 
-        The arguments are those of :meth:`outputs`. The value of a distribution is its expectation.
+        The arguments are as in :meth:`outputs`. The value of a distribution is its expectation.
         """
         outputs, _ = self.outputs(observations, actions, path=path, sample=sample, temperature=temperature)
         return outputs.squeeze(-1) if self.value_range is None else expectation(outputs, self.value_range)

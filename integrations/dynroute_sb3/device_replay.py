@@ -20,7 +20,7 @@ class DeviceReplay:
     Args:
         buffer: The buffer; demonstrations are copied too.
         device: The device of the copy.
-        generator: The random generator; default: that of the device, whose state is in every checkpoint.
+        generator: The random generator; default: the device's, whose state is in every checkpoint.
 
     Example:
         >>> from dynroute_sb3.device_replay import DeviceReplay

@@ -25,7 +25,7 @@ VECTOR_WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
 
 
 def environment_states(env: VecEnv) -> dict[str, Any] | None:
-    """Returns the states of environments, with those of the common wrappers of SB3 and gymnasium.
+    """Returns the states of environments and of the common wrappers of SB3 and gymnasium.
 
     Other wrappers must be stateless. If neither environments nor the VecEnv have `get_state` and `set_state`, there are
     only the statistics by which wrappers normalize, or None if there are none.

@@ -49,7 +49,7 @@ def layer_keywords(
         for place, keywords in given_kwargs.items():
             if keyword in keywords:
                 raise ValueError(
-                    f"`{name}` and `{keyword}` of `{place}` say the same, give one of them; got {shown(value)} and "
+                    f"`{name}` and `{keyword}` of `{place}` say the same; give one of them, got {shown(value)} and "
                     f"{shown(keywords[keyword])}."
                 )
         actor[keyword], critic[keyword] = _widths(value) if name == "net_arch" else (value, value)
@@ -61,13 +61,13 @@ def _check_network(name: str, network: str | Callable[..., nn.Module]) -> None:
     kind = networks.PRESETS[network].network if isinstance(network, str) and network in networks.PRESETS else network
     if isinstance(kind, type) and issubclass(kind, LAYERED):
         return
-    sizes = "those of what makes it"
+    sizes = "the keywords of the function that makes it"
     if isinstance(kind, type) and issubclass(kind, networks.Network):
         sizes = ", ".join(list(inspect.signature(kind).parameters)[3:])
     title = repr(network) if isinstance(network, str) else getattr(network, "__name__", type(network).__name__)
     raise ValueError(
-        f"`{name}` says what the layers of one perceptron are, as the networks 'mt-sac' and 'mh-sac' have it, got it "
-        f"with {title}; give the keywords of that network in `network_kwargs`: {sizes}."
+        f"`{name}` needs a network that is one perceptron, such as 'mt-sac' or 'mh-sac', got it with "
+        f"{title}; give the keywords of that network in `network_kwargs`: {sizes}."
     )
 
 
@@ -76,8 +76,8 @@ def _widths(net_arch: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     parts = net_arch if isinstance(net_arch, Mapping) else {"pi": net_arch, "qf": net_arch}
     if set(parts) != {"pi", "qf"}:
         raise ValueError(
-            "`net_arch` must be a list of widths, or a dictionary with those of the actor under 'pi' and of the "
-            f"critics under 'qf', got the keys {sorted(map(str, parts))}."
+            "`net_arch` must be a list of widths, or a dictionary with the actor's under 'pi' and the "
+            f"critics' under 'qf', got the keys {sorted(map(str, parts))}."
         )
     for widths in parts.values():
         listed = isinstance(widths, Sequence) and not isinstance(widths, str)

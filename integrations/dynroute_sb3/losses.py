@@ -29,7 +29,7 @@ softmax(-log alpha); with a sum or a mean of 1."""
 
 MASK_RULES = ("each", "total")
 """The rules for leaving out tasks with extreme losses. With "each", the loss of the critics decides for critics and
-actor, that of the actor for the actor only, and means are over the remaining tasks. With "total", the sum of the losses
+actor, the actor's loss for the actor only, and means are over the remaining tasks. With "total", the sum of the losses
 of coefficient, critics and actor, the last two multiplied by the task's weight, decides for all of them, and means are
 over all tasks."""
 
@@ -192,7 +192,7 @@ def ent_coef_loss(log_alpha: Tensor, excess: Tensor) -> Tensor:
 
 
 def cloning_loss(actions: Tensor, wanted: Tensor) -> Tensor:
-    r"""Computes the squared distance of actions to those of demonstrations; 0 for the other samples.
+    r"""Computes the squared distance of actions to the actions of demonstrations; 0 for the other samples.
 
     Args:
         actions: The actor's mean actions, with shape ``[batch, n]``.

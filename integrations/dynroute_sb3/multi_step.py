@@ -33,8 +33,8 @@ def look_ahead(
     Args:
         rows: The rings of all tasks, with shape ``[tasks, capacity, width]``: state, next state, action, reward, and
             whether the episode ended there.
-        back: The distance of each transition to the one that it follows in its ring, with shape ``[tasks, capacity]``;
-            0 if it follows none.
+        back: The distance of each transition to the one before it in its ring, with shape ``[tasks, capacity]``;
+            0 if there is none.
         tasks: The tasks of the transitions to extend, with shape ``[batch]``.
         places: Their places in the rings.
         newer: The number of transitions of the same task that are newer than each.

@@ -34,7 +34,7 @@ class StateNormalizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, states: Tensor, *, least: float = 1e-3) -> None:
-        """Sets mean and deviation to those of states; a feature with a deviation below `least` is only centred."""
+        """Sets mean and deviation from states; a feature with a deviation below `least` is only centred."""
         deviation = states.std(dim=0, correction=0)
         self.mean.copy_(states.mean(dim=0))
         self.scale.copy_(torch.where(deviation < least, 1.0, 1 / deviation))

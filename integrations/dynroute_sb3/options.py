@@ -59,7 +59,7 @@ LIMITS = ("max_task_loss", "max_grad_norm", "max_ent_coef", "ent_coef_lr", "shar
 """The options that are positive numbers or None."""
 
 WARMUP_ACTIONS = ("random", "policy")
-"""The actions before learning starts, uniform noise or those of the initial policy."""
+"""The actions before learning starts: uniform noise, or the initial policy's."""
 
 OPTIONS = (
     "learning_rate",
@@ -177,7 +177,7 @@ NOT_OFFERED = {
 
 
 def check_policy_name(name: str, policies: Collection[str]) -> None:
-    """Raises an error unless a name is that of a policy; it suggests the closest one."""
+    """Raises an error unless a name names a policy; it suggests the closest one."""
     if name in policies:
         return
     why = f": {NOT_OFFERED[name]}" if name in NOT_OFFERED else ""

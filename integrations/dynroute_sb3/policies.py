@@ -83,7 +83,7 @@ class MultiTaskPolicy(SACPolicy):
         optimizer_class: The optimizer.
         optimizer_kwargs: Keywords of the optimizer; default: the fused form of Adam.
         net_arch: The widths of the hidden layers of the networks "mt-sac" and "mh-sac", as in SB3: a list, or a
-            dictionary with those of the actor under "pi" and of the critics under "qf".
+            dictionary with the actor's under "pi" and the critics' under "qf".
         activation_fn: The activation between these layers; ReLU if None.
         bins: The number of bins over which the critics predict distributions of values; None for values. MultiTaskSAC
             sets it.
@@ -272,7 +272,7 @@ def _refuse_others(others: Mapping[str, Any]) -> None:
     for name, value in others.items():
         if name not in ELSEWHERE:
             raise TypeError(
-                f"`policy_kwargs` must be keywords of MultiTaskPolicy, got `{name}`; those of the network belong into "
+                f"`policy_kwargs` must be keywords of MultiTaskPolicy, got `{name}`; keywords of the network belong in "
                 "`network_kwargs`."
             )
         if value is not None and value != {} and value is not no_effect.get(name):
@@ -333,7 +333,7 @@ class D2RPolicy(MultiTaskPolicy):
 class BRCPolicy(MultiTaskPolicy):
     """Residual networks with layer normalization; the actor reads the critics' embedding of the task (BRC).
 
-    The default sizes are those of ``dynroute.networks.build("brc", ...)``; those of the paper are
+    The default sizes are as in ``dynroute.networks.build("brc", ...)``; the paper's sizes are
     ``network_kwargs={"blocks": 1}, critic_kwargs={"width": 4096, "blocks": 2}``.
     """
 

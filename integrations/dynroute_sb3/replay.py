@@ -71,7 +71,7 @@ class RouteReplayBuffer(ReplayBuffer):
         device: The device of batches.
         n_envs: The number of environments, any number for each task.
         optimize_memory_usage: Not supported.
-        handle_timeout_termination: Whether an episode that ended by a time limit counts as one that continues.
+        handle_timeout_termination: Whether an episode that ended by a time limit counts as continuing.
         num_tasks: The number of tasks.
         n_steps: The number of steps of n-step returns, see :mod:`dynroute_sb3.multi_step`.
         gamma: The discount factor of these returns.
@@ -292,7 +292,7 @@ class RouteReplayBuffer(ReplayBuffer):
     def _distances(
         self, tasks: NDArray[np.int64], places: NDArray[np.int64], states: NDArray[np.float32]
     ) -> NDArray[np.int64]:
-        """The distance of each new transition to the one of the same episode before it; 0 if there is none."""
+        """The distance of each new transition to the transition before it in its episode; 0 if there is none."""
         if len(self._latest) != len(tasks) or self.reach >= self.capacity:
             return np.zeros_like(places)
         n, (tasks_before, before) = self.task_space.state_features, self._latest.T
@@ -304,7 +304,7 @@ class RouteReplayBuffer(ReplayBuffer):
     @property
     def reach(self) -> int:
         """The largest distance of two transitions of a task that follow one another; 1 for single steps."""
-        # At most k - 1 others are behind a transition in its step, and k - 1 before the one that follows.
+        # At most k - 1 others are behind a transition in its step, and k - 1 before the next transition.
         return min(2 * self.most_at_once - 1, self.capacity) if self.n_steps > 1 else 1
 
     def truncated(self, done: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[np.bool_]:
@@ -326,7 +326,7 @@ class RouteReplayBuffer(ReplayBuffer):
         infos: Sequence[list[dict[str, Any]]],
         paths: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Adds several steps; the arguments are those of :meth:`add` with a first dimension of steps."""
+        """Adds several steps; the arguments are as in :meth:`add`, with a first dimension of steps."""
         parts = {"next_obs": next_obs, "action": action, "reward": reward, "done": done, "infos": infos, "paths": paths}
         for name, values in parts.items():
             if values is not None and len(values) != len(obs):
@@ -480,7 +480,7 @@ class RouteReplayBuffer(ReplayBuffer):
         for name, expected in self._shape().items():
             if (stored := state.get(name, 0)) != expected:
                 raise ValueError(
-                    f"the stored buffer must have {name} {expected}, got {stored}; was it that of another run?"
+                    f"the stored buffer must have {name} {expected}, got {stored}; is it from another run?"
                 )
         place, counts = Path(folder) if isinstance(folder, str) else folder, np.asarray(state["counts"], dtype=np.int64)
         for name, array in self._arrays().items():
@@ -495,7 +495,7 @@ class RouteReplayBuffer(ReplayBuffer):
         path_bytes = 0 if self.paths is None else self.paths.shape[-1]
         shape = {"num_tasks": self.num_tasks, "capacity": self.capacity, "row_width": width, "path_bytes": path_bytes}
         shape["order_bytes"] = 0 if self.back is None else self.back.itemsize
-        return {**shape, "demonstrations": 0}  # those of a DemonstrationBuffer
+        return {**shape, "demonstrations": 0}  # which a DemonstrationBuffer has
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         arrays = {"rows": self.rows, "paths": self.paths, "back": self.back}
@@ -548,7 +548,7 @@ def to_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
 
 
 def _on_arrays(function: Callable[[NDArray[Any]], NDArray[Any]]) -> Callable[[Tensor], Tensor]:
-    """A function of arrays as one of tensors."""
+    """Turns a function of arrays into a function of tensors."""
     return lambda tensor: torch.from_numpy(function(tensor.numpy()))
 
 

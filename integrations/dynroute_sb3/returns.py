@@ -39,8 +39,8 @@ def discounted_returns(rewards: Sequence[float], gamma: float, *, truncated: boo
 class ReturnBounds:
     """Tracks the smallest and the largest discounted return of each task, from the episodes that ended.
 
-    Until the first episode of a task ends, the bounds are those of its extreme rewards repeated for ever. Zero counts
-    as a return of every task.
+    Until the first episode of a task ends, the bounds are the returns of its extreme rewards, repeated for ever. Zero
+    counts as a return of every task.
 
     Args:
         num_tasks: The number of tasks.

@@ -66,7 +66,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         task_names: The names of the tasks in the log; default: their numbers.
         batch_size: The batch size, a multiple of the number of tasks if the replay buffer is balanced; default: 128 for
             each task.
-        ent_coef_lr: The learning rate of the entropy coefficients; default: that of the networks.
+        ent_coef_lr: The learning rate of the entropy coefficients; default: the networks'.
         ent_coef_beta1: The decay of the first moment in the optimizer of the entropy coefficients; 0.5 in BRC.
         shared_ent_coef: Whether all tasks share one entropy coefficient, as in BRC.
         max_ent_coef: The largest entropy coefficient; no limit if None.
@@ -88,8 +88,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         n_steps: The number of steps of n-step returns, from which the critics bootstrap
             (:mod:`dynroute_sb3.multi_step`).
         actor_starts: The number of updates in which only the critics learn.
-        demonstration_weight: The weight, in the actor's loss, of the squared distance of its mean actions to those of a
-            :class:`DemonstrationBuffer`, times the mean absolute value of the task.
+        demonstration_weight: The weight, in the actor's loss, of the squared distance from its mean actions to those of
+            demonstrations in a :class:`DemonstrationBuffer`, times the mean absolute value of the task.
         demonstration_decay: The number of the actor's updates over which that weight falls to 0; constant if None.
         route_balance: The weight of the loss that makes the sources of routes equally frequent in a batch
             (:func:`dynroute.losses.load_balance`), for actor and critics.
@@ -110,8 +110,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         mask_rule: The rule by which `max_task_loss` leaves out tasks, one of :data:`dynroute_sb3.losses.MASK_RULES`;
             "total" is the released code and needs `joint_update`.
         shared_lr: The learning rate of the parameters that actor and critics share, such as the table of PaCo; default:
-            that of the networks.
-        router_lr: The learning rate of routers, whatever that of the other parameters is; the same as theirs if None.
+            the networks'.
+        router_lr: The learning rate of routers; default: the rate of the other parameters.
         log_prob_epsilon: The epsilon inside the logarithm of 1 - a²; with 0 the logarithm is exact, released code has
             1e-6.
         warmup_actions: The actions before learning starts: "random" for uniform noise, "policy" for the untrained

@@ -169,7 +169,7 @@ def _read_manifest(folder: Path, advice: str) -> dict[str, tuple[int, str]]:
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{folder / MANIFEST} is missing or damaged; {advice}.") from error
     if not sealed:
-        raise DamagedError(f"{folder / MANIFEST} lists no files, and must list those of {folder}; {advice}.")
+        raise DamagedError(f"{folder / MANIFEST} must list the files of {folder}, got none; {advice}.")
     if outside := [name for name in sealed if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise DamagedError(f"{folder / MANIFEST} must list files of its folder, got {outside[0]!r}; {advice}.")
     return sealed

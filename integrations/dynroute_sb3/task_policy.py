@@ -47,7 +47,7 @@ class TaskPolicy(nn.Module):
 
     @property
     def report(self) -> Extraction:
-        """The report of the extraction; the deviation is that of actions."""
+        """The report of the extraction; its deviation is of actions."""
         return self.network.report
 
     def forward(self, state: Tensor) -> Tensor:

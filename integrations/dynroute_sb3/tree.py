@@ -87,7 +87,7 @@ def _pack(tree: Any, place: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _tensor(tree: Tensor | NDArray[Any], place: str) -> Tensor:
-    """Copies a tensor for storage; tensors that share memory, such as those of a bank, are stored separately."""
+    """Copies a tensor for storage; tensors that share memory, such as in a bank, are stored separately."""
     if isinstance(tree, np.ndarray):
         if tree.dtype.kind not in "biuf" or tree.dtype.itemsize > 8:
             raise _cannot(tree, place)

@@ -403,7 +403,7 @@ def _repair(actor: MultiTaskActor, extreme: Tensor, given: Coefficients) -> None
 
 @torch.no_grad()
 def follow(targets: nn.Module, sources: nn.Module, tau: float) -> None:
-    """Moves target parameters towards the source by a fraction; buffers, such as those of BatchNorm, are copied."""
+    """Moves target parameters towards the source by a fraction; buffers, such as BatchNorm's, are copied."""
     torch._foreach_lerp_(list(targets.parameters()), list(sources.parameters()), tau)
     for target, source in zip(targets.buffers(), sources.buffers(), strict=True):
         target.copy_(source)

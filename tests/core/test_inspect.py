@@ -63,7 +63,7 @@ def test_logits_are_not_taken_for_weights() -> None:
 
 
 def test_a_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"`path` must have shape \(2, 2\), that of one sample"):
+    with pytest.raises(ValueError, match=r"`path` must have shape \(2, 2\), for one sample"):
         draw(Topology.dag(3), Soft()(torch.zeros(5, 2, 2), allowed=Topology.dag(3).allowed))
 
 

@@ -365,7 +365,7 @@ def test_wrong_options_are_said(name: str, sizes: dict[str, object], message: st
 def test_wrong_types_are_said() -> None:
     with pytest.raises(TypeError, match=r"`metadata` must be a tensor, got list; torch\.as_tensor makes one"):
         small("care", metadata=[[1.0]] * TASKS)
-    with pytest.raises(TypeError, match="`composition` must be a parameter, that of another network, got Tensor"):
+    with pytest.raises(TypeError, match="`composition` must be a parameter of another network, got Tensor"):
         small("paco", composition=torch.zeros(TASKS, 2))
     with pytest.raises(
         TypeError, match=r"`composition` must have the type of the parameters torch\.float32, got torch\.float64"

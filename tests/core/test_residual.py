@@ -174,7 +174,7 @@ def test_other_networks_stay_as_they_are_in_an_actor(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["brc", "scalemoe-feature"])
 def test_tables_that_do_not_fit_are_said(name: str) -> None:
-    with pytest.raises(TypeError, match="`embedding` must be a parameter, that of another network, got Tensor"):
+    with pytest.raises(TypeError, match="`embedding` must be a parameter of another network, got Tensor"):
         small(name, embedding=torch.zeros(TASKS, 3))
     with pytest.raises(ValueError, match=r"`embedding` must have shape \(3, 3\), a row for each task, got \(3, 5\)"):
         small(name, embedding=nn.Parameter(torch.zeros(TASKS, 5)))

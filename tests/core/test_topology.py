@@ -191,7 +191,7 @@ def test_bad_paths_are_refused() -> None:
     forbidden[0, 2] = True
     with pytest.raises(ValueError, match=r"row \(0,\) uses slot 2 while node 1 has 1 sources"):
         topology.pack(forbidden)
-    with pytest.raises(ValueError, match=r"`path` must have shape \(3, 3\), that of one sample, got \(1, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"`path` must have shape \(3, 3\), for one sample, got \(1, 3, 3\)"):
         topology.edges(good[None])
     with pytest.raises(ValueError, match=r"`weights` must have shape \(3, 3\)"):
         topology.edges(good, torch.zeros(3))

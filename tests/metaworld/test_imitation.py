@@ -205,7 +205,7 @@ def test_a_damaged_cache_is_named_and_collected_anew_on_request(
     assert main(again) == 1
     told = capsys.readouterr().err
     assert f"{path} must have" in told
-    assert "--resume --rebuild" in told
+    assert "--rebuild, with --resume" in told
     assert main([*again, "--resume", "--rebuild"]) == 0
     one, other = (networks(Run.open(tmp_path / name)) for name in ("first", "second"))
     assert all(torch.equal(one[name], other[name]) for name in one)

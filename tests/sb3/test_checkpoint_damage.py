@@ -109,7 +109,7 @@ def test_manifest(changed: Path) -> None:
             storage.check_folder(changed)
     whole = json.loads(data)
     for files, told in (
-        ({}, r"manifest.json lists no files, and must list those of .*changed; take another checkpoint"),
+        ({}, r"manifest.json must list the files of .*changed, got none; take another checkpoint"),
         ({**whole, "../there/rows.npy": [1, ""]}, r"must list files of its folder, got '../there/rows.npy'"),
         *(
             ({name: seal for name, seal in whole.items() if name != missing}, f"{missing} is not listed in .*manifest")

@@ -163,7 +163,7 @@ def test_net_arch_belongs_to_a_checkpoint(tmp_path: Path) -> None:
     assert widths(loaded.critic.nets[0]) == [9, 1]
 
 
-ROUTED = r"says what the layers of one perceptron are, as the networks 'mt-sac' and 'mh-sac' have it, got it with "
+ROUTED = r"needs a network that is one perceptron, such as 'mt-sac' or 'mh-sac', got it with "
 
 
 UNUSED = r"must not be given in `policy_kwargs`, got .*whose keywords are `network_kwargs`\."
@@ -176,12 +176,12 @@ KEYWORDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "twice": (
         "MlpPolicy",
         {"net_arch": [8], "network_kwargs": {"hidden_sizes": (9,)}},
-        r"`net_arch` and `hidden_sizes` of `network_kwargs` say the same, give one of them; got \[8\] and \(9,\)",
+        r"`net_arch` and `hidden_sizes` of `network_kwargs` say the same; give one of them, got \[8\] and \(9,\)",
     ),
     "twice for the critics": (
         "MlpPolicy",
         {"net_arch": [8], "critic_kwargs": {"hidden_sizes": (9,)}},
-        r"`net_arch` and `hidden_sizes` of `critic_kwargs` say the same, give one of them; got \[8\] and \(9,\)",
+        r"`net_arch` and `hidden_sizes` of `critic_kwargs` say the same; give one of them, got \[8\] and \(9,\)",
     ),
     "keys": (
         "MlpPolicy",

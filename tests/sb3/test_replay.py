@@ -332,7 +332,7 @@ def test_another_shape_is_refused_by_name(ours: Any, message: str, tmp_path: Pat
     buffer = ours()
     state = fill(make(), 3).save(tmp_path)
     before = snapshot(buffer)
-    with pytest.raises(ValueError, match=f"the stored buffer must have {message}; was it that of another run?"):
+    with pytest.raises(ValueError, match=f"the stored buffer must have {message}; is it from another run?"):
         buffer.load(tmp_path, state)
     assert snapshot(buffer) == before
 

@@ -110,7 +110,7 @@ class _DenseGraph(torch.autograd.Function):
                 weight, bias = _stack(parameters, layer)
                 mixed, entered = _inputs(program, layer, x, outputs, shares, scratch)
                 reached = live.take(layer.nodes)
-                keep = shortcut and not protected  # the gradient is also that of the shortcut
+                keep = shortcut and not protected  # the shortcut needs the same gradient
                 inner = node.behind.backward(reached, kept[i], None if keep else reached)
                 own = slice(2 * first, 2 * layer.nodes[1])
                 if any(ctx.needs_input_grad[4:][own]):  # critics are frozen while the actor learns

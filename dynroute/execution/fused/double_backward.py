@@ -67,7 +67,7 @@ class Equations(NamedTuple):
 
         with torch.enable_grad():
             # Each place needs a separate view, since tensors may be repeated, have hooks or depend on each other, and
-            # the gradient of each place is that of this function only.
+            # the gradient of each place is of this function only.
             places = [
                 None if tensor is None else tensor.view_as(tensor) for tensor in (None, x, weights, None, *parameters)
             ]

@@ -136,7 +136,7 @@ def linear_nodes(call: Pass) -> list[LinearNode] | str:
     for i, module in enumerate(call.nodes[:-1]):
         node = linear_node(module)
         if node is None:
-            return f"module {i} is not a plain nn.Linear with {_KNOWN}"
+            return f"module {i} is not a plain nn.Linear with {_SUPPORTED}"
         nodes.append(node)
 
     x, parents, width = call.x, call.plan.topology.parents, nodes[0].linear.out_features
@@ -164,7 +164,7 @@ def perceptrons(call: Pass) -> list[Perceptron] | str:
     for i, module in enumerate(call.nodes[:-1]):
         layers = () if _hooks_everywhere() else _layers(module)
         if not layers or layers[0].before is not IDENTITY:
-            return f"module {i} is not a plain nn.Linear, or a sequence of them, with {_KNOWN}"
+            return f"module {i} is not a plain nn.Linear, or a sequence of them, with {_SUPPORTED}"
         nodes.append(layers)
 
     if obstacle := _no_vectors(call):
@@ -184,7 +184,7 @@ def perceptrons(call: Pass) -> list[Perceptron] | str:
     return nodes
 
 
-_KNOWN = (
+_SUPPORTED = (
     f"a known activation (GELU, {', '.join(activation.__name__ for activation in _ACTIVATIONS)}), "
     "or has hooks or a weight that is not a plain parameter"
 )

@@ -1,7 +1,7 @@
 """The tile form: one Triton kernel forward and one backward, which run all nodes for a tile of samples.
 
-On a GPU a graph of many small nodes is bound by kernel launches. Here torch computes the large products, those of the
-roots and the gradients of the parameters, and one kernel everything between. Every node runs for every sample, nothing
+On a GPU a graph of many small nodes is bound by kernel launches. Here torch computes the large products, for the roots
+and the gradients of the parameters, and one kernel everything between. Every node runs for every sample, nothing
 depends on the path, and no value is read, so a CUDA graph can capture it. `protect` works as in `graph`, by a live sum
 and, for the shortcut, a sum over every reader. The tests run the kernels in Triton's interpreter and compile them for
 GPUs; they were never tried on a real GPU.
@@ -23,7 +23,7 @@ from ..plan import Pass, Plan
 from .double_backward import Equations, wants_more
 from .linear import IDENTITY, Activation, LinearNode, computed_type, entering
 
-__all__ = ["KNOWN", "MAX_WIDTH", "SMALL_BATCH", "run_tile", "tiles"]
+__all__ = ["ACTIVATIONS", "MAX_WIDTH", "SMALL_BATCH", "run_tile", "tiles"]
 
 MAX_WIDTH = 128
 """The widest supported node; the sums of wider ones do not fit the registers, and their products justify a launch."""
@@ -31,7 +31,7 @@ MAX_WIDTH = 128
 SMALL_BATCH = 4096
 """The largest batch with tiles of 16 samples, which give more programs; above it tiles have 32."""
 
-KNOWN = ("gelu", "identity", "relu", "sigmoid", "silu", "tanh")
+ACTIVATIONS = ("gelu", "identity", "relu", "sigmoid", "silu", "tanh")
 """The activations that the kernel supports."""
 
 
@@ -48,7 +48,7 @@ def tiles(call: Pass, linear: Sequence[LinearNode]) -> str | None:
     for nodes, name in ((roots, "read the input"), (inside, "read others")):
         if len({(node.before, node.behind, node.linear.bias is None) for node in nodes}) > 1:
             return f"the nodes that {name} differ in their activations or in having a bias"
-        if unknown := {nodes[0].before.name, nodes[0].behind.name}.difference(KNOWN):
+        if unknown := {nodes[0].before.name, nodes[0].behind.name}.difference(ACTIVATIONS):
             return f"its kernel does not know the activation {min(unknown)}"
     if len({plan.shortcuts[node] for node in plan.topology.destinations[:-1]}) > 1:
         return "only some nodes have a shortcut"

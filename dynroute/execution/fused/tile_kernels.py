@@ -1,7 +1,7 @@
 """The Triton kernels of `tile`; the module is imported only where they run, since it needs Triton.
 
-One program runs all nodes for a tile of samples. Vectors of nodes have shape ``[nodes, batch, width]``, and those of a
-tile stay in the caches. Threads of a program read values that other threads of it wrote. This needs the barriers and
+One program runs all nodes for a tile of samples. Vectors of nodes have shape ``[nodes, batch, width]``; a tile's
+vectors stay in the caches. Threads of a program read values that other threads of it wrote. This needs the barriers and
 excludes pipelining (``num_stages=1``), which would load a value before it is stored.
 
 Products run over blocks of the inner dimension, and the operands of a block are computed just before, since a whole row
@@ -88,7 +88,7 @@ def _weigh(
     total, weights, outputs, grad_weights, first, parents, row, rows, cols, batch, num_rows, num_slots,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Stores the gradient of the weights of a row, from that of its mix."""
+    """Stores the gradient of the weights of a row, from the gradient of its mix."""
     inside = rows < batch
     mask = inside[:, None] & (cols < WIDTH)[None, :]
     start = tl.load(first + row)
@@ -212,7 +212,7 @@ def walk_forward(
 
 @triton.jit(do_not_specialize=["batch"])
 def walk_backward(
-    gradient,  # [batch, width], that of what the last node reads
+    gradient,  # [batch, width], of the mix that the last node reads
     roots,
     weights,
     suitable,  # [batch, rows, slots], boolean
