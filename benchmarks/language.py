@@ -213,10 +213,6 @@ def settings(texts: tuple[Tensor, Tensor], seconds: float, every: int) -> Result
     }
 
 
-QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-"""The quantiles of Student's distribution for 95 % intervals, by degrees of freedom."""
-
-
 def summarize(runs: list[Result], ratios: dict[str, float], base: str = "dense, active size") -> Result:
     """Computes the losses of all networks at equal time, products and tokens, and their differences from the base.
 
@@ -263,11 +259,13 @@ def loss_at(curve: list[Result], unit: str, end: float) -> float:
 
 
 def mean_interval(values: list[float]) -> Result:
-    """Computes a mean and, for several values, its 95 % interval."""
+    """Computes a mean and, for several values, its 95 % interval by Student's distribution."""
     mean = statistics.mean(values)
     if len(values) == 1:
         return {"mean": mean, "interval": None}
-    half = QUANTILE[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    import scipy.stats  # here, since runs do not need it and it takes a while to import
+
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
     return {"mean": mean, "interval": [mean - half, mean + half]}
 
 

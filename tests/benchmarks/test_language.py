@@ -130,7 +130,7 @@ def test_losses_are_compared_at_equal_cost() -> None:
     assert dense["loss"]["step"]["mean"] == pytest.approx(4.0 - 3 * 1.1)
     assert depth["difference"]["step"]["mean"] == pytest.approx(1.5)
     low, high = dense["loss"]["step"]["interval"]
-    assert (high - low) / 2 == pytest.approx(4.303 * 0.3 / 3**0.5)
+    assert (high - low) / 2 == pytest.approx(4.30265273 * 0.3 / 3**0.5)
     assert language.mean_interval([1.0]) == {"mean": 1.0, "interval": None}
 
 

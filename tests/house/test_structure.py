@@ -234,3 +234,10 @@ def test_slow_tests_are_in_the_files_that_make_reads() -> None:
     (listing,) = re.findall(r"-m slow \$\$\((grep .*)\)$", rules["test-slow"], re.MULTILINE)
     read = subprocess.run(shlex.split(listing), cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {ROOT / line for line in read.splitlines()} == marked
+
+
+def test_the_citation_has_the_version_and_the_address() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    (address,) = re.findall(r'^repository = "(.*?)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert f"version: {dynroute.__version__}\n" in citation
+    assert f"repository-code: {address} " in citation

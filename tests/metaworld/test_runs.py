@@ -484,7 +484,7 @@ def test_a_configuration_that_was_altered(nearly: Run) -> None:
     for name, value, told in (("gamma", 0.5, 0.99), ("benchmark", "reach,push", "reach,window-close")):
         path.write_text(json.dumps({**stored, name: value}))
         message = (
-            rf"config.json was altered: it has {name}={value!r}, and its checkpoint was written with {told!r}; put"
+            rf"config.json was altered: it has {name}={value!r}, and its checkpoint was written with {told!r}; restore"
         )
         with pytest.raises(DamagedError, match=message):
             train(Run.open(nearly.folder))
