@@ -56,14 +56,14 @@ class Route(NamedTuple):
 Listener = Callable[[nn.Module, Route], None]
 
 
-class _Listening(threading.local):
-    """The listeners, one list for each thread."""
+class _ThreadListeners(threading.local):
+    """The listeners of the current thread."""
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
 
 
-_listening = _Listening()
+_thread_listeners = _ThreadListeners()
 
 
 def listeners() -> list[Listener]:
@@ -75,7 +75,7 @@ def listeners() -> list[Listener]:
         >>> dynroute.route.listeners()
         []
     """
-    return _listening.listeners
+    return _thread_listeners.listeners
 
 
 def report(graph: nn.Module, route: Route) -> None:
@@ -88,5 +88,5 @@ def report(graph: nn.Module, route: Route) -> None:
         >>> dynroute.route.report(net, net.route(torch.randn(3, 5)))
     """
     if not torch.compiler.is_compiling():
-        for listener in _listening.listeners:
+        for listener in _thread_listeners.listeners:
             listener(graph, route)

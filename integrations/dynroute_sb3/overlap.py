@@ -40,7 +40,7 @@ class OverlappedSAC(MultiTaskSAC):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
-        return super().collect_rollouts(_Meanwhile(env, self._catch_up), callback, *args, **kwargs)
+        return super().collect_rollouts(_OverlappedVecEnv(env, self._catch_up), callback, *args, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         if self._learning:
@@ -55,8 +55,8 @@ class OverlappedSAC(MultiTaskSAC):
             self.policy.set_training_mode(False)
 
 
-class _Meanwhile(VecEnvWrapper):
-    """Calls a function while environments step."""
+class _OverlappedVecEnv(VecEnvWrapper):
+    """Environments that call a function while they step."""
 
     def __init__(self, venv: VecEnv, work: Callable[[], None]) -> None:
         super().__init__(venv)

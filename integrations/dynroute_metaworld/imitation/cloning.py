@@ -220,7 +220,7 @@ class Cloning:
         self.best_update = self.update
 
     def _close_critics(self) -> None:
-        """Opens the new modules of the critics as far as those of the best actor; SAC then opens both further."""
+        """Opens the new modules of the critics as far as in the best actor; SAC then opens both further."""
         best, now = self.best_growth, self.model.growth_state
         assert best is not None
         assert now is not None

@@ -286,8 +286,8 @@ def _differences(configuration: Configuration, alike: Sequence[Configuration]) -
 def _settings(configuration: Configuration) -> dict[str, str]:
     """The options as texts for a name."""
     critics = {f"critic_{name}": value for name, value in configuration.critic_network.items()}
-    asked = {**configuration.result_options, **configuration.network_kwargs, **critics}
-    options = {name: value for name, value in asked.items() if name not in KEYWORDS}
+    merged = {**configuration.result_options, **configuration.network_kwargs, **critics}
+    options = {name: value for name, value in merged.items() if name not in KEYWORDS}
     if configuration.warm_start is not None:
         name = without_seed(Path(configuration.warm_start).name, configuration.seed)
         options["warm_start"] = re.sub(r"[-_]?seed$", "", name)

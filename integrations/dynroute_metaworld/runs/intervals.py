@@ -55,7 +55,7 @@ def wilson_interval(
 def iqm(scores: ArrayLike) -> float:
     """The interquartile mean: the mean of the scores without the lowest and the highest quarter.
 
-    Runs and tasks are taken together, and a quarter is rounded down to whole scores, as in rliable.
+    It pools the scores of all runs and tasks; a quarter is rounded down to whole scores, as in rliable.
 
     Args:
         scores: The scores, with any shape.
