@@ -65,11 +65,11 @@ def data_of(text: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def runs(runs_of_sac: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def reported(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A run with routes, one whose files hold what must not run in a page, and one without routes."""
     folder = tmp_path_factory.mktemp("runs")
     for name, run in (("d2r", "d2r-1"), ("mt-sac", "mt-sac")):
-        shutil.copytree(runs_of_sac[run], folder / name)
+        shutil.copytree(runs[run], folder / name)
     evil = shutil.copytree(folder / "d2r", folder / "<b id='x'>&")
     configuration = json.loads((evil / "config.json").read_text())
     (evil / "config.json").write_text(json.dumps({**configuration, "seed": 2, "memory_map": EVIL}))
@@ -79,9 +79,9 @@ def runs(runs_of_sac: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(reported: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    return write_report(runs, path, episodes=1, device="cpu", tell=lambda _: None)
+    return write_report(reported, path, episodes=1, device="cpu", tell=lambda _: None)
 
 
 def check_form(text: str) -> Page:
@@ -135,16 +135,16 @@ def test_text_of_others_is_shown_and_never_run(page: Path) -> None:
     assert data_of(text)["entries"]
 
 
-def test_the_data_of_the_page(page: Path, runs: list[Path]) -> None:
+def test_the_data_of_the_page(page: Path, reported: list[Path]) -> None:
     text = page.read_text()
     shown, data = "".join(Page(text).text), data_of(text)
-    final = EvaluationResult.load(runs[0] / "evaluations" / "final.json")
+    final = EvaluationResult.load(reported[0] / "evaluations" / "final.json")
     assert "0.00 to 1.00" not in shown
     for rate in final.success_rates:
         assert number(rate) in shown
     assert "mt-sac: one seed does not show how much seeds differ, so there is no interval." in shown
     assert "The method mt-sac has no learned routes: none are shown." in shown
-    session = json.loads((runs[0] / "sessions.jsonl").read_text())
+    session = json.loads((reported[0] / "sessions.jsonl").read_text())
     for part in (
         session["command"],
         session["versions"]["torch"],
@@ -154,7 +154,7 @@ def test_the_data_of_the_page(page: Path, runs: list[Path]) -> None:
         assert part in shown
     groups = [view["group"] for view in data["views"]]
     assert groups[0] == "methods, IQM over tasks and seeds"
-    assert set(groups[1:]) == {groups[0], *(folder.name for folder in runs)}
+    assert set(groups[1:]) == {groups[0], *(folder.name for folder in reported)}
     bands = [line for view in data["views"][:1] for line in view["lines"]]
     assert [("low" in line) for line in bands] == [True, False]  # one seed has no interval
     entries = data["entries"]
@@ -173,10 +173,10 @@ def test_the_data_of_the_page(page: Path, runs: list[Path]) -> None:
     assert data["graphs"] == [{"nodes": 5, "edges": [[j, i] for i in range(1, 5) for j in range(i)]}]
 
 
-def test_the_figures_of_the_page(runs: list[Path], tmp_path: Path) -> None:
+def test_the_figures_of_the_page(reported: list[Path], tmp_path: Path) -> None:
     results = []
     for i, solved in enumerate(([[4, 6, -1], [-1, -1, -1]], [[8, -1, -1], [-1, 9, 10]], [[2, 3, -1], [7, -1, -1]])):
-        folder = shutil.copytree(runs[i], tmp_path / str(i))
+        folder = shutil.copytree(reported[i], tmp_path / str(i))
         shutil.rmtree(folder / "checkpoints")
         session = json.loads((folder / "sessions.jsonl").read_text())
         (folder / "sessions.jsonl").write_text(json.dumps({**session, "minutes": 1.5 + i}) + "\n")
@@ -212,8 +212,8 @@ def test_the_figures_of_the_page(runs: list[Path], tmp_path: Path) -> None:
     assert "width:67%" in lines[4]
 
 
-def test_a_run_of_which_much_is_missing(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = shutil.copytree(runs[0], tmp_path / "run")
+def test_a_run_of_which_much_is_missing(reported: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(reported[0], tmp_path / "run")
     for name in ("checkpoints", "evaluations"):
         shutil.rmtree(folder / name)
     with (folder / "metrics.jsonl").open("a") as file:
@@ -237,14 +237,14 @@ def test_a_run_of_which_much_is_missing(runs: list[Path], tmp_path: Path, monkey
     assert "There are no logged curves." in (folder / "report.html").read_text()
 
     monkeypatch.setattr(scenes, "_works", lambda backend: False)
-    path = write_report([runs[2]], tmp_path / "plain.html", device="cpu", tell=said.append)
+    path = write_report([reported[2]], tmp_path / "plain.html", device="cpu", tell=said.append)
     shown = "".join(check_form(path.read_text()).text)
     assert "There are no frames: frames need OpenGL" in shown
     assert "There are neither routes nor frames to show; the reasons stand under Notes." in shown
 
 
-def test_a_page_about_a_long_run_stays_small(runs: list[Path], tmp_path: Path) -> None:
-    folder = shutil.copytree(runs[0], tmp_path / "run")
+def test_a_page_about_a_long_run_stays_small(reported: list[Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(reported[0], tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     names = [f"{metric}/{task}" for metric in ("success", "return") for task in ("drawer-close", "reach")]
     write_metrics(folder / "metrics.jsonl", 100_000, *names)
@@ -256,32 +256,32 @@ def test_a_page_about_a_long_run_stays_small(runs: list[Path], tmp_path: Path) -
     assert max(line["x"][-1] for line in lines) == 50_000
 
 
-def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(reported: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "page.html"
     options = ["--output", str(path), "--no-frames", "--device", "cpu", "--episodes", "1"]
-    assert main(["report", str(runs[0]), *options]) == 0
+    assert main(["report", str(reported[0]), *options]) == 0
     assert capsys.readouterr().out == f"{path}\n"
     entries = data_of(path.read_text())["entries"]
     assert all(moment["frame"] is None and moment["route"] for entry in entries for moment in entry["moments"])
     check_form(path.read_text())
-    assert main(["report", str(runs[0]), "--output", str(tmp_path / "no" / "page.html")]) == 1
+    assert main(["report", str(reported[0]), "--output", str(tmp_path / "no" / "page.html")]) == 1
     assert "`output` must be in an existing directory" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 1
     assert "is not the directory of a run" in capsys.readouterr().err
 
 
 def test_where_a_page_cannot_be_is_said_at_once(
-    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reported: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_module, "inspect_runs", None)  # nothing is done before
     with pytest.raises(FileNotFoundError, match="`output` must be in an existing directory, got "):
-        write_report(runs, tmp_path / "no" / "page.html")
+        write_report(reported, tmp_path / "no" / "page.html")
     with pytest.raises(IsADirectoryError, match=r"`output` must be a file, got the directory .*report\.html is one"):
-        write_report(runs, tmp_path)
+        write_report(reported, tmp_path)
 
 
-def test_frames_that_are_left_out(runs: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    analysis = inspect_runs(runs[:1], episodes=1, moments=2, frames=False, device="cpu", tell=lambda _: None)
+def test_frames_that_are_left_out(reported: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    analysis = inspect_runs(reported[:1], episodes=1, moments=2, frames=False, device="cpu", tell=lambda _: None)
     routes = analysis.routes["d2r"]
     pictured = [dataclasses.replace(moment, frame=np.zeros((8, 8, 3), np.uint8)) for moment in routes.moments]
     analysis.routes["d2r"] = dataclasses.replace(routes, moments=tuple(pictured))
@@ -297,7 +297,7 @@ def test_frames_that_are_left_out(runs: list[Path], monkeypatch: pytest.MonkeyPa
     assert analysis.notes == notes  # asking changes nothing
     said: list[str] = []
     monkeypatch.setattr(page_module, "inspect_runs", lambda *_, **__: analysis)
-    write_report(runs[:1], tmp_path / "page.html", tell=said.append)
+    write_report(reported[:1], tmp_path / "page.html", tell=said.append)
     assert said.count(sentence) == 1
 
 
