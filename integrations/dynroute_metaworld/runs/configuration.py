@@ -194,7 +194,7 @@ class Configuration(Options):
 
 
 MOVABLE = tuple(option.name for option in dataclasses.fields(Configuration) if option.metadata["movable"])
-"""The options that may change when a run is resumed: nothing computed before depends on them."""
+"""The options that may change when a run is resumed, since nothing computed before depends on them."""
 
 
 def _keywords(method: str) -> list[str]:

@@ -86,7 +86,7 @@ class Line(NamedTuple):
 
     @property
     def is_cut(self) -> bool:
-        """Whether the line is incomplete: its process was killed or is still writing."""
+        """Whether the line is incomplete, since its process was killed or is still writing."""
         return not self.text.endswith(b"\n")
 
 
