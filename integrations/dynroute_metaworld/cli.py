@@ -19,7 +19,7 @@ from .bench import bench
 from .envs.workers import WorkerError
 from .report import analyze, render, write_report
 from .report.curves import draw_curves
-from .runs.configuration import MOVABLE
+from .runs.configuration import MOVABLE, check_needs
 from .runs.evaluation import evaluate
 from .runs.extraction import extract_task
 from .runs.methods import methods_table
@@ -97,7 +97,7 @@ def _train(options: argparse.Namespace) -> int:
         checked = set(usual) - {*MOVABLE, *AFTER_IMITATION}
         run.agree({**{name: getattr(wanted, name) for name in checked}, **given})
     else:
-        wanted.check_needs(given)
+        check_needs([wanted], given)
         run = Run.create(folder, wanted)
     result = train(run, rebuild=options.rebuild)
     if result is None:

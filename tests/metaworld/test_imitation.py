@@ -24,6 +24,7 @@ from dynroute_metaworld.imitation.cloning import Cloning, one_cycle
 from dynroute_metaworld.imitation.collection import collect
 from dynroute_metaworld.imitation.dagger import correct
 from dynroute_metaworld.imitation.demonstrations import Demonstrations
+from dynroute_metaworld.runs.configuration import check_needs
 from dynroute_metaworld.runs.methods import check_network
 from dynroute_metaworld.runs.presets import AFTER_IMITATION, preset
 from dynroute_metaworld.runs.training import environments, make_model
@@ -476,11 +477,19 @@ WITHOUT_EFFECT = {
     "train --cloning-std 0.1": "`cloning_std` needs --cloning-steps, got 0.1 without it",
     "train --cloning-batch-size 9": "`cloning_batch_size` needs --cloning-steps, got 9 without it",
     "train --demonstrations 9 --demonstration-decay 9": "`demonstration_decay` needs --demonstration-weight, got 9",
+    "sweep --methods d2r --noise 0,0.3": "`noise` needs --demonstrations, got '0,0.3' without it",
     "sweep --methods d2r --vary cloning-std=0.1,0.2": "`cloning_std` needs --cloning-steps, got 0.1 without it",
     "sweep --imitate --methods d2r paco --cloning-importance 1": (
         "`cloning_importance` must be 0 for the method paco, which has no learned routes, got 1."
     ),
 }
+
+
+def test_an_option_that_some_runs_of_a_sweep_use_is_accepted() -> None:
+    runs = [Configuration(demonstrations=count, cloning_steps=count, noise="0.1") for count in (20, 0)]
+    check_needs(runs, ["noise", "patience"])
+    with pytest.raises(ValueError, match=r"`noise` needs --demonstrations, got '0\.1' without it"):
+        check_needs(runs[1:])
 
 
 @pytest.mark.parametrize("command", WITHOUT_EFFECT)
@@ -490,7 +499,7 @@ def test_options_that_would_teach_nothing(
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 1
     assert WITHOUT_EFFECT[command] in capsys.readouterr().err
-    assert not list(tmp_path.rglob("config.json"))
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_run_that_has_options_without_effect_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -660,8 +669,8 @@ def test_sac_starts_from_networks_that_grew(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"method": "mt-sac"}, "`grow_to` needs a method that routes at module or model level, such as d2r"),
-        ({"network": {"level": "layer"}}, "`grow_to` needs a method that routes at module or mod"),
+        ({"method": "mt-sac"}, "`grow_to` needs a network that routes at module or model level, such as"),
+        ({"network": {"level": "layer"}}, "`grow_to` needs a network that routes at module or model level"),
         ({"critic_network": {"level": "model"}}, "`grow_to` needs critics that route at the level of their actor"),
         ({"method": "moe", "network": {"num_experts": 9}}, "for instance --network num_experts=2"),
         ({"grow_to": None, "grow_every": 5}, "`grow_every` needs --grow-to, the modules to grow to, got 5 without it"),

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,7 @@ from dynroute_sb3 import DamagedError
 
 from ..imitation.cloning import ROUTE_LOSSES, CloningOptions
 
-__all__ = ["MOVABLE", "OPTIMIZERS", "Configuration"]
+__all__ = ["MOVABLE", "OPTIMIZERS", "Configuration", "check_needs"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """The optimizers of actor and critics, by the value of `optimizer`."""
@@ -160,25 +160,6 @@ class Configuration(Options):
             self, **{name: value for name, value in usual.items() if getattr(self, name) is None}
         )
 
-    def check_needs(self, given: Collection[str] = ()) -> None:
-        """Raises an error if an option has no effect for want of another one.
-
-        It is for new runs: those of earlier versions may hold such options, and go on.
-
-        Args:
-            given: The options that were given; others are only looked at if they differ from their defaults.
-        """
-        for option in dataclasses.fields(self):
-            needed, value = option.metadata["needs"], getattr(self, option.name)
-            if not needed or getattr(self, needed) or (option.name not in given and value == option.default):
-                continue
-            lacking = [name for name in dict.fromkeys(["demonstrations", needed]) if not getattr(self, name)]
-            flags = [f"--{name.replace('_', '-')}" for name in lacking]
-            raise ValueError(
-                f"`{option.name}` needs {flags[-1]}, got {value!r} without it; give "
-                f"{' and '.join(f'{flag} N' for flag in flags)}, or leave `{option.name}` out."
-            )
-
     def write(self, path: Path) -> None:
         """Writes the configuration as JSON, whole or not at all."""
         with writing_file(path) as part:
@@ -191,6 +172,31 @@ class Configuration(Options):
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DamagedError(f"{path} is not the configuration of a run: {error}") from error
+
+
+def check_needs(configurations: Sequence[Configuration], given: Collection[str] = ()) -> None:
+    """Raises an error if an option has no effect in any of several runs, for want of another one.
+
+    It is for new runs: those of earlier versions may hold such options, and go on.
+
+    Args:
+        configurations: The configurations of the runs.
+        given: The options that were given; others are only looked at if they differ from their defaults.
+    """
+    for option in dataclasses.fields(Configuration):
+        needed, values = option.metadata["needs"], [getattr(each, option.name) for each in configurations]
+        if not needed or any(getattr(each, needed) for each in configurations):
+            continue
+        wanted = [value for value in values if option.name in given or value != option.default]
+        if not wanted:
+            continue
+        names = dict.fromkeys(["demonstrations", needed])
+        lacking = [name for name in names if not any(getattr(each, name) for each in configurations)]
+        flags = [f"--{name.replace('_', '-')}" for name in lacking]
+        raise ValueError(
+            f"`{option.name}` needs {flags[-1]}, got {wanted[0]!r} without it; give "
+            f"{' and '.join(f'{flag} N' for flag in flags)}, or leave `{option.name}` out."
+        )
 
 
 MOVABLE = tuple(option.name for option in dataclasses.fields(Configuration) if option.metadata["movable"])

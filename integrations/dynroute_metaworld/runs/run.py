@@ -19,7 +19,7 @@ from dynroute_sb3 import DamagedError, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
 from dynroute_sb3.storage import digest
 
-from .configuration import MOVABLE, Configuration
+from .configuration import MOVABLE, Configuration, check_needs
 from .methods import check_network
 from .metrics import forget_after, read_lines, read_metrics
 from .provenance import commit, machine, typed, versions
@@ -104,7 +104,7 @@ class Run:
                 f"{len(os.fsencode(folder.absolute()))}; --run names a shorter one."
             )
         configuration = configuration.resolve()
-        configuration.check_needs()
+        check_needs([configuration])
         check_network(configuration)
         configuration = dataclasses.replace(configuration, threads=choose_threads(configuration))
         try:

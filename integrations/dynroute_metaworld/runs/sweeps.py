@@ -20,7 +20,7 @@ from dynroute_command.options import AXES
 
 from ..envs.signals import handling
 from .cluster import check_nodes, check_room, joined, run_all
-from .configuration import Configuration
+from .configuration import Configuration, check_needs
 from .methods import check_network
 from .presets import IMITATION_ALONE, preset
 from .run import Run, RunError
@@ -82,6 +82,8 @@ def sweep(
     free = set(usual) - {"device", *IMITATION_ALONE, *(options or {}), *values}  # a run goes on with its own threads
     usual = {name: value for name, value in usual.items() if name not in values}
     configurations, noted = _combine(settings, {**usual, **(options or {})}, values)
+    if not all((folder / name / "config.json").exists() for name in configurations):
+        check_needs([*configurations.values()], {*(options or {}), *values})
     resources = {"num_cpus": cores_per_run, "num_gpus": gpus_per_run}
     with handling(_interrupt, signal.SIGTERM), _locked(folder), _quiet(folder / "ray.txt") as tell:
         token = _note(folder, {})
@@ -212,7 +214,6 @@ def _check_rows(
 def _open(folder: Path, configuration: Configuration, free: Collection[str]) -> Run:
     """The run of a configuration; if its directory exists, all its options but those in `free` must agree."""
     if not (folder / "config.json").exists():
-        configuration.check_needs()
         return Run(folder, configuration)
     run = Run.open(folder)
     try:
