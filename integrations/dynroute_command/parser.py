@@ -98,7 +98,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if value is not None:
             check_option(FIELDS[name], value)
     if options.command == "sweep" and not (options.methods or options.summary):
-        options.parser.error("the following arguments are required: --methods, or --summary of a sweep that is there")
+        options.parser.error("the following arguments are required: --methods, or --summary of an existing sweep")
     return options
 
 
@@ -156,8 +156,11 @@ def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
         name, equals, listed = text.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or name not in variable:
-            own = "; methods, benchmarks and seeds have flags of their own."
-            hint = own if name in (*variable, *AXES) else likely(name, variable, otherwise=own)
+            hint = "; methods, benchmarks and seeds have flags of their own."
+            if name in KEYWORDS:
+                hint = f"; {_flag(name)} is the same for all runs."
+            elif name.removesuffix("s") not in AXES and name not in variable:
+                hint = likely(name, variable, otherwise=hint)
             raise ValueError(
                 f"`vary` must be an option of a run and its values, for instance protect=rsg,none, got {text!r}{hint}"
             )
@@ -169,11 +172,12 @@ def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
 def _read_value(kinds: tuple[type, ...], word: str) -> Any:
     if str in kinds:
         return word
-    if types.NoneType in kinds and word == "none":
-        return None
+    if bool in kinds:
+        return {"true": True, "false": False}.get(word, word)
+    (kind,) = set(kinds) - {types.NoneType}
     try:
-        return json.loads(word)
-    except ValueError:
+        return _reader(kind, optional=types.NoneType in kinds)(word)
+    except argparse.ArgumentTypeError:
         return word  # check_option tells what is wrong
 
 

@@ -334,7 +334,7 @@ def test_flags_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert f"argument {flags[-1]}: '1.5' must be a whole number" in refused(capsys, *flags, "1.5")
     assert "unrecognized arguments: --verson; did you mean --version?" in refused(capsys, "--verson")
-    assert "arguments are required: --methods, or --summary of a sweep that is there" in refused(capsys, "sweep")
+    assert "arguments are required: --methods, or --summary of an existing sweep" in refused(capsys, "sweep")
     error = refused(capsys)
     assert "    train     train a method on a benchmark\n" in error
     assert error.endswith("\ndynroute: error: a command is required, one of those above\n")
@@ -401,6 +401,9 @@ MISTYPED = {
     "sweep --methods sm --vary prtect=rsg": "`vary` must be an option {}, got 'prtect=rsg'; did you mean 'protect'?",
     "sweep --methods sm --seeds 1 -1": "`seed` must be at least 0, got -1.",
     "sweep --methods sm --cores-per-run 0": "`cores_per_run` must be at least 1, got 0.",
+    "sweep --methods sm --gpus-per-run -1": "`gpus_per_run` must be at least 0 and finite, got -1.0.",
+    "sweep --methods sm --vary seeds=1,2": "`vary` {}; methods, benchmarks and seeds have flags of their own.",
+    "sweep --methods sm --vary critic_network=x": "`vary` {}; --critic-network is the same for all runs.",
     "completion bsh": "`shell` must be one of 'bash', 'zsh', 'fish', got 'bsh'; did you mean 'bash'?",
 }
 

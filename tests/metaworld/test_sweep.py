@@ -282,7 +282,7 @@ def test_a_run_that_always_dies(member: Cluster, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(module, "RETRIES", 1)  # each starts a process
     run, lines = Run(tmp_path / "run", Configuration(benchmark="reach")), list[str]()
     failures = run_all({"run": run}, "token", {"num_cpus": 1}, lines.append)
-    assert "its process died 2 times after the same checkpoint" in failures["run"]
+    assert "its process died 2 times without a new checkpoint" in failures["run"]
     assert [line.split()[1] for line in lines if " retried " in line] == ["retried"]
     assert lines[-1].startswith("[1/1] failed run: its process died 2 times")
     assert lines[-1].endswith("0 running, 0 waiting")
@@ -337,8 +337,6 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "method": (["--methods", "sm", "d2"], "`method` must be one of 'mt-sac', "),
     "benchmark": (["--methods", "sm", "--benchmarks", "MT11"], "`benchmark` must be MT10, MT25, MT50 or tasks of Meta"),
     "preset": (["--methods", "sm", "--preset", "fast"], "`preset` must be one of"),
-    "cores": (["--methods", "sm", "--cores-per-run", "0"], "`cores_per_run` must be at least 1, got 0"),
-    "GPUs": (["--methods", "sm", "--gpus-per-run", "-1"], "`gpus_per_run` must be at least 0 and finite, got -1.0"),
     "vary": (["--methods", "sm", "--vary", "protct=rsg"], "`vary` must be an option of a run and its values, for inst"),
     "vary a method": (["--methods", "sm", "--vary", "method=d2r"], "methods, benchmarks and seeds have flags of their"),
     "twice": (["--methods", "sm", "--vary", "gamma=1,1"], "`vary` of `gamma` must be a list of values, at least one"),
@@ -348,6 +346,14 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "gate": (["--methods", "d2r", "--gate", "top-x"], "`gate` must be one of 'soft', 'hard', 'top-K', 'sample-K', got"),
     "address": (["--methods", "sm", "--address", "127.0.0.1:1"], "no cluster can be reached at "),
 }
+
+
+def test_shares_of_the_machine_that_are_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`cores_per_run` must be at least 1, got 0"):
+        sweep(tmp_path / "sweep", ["sm"], cores_per_run=0)
+    with pytest.raises(ValueError, match="`gpus_per_run` must be at least 0"):
+        sweep(tmp_path / "sweep", ["sm"], gpus_per_run=-1)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", WRONG)
