@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def writing_file(path: Path) -> Iterator[Path]:
     Args:
         path: The file. The name of the temporary one has the same end, since the end tells some formats.
     """
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    part = path.with_name(f".part-{secrets.token_hex(4)}-{path.name}")
     try:
         yield part
         flush(part)
@@ -35,13 +36,12 @@ def is_leftover(path: Path, name: str) -> bool:
         name: The name of the whole file.
     """
     whole = re.escape(name)
-    return re.fullmatch(rf"\.part-(\d+-)?{whole}|{whole}\.part", path.name) is not None
+    return re.fullmatch(rf"\.part-([0-9a-f]+-)?{whole}|{whole}\.part", path.name) is not None
 
 
 def flush(path: Path) -> None:
     """Flushes a file or the entries of a folder to the disk."""
-    mode = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows flushes only what is open for writing
-    descriptor = os.open(path, mode)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

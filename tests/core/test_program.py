@@ -62,6 +62,22 @@ def test_a_loaded_program_computes_what_its_module_did(name: str, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
 
 
+def test_a_file_that_cannot_be_written_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program, path = traced("perceptron")[1], tmp_path / "p.safetensors"
+    program.save(path)
+    before = path.read_bytes()
+
+    def fill_the_disk(_: Any, part: Path, **__: Any) -> None:
+        part.write_bytes(b"half")
+        raise OSError("no space is left")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fill_the_disk)
+    with pytest.raises(OSError, match="no space is left"):
+        program.save(path)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_program_has_memory_of_its_own_and_leaves_the_module_as_it_was() -> None:
     module = MODULES["perceptron"]().train()
     x = torch.randn(4, 5)

@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import errno
 import io
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,21 @@ def test_damage_is_noticed() -> None:
             noticed += 1
         assert np.array_equal(model.replay_buffer.rows, rows)  # the time of writing may change, and nothing else
     assert noticed > 0.8 * len(places)
+
+
+def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_plain().learn(20)
+    model.save_replay_buffer(tmp_path / "buffer")
+    before = (tmp_path / "buffer").read_bytes()
+
+    def fail(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        model.save_replay_buffer(tmp_path / "buffer")
+    assert [path.name for path in tmp_path.iterdir()] == ["buffer"]
+    assert (tmp_path / "buffer").read_bytes() == before
 
 
 def filled(steps: int = 7, capacity: int = 5, paths: bool = False, **options: Any) -> RouteReplayBuffer:
