@@ -98,7 +98,7 @@ class Resized:
         """Replaces the old parameters in an optimizer by the new ones and keeps its state.
 
         New slices of the router start with the mean state of the slices that they were made from. Parameters of new
-        modules start without state, behind the module before them, as in a new optimizer. State with another
+        modules start without state, behind those of the module before them, as in a new optimizer. State with another
         shape than its parameter is dropped. Parameter names are updated.
 
         Args:

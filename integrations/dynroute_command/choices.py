@@ -32,7 +32,7 @@ PRESETS = ("paper", "released", "quick", "night", "refine", "brc", "brc-small")
 """The names of :data:`dynroute_metaworld.runs.presets.PRESETS`."""
 
 GOALS = ("fixed", "random", "benchmark")
-"""Where goals come from, the first of the benchmark's goals, a new goal for each episode, or its 50 goals in turn."""
+"""The goals are the first of the benchmark's goals, a new one for each episode, or its 50 goals in turn."""
 
 MAX_HORIZON = 500
 """The number of steps after which Meta-World itself ends an episode."""
@@ -44,7 +44,7 @@ FORMATS = ("torch", "export", "onnx", "executorch")
 """The formats of an extracted policy."""
 
 STATES = ("policy", "demonstrations")
-"""The sources of the states to extract a policy for, episodes of the policy, or demonstrations."""
+"""The states to extract a policy for are from episodes of the policy or from demonstrations."""
 
 _MT25 = (
     *("reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close", "button-press-topdown"),

@@ -66,7 +66,7 @@ __all__ = [
     "write_report",
 ]
 
-if not TYPE_CHECKING:  # or a type checker would take any name for one that is there
+if not TYPE_CHECKING:  # otherwise a type checker accepts any name
 
     def __getattr__(name: str) -> Any:
         """Imports the reports when one is first asked for; training needs none."""

@@ -169,7 +169,7 @@ def add_demonstrations(
             )
         if not np.isfinite(array).all():
             task, i = np.argwhere(~np.isfinite(array))[0, :2]
-            raise ValueError(f"`{name}` must be finite, got others in transition {i} of task {task}.")
+            raise ValueError(f"`{name}` must be finite, got NaN or infinity in transition {i} of task {task}.")
     rows = np.arange(tasks)[:, None]
     for name in ("observations", "next_observations"):
         if (buffer.task_space.tasks(parts[name][0].reshape(tasks * count, -1)).reshape(tasks, count) != rows).any():

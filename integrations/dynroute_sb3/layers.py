@@ -67,7 +67,7 @@ def _check_network(name: str, network: str | Callable[..., nn.Module]) -> None:
     title = repr(network) if isinstance(network, str) else getattr(network, "__name__", type(network).__name__)
     raise ValueError(
         f"`{name}` needs a network that is one perceptron, such as 'mt-sac' or 'mh-sac', got it with "
-        f"{title}; give the keywords of that network in `network_kwargs`: {sizes}."
+        f"{title}; give the keywords of {title} in `network_kwargs`: {sizes}."
     )
 
 

@@ -59,7 +59,7 @@ LIMITS = ("max_task_loss", "max_grad_norm", "max_ent_coef", "ent_coef_lr", "shar
 """The options that are positive numbers or None."""
 
 WARMUP_ACTIONS = ("random", "policy")
-"""The actions before learning starts, uniform noise, or the initial policy's."""
+"""The actions before learning starts are uniform noise or those of the initial policy."""
 
 OPTIONS = (
     "learning_rate",

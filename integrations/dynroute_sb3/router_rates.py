@@ -23,7 +23,7 @@ def router_parameters(net: nn.Module) -> list[nn.Parameter]:
 
 
 def separate_routers(optimizer: Optimizer, nets: Iterable[nn.Module], rate: float) -> None:
-    """Moves the parameters of routers of an optimizer with one group to a second group of their own."""
+    """Moves the parameters of routers to a second group of an optimizer, which must have one group."""
     routers = {parameter for net in nets for parameter in router_parameters(net)}
     (group,) = optimizer.param_groups
     parameters = group["params"]

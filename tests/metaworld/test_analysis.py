@@ -223,7 +223,7 @@ def test_pairs_of_tasks_are_not_taken_for_independent() -> None:
         ([[0.5, 0.5]], "must have at least two runs, got 1"),
         ([[], []], r"must have shape \[runs, tasks\], got shape \(2, 0\)"),
         ([0.5, 0.5], r"must have shape \[runs, tasks\], got shape \(2,\)"),
-        ([[0.5], [np.nan]], "must be finite, got others in run 1"),
+        ([[0.5], [np.nan]], "must be finite, got NaN or infinity in run 1"),
     ):
         with pytest.raises(ValueError, match=f"`scores` {told}"):
             bootstrap_interval(wrong, whole_runs=True)

@@ -385,7 +385,9 @@ def test_files_that_are_missing_in_the_manifest_too_are_not_passed_over(copy: Pa
     with pytest.raises(DamagedError, match=r"No such file.*reach/rewards.npy'; remove .*reach, or collect"):
         small(copy)
     path.write_text("{}")
-    with pytest.raises(DamagedError, match=r"manifest.json lists no files, .*; remove .*reach, or collect"):
+    with pytest.raises(
+        DamagedError, match=r"manifest.json must list the files of .*, got none; remove .*reach, or collect"
+    ):
         small(copy)
 
 

@@ -640,7 +640,7 @@ def test_wrong_actions_and_attributes() -> None:
         env.reset()
         with pytest.raises(ValueError, match=r"`actions` must have shape \(2, 4\), got \(3, 4\)"):
             env.step(np.zeros((3, 4)))
-        with pytest.raises(ValueError, match=r"`actions` must be finite, got others in task 'push'"):
+        with pytest.raises(ValueError, match=r"`actions` must be finite, got NaN or infinity in task 'push'"):
             env.step(np.array([[0.0] * 4, [np.nan] * 4]))
         with pytest.raises(RuntimeError, match=r"step_wait\(\) must follow step_async\(\), with nothing between"):
             env.step_wait()

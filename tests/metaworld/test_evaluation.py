@@ -520,7 +520,12 @@ WRONG_NUMBERS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
         {},
         r"must have at least two runs, got 1: one run does not",
     ),
-    "infinite": (bootstrap_interval, ([[0.5], [np.inf]],), {}, r"`scores` must be finite, got others in run 1"),
+    "infinite": (
+        bootstrap_interval,
+        ([[0.5], [np.inf]],),
+        {},
+        r"`scores` must be finite, got NaN or infinity in run 1",
+    ),
     "resamples": (bootstrap_interval, ([[0.5], [1.0]],), {"resamples": 0}, r"`resamples` must be at least 1, got 0"),
     "confidence": (bootstrap_interval, ([[0.5], [1.0]],), {"confidence": 1.0}, r"between 0 and 1, got 1.0"),
 }

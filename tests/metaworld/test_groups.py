@@ -141,6 +141,9 @@ def test_what_is_missing_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
+# Groups
+
+
 def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
     found = read_runs([runs["d2r-2"], runs["mt-sac"], runs["d2r-1"], runs["d2r-1"]])
     assert [one.name for one in found] == ["d2r-2", "mt-sac", "d2r-1"]  # each once

@@ -309,8 +309,6 @@ def test_pieces_of_a_page() -> None:
     assert details("<p>", "", opened=True).startswith("<details open><summary>&lt;p&gt;")
 
 
-# How it behaves
-
 INTERACTION = """
 <script>
 const found = {errors: []};
@@ -473,13 +471,13 @@ def check_in_node(data: dict[str, Any]) -> bool:
     weights = (generator.random((50, 10)) * (generator.random((50, 10)) < 0.4)).tolist()
     script = Path(page_module.__file__).parent / "page.js"
     program = f"""
-    const {{ at, extent, reached, ticks, told }} = require({json.dumps(str(script))});
+    const {{ at, extent, reached, ticks, brief }} = require({json.dumps(str(script))});
     const given = JSON.parse(require("fs").readFileSync(0));
     console.log(JSON.stringify({{
       reached: given.weights.map((row) => reached(given.graph.nodes, given.graph.edges, row)),
       at: [at([10, 20, 30], 5), at([10, 20, 30], 20), at([10, 20, 30], 29), at([10, 20, 30], 99)],
       ticks: [ticks(0, 1, 5), ticks(0, 12000, 6), ticks(-3, 7, 5), ticks(0, 2, 6, 1)],
-      told: [told(null), told(0), told(0.12345), told(12345.6), told(3), told(0.00001)],
+      brief: [brief(null), brief(0), brief(0.12345), brief(12345.6), brief(3), brief(0.00001)],
       extent: [3000, 0].map((x) => extent([{{ x: [x], y: [2] }}])),
       shares: extent([{{ x: [1, 4], y: [0.5, 0.5] }}], [0, 1]),
     }}));
@@ -491,7 +489,7 @@ def check_in_node(data: dict[str, Any]) -> bool:
         assert [i for i, runs in enumerate(used) if runs] == reached(graph, row)
     assert found["at"] == [0, 1, 1, 2]
     assert found["ticks"] == [[0, 0.2, 0.4, 0.6, 0.8, 1], list(range(0, 12001, 2000)), [-2, 0, 2, 4, 6], [0, 1, 2]]
-    assert found["told"] == ["-", "0", "0.123", "12,346", "3", "1.0e-5"]
+    assert found["brief"] == ["-", "0", "0.123", "12,346", "3", "1.0e-5"]
     assert found["extent"] == [  # the cursor stops at the last point
         {"x0": 0, "x1": 3000, "y0": 1.5, "y1": 2.5, "last": 3000},
         {"x0": 0, "x1": 1, "y0": 1.5, "y1": 2.5, "last": 0},

@@ -225,7 +225,7 @@ def test_what_is_not_finite_is_refused() -> None:
     wanted = np.full((TASKS, COUNT, 2), np.inf, np.float32)
     for name, values, where in (("rewards", rewards, "2 of task 1"), ("wanted", wanted, "0 of task 0")):
         model = make_model()
-        with pytest.raises(ValueError, match=f"`{name}` must be finite, got others in transition {where}"):
+        with pytest.raises(ValueError, match=f"`{name}` must be finite, got NaN or infinity in transition {where}"):
             shown_to(model, **{name: values})
         assert model.replay_buffer.shown.size() == 0
 

@@ -228,7 +228,8 @@ def test_state_dependent_exploration(kwargs: dict[str, Any]) -> None:
 
 def test_a_keyword_of_a_network_among_those_of_the_policy() -> None:
     with pytest.raises(
-        TypeError, match=r"`policy_kwargs` must be keywords of MultiTaskPolicy, got `num_modules`; those"
+        TypeError,
+        match=r"`policy_kwargs` must be keywords of MultiTaskPolicy, got `num_modules`; keywords of the network",
     ):
         make_plain(policy_kwargs={"num_modules": 4})
 

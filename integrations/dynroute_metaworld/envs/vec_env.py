@@ -151,7 +151,7 @@ class MetaWorldVecEnv(VecEnv):
             raise ValueError(f"`actions` must have shape ({self.num_envs}, 4), got {np.shape(actions)}.")
         if not np.isfinite(actions).all():
             task = self.task_names[int((~np.isfinite(actions)).any(axis=1).argmax())]
-            raise ValueError(f"`actions` must be finite, got others in task {task!r}.")
+            raise ValueError(f"`actions` must be finite, got NaN or infinity in task {task!r}.")
         self._rows["actions"][:] = actions
         self._begin()
         for part in self._parts:

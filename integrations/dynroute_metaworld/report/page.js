@@ -1,7 +1,7 @@
 "use strict";
 
-// Numbers that are told: short, and exact where they are whole.
-function told(value) {
+// Numbers in brief: short, and exact where they are whole.
+function brief(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "-";
   if (Number.isInteger(value)) return value.toLocaleString("en");
   const size = Math.abs(value);
@@ -36,7 +36,7 @@ function reached(nodes, edges, weights) {
   return used;
 }
 
-// The extent of some lines, with room where it has none, lest noise look like a change; rates have theirs from the start.
+// The extent of some lines, with room where it has none, so that noise does not look like a change; rates have theirs from the start.
 function extent(lines, range) {
   const [y0, y1] = range || [Infinity, -Infinity], box = { x0: Infinity, x1: -Infinity, y0, y1 };
   for (const line of lines) {
@@ -91,10 +91,10 @@ function startCurves(views) {
     const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": view.selectedOptions[0].text });
     for (const value of ticks(box.y0, box.y1, 5)) {
       svg.append(element("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
-      svg.append(element("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, told(value)));
+      svg.append(element("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, brief(value)));
     }
     for (const value of ticks(box.x0, box.x1, width < 500 ? 3 : 6, 1)) {
-      svg.append(element("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle" }, told(value)));
+      svg.append(element("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle" }, brief(value)));
     }
     svg.append(element("text", { x: width - right, y: height - 5, "text-anchor": "end" }, unit()));
     shown.forEach((one, i) => {
@@ -115,15 +115,15 @@ function startCurves(views) {
       const item = document.createElement("li"), sample = element("svg", { width: 30, height: 8, "aria-hidden": "true" });
       sample.append(element("line", { x1: 0, x2: 30, y1: 4, y2: 4, "stroke-width": 3, ...style(i) }));
       const value = document.createElement("b"), k = at(one.x, now);
-      value.textContent = one.x.length && one.x[0] <= now ? told(one.y[k]) : "-";
+      value.textContent = one.x.length && one.x[0] <= now ? brief(one.y[k]) : "-";
       item.append(sample, `${one.label} `, value);
-      if (one.low && one.x[0] <= now) item.append(` (${told(one.low[k])} to ${told(one.high[k])})`);
+      if (one.low && one.x[0] <= now) item.append(` (${brief(one.low[k])} to ${brief(one.high[k])})`);
       return item;
     }));
     const one = chosen === "" ? null : shown[Number(chosen)];
-    output.textContent = `At ${told(Math.round(now))} ${unit()}` +
-      (one && one.x[0] <= now ? `: ${one.label} ${told(one.y[at(one.x, now)])}.` : "; the values stand in the list below.");
-    step.setAttribute("aria-valuetext", `${told(Math.round(now))} ${unit()}`);
+    output.textContent = `At ${brief(Math.round(now))} ${unit()}` +
+      (one && one.x[0] <= now ? `: ${one.label} ${brief(one.y[at(one.x, now)])}.` : "; the values stand in the list below.");
+    step.setAttribute("aria-valuetext", `${brief(Math.round(now))} ${unit()}`);
   }
 
   view.addEventListener("change", fill);
@@ -213,5 +213,5 @@ if (typeof document !== "undefined") {
   if (data.views.length) startCurves(data.views);
   if (data.entries.length) startExplorer(data.graphs, data.entries);
 } else {
-  module.exports = { at, extent, reached, ticks, told };
+  module.exports = { at, extent, reached, ticks, brief };
 }

@@ -237,7 +237,7 @@ def run_all(
                     continue
                 what, detail = (
                     "failed",
-                    f"its process died {RETRIES + 1} times after the same checkpoint ({detail}); was it out of memory?",
+                    f"its process died {RETRIES + 1} times without a new checkpoint ({detail}); was it out of memory?",
                 )
             if what == "finished":
                 success, minutes = detail

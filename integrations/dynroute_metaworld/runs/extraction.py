@@ -265,7 +265,8 @@ def task_states(
 ) -> Tensor:
     """The states of some episodes of a run in one task, with shape ``[episodes, horizon, 39]``.
 
-    Random goals are new: neither training nor an evaluation draws them. Fixed and benchmark goals are always the same.
+    For the policy, random goals are new: neither training nor an evaluation draws them. Demonstrations have the
+    goals of training. Fixed and benchmark goals are always the same.
 
     Args:
         run: The run.

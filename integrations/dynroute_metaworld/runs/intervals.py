@@ -133,7 +133,7 @@ def _by_run(scores: ArrayLike) -> NDArray[np.float64]:
         )
     if not np.isfinite(table).all():
         raise ValueError(
-            f"`scores` must be finite, got others in run {int((~np.isfinite(table)).any(axis=1).argmax())}."
+            f"`scores` must be finite, got NaN or infinity in run {int((~np.isfinite(table)).any(axis=1).argmax())}."
         )
     return table
 

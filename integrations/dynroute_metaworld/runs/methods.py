@@ -69,8 +69,8 @@ def _check_growth(configuration: Configuration, network: nn.Module, critic: nn.M
         critic_keyword, _ = network_size(critic)
     except ValueError:
         raise ValueError(
-            f"`grow_to` needs a method that routes at module or model level, such as d2r, d2r-model or moe, got "
-            f"{most} with the method {configuration.method}."
+            f"`grow_to` needs a network that routes at module or model level, such as those of d2r and moe by default, "
+            f"got {most} with the method {configuration.method}."
         ) from None
     if keyword != critic_keyword:
         raise ValueError(f"`grow_to` needs critics that route at the level of their actor, got {most}.")

@@ -239,7 +239,9 @@ def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
     check_device(device)
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
-        raise FileNotFoundError(f"{run.folder} has no checkpoint yet; see --checkpoint-every, or press Ctrl-C.")
+        raise FileNotFoundError(
+            f"{run.folder} has no checkpoint yet; training writes one every --checkpoint-every steps, and on Ctrl-C."
+        )
     return algorithm(run.configuration).load_checkpoint(checkpoint, device=device)
 
 
