@@ -3,6 +3,7 @@
 import base64
 import io
 from html import escape
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +73,7 @@ def _graph(routes: Routes, moment: RouteStep, width: int, top: int) -> tuple[str
     assert moment.route is not None
     used = int(routes.topology.used(moment.route.path).sum())
     picture = draw(routes.topology, moment.route, title=f"{used} of {routes.topology.num_nodes} nodes run")
-    head, _, rest = picture.partition(">")
-    own_width, own_height = (float(number) for number in head.split('viewBox="0 0 ')[1].split('"')[0].split())
+    _, _, own_width, own_height = map(float, ElementTree.fromstring(picture).attrib["viewBox"].split())
     height = round(min(1.0, width / own_width) * own_height)
     box = f'<svg y="{top}" viewBox="0 0 {own_width:.0f} {own_height:.0f}" width="{width}" height="{height}"'
-    return f'{box} font-size="12">{rest}', height
+    return f"{box}>{picture}</svg>", height
