@@ -1,4 +1,4 @@
-"""What is read of runs: curves that are thinned, figures of one run, and groups of seeds."""
+"""Runs are read: long curves are thinned, the figures of a run computed, and its seeds grouped."""
 
 import dataclasses
 import json
