@@ -69,7 +69,8 @@ class Record:
         if task.shape != path.shape[:-2]:
             raise ValueError(
                 f"`task` must label every sample of the route, with batch shape {tuple(path.shape[:-2])}, "
-                f"got {tuple(task.shape)}; label each pass once. A layer inside a node may not see all samples."
+                f"got {tuple(task.shape)}; label each pass once, and each token of a sequence. A layer inside a node "
+                "may not see all samples."
             )
         return task
 
@@ -233,12 +234,12 @@ class Recording(Mapping[str, Record]):
 
 
 @contextmanager
-def record(module: nn.Module, *, device: torch.device | str | None = None) -> Iterator[Recording]:
+def record(module: nn.Module, *, device: torch.device | str | None = None, detach: bool = True) -> Iterator[Recording]:
     """Records the routes of a model's routed layers while it runs inside the block.
 
-    The modules are not modified, so copies and pickles made inside the block are as usual. The routes are detached and
-    remain after the block. All forward passes of the thread are recorded, in training and in evaluation, whether they
-    return their routes or not. :meth:`RoutedGraph.route` alone does not count, and a recomputation of activation
+    The modules are not modified, so copies and pickles made inside the block are as usual. The routes remain after the
+    block. All forward passes of the thread are recorded, in training and in evaluation, whether they return their
+    routes or not. :meth:`RoutedGraph.route` alone does not count, and a recomputation of activation
     checkpointing counts again. A layer inside a node sees only the samples that reach it.
 
     Compiled and exported code does not report its routes; record the original model. Functions under ``torch.func``
@@ -247,6 +248,8 @@ def record(module: nn.Module, *, device: torch.device | str | None = None) -> It
     Args:
         module: A routed layer, or a model that contains some.
         device: The device to store the routes on, for instance "cpu"; default: their own.
+        detach: Whether the routes are cut from the graph of autograd. Pass False for a loss of the routes, such as
+            :func:`dynroute.losses.load_balance`, in a model whose forward pass does not return them.
 
     Yields:
         The :class:`Recording`, a mapping that fills as the model runs.
@@ -281,7 +284,7 @@ def record(module: nn.Module, *, device: torch.device | str | None = None) -> It
                 "`record` cannot keep routes of a function under torch.func, such as vmap or grad; "
                 "call the model on the batch itself."
             )
-        kept = Route(*(tensor.detach().to(device) for tensor in route))
+        kept = Route(*((tensor.detach() if detach else tensor).to(device) for tensor in route))
         recording._passes.setdefault(name, []).append(kept)
         dropped = getattr(getattr(graph, "gate", None), "dropped", None)
         if isinstance(dropped, Tensor):

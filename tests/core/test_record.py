@@ -24,6 +24,7 @@ from dynroute import (
     networks,
     record,
 )
+from dynroute.losses import load_balance
 from dynroute.route import listeners
 
 
@@ -171,6 +172,21 @@ def test_routes_are_kept_where_one_likes() -> None:
     with record(net, device="meta") as routes:
         net(torch.randn(3, 5))
     assert {tensor.device.type for tensor in routes[""].route} == {"meta"}
+
+
+def test_routes_that_are_not_detached_train_the_router() -> None:
+    net = nn.Sequential(nn.Linear(5, 8), ModelRouting.ffn(8, 16, 4, TopK(2)))
+    x = torch.randn(32, 5)
+    _y, route = net[1](net[0](x), return_route=True)
+    expected = torch.autograd.grad(load_balance(route), net[1].router.parameters(), retain_graph=True)
+    with record(net, detach=False) as routes:
+        net(x)
+    got = torch.autograd.grad(load_balance(routes["1"].route), net[1].router.parameters())
+    assert all(map(torch.equal, got, expected))
+    assert any(gradient.any() for gradient in got)
+    with record(net) as routes:
+        net(x)
+    assert not any(tensor.requires_grad for tensor in routes["1"].route)
 
 
 def test_compiled_code_tells_nothing_and_says_so() -> None:
