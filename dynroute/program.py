@@ -220,6 +220,11 @@ def _of_export(exported: Any, features: int, notes: Mapping[str, Any]) -> Progra
 def _name(target: Any) -> str:
     if target is operator.getitem:
         return "getitem"
+    if not isinstance(target, torch._ops.OpOverload):
+        raise ValueError(
+            f"`module` must compute with tensors alone, but it applies {target} to a number, which is the size of the "
+            "batch or follows from it; `torch.export.export` keeps such a module, or write x.flatten(1) and the like."
+        )
     name = str(target).removeprefix("aten.")
     if _operation(name) is not target:
         raise ValueError(f"`module` must be made of basic operations of torch, got {target}.")

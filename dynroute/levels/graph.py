@@ -130,6 +130,7 @@ class RoutedGraph(Pretrained):
                     f"`modules[{node}]` must not begin with a layer that works in place, got {first}: other modules or "
                     "the shortcut read its input too; write inplace=False."
                 )
+        _check_widths(modules, topology)
         self._plan = Plan(topology, shortcuts)
         for span in self._plan.groups if adjacent else ():
             keep_adjacent(list(modules)[slice(*span)])
@@ -421,6 +422,35 @@ def input_features(module: nn.Module) -> int | None:
     return width if isinstance(width, int) and width > 0 else None
 
 
+def _check_widths(modules: Sequence[nn.Module], topology: Topology) -> None:
+    """Raises an error if linear modules cannot read what those before them give."""
+    layers = [(_linear_at(module, 0), _linear_at(module, -1)) for module in modules]
+    for node, parents in enumerate(topology.parents):
+        given = [(j, last.out_features) for j in parents if (last := layers[j][1]) is not None]
+        for source, width in given:
+            if width != given[0][1]:
+                raise ValueError(
+                    f"`modules` that feed one node must give equal widths: node {node} reads {given[0][1]} features "
+                    f"from module {given[0][0]} and {width} from module {source}; make the last layers equally wide."
+                )
+        first = layers[node][0]
+        if given and first is not None and first.in_features != given[0][1]:
+            raise ValueError(
+                f"`modules[{node}]` must read the {given[0][1]} features that module {given[0][0]} gives, got a linear "
+                f"layer that reads {first.in_features}; the input of the graph is read by nodes without sources alone."
+            )
+
+
+def _linear_at(module: nn.Module, place: int) -> nn.Linear | None:
+    """The linear layer that a module begins (0) or ends (-1) with, apart from elementwise layers."""
+    while type(module) is nn.Sequential:
+        layers = [layer for layer in module if not _keeps_width(layer)]
+        if not layers:
+            return None
+        module = layers[place]
+    return module if type(module) is nn.Linear else None
+
+
 def begins_in_place(module: nn.Module) -> nn.Module | None:
     """The layer that a module begins with, if it overwrites its input."""
     first: nn.Module | None = module
@@ -432,7 +462,7 @@ def begins_in_place(module: nn.Module) -> nn.Module | None:
 def _keeps_width(module: nn.Module) -> bool:
     """Whether a module works elementwise and so accepts any width."""
     plain = type(module).__module__ == "torch.nn.modules.activation" and not list(module.parameters())
-    return plain or isinstance(module, nn.Identity | nn.Dropout)
+    return (plain and not isinstance(module, nn.GLU)) or isinstance(module, nn.Identity | nn.Dropout)
 
 
 def _dtype(linear: nn.Linear, x: Tensor) -> torch.dtype | None:

@@ -98,5 +98,5 @@ def build(
     preset = PRESETS[name]
     keywords = list(inspect.signature(preset.network).parameters)[3:]
     for keyword in sizes:
-        check_choice("sizes", keyword, keywords)
+        check_choice(f"keyword of {name}", keyword, keywords)
     return preset.network(state_features, num_tasks, out_features, **{**preset.sizes, **sizes})

@@ -110,9 +110,14 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
     """Applies a linear layer in float32 or wider."""
     assert isinstance(layer, nn.Linear)
     if x.shape[-1:] != (layer.in_features,):
+        ids = not (x.is_floating_point() or x.dim() > 1)
         raise ValueError(
             f"`context` must have shape (*, {layer.in_features}) for this router, got {tuple(x.shape)}; "
-            "a context defaults to the input of the routed layer."
+            + (
+                "pass ids of tasks as a one-hot, or to a TableRouter."
+                if ids
+                else "a context defaults to the input of the routed layer."
+            )
         )
     weight, bias = layer.weight, layer.bias
     if x.dtype == weight.dtype == torch.float32:

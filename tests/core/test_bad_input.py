@@ -447,6 +447,18 @@ def noisy_pass(*, sample: bool | None = None, replay: bool = False, **options: A
         (lambda: DAG.to_edges(torch.zeros(3)), "`values` must have shape (*, 2, 2), got (3,)."),
         (lambda: DAG.from_edges(torch.zeros(3), fill=None), "`fill` must be a number, got None."),
         (lambda: Topology.layered(3), "`sizes` must list the size of each layer, got 3; for instance"),
+        (
+            lambda: LinearRouter(3, DAG)(torch.arange(4) % 3),
+            "`context` must have shape (*, 3) for this router, got (4,); pass ids of tasks as a one-hot, or to a",
+        ),
+        (
+            lambda: OutputRouting([nn.Linear(5, 10), nn.Sequential(nn.Linear(5, 2), nn.ReLU())]),
+            "`modules` that feed one node must give equal widths: node 2 reads 10 features from module 0 and 2",
+        ),
+        (
+            lambda: ModuleRouting([nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 2)], Soft(), LinearRouter(5, DAG)),
+            "`modules[1]` must read the 8 features that module 0 gives, got a linear layer that reads 5",
+        ),
         (lambda: LinearRouter(5, DAG)([1.0]), "`context` must be a tensor, got list"),
         (lambda: LinearRouter(5, DAG)(torch.zeros(5) * 1j), "`context` must hold real numbers, got torch.complex64."),
         (lambda: CascadeRouter(5, DAG)(torch.zeros(5) * 1j), "`context` must hold real numbers, got torch.complex64."),

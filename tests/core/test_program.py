@@ -195,11 +195,18 @@ class Random(nn.Module):
         return torch.bernoulli(x.sigmoid())
 
 
+class Halves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(2 * x.shape[0], -1)
+
+
 def test_what_is_no_basic_operation_is_refused_when_it_is_traced() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match=r"is not an operation that a program may have"):
             trace_program(Random(), torch.randn(4, 5))
+    with pytest.raises(ValueError, match=r"`module` must compute with tensors alone, but it applies .* to a number"):
+        trace_program(Halves(), torch.randn(4, 6))
     assert trace_program(nn.Identity(), torch.randn(4, 5)).operations == []
 
 
