@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import platform
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,6 +96,13 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
             "a checkpoint must not be written between a step of the environments and its storage; "
             "write it before or after learn(), or by CheckpointDirectory, not in a callback's on_step."
         )
+    states = None if model.env is None else environment_states(model.env)
+    if model.env is not None and "states" not in (states or {}):
+        warnings.warn(
+            "a checkpoint cannot hold the states of environments without `get_state` and `set_state`: training resumed "
+            "from it starts new episodes, and differs from training that was not broken off.",
+            stacklevel=2,
+        )
     assert model.replay_buffer is not None
     options = {name: getattr(model, name) for name in OPTIONS}
     frequency, unit = options["train_freq"]
@@ -120,7 +128,7 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
         "log_ent_coef": model.log_ent_coef,
         "random": random_state(),
         "action_generator": model.action_space.np_random.bit_generator.state,
-        "environments": None if model.env is None else environment_states(model.env),
+        "environments": states,
     }
     with writing_folder(folder) as temporary:
         write_tree(temporary, "model", {**state, "buffer": model.replay_buffer.save(temporary)})
@@ -143,6 +151,12 @@ def load_checkpoint(
     cls: type["Model"], folder: Path, env: GymEnv | None, device: torch.device | str, replace: Mapping[str, Any]
 ) -> "Model":
     """Restores what :func:`save_checkpoint` wrote."""
+    if folder.is_file():
+        raise ValueError(
+            f"`folder` must be the folder of a checkpoint, got the file {folder}; `load` reads files of `save`."
+        )
+    if (newest := latest_checkpoint(folder)) is not None:
+        raise ValueError(f"`folder` must be a checkpoint, got the folder {folder} of several; the newest is {newest}.")
     check_folder(folder)
     state = read_tree(folder, "model")
     version = state.get("format") if isinstance(state, dict) else None

@@ -569,6 +569,10 @@ class MultiTaskSAC(MultiTaskAttributes):
             replace: Options that cannot be stored, such as a learning rate that is a function:
                 ``{"learning_rate": f}``.
         """
+        if not isinstance(folder, str | Path):
+            raise TypeError(
+                f"`folder` must be a path, got {folder!r}; latest_checkpoint returns None if a folder has none."
+            )
         return load_checkpoint(cls, Path(folder), env, device, replace or {})
 
     def _excluded_save_params(self) -> list[str]:

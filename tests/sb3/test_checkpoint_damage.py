@@ -42,6 +42,7 @@ from dynroute_sb3 import (
     DamagedError,
     MultiTaskSAC,
     PointTask,
+    latest_checkpoint,
     storage,
 )
 
@@ -125,6 +126,24 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="must be a folder that was stored before, there is none"):
         load(tmp_path / "none")
     with pytest.raises(DamagedError, match=r"manifest.json is missing"):
+        load(tmp_path)
+
+
+def test_what_is_no_folder_of_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(
+        TypeError, match="`folder` must be a path, got None; latest_checkpoint returns None if a folder"
+    ):
+        load(latest_checkpoint(tmp_path))  # type: ignore[arg-type]
+    file = tmp_path / "model.zip"
+    file.touch()
+    with pytest.raises(
+        ValueError, match=r"must be the folder of a checkpoint, got the file .*zip; `load` reads files of"
+    ):
+        load(file)
+    (tmp_path / "step_20").mkdir()
+    with pytest.raises(
+        ValueError, match=r"must be a checkpoint, got the folder .* of several; the newest is .*step_20"
+    ):
         load(tmp_path)
 
 
