@@ -1,8 +1,9 @@
 """Compile and export a mixture of experts.
 
 A transformer block with routed experts is compiled and trained, then exported to a file that needs no dynroute code.
-One graph without breaks holds router, gate and experts. The exported program takes batches of any size. The default
-`backend` of torch.compile needs a C++ compiler; "aot_eager" traces the same graphs without one.
+The file runs every expert for every token. One graph without breaks holds router, gate and experts, and takes batches
+of any size. The default `backend` of torch.compile needs a C++ compiler; "aot_eager" traces the same graphs without
+one.
 """
 
 import copy
