@@ -2,9 +2,10 @@
 
 import difflib
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
@@ -24,10 +25,14 @@ from .vec_normalize import MultiTaskVecNormalize
 __all__ = [
     "BINS",
     "CRITIC_LOSSES",
+    "FRACTIONS",
+    "LIMITS",
     "NOT_OFFERED",
+    "NUMBERS",
     "OPTIONS",
     "PATHS",
     "PRECISIONS",
+    "STEPS",
     "VALUE_RANGE",
     "WARMUP_ACTIONS",
     "check_n_steps",
@@ -37,6 +42,8 @@ __all__ = [
     "check_policy_name",
     "check_precision",
     "n_step_keywords",
+    "read_numbers",
+    "read_steps",
     "read_target_entropy",
 ]
 
@@ -55,8 +62,47 @@ BINS = 101
 VALUE_RANGE = (-10.0, 10.0)
 """The usual values of the first bin and of the last."""
 
-LIMITS = ("max_task_loss", "max_grad_norm", "max_ent_coef", "ent_coef_lr", "shared_lr", "router_lr")
-"""The options that are positive numbers or None."""
+NUMBERS: Mapping[str, tuple[int, float]] = {
+    "learning_rate": (0, math.inf),
+    "buffer_size": (1, math.inf),
+    "learning_starts": (0, math.inf),
+    "batch_size": (1, math.inf),
+    "tau": (0, 1),
+    "gamma": (0, 1),
+    "n_steps": (1, math.inf),
+    "gradient_steps": (-1, math.inf),
+    "target_update_interval": (1, math.inf),
+    "_stats_window_size": (1, math.inf),
+    "reward_scale": (0, math.inf),
+    "bins": (2, math.inf),
+    "ent_coef_beta1": (0, 1),
+    "log_prob_epsilon": (0, 1),
+    "actor_starts": (0, math.inf),
+    "demonstration_weight": (0, math.inf),
+    "route_balance": (0, math.inf),
+}
+"""The smallest and the largest value of each option that is a number, which is finite."""
+
+FRACTIONS = (
+    "learning_rate",
+    "tau",
+    "gamma",
+    "reward_scale",
+    "ent_coef_beta1",
+    "log_prob_epsilon",
+    "demonstration_weight",
+    "route_balance",
+)
+"""The numbers that need not be integers."""
+
+STEPS = ("buffer_size", "learning_starts")
+"""The numbers of steps, which may be written as 1e6."""
+
+LIMITS = ("max_task_loss", "max_grad_norm", "max_ent_coef", "max_ent_coef_grad_norm")
+"""The options that are positive numbers or None; infinity is no limit, as None."""
+
+FINITE = ("ent_coef_lr", "shared_lr", "router_lr", "demonstration_decay")
+"""The options that are positive and finite numbers or None."""
 
 WARMUP_ACTIONS = ("random", "policy")
 """The actions before learning starts are uniform noise or those of the initial policy."""
@@ -109,10 +155,6 @@ def check_options(model: MultiTaskAttributes) -> None:
             f"`route_temperature` must be a positive number or one of {', '.join(map(repr, TEMPERATURES))}, "
             f"got {tau!r}."
         )
-    for name in (*LIMITS, "max_ent_coef_grad_norm"):
-        limit = getattr(model, name)
-        if limit is not None and not limit > 0:
-            raise ValueError(f"`{name}` must be positive or None, got {limit!r}.")
     for name in ("log_prob_epsilon", "ent_coef_beta1"):
         fraction = getattr(model, name)
         if not 0 <= fraction < 1:
@@ -121,17 +163,7 @@ def check_options(model: MultiTaskAttributes) -> None:
         check_flag(name, getattr(model, name))
     _check_order(model)
     _check_distributions(model)
-    if not 0 < model.reward_scale < math.inf:
-        raise ValueError(f"`reward_scale` must be positive and finite, got {model.reward_scale!r}.")
-    for name, least in (
-        ("actor_starts", 0),
-        ("demonstration_weight", 0),
-        ("demonstration_decay", 1),
-        ("route_balance", 0),
-    ):
-        number = getattr(model, name)
-        if number is not None and not least <= number < math.inf:
-            raise ValueError(f"`{name}` must be at least {least} and finite, got {number!r}.")
+    _check_ent_coef(model)
     _check_demonstrations(model)
     balanced = model.replay_buffer_kwargs.get("balanced", True)
     if model.batch_size < 1 or (balanced and model.batch_size % model.num_tasks):
@@ -144,7 +176,6 @@ def check_options(model: MultiTaskAttributes) -> None:
         raise ValueError(f"`task_names` must name {model.num_tasks} tasks, got {len(model.task_names)} names.")
     if len(set(model.task_names)) < model.num_tasks:
         raise ValueError(f"`task_names` must differ, since values are logged by them, got {model.task_names}.")
-    check_count("n_steps", model.n_steps, at_least=1)
     policy_class: object = model.policy_class
     if not (isinstance(policy_class, type) and issubclass(policy_class, MultiTaskPolicy)):
         raise ValueError(
@@ -199,7 +230,7 @@ def _check_order(model: MultiTaskAttributes) -> None:
             '`mask_rule` can be "total" with ent_coef_after_step=False, got True: a coefficient that has stepped '
             "can no longer be left out."
         )
-    learned = isinstance(model.ent_coef, str)
+    learned = str(model.ent_coef).startswith("auto")
     for name, is_set in (
         ("ent_coef_after_step", model.ent_coef_after_step),
         ("max_ent_coef_grad_norm", model.max_ent_coef_grad_norm),
@@ -214,7 +245,6 @@ def _check_order(model: MultiTaskAttributes) -> None:
 
 def _check_distributions(model: MultiTaskAttributes) -> None:
     """Raises an error unless the options for distributions of values are consistent."""
-    check_count("bins", model.bins, at_least=2)
     value_range = check_interval("value_range", model.value_range)
     categorical = model.critic_loss == "categorical"
     if not categorical and model.bins != BINS:
@@ -289,24 +319,79 @@ def read_target_entropy(target: float | str, action_space: spaces.Space[Any]) ->
     return -number * math.prod(action_space.shape) if relative else number
 
 
-def _check_numbers(model: MultiTaskAttributes) -> None:
-    """Raises an error unless all numeric options are numbers, before other checks compare them."""
-    for name, number, low, high in (
-        ("gamma", model.gamma, 0, 1),
-        ("tau", model.tau, 0, 1),
-        ("buffer_size", model.buffer_size, 1, math.inf),
-    ):
-        if not (isinstance(number, (int, float)) and low <= number <= high):
-            upper = "" if high == math.inf else f" and at most {high}"
-            raise ValueError(f"`{name}` must be a number, at least {low}{upper}, got {shown(number)}.")
-    numbers = ("ent_coef_beta1", "reward_scale", "log_prob_epsilon", "demonstration_weight", "route_balance")
-    integers = ("actor_starts", "batch_size")
-    for name in (*LIMITS, *numbers, *integers):
+def read_numbers(model: MultiTaskAttributes) -> None:
+    """Converts numpy's numbers among the options to Python's, and numbers of steps such as 1e6 to integers."""
+    for name in OPTIONS:
         value = getattr(model, name)
-        kinds = (int,) if name in integers else (int, float)
-        if isinstance(value, bool) or not (isinstance(value, kinds) or (value is None and name in LIMITS)):
-            kind = "an integer" if name in integers else "a number"
-            raise TypeError(f"`{name}` must be {kind}{' or None' if name in LIMITS else ''}, got {shown(value)}.")
+        if isinstance(value, np.generic):
+            setattr(model, name, value.item())
+    for name in STEPS:
+        setattr(model, name, read_steps(name, getattr(model, name), at_least=NUMBERS[name][0]))
+    if isinstance(model.value_range, (tuple, list)):  # SB3's JSON stores lists
+        low_high = (end.item() if isinstance(end, np.generic) else end for end in model.value_range)
+        model.value_range = tuple(low_high)  # type: ignore[assignment]
+
+
+def read_steps(name: str, steps: float, *, at_least: int = 0) -> int:
+    """Converts a number of steps, such as 1e6, to an integer; raises an error unless it is one of at least some size.
+
+    Example:
+        >>> from dynroute_sb3.options import read_steps
+        >>> read_steps("total_timesteps", 1e6)
+        1000000
+    """
+    if isinstance(steps, (float, np.floating)) and float(steps).is_integer():
+        steps = int(steps)
+    check_count(name, steps, at_least=at_least)  # type: ignore[arg-type]
+    return int(steps)
+
+
+def _check_numbers(model: MultiTaskAttributes) -> None:
+    """Raises an error unless all numeric options are numbers in their ranges, before other checks compare them."""
+    for option, (least, most) in NUMBERS.items():
+        name, value = option.lstrip("_"), getattr(model, option)
+        if option == "learning_rate" and callable(value):
+            continue
+        if option not in FRACTIONS:
+            check_count(name, value, at_least=least)
+            continue
+        _check_kind(name, value, "a number")
+        if name == "reward_scale" and not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be positive and finite, got {value}.")
+        if not least <= value <= most or value == math.inf:
+            upper = "finite" if most == math.inf else f"at most {most}"
+            raise ValueError(f"`{name}` must be at least {least} and {upper}, got {value}.")
+    for name in (*LIMITS, *FINITE):
+        value = getattr(model, name)
+        if value is None:
+            continue
+        _check_kind(name, value, "a number or None")
+        if name == "demonstration_decay" and not value >= 1:
+            raise ValueError(f"`{name}` must be at least 1 and finite, or None, got {value}.")
+        if not value > 0:
+            raise ValueError(f"`{name}` must be positive or None, got {value}.")
+        if name in FINITE and value == math.inf:
+            raise ValueError(f"`{name}` must be finite or None, got {value}.")
+
+
+def _check_kind(name: str, value: object, kind: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be {kind}, got {shown(value)}.")
+
+
+def _check_ent_coef(model: MultiTaskAttributes) -> None:
+    """Raises an error unless the entropy coefficient is a number, or "auto" with a start that SB3 can read."""
+    given = model.ent_coef
+    learned = isinstance(given, str) and given.startswith("auto_")
+    try:
+        number = 1.0 if given == "auto" else float(given.removeprefix("auto_") if isinstance(given, str) else given)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(given, bool) or not 0 <= number < math.inf or (learned and not number):
+        raise ValueError(
+            '`ent_coef` must be a finite number of at least 0, "auto", or "auto_" before a positive start such as '
+            f'"auto_0.1", got {shown(given)}.'
+        )
 
 
 def _check_demonstrations(model: MultiTaskAttributes) -> None:

@@ -16,7 +16,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 
 from dynroute import Topology, networks
-from dynroute.arguments import shown
+from dynroute.arguments import check_count, shown
 
 from .actor import MultiTaskActor
 from .critic import MultiTaskCritic
@@ -151,6 +151,7 @@ class MultiTaskPolicy(SACPolicy):
             normalize_images=normalize_images,
         )
         self.task_space = TaskSpace(observation_space, num_tasks)
+        check_count("n_critics", n_critics, at_least=1)
         self.network = self.default_network if network is None else network
         check_factory(self.network)
         for name, keywords in (("network_kwargs", network_kwargs), ("critic_kwargs", critic_kwargs)):

@@ -37,6 +37,8 @@ from .options import (
     check_policy_name,
     check_precision,
     n_step_keywords,
+    read_numbers,
+    read_steps,
     read_target_entropy,
 )
 from .policies import POLICIES, MultiTaskPolicy
@@ -221,11 +223,11 @@ class MultiTaskSAC(MultiTaskAttributes):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        read_numbers(self)
         self.num_tasks = count_tasks(self.env, self.num_tasks, policy_kwargs=self.policy_kwargs)
         self.task_names = self.task_names or [str(task) for task in range(self.num_tasks)]
         self.batch_size = self.batch_size or 128 * self.num_tasks
         check_options(self)
-        self.value_range = (self.value_range[0], self.value_range[1])  # it may be a list
         if self.replay_buffer_class is None:
             self.replay_buffer_class = RouteReplayBuffer
         self.replay_buffer_kwargs["num_tasks"] = self.policy_kwargs["num_tasks"] = self.num_tasks
@@ -367,6 +369,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
+        total_timesteps = read_steps("total_timesteps", total_timesteps)
         self._warned_of_waiting = False
         self._logged_at, self._learning = -1, True  # another learn() may have had the same step numbers
         try:

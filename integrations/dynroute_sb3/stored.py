@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .options import OPTIONS
+from .options import FRACTIONS, LIMITS, NUMBERS, OPTIONS, STEPS
 from .storage import DamagedError, Member
 
 __all__ = ["check_buffer", "check_network", "check_state", "restoring"]
@@ -20,42 +20,18 @@ STATE = ("options", "policy", "network", "spaces", "progress", "report", "parame
 LATER: Mapping[str, Any] = {"n_steps": 1, "router_lr": None}
 """Options that checkpoints of before lack, and the values by which a model learns as it did."""
 
-NUMBERS: Mapping[str, tuple[float, float]] = {
-    "learning_rate": (0, math.inf),
-    "buffer_size": (1, math.inf),
-    "learning_starts": (0, math.inf),
-    "batch_size": (1, math.inf),
-    "tau": (0, 1),
-    "gamma": (0, 1),
-    "n_steps": (1, math.inf),
-    "gradient_steps": (-1, math.inf),
-    "target_update_interval": (1, math.inf),
-    "_stats_window_size": (1, math.inf),
+COUNTERS: Mapping[str, tuple[int, float]] = {
     "n_envs": (1, math.inf),
     "num_tasks": (1, math.inf),
-    "reward_scale": (0, math.inf),
-    "bins": (2, math.inf),
-    "ent_coef_beta1": (0, 1),
-    "log_prob_epsilon": (0, 1),
     "num_timesteps": (0, math.inf),
     "_total_timesteps": (0, math.inf),
     "_episode_num": (0, math.inf),
     "_n_updates": (0, math.inf),
-    "_current_progress_remaining": (-math.inf, 1),
     "updates_due": (0, math.inf),
 }
-"""The smallest and the largest value of each number."""
+"""The smallest and the largest value of each integer beside the options that users choose."""
 
-FRACTIONS = (
-    "learning_rate",
-    "tau",
-    "gamma",
-    "reward_scale",
-    "log_prob_epsilon",
-    "ent_coef_beta1",
-    "_current_progress_remaining",
-)
-"""The numbers that need not be integers."""
+RANGES: Mapping[str, tuple[float, float]] = {**NUMBERS, **COUNTERS, "_current_progress_remaining": (-math.inf, 1)}
 
 
 @contextlib.contextmanager
@@ -103,7 +79,7 @@ def check_state(state: Any, folder: Path, progress: Collection[str]) -> None:
             if name not in names:
                 raise DamagedError(f"{path} holds {name!r}, which is none of the {part}; take another checkpoint.")
             _check_number(path, name, value)
-            if part == "options" and (place := _not_finite(value, name)):
+            if part == "options" and not (name in LIMITS and value == math.inf) and (place := _not_finite(value, name)):
                 raise DamagedError(f"{path} must hold finite numbers, {place} is not; take another checkpoint.")
     stored = sum(tensor.numel() for tensor in _tensors(state["parameters"]))
     if place := _too_large(options["policy_kwargs"], "policy_kwargs", stored):
@@ -154,12 +130,14 @@ def _check_order(state: Any, num_tasks: int, capacity: int, path: Path | Member)
 
 
 def _check_number(path: Path | Member, name: str, value: Any) -> None:
-    if name not in NUMBERS or callable(value) or (isinstance(value, dict) and "$missing" in value):
+    if name not in RANGES or callable(value) or (isinstance(value, dict) and "$missing" in value):
         return
-    least, most = NUMBERS[name]
-    kinds = (int, float) if name in FRACTIONS else (int,)
+    least, most = RANGES[name]
+    fraction = name in (*FRACTIONS, "_current_progress_remaining")
+    whole = name in (*STEPS, "_total_timesteps") and isinstance(value, float) and value.is_integer()  # written as 1e6
+    kinds = (int, float) if fraction or whole else (int,)
     if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most or value == math.inf:
-        kind = "number" if name in FRACTIONS else "integer"
+        kind = "number" if fraction else "integer"
         rule = f"a finite {kind} of at least {least}" if most == math.inf else f"a {kind} in {least}..{most}"
         raise _wrong(path, f"as `{name.lstrip('_')}` {rule}", value)
 

@@ -178,6 +178,18 @@ def test_statistics_of_environments_that_cannot_tell_their_state(tmp_path: Path)
         MultiTaskSAC.load_checkpoint(tmp_path / "there", DummyVecEnv(makers(WithoutState)), "cpu")
 
 
+def test_numbers_that_are_floats_or_without_a_limit(tmp_path: Path) -> None:
+    limits = ("max_grad_norm", "max_task_loss", "max_ent_coef", "max_ent_coef_grad_norm")
+    options = {**dict.fromkeys(limits, float("inf")), "learning_starts": 20.0}
+    model = make_model(ENVIRONMENTS["dummy"](), **options).learn(54.0)
+    plain = make_model(ENVIRONMENTS["dummy"]()).learn(54)
+    assert_same(model.get_parameters()["policy"], plain.get_parameters()["policy"])
+    model.save_checkpoint(tmp_path / "there")
+    resumed = load(tmp_path / "there")
+    assert {name: getattr(resumed, name) for name in options} == options
+    assert_same(everything(resumed), everything(model))
+
+
 def test_wrappers_that_count_steps(tmp_path: Path) -> None:
     # gymnasium.make puts such a wrapper around most environments; it wants to be reset before the first step.
     def make() -> VecEnv:

@@ -265,6 +265,15 @@ def test_a_checkpoint_from_before_an_option_has_its_default(changed: Path) -> No
     assert model._n_updates > 0
 
 
+def test_a_checkpoint_from_before_steps_were_converted(changed: Path) -> None:
+    rewrite(changed, put("progress", "_total_timesteps", value=54.0))
+    rewrite(changed, put("options", "learning_starts", value=20.0))
+    assert load(changed).learning_starts == 20
+    rewrite(changed, put("options", "learning_starts", value=20.5))
+    with pytest.raises(DamagedError, match=r"as `learning_starts` a finite integer of at least 0, got 20\.5"):
+        load(changed)
+
+
 def test_wrappers_whose_methods_would_be_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "there"
     make_model(ENVIRONMENTS["VecNormalize"]()).learn(8).save_checkpoint(folder)

@@ -179,16 +179,16 @@ def test_wrong_arguments() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "least"),
+    ("name", "value", "rule"),
     [
-        ("actor_starts", -1, 0),
-        ("demonstration_weight", -0.5, 0),
-        ("demonstration_decay", 0, 1),
-        ("route_balance", -1, 0),
+        ("actor_starts", -1, "at least 0"),
+        ("demonstration_weight", -0.5, "at least 0 and finite"),
+        ("demonstration_decay", 0, "at least 1 and finite, or None"),
+        ("route_balance", -1, "at least 0 and finite"),
     ],
 )
-def test_wrong_options(name: str, value: float, least: int) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` must be at least {least} and finite, got {value}"):
+def test_wrong_options(name: str, value: float, rule: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be {rule}, got {value}"):
         make_model("MlpPolicy", **{name: value})
 
 

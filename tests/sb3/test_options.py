@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from typing import Any
 
 import gymnasium as gym
@@ -202,20 +203,38 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "temperature of nan": ({"route_temperature": float("nan")}, "`route_temperature` must be a positive.*got nan"),
     **{
         f"{name} of {wrong}": ({name: wrong}, rf"`{name}` must be positive or None, got {wrong}\.")
-        for name in ("max_task_loss", "max_grad_norm", "max_ent_coef", "ent_coef_lr")
-        for wrong in (0.0, -1.0)
+        for name in ("max_task_loss", "max_grad_norm", "max_ent_coef", "ent_coef_lr", "max_ent_coef_grad_norm")
+        for wrong in (0.0, -1.0, float("nan"))
     },
+    **{
+        f"{name} of inf": ({name: float("inf")}, rf"`{name}` must be finite or None, got inf\.")
+        for name in ("ent_coef_lr", "router_lr", "demonstration_decay")
+    },
+    **{
+        f"ent_coef of {wrong}": ({"ent_coef": wrong}, rf"`ent_coef` must be a finite number of .*, got {wrong!r}\.")
+        for wrong in (-0.1, float("nan"), float("inf"), True, None, "auto_inf", "auto_nan", "auto_0", "auto_x", "much")
+    },
+    **{
+        f"{name} of {wrong}": ({name: wrong}, rf"`{name}` must be at least {least}, got {wrong}\.")
+        for name, wrong, least in (
+            ("learning_starts", -1, 0),
+            ("stats_window_size", 0, 1),
+            ("target_update_interval", 0, 1),
+            ("gradient_steps", -2, -1),
+            ("buffer_size", 0, 1),
+        )
+    },
+    "an infinite rate": ({"learning_rate": float("inf")}, "`learning_rate` must be at least 0 and finite, got inf"),
+    "no critics": ({"policy_kwargs": {"n_critics": 0}}, r"`n_critics` must be at least 1, got 0\."),
     "batch_size": (
         {"batch_size": 15},
         r"`batch_size` must be a multiple of the 4 tasks, got 15; for instance 16\.",
     ),
-    **{
-        f"batch_size of {size}": (
-            {"batch_size": size},
-            rf"`batch_size` must be a multiple of the 4 tasks, got {size}; for instance 4\.",
-        )
-        for size in (-4, 1)
-    },
+    "batch_size of 1": (
+        {"batch_size": 1},
+        r"`batch_size` must be a multiple of the 4 tasks, got 1; for instance 4\.",
+    ),
+    "batch_size of -4": ({"batch_size": -4}, r"`batch_size` must be at least 1, got -4\."),
     **{
         f"reward_scale of {scale}": (
             {"reward_scale": scale},
@@ -350,9 +369,13 @@ def test_networks_of_doubles() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gamma": float("nan")}, "`gamma` must be a number, at least 0 and at most 1, got nan"),
-        ({"tau": 7}, "`tau` must be a number, at least 0 and at most 1, got 7"),
+        ({"gamma": float("nan")}, "`gamma` must be at least 0 and at most 1, got nan"),
+        ({"gamma": "x"}, "`gamma` must be a number, got 'x'"),
+        ({"tau": 7}, "`tau` must be at least 0 and at most 1, got 7"),
         ({"max_grad_norm": "1"}, "`max_grad_norm` must be a number or None, got '1'"),
+        ({"max_ent_coef_grad_norm": "1"}, "`max_ent_coef_grad_norm` must be a number or None, got '1'"),
+        ({"demonstration_decay": "1"}, "`demonstration_decay` must be a number or None, got '1'"),
+        ({"learning_starts": 2.5}, "`learning_starts` must be an integer, got 2.5"),
         ({"reward_scale": "x"}, "`reward_scale` must be a number, got 'x'"),
         ({"actor_starts": 2.5}, "`actor_starts` must be an integer, got 2.5"),
         ({"batch_size": 64.0}, "`batch_size` must be an integer, got 64.0"),
@@ -362,6 +385,43 @@ def test_networks_of_doubles() -> None:
 def test_numbers_that_are_none(options: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         make_plain(**options)
+
+
+def test_numbers_of_numpy_and_numbers_of_steps() -> None:
+    given = {
+        "batch_size": np.int64(16),
+        "buffer_size": 2e3,
+        "learning_starts": np.float64(40),
+        "reward_scale": np.float32(0.5),
+        "max_grad_norm": np.float32(2),
+        "max_ent_coef": np.float64(4),
+        "route_temperature": np.float32(1),
+        "value_range": (np.float32(-5), 5),
+        "normalize_returns": np.True_,
+        "ent_coef": np.float32(0.5),
+        "learning_rate": np.float64(0.25),
+    }
+    model = make_plain(**given)
+    for name, value in given.items():
+        assert getattr(model, name) == value
+    kinds = {name: type(getattr(model, name)) for name in given}
+    assert kinds == {
+        **dict.fromkeys(("batch_size", "buffer_size", "learning_starts"), int),
+        **dict.fromkeys(("reward_scale", "max_grad_norm", "max_ent_coef", "route_temperature", "ent_coef"), float),
+        "value_range": tuple,
+        "normalize_returns": bool,
+        "learning_rate": float,
+    }
+
+
+def test_steps_to_learn() -> None:
+    for steps in (40.0, np.int64(40)):
+        assert make_plain().learn(steps).num_timesteps == 40
+    for wrong in (2.5, float("inf"), "40", True, None):
+        with pytest.raises(TypeError, match=re.escape(f"`total_timesteps` must be an integer, got {wrong!r}.")):
+            make_plain().learn(wrong)
+    with pytest.raises(ValueError, match=r"`total_timesteps` must be at least 0, got -1\."):
+        make_plain().learn(-1)
 
 
 def test_hindsight() -> None:
