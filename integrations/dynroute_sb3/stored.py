@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .options import FRACTIONS, LIMITS, NUMBERS, OPTIONS, STEPS
+from .policies import POLICIES
 from .storage import DamagedError, Member
 
 __all__ = ["check_buffer", "check_network", "check_state", "restoring"]
@@ -79,10 +80,17 @@ def check_state(state: Any, folder: Path, progress: Collection[str]) -> None:
             if name not in names:
                 raise DamagedError(f"{path} holds {name!r}, which is none of the {part}; take another checkpoint.")
             _check_number(path, name, value)
-            if part == "options" and not (name in LIMITS and value == math.inf) and (place := _not_finite(value, name)):
-                raise DamagedError(f"{path} must hold finite numbers, {place} is not; take another checkpoint.")
+            if part == "options" and name != "policy_kwargs" and not (name in LIMITS and value == math.inf):
+                _check_finite(path, name, value)
+    if not isinstance(policy_kwargs := options["policy_kwargs"], dict):
+        raise _wrong(path, "`policy_kwargs` as they were written", policy_kwargs)
+    network = policy_kwargs.get("network") or getattr(POLICIES.get(state["policy"]), "default_network", None)
+    if not isinstance(network, str):  # what the keywords of another network mean is not known
+        own = ("network_kwargs", "critic_kwargs")
+        policy_kwargs = {name: value for name, value in policy_kwargs.items() if name not in own}
+    _check_finite(path, "policy_kwargs", policy_kwargs)
     stored = sum(tensor.numel() for tensor in _tensors(state["parameters"]))
-    if place := _too_large(options["policy_kwargs"], "policy_kwargs", stored):
+    if place := _too_large(policy_kwargs, "policy_kwargs", stored):
         raise DamagedError(
             f"{path} must hold sizes of the network that is stored, which has {stored:,} numbers in all, and {place} "
             "is more; take another checkpoint."
@@ -140,6 +148,11 @@ def _check_number(path: Path | Member, name: str, value: Any) -> None:
         kind = "number" if fraction else "integer"
         rule = f"a finite {kind} of at least {least}" if most == math.inf else f"a {kind} in {least}..{most}"
         raise _wrong(path, f"as `{name.lstrip('_')}` {rule}", value)
+
+
+def _check_finite(path: Path, name: str, value: Any) -> None:
+    if place := _not_finite(value, name):
+        raise DamagedError(f"{path} must hold finite numbers, {place} is not; take another checkpoint.")
 
 
 def _wrong(path: Path | Member, rule: str, value: Any) -> DamagedError:

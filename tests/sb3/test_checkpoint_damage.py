@@ -274,6 +274,28 @@ def test_a_checkpoint_from_before_steps_were_converted(changed: Path) -> None:
         load(changed)
 
 
+class Scaled(nn.Module):
+    """A network with keywords that are no sizes."""
+
+    def __init__(self, state_features: int, num_tasks: int, out_features: int, *, salt: int, scale: float) -> None:
+        super().__init__()
+        self.layer, self.salt, self.scale = nn.Linear(state_features + num_tasks, out_features), salt, scale
+
+    def forward(self, state: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.cat([state, task], dim=-1)).clamp(-self.scale, self.scale)
+
+
+def test_keywords_of_a_network_of_the_user_are_no_sizes(tmp_path: Path) -> None:
+    keywords = {"network": Scaled, "network_kwargs": {"salt": 10**9, "scale": math.inf}}
+    options = {**keywords, "critic_kwargs": {"salt": -(10**9)}}
+    make_model(ENVIRONMENTS["dummy"](), "MultiTaskPolicy", policy_kwargs=options).save_checkpoint(tmp_path / "there")
+    loaded = load(tmp_path / "there", network=Scaled)
+    assert loaded.policy_kwargs["network_kwargs"] == keywords["network_kwargs"]
+    rewrite(tmp_path / "there", put("options", "policy_kwargs", "n_critics", value=10**12))
+    with pytest.raises(DamagedError, match=r"policy_kwargs.n_critics=1000000000000 is more"):
+        load(tmp_path / "there", network=Scaled)
+
+
 def test_wrappers_whose_methods_would_be_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "there"
     make_model(ENVIRONMENTS["VecNormalize"]()).learn(8).save_checkpoint(folder)
