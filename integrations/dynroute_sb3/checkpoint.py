@@ -24,7 +24,7 @@ import dynroute
 from .archive import reading_archive, writing_archive
 from .attributes import MultiTaskAttributes
 from .demonstrations import DemonstrationBuffer
-from .environments import environment_states, set_environment_states
+from .environments import environment_states, set_environment_states, unstored_states
 from .options import OPTIONS
 from .policies import POLICIES
 from .randomness import random_state, set_random_state
@@ -103,6 +103,13 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
             "from it starts new episodes, and differs from training that was not broken off.",
             stacklevel=2,
         )
+    elif model.env is not None:
+        for name, attributes in unstored_states(model.env).items():
+            warnings.warn(
+                f"a checkpoint does not hold {', '.join(attributes)} of the wrapper {name}: if they change while it "
+                "runs, give it the methods `get_state` and `set_state`, which also return and take the state inside.",
+                stacklevel=2,
+            )
     assert model.replay_buffer is not None
     options = {name: getattr(model, name) for name in OPTIONS}
     frequency, unit = options["train_freq"]

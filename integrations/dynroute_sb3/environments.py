@@ -1,34 +1,31 @@
 """Saving and restoring the states of environments."""
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
-from gymnasium import Wrapper
-from gymnasium.wrappers import OrderEnforcing, TimeLimit
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 
-__all__ = ["environment_states", "set_environment_states"]
+from .wrappers import WrapperState, data_attributes, set_wrapper_states, unstored_attributes, wrapper_states
 
-WRAPPERS: dict[type[Wrapper[Any, Any, Any, Any]], tuple[str, ...]] = {
-    Monitor: ("rewards", "needs_reset"),
-    TimeLimit: ("_elapsed_steps",),
-    OrderEnforcing: ("_has_reset",),
-}
-"""The state attributes of common wrappers."""
+__all__ = ["environment_states", "set_environment_states", "unstored_states"]
 
 VECTOR_WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
     VecMonitor: ("episode_returns", "episode_lengths", "episode_count"),
     VecNormalize: ("returns", "old_reward", "old_obs"),
+    VecFrameStack: ("stacked_obs.stacked_obs",),
 }
 """The state attributes of common wrappers of vectorized environments."""
+
+STORED_BY_NAME = ("rewards", "needs_reset", "_elapsed_steps", "_has_reset")
+"""The attributes of wrappers that earlier versions stored, without the wrapper."""
 
 
 def environment_states(env: VecEnv) -> dict[str, Any] | None:
     """Returns the states of environments and of the common wrappers of SB3 and gymnasium.
 
-    Other wrappers must be stateless. If neither environments nor the VecEnv have `get_state` and `set_state`, there are
-    only the statistics by which wrappers normalize, or None if there are none.
+    Other wrappers must be stateless, see :func:`unstored_states`. If neither environments nor the VecEnv have
+    `get_state` and `set_state`, there are only the statistics by which wrappers normalize, or None if there are none.
     """
     if not (_is_whole(env) or (env.has_attr("get_state") and env.has_attr("set_state"))):
         normalizing = _normalizing(env)
@@ -36,9 +33,7 @@ def environment_states(env: VecEnv) -> dict[str, Any] | None:
     return {
         "states": _whole(env).get_state() if _is_whole(env) else env.env_method("get_state"),
         "seeds": list(env.unwrapped._seeds),  # for the next reset
-        "wrappers": [
-            {name: env.get_attr(name, indices=[i])[0] for name in _remembered(env, i)} for i in range(env.num_envs)
-        ],
+        "wrappers": _wrapper_states(env),
         "vector_wrappers": [_vector_state(wrapper) for wrapper in _vector_wrappers(env)],
         "wrapped_in": [type(wrapper).__name__ for wrapper in _vector_wrappers(env)],
     }
@@ -56,14 +51,13 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
         _check_attributes(normalizing, statistics, [_statistics(wrapper) for wrapper in normalizing])
         _set_attributes(normalizing, statistics)
         return
-    wrapped_in = [type(wrapper).__name__ for wrapper in _vector_wrappers(env)]
-    remembered = [sorted(_remembered(env, i)) for i in range(env.num_envs)]
-    if (wrapped_in, remembered) != (state["wrapped_in"], [sorted(kept) for kept in state["wrappers"]]):
-        raise ValueError(
-            f"`env` must be wrapped as it was when the checkpoint was written, in {state['wrapped_in']} and with "
-            f"wrappers that remember {state['wrappers'] and sorted(state['wrappers'][0])}, got {wrapped_in} and "
-            f"{remembered[0]}."
-        )
+    wrapped_in, present = [type(wrapper).__name__ for wrapper in _vector_wrappers(env)], _wrapper_states(env)
+    for i, (saved, own) in enumerate(zip(state["wrappers"], present, strict=True)):
+        if wrapped_in != state["wrapped_in"] or not _fits(saved, own):
+            raise ValueError(
+                f"`env` must be wrapped as it was when the checkpoint was written, in {state['wrapped_in']} and with "
+                f"wrappers that remember {_told(saved)}, got {wrapped_in} and {_told(own)} of environment {i}."
+            )
     env.reset()  # some wrappers require a reset before the first step
     wrappers = list(_vector_wrappers(env))
     _check_attributes(wrappers, state["vector_wrappers"], [_vector_state(wrapper) for wrapper in wrappers])
@@ -72,10 +66,18 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
     for i in range(env.num_envs):
         if not _is_whole(env):
             env.env_method("set_state", state["states"][i], indices=[i])
-        for name in _remembered(env, i):
-            env.env_method("set_wrapper_attr", name, state["wrappers"][i][name], indices=[i])
+            set_wrapper_states(env, i, _by_position(state["wrappers"][i], present[i]))
     env.unwrapped._seeds = list(state["seeds"])
     _set_attributes(wrappers, state["vector_wrappers"])
+
+
+def unstored_states(env: VecEnv) -> dict[str, list[str]]:
+    """Returns attributes that :func:`environment_states` does not store, by the names of the wrappers of a user."""
+    unstored = {type(wrapper).__name__: data_attributes(wrapper) for wrapper in _vector_wrappers(env)}
+    if not _is_whole(env):
+        for i in range(env.num_envs):
+            unstored |= unstored_attributes(env, i)
+    return {name: attributes for name, attributes in unstored.items() if attributes}
 
 
 def _check_attributes(
@@ -83,7 +85,8 @@ def _check_attributes(
 ) -> None:
     """Raises an error unless the saved attributes of wrappers are those that they have."""
     for wrapper, saved, own in zip(wrappers, states, present, strict=True):
-        if _names(saved) != _names(own):  # a file must not set arbitrary attributes
+        # A file must not set arbitrary attributes. Earlier versions stored nothing of VecFrameStack.
+        if saved and _names(saved) != _names(own):
             raise ValueError(f"the state of {type(wrapper).__name__} must hold {_names(own)}, got {_names(saved)}.")
 
 
@@ -93,7 +96,8 @@ def _set_attributes(wrappers: Sequence[VecEnvWrapper], states: Sequence[dict[str
             if name.endswith("_rms"):
                 vars(getattr(wrapper, name)).update(value)
             else:
-                setattr(wrapper, name, value)
+                place, _, attribute = name.rpartition(".")
+                setattr(attrgetter(place)(wrapper) if place else wrapper, attribute, value)
 
 
 def _normalizing(env: VecEnv) -> list[VecEnvWrapper]:
@@ -110,11 +114,33 @@ def _whole(env: VecEnv) -> Any:
     return env.unwrapped
 
 
-def _remembered(env: VecEnv, i: int) -> list[str]:
-    """The names of the state attributes of the wrappers of one environment."""
-    if _is_whole(env):
-        return []
-    return [name for kind, names in WRAPPERS.items() if env.env_is_wrapped(kind, indices=[i])[0] for name in names]
+def _wrapper_states(env: VecEnv) -> list[list[WrapperState]]:
+    """The states of the wrappers of each environment."""
+    return [[] if _is_whole(env) else wrapper_states(env, i) for i in range(env.num_envs)]
+
+
+def _fits(saved: Any, own: list[WrapperState]) -> bool:
+    """Whether the saved states are of the wrappers that there are."""
+    if isinstance(saved, dict):
+        return set(saved) == {name for _, attributes in own for name in attributes if name in STORED_BY_NAME}
+    return [(kind, _names(state)) for kind, state in saved] == [(kind, _names(state)) for kind, state in own]
+
+
+def _told(states: Any) -> list[str]:
+    """The attributes in the states of the wrappers of an environment, for an error."""
+    if isinstance(states, dict):
+        return sorted(states)
+    return [f"{kind}.{name}" for kind, attributes in states for name in attributes]
+
+
+def _by_position(saved: Any, own: list[WrapperState]) -> list[WrapperState]:
+    """Gives what earlier versions stored by name alone to the outermost wrappers that have it."""
+    if not isinstance(saved, dict):
+        return [WrapperState(*state) for state in saved]
+    left = dict(saved)
+    return [
+        WrapperState(kind, {name: left.pop(name) for name in attributes if name in left}) for kind, attributes in own
+    ]
 
 
 def _vector_wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
@@ -130,7 +156,7 @@ def _names(state: dict[str, Any]) -> list[Any]:
 
 def _vector_state(wrapper: VecEnvWrapper) -> dict[str, Any]:
     names = [name for kind, kept in VECTOR_WRAPPERS.items() if isinstance(wrapper, kind) for name in kept]
-    return {name: getattr(wrapper, name) for name in names} | _statistics(wrapper)
+    return {name: attrgetter(name)(wrapper) for name in names} | _statistics(wrapper)
 
 
 def _statistics(wrapper: VecEnvWrapper) -> dict[str, Any]:

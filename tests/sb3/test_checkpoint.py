@@ -23,13 +23,15 @@ from checkpoint_cases import (
     load,
     make_model,
     makers,
+    rewrite,
     steps_in,
     tiny_network,
     wrapped,
 )
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
 from dynroute_sb3 import (
     CheckpointDirectory,
@@ -198,6 +200,73 @@ def test_wrappers_that_count_steps(tmp_path: Path) -> None:
     make_model(make()).learn(54).save_checkpoint(tmp_path / "there")
     model = MultiTaskSAC.load_checkpoint(tmp_path / "there", make(), "cpu").learn(40, reset_num_timesteps=False)
     assert model.num_timesteps == 94
+
+
+def test_wrappers_that_earlier_versions_stored_by_name(tmp_path: Path) -> None:
+    def make() -> VecEnv:
+        return DummyVecEnv(wrapped(lambda env: gym.wrappers.TimeLimit(Monitor(env), 15)))
+
+    model = make_model(make()).learn(54)
+    model.save_checkpoint(tmp_path / "there")
+
+    def by_name(state: dict[str, Any]) -> None:
+        wrappers = state["environments"]["wrappers"]
+        names = ("rewards", "needs_reset", "_elapsed_steps")
+        for i, kept in enumerate(wrappers):
+            parts = [attributes for _, attributes in (one["$tuple"] for one in kept)]
+            wrappers[i] = {name: value for part in parts for name, value in part.items() if name in names}
+
+    rewrite(tmp_path / "there", by_name)
+    resumed = MultiTaskSAC.load_checkpoint(tmp_path / "there", make(), "cpu")
+    assert_same(everything(resumed), everything(model))
+    assert resumed.env.get_attr("_elapsed_steps") == model.env.get_attr("_elapsed_steps") == [12, 12]
+    with pytest.raises(
+        ValueError, match=r"`env` must be wrapped as .* remember \['_elapsed_steps', 'needs_reset', 're"
+    ):
+        load(tmp_path / "there", "Monitor")
+
+
+class Tired(gym.Wrapper[Any, Any, Any, Any]):
+    """Remembers how often it was called."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.calls, self.name = 0, "tired"
+
+
+class Awake(Tired):
+    """Tells what it remembers."""
+
+    def get_state(self) -> Any:
+        return {"calls": self.calls, "inside": self.unwrapped.get_state()}
+
+    def set_state(self, state: Any) -> None:
+        self.calls = state["calls"]
+        self.unwrapped.set_state(state["inside"])
+
+
+class Counting(VecEnvWrapper):
+    """Remembers how often it was called."""
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv)
+        self.calls = 0
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+
+@pytest.mark.parametrize("environments", [DummyVecEnv, SubprocVecEnv])
+def test_a_wrapper_that_cannot_tell_what_it_remembers_is_named(environments: Any, tmp_path: Path) -> None:
+    for name, kind, wrap in (("Tired", Tired, lambda env: env), ("Counting", Monitor, Counting)):
+        told = f"a checkpoint does not hold calls of the wrapper {name}: if they change while it runs, give it the"
+        with contextlib.closing(wrap(environments(wrapped(kind)))) as env, pytest.warns(UserWarning, match=told):
+            make_model(env).save_checkpoint(tmp_path / name)
+    for i, kind in enumerate((Awake, lambda env: Awake(Tired(env)))):
+        make_model(DummyVecEnv(wrapped(kind))).save_checkpoint(tmp_path / f"{i}")  # without a warning
 
 
 def test_predicting_without_environments(tmp_path: Path) -> None:

@@ -307,6 +307,26 @@ def test_wrappers_whose_methods_would_be_replaced(tmp_path: Path) -> None:
             load(folder, "VecNormalize")
 
 
+def test_attributes_of_wrappers_that_would_be_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "there"
+    make_model(ENVIRONMENTS["wrappers"]()).learn(8).save_checkpoint(folder)
+    whole = (folder / "model.json").read_text()
+    for place in (("step",), ("obs_rms",), ("obs_rms", "update")):
+        (folder / "model.json").write_text(whole)
+
+        def forge(state: dict[str, Any], place: tuple[str, ...] = place) -> None:
+            (attributes,) = (
+                wrapper["$tuple"][1]
+                for wrapper in state["environments"]["wrappers"][0]
+                if wrapper["$tuple"][0] == "NormalizeObservation"
+            )
+            put(*place, value=3)(attributes)
+
+        rewrite(folder, forge)
+        with pytest.raises(ValueError, match=r"there cannot be restored: `env` must be wrapped as it was when the "):
+            load(folder, "wrappers")
+
+
 def test_a_state_that_is_deep_or_none(changed: Path) -> None:
     for text, told in (
         ("[" * 99_999, r"model.json or .safetensors is missing or damaged"),

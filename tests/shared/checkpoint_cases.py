@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import (
     SubprocVecEnv,
     VecEnv,
     VecEnvWrapper,
+    VecFrameStack,
     VecMonitor,
     VecNormalize,
 )
@@ -65,6 +66,15 @@ def makers(cls: Callable[..., gym.Env[Any, Any]]) -> list[Any]:
     return [lambda task=task: OneHotTask(cls(GOALS[task]), task, 2) for task in range(2)]
 
 
+def remembering(task: int) -> gym.Env[Any, Any]:
+    """An environment in wrappers that remember something, two of them alike."""
+    wrappers = gym.wrappers
+    env: Any = wrappers.TimeLimit(wrappers.DelayObservation(PointTask(GOALS[task]), 1), 13)
+    env = wrappers.RecordEpisodeStatistics(wrappers.NormalizeReward(wrappers.NormalizeObservation(env)))
+    env = wrappers.FlattenObservation(wrappers.FrameStackObservation(wrappers.TimeAwareObservation(env), 2))
+    return OneHotTask(wrappers.TimeLimit(wrappers.StickyAction(env, 0.2), 15), task, 2)
+
+
 ENVIRONMENTS: dict[str, Callable[[], VecEnv]] = {
     "dummy": lambda: DummyVecEnv(point_tasks(2)),
     "several of a task": lambda: DummyVecEnv([point_tasks(2)[task] for task in (0, 1, 0)]),
@@ -73,6 +83,11 @@ ENVIRONMENTS: dict[str, Callable[[], VecEnv]] = {
     "Monitor inside": lambda: DummyVecEnv(makers(lambda goal: Monitor(PointTask(goal)))),
     "subprocesses": lambda: SubprocVecEnv(wrapped(Monitor), start_method="forkserver"),
     "VecNormalize": lambda: VecNormalize(DummyVecEnv(point_tasks(2)), norm_obs=False),
+    "VecFrameStack": lambda: VecFrameStack(DummyVecEnv(point_tasks(2)), 2),
+    "wrappers": lambda: DummyVecEnv([lambda task=task: remembering(task) for task in range(2)]),
+    "wrappers in subprocesses": lambda: SubprocVecEnv(
+        [lambda task=task: remembering(task) for task in range(2)], start_method="forkserver"
+    ),
 }
 
 
