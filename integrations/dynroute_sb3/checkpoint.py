@@ -8,7 +8,7 @@ import io
 import json
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,7 +126,8 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
             "python": platform.python_version(),
         },
         "policy": names.get(id(model.policy_class)) or _label(model.policy_class),
-        "network": _describe(model.policy),
+        "network": _describe(model.policy.actor.net),
+        "critics": _describe(model.policy.critic.nets[0]),
         "options": _without_functions(options),
         "spaces": {name: _space(getattr(model, name)) for name in ("observation_space", "action_space")},
         "progress": {name: getattr(model, name) for name in PROGRESS if hasattr(model, name)},
@@ -201,9 +202,12 @@ def _restore(
     named = isinstance(kwargs.get("network", getattr(model.policy_class, "default_network", None)), str)
     # The meta device takes no memory, whatever the sizes; networks of user functions may not support it.
     with torch.device("meta") if named else contextlib.nullcontext():
-        expected = model.policy_class(*saved_spaces.values(), lambda _: 0.0, **kwargs)
-    if (described := _describe(expected)) != state["network"]:
-        raise ValueError(f"{folder} holds another network: {state['network']}, and not {described}.")
+        expected: Any = model.policy_class(*saved_spaces.values(), lambda _: 0.0, **kwargs)
+    for part, net in (("network", expected.actor.net), ("critics", expected.critic.nets[0])):
+        described = _describe(net)
+        if state.get(part, described) != described:  # earlier versions did not describe critics
+            what = "another network" if part == "network" else "other critics"
+            raise ValueError(f"{folder} holds {what}: {state[part]}, and not {described}.")
     check_network(state["parameters"].get("policy"), expected.state_dict(), folder)
     kind = options.get("replay_buffer_class")
     vars(model).update({**options, **saved_spaces, "replay_buffer_class": BUFFERS.get(kind, kind)})
@@ -289,8 +293,7 @@ def _file(path: str | Path | io.BufferedIOBase) -> Path | io.BufferedIOBase:
     return path
 
 
-def _describe(policy: Any) -> str:
-    net = policy.actor.net
+def _describe(net: Any) -> str:
     return str(net.describe() if hasattr(net, "describe") else type(net).__name__)
 
 
@@ -306,31 +309,66 @@ def _with_functions(
     options: dict[str, Any], policy: str, replace: Mapping[str, Any], folder: Path
 ) -> tuple[dict[str, Any], Any]:
     """Returns the options and the policy with functions and classes filled in."""
-    missing = {} if policy in POLICIES else {"policy": policy}
+    missing = dict(_missing(options)) | ({} if policy in POLICIES else {"policy": policy})
+    names = {place: _short_name(place, missing) for place in missing}
+    given: dict[str, Any] = {}
+    for key, value in replace.items():
+        places = _places(key, missing)
+        if len(places) > 1:
+            raise ValueError(
+                f"`replace` must say which {key} of {folder} it is, by {' or '.join(repr(names[p]) for p in places)}, "
+                f"got {key!r}, which is {len(places)} of them."
+            )
+        given |= dict.fromkeys(places, value)
+    for place, label in missing.items():
+        if place not in given and label in OPTIMIZERS:
+            given[place] = OPTIMIZERS[label]
+        if place not in given:
+            raise ValueError(
+                f"{folder} needs the {names[place]} {label}, which it does not hold: pass "
+                f"replace={{{names[place]!r}: ...}}."
+            )
+    if extra := sorted(key for key in replace if key not in ELSEWHERE and not _places(key, missing)):
+        raise ValueError(
+            f"`replace` must name what {folder} could not hold, {sorted(names.values()) or 'which is nothing'}, or "
+            f"what does not change results, {', '.join(ELSEWHERE)}, got {extra}."
+        )
 
-    def fill(tree: Any, name: str) -> Any:
+    def fill(tree: Any, place: str) -> Any:
         if not isinstance(tree, dict):
             return tree
-        if "$missing" in tree and name not in replace and tree["$missing"] in OPTIMIZERS:
-            return OPTIMIZERS[tree["$missing"]]
         if "$missing" in tree:
-            missing[name] = tree["$missing"]
-            return replace.get(name)
-        return {key: fill(value, key) for key, value in tree.items()}
+            return given[place]
+        return {key: fill(value, _join(place, key)) for key, value in tree.items()}
 
-    options = fill(options, "options")
-    for name in missing:
-        if name not in replace:
-            raise ValueError(
-                f"{folder} needs the {name} {missing[name]}, which it does not hold: pass replace={{{name!r}: ...}}."
-            )
-    if extra := sorted(set(replace) - set(missing) - set(ELSEWHERE)):
-        raise ValueError(
-            f"`replace` must name what {folder} could not hold, {sorted(missing) or 'which is nothing'}, or what does "
-            f"not change results, {', '.join(ELSEWHERE)}, got {extra}."
-        )
+    options = fill(options, "")
     moved = {name: value for name, value in replace.items() if name in ELSEWHERE}
-    return {**options, **moved}, replace.get("policy", policy)
+    return {**options, **moved}, given.get("policy", policy)
+
+
+def _missing(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """The places of functions and classes in stored options, with the labels that stand for them."""
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if isinstance(value, dict) and "$missing" in value:
+            yield _join(place, key), value["$missing"]
+        else:
+            yield from _missing(value, _join(place, key))
+
+
+def _join(place: str, key: Any) -> str:
+    return f"{place}.{key}" if place else f"{key}"
+
+
+def _places(name: str, places: Collection[str]) -> list[str]:
+    """The places that a name can mean: itself, or those that end with it."""
+    return [name] if name in places else [place for place in places if place.endswith(f".{name}")]
+
+
+def _short_name(place: str, places: Collection[str]) -> str:
+    """The shortest end of a place that means no other."""
+    parts = place.split(".")
+    ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+    return next(end for end in ends if _places(end, places) == [place])
 
 
 def _space(space: spaces.Space[Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from checkpoint_cases import (
     ENVIRONMENTS,
     FACTORY,
+    NETWORKS,
     OPTIMIZER,
     OwnPolicy,
     Planted,
@@ -37,7 +38,7 @@ from stable_baselines3.common.vec_env import (
 )
 from torch import nn
 
-from dynroute import networks
+from dynroute import TopK, networks
 from dynroute_sb3 import (
     DamagedError,
     MultiTaskSAC,
@@ -450,6 +451,37 @@ def test_what_is_no_part_of_a_checkpoint_is_asked_for(options: dict[str, Any], t
     asked = re.escape(f"needs the {told}, which it does not hold: pass replace={{{name!r}: ...}}.")
     with pytest.raises(ValueError, match=asked):
         load(tmp_path / "there")
+
+
+def test_functions_of_one_name_are_told_apart_by_their_places(tmp_path: Path) -> None:
+    parts = {
+        "network_kwargs": {**NETWORKS["MlpPolicy"], "activation": nn.Tanh},
+        "critic_kwargs": {"activation": nn.GELU},
+    }
+    folder = tmp_path / "there"
+    make_model(ENVIRONMENTS["dummy"](), "MlpPolicy", policy_kwargs=parts).save_checkpoint(folder)
+    with pytest.raises(
+        ValueError,
+        match=r"`replace` must say which activation .*, by 'network_kwargs.activation' or 'critic_kwargs.activation', "
+        r"got 'activation', which is 2 of them",
+    ):
+        load(folder, activation=nn.Tanh)
+    with pytest.raises(ValueError, match=r"needs the critic_kwargs.activation .*GELU, .*={'critic_kwargs.activation':"):
+        load(folder, **{"network_kwargs.activation": nn.Tanh})
+    places = {"network_kwargs.activation": nn.Tanh, "policy_kwargs.critic_kwargs.activation": nn.GELU}
+    model = load(folder, **places)
+    for net, activation in ((model.actor.net, nn.Tanh), (model.critic.nets[0], nn.GELU)):
+        assert any(isinstance(module, activation) for module in net.modules())
+
+
+def test_other_critics(tmp_path: Path) -> None:
+    folder, gates = tmp_path / "there", {"network_kwargs.gate": TopK(2), "critic_kwargs.gate": TopK(3)}
+    network = {**NETWORKS["D2RPolicy"], "gate": gates["network_kwargs.gate"]}
+    parts = {"network_kwargs": network, "critic_kwargs": {"gate": gates["critic_kwargs.gate"]}}
+    make_model(ENVIRONMENTS["dummy"](), policy_kwargs=parts).save_checkpoint(folder)
+    assert load(folder, **gates).critic.nets[0].routed.gate.k == 3
+    with pytest.raises(ValueError, match=r"holds other critics: .* TopK\(3\).*, and not .* TopK\(2\)"):
+        load(folder, **{**gates, "critic_kwargs.gate": TopK(2)})
 
 
 class Telling(gym.Wrapper[Any, Any, Any, Any]):
