@@ -25,7 +25,7 @@ from .archive import reading_archive, writing_archive
 from .attributes import MultiTaskAttributes
 from .demonstrations import DemonstrationBuffer
 from .environments import environment_states, set_environment_states, unstored_states
-from .options import OPTIONS
+from .options import OPTIONS, check_buffer_is_there
 from .policies import POLICIES
 from .randomness import random_state, set_random_state
 from .replay import RouteReplayBuffer
@@ -110,6 +110,7 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
                 "runs, give it the methods `get_state` and `set_state`, which also return and take the state inside.",
                 stacklevel=2,
             )
+    check_buffer_is_there(model)
     assert model.replay_buffer is not None
     options = {name: getattr(model, name) for name in OPTIONS}
     frequency, unit = options["train_freq"]
@@ -215,8 +216,10 @@ def _restore(
     model.set_parameters(state["parameters"], exact_match=True)
     if model.log_ent_coef is not None:
         model.log_ent_coef.data.copy_(state["log_ent_coef"])
-    assert model.replay_buffer is not None
-    if env is not None:  # without environments the model cannot train
+    if env is None:
+        model.replay_buffer = None  # the rows stay where they are, so the model can only predict
+    else:
+        assert model.replay_buffer is not None
         _load_rows(model.replay_buffer, folder, state["buffer"], "model.json")
     vars(model).update(state["progress"])
     model.report.restore(state["report"])

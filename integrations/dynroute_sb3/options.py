@@ -35,10 +35,12 @@ __all__ = [
     "STEPS",
     "VALUE_RANGE",
     "WARMUP_ACTIONS",
+    "check_buffer_is_there",
     "check_n_steps",
     "check_network_options",
     "check_normalization",
     "check_options",
+    "check_parts",
     "check_policy_name",
     "check_precision",
     "n_step_keywords",
@@ -475,6 +477,38 @@ def n_step_keywords(model: MultiTaskAttributes) -> dict[str, Any]:
                 f"`{name}` to the model itself."
             )
     return keywords if model.n_steps > 1 else {}
+
+
+def check_parts(model: MultiTaskAttributes, parameters: Mapping[str, Any]) -> None:
+    """Raises an error if parameters are of a model with another option that decides which parts there are.
+
+    It is a RuntimeError since SB3's `load` takes a ValueError for a file of an early version.
+    """
+    if "actor.optimizer" not in parameters or "critic.optimizer" not in parameters:
+        return  # SB3 tells which names are missing
+    groups = len(parameters["actor.optimizer"].get("param_groups", ()))
+    parts = {
+        "normalize_returns": ("return_bounds" in parameters, model.return_bounds is not None),
+        "lag_rollouts": ("rollout_actor" in parameters, model.rollout_actor is not None),
+        "ent_coef": ("ent_coef_optimizer" in parameters, model.ent_coef_optimizer is not None),
+        "router_lr": (groups > 1, len(model.actor.optimizer.param_groups) > 1),
+    }
+    for name, (saved, own) in parts.items():
+        if saved != own:
+            kept = {"ent_coef": "learned" if saved else "a number", "router_lr": "a rate" if saved else "None"}
+            raise RuntimeError(
+                f"`{name}` must stay {kept.get(name, saved)}, as in the model whose parameters these are, got "
+                f"{getattr(model, name)!r}; make another model."
+            )
+
+
+def check_buffer_is_there(model: MultiTaskAttributes) -> None:
+    """Raises an error unless a model has a replay buffer."""
+    if model.replay_buffer is None:
+        raise ValueError(
+            "`replay_buffer` must be there to learn or to write a checkpoint, got None, since the model was loaded "
+            "from a checkpoint without environments; pass `env` to load_checkpoint, or call load_replay_buffer."
+        )
 
 
 def check_n_steps(model: MultiTaskAttributes) -> None:

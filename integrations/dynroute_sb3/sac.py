@@ -30,10 +30,12 @@ from .observation import check_observation_space, count_tasks
 from .options import (
     BINS,
     VALUE_RANGE,
+    check_buffer_is_there,
     check_n_steps,
     check_network_options,
     check_normalization,
     check_options,
+    check_parts,
     check_policy_name,
     check_precision,
     n_step_keywords,
@@ -376,12 +378,15 @@ class MultiTaskSAC(MultiTaskAttributes):
             super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         finally:
             self._learning = False
+            if self._step_pending:  # an exception, such as Ctrl-C, broke a step off, so episodes start again
+                self._step_pending, self._last_obs = False, None
         self.report.record_updates(self)
         return self
 
     def _setup_learn(
         self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any
     ) -> tuple[int, BaseCallback]:
+        check_buffer_is_there(self)
         if self.return_bounds is not None and (reset_num_timesteps or self._last_obs is None):
             self.return_bounds.forget_running()  # SB3 starts new episodes
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
@@ -404,16 +409,20 @@ class MultiTaskSAC(MultiTaskAttributes):
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         batch_size = self.batch_size if batch_size is None else batch_size
         check_precision(self)
+        check_buffer_is_there(self)
         check_n_steps(self)
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
-        if self.policy.shared_optimizer is not None and self.shared_lr is None:
-            optimizers.append(self.policy.shared_optimizer)
-        if self.ent_coef_optimizer is not None and self.ent_coef_lr is None:
-            optimizers.append(self.ent_coef_optimizer)
+        for optimizer, rate in (
+            (self.policy.shared_optimizer, self.shared_lr),
+            (self.ent_coef_optimizer, self.ent_coef_lr),
+        ):
+            if optimizer is not None and rate is None:
+                optimizers.append(optimizer)
+            elif optimizer is not None and rate is not None:
+                update_learning_rate(optimizer, rate)
         self._update_learning_rate(optimizers)
 
-        assert self.replay_buffer is not None
         if self._waits_for_tasks():
             return
         if self.return_bounds is not None:
@@ -567,7 +576,7 @@ class MultiTaskSAC(MultiTaskAttributes):
 
         Args:
             folder: A folder of :meth:`save_checkpoint`.
-            env: The environments, as many as before; without them the model can only predict.
+            env: The environments, as many as before; without them the model can only predict, and has no replay buffer.
             device: The device of the networks.
             replace: Options that cannot be stored, such as a learning rate that is a function:
                 ``{"learning_rate": f}``.
@@ -578,9 +587,33 @@ class MultiTaskSAC(MultiTaskAttributes):
             )
         return load_checkpoint(cls, Path(folder), env, device, replace or {})
 
+    @classmethod
+    def load(cls, path: str | Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> Self:
+        """Loads a file of `save`, as in SB3, with other options if they are given as keywords."""
+        model = super().load(path, *args, **kwargs)
+        model._step_pending = False  # files of earlier versions have it
+        if model.ent_coef_optimizer is not None and model.log_ent_coef is not None:
+            count = 1 if model.shared_ent_coef else model.entropy_coefficients.numel()
+            if model.log_ent_coef.numel() != count:
+                raise ValueError(
+                    f"`shared_ent_coef` must stay {not model.shared_ent_coef}, with which the model was saved, got "
+                    f"{model.shared_ent_coef}; make another model."
+                )
+            for group in model.ent_coef_optimizer.param_groups:  # its stored state has that of the saved model
+                group["betas"] = (model.ent_coef_beta1, 0.999)
+        return model
+
+    def set_parameters(
+        self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: torch.device | str = "auto"
+    ) -> None:
+        if exact_match and isinstance(load_path_or_dict, dict):
+            check_parts(self, load_path_or_dict)
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
     def _excluded_save_params(self) -> list[str]:
-        own = ("report", "rollout_actor", "return_bounds", "_behaviour_paths", "_learning", "_graphs", "_runs_eagerly")
-        return [*super()._excluded_save_params(), *own]
+        kept_apart = ("report", "rollout_actor", "return_bounds")
+        passing = ("_behaviour_paths", "_learning", "_step_pending", "_graphs", "_runs_eagerly")
+        return [*super()._excluded_save_params(), *kept_apart, *passing]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         states, tensors = super()._get_torch_save_params()

@@ -28,6 +28,7 @@ from checkpoint_cases import (
     tiny_network,
     wrapped,
 )
+from sac_models import assert_physical
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
@@ -279,6 +280,18 @@ def test_predicting_without_environments(tmp_path: Path) -> None:
     expected = model.predict(observations, deterministic=True)[0]
     assert expected.shape == (2, 2)
     assert_same(resumed.predict(observations, deterministic=True)[0], expected)
+    told = r"`replay_buffer` must be there to learn or .*, got None, since the model was loaded from a checkpoint with"
+    with pytest.raises(ValueError, match=told):
+        resumed.train(1)
+    resumed.set_env(env)
+    with pytest.raises(ValueError, match=told):
+        resumed.learn(20)
+    with pytest.raises(ValueError, match=told):
+        resumed.save_checkpoint(tmp_path / "again")
+    model.save_replay_buffer(tmp_path / "buffer")
+    resumed.load_replay_buffer(tmp_path / "buffer")
+    resumed.learn(20, reset_num_timesteps=False)
+    assert resumed.replay_buffer.size() == 74
 
 
 @pytest.mark.parametrize("kind", [str, Path])
@@ -386,6 +399,23 @@ def test_in_the_middle_of_a_step(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a checkpoint must not be written between a step of the environments and"):
         model.learn(10, callback=SaveInStep(tmp_path / "there"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_after_a_step_that_was_broken_off(tmp_path: Path) -> None:
+    def interrupt(*_: Any) -> bool:
+        if model.num_timesteps >= 54:
+            raise KeyboardInterrupt
+        return True
+
+    model = make_model(ENVIRONMENTS["dummy"]())
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(100, callback=interrupt)
+    size = model.replay_buffer.size()
+    model.save_checkpoint(tmp_path / "there")
+    for one in (model, load(tmp_path / "there")):
+        one.learn(20, reset_num_timesteps=False)  # it starts new episodes, so each transition is one step
+        assert_physical(one)
+        assert one.replay_buffer.size() == size + 20
 
 
 def test_environments_wrapped_in_another_way(tmp_path: Path) -> None:

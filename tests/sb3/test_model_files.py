@@ -180,6 +180,55 @@ def test_loading_with_other_options() -> None:
         MultiTaskSAC.load(file, pendulum(), "cpu", policy_kwargs={"net_arch": [32]})
 
 
+def saved(model: MultiTaskSAC) -> io.BytesIO:
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    return file
+
+
+def test_loading_with_other_rates() -> None:
+    file = saved(make_model("PaCoPolicy", ent_coef_lr=1e-2, shared_lr=1e-2, learning_rate=1e-4).learn(60))
+    rates = {"ent_coef_lr": 1e-5, "shared_lr": 2e-5, "ent_coef_beta1": 0.5}
+    loaded = MultiTaskSAC.load(file, points(), "cpu", **rates).learn(60)
+    assert loaded.ent_coef_optimizer is not None
+    assert loaded.policy.shared_optimizer is not None
+    (coefficients,), (shared,) = loaded.ent_coef_optimizer.param_groups, loaded.policy.shared_optimizer.param_groups
+    assert (coefficients["lr"], coefficients["betas"], shared["lr"]) == (1e-5, (0.5, 0.999), 2e-5)
+    file.seek(0)
+    loaded = MultiTaskSAC.load(file, points(), "cpu", ent_coef_lr=None, shared_lr=None).learn(60)
+    assert loaded.ent_coef_optimizer.param_groups[0]["lr"] == 1e-4
+    assert loaded.policy.shared_optimizer.param_groups[0]["lr"] == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({}, {"normalize_returns": True}, "`normalize_returns` must stay False, as .*, got True; make another"),
+        ({"normalize_returns": True}, {"normalize_returns": False}, "`normalize_returns` must stay True, .* got False"),
+        ({}, {"lag_rollouts": True}, "`lag_rollouts` must stay False, .* got True"),
+        ({"lag_rollouts": True}, {"lag_rollouts": False}, "`lag_rollouts` must stay True, .* got False"),
+        ({}, {"router_lr": 1e-4}, "`router_lr` must stay None, .* got 0.0001"),
+        ({"router_lr": 1e-4}, {"router_lr": None}, "`router_lr` must stay a rate, .* got None"),
+        ({}, {"ent_coef": 0.1}, "`ent_coef` must stay learned, .* got 0.1"),
+        ({"ent_coef": 0.1}, {"ent_coef": "auto"}, "`ent_coef` must stay a number, .* got 'auto'"),
+        ({}, {"shared_ent_coef": True}, "`shared_ent_coef` must stay False, .* got True"),
+        ({"shared_ent_coef": True}, {"shared_ent_coef": False}, "`shared_ent_coef` must stay True, .* got False"),
+    ],
+    ids=str,
+)
+def test_loading_with_options_that_must_stay(before: dict[str, Any], after: dict[str, Any], told: str) -> None:
+    file = saved(make_model(**before))
+    with pytest.raises((ValueError, RuntimeError), match=f"^{told}"):
+        MultiTaskSAC.load(file, points(), "cpu", **after)
+
+
+def test_a_model_that_was_saved_in_a_step_can_be_checkpointed(tmp_path: Path) -> None:
+    model, files = make_plain(), []
+    model.learn(20, callback=lambda *_: not files.append(saved(model)))
+    MultiTaskSAC.load(files[-1], points(), "cpu").save_checkpoint(tmp_path / "there")
+
+
 def test_what_waits_in_an_overlapped_model_is_not_lost(tmp_path: Path) -> None:
     model = OverlappedSAC("MlpPolicy", points(), learning_starts=8, device="cpu").learn(40)
     model.save_checkpoint(tmp_path / "there")
