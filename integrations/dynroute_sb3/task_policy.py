@@ -2,8 +2,10 @@
 
 import copy
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import Tensor, nn
 
 from dynroute import Extraction, TaskNetwork, extract
@@ -20,10 +22,10 @@ class TaskPolicy(nn.Module):
     r"""Computes actions :math:`\tanh \mu(s)` from states of one task; :func:`extract_policy` makes it.
 
     Args:
-        normalizer: Normalizes states.
+        normalizer: Normalizes states, as the environments and the policy of the model do.
         network: The network of the task, from states to means and log-standard deviations.
-        center: The middle of the range of actions.
-        reach: Half of that range.
+        center: The middle of the range of actions, in the shape of an action.
+        reach: Half of that range, in the same shape.
 
     Example:
         >>> sizes = {"num_modules": 3, "width": 8, "trunk_sizes": (8,), "router_sizes": (8,)}
@@ -37,7 +39,7 @@ class TaskPolicy(nn.Module):
     center: Tensor
     reach: Tensor
 
-    def __init__(self, normalizer: StateNormalizer, network: TaskNetwork, center: Tensor, reach: Tensor) -> None:
+    def __init__(self, normalizer: nn.Module, network: TaskNetwork, center: Tensor, reach: Tensor) -> None:
         super().__init__()
         self.normalizer, self.network = normalizer, network
         self.register_buffer("center", center)
@@ -54,6 +56,8 @@ class TaskPolicy(nn.Module):
         """Computes the actions for states with shape ``[*, state_features]``, in the range of the environments."""
         mean, _ = self.network(self.normalizer(state)).chunk(2, dim=-1)
         action = torch.tanh(mean)
+        if self.center.dim() > 1:
+            action = action.reshape(*action.shape[:-1], *self.center.shape)
         return action if self.unscaled else self.center + self.reach * action
 
 
@@ -61,10 +65,12 @@ def extract_policy(model: MultiTaskSAC, states: Tensor, *, task: int, coverage: 
     """Extracts the deterministic policy of one task from a model.
 
     It normalizes states as in training, squashes the mean by tanh and scales actions to the range of the environments.
+    If these are in a MultiTaskVecNormalize, the policy has its current statistics and takes states that are not
+    normalized; a model that was loaded without its environments lacks them, and its policy takes normalized states.
 
     Args:
         model: The model, whose network contains a routed graph.
-        states: Typical states without the task, with shape ``[samples, state_features]``.
+        states: Typical states without the task, not normalized, with shape ``[samples, state_features]``.
         task: The id of the task.
         coverage: The share of these states whose routes stay complete, see :func:`dynroute.extract`.
 
@@ -142,9 +148,22 @@ def whole_policy(model: MultiTaskSAC, *, task: int) -> TaskPolicy:
     report = Extraction(nodes, 1.0, 0.0, numbers, numbers, "routes" if nodes else "nothing")
     space = actor.action_space
     assert isinstance(space, spaces.Box)
-    normalizer = copy.deepcopy(actor.normalizer).cpu()
+    own = copy.deepcopy(actor.normalizer).cpu()
+    normalizer = own if (before := _environment_normalizer(model)) is None else nn.Sequential(*before, own)
     center, reach = (
-        torch.as_tensor(end).to(normalizer.mean.dtype)
-        for end in ((space.high + space.low) / 2, (space.high - space.low) / 2)
+        torch.as_tensor(end).to(own.mean.dtype) for end in ((space.high + space.low) / 2, (space.high - space.low) / 2)
     )
     return TaskPolicy(normalizer, TaskNetwork(net, one_hot, report), center, reach)
+
+
+def _environment_normalizer(model: MultiTaskSAC) -> list[nn.Module] | None:
+    """The normalization of states by a MultiTaskVecNormalize, without a task; None if there is none."""
+    env = model.get_vec_normalize_env()
+    if env is None or not env.norm_obs:
+        return None
+    statistics, features = env.obs_rms, model.policy.task_space.state_features
+    assert isinstance(statistics, RunningMeanStd)
+    normalizer = StateNormalizer(features, dtype=model.actor.normalizer.mean.dtype)
+    normalizer.mean.copy_(torch.from_numpy(statistics.mean[:features]))
+    normalizer.scale.copy_(torch.from_numpy(1 / np.sqrt(statistics.var[:features] + env.epsilon)))
+    return [normalizer, nn.Hardtanh(-env.clip_obs, env.clip_obs)]
