@@ -424,6 +424,13 @@ def check_network_options(model: MultiTaskAttributes) -> None:
             "`actor_paths` and `critic_paths` can be 'replayed' where the network has routes, "
             f"got a {type(model.actor.net).__name__} without."
         )
+    topology = model.policy.topology
+    others = {getattr(net, "topology", None) for net in model.critic.nets} - {topology, None}
+    if model.critic_paths == "replayed" and others:
+        raise ValueError(
+            "`critic_paths` can be 'replayed' where critics have the graph of their actor, whose paths are stored, got "
+            f"{others.pop()}, and not {topology}; leave its size out of `critic_kwargs`, or take 'sampled' or 'topk'."
+        )
     if model.route_balance:
         check_balance(model.route_balance, [model.actor.net, *model.critic.nets])
     if model.router_lr is not None:

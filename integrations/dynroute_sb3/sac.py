@@ -70,10 +70,12 @@ class MultiTaskSAC(MultiTaskAttributes):
         task_names: The names of the tasks in the log; default: their numbers.
         batch_size: The batch size, a multiple of the number of tasks if the replay buffer is balanced; default: 128 for
             each task.
-        ent_coef_lr: The learning rate of the entropy coefficients; default: the networks'.
+        ent_coef_lr: The learning rate of the entropy coefficients; default: the networks'. It does not apply to a
+            coefficient that is a number.
         ent_coef_beta1: The decay of the first moment in the optimizer of the entropy coefficients; 0.5 in BRC.
         shared_ent_coef: Whether all tasks share one entropy coefficient, as in BRC.
-        max_ent_coef: The largest entropy coefficient; no limit if None.
+        max_ent_coef: The largest entropy coefficient that is learned; no limit if None. It does not apply to a
+            coefficient that is a number.
         task_weights: The rule for the weights of tasks, one of :data:`dynroute_sb3.losses.TASK_WEIGHTS`; Eq. 15 is
             "alpha-sum", the released code has "inverse-alpha-mean".
         max_task_loss: A task with a larger loss of critics or actor is left out of the update, and networks that can

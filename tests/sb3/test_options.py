@@ -299,6 +299,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "`router_lr` must be None for networks without a router that learns, got 0.0001 for a MultiTaskMLP",
     ),
     "routers without a rate": ({"router_lr": 0}, "`router_lr` must be positive or None, got 0"),
+    "replayed in critics with another graph": (
+        {"critic_paths": "replayed", "policy_kwargs": {"critic_kwargs": {"num_modules": 5}}},
+        "`critic_paths` can be 'replayed' where critics have the graph of their actor, .*; leave its size out of "
+        "`critic_kwargs`",
+    ),
     "balance without routes": (
         {"policy": "MlpPolicy", "route_balance": 0.1},
         "`route_balance` must be 0 for networks without routes, got 0.1 for a MultiTaskMLP",
