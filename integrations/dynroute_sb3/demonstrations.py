@@ -21,6 +21,10 @@ ROWS = 4096
 """The number of observations that the actor routes at once."""
 
 
+ROUNDING = 1e-5
+"""How far rounding may bring scaled actions outside of [-1, 1]."""
+
+
 class DemonstrationBuffer(RouteReplayBuffer):
     """A replay buffer with demonstrations, which are never overwritten and make up a share of every batch.
 
@@ -170,6 +174,12 @@ def add_demonstrations(
         if not np.isfinite(array).all():
             task, i = np.argwhere(~np.isfinite(array))[0, :2]
             raise ValueError(f"`{name}` must be finite, got NaN or infinity in transition {i} of task {task}.")
+    if (outside := np.abs(actions) > 1 + ROUNDING).any():
+        task, i = np.argwhere(outside)[0, :2]
+        raise ValueError(
+            f"`actions` must be scaled to [-1, 1], got {np.asarray(actions)[task, i].tolist()} in transition {i} of "
+            f"task {task}; model.policy.scale_action scales those of the environments."
+        )
     rows = np.arange(tasks)[:, None]
     for name in ("observations", "next_observations"):
         if (buffer.task_space.tasks(parts[name][0].reshape(tasks * count, -1)).reshape(tasks, count) != rows).any():

@@ -4,7 +4,8 @@ r"""n-step returns: critics learn from the rewards of several steps and bootstra
           \qquad k \le n
 
 An episode that ends earlier has a smaller k, and so has one whose later steps are not stored yet. As in SB3, the
-entropy of the actions in between is left out, and nothing corrects that an earlier policy chose them.
+entropy of the actions in between is left out, and nothing corrects that an earlier policy chose them. A ring that holds
+hardly more than the transitions of one vector step cannot tell which follow one another: k is then 1, with a warning.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """A replay buffer with a ring for each task, which stores the path of the behaviour policy with each transition."""
 
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -277,7 +278,9 @@ class RouteReplayBuffer(ReplayBuffer):
         earlier = np.tril(tasks[:, None] == tasks, -1).sum(axis=1)
         places = (self.positions[tasks] + earlier) % self.capacity
         added = np.bincount(tasks, minlength=self.num_tasks)
-        self.most_at_once = max(self.most_at_once, int(added.max()))
+        if int(added.max()) > self.most_at_once or not self.vector_steps:
+            self.most_at_once = max(self.most_at_once, int(added.max()))
+            self._warn_of_short_rings()
         if self.back is not None:
             self.back[tasks, places, 0] = self._distances(tasks, places, rows[:, :n])
             self._latest = np.stack([tasks, places], axis=1)
@@ -288,6 +291,16 @@ class RouteReplayBuffer(ReplayBuffer):
         self.counts = np.minimum(self.counts + added, self.capacity)
         self.added = self.added + added
         self.vector_steps += 1
+
+    def _warn_of_short_rings(self) -> None:
+        """Warns if rings are too short to tell which transitions follow one another."""
+        if self.n_steps > 1 and 1 < self.capacity <= self.reach:
+            warnings.warn(
+                f"returns are of single steps, not of {self.n_steps}: with up to {self.most_at_once} transitions of a "
+                f"task at once, its ring must hold more than {2 * self.most_at_once - 1}, got {self.capacity}; raise "
+                "`buffer_size`.",
+                stacklevel=3,
+            )
 
     def _distances(
         self, tasks: NDArray[np.int64], places: NDArray[np.int64], states: NDArray[np.float32]

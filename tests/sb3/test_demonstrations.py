@@ -173,6 +173,12 @@ def test_wrong_arguments() -> None:
         swapped = demonstrations(states=4)[name][::-1]
         with pytest.raises(ValueError, match=f"`{name}` must begin with all transitions of task 0, and so on"):
             shown_to(make_model(), **{name: swapped})
+    shown = demonstrations(states=4)["actions"].copy()
+    shown[1, 2] = 1.5
+    with pytest.raises(ValueError, match=r"`actions` must be scaled to .*, got \[1.5, 1.5\] in transition 2 of task 1"):
+        shown_to(make_model(), actions=shown)
+    shown[1, 2] = 1 + 1e-6  # by rounding
+    shown_to(make_model(), actions=shown)
     plain = MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks(TASKS)), device="cpu", buffer_size=10)
     with pytest.raises(TypeError, match="`model` must have been made with replay_buffer_class=DemonstrationBuffer"):
         add_demonstrations(plain, **demonstrations(states=4))

@@ -1,5 +1,6 @@
 """Transitions of several steps are those of a loop over the episodes as they were played."""
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -333,3 +334,15 @@ def test_a_ring_that_is_too_small_for_its_environments_has_single_steps() -> Non
         buffer.add(states, states, np.zeros((4, 2)), np.ones(4), np.zeros(4, bool), [{}] * 4)
     assert buffer.gather(np.zeros(3, int), np.arange(3)).discounts.flatten().tolist() == pytest.approx([GAMMA] * 3)
     assert (buffer.most_at_once, buffer.reach) == (4, 3)
+
+
+@pytest.mark.parametrize(("capacity", "told"), [(3, True), (4, False)])
+def test_rings_that_are_too_short(capacity: int, told: bool) -> None:
+    env = DummyVecEnv([point_tasks()[k] for k in (0, 1, 2, 3, 0)])  # two of a task at once
+    model = make_model("MlpPolicy", env, n_steps=3, buffer_size=4 * capacity, batch_size=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(60)
+    sentence = "returns are of single steps, not of 3: with up to 2 transitions of a task at once, its ring must hold"
+    assert len(caught) == told
+    assert all(f"{each.message}".startswith(f"{sentence} more than 3, got {capacity}; raise") for each in caught)
