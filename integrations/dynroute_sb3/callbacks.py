@@ -48,6 +48,9 @@ class PlasticityLogger(BaseCallback):
         self.batch_size = batch_size
         self._last: int | None = None
 
+    def _init_callback(self) -> None:
+        self._last = None  # another learn() may have had the same step numbers
+
     def _on_rollout_start(self) -> None:
         steps, buffer = self.model.num_timesteps, self.model.replay_buffer
         due = self._last is None or steps - self._last >= self.every

@@ -18,12 +18,11 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor
 
-from dynroute_sb3 import (
-    MultiTaskSAC,
-)
+from dynroute_sb3 import MultiTaskSAC, PlasticityLogger
 
 
 def test_callbacks_that_stop() -> None:
@@ -51,6 +50,14 @@ def test_going_on_after_a_callback_stopped(environments: str, stop: int) -> None
     assert model.replay_buffer is not None
     assert model.replay_buffer.size() == model.num_timesteps
     assert_physical(model)
+
+
+def test_plasticity_is_logged_each_time_that_a_model_learns() -> None:
+    model, logger = make_model(), PlasticityLogger(40, 16)
+    for _ in range(2):
+        model.set_logger(Logger(None, []))
+        model.learn(120, callback=logger)
+        assert "plasticity/rank" in model.logger.name_to_value
 
 
 def test_an_episode_that_ends_as_a_callback_stops_is_told() -> None:
