@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -120,9 +119,7 @@ class MultiTaskActor(BasePolicy):
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
         """Predicts actions with an actor that was loaded alone, like :meth:`dynroute_sb3.MultiTaskPolicy.predict`."""
-        if isinstance(observation, np.ndarray):
-            self.task_space.check(observation, name="the observation")
-        return super().predict(observation, state, episode_start, deterministic)
+        return super().predict(self.task_space.read(observation), state, episode_start, deterministic)
 
     def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:  # type: ignore[override]
         return self.forward(observation, deterministic)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from dynroute.arguments import check_count, shown
+
 __all__ = ["OneHotTask", "TaskSpace", "check_observation_space", "count_tasks"]
 
 
@@ -77,6 +79,14 @@ class TaskSpace:
             row = observations.reshape(-1, observations.shape[-1])[i].tolist()
             raise ValueError(f"{name} must be finite, row {i} of task {tasks[i]} is {row}.")
 
+    def read(self, observation: Any) -> Any:
+        """Returns an observation for `predict`, a list or a tensor as an array; raises an error if it is invalid."""
+        if isinstance(observation, (list, Tensor)):
+            observation = np.asarray(observation) if isinstance(observation, list) else observation.numpy(force=True)
+        if isinstance(observation, np.ndarray):  # SB3 refuses others
+            self.check(observation, name="the observation")
+        return observation
+
 
 def check_observation_space(space: spaces.Space[Any]) -> None:
     """Raises an error unless observations are vectors."""
@@ -103,6 +113,9 @@ class OneHotTask(gym.Wrapper[NDArray[np.float32], Any, NDArray[Any], Any]):
 
     def __init__(self, env: gym.Env[Any, Any], task: int, num_tasks: int) -> None:
         super().__init__(env)
+        check_count("num_tasks", num_tasks, at_least=1)
+        if isinstance(task, bool) or not isinstance(task, (int, np.integer)):
+            raise TypeError(f"`task` must be an integer, got {shown(task)}.")
         if not 0 <= task < num_tasks:
             raise ValueError(f"`task` must be in 0..{num_tasks - 1}, got {task}.")
         inner = env.observation_space

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -230,9 +229,7 @@ class MultiTaskPolicy(SACPolicy):
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
         """Predicts actions, sampled along a sampled route, or the mean along the best route."""
-        if isinstance(observation, np.ndarray):
-            self.task_space.check(observation, name="the observation")
-        return super().predict(observation, state, episode_start, deterministic)
+        return super().predict(self.task_space.read(observation), state, episode_start, deterministic)
 
     def compile_networks(self, backend: str) -> None:
         """Compiles the networks with torch.compile; their parameters keep their names."""
@@ -267,16 +264,25 @@ ELSEWHERE: Mapping[str, str] = {
 """SB3's policy keywords that do not apply here, with the reason."""
 
 
+SB3_DEFAULTS: Mapping[str, Any] = {
+    "log_std_init": -3,
+    "use_expln": False,
+    "clip_mean": 2.0,
+    "features_extractor_class": FlattenExtractor,
+    "share_features_extractor": False,
+}
+"""Their defaults in SB3, which may be given."""
+
+
 def _refuse_others(others: Mapping[str, Any]) -> None:
-    """Raises an error for a keyword that does not apply, unless its value has no effect."""
-    no_effect = {"share_features_extractor": False, "features_extractor_class": FlattenExtractor}
+    """Raises an error for a keyword that does not apply, unless it has SB3's default."""
     for name, value in others.items():
         if name not in ELSEWHERE:
             raise TypeError(
                 f"`policy_kwargs` must be keywords of MultiTaskPolicy, got `{name}`; keywords of the network belong in "
                 "`network_kwargs`."
             )
-        if value is not None and value != {} and value is not no_effect.get(name):
+        if value is not None and value != {} and value != SB3_DEFAULTS.get(name):
             raise ValueError(
                 f"`{name}` must not be given in `policy_kwargs`, got {shown(value)}: {ELSEWHERE[name]}, whose keywords "
                 "are `network_kwargs`."

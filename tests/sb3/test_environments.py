@@ -243,6 +243,12 @@ def test_one_hot_of_a_task_that_is_not_there(task: int) -> None:
         OneHotTask(PointTask(GOALS[0]), task, 4)
 
 
+@pytest.mark.parametrize("task", [True, 1.5, "1", None])
+def test_one_hot_of_a_task_that_is_no_number(task: Any) -> None:
+    with pytest.raises(TypeError, match=rf"`task` must be an integer, got {task!r}\."):
+        OneHotTask(PointTask(GOALS[0]), task, 4)
+
+
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(-1, 1, (2, 2)), spaces.Dict(a=spaces.Discrete(2))])
 def test_one_hot_behind_what_is_no_vector(space: spaces.Space[Any]) -> None:
     env = PointTask(GOALS[0])

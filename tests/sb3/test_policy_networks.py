@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dynroute_sb3 import (
     MultiTaskActorCriticPolicy,
     MultiTaskSAC,
 )
-from dynroute_sb3.policies import POLICIES
+from dynroute_sb3.policies import ELSEWHERE, POLICIES
 
 NETWORKS = {
     "MultiTaskPolicy": "MultiTaskMLP",
@@ -197,7 +198,7 @@ KEYWORDS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "heads": ("MultiHeadPolicy", {"net_arch": []}, "`hidden_sizes` must list at least 1 sizes"),
     "log_std_init": ("MlpPolicy", {"log_std_init": -2}, f"`log_std_init` {UNUSED}"),
-    "clip_mean": ("MlpPolicy", {"clip_mean": 2.0}, f"`clip_mean` {UNUSED}"),
+    "clip_mean": ("MlpPolicy", {"clip_mean": 1.0}, f"`clip_mean` {UNUSED}"),
     "use_expln": ("MlpPolicy", {"use_expln": True}, f"`use_expln` {UNUSED}"),
     "shared": ("MlpPolicy", {"share_features_extractor": True}, f"`share_features_extractor` {UNUSED}"),
     "extractor": ("MlpPolicy", {"features_extractor_class": NatureCNN}, f"`features_extractor_class` {UNUSED}"),
@@ -210,6 +211,13 @@ def test_keywords_without_a_place(name: str) -> None:
     policy, kwargs, told = KEYWORDS[name]
     with pytest.raises(ValueError, match=told):
         make_plain(policy, policy_kwargs=kwargs)
+
+
+def test_keywords_that_have_the_defaults_of_sb3() -> None:
+    parameters = inspect.signature(SACPolicy.__init__).parameters
+    kwargs = {name: parameters[name].default for name in ELSEWHERE}
+    assert kwargs["clip_mean"] == 2.0
+    make_plain(policy_kwargs={"network_kwargs": {"hidden_sizes": (8,)}, **kwargs})
 
 
 @pytest.mark.parametrize("name", ["network_kwargs", "critic_kwargs"])

@@ -1,6 +1,7 @@
 """Actions are predicted as by SAC: of its space, for one observation or many, by one seed."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,16 @@ def test_routes_are_sampled_unless_the_best_are_asked_for(model: MultiTaskSAC) -
 def test_predicting_from_what_is_no_observation(model: MultiTaskSAC, wrong: np.ndarray, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         model.predict(wrong)
+
+
+@pytest.mark.parametrize("convert", [np.ndarray.tolist, torch.as_tensor], ids=["list", "tensor"])
+def test_predicting_from_what_is_no_array(model: MultiTaskSAC, convert: Any) -> None:
+    wrong = observations()[:3]
+    wrong[1, 0] = np.nan
+    for policy in (model, model.policy, model.actor):
+        assert policy.predict(convert(observations()))[0].shape == (20, 2)
+        with pytest.raises(ValueError, match="the observation must be finite, row 1 of task 0 is"):
+            policy.predict(convert(wrong))
 
 
 def test_predicting_from_what_gymnasium_returns(model: MultiTaskSAC) -> None:
