@@ -157,10 +157,6 @@ def check_options(model: MultiTaskAttributes) -> None:
             f"`route_temperature` must be a positive number or one of {', '.join(map(repr, TEMPERATURES))}, "
             f"got {tau!r}."
         )
-    for name in ("log_prob_epsilon", "ent_coef_beta1"):
-        fraction = getattr(model, name)
-        if not 0 <= fraction < 1:
-            raise ValueError(f"`{name}` must be at least 0 and below 1, got {fraction!r}.")
     for name in ("joint_update", "ent_coef_after_step", "lag_rollouts", "normalize_returns", "shared_ent_coef"):
         check_flag(name, getattr(model, name))
     _check_order(model)
@@ -360,6 +356,8 @@ def _check_numbers(model: MultiTaskAttributes) -> None:
         _check_kind(name, value, "a number")
         if name == "reward_scale" and not 0 < value < math.inf:
             raise ValueError(f"`{name}` must be positive and finite, got {value}.")
+        if name in ("log_prob_epsilon", "ent_coef_beta1") and not 0 <= value < 1:
+            raise ValueError(f"`{name}` must be at least 0 and below 1, got {value}.")
         if not least <= value <= most or value == math.inf:
             upper = "finite" if most == math.inf else f"at most {most}"
             raise ValueError(f"`{name}` must be at least {least} and {upper}, got {value}.")

@@ -330,8 +330,11 @@ def test_an_environment_that_is_reset_into_another_task_begins_anew() -> None:
 def test_a_ring_that_is_too_small_for_its_environments_has_single_steps() -> None:
     buffer = make_buffer(3, paths=False, n_steps=2, gamma=GAMMA)
     states = observe(np.ones((4, 2)), [0] * 4)
-    for _ in range(3):
-        buffer.add(states, states, np.zeros((4, 2)), np.ones(4), np.zeros(4, bool), [{}] * 4)
+    added = (states, states, np.zeros((4, 2)), np.ones(4), np.zeros(4, bool), [{}] * 4)
+    with pytest.warns(UserWarning, match="returns are of single steps, not of 2: with up to 4 .*, got 3; raise"):
+        buffer.add(*added)
+    for _ in range(2):
+        buffer.add(*added)
     assert buffer.gather(np.zeros(3, int), np.arange(3)).discounts.flatten().tolist() == pytest.approx([GAMMA] * 3)
     assert (buffer.most_at_once, buffer.reach) == (4, 3)
 
