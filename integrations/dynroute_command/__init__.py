@@ -23,7 +23,13 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Imports do not expect an exception, and nothing has started that must be ended: exit at once.
         signal.signal(signal.SIGINT, _leave)
-    return run(sys.argv[1:])
+    try:
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, for instance `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 1
+    return status
 
 
 def run(arguments: Sequence[str]) -> int:

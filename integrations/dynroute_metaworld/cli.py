@@ -46,13 +46,12 @@ def run(options: argparse.Namespace) -> int:
     try:
         return COMMANDS[options.command](options) or 0
     except KeyboardInterrupt:
-        hints = {
-            "train": "stopped at once; --resume goes on from the last checkpoint",
-            "imitate": "stopped at once; --resume goes on from the last checkpoint",
-            "sweep": "stopped; the same command goes on",
-        }
+        resume = "stopped at once; --resume goes on from the last checkpoint, and the same command where there is none"
+        hints = {"train": resume, "imitate": resume, "sweep": "stopped; the same command goes on"}
         print(f"\ndynroute: {hints.get(options.command, 'stopped at once')}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError, RunError, WorkerError, ImportError) as error:
         message = str(error)
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
@@ -85,6 +84,11 @@ def _train(options: argparse.Namespace) -> int:
     folder = options.run or Path("runs") / f"{name}-{wanted.goals}-{how}-seed{wanted.seed}"
     exists = (folder / "config.json").exists()
     if options.resume and not exists:
+        if not {"method", "benchmark"} & set(given) and options.preset is None:
+            raise RunError(
+                f"there is no run in {folder} to go on with; without --resume, `{options.command}` starts one of "
+                f"{wanted.method} on {wanted.benchmark}."
+            )
         cloning = f"{wanted.cloning_steps:,} updates of cloning"
         plan = f"{wanted.benchmark}, {f'{wanted.steps:,} steps of each task' if wanted.steps else cloning}"
         print(f"dynroute: there is no run in {folder}: a new one starts, {plan}", file=sys.stderr)

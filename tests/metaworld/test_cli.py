@@ -129,11 +129,31 @@ def test_a_run_that_is_not_there_is_told_before_another_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commands, "train", lambda run, rebuild: None)
-    assert main(["train", "--run", str(tmp_path / "rum"), "--resume"]) == 130
+    resume = ["train", "--run", str(tmp_path / "rum"), "--resume"]
+    assert main(resume) == 1
+    assert (
+        f"there is no run in {tmp_path / 'rum'} to go on with; without --resume, `train` starts"
+        in capsys.readouterr().err
+    )
+    assert not (tmp_path / "rum").exists()
+    assert main([*resume, "--benchmark", "MT10"]) == 130
     told = f"there is no run in {tmp_path / 'rum'}: a new one starts, MT10, 1,500,000 steps of each task"
     assert told in capsys.readouterr().err
-    assert main(["train", "--run", str(tmp_path / "rum"), "--resume"]) == 130
+    assert main(resume) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_a_batch_size_that_has_no_effect_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train", "--preset", "brc-small", "--run", str(tmp_path / "run")]
+    error = told(capsys, *train, "--batch-size", "16")
+    assert "`batch_size` has no effect beside a `mixed_batch_size`, which is 512, with these settings; give" in error
+
+
+def test_a_reader_that_has_enough_sees_no_traceback() -> None:
+    command = f"{sys.executable} -m dynroute_command completion bash | head -1"
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert process.stdout.count("\n") == 1
+    assert process.stderr == ""
 
 
 def test_a_network_that_cannot_be_built_leaves_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -772,7 +792,8 @@ def test_where_benchmarks_write(tmp_path: Path) -> None:
 
 def test_a_run_of_the_learner_of_brc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # It goes on from a checkpoint with all that it has learned of returns, and no optimizer need be handed in.
-    command = ["train", *TINY, "--preset", "brc-small", "--mixed-batch-size", "3", "--bins", "11", "--value-low", "-5"]
+    tiny = [part for i, part in enumerate(TINY) if "--batch-size" not in TINY[max(i - 1, 0) : i + 1]]
+    command = ["train", *tiny, "--preset", "brc-small", "--mixed-batch-size", "3", "--bins", "11", "--value-low", "-5"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([*command, "--steps", "30", "--run", str(whole)]) == 0
     assert main([*command, "--run", str(parts)]) == 0

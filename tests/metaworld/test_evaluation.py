@@ -285,6 +285,15 @@ def test_rates_and_table() -> None:
     assert "90 % interval" in result.table(0.9)
 
 
+def test_goals_that_repeat_do_not_make_an_interval_narrower() -> None:
+    rng = np.random.default_rng(0)
+    first = np.where(rng.random((2, 50)) < 0.8, 3, -1)
+    once, twice = (result_of(first_success=np.tile(first, times), goals="benchmark") for times in (1, 2))
+    np.testing.assert_array_equal(once.intervals(), twice.intervals())
+    (low, high), (lowest, highest) = result_of(first_success=np.tile(first, 2)).intervals(), twice.intervals()
+    assert (high - low < highest - lowest).all()  # random goals are all different
+
+
 def test_episodes_with_one_goal_have_no_interval() -> None:
     rows = [line.split() for line in result_of(goals="fixed").table().splitlines()[2:]]
     assert rows[:2] == [["reach", "0.75", "-", "2.5", "3", "3.50"], ["push", "0.00", "-", "0.2", "-", "4.00"]]

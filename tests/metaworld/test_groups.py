@@ -115,7 +115,7 @@ def test_what_is_missing_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(runs["d2r-1"], tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     (folder / "evaluations" / "final.json").write_text("{")
-    (folder / "sessions.jsonl").write_text('{"started": "now"}\nno\n')
+    (folder / "sessions.jsonl").write_text('{"started": "now"}\n{"minutes": "1"}\n')
     one = read_run(folder)
     told = " ".join(one.notes)
     for part in (

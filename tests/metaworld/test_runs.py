@@ -1,6 +1,7 @@
 """Runs: what is written, how they stop and go on, and what is refused."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -400,8 +401,34 @@ def test_a_damaged_checkpoint(done: Run) -> None:
     with pytest.raises(DamagedError, match=r"Remove .*step_96, and --resume goes on from the one before"):
         train(done)
     shutil.rmtree(done.checkpoints / "step_96")
+    (last,) = done.checkpoints.iterdir()
+    (last / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DamagedError, match=r"There is no other: put back the file, or start another run"):
+        train(done)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before(done: Run) -> None:
+    shutil.rmtree(done.checkpoints / "step_96")
     assert train(done) is not None
     assert len(read_metrics(done.metrics)) == 6
+
+
+def test_steps_that_are_no_whole_number_of_rounds(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", small(steps=25, update_every=4))
+    assert train(run) is not None
+    assert latest_checkpoint(run.checkpoints) == run.checkpoints / "step_56"  # 28 steps of two tasks
+    again = Run.open(run.folder)
+    assert again.done() is not None
+    again.configuration = dataclasses.replace(again.configuration, steps=24)
+    with pytest.raises(RunError, match=r"`steps` must be at least the 28 of each task"):
+        again.last_checkpoint()
+
+
+@pytest.mark.parametrize("line", ['{"step": null}', '{"step": "abc"}', '{"step": 1.5}', "[]"])
+def test_damaged_metrics_are_named(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=r"metrics.jsonl is damaged in line 1"):
+        read_metrics(tmp_path / "metrics.jsonl")
 
 
 def alter(path: Path) -> None:

@@ -183,6 +183,12 @@ def check_needs(configurations: Sequence[Configuration], given: Collection[str] 
         configurations: The configurations of the runs.
         given: The options that were given; others are only looked at if they differ from their defaults.
     """
+    mixed = [each.mixed_batch_size for each in configurations]
+    if "batch_size" in given and None not in mixed:
+        raise ValueError(
+            f"`batch_size` has no effect beside a `mixed_batch_size`, which is {mixed[0]}, with these settings; give "
+            "--mixed-batch-size N."
+        )
     for option in dataclasses.fields(Configuration):
         needed, values = option.metadata["needs"], [getattr(each, option.name) for each in configurations]
         if not needed or any(getattr(each, needed) for each in configurations):

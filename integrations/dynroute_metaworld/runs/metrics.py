@@ -105,7 +105,7 @@ def _whole_lines(path: Path) -> Iterator[Line]:
     for line in read_lines(path):
         if line.is_cut:
             return
-        if line.value is None or "step" not in line.value:
+        if line.value is None or type(line.value.get("step")) is not int:
             raise ValueError(f"{path} is damaged in line {line.number}: {line.text[:60]!r}.")
         yield line
 

@@ -37,6 +37,10 @@ SETTINGS: dict[str, type] = {
 }
 
 
+BENCHMARK_GOALS = 50
+"""The number of goals of each task in a benchmark."""
+
+
 @dataclass(frozen=True, eq=False)
 class EvaluationResult:
     """The results of all episodes of an evaluation, and its settings.
@@ -113,8 +117,12 @@ class EvaluationResult:
         return float(self.success_rates.mean())
 
     def intervals(self, confidence: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The lower and upper ends of :func:`wilson_interval` for the success rate of each task."""
-        return wilson_interval(self.success.sum(axis=1), self.episodes, confidence)
+        """The lower and upper ends of :func:`wilson_interval` for the success rate of each task.
+
+        A benchmark has 50 goals of each task. Further episodes repeat them, and do not make an interval narrower.
+        """
+        different = self.success[:, :BENCHMARK_GOALS] if self.goals == "benchmark" else self.success
+        return wilson_interval(different.sum(axis=1), different.shape[1], confidence)
 
     def table(self, confidence: float = 0.95) -> str:
         """The settings in a line, and a table with a row for each task and a row for their mean.

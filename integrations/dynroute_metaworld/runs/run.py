@@ -170,8 +170,8 @@ class Run:
                 f"{self.checkpoints} holds no checkpoint, but the run came to {done:,} steps; restore them, or "
                 "start another run: starting again here would delete what is left."
             )
-        wanted = (self.configuration.steps or 0) * total
-        if last is not None and checkpoint_steps(last) > wanted:
+        rounds = -(-(self.configuration.steps or 0) // self.configuration.update_every)  # the last one is whole
+        if last is not None and checkpoint_steps(last) > rounds * self.configuration.update_every * total:
             raise RunError(
                 f"`steps` must be at least the {checkpoint_steps(last) // total:,} of each task that {self.folder} has "
                 f"done, got {self.configuration.steps:,}."
@@ -205,9 +205,13 @@ class Run:
 
     def read_sessions(self) -> tuple[list[dict[str, Any]], list[int]]:
         """The sessions of the run, and the numbers of damaged lines, which are left out."""
-        lines = list(read_lines(self.folder / "sessions.jsonl"))
-        damaged = [line.number for line in lines if line.value is None]
-        return [line.value for line in lines if line.value is not None], damaged
+        whole, damaged = [], []
+        for line in read_lines(self.folder / "sessions.jsonl"):
+            if line.value is None or not isinstance(line.value.get("minutes", 0.0), int | float):
+                damaged.append(line.number)
+            else:
+                whole.append(line.value)
+        return whole, damaged
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
@@ -224,7 +228,7 @@ class Run:
     def is_at_end(self, checkpoint: Path) -> bool:
         """Whether a checkpoint has all steps of the configuration, or the time for more is up."""
         steps = (self.configuration.steps or 0) * len(self.configuration.tasks)
-        return checkpoint_steps(checkpoint) == steps or self.seconds_left() <= 0
+        return checkpoint_steps(checkpoint) >= steps or self.seconds_left() <= 0
 
     def seconds_left(self) -> float:
         """The seconds that the run may still learn; killed sessions do not count, since their length is unknown."""

@@ -21,6 +21,7 @@ from dynroute_sb3 import (
     RouteReplayBuffer,
     latest_checkpoint,
 )
+from dynroute_sb3.checkpoint import checkpoints
 from dynroute_sb3.growth import network_size
 from dynroute_sb3.randomness import random_state, set_random_state
 
@@ -86,7 +87,11 @@ def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTask
     try:
         return algorithm(configuration).load_checkpoint(checkpoint, env, configuration.device)
     except DamagedError as error:
-        raise DamagedError(f"{error} Remove {checkpoint}, and --resume goes on from the one before.") from error
+        if len(checkpoints(checkpoint.parent)) > 1:
+            advice = f"Remove {checkpoint}, and --resume goes on from the one before."
+        else:
+            advice = "There is no other: put back the file, or start another run."
+        raise DamagedError(f"{error} {advice}") from error
 
 
 def _remarks(run: Run, checkpoint: Path) -> list[str]:
