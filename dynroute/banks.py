@@ -95,7 +95,10 @@ def reset_parts(module: nn.Module) -> None:
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Stacks equal tensors along a new first dimension: a view if they lie side by side, else a copy."""
+    """Stacks equal tensors along a new first dimension: a view if they lie side by side, else a copy.
+
+    A gradient of the view would reach the first tensor alone, so autograd must not record it.
+    """
     first = tensors[0]
     if torch.compiler.is_compiling() or not _adjacent(tensors):
         return torch.stack(list(tensors))

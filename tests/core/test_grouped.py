@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynroute
-from dynroute import Gate, Hard, LinearRouter, ModelRouting, SampleK, Soft, TopK, Topology
+from dynroute import Gate, Hard, LinearBank, LinearRouter, ModelRouting, SampleK, Soft, TopK, Topology
 from dynroute.execution import backends
 from dynroute.execution.plan import Pass
 
@@ -57,6 +57,17 @@ def test_it_computes_what_the_reference_does(
     unseen: list[str], gate: Gate, batch: tuple[int, ...], bias: bool, protect: str
 ) -> None:
     net, x = mixture(gate, protect, bias=bias), torch.randn(*batch, 8, dtype=torch.float32)
+    found = results(net, x)
+    assert unseen == ["grouped"]
+    with dynroute.backend("reference"):
+        for actual, expected in zip(found, results(net, x), strict=True):
+            torch.testing.assert_close(
+                actual, expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max() + 1)
+            )
+
+
+def test_every_expert_of_a_bank_learns(unseen: list[str]) -> None:
+    net, x = ModelRouting(LinearBank(6, 8, 16, nn.ReLU), TopK(2)).float(), torch.randn(90, 8, dtype=torch.float32)
     found = results(net, x)
     assert unseen == ["grouped"]
     with dynroute.backend("reference"):

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...banks import stacked
 from ...routers import full_precision
 from ..plan import Pass
 from .linear import Perceptron, entering
@@ -62,10 +61,10 @@ def run_grouped(call: Pass, experts: Sequence[Perceptron]) -> Tensor:
         output = x.unsqueeze(1).expand(-1, places, -1).flatten(0, 1).index_select(0, order)
         step = 2 * len(experts[0])
         for k, layer in enumerate(experts[0]):
-            weight = stacked(parameters[2 * k :: step])  # type: ignore[arg-type]
+            weight = torch.stack(parameters[2 * k :: step])  # type: ignore[arg-type]
             output = nn.functional.grouped_mm(output, weight.transpose(1, 2), offs=ends)
             if layer.linear.bias is not None:
-                output = output + belongs @ stacked(parameters[2 * k + 1 :: step])  # type: ignore[arg-type]
+                output = output + belongs @ torch.stack(parameters[2 * k + 1 :: step])  # type: ignore[arg-type]
             output = layer.behind.forward(output)
 
         output = output.index_select(0, order.argsort()).reshape(len(flat.x), places, output.shape[-1])
