@@ -200,6 +200,8 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
         origins.append(tuple(numbers[j, reader] for j in (output if old is None else (old,))))
         closed.append(-CLOSED if node == count - 1 and old is None else 0.0)
     nodes = [*graph.nodes[:-1], *new, graph.nodes[-1]]
+    names = [f"net.nodes[{node}]" for node in range(last)] + [f"modules[{i}]" for i in range(len(new))]
+    graph._check_modules(nodes, after, [*names, f"net.nodes[{last}]"])
     return _resize(graph, nodes, after, origins, closed, added=tuple(range(last, count - 1)))
 
 

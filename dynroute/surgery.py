@@ -9,6 +9,7 @@ from torch import nn
 from .arguments import check_count, shown
 from .gates import Gate, TopK
 from .levels import ModelRouting
+from .levels.graph import check_input_kept
 
 __all__ = ["Where", "swap", "upcycle"]
 
@@ -50,6 +51,7 @@ def upcycle(
     if not isinstance(dense, nn.Module):
         raise TypeError(f"`dense` must be a module, got {shown(dense)}.")
     check_count("num_experts", num_experts, at_least=1)
+    check_input_kept("dense", dense)
     gate = TopK(2) if gate is None else gate
     if isinstance(gate, Gate) and not gate.sums_to_one:
         raise ValueError(

@@ -18,7 +18,7 @@ from ..routers import LinearRouter, Router, RouterNoise, full_precision
 from ..saving import Pretrained
 from ..topology import Topology
 
-__all__ = ["RoutedGraph", "Routing", "begins_in_place", "input_features"]
+__all__ = ["RoutedGraph", "Routing", "begins_in_place", "check_input_kept", "input_features"]
 
 PROTECT_MODES = ("rsg", "input", "sg", "none")
 
@@ -120,21 +120,30 @@ class RoutedGraph(Pretrained):
             topology: Which earlier nodes each node may read.
             adjacent: Whether to store the parameters of neighbours that read the same nodes side by side.
         """
+        self._check_modules(modules, topology, [self._name_of(node, topology) for node in range(len(modules))])
         self.nodes = nn.ModuleList(modules)
         self.topology = topology
         self._inputs = tuple(node for node, parents in enumerate(topology.parents) if not parents)
-        shortcuts = [self._shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes)]
-        for node, module in enumerate(modules):
-            if (node in self._inputs or shortcuts[node]) and (first := begins_in_place(module)) is not None:
-                raise ValueError(
-                    f"`modules[{node}]` must not begin with a layer that works in place, got {first}: other modules or "
-                    "the shortcut read its input too; write inplace=False."
-                )
-        _check_widths(modules, topology)
-        self._plan = Plan(topology, shortcuts)
+        self._plan = Plan(topology, self._shortcuts(topology))
         for span in self._plan.groups if adjacent else ():
             keep_adjacent(list(modules)[slice(*span)])
         self._banks = [span for span in self._plan.groups if are_adjacent(list(self.nodes)[slice(*span)])]
+
+    def _shortcuts(self, topology: Topology) -> list[bool]:
+        """Whether each node of a topology has a shortcut."""
+        return [self._shortcut and i in topology.destinations[:-1] for i in range(topology.num_nodes)]
+
+    def _check_modules(self, modules: Sequence[nn.Module], topology: Topology, names: Sequence[str]) -> None:
+        """Raises an error that names a module unless modules fit a topology and each other."""
+        shortcuts = self._shortcuts(topology)
+        for node, module in enumerate(modules):
+            if shortcuts[node] or not topology.parents[node]:
+                check_input_kept(names[node], module)
+        _check_widths(modules, topology, names)
+
+    def _name_of(self, node: int, topology: Topology) -> str:
+        """The argument that holds the module of a node, for errors."""
+        return f"modules[{node}]"
 
     @property
     def backend(self) -> str:
@@ -422,7 +431,7 @@ def input_features(module: nn.Module) -> int | None:
     return width if isinstance(width, int) and width > 0 else None
 
 
-def _check_widths(modules: Sequence[nn.Module], topology: Topology) -> None:
+def _check_widths(modules: Sequence[nn.Module], topology: Topology, names: Sequence[str]) -> None:
     """Raises an error if linear modules cannot read what those before them give."""
     layers = [(_linear_at(module, 0), _linear_at(module, -1)) for module in modules]
     for node, parents in enumerate(topology.parents):
@@ -430,13 +439,13 @@ def _check_widths(modules: Sequence[nn.Module], topology: Topology) -> None:
         for source, width in given:
             if width != given[0][1]:
                 raise ValueError(
-                    f"`modules` that feed one node must give equal widths: node {node} reads {given[0][1]} features "
-                    f"from module {given[0][0]} and {width} from module {source}; make the last layers equally wide."
+                    f"`{names[source]}` must give as many features as `{names[given[0][0]]}`, since node {node} reads "
+                    f"both, got {width} and {given[0][1]}; make their last layers equally wide."
                 )
         first = layers[node][0]
         if given and first is not None and first.in_features != given[0][1]:
             raise ValueError(
-                f"`modules[{node}]` must read the {given[0][1]} features that module {given[0][0]} gives, got a linear "
+                f"`{names[node]}` must read the {given[0][1]} features that `{names[given[0][0]]}` gives, got a linear "
                 f"layer that reads {first.in_features}; the input of the graph is read by nodes without sources alone."
             )
 
@@ -457,6 +466,16 @@ def begins_in_place(module: nn.Module) -> nn.Module | None:
     while type(first) is nn.Sequential:
         first = next((part for part in first if not isinstance(part, nn.Identity)), None)
     return first if getattr(first, "inplace", False) else None
+
+
+def check_input_kept(name: str, module: nn.Module) -> None:
+    """Raises an error that names a module if it overwrites its input."""
+    first = begins_in_place(module)
+    if first is not None:
+        raise ValueError(
+            f"`{name}` must not begin with a layer that works in place, got {first}: other modules or the shortcut "
+            "read its input too; write inplace=False."
+        )
 
 
 def _keeps_width(module: nn.Module) -> bool:

@@ -81,6 +81,12 @@ class LayerRouting(RoutedGraph):
             context_features=context_features,
         )
 
+    def _name_of(self, node: int, topology: Topology) -> str:
+        if node == topology.num_nodes - 1:
+            return "head"
+        first = topology.parents.index(topology.parents[node])
+        return f"layers[{len({*topology.parents[:first]})}][{node - first}]"
+
     def constructor_arguments(self) -> dict[str, Any]:
         """The arguments that construct an equal layer; override it in a class with another constructor."""
         arguments = super().constructor_arguments()

@@ -11,7 +11,7 @@ from ..arguments import check_count, check_counts, check_dtype, check_flag, chec
 from ..gates import Gate, Soft, TopK
 from ..routers import MLPRouter
 from ..topology import Topology
-from .graph import RoutedGraph
+from .graph import RoutedGraph, check_input_kept
 from .perceptron import GatedPerceptron, perceptron
 from .proportion import proportioned
 
@@ -65,6 +65,9 @@ class ModelRouting(RoutedGraph):
         models = check_modules("models", models)
         if not models:
             raise ValueError("`models` must hold at least one network, got none.")
+        shared = check_modules("shared", shared)
+        for i, module in enumerate(shared):
+            check_input_kept(f"shared[{i}]", module)
         super().__init__(
             [*models, nn.Identity()],
             Topology.parallel(len(models)),
@@ -74,7 +77,10 @@ class ModelRouting(RoutedGraph):
             backend=backend,
             context_features=context_features,
         )
-        self.shared = nn.ModuleList(check_modules("shared", shared))
+        self.shared = nn.ModuleList(shared)
+
+    def _name_of(self, node: int, topology: Topology) -> str:
+        return f"models[{node}]"
 
     def _finish(self, x: Tensor, output: Tensor) -> Tensor:
         for i, module in enumerate(self.shared):

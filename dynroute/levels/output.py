@@ -10,6 +10,7 @@ from ..arguments import check_count, check_counts, check_modules, check_tensor
 from ..gates import Hard
 from ..route import Route
 from ..routers import TaskRouter
+from ..topology import Topology
 from .graph import RoutedGraph
 from .perceptron import perceptron
 
@@ -37,6 +38,9 @@ class OutputRouting(RoutedGraph):
             raise ValueError("`heads` must hold at least one module, got none; give one for each task.")
         router = TaskRouter(len(heads))
         super().__init__([*heads, nn.Identity()], router.topology, Hard(), router, backend=backend)
+
+    def _name_of(self, node: int, topology: Topology) -> str:
+        return f"heads[{node}]"
 
     def constructor_arguments(self) -> dict[str, Any]:
         """The arguments that construct an equal layer; override it in a class with another constructor."""

@@ -360,9 +360,8 @@ def test_inputs_of_other_types(batch: int) -> None:
 @pytest.mark.parametrize("batch", [1, 2, 300])
 def test_all_backends_refuse_a_shortcut_over_another_width(batch: int) -> None:
     topology = dynroute.Topology.dag(3)
-    net = ModuleRouting(
-        [nn.Linear(5, 8), nn.Linear(8, 1), nn.Linear(8, 2)], TopK(2), dynroute.LinearRouter(5, topology)
-    )
+    narrow = nn.Sequential(nn.Linear(8, 1), nn.LayerNorm(1))  # its last layer does not tell the width before it runs
+    net = ModuleRouting([nn.Linear(5, 8), narrow, nn.Linear(8, 2)], TopK(2), dynroute.LinearRouter(5, topology))
     for backend in ("reference", "skip"):
         with torch.no_grad(), dynroute.backend(backend), pytest.raises(ValueError, match="must keep the shape of its"):
             net(torch.randn(batch, 5))

@@ -453,11 +453,27 @@ def noisy_pass(*, sample: bool | None = None, replay: bool = False, **options: A
         ),
         (
             lambda: OutputRouting([nn.Linear(5, 10), nn.Sequential(nn.Linear(5, 2), nn.ReLU())]),
-            "`modules` that feed one node must give equal widths: node 2 reads 10 features from module 0 and 2",
+            "`heads[1]` must give as many features as `heads[0]`, since node 2 reads both, got 2 and 10; make",
         ),
         (
             lambda: ModuleRouting([nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 2)], Soft(), LinearRouter(5, DAG)),
-            "`modules[1]` must read the 8 features that module 0 gives, got a linear layer that reads 5",
+            "`modules[1]` must read the 8 features that `modules[0]` gives, got a linear layer that reads 5",
+        ),
+        (
+            lambda: LayerRouting([linear(2), [nn.Linear(5, 4), nn.Linear(5, 3)]], Soft()),
+            "`layers[1][1]` must give as many features as `layers[1][0]`, since node 4 reads both, got 3 and 4; make",
+        ),
+        (
+            lambda: LayerRouting([linear(2), linear(2)], Soft(), head=nn.Linear(4, 2)),
+            "`head` must read the 5 features that `layers[1][0]` gives, got a linear layer that reads 4",
+        ),
+        (
+            lambda: ModelRouting([nn.Linear(5, 4), nn.Linear(5, 3)], Soft()),
+            "`models[1]` must give as many features as `models[0]`, since node 2 reads both, got 3 and 4; make",
+        ),
+        (
+            lambda: dynroute.grow(ModuleRouting.mlp(5, 8, 4, 2), [nn.Linear(8, 8), nn.Linear(8, 7)]),
+            "`modules[1]` must give as many features as `net.nodes[0]`, since node 6 reads both, got 7 and 8; make",
         ),
         (lambda: LinearRouter(5, DAG)([1.0]), "`context` must be a tensor, got list"),
         (lambda: LinearRouter(5, DAG)(torch.zeros(5) * 1j), "`context` must hold real numbers, got torch.complex64."),
@@ -477,6 +493,15 @@ def noisy_pass(*, sample: bool | None = None, replay: bool = False, **options: A
                 [*linear(1), nn.Sequential(nn.Identity(), nn.ReLU(True)), *linear(1)], TopK(2), shortcut=True
             ),
             "`modules[1]` must not begin with a layer that works in place, got ReLU(inplace=True): other modules or",
+        ),
+        (
+            lambda: ModelRouting(linear(3), TopK(2), shared=[nn.Linear(5, 5), nn.ReLU(True)]),
+            "`shared[1]` must not begin with a layer that works in place, got ReLU(inplace=True): other modules or",
+        ),
+        (lambda: OutputRouting([nn.ReLU(True)]), "`heads[0]` must not begin with a layer that works in place, got R"),
+        (
+            lambda: dynroute.upcycle(nn.Sequential(nn.ReLU(True), nn.Linear(5, 5)), 2),
+            "`dense` must not begin with a layer that works in place, got ReLU(inplace=True): other modules or",
         ),
         (lambda: routed()(torch.zeros(2, 5), generator="x"), "`generator` must be a torch.Generator or None, got 'x'"),
         (

@@ -506,6 +506,14 @@ def test_messages(call: Callable[[], object], message: str) -> None:
         call()
 
 
+def test_modules_that_do_not_fit_leave_the_net_as_it_was() -> None:
+    net = module_level(TopK(2))
+    shapes = {name: value.shape for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^`modules\[0\]` must not begin with a layer that works in place"):
+        grow(net, [nn.ReLU(inplace=True)])
+    assert {name: value.shape for name, value in net.state_dict().items()} == shapes
+
+
 def test_an_optimizer_is_carried_once() -> None:
     net = module_level(TopK(2))
     optimizer = torch.optim.Adam(net.router.layers[-1].parameters())

@@ -433,11 +433,15 @@ def test_bad_tasks_are_refused() -> None:
 def test_unequal_modules_are_refused() -> None:
     topology = Topology.dag(4)
     router = LinearRouter(3, topology)
-    narrow = [nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(4, 4), nn.Linear(4, 2)]
+    hidden = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5))  # its last layer does not tell the width before it runs
+    narrow = [nn.Linear(3, 4), hidden, nn.Linear(4, 4), nn.Linear(4, 2)]
     with pytest.raises(ValueError, match=r"`modules\[1\]` must keep the shape of its input .*, got \(2, 4\) -> "):
         ModuleRouting(narrow, TopK(2), router)(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"node 2 reads \(2, 4\) from module 0 and \(2, 5\) from module 1; make their"):
         ModuleRouting(narrow, TopK(2), router, shortcut=False)(torch.zeros(2, 3))
+    told = [nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(4, 4), nn.Linear(4, 2)]
+    with pytest.raises(ValueError, match=r"^`modules\[1\]` must give as many features as `modules\[0\]`, since node 2"):
+        ModuleRouting(told, TopK(2), router)
 
 
 def test_a_router_that_returns_another_shape_is_refused() -> None:
