@@ -1,7 +1,7 @@
 """Extracting the part of a routed network that some contexts use, as a small and exportable module.
 
-1. If all contexts are equal, for instance for one task and a router that reads only the task, weights are constants,
-   and neither router nor gate remains.
+1. If all contexts are equal and so are their routes, for instance for one task and a router that reads only the task,
+   weights are constants, and neither router nor gate remains.
 2. If contexts differ and take one path, the router remains with the edges of that path and computes their weights.
 3. If they take several paths, router and gate choose among the edges that some context takes. The k best of these are
    the k best of all whenever they contain those.
@@ -240,12 +240,13 @@ def _of_graph(graph: RoutedGraph, context: Tensor, coverage: float, x: Tensor | 
         live = (paths & used[:, list(topology.destinations), None])[covered]
         edges = topology.to_edges(live.any(dim=0)).nonzero().flatten().tolist()
 
-        if _are_equal(context.reshape(len(paths), -1)):
-            weights = topology.to_edges(route.weights.reshape(-1, *topology.path_shape)[0])
-            body: nn.Module = _Fixed(whole, nodes, edges, weights)
+        one_path = bool((live == live[0]).all())
+        weights = topology.to_edges(route.weights.reshape(-1, *topology.path_shape))[covered]
+        # A context that is small beside others may still decide the route.
+        if one_path and _are_equal(context.reshape(len(paths), -1)) and _are_equal(weights[:, edges], ulps=64):
+            body: nn.Module = _Fixed(whole, nodes, edges, weights[0])
             reads = "nothing"
         else:
-            one_path = bool((live == live[0]).all())
             body = _routed(whole, nodes, edges, one_path=one_path)
             reads = "weights" if one_path else "routes"
         shared: Iterable[nn.Module] = whole.shared if isinstance(whole, ModelRouting) else []
@@ -268,12 +269,12 @@ def _covered(used: Tensor, coverage: float) -> Tensor:
     return covered
 
 
-def _are_equal(contexts: Tensor) -> bool:
-    """Whether contexts are equal up to the rounding of a product over a batch."""
-    if not contexts.is_floating_point():
-        return bool((contexts == contexts[0]).all())
-    spread = (contexts - contexts[0]).abs().amax() if contexts.numel() else contexts.new_zeros(())
-    return bool(spread <= 8 * torch.finfo(contexts.dtype).eps * contexts[0].abs().amax())
+def _are_equal(rows: Tensor, ulps: int = 8) -> bool:
+    """Whether rows are equal up to the rounding of a product over a batch."""
+    if not rows.is_floating_point() or not rows.numel():
+        return bool((rows == rows[0]).all())
+    spread = (rows - rows[0]).abs().amax()
+    return bool(spread <= ulps * torch.finfo(rows.dtype).eps * rows[0].abs().amax())
 
 
 def _outputs(graph: RoutedGraph, x: Tensor, context: Tensor, *, needed: bool) -> Tensor | None:

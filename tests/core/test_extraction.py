@@ -156,6 +156,19 @@ def test_routers_keep_the_rows_they_need(gate: str) -> None:
     torch.testing.assert_close(one(x, near), net(x, near), atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.parametrize(("small", "reads"), [(4e-3, "routes"), (1e-4, "weights")])
+def test_a_small_feature_beside_a_large_one_may_decide_the_route(small: float, reads: str) -> None:
+    net = ModelRouting.mlp(5, 8, 4, 2, 2, gate=TopK(2), router_sizes=()).eval()
+    with torch.no_grad():
+        biases = torch.zeros(4) if reads == "routes" else torch.tensor([9.0, 9.0, 0.0, 0.0])
+        net.router.layers[0].weight.copy_(torch.tensor([[0.0, 3e3], [0.0, -3e3], [0.0, 2e3], [0.0, -2e3]]))
+        net.router.layers[0].bias.copy_(biases)
+    context, x = torch.tensor([[1e4, small], [1e4, -small]]), torch.randn(2, 5)
+    extracted = extract(net, context)
+    assert extracted.report.reads == reads
+    torch.testing.assert_close(extracted(x, context), net(x, context))
+
+
 @pytest.mark.parametrize("router", ["table", "cascade", "parametrized"])
 def test_other_routers(router: str) -> None:
     if router == "table":
