@@ -48,7 +48,8 @@ class Router(nn.Module, ABC):
         jitter: Multiplies the context by numbers from [1 - jitter, 1 + jitter] (Switch Transformer).
         noise: The standard deviation of normal noise added to the logits (noisy top-k of Shazeer et al., 2017, with a
             fixed deviation as in V-MoE).
-        dropout: The probability that a source is left out of the choice of a sample; one source of a node always stays.
+        dropout: The probability that a source is left out of the choice of a sample. One source of a node, drawn at
+            random, stays where all would be left out.
 
     Example:
         >>> class Even(Router):
@@ -129,9 +130,9 @@ class Router(nn.Module, ABC):
             if drawn.normal is not None:
                 scores = scores + self.noise * self.topology.from_edges(drawn.normal, fill=0.0)
             if drawn.uniform is not None:
-                scores = scores.masked_fill(
-                    self.topology.from_edges(drawn.uniform, fill=1.0) < self.dropout, -torch.inf
-                )
+                numbers = self.topology.from_edges(drawn.uniform, fill=-1.0).masked_fill(scores == -torch.inf, -1.0)
+                stays = numbers == numbers.amax(dim=-1, keepdim=True)
+                scores = scores.masked_fill((numbers < self.dropout) & ~stays, -torch.inf)
         return scores
 
     def _edges_of(self, context: Tensor) -> tuple[int, ...]:

@@ -28,7 +28,10 @@ class RouterNoise(NamedTuple):
     """Standard normal, with shape ``[*, num_edges]``."""
 
     uniform: Tensor | None
-    """Uniform in [0, 1), with shape ``[*, num_edges]``; a source is dropped if its number is below the rate."""
+    """Uniform in [0, 1), with shape ``[*, num_edges]``.
+
+    A source is dropped if its number is below the rate and is not the largest of its node.
+    """
 
 
 def draw_uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
