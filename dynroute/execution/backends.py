@@ -28,7 +28,7 @@ from .fused import (
 )
 from .plan import Pass
 from .reference import run_reference
-from .sparse import needs_no_rows, run_sparse
+from .sparse import needs_no_rows, run_sparse, touch
 
 __all__ = ["BACKENDS", "backend", "check_backend", "coupled", "run_graph"]
 
@@ -85,7 +85,10 @@ def run_graph(call: Pass, setting: str) -> Tensor:
 
     It raises an error if a backend named explicitly cannot run the graph; `auto` takes one that can.
     """
-    return _choose(_context.name or setting, call)(call)
+    output = _choose(_context.name or setting, call)(call)
+    if call.plan.unread and torch.is_grad_enabled() and not in_forward_mode():
+        return touch(output, [call.nodes[node] for node in call.plan.unread])
+    return output
 
 
 Form = Callable[[Pass], Tensor]

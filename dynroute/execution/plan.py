@@ -48,6 +48,8 @@ class Plan:
             late.sources == early.nodes for early, late in pairwise(self.layers)
         )
         """Whether each layer reads exactly the layer before it, so running every node needs no copies."""
+        self.unread = _unread(topology)
+        """The nodes that the output can never read, whatever the path."""
         self.is_mixture = topology == Topology.parallel(topology.num_nodes - 1)
         """Whether the last node mixes all others, and these read the input."""
 
@@ -103,6 +105,13 @@ class Pass:
     def unflat(self, output: Tensor) -> Tensor:
         """Restores the batch shape of an output of the flat pass; returns it unchanged if the shape is the same."""
         return output if len(self.batch) == 1 else output.reshape(*self.batch, *output.shape[1:])
+
+
+def _unread(topology: Topology) -> tuple[int, ...]:
+    read = {topology.num_nodes - 1}
+    for node in reversed(range(topology.num_nodes)):
+        read.update(topology.parents[node] if node in read else ())
+    return tuple(node for node in range(topology.num_nodes) if node not in read)
 
 
 def _groups(topology: Topology) -> tuple[Span, ...]:

@@ -398,6 +398,25 @@ def test_rows_that_no_sample_needs_have_zero_gradients_not_none() -> None:
         assert all(p.grad is not None and not p.grad.any() for p in net.nodes[node].parameters())
 
 
+@pytest.mark.parametrize("parents", [[[], [0], [0]], [[], [0], [1], [0]]])
+@pytest.mark.parametrize("batch", [1, 3, 300])
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused", "auto"])
+def test_nodes_that_no_path_reads_have_zero_gradients_not_none(
+    backend: str, batch: int, parents: list[list[int]]
+) -> None:
+    modules = [nn.Linear(4, 4) for _ in parents]
+    net = RoutedGraph(modules, Topology(parents), Soft(), backend=backend)
+    x = torch.randn(batch, 4)
+    net(x).sum().backward()
+    read = {0, len(parents) - 1}
+    for node, module in enumerate(net.nodes):
+        assert all(p.grad is not None and bool(p.grad.any()) == (node in read) for p in module.parameters())
+    if backend in ("reference", "auto"):
+        torch.testing.assert_close(torch.func.vmap(net)(x), net(x))
+        torch.compiler.reset()
+        torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="aot_eager")(x), net(x))
+
+
 def test_what_is_kept_from_inference_mode_serves_training() -> None:
     with torch.inference_mode():
         topology = dynroute.Topology.layered([3, 4, 2])
