@@ -6,7 +6,7 @@ from typing import Self
 from torch import nn
 
 from .arguments import check_flag, shown
-from .levels import RoutedGraph
+from .levels import ModelRouting, OutputRouting, RoutedGraph
 
 __all__ = ["Frozen", "freeze_modules"]
 
@@ -47,14 +47,15 @@ class Frozen:
 
 
 def freeze_modules(net: nn.Module, *, heads: bool = False) -> Frozen:
-    """Freezes the modules of routed graphs, so that only their routers learn.
+    """Freezes the modules of routed graphs, shared networks included, so that only their routers learn.
 
     Optimizers skip parameters without a gradient. Parts outside of routed graphs, such as the embedding of a task, keep
     learning; ``requires_grad_(False)`` freezes those.
 
     Args:
         net: A routed graph, or a model that contains some.
-        heads: Whether the last module of each graph, its output, keeps learning too.
+        heads: Whether outputs keep learning too: the last module of each graph, and all heads of an
+            :class:`OutputRouting`.
 
     Returns:
         The frozen parameters, with a method to undo it.
@@ -75,6 +76,21 @@ def freeze_modules(net: nn.Module, *, heads: bool = False) -> Frozen:
     # The router of a graph nested in a module of another graph is among the parameters of that module.
     learning = {id(p) for graph in graphs for p in graph.router.parameters()}
     if heads:
-        learning |= {id(p) for graph in graphs for p in graph.nodes[-1].parameters()}
-    routed = {id(p) for graph in graphs for p in graph.nodes.parameters()} - learning
+        learning |= {id(p) for graph in graphs for p in _heads(graph).parameters()}
+    routed = {id(p) for graph in graphs for part in _modules(graph) for p in part.parameters()} - learning
+    if not routed:
+        raise ValueError(
+            f"`net` must route between modules with parameters to freeze, a {type(net).__name__} has none"
+            f"{' beside heads' if heads else ''}; `requires_grad_(False)` freezes other parts."
+        )
     return Frozen({name: p for name, p in net.named_parameters() if id(p) in routed and p.requires_grad})
+
+
+def _modules(graph: RoutedGraph) -> list[nn.Module]:
+    """The modules that a graph runs."""
+    return [graph.nodes, graph.shared] if isinstance(graph, ModelRouting) else [graph.nodes]
+
+
+def _heads(graph: RoutedGraph) -> nn.Module:
+    """The modules of a graph that give its output."""
+    return graph.nodes if isinstance(graph, OutputRouting) else graph.nodes[-1]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dynroute import ModelRouting, ModuleRouting, SampleK, TopK, freeze_modules, grow
-from dynroute.networks import DynamicDepthRouting
+from dynroute import ModelRouting, ModuleRouting, OutputRouting, SampleK, TopK, freeze_modules, grow
+from dynroute.networks import DynamicDepthRouting, build
 
 
 def learn(net: nn.Module, *inputs: torch.Tensor) -> set[str]:
@@ -63,6 +63,19 @@ def test_graphs_inside_modules_keep_their_routers() -> None:
     assert learning == {name for name, _ in net.named_parameters() if "router" in name}
 
 
+def test_shared_networks_are_frozen_too() -> None:
+    net = ModelRouting.ffn(5, 8, 4, shared=2)
+    freeze_modules(net)
+    assert {name.split(".")[0] for name in learn(net, torch.randn(64, 5))} == {"router"}
+
+
+def test_the_heads_of_tasks_may_learn_over_a_frozen_mixture() -> None:
+    net = nn.ModuleList([ModelRouting.mlp(5, 8, 4, 6), OutputRouting.mlp(6, 8, 3, 2)])
+    freeze_modules(net, heads=True)
+    assert all(parameter.requires_grad for parameter in net[1].parameters())
+    assert not any(parameter.requires_grad for parameter in net[0].nodes.parameters())
+
+
 def test_a_frozen_net_grows_by_modules_that_learn() -> None:
     net = ModuleRouting.mlp(5, 8, 4, 2)
     freeze_modules(net)
@@ -75,5 +88,10 @@ def test_messages() -> None:
         freeze_modules(7)
     with pytest.raises(ValueError, match=r"^`net` must contain a routed graph, a Linear has none\."):
         freeze_modules(nn.Linear(2, 2))
+    for name, why in (("care", "a CARE has none beside heads;"), ("mh-sac", "a MultiHead has none beside heads;")):
+        with pytest.raises(ValueError, match=f"^`net` must route between modules with parameters to freeze, {why}"):
+            freeze_modules(build(name, 5, 3, 2), heads=True)
+    with pytest.raises(ValueError, match=r"a CARE has none; `requires_grad_\(False\)` freezes other parts\.$"):
+        freeze_modules(build("care", 5, 3, 2))
     with pytest.raises(TypeError, match=r"^`heads` must be True or False, got 1\."):
         freeze_modules(ModuleRouting.mlp(5, 8, 4, 2), heads=1)
