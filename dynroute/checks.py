@@ -11,6 +11,7 @@ __all__ = [
     "hides_values",
     "in_forward_mode",
     "is_autocast",
+    "is_traced",
     "records_gradients",
     "refuse_where",
     "set_checks",
@@ -24,7 +25,7 @@ def set_checks(enabled: bool | None) -> None:
     """Sets where the values of tensors are checked; shapes are always checked.
 
     Reading a value of a CUDA tensor stalls its stream, so by default only CPU tensors are checked. Nothing is read
-    while a graph is compiled, exported or captured.
+    while a graph is compiled, exported, traced or captured.
 
     Args:
         enabled: True checks on every device, False nowhere, None (the default) on the CPU only.
@@ -68,6 +69,11 @@ def records_gradients() -> bool:
     return torch.is_grad_enabled() or in_forward_mode()
 
 
+def is_traced() -> bool:
+    """Whether ``torch.jit.trace`` records, which turns every value that is read into a constant."""
+    return torch._C._get_tracing_state() is not None
+
+
 def in_forward_mode() -> bool:
     """Whether a forward-mode derivative is being computed."""
     return torch.autograd.forward_ad._current_level >= 0
@@ -81,12 +87,12 @@ def is_autocast(device: str) -> bool:
 def hides_values(tensor: Tensor) -> bool:
     """Whether code may not depend on the values of a tensor: while compiling or tracing, and off the CPU."""
     hidden = torch.compiler.is_compiling() or under_transform() or is_in_torch_dispatch_mode()
-    return hidden or tensor.device.type != "cpu" or torch._C._get_tracing_state() is not None
+    return hidden or tensor.device.type != "cpu" or is_traced()
 
 
 def checks_values(tensor: Tensor) -> bool:
     """Whether the values of a tensor are checked, as :func:`set_checks` says."""
-    if _enabled is False or torch.compiler.is_compiling():
+    if _enabled is False or torch.compiler.is_compiling() or is_traced():
         return False
     if tensor.device.type == "cpu":
         return True

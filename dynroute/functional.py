@@ -400,11 +400,11 @@ def _best(scores: Tensor, k: int) -> Tensor:
     path = torch.zeros_like(scores, dtype=torch.bool)
     if k > _FEW:
         best = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :k]
-        return path.scatter(-1, best, True)
+        return path.scatter(-1, best, 1)  # torch.jit.trace does not know the value True
 
     # For small k, one argmax after the other costs less than a sort; argmax takes the first of equals.
     for left in reversed(range(min(k, scores.shape[-1]))):
-        path = path.scatter(-1, scores.argmax(dim=-1, keepdim=True), True)
+        path = path.scatter(-1, scores.argmax(dim=-1, keepdim=True), 1)
         scores = scores.masked_fill(path, -math.inf) if left else scores
     return path
 

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..arguments import check_choice
-from ..checks import in_forward_mode, under_transform
+from ..checks import in_forward_mode, is_traced, under_transform
 from .fused import (
     LinearNode,
     Perceptron,
@@ -195,6 +195,8 @@ def _no_fast_backend(x: Tensor) -> str | None:
         return "it has no forward-mode derivative"
     if is_in_torch_dispatch_mode() and not torch.compiler.is_compiling():
         return "it reads the path, which a traced or fake tensor hides"
+    if is_traced():
+        return "it reads the path, which torch.jit.trace would keep for all inputs"
     return None
 
 
@@ -204,18 +206,25 @@ def coupled(call: Pass) -> str | None:
     if call.weights.shape[:-2].numel() == 1 and dims < 2:
         return None
     for i, node in enumerate(call.nodes[:-1]):
-        reason = _couples(node, dims) if isinstance(node, nn.Module) else None
+        reason = _couples(node, dims, call.x.dim() - dims) if isinstance(node, nn.Module) else None
         if reason is not None:
             return f"module {i} {reason}"
     return None
 
 
-def _couples(module: nn.Module, dims: int) -> str | None:
-    """The way a part of a module couples samples; `modules()` would be too slow for every call."""
+def _couples(module: nn.Module, dims: int, features: int) -> str | None:
+    """The way a part of a module couples samples; `modules()` would be too slow for every call.
+
+    Args:
+        module: The module.
+        dims: The number of batch dimensions.
+        features: The number of feature dimensions of its input.
+    """
     if type(module) is nn.Linear:
         return None
-    if getattr(type(module), "couples_samples", False) and module.couples_samples:
-        return "couples samples, as its `couples_samples` says"
+    told = getattr(type(module), "couples_samples", None)
+    if told is not None:
+        return "couples samples, as its `couples_samples` says" if module.couples_samples else None
     tracks = vars(module).get("track_running_stats")
     # Dynamic quantization uses one scale for all rows.
     quantized = type(module).__module__.startswith("torch.ao.nn.quantized.dynamic")
@@ -223,12 +232,17 @@ def _couples(module: nn.Module, dims: int) -> str | None:
         return "computes statistics of the batch"
     if dims > 1 and isinstance(module, _OF_SEVERAL_DIMENSIONS):
         return f"is a {type(module).__name__}, which reads batch dimensions as its own"
+    if isinstance(module, _OF_SEQUENCES) and not module.batch_first:
+        return f"is a {type(module).__name__} with batch_first=False, which reads the batch as a sequence"
+    if isinstance(module, _OF_SEQUENCES) and features < 2:
+        return f"is a {type(module).__name__}, which reads a batch of vectors as one sequence"
     if isinstance(module, _SOFTMAXES) and module.dim != -1 and (dims > 1 or module.dim is None or module.dim <= 0):
         return f"is a {type(module).__name__} over what may be a batch dimension; dim=-1 is not"
     for part in module._modules.values():
-        reason = None if part is None else _couples(part, dims)
+        reason = None if part is None else _couples(part, dims, features)
         if reason is not None:
             return reason
+        features += isinstance(part, _ADD_A_DIMENSION)
     return None
 
 
@@ -240,5 +254,11 @@ _OF_SEVERAL_DIMENSIONS = (
     _ConvNd,
 )
 """Modules that work on the last two or more dimensions together, so the batch must keep its shape."""
+
+_OF_SEQUENCES = (nn.MultiheadAttention, nn.RNNBase)
+"""Modules that read sequences; the layers of transformers contain them."""
+
+_ADD_A_DIMENSION = (nn.Embedding, nn.Unflatten)
+"""Modules whose output has a feature dimension more than their input."""
 
 _SOFTMAXES = (nn.Softmax, nn.LogSoftmax, nn.Softmin)

@@ -566,6 +566,87 @@ def test_a_gate_that_chooses_otherwise_tells_no_number() -> None:
     assert Greedy(2).max_sources is None
 
 
+class Reads(nn.Module):
+    """Returns the output of a module that also returns a state or weights."""
+
+    def __init__(self, module: nn.Module, times: int = 1) -> None:
+        super().__init__()
+        self.module, self.times = module, times
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.module(*[x] * self.times)[0]
+        return output
+
+
+SEQUENCES: dict[str, tuple[Callable[[bool], nn.Module], str]] = {
+    "attention": (lambda first: Reads(nn.MultiheadAttention(8, 2, batch_first=first), 3), "MultiheadAttention"),
+    "rnn": (lambda first: Reads(nn.GRU(8, 8, batch_first=first)), "GRU"),
+    "transformer": (
+        lambda first: nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=first),
+        "MultiheadAttention",
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(300, 4, 8), (300, 8)])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_modules_of_sequences_couple_samples_that_they_read_as_one(
+    kind: str, first: bool, shape: tuple[int, ...]
+) -> None:
+    make, name = SEQUENCES[kind]
+    net = ModelRouting([make(first) for _ in range(3)], TopK(2), LinearRouter(5, Topology.parallel(3)))
+    x, context = torch.randn(shape), torch.randn(shape[0], 5)
+    with dynroute.backend("reference"):
+        expected = net(x, context)
+    torch.testing.assert_close(net(x, context), expected)
+    net.backend = "sparse"
+    if first and len(shape) == 3:
+        torch.testing.assert_close(net(x, context), expected)
+        return
+    why = "which reads a batch of vectors as one sequence" if first else "with batch_first=False, which reads the batch"
+    with pytest.raises(ValueError, match=f"cannot: module 0 is a {name},? {why}"):
+        net(x, context)
+
+
+@pytest.mark.parametrize("begins", [lambda: nn.Unflatten(-1, (2, 4)), lambda: nn.Embedding(10, 4)])
+def test_sequences_that_a_module_makes_couple_no_samples(begins: Callable[[], nn.Module]) -> None:
+    experts = [nn.Sequential(begins(), Reads(nn.GRU(4, 4, batch_first=True))) for _ in range(3)]
+    net = ModelRouting(experts, TopK(2), LinearRouter(5, Topology.parallel(3)), backend="sparse")
+    x = torch.randint(10, (90, 8)) if isinstance(experts[0][0], nn.Embedding) else torch.randn(90, 8)
+    context = torch.randn(90, 5)
+    output = net(x, context)
+    with dynroute.backend("reference"):
+        torch.testing.assert_close(output, net(x, context))
+
+
+def test_a_module_may_say_that_it_couples_no_samples() -> None:
+    class Apart(Reads):
+        couples_samples = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.unsqueeze(-2)).squeeze(-2)
+
+    experts = [Apart(nn.GRU(8, 8, batch_first=True)) for _ in range(3)]
+    net = ModelRouting(experts, TopK(2), LinearRouter(8, Topology.parallel(3)), backend="sparse")
+    x = torch.randn(90, 8)
+    output = net(x)
+    with dynroute.backend("reference"):
+        torch.testing.assert_close(output, net(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("batch", [1, 300])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_traced_graph_serves_other_inputs(level: str, batch: int) -> None:
+    net = LEVELS[level]().eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(net, inputs(net, batch), check_trace=False)
+        for others in (1, 2, 300):
+            example = inputs(net, others)
+            torch.testing.assert_close(traced(*example), net(*example))
+
+
 def test_experts_that_attend_keep_the_dimensions_of_the_batch() -> None:
     experts = [nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True) for _ in range(3)]
     net = ModelRouting(experts, TopK(2), LinearRouter(8, Topology.parallel(3)))
