@@ -220,7 +220,11 @@ class Gate(nn.Module, ABC):
         """Returns the boolean path, a subset of `allowed` with a source in every row."""
 
     def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
-        """Returns the weights of a path (Eq. 5)."""
+        """Returns the weights of a path (Eq. 5).
+
+        A source with a weight of exactly 0 is not read, even if the path has it, and its weight gets no gradient. A
+        weight that is to grow must therefore start slightly above 0.
+        """
         return mask_softmax(logits, path)
 
 
@@ -603,7 +607,7 @@ def _with_scores(scores: Tensor, logits: Tensor, allowed: Tensor) -> tuple[Tenso
 
 def _with_nan(logits: Tensor, weights: Tensor) -> Tensor:
     """Makes the weights of a row NaN if a logit is, where values are not checked, so that divergence shows."""
-    if checks_values(logits) or torch.compiler.is_compiling():
+    if checks_values(logits) and not under_transform():
         return weights
     diverged = logits.isnan().any(dim=-1, keepdim=True) & (logits != -torch.inf)
     return weights.masked_fill(diverged, torch.nan)

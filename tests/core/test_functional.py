@@ -214,6 +214,22 @@ def test_nan_is_not_hidden_where_values_are_not_checked(gate: Gate, noisy: bool)
         set_checks(None)
 
 
+@pytest.mark.parametrize("gate", [Soft(), Hard(), TopK(2)], ids=str)
+def test_nan_off_a_replayed_path_is_not_hidden(gate: Gate) -> None:
+    logits = torch.tensor([1.0, 2.0, 3.0]).repeat(4, 1, 1)
+    path = gate(logits).path
+    logits[1, 0, 0] = torch.nan
+
+    def weigh(logits: Tensor, path: Tensor) -> Tensor:
+        return gate(logits, path=path).weights
+
+    torch.compiler.reset()
+    for form in (torch.func.vmap(weigh), torch.compile(weigh, fullgraph=True, backend="aot_eager")):
+        weights = form(logits, path)
+        assert weights[1].isnan().all()
+        assert weights[[0, 2, 3]].isfinite().all()
+
+
 @pytest.mark.parametrize("gap", [1e4, 3e38])
 def test_gradients_are_finite_when_the_path_leaves_out_the_best_source_by_far(gap: float) -> None:
     logits = torch.tensor([gap, 0.0, 1.0], requires_grad=True)
