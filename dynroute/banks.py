@@ -59,6 +59,20 @@ class LinearBank(nn.ModuleList):
         if bias:
             lay_adjacent([layer.bias for layer in linear])
 
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that construct an equal bank."""
+        from .saving import Makes  # which imports this module
+
+        first = self[0]
+        linear = first[0] if isinstance(first, nn.Sequential) else first
+        return {
+            "num_modules": len(self),
+            "in_features": linear.in_features,
+            "out_features": linear.out_features,
+            "activation": None if linear is first else Makes(first[1]),
+            "bias": linear.bias is not None,
+        }
+
     def reset_parameters(self) -> None:
         """Resets all parameters as ``nn.Linear`` does."""
         reset_parts(self)

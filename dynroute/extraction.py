@@ -75,7 +75,7 @@ class Extracted(nn.Module):
         super().__init__()
         self.body = body
         self.shared = nn.ModuleList(shared)
-        self.report = report
+        self.report = Extraction(*report)  # `from_pretrained` gives a plain tuple
         """The kept nodes and the deviation from the whole net."""
         self.train(False)
 

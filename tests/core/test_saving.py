@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 from dynroute import (
     BalancedTopK,
+    Budget,
     CascadeRouter,
     CompositionalLinear,
     ExpertChoice,
+    Extracted,
+    Extraction,
     Gate,
     Hard,
     LayerRouting,
+    LinearBank,
     LinearRouter,
     ModelRouting,
     ModuleRouting,
@@ -32,11 +36,13 @@ from dynroute import (
     TopK,
     Topology,
     TopP,
+    extract,
     from_pretrained,
     grow,
     networks,
     save_pretrained,
 )
+from dynroute.banks import are_adjacent
 from dynroute.networks import Network
 from dynroute.routers import TaskRouter
 
@@ -75,6 +81,10 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "inside": lambda: nn.Sequential(
         nn.LayerNorm((5,), eps=1e-3), ModelRouting.ffn(5, 8, 3), nn.ModuleList([nn.ReLU()])
     ),
+    "bank": lambda: LinearBank(3, 5, 4, nn.GELU),
+    "bank without a bias": lambda: LinearBank(2, 5, 4, bias=False),
+    "budget": lambda: Budget(3.0, 4, initial=0.1),
+    "extracted": lambda: extract(ModelRouting.ffn(5, 8, 4, shared=1), torch.randn(9, 5)),
     "compositional": lambda: nn.ModuleList([CompositionalLinear(2, 3, 4), TaskRouter(3)]),
 }
 
@@ -97,6 +107,11 @@ def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
         x = torch.randn(6, 5, dtype=next(net.parameters()).dtype)
         context = torch.arange(6) % 3 if name in ("output", "table") else None
         assert torch.equal(twin(x, context), net.eval()(x, context))
+    if isinstance(net, LinearBank):
+        assert are_adjacent(list(twin))
+    if isinstance(net, Extracted):
+        assert twin.report == net.report
+        assert isinstance(twin.report, Extraction)
 
 
 @pytest.mark.parametrize("name", GATES)
