@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_count, check_task, check_tensor, shown
+from .arguments import check_count, check_dtype, check_task, check_tensor, shown
 from .checks import refuse_where
 from .functional import best_k
 from .inspect import load
@@ -30,6 +30,8 @@ class Budget(nn.Module):
         target: The largest mean cost, in the unit of :func:`dynroute.losses.compute_cost`.
         num_tasks: The number of tasks, for one multiplier per task; default: one for all.
         initial: The initial multiplier.
+        device: The device of the multiplier.
+        dtype: The type of the multiplier.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 6, 2)
@@ -49,7 +51,15 @@ class Budget(nn.Module):
         True
     """
 
-    def __init__(self, target: float, num_tasks: int | None = None, *, initial: float = 0.01) -> None:
+    def __init__(
+        self,
+        target: float,
+        num_tasks: int | None = None,
+        *,
+        initial: float = 0.01,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         for name, number in (("target", target), ("initial", initial)):
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
@@ -57,8 +67,11 @@ class Budget(nn.Module):
         if num_tasks is not None:
             check_count("num_tasks", num_tasks, at_least=1)
         self.target = target
+        check_dtype(dtype)
         self.num_tasks = num_tasks
-        self.log_multiplier = nn.Parameter(torch.full(() if num_tasks is None else (num_tasks,), math.log(initial)))
+        self.initial = initial
+        shape = () if num_tasks is None else (num_tasks,)
+        self.log_multiplier = nn.Parameter(torch.full(shape, math.log(initial), device=device, dtype=dtype))
 
     @property
     def multiplier(self) -> Tensor:
@@ -148,6 +161,7 @@ def limit_modules(route: Route, topology: Topology, limit: int) -> Tensor:
     if limit < heights[-1]:
         raise ValueError(f"`limit` must be at least {heights[-1]}, the shortest chain to the output, got {limit}.")
 
+    limit = min(limit, topology.num_nodes)
     shape = route.path.shape
     logits, path, weights = (tensor.detach().reshape(-1, *topology.path_shape) for tensor in route)
     used = topology.used(path)

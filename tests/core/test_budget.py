@@ -25,6 +25,7 @@ from dynroute import (
     Topology,
     limit_modules,
 )
+from dynroute.functional import best_k
 from dynroute.inspect import load
 from dynroute.losses import compute_cost
 
@@ -260,6 +261,27 @@ def test_a_cut_path_runs_everywhere(backend: str) -> None:
 DAG = Topology.dag(4)
 ROUTE = TopK(2)(torch.zeros(2, 3, 3), allowed=DAG.allowed)
 NAN = torch.full((4,), torch.nan)
+
+
+def test_a_limit_beyond_the_nodes_costs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices: list[int] = []
+
+    def counted(*args: Tensor | int) -> Tensor:
+        choices.append(1)
+        return best_k(*args)
+
+    monkeypatch.setattr("dynroute.budget.best_k", counted)
+    net = ModuleRouting.mlp(5, 8, 4, 2).eval()
+    route = net.route(torch.randn(9, 5))
+    assert torch.equal(limit_modules(route, net.topology, 5), route.path)
+    most = len(choices)
+    assert torch.equal(limit_modules(route, net.topology, 10**9), route.path)
+    assert len(choices) == 2 * most
+
+
+def test_a_budget_takes_a_device_and_a_type() -> None:
+    assert Budget(3.0, 2, dtype=torch.float64).multiplier.dtype == torch.float64
+    assert Budget(3.0, device="meta").log_multiplier.device.type == "meta"
 
 
 @pytest.mark.parametrize(
