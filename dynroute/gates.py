@@ -487,10 +487,11 @@ class BalancedTopK(_Mixing):
         return self.training and torch.is_grad_enabled() and _is_first_run()
 
     def _make_bias(self, exists: Tensor) -> None:
-        self.exists = exists.clone()
-        self.bias = torch.zeros(exists.shape, dtype=torch.float32, device=exists.device)
-        self.load = torch.zeros(exists.shape, dtype=torch.long, device=exists.device)
-        self.learned = torch.zeros((), dtype=torch.bool, device=exists.device)
+        with torch.inference_mode(False):  # training changes them
+            self.exists = exists.clone()
+            self.bias = torch.zeros(exists.shape, dtype=torch.float32, device=exists.device)
+            self.load = torch.zeros(exists.shape, dtype=torch.long, device=exists.device)
+            self.learned = torch.zeros((), dtype=torch.bool, device=exists.device)
 
     def _learn(self, _: Tensor | None = None) -> None:
         assert self.learned is not None

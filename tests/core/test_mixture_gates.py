@@ -429,6 +429,16 @@ def test_the_rule_of_the_bias_counts_sources_that_dropout_closes() -> None:
         torch.testing.assert_close(net.gate.bias - bias, 0.01 * torch.sign(load.mean() - load))
 
 
+def test_a_gate_that_inference_mode_called_first_can_be_trained() -> None:
+    gate = BalancedTopK(2, rate=0.1)
+    with torch.inference_mode():
+        gate(torch.randn(8, 1, 4))
+    for _ in range(4):
+        gate(torch.randn(7, 1, 4, requires_grad=True)).weights.square().sum().backward()
+    assert gate.bias is not None
+    assert gate.bias.any()
+
+
 def test_the_bias_is_saved_copied_and_reset() -> None:
     net, other = balanced(), balanced()
     for _ in range(4):  # three moves, which cannot cancel
