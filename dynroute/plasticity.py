@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import nan
 from typing import Any, NamedTuple
 
 import torch
@@ -39,10 +40,10 @@ class Plasticity(NamedTuple):
     """The measures of a network on a batch, returned by :func:`measure`."""
 
     dormant: float
-    """The share of dormant units; NaN in a network without activation modules."""
+    """The share of dormant units; NaN in a network that diverged or has no activation modules."""
 
     layers: dict[str, float]
-    """The share of dormant units of each activation module, by its name."""
+    """The share of dormant units of each activation module, by its name; NaN if an output is not finite."""
 
     rank: int
     """The effective rank of the features; 0 in a network without linear layers."""
@@ -73,6 +74,8 @@ def dormant_units(activations: Tensor, *, tau: float = 0.025) -> Tensor:
     rows = _rows("activations", activations)
     if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not tau >= 0:
         raise ValueError(f"`tau` must be a number of at least 0, got {shown(tau)}.")
+    if not rows.isfinite().all():
+        raise ValueError("`activations` must be finite, but some are not; did the network diverge?")
     size = rows.abs().mean(dim=0)
     return size <= tau * size.mean()
 
@@ -135,11 +138,14 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
     recording: AbstractContextManager[Mapping[str, Record]] = record(net) if graphs else nullcontext({})
     with backend("reference"), _watched(net) as (units, layer_inputs), recording as routes:
         net(*inputs, **keywords)
-    masks = {name: dormant_units(outputs, tau=tau) for name, outputs in units.items()}
+    masks = {
+        name: dormant_units(outputs, tau=tau) if outputs.isfinite().all() else outputs.new_full(outputs.shape[-1:], nan)
+        for name, outputs in units.items()
+    }
     total = sum(mask.numel() for mask in masks.values())
     features = _features(layer_inputs, getattr(net, "out_features", None))
     return Plasticity(
-        dormant=sum(int(mask.sum()) for mask in masks.values()) / total if total else float("nan"),
+        dormant=sum(float(mask.sum()) for mask in masks.values()) / total if total else nan,
         layers={name: float(mask.float().mean()) for name, mask in masks.items()},
         rank=0 if features is None else effective_rank(features, share=share),
         features=0 if features is None else features.shape[-1],

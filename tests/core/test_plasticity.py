@@ -67,6 +67,19 @@ def test_a_product_of_thin_matrices_has_their_rank(rank: int, seed: int) -> None
     assert effective_rank(first @ second.mT, share=1 - 1e-12) == rank
 
 
+def test_units_that_are_not_finite_are_refused_and_measured_as_nan() -> None:
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"^`activations` must be finite, but some are not; did"):
+            dormant_units(torch.tensor([[1.0, bad], [2.0, 0.0]]))
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[2].bias[1] = math.nan
+    measures = measure(net, torch.randn(9, 3))
+    assert math.isnan(measures.dormant)
+    assert not math.isnan(measures.layers["1"])
+    assert math.isnan(measures.layers["3"])
+
+
 def test_features_that_are_not_finite_have_no_rank() -> None:
     assert effective_rank(torch.tensor([[1.0, math.nan]])) == 0
 
