@@ -103,7 +103,8 @@ class PaCo(Network):
             generator: The random generator.
 
         Returns:
-            The coefficients with shape ``[num_tasks, num_tasks]``, a row for each task; extreme tasks have rows of 0.
+            The coefficients with shape ``[num_tasks, num_tasks]``, a row for each task that is replaced and a column
+            for each task that it is made of; the columns of extreme tasks are 0.
         """
         check_tensor("extreme", extreme)
         check_generator(generator)
