@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .arguments import check_counts, check_dtype, check_flag, make_activation
 
-__all__ = ["LinearBank", "are_adjacent", "keep_adjacent", "lay_adjacent", "reset_parts", "stacked"]
+__all__ = ["LinearBank", "are_adjacent", "keep_adjacent", "lay_adjacent", "reset_all", "reset_parts", "stacked"]
 
 
 class LinearBank(nn.ModuleList):
@@ -63,13 +63,12 @@ class LinearBank(nn.ModuleList):
         """The arguments that construct an equal bank."""
         from .saving import Makes  # which imports this module
 
-        first = self[0]
-        linear = first[0] if isinstance(first, nn.Sequential) else first
+        linear, *behind = (part for part in self[0].modules() if type(part) is not nn.Sequential)
         return {
             "num_modules": len(self),
             "in_features": linear.in_features,
             "out_features": linear.out_features,
-            "activation": None if linear is first else Makes(first[1]),
+            "activation": Makes(behind[0]) if behind else None,
             "bias": linear.bias is not None,
         }
 
@@ -93,8 +92,12 @@ class LinearBank(nn.ModuleList):
 
 
 def reset_parts(module: nn.Module) -> None:
-    """Calls ``reset_parameters`` of all modules inside a module, once each."""
+    """Calls ``reset_parameters`` of all modules inside a module, once each.
+
+    Some modules of torch, such as ``nn.MultiheadAttention``, have ``_reset_parameters``, which follows their parts.
+    """
     done: set[nn.Module] = set()
+    others: list[Callable[[], object]] = []
     queue = list(module.children())
     while queue:
         part = queue.pop(0)
@@ -106,6 +109,24 @@ def reset_parts(module: nn.Module) -> None:
             reset()
         else:
             queue += part.children()
+            others += [part._reset_parameters] if isinstance(part, _WITH_PARTS) else []
+    for reset in reversed(others):
+        reset()
+
+
+_WITH_PARTS = (nn.MultiheadAttention, nn.Transformer)
+"""Modules of torch that change the initialization of their parts."""
+
+
+def reset_all(module: nn.Module) -> None:
+    """Calls ``reset_parameters`` of a module and of every part, in the order of ``modules()``."""
+    parts = list(module.modules())
+    for part in parts:
+        if callable(reset := getattr(part, "reset_parameters", None)):
+            reset()
+    for part in reversed(parts):
+        if isinstance(part, _WITH_PARTS):
+            part._reset_parameters()
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ Growth leaves the evaluation unchanged and lets new nodes learn as follows:
 5. In training, the threshold of Eq. 10 follows the number of sources and protects slightly less than before.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_count, check_modules, check_number, check_tensor, shown
+from .banks import reset_all
 from .gates import ExpertChoice
 from .inspect import Summary
 from .levels import ModelRouting, RoutedGraph
@@ -152,7 +153,9 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
         net: A graph at module or model level, or a network that contains one, such as
             :class:`~dynroute.networks.DynamicDepthRouting`. Its router must have
             :meth:`~dynroute.Router.edge_parameters`.
-        modules: The new modules, or the number of newly initialized copies of the last module before the output.
+        modules: The new modules, or the number of newly initialized copies of the last module before the output. The
+            networks of :mod:`dynroute.networks` initialize them as their own, by their method `reset_module`; modules
+            of other nets are initialized by their `reset_parameters`.
 
     Returns:
         The changes. Apply :meth:`~Resized.carry` to optimizers and :meth:`Topology.lift <dynroute.Topology.lift>` to
@@ -179,7 +182,10 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
             f"`net` must route at module or model level to grow, got {before}, neither Topology.dag nor "
             "Topology.parallel; a layer that grows would change what the next one reads."
         )
-    new = _fresh(graph, modules, at_model_level) if isinstance(modules, int) else check_modules("modules", modules)
+    if isinstance(modules, int):
+        new = _fresh(graph, modules, at_model_level, getattr(net, "reset_module", reset_all))
+    else:
+        new = check_modules("modules", modules)
     if not new:
         raise ValueError("`modules` must hold at least one module, got none.")
     existing = set(graph.modules())
@@ -429,7 +435,7 @@ def _router(graph: RoutedGraph) -> Router:
     return router
 
 
-def _fresh(graph: RoutedGraph, count: int, at_model_level: bool) -> list[nn.Module]:
+def _fresh(graph: RoutedGraph, count: int, at_model_level: bool, reset: Callable[[nn.Module], None]) -> list[nn.Module]:
     """Makes newly initialized copies of the last module before the output."""
     check_count("modules", count, at_least=1)
     if len(graph.nodes) == 2 and not at_model_level:
@@ -443,9 +449,7 @@ def _fresh(graph: RoutedGraph, count: int, at_model_level: bool) -> list[nn.Modu
         for parameter in module.parameters():
             parameter.data = parameter.data.clone()  # the copy of a part of a bank holds the memory of the bank
             parameter.requires_grad_(parameter.is_floating_point())
-        for part in module.modules():
-            if callable(reset := getattr(part, "reset_parameters", None)):
-                reset()
+        reset(module)
         modules.append(module)
     return modules
 

@@ -30,7 +30,7 @@ from ..route import Route
 from ..routers import MLPRouter
 from ..topology import Topology
 from .network import Network, Routing, gate_named, run_routed, set_hidden_init, set_output_range
-from .residual import MODULE_KINDS, make_module
+from .residual import MODULE_KINDS, make_module, make_orthogonal
 
 __all__ = ["DynamicDepthRouting"]
 
@@ -201,6 +201,12 @@ class DynamicDepthRouting(Network):
     def num_models(self) -> int | None:
         """The number of networks at model level; None at other levels."""
         return len(self.graph.nodes) - 1 if self.level == "model" else None
+
+    def reset_module(self, module: nn.Module) -> None:
+        super().reset_module(module)
+        if self.module_kind != "linear":
+            make_orthogonal(module)
+        set_hidden_init(module, self.hidden_init, outputs=[])
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         features = self.trunk(state)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_choice, check_counts, check_floating, check_input, shown
+from ..banks import reset_all
 from ..gates import Gate, Hard, SampleK, Soft, TopK
 from ..levels import RoutedGraph
 from ..levels.graph import Routing
@@ -63,6 +64,14 @@ class Network(nn.Module, ABC):
         Its outputs are means, followed by as many logarithms of standard deviations. Most networks change nothing;
         BRC's and ScaleMoE's stop the gradient of the :attr:`shared` parameters.
         """
+
+    def reset_module(self, module: nn.Module) -> None:
+        """Draws the parameters of a module of the routed graph anew, as the constructor does; :func:`grow` calls it.
+
+        Args:
+            module: The module.
+        """
+        reset_all(module)
 
     def constructor_arguments(self, **others: Any) -> dict[str, Any]:
         """The arguments that construct an equal network, for :func:`dynroute.save_pretrained`.

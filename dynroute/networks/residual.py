@@ -17,6 +17,7 @@ __all__ = [
     "MODULE_KINDS",
     "ResidualBlock",
     "make_module",
+    "make_orthogonal",
     "normalized_linear",
     "orthogonal_linear",
     "residual_body",
@@ -76,17 +77,24 @@ def normalized_linear(
     )
 
 
-@torch.no_grad()
 def orthogonal_linear(in_features: int, out_features: int, **factory: Unpack[Factory]) -> nn.Linear:
     r"""Makes a linear layer with orthogonal weights of gain :math:`\sqrt 2` and a bias of 0."""
     check_counts(in_features=in_features, out_features=out_features)
     check_dtype(factory.get("dtype"))
     layer = nn.Linear(in_features, out_features, **factory)
-    # Matrices of 16 bits have no QR decomposition.
-    drawn = torch.empty_like(layer.weight, dtype=torch.promote_types(layer.weight.dtype, torch.float32))
-    layer.weight.copy_(nn.init.orthogonal_(drawn, gain=math.sqrt(2)))
-    layer.bias.zero_()
+    make_orthogonal(layer)
     return layer
+
+
+@torch.no_grad()
+def make_orthogonal(module: nn.Module) -> None:
+    r"""Draws orthogonal weights of gain :math:`\sqrt 2` for the linear layers of a module, and sets biases to 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            # Matrices of 16 bits have no QR decomposition.
+            drawn = torch.empty_like(layer.weight, dtype=torch.promote_types(layer.weight.dtype, torch.float32))
+            layer.weight.copy_(nn.init.orthogonal_(drawn, gain=math.sqrt(2)))
+            layer.bias.zero_()
 
 
 def make_module(

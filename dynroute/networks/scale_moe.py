@@ -26,7 +26,7 @@ from ..routers import MLPRouter
 from ..topology import Topology
 from .encoder import TaskEncoder
 from .network import Network, Routing, gate_named, run_routed
-from .residual import ResidualBlock, orthogonal_linear
+from .residual import ResidualBlock, make_orthogonal, orthogonal_linear
 
 __all__ = ["ScaleMoE"]
 
@@ -144,6 +144,10 @@ class ScaleMoE(Network):
     def constructor_arguments(self, **others: Any) -> dict[str, Any]:
         flags = {"learn_embedding": self.encoder.learn_embedding, "merge_deviations": self.merges_deviations}
         return super().constructor_arguments(**flags, **others)
+
+    def reset_module(self, module: nn.Module) -> None:
+        super().reset_module(module)
+        make_orthogonal(module)
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         merged, route = run_routed(self.experts, self.encoder(state, task), None, routing)

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -36,8 +37,9 @@ from dynroute import (
     prune,
 )
 from dynroute.banks import are_adjacent
+from dynroute.growth import find_graph
 from dynroute.inspect import summarize
-from dynroute.networks import DynamicDepthRouting, MixtureOfExperts, ScaleMoE
+from dynroute.networks import DynamicDepthRouting, MixtureOfExperts, ScaleMoE, build
 from dynroute.testing import assert_routed
 
 GATES: dict[str, Callable[[], Gate]] = {
@@ -504,6 +506,46 @@ def parametrized() -> RoutedGraph:
 def test_messages(call: Callable[[], object], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("d2r", {"module_kind": "residual", "num_modules": 3}),
+        ("d2r", {"module_kind": "layer-norm", "num_modules": 3}),
+        ("d2r-model", {"module_kind": "residual", "num_models": 2}),
+        ("scalemoe-output", {"num_experts": 3}),
+    ],
+)
+def test_new_modules_are_orthogonal_where_the_others_are(name: str, sizes: dict[str, Any]) -> None:
+    net = build(name, 7, 3, 4, **sizes, width=16)
+    grown = grow(net, 1)
+    new = find_graph("net", net).nodes[grown.added[0]]
+    layers = [layer for layer in new.modules() if isinstance(layer, nn.Linear)]
+    assert layers
+    for layer in layers:
+        short = layer.weight if layer.out_features <= layer.in_features else layer.weight.T
+        torch.testing.assert_close(short @ short.T, 2 * torch.eye(len(short)), atol=1e-5, rtol=0)
+        assert not layer.bias.any()
+
+
+def test_new_modules_keep_the_initialization_of_the_release() -> None:
+    net = build("d2r", 7, 3, 4, hidden_init="released", num_modules=3, width=64)
+    grown = grow(net, 1)
+    layer = net.graph.nodes[grown.added[0]][0]
+    assert (layer.bias == 0.1).all()
+    assert 0.12 < float(layer.weight.detach().abs().max()) <= 0.125
+
+
+def test_new_modules_are_drawn_as_before_by_torch() -> None:
+    net = build("d2r", 7, 3, 4, num_modules=3)
+    torch.manual_seed(5)
+    grown = grow(net, 2)
+    torch.manual_seed(5)
+    for node in grown.added:
+        expected = nn.Linear(128, 128)
+        assert torch.equal(net.graph.nodes[node][0].weight, expected.weight)
+        assert torch.equal(net.graph.nodes[node][0].bias, expected.bias)
 
 
 def test_modules_that_do_not_fit_leave_the_net_as_it_was() -> None:

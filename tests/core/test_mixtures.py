@@ -196,6 +196,27 @@ def test_parameters_can_be_drawn_anew(make: Callable[[], nn.Module]) -> None:
         torch.testing.assert_close(value.std(), before[name].std(), rtol=1.0, atol=0.3)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.MultiheadAttention(8, 2),
+        lambda: nn.TransformerEncoderLayer(8, 2, 8, batch_first=True),
+        lambda: nn.Transformer(8, 2, 1, 1, 8, batch_first=True),
+    ],
+)
+def test_parts_of_transformers_are_drawn_anew_as_torch_does(make: Callable[[], nn.Module]) -> None:
+    net = ModelRouting([make(), make()], TopK(2), context_features=5)
+    before = {name: value.detach().clone() for name, value in net.nodes.named_parameters()}
+    with torch.no_grad():
+        for parameter in net.nodes.parameters():
+            parameter.add_(7.0)
+    net.reset_parameters()
+    for name, value in net.nodes.named_parameters():
+        old = before[name]
+        assert torch.equal(value, old) == (float(old.std()) == 0)  # constants are again what they were
+        torch.testing.assert_close(value.abs().max(), old.abs().max(), rtol=0.5, atol=1e-6)
+
+
 def test_what_is_used_twice_is_drawn_once() -> None:
     drawn: list[nn.Module] = []
 
