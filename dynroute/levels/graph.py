@@ -194,17 +194,19 @@ class RoutedGraph(Pretrained):
         if router_noise is not None:
             self._check_router_noise(context, router_noise)
         scores = self._scores(context, logits, generator, router_noise) if chooses else None
+        if noise is not None and scores is not None and router_noise is None:
+            generator = None  # it drew the noise of the router
         if chooses and noise is None and self.gate.takes_noise:
             shape = (*logits.shape[:-2], self.topology.num_edges)
             drawn = gumbel_noise(shape, generator=generator, device=logits.device)
-            noise = self.topology.from_edges(drawn, fill=0.0)
+            noise, generator = self.topology.from_edges(drawn, fill=0.0), None
         route: Route = self.gate(
             logits,
             allowed=self.topology.on(logits.device).allowed,
             path=path,
             temperature=temperature,
             sample=sample,
-            generator=generator if noise is None else None,
+            generator=generator,
             noise=noise,
             scores=scores,
         )
@@ -251,10 +253,10 @@ class RoutedGraph(Pretrained):
             path: A recorded path to replay, boolean with shape ``[*, T, S]``, or the route that holds it (Eq. 8).
             temperature: Divides the logits when a path is sampled; a number or a tensor with shape ``[*]`` (Eq. 13).
             sample: Whether a gate that can sample does so; default: in training mode.
-            generator: The random generator for a path that is sampled.
+            generator: The random generator for a path that is sampled, and for the noise of the router.
             return_route: Whether to return the route beside the output.
             noise: Gumbel noise that was drawn before, with shape ``[*, T, S]``, for functions that are compiled or
-                replayed.
+                replayed. A generator beside it must be for the noise of the router.
             router_noise: The noise of a router, drawn before by :meth:`Router.draw_noise`, for the same purpose. Beside
                 a path, and where nothing is sampled, neither noise has an effect.
 
@@ -395,7 +397,13 @@ class RoutedGraph(Pretrained):
 
     def _check_batch(self, x: Tensor, context: Tensor, route: Route) -> None:
         batch = route.weights.shape[:-2]
-        if x.shape[: len(batch)] != batch or x.dim() == len(batch):
+        bare = x.dim() == len(batch) and x.is_floating_point()  # ids have no features
+        if bare and x.shape == batch and context.is_floating_point():
+            raise ValueError(
+                f"`x` must have features behind the batch shape {tuple(batch)} of `{self._context_name}`, got shape "
+                f"{tuple(x.shape)}; `x.unsqueeze(-1)` has one."
+            )
+        if x.shape[: len(batch)] != batch or bare:
             hint = f"pass one {self._context_name} per sample."
             if not context.is_floating_point():
                 hint = "an integer context holds task ids; convert a one-hot with `.float()`."

@@ -444,6 +444,41 @@ def test_unequal_modules_are_refused() -> None:
         ModuleRouting(told, TopK(2), router)
 
 
+@pytest.mark.parametrize("batch", [(), (1,), (7,), (2, 150)])
+@pytest.mark.parametrize("backend", ["reference", "sparse", "auto"])
+def test_ids_are_an_input_without_features(backend: str, batch: tuple[int, ...]) -> None:
+    modules = [nn.Embedding(10, 4) for _ in range(3)]
+    net = ModelRouting(modules, TopK(2), LinearRouter(5, Topology.parallel(3)), backend=backend)
+    ids, context = torch.randint(10, batch), torch.randn(*batch, 5)
+    output, route = net(ids, context, return_route=True)
+    outputs = torch.stack([module(ids) for module in modules], dim=-2)
+    torch.testing.assert_close(output, (route.weights.mT * outputs).sum(dim=-2))
+    with torch.no_grad():
+        torch.testing.assert_close(net(ids, context), output)
+
+
+def test_an_input_without_features_is_refused() -> None:
+    net = ModelRouting([nn.ReLU(), nn.Tanh()], TopK(2), LinearRouter(5, Topology.parallel(2)))
+    with pytest.raises(ValueError, match=r"^`x` must have features behind the batch shape \(7,\) of `context`"):
+        net(torch.randn(7), torch.randn(7, 5))
+
+
+def test_a_generator_that_would_draw_nothing_is_refused() -> None:
+    g = torch.Generator()
+    for noise in (0.0, 0.5):
+        net = ModelRouting.mlp(3, 4, 3, 2, gate=SampleK(2))
+        net.router.noise = noise
+        x, drawn = torch.randn(7, 3), torch.zeros(7, 1, 3)
+        if noise:  # it draws the noise of the router
+            first, second = (net(x, generator=g.manual_seed(3), noise=drawn) for _ in range(2))
+            assert torch.equal(first, second)
+            router_noise = net.router.draw_noise(x)
+        else:
+            router_noise = None
+        with pytest.raises(ValueError, match="`generator` and `noise` exclude each other: the noise was already drawn"):
+            net(x, generator=g, noise=drawn, router_noise=router_noise)
+
+
 def test_a_router_that_returns_another_shape_is_refused() -> None:
     net = build(router=nn.Linear(3, 4))
     with pytest.raises(ValueError, match=r"`router` must return logits with shape \(\*, 2, 2\), got \(7, 4\); was"):
