@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from .checks import is_autocast, refuse_where
 
 __all__ = [
     "Factory",
+    "Makes",
     "check_boolean",
     "check_choice",
     "check_count",
@@ -42,6 +43,18 @@ class Factory(TypedDict, total=False):
 
     device: torch.device | str | None
     dtype: torch.dtype | None
+
+
+class Makes(NamedTuple):
+    """An argument that makes a module, such as the `activation` of a builder; it is saved as that module.
+
+    Example:
+        >>> dynroute.saving.Makes(nn.SiLU())
+        Makes(module=SiLU())
+    """
+
+    module: nn.Module
+    """The module that it made."""
 
 
 def shown(value: object) -> str:

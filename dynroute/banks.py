@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_counts, check_dtype, check_flag, make_activation
+from .arguments import Makes, check_counts, check_dtype, check_flag, make_activation
 
 __all__ = ["LinearBank", "are_adjacent", "keep_adjacent", "lay_adjacent", "reset_all", "reset_parts", "stacked"]
 
@@ -61,8 +61,6 @@ class LinearBank(nn.ModuleList):
 
     def constructor_arguments(self) -> dict[str, Any]:
         """The arguments that construct an equal bank."""
-        from .saving import Makes  # which imports this module
-
         linear, *behind = (part for part in self[0].modules() if type(part) is not nn.Sequential)
         return {
             "num_modules": len(self),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from .arguments import shown
+from .arguments import Makes, shown
 from .banks import are_adjacent, keep_adjacent
 from .files import flush, writing_file
 from .gates import Gate
@@ -40,18 +40,6 @@ PACKAGES = ("torch.nn", "dynroute", "dynroute.networks")
 """The packages whose classes are made without being given."""
 
 Plain = bool | int | float | str | None
-
-
-class Makes(NamedTuple):
-    """An argument that makes a module, such as the `activation` of a builder; it is saved as that module.
-
-    Example:
-        >>> dynroute.saving.Makes(nn.SiLU())
-        Makes(module=SiLU())
-    """
-
-    module: nn.Module
-    """The module that it made."""
 
 
 class Filled(NamedTuple):
