@@ -66,7 +66,7 @@ class Network(nn.Module, ABC):
         """
 
     def reset_module(self, module: nn.Module) -> None:
-        """Draws the parameters of a module of the routed graph anew, as the constructor does; for :func:`dynroute.grow`.
+        """Draws the parameters of a module of the routed graph anew, as the constructor does (:func:`dynroute.grow`).
 
         Args:
             module: The module.
