@@ -591,7 +591,13 @@ class MultiTaskSAC(MultiTaskAttributes):
 
     @classmethod
     def load(cls, path: str | Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> Self:
-        """Loads a file of `save`, as in SB3, with other options if they are given as keywords."""
+        """Loads a file of `save`, as in SB3.
+
+        Args:
+            path: The name of the file, or a file object.
+            args: As in SB3, the environments first.
+            kwargs: As in SB3; options of the model replace those of the file.
+        """
         model = super().load(path, *args, **kwargs)
         model._step_pending = False  # files of earlier versions have it
         if model.ent_coef_optimizer is not None and model.log_ent_coef is not None:
@@ -608,6 +614,13 @@ class MultiTaskSAC(MultiTaskAttributes):
     def set_parameters(
         self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: torch.device | str = "auto"
     ) -> None:
+        """Sets the parameters of networks and optimizers, as in SB3.
+
+        Args:
+            load_path_or_dict: A file of `save`, or what `get_parameters` returned.
+            exact_match: Whether every part must be given.
+            device: The device to read a file to.
+        """
         if exact_match and isinstance(load_path_or_dict, dict):
             check_parts(self, load_path_or_dict)
         super().set_parameters(load_path_or_dict, exact_match, device)

@@ -49,6 +49,16 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
+def assert_like_the_reference(net: ModelRouting, x: torch.Tensor, unseen: list[str]) -> None:
+    found = results(net, x)
+    assert unseen == ["grouped"]
+    with dynroute.backend("reference"):
+        for actual, expected in zip(found, results(net, x), strict=True):
+            torch.testing.assert_close(
+                actual, expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max() + 1)
+            )
+
+
 @pytest.mark.parametrize("protect", ["none", "sg"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch", [(1,), (9,), (2, 3), (300,)])
@@ -57,24 +67,12 @@ def test_it_computes_what_the_reference_does(
     unseen: list[str], gate: Gate, batch: tuple[int, ...], bias: bool, protect: str
 ) -> None:
     net, x = mixture(gate, protect, bias=bias), torch.randn(*batch, 8, dtype=torch.float32)
-    found = results(net, x)
-    assert unseen == ["grouped"]
-    with dynroute.backend("reference"):
-        for actual, expected in zip(found, results(net, x), strict=True):
-            torch.testing.assert_close(
-                actual, expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max() + 1)
-            )
+    assert_like_the_reference(net, x, unseen)
 
 
 def test_every_expert_of_a_bank_learns(unseen: list[str]) -> None:
     net, x = ModelRouting(LinearBank(6, 8, 16, nn.ReLU), TopK(2)).float(), torch.randn(90, 8, dtype=torch.float32)
-    found = results(net, x)
-    assert unseen == ["grouped"]
-    with dynroute.backend("reference"):
-        for actual, expected in zip(found, results(net, x), strict=True):
-            torch.testing.assert_close(
-                actual, expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max() + 1)
-            )
+    assert_like_the_reference(net, x, unseen)
 
 
 def test_second_derivatives(unseen: list[str]) -> None:
