@@ -49,7 +49,7 @@ class Makes(NamedTuple):
     """An argument that makes a module, such as the `activation` of a builder; it is saved as that module.
 
     Example:
-        >>> dynroute.saving.Makes(nn.SiLU())
+        >>> dynroute.arguments.Makes(nn.SiLU())
         Makes(module=SiLU())
     """
 

@@ -61,12 +61,13 @@ class LinearBank(nn.ModuleList):
 
     def constructor_arguments(self) -> dict[str, Any]:
         """The arguments that construct an equal bank."""
-        linear, *behind = (part for part in self[0].modules() if type(part) is not nn.Sequential)
+        first = self[0]
+        linear, activation = first if isinstance(first, nn.Sequential) else (first, None)
         return {
             "num_modules": len(self),
             "in_features": linear.in_features,
             "out_features": linear.out_features,
-            "activation": Makes(behind[0]) if behind else None,
+            "activation": None if activation is None else Makes(activation),
             "bias": linear.bias is not None,
         }
 
@@ -95,7 +96,7 @@ def reset_parts(module: nn.Module) -> None:
     Some modules of torch, such as ``nn.MultiheadAttention``, have ``_reset_parameters``, which follows their parts.
     """
     done: set[nn.Module] = set()
-    others: list[Callable[[], object]] = []
+    entered: list[nn.Module] = []
     queue = list(module.children())
     while queue:
         part = queue.pop(0)
@@ -107,9 +108,15 @@ def reset_parts(module: nn.Module) -> None:
             reset()
         else:
             queue += part.children()
-            others += [part._reset_parameters] if isinstance(part, _WITH_PARTS) else []
-    for reset in reversed(others):
-        reset()
+            entered.append(part)
+    _reset_wholes(entered)
+
+
+def _reset_wholes(modules: Sequence[nn.Module]) -> None:
+    """Calls ``_reset_parameters`` of those of torch's modules that have it, inner ones first."""
+    for module in reversed(modules):
+        if isinstance(module, _WITH_PARTS):
+            module._reset_parameters()
 
 
 _WITH_PARTS = (nn.MultiheadAttention, nn.Transformer)
@@ -117,14 +124,12 @@ _WITH_PARTS = (nn.MultiheadAttention, nn.Transformer)
 
 
 def reset_all(module: nn.Module) -> None:
-    """Calls ``reset_parameters`` of a module and of every part, in the order of ``modules()``."""
+    """Calls ``reset_parameters`` of a module and of every part, then ``_reset_parameters`` as :func:`reset_parts`."""
     parts = list(module.modules())
     for part in parts:
         if callable(reset := getattr(part, "reset_parameters", None)):
             reset()
-    for part in reversed(parts):
-        if isinstance(part, _WITH_PARTS):
-            part._reset_parameters()
+    _reset_wholes(parts)
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

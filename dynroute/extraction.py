@@ -242,7 +242,7 @@ def _of_graph(graph: RoutedGraph, context: Tensor, coverage: float, x: Tensor | 
 
         one_path = bool((live == live[0]).all())
         weights = topology.to_edges(route.weights.reshape(-1, *topology.path_shape))[covered]
-        # A context that is small beside others may still decide the route.
+        # A feature of the context that is small beside the others may still decide the route.
         if one_path and _are_equal(context.reshape(len(paths), -1)) and _are_equal(weights[:, edges], ulps=64):
             body: nn.Module = _Fixed(whole, nodes, edges, weights[0])
             reads = "nothing"

@@ -24,7 +24,7 @@ Growth leaves the evaluation unchanged and lets new nodes learn as follows:
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -183,7 +183,9 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
             "Topology.parallel; a layer that grows would change what the next one reads."
         )
     if isinstance(modules, int):
-        new = _fresh(graph, modules, at_model_level, getattr(net, "reset_module", reset_all))
+        owners = [part for part in net.modules() if hasattr(part, "reset_module") and graph in part.modules()]
+        reset: Any = owners[-1].reset_module if owners else reset_all
+        new = _fresh(graph, modules, at_model_level, reset)
     else:
         new = check_modules("modules", modules)
     if not new:

@@ -220,10 +220,10 @@ def _of_export(exported: Any, features: int, notes: Mapping[str, Any]) -> Progra
 def _name(target: Any) -> str:
     if target is operator.getitem:
         return "getitem"
-    if not isinstance(target, torch._ops.OpOverload):
+    if getattr(target, "__module__", None) in ("_operator", "math", "builtins"):
         raise ValueError(
-            f"`module` must compute with tensors alone, but it applies {target} to a number, which is the size of the "
-            "batch or follows from it; `torch.export.export` keeps such a module, or write x.flatten(1) and the like."
+            f"`module` must compute with tensors alone, but {target.__name__} is applied to the size of the batch; "
+            "write x.flatten(1) in place of x.view(x.shape[0], -1), or keep the module by torch.export.export."
         )
     name = str(target).removeprefix("aten.")
     if _operation(name) is not target:

@@ -222,8 +222,8 @@ def _couples(module: nn.Module, dims: int, features: int) -> str | None:
     """
     if type(module) is nn.Linear:
         return None
-    told = getattr(type(module), "couples_samples", None)
-    if told is not None:
+    declared = getattr(type(module), "couples_samples", None)
+    if declared is not None:
         return "couples samples, as its `couples_samples` says" if module.couples_samples else None
     tracks = vars(module).get("track_running_stats")
     # Dynamic quantization uses one scale for all rows.
@@ -242,7 +242,7 @@ def _couples(module: nn.Module, dims: int, features: int) -> str | None:
         reason = None if part is None else _couples(part, dims, features)
         if reason is not None:
             return reason
-        features += isinstance(part, _ADD_A_DIMENSION)
+        features = 1 if isinstance(part, nn.Flatten) else features + isinstance(part, _ADD_A_DIMENSION)
     return None
 
 

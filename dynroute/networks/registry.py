@@ -1,5 +1,6 @@
 """The networks by name, at their published sizes."""
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -98,5 +99,8 @@ def build(
     preset = PRESETS[name]
     keywords = list(inspect.signature(preset.network).parameters)[3:]
     for keyword in sizes:
-        check_choice(f"keyword of {name}", keyword, keywords)
+        if keyword not in keywords:
+            near = difflib.get_close_matches(keyword, keywords, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(keywords)}."
+            raise ValueError(f"`{keyword}` is not a keyword of the network {name}; {hint}")
     return preset.network(state_features, num_tasks, out_features, **{**preset.sizes, **sizes})

@@ -56,7 +56,8 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
         if wrapped_in != state["wrapped_in"] or not _fits(saved, own):
             raise ValueError(
                 f"`env` must be wrapped as it was when the checkpoint was written, in {state['wrapped_in']} and with "
-                f"wrappers that remember {_told(saved)}, got {wrapped_in} and {_told(own)} of environment {i}."
+                f"wrappers that remember {_attribute_names(saved)}, got {wrapped_in} and "
+                f"{_attribute_names(own)} of environment {i}."
             )
     env.reset()  # some wrappers require a reset before the first step
     wrappers = list(_vector_wrappers(env))
@@ -86,7 +87,8 @@ def _check_attributes(
     """Raises an error unless the saved attributes of wrappers are those that they have."""
     for wrapper, saved, own in zip(wrappers, states, present, strict=True):
         # A file must not set arbitrary attributes. Earlier versions stored nothing of VecFrameStack.
-        if saved and _names(saved) != _names(own):
+        earlier = isinstance(wrapper, VecFrameStack) and not saved
+        if not earlier and _names(saved) != _names(own):
             raise ValueError(f"the state of {type(wrapper).__name__} must hold {_names(own)}, got {_names(saved)}.")
 
 
@@ -126,7 +128,7 @@ def _fits(saved: Any, own: list[WrapperState]) -> bool:
     return [(kind, _names(state)) for kind, state in saved] == [(kind, _names(state)) for kind, state in own]
 
 
-def _told(states: Any) -> list[str]:
+def _attribute_names(states: Any) -> list[str]:
     """The attributes in the states of the wrappers of an environment, for an error."""
     if isinstance(states, dict):
         return sorted(states)

@@ -42,8 +42,8 @@ WRAPPERS: dict[type[Wrapper[Any, Any, Any, Any]], tuple[str, ...]] = {
 DATA = (bool, int, float, list, dict, set, deque, np.ndarray, np.generic, np.random.Generator)
 """The types of attributes in which a wrapper can remember something."""
 
-KNOWN = ("gymnasium.wrappers", "stable_baselines3", "dynroute_sb3")
-"""The packages whose other wrappers have no state that training depends on."""
+KNOWN = ("gymnasium.wrappers.", "stable_baselines3.", "dynroute_sb3.")
+"""The packages whose other wrappers, and what is derived from them, are taken to remember nothing for training."""
 
 USUAL = ("_saved_kwargs", "venv", "num_envs", "reset_infos", "_seeds", "_options", "class_attributes", "metadata")
 """The attributes that each wrapper has."""
@@ -88,7 +88,7 @@ def data_attributes(wrapper: object) -> list[str]:
         []
     """
     modules = [base.__module__ for base in type(wrapper).__mro__]
-    if any(module.startswith(KNOWN) and not module.endswith("base_vec_env") for module in modules):
+    if any(f"{module}.".startswith(KNOWN) and not module.endswith("base_vec_env") for module in modules):
         return []
     usual = {*USUAL, *(vars(Wrapper(wrapper.env)) if isinstance(wrapper, Wrapper) else ())}
     return [name for name, value in vars(wrapper).items() if name not in usual and isinstance(value, DATA)]

@@ -620,6 +620,13 @@ def test_sequences_that_a_module_makes_couple_no_samples(begins: Callable[[], nn
         torch.testing.assert_close(output, net(x, context))
 
 
+def test_sequences_that_a_module_flattens_couple_samples() -> None:
+    experts = [nn.Sequential(nn.Flatten(-2), Reads(nn.GRU(8, 4, batch_first=True))) for _ in range(3)]
+    net = ModelRouting(experts, TopK(2), LinearRouter(5, Topology.parallel(3)), backend="sparse")
+    with pytest.raises(ValueError, match="cannot: module 0 is a GRU, which reads a batch of vectors as one sequence"):
+        net(torch.randn(90, 2, 4), torch.randn(90, 5))
+
+
 def test_a_module_may_say_that_it_couples_no_samples() -> None:
     class Apart(Reads):
         couples_samples = False

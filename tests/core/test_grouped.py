@@ -73,6 +73,8 @@ def test_it_computes_what_the_reference_does(
 def test_every_expert_of_a_bank_learns(unseen: list[str]) -> None:
     net, x = ModelRouting(LinearBank(6, 8, 16, nn.ReLU), TopK(2)).float(), torch.randn(90, 8, dtype=torch.float32)
     assert_like_the_reference(net, x, unseen)
+    net(x).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.nodes.parameters())
 
 
 def test_second_derivatives(unseen: list[str]) -> None:

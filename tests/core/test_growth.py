@@ -519,7 +519,7 @@ def test_messages(call: Callable[[], object], message: str) -> None:
 )
 def test_new_modules_are_orthogonal_where_the_others_are(name: str, sizes: dict[str, Any]) -> None:
     net = build(name, 7, 3, 4, **sizes, width=16)
-    grown = grow(net, 1)
+    grown = grow(nn.ModuleList([net]), 1)  # a model around the network
     new = find_graph("net", net).nodes[grown.added[0]]
     layers = [layer for layer in new.modules() if isinstance(layer, nn.Linear)]
     assert layers

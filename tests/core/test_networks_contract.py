@@ -346,7 +346,7 @@ def test_sizes_that_cannot_work_are_said(name: str) -> None:
         ("d2r-model", {"shortcut": True}, '`shortcut` must be False or None with level="model"'),
         ("d2r", {"gate": "top2"}, '`gate` must be a Gate or one of "soft", "hard", "top-2", .* got \'top2\''),
         ("d2r", {"gate": "top-1"}, "`gate` must read at least 2 sources .*, got 'top-1'; try \"hard\""),
-        ("d2r", {"modules": 4}, "`keyword of d2r` must be one of .*, got 'modules'; did you mean 'num_modules'"),
+        ("d2r", {"modules": 4}, "`modules` is not a keyword of the network d2r; did you mean `num_modules`"),
         ("care", {"attention": "none"}, "`attention` must be one of 'gate', 'dot', got 'none'"),
         ("care", {"attention": "dot", "context_sizes": (5, 3)}, 'must end alike for attention="dot", got 4 and 3'),
         ("care", {"metadata": torch.zeros(4, 9)}, r"`metadata` must have shape \(3, m\), .* got \(4, 9\)"),

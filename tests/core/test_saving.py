@@ -82,6 +82,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
         nn.LayerNorm((5,), eps=1e-3), ModelRouting.ffn(5, 8, 3), nn.ModuleList([nn.ReLU()])
     ),
     "bank": lambda: LinearBank(3, 5, 4, nn.GELU),
+    "bank with two activations": lambda: LinearBank(3, 5, 4, lambda: nn.Sequential(nn.GELU(), nn.Tanh())),
     "bank without a bias": lambda: LinearBank(2, 5, 4, bias=False),
     "budget": lambda: Budget(3.0, 4, initial=0.1),
     "extracted": lambda: extract(ModelRouting.ffn(5, 8, 4, shared=1), torch.randn(9, 5)),

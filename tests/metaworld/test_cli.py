@@ -146,7 +146,7 @@ def test_a_run_that_is_not_there_is_told_before_another_starts(
 def test_a_batch_size_that_has_no_effect_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = ["train", "--preset", "brc-small", "--run", str(tmp_path / "run")]
     error = told(capsys, *train, "--batch-size", "16")
-    assert "`batch_size` has no effect beside a `mixed_batch_size`, which is 512, with these settings; give" in error
+    assert "`batch_size` must be left out beside `mixed_batch_size`, which is 512 by the preset and counts" in error
 
 
 def test_a_reader_that_has_enough_sees_no_traceback() -> None:

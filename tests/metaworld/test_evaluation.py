@@ -286,12 +286,17 @@ def test_rates_and_table() -> None:
 
 
 def test_goals_that_repeat_do_not_make_an_interval_narrower() -> None:
+    def result_of_episodes(first: Any, goals: str) -> EvaluationResult:
+        return result_of(first_success=first, returns=np.zeros(first.shape), goals=goals)
+
     rng = np.random.default_rng(0)
     first = np.where(rng.random((2, 50)) < 0.8, 3, -1)
-    once, twice = (result_of(first_success=np.tile(first, times), goals="benchmark") for times in (1, 2))
+    once, twice = (result_of_episodes(np.tile(first, times), "benchmark") for times in (1, 2))
     np.testing.assert_array_equal(once.intervals(), twice.intervals())
-    (low, high), (lowest, highest) = result_of(first_success=np.tile(first, 2)).intervals(), twice.intervals()
+    (low, high), (lowest, highest) = result_of_episodes(np.tile(first, 2), "random").intervals(), twice.intervals()
     assert (high - low < highest - lowest).all()  # random goals are all different
+    partly = result_of_episodes(np.where(np.arange(150).reshape(2, 75) % 75 < 50, 3, -1), "benchmark")
+    np.testing.assert_array_equal(partly.intervals(), wilson_interval([33, 33], 50))  # .667 of all 75
 
 
 def test_episodes_with_one_goal_have_no_interval() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,10 @@ def test_a_wrapper_that_cannot_tell_what_it_remembers_is_named(environments: Any
         with contextlib.closing(wrap(environments(wrapped(kind)))) as env, pytest.warns(UserWarning, match=told):
             make_model(env).save_checkpoint(tmp_path / name)
     for i, kind in enumerate((Awake, lambda env: Awake(Tired(env)))):
-        make_model(DummyVecEnv(wrapped(kind))).save_checkpoint(tmp_path / f"{i}")  # without a warning
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            make_model(DummyVecEnv(wrapped(kind))).save_checkpoint(tmp_path / f"{i}")
+        assert warned == []
 
 
 def test_predicting_without_environments(tmp_path: Path) -> None:

@@ -306,6 +306,10 @@ def test_wrappers_whose_methods_would_be_replaced(tmp_path: Path) -> None:
         rewrite(folder, put("environments", "vector_wrappers", 0, *place, value=3))
         with pytest.raises(ValueError, match=r"there cannot be restored: the state of VecNormalize must hold .*, got "):
             load(folder, "VecNormalize")
+    (folder / "model.json").write_text(whole)
+    rewrite(folder, put("environments", "vector_wrappers", 0, value={}))
+    with pytest.raises(ValueError, match=r"the state of VecNormalize must hold .*, got \[\]"):
+        load(folder, "VecNormalize")
 
 
 def test_attributes_of_wrappers_that_would_be_replaced(tmp_path: Path) -> None:

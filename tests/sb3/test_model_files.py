@@ -226,7 +226,10 @@ def test_loading_with_options_that_must_stay(before: dict[str, Any], after: dict
 def test_a_model_that_was_saved_in_a_step_can_be_checkpointed(tmp_path: Path) -> None:
     model, files = make_plain(), []
     model.learn(20, callback=lambda *_: not files.append(saved(model)))
-    MultiTaskSAC.load(files[-1], points(), "cpu").save_checkpoint(tmp_path / "there")
+    loaded = MultiTaskSAC.load(files[-1], points(), "cpu")
+    loaded.save_checkpoint(tmp_path / "there")
+    again = MultiTaskSAC.load_checkpoint(tmp_path / "there", points(), "cpu")
+    assert all(map(torch.equal, again.policy.state_dict().values(), loaded.policy.state_dict().values()))
 
 
 def test_what_waits_in_an_overlapped_model_is_not_lost(tmp_path: Path) -> None:

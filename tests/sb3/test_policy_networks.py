@@ -217,7 +217,8 @@ def test_keywords_that_have_the_defaults_of_sb3() -> None:
     parameters = inspect.signature(SACPolicy.__init__).parameters
     kwargs = {name: parameters[name].default for name in ELSEWHERE}
     assert kwargs["clip_mean"] == 2.0
-    make_plain(policy_kwargs={"network_kwargs": {"hidden_sizes": (8,)}, **kwargs})
+    policy = make_plain(policy_kwargs={"network_kwargs": {"hidden_sizes": (8,)}, **kwargs}).policy
+    assert next(layer.out_features for layer in policy.actor.net.modules() if isinstance(layer, torch.nn.Linear)) == 8
 
 
 @pytest.mark.parametrize("name", ["network_kwargs", "critic_kwargs"])

@@ -185,9 +185,10 @@ def check_needs(configurations: Sequence[Configuration], given: Collection[str] 
     """
     mixed = [each.mixed_batch_size for each in configurations]
     if "batch_size" in given and None not in mixed:
+        source = "" if "mixed_batch_size" in given else " by the preset"
         raise ValueError(
-            f"`batch_size` has no effect beside a `mixed_batch_size`, which is {mixed[0]}, with these settings; give "
-            "--mixed-batch-size N."
+            f"`batch_size` must be left out beside `mixed_batch_size`, which is {mixed[0]}{source} and counts "
+            "transitions of all tasks together."
         )
     for option in dataclasses.fields(Configuration):
         needed, values = option.metadata["needs"], [getattr(each, option.name) for each in configurations]

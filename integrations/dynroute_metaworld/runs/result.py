@@ -121,8 +121,8 @@ class EvaluationResult:
 
         A benchmark has 50 goals of each task. Further episodes repeat them, and do not make an interval narrower.
         """
-        different = self.success[:, :BENCHMARK_GOALS] if self.goals == "benchmark" else self.success
-        return wilson_interval(different.sum(axis=1), different.shape[1], confidence)
+        different = min(self.episodes, BENCHMARK_GOALS) if self.goals == "benchmark" else self.episodes
+        return wilson_interval(np.rint(different * self.success_rates), different, confidence)
 
     def table(self, confidence: float = 0.95) -> str:
         """The settings in a line, and a table with a row for each task and a row for their mean.
