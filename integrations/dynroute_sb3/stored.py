@@ -80,7 +80,8 @@ def check_state(state: Any, folder: Path, progress: Collection[str]) -> None:
             if name not in names:
                 raise DamagedError(f"{path} holds {name!r}, which is none of the {part}; take another checkpoint.")
             _check_number(path, name, value)
-            if part == "options" and name != "policy_kwargs" and not (name in LIMITS and value == math.inf):
+            unlimited = name in LIMITS and isinstance(value, float) and value == math.inf
+            if part == "options" and name != "policy_kwargs" and not unlimited:
                 _check_finite(path, name, value)
     if not isinstance(policy_kwargs := options["policy_kwargs"], dict):
         raise _wrong(path, "`policy_kwargs` as they were written", policy_kwargs)
