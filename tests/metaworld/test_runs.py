@@ -178,6 +178,25 @@ def test_no_time_at_all(tmp_path: Path) -> None:
     assert len(run.sessions) == 1
 
 
+def test_a_killed_session_counts_up_to_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(tmp_path / "run", small(hours=1.0))
+    monkeypatch.setattr(Run, "end_session", lambda _: None)  # as after a kill
+    train(run)
+    (session,) = run.sessions
+    assert "minutes" not in session
+    assert session["minutes_kept"] > 0
+    assert Run.open(run.folder).seconds_left() == pytest.approx(3600 - 60 * session["minutes_kept"])
+
+
+def test_no_steps_at_all(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", small(steps=0))
+    result = train(run)
+    assert result is not None
+    assert load_model(run, "cpu").num_timesteps == 0
+    assert train(Run.open(run.folder)) is not None
+    assert len(run.sessions) == 1
+
+
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dynroute.command", "train", "--run", str(folder), "--resume", *flags(), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

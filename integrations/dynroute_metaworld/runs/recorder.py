@@ -81,6 +81,7 @@ class Recorder(BaseCallback):
         due = last or self.stopping or time_is_up or self._is_due(configuration.checkpoint_every)
         if (steps > self.start and due) or (time_is_up and latest_checkpoint(self.run.checkpoints) is None):
             self.checkpoints.write()
+            self.run.keep_minutes()
         if self.stopping and not last:
             raise Stopped
         if time_is_up:

@@ -207,7 +207,8 @@ class Run:
         """The sessions of the run, and the numbers of damaged lines, which are left out."""
         whole, damaged = [], []
         for line in read_lines(self.folder / "sessions.jsonl"):
-            if line.value is None or not isinstance(line.value.get("minutes", 0.0), int | float):
+            times = [] if line.value is None else [line.value.get(name, 0.0) for name in ("minutes", "minutes_kept")]
+            if line.value is None or not all(isinstance(minutes, int | float) for minutes in times):
                 damaged.append(line.number)
             else:
                 whole.append(line.value)
@@ -231,12 +232,13 @@ class Run:
         return checkpoint_steps(checkpoint) >= steps or self.seconds_left() <= 0
 
     def seconds_left(self) -> float:
-        """The seconds that the run may still learn; killed sessions do not count, since their length is unknown."""
+        """The seconds that the run may still learn; a killed session counts up to its last checkpoint."""
         if self.configuration.hours is None:
             return math.inf
-        used = 60 * sum(session.get("minutes", 0) for session in self.sessions)
-        now = 0 if self._began is None else time.monotonic() - self._began
-        return float(3600 * self.configuration.hours - used - now)
+        now, sessions = self._minutes_now(), self.sessions
+        ended = sessions if now is None else sessions[:-1]
+        used = sum(session.get("minutes", session.get("minutes_kept", 0)) for session in ended) + (now or 0)
+        return float(60 * (60 * self.configuration.hours - used))
 
     def finished(self) -> EvaluationResult | None:
         """The final evaluation; None if there is none, or one with other steps or episodes than configured."""
@@ -292,15 +294,25 @@ class Run:
         self._write_sessions([*self.sessions, session])
         self._began = time.monotonic()
 
+    def keep_minutes(self) -> None:
+        """Writes the minutes of the session up to a checkpoint, which count for `hours` if it is killed later."""
+        *before, session = self.sessions
+        self._write_sessions([*before, {**session, "minutes_kept": self._minutes_now()}])
+
     def end_session(self) -> None:
         """Writes the minutes of a session, if one was started; a killed session has none."""
-        if self._began is not None:
+        if (now := self._minutes_now()) is not None:
             *before, session = self.sessions
-            session["minutes"] = (time.monotonic() - self._began) / 60
+            session.pop("minutes_kept", None)
+            session["minutes"] = now
             if self._final.exists():
                 session["final"] = digest(self._final)[1]
             self._write_sessions([*before, session])
             self._began = None
+
+    def _minutes_now(self) -> float | None:
+        """The minutes of the session of this process; None if it has not started one."""
+        return None if self._began is None else (time.monotonic() - self._began) / 60
 
     def _write_sessions(self, sessions: Sequence[Mapping[str, Any]]) -> None:
         with writing_file(self.folder / "sessions.jsonl") as part:

@@ -168,6 +168,8 @@ def _learn(run: Run, model: MultiTaskSAC, remarks: Sequence[str]) -> EvaluationR
             return None
         finally:
             model.logger.close()
+        if latest_checkpoint(run.checkpoints) is None:  # there were no steps
+            model.save_checkpoint(run.checkpoints / "step_0", run.seal())
         display.advance(max(total, before), "evaluating")
         try:
             with recorder.stopping_on_signals():
