@@ -15,6 +15,7 @@ __all__ = [
     "PRESETS",
     "STATES",
     "SUCCESS",
+    "benchmark_name",
     "check_choice",
     "check_task",
     "likely",
@@ -95,6 +96,18 @@ def split_benchmark(text: str) -> str | list[str]:
         ('MT10', ['reach', 'push'])
     """
     return [name.strip() for name in text.split(",")] if "," in text else text.strip()
+
+
+def benchmark_name(benchmark: str | Sequence[str]) -> str:
+    """The name of a benchmark, or of given tasks with commas between them, the same for all ways to write it.
+
+    Example:
+        >>> from dynroute_command.choices import benchmark_name
+        >>> benchmark_name("mt10"), benchmark_name(["reach-v3", "push"])
+        ('MT10', 'reach,push')
+    """
+    whole = isinstance(benchmark, str) and benchmark.upper() in BENCHMARKS
+    return str(benchmark).upper() if whole else ",".join(task_names(benchmark))
 
 
 def task_names(benchmark: str | Sequence[str]) -> tuple[str, ...]:

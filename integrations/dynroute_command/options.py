@@ -65,8 +65,8 @@ def _about(
     In a choice, a "K" at the end stands for any number. With `words`, the value is one of them or a number as text; a
     word that ends with "_" is followed by a number. `sac` marks options that runs without SAC do not use; all options
     of the learner are among them. `changes_result` marks options that the results depend on, and `movable` options that
-    may change when a run is resumed. `none` is for a limit that the value "none" removes. `needs` names the option
-    without which this one has no effect.
+    may change when a run is resumed. `none` is for a value that "none" removes, for instance that of a preset. `needs`
+    names the option without which this one has no effect.
     """
     rules = {"choices": choices, "least": least, "most": most, "words": words}
     parts = {"changes_result": changes_result, "movable": movable, "none": none, "needs": needs}
@@ -108,6 +108,7 @@ class Options:
         sac=True,
         changes_result=False,
         movable=True,
+        needs="workers",
     )
     overlap: bool = _option(
         False, "learn while the environments step; actions are from networks one update older", MACHINE, sac=True
@@ -151,14 +152,18 @@ class Options:
 
     learning_rate: float = _option(3e-4, "of actor and critics", OPTIMIZER, least=0)
     optimizer: str = _option("adam", "of actor and critics", OPTIMIZER, ("adam", "adamw"))
-    weight_decay: float | None = _option(None, "of adamw; default: torch's, 0.01", OPTIMIZER, least=0)
+    weight_decay: float | None = _option(None, "of adamw; default: torch's, 0.01", OPTIMIZER, least=0, none=True)
     gamma: float = _option(0.99, "the discount", CRITICS, least=0, most=1)
     n_steps: int = _option(1, "steps of n-step returns, from which critics bootstrap", CRITICS, least=1)
     tau: float = _option(0.005, "how far the targets move towards the critics", CRITICS, least=0, most=1)
     target_update_every: int = _option(1, "updates from one such move to the next", CRITICS, least=1)
     batch_size: int = _option(128, "transitions of each task in an update", SCHEDULE, least=1)
     mixed_batch_size: int | None = _option(
-        None, "transitions in an update, drawn over all tasks; takes the place of --batch-size", SCHEDULE, least=1
+        None,
+        "transitions in an update, drawn over all tasks; takes the place of --batch-size",
+        SCHEDULE,
+        least=1,
+        none=True,
     )
     buffer_size: int | None = _option(
         None, "transitions of all tasks that are kept; default: 1M for up to ten tasks, else 10M", SCHEDULE, least=1
@@ -191,7 +196,7 @@ class Options:
         "auto", "coefficient of entropy: a number, auto, or auto_0.1 to start at 0.1", ENTROPY, words=("auto", "auto_")
     )
     ent_coef_lr: float | None = _option(
-        None, "learning rate of the coefficient of entropy; default: the networks'", ENTROPY, least=0
+        None, "learning rate of the coefficient of entropy; default: the networks'", ENTROPY, least=0, none=True
     )
     ent_coef_beta1: float = _option(
         0.9, "decay of the first moment in the optimizer of the coefficient of entropy", ENTROPY, least=0, most=0.999
@@ -201,7 +206,7 @@ class Options:
         False, "critics and actor use the coefficient of entropy after its update", ENTROPY
     )
     max_ent_coef_grad_norm: float | None = _option(
-        None, "limit of the gradient norm of its logarithm; default: none", ENTROPY, least=0
+        None, "limit of the gradient norm of its logarithm (default: none)", ENTROPY, least=0, none=True
     )
     max_ent_coef: float | None = _option(1.0, "the largest coefficient of entropy", ENTROPY, least=0)
     task_weights: str | None = _option(
@@ -211,7 +216,11 @@ class Options:
     mask_rule: str = _option("each", "compare each loss of a task with it, or their sum", TASKS, ("each", "total"))
     joint_update: bool = _option(False, "compute all losses first, and then update all networks", OPTIMIZER)
     shared_lr: float | None = _option(
-        None, "learning rate of parameters of both actor and critics; default: the networks'", OPTIMIZER, least=0
+        None,
+        "learning rate of parameters of both actor and critics; default: the networks'",
+        OPTIMIZER,
+        least=0,
+        none=True,
     )
     router_lr: float | None = _option(None, "learning rate of routers; default: the networks'", OPTIMIZER, least=0)
     log_prob_epsilon: float = _option(0.0, "added inside log(1 - a²) of the policy", OPTIMIZER, least=0)

@@ -23,11 +23,11 @@ from .choices import (
     PRESETS,
     STATES,
     SUCCESS,
+    benchmark_name,
     check_choice,
     check_task,
     likely,
     split_benchmark,
-    task_names,
 )
 from .options import (
     AXES,
@@ -90,8 +90,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         _read_sweep(options)
     if options.command == "evaluate" and options.run == "scripted" and options.device != "auto":
         raise ValueError(f"`--device` is for networks, and scripts have none; got {options.device}.")
-    for benchmark in filter(None, [given.get("benchmark"), *given.get("benchmarks", ())]):
-        task_names(split_benchmark(benchmark))
+    if given.get("benchmark") is not None:
+        options.benchmark = benchmark_name(split_benchmark(options.benchmark))
+    if "benchmarks" in given:
+        options.benchmarks = [benchmark_name(split_benchmark(benchmark)) for benchmark in options.benchmarks]
     if "task" in given:
         check_task(options.task)
     for name, value in given_options(options).items():

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from metaworld import env_dict
 from rich.console import Console
 
@@ -37,7 +38,9 @@ from dynroute_metaworld.runs.configuration import OPTIMIZERS
 from dynroute_metaworld.runs.methods import PUBLISHED, count_parameters, methods_table
 from dynroute_metaworld.runs.metrics import MetricsFile, forget_after
 from dynroute_metaworld.runs.policy_files import FORMATS
+from dynroute_metaworld.runs.presets import RELEASED, preset
 from dynroute_metaworld.runs.progress import Display
+from dynroute_metaworld.runs.seeds import settings_key
 from dynroute_sb3 import gaussian, losses
 from dynroute_sb3 import options as learner
 
@@ -506,6 +509,39 @@ def test_a_limit_of_time_is_taken_off(tmp_path: Path) -> None:
     given = ["train", "--run", str(tmp_path), "--resume", "--hours"]
     assert given_options(read([*given, "none"])) == {"hours": None}
     assert given_options(read([*given, "2"])) == {"hours": 2.0}
+
+
+def test_values_of_a_preset_are_taken_off() -> None:
+    resolved = {"steps", "threads"}  # without a value, they are chosen by the machine and the tasks
+    plain = Configuration()
+    for options in (*PRESETS.values(), *RELEASED.values()):
+        for name in (name for name in options if getattr(plain, name) is None and name not in resolved):
+            flag = f"--{name.replace('_', '-')}"
+            taken_off = "none" if name == "task_weights" else None  # of which "none" is one
+            assert given_options(read(["train", flag, "none"])) == {name: taken_off}
+    none = {"method": "brc", "optimizer": "adam", "weight_decay": None}
+    assert preset("brc-small", none).policy_kwargs["optimizer_class"] is torch.optim.Adam
+    with pytest.raises(ValueError, match=r"got 0\.0001 with adam; --weight-decay none leaves out that of a preset"):
+        preset("brc-small", {"optimizer": "adam"})
+
+
+def test_the_ways_to_write_a_benchmark() -> None:
+    assert given_options(read(["train", "--benchmark", "mt10"]))["benchmark"] == "MT10"
+    assert given_options(read(["train", "--benchmark", "reach-v3, push"]))["benchmark"] == "reach,push"
+    assert read(["sweep", "--methods", "d2r", "--benchmarks", "mt10", "push-v3"]).benchmarks == ["MT10", "push"]
+    assert Configuration(benchmark="mt50").resolve().benchmark == "MT50"
+    keys = {settings_key(Configuration(benchmark=name)) for name in ("mt10", "MT10", " MT10")}
+    assert len(keys) == 1
+
+
+def test_a_run_whose_benchmark_was_written_in_another_way_goes_on(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Configuration(benchmark="MT10"))
+    dataclasses.replace(run.configuration, benchmark="mt10").write(run.folder / "config.json")  # of an earlier version
+    run = Run.open(run.folder)
+    run.agree({"benchmark": "MT10"})
+    assert run.configuration.benchmark == "mt10"  # as it was sealed
+    with pytest.raises(RunError, match="holds a run with benchmark='mt10', got 'MT50'"):
+        run.agree({"benchmark": "MT50"})
 
 
 def test_completion_needs_shtab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -479,6 +479,11 @@ WITHOUT_EFFECT = {
     "train --demonstrations 9 --demonstration-decay 9": "`demonstration_decay` needs --demonstration-weight, got 9",
     "sweep --methods d2r --noise 0,0.3": "`noise` needs --demonstrations, got '0,0.3' without it",
     "sweep --methods d2r --vary cloning-std=0.1,0.2": "`cloning_std` needs --cloning-steps, got 0.1 without it",
+    "train --restart": "`restart` needs --workers, got True without it; give --workers N, or leave `restart` out.",
+    "train --num-modules 4 --network num_modules=6": (
+        "`network` must not set `num_modules` beside --num-modules, which takes its place, got 6 and 4."
+    ),
+    "sweep --methods d2r --width 8 --network width=6": "`network` must not set `width` beside --width",
     "sweep --imitate --methods d2r paco --cloning-importance 1": (
         "`cloning_importance` must be 0 for the method paco, which has no learned routes, got 1."
     ),

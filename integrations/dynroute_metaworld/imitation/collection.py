@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dynroute.arguments import check_count
-from dynroute_command.choices import BENCHMARKS, task_names
+from dynroute_command.choices import BENCHMARKS, benchmark_name, task_names
 from dynroute_sb3 import DamagedError
 from dynroute_sb3.storage import check_folder, writing_folder
 
@@ -122,8 +122,7 @@ def _settings(benchmark: str | Sequence[str], episodes: int, noise: ArrayLike, r
     levels = np.ravel(np.asarray(noise, dtype=np.float64)).tolist()
     if not levels or not all(0 <= level < math.inf for level in levels):
         raise ValueError(f"`noise` must be standard deviations, at least one, finite and not negative, got {noise!r}.")
-    whole = isinstance(benchmark, str) and benchmark.upper() in BENCHMARKS  # the goals of its tasks are drawn together
-    drawn_for = str(benchmark).upper() if whole else ", ".join(names)
+    drawn_for = benchmark_name(benchmark).replace(",", ", ")  # the goals of a benchmark's tasks are drawn together
     settings = {"format": FORMAT, "benchmark": drawn_for, "tasks": names, "episodes": episodes, "noise": levels, **rest}
     settings |= {"observation": STATE_FEATURES, **{name: version(name) for name in ("metaworld", "mujoco")}}
     return dict(json.loads(json.dumps(settings, default=int)))  # numbers may be of numpy's types

@@ -14,8 +14,8 @@ import torch
 from dynroute.arguments import check_interval
 from dynroute.files import writing_file
 from dynroute.networks import PRESETS as NETWORKS
-from dynroute_command.choices import split_benchmark, task_names
-from dynroute_command.options import Options, check_option
+from dynroute_command.choices import benchmark_name, split_benchmark, task_names
+from dynroute_command.options import IMITATION, Options, check_option
 from dynroute_sb3 import DamagedError
 
 from ..imitation.cloning import ROUTE_LOSSES, CloningOptions
@@ -24,6 +24,10 @@ __all__ = ["MOVABLE", "OPTIMIZERS", "Configuration", "check_needs"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """The optimizers of actor and critics, by the value of `optimizer`."""
+
+
+NETWORK_FLAGS = ("gate", "protect", "num_modules", "width", "state_free")
+"""The keywords of networks that are options of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,10 @@ class Configuration(Options):
         for name in ("value", "log_std"):
             check_interval(f"{name}_low, {name}_high", (getattr(self, f"{name}_low"), getattr(self, f"{name}_high")))
         if self.weight_decay is not None and self.optimizer != "adamw":
-            raise ValueError(f"`weight_decay` needs --optimizer adamw, got {self.weight_decay} with {self.optimizer}.")
+            raise ValueError(
+                f"`weight_decay` needs --optimizer adamw, got {self.weight_decay} with {self.optimizer}; "
+                "--weight-decay none leaves out that of a preset."
+            )
         if self.grow_every is not None and self.grow_to is None:
             raise ValueError(f"`grow_every` needs --grow-to, the modules to grow to, got {self.grow_every} without it.")
         for name in ("cloning_steps", "demonstration_weight"):
@@ -135,7 +142,7 @@ class Configuration(Options):
     @property
     def network_kwargs(self) -> dict[str, Any]:
         """The keywords of the network; `critic_network` changes them for the critics."""
-        named = {name: getattr(self, name) for name in ("gate", "protect", "num_modules", "width", "state_free")}
+        named = {name: getattr(self, name) for name in NETWORK_FLAGS}
         return {**self.network, **{name: value for name, value in named.items() if value is not None}}
 
     @property
@@ -146,19 +153,19 @@ class Configuration(Options):
         that they start from.
         """
         names = [option.name for option in dataclasses.fields(self) if option.metadata["changes_result"]]
-        return {name: getattr(self, name) for name in names if name not in ("seed", "warm_start")}
+        options = {name: getattr(self, name) for name in names if name not in ("seed", "warm_start")}
+        return {**options, "benchmark": benchmark_name(self.benchmark_or_tasks)}
 
     def resolve(self) -> Self:
-        """The same configuration, with values for the defaults that depend on the number of tasks and the method."""
+        """The same configuration, with values for the defaults that depend on the tasks and the method."""
         few = len(self.tasks) <= 10
         usual: dict[str, Any] = {
             "steps": 1_500_000 if few else 1_000_000,
             "buffer_size": 1_000_000 if few else 10_000_000,
             "task_weights": "alpha-sum" if self.method.startswith(("d2r", "sm")) else "none",
         }
-        return dataclasses.replace(
-            self, **{name: value for name, value in usual.items() if getattr(self, name) is None}
-        )
+        chosen = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, benchmark=benchmark_name(self.benchmark_or_tasks), **chosen)
 
     def write(self, path: Path) -> None:
         """Writes the configuration as JSON, whole or not at all."""
@@ -175,7 +182,7 @@ class Configuration(Options):
 
 
 def check_needs(configurations: Sequence[Configuration], given: Collection[str] = ()) -> None:
-    """Raises an error if an option has no effect in any of several runs, for want of another one.
+    """Raises an error if an option has no effect in any of several runs, for want or because of another one.
 
     It is for new runs: those of earlier versions may hold such options, and go on.
 
@@ -190,6 +197,13 @@ def check_needs(configurations: Sequence[Configuration], given: Collection[str] 
             f"`batch_size` must be left out beside `mixed_batch_size`, which is {mixed[0]}{source} and counts "
             "transitions of all tasks together."
         )
+    for each in configurations:
+        for name in NETWORK_FLAGS:
+            if name in each.network and getattr(each, name) is not None:
+                raise ValueError(
+                    f"`network` must not set `{name}` beside --{name.replace('_', '-')}, which takes its place, got "
+                    f"{each.network[name]!r} and {getattr(each, name)!r}."
+                )
     for option in dataclasses.fields(Configuration):
         needed, values = option.metadata["needs"], [getattr(each, option.name) for each in configurations]
         if not needed or any(getattr(each, needed) for each in configurations):
@@ -197,7 +211,7 @@ def check_needs(configurations: Sequence[Configuration], given: Collection[str] 
         wanted = [value for value in values if option.name in given or value != option.default]
         if not wanted:
             continue
-        names = dict.fromkeys(["demonstrations", needed])
+        names = dict.fromkeys(["demonstrations", needed] if option.metadata["group"] == IMITATION else [needed])
         lacking = [name for name in names if not any(getattr(each, name) for each in configurations)]
         flags = [f"--{name.replace('_', '-')}" for name in lacking]
         raise ValueError(

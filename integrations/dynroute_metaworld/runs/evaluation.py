@@ -15,7 +15,7 @@ from torch import nn
 import dynroute
 from dynroute import Route
 from dynroute.arguments import check_choice, check_count
-from dynroute_command.choices import BENCHMARKS, task_names
+from dynroute_command.choices import BENCHMARKS, benchmark_name, task_names
 from dynroute_sb3 import MultiTaskPolicy
 from dynroute_sb3.randomness import random_state, set_random_state
 
@@ -91,9 +91,8 @@ def evaluate(
         options: dict[str, Any] = {"goals": goals, "horizon": horizon, "reward_version": reward_version}
         with contextlib.closing(make_envs(benchmark, seed=seed, workers=workers, **options)) as env:
             arrays = _run(policy, env, episodes, progress)
-    whole = isinstance(benchmark, str) and benchmark.upper() in BENCHMARKS
     return EvaluationResult(
-        benchmark=str(benchmark).upper() if whole else ", ".join(names),
+        benchmark=benchmark_name(benchmark).replace(",", ", "),
         tasks=names,
         goals=goals,
         horizon=horizon,

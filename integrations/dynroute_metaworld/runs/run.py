@@ -15,6 +15,7 @@ from typing import Any, Self
 import filelock
 
 from dynroute.files import is_leftover, writing_file
+from dynroute_command.choices import benchmark_name, split_benchmark
 from dynroute_sb3 import DamagedError, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
 from dynroute_sb3.storage import digest
@@ -128,6 +129,8 @@ class Run:
         for name, value in options.items():
             part = isinstance(value, dict) and not complete
             same = value.items() <= own[name].items() if part else value == own[name]
+            if name == "benchmark":  # earlier versions stored it as it was written
+                same = benchmark_name(split_benchmark(value)) == benchmark_name(self.configuration.benchmark_or_tasks)
             if name == "warm_start" and None not in (value, own[name]):  # earlier versions stored the typed path
                 same = Path(value).resolve() == Path(own[name]).resolve()
             if name not in MOVABLE and not same:
