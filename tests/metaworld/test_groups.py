@@ -175,6 +175,14 @@ def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
     assert np.isnan(alone.low).all()
     assert groups[1].band("modules_used") is None
 
+    short = shutil.copytree(runs["d2r-2"], tmp_path / "short")
+    lines = (short / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (short / "metrics.jsonl").write_text("".join(lines[:2]))
+    shortened, notes = group_runs(read_runs([runs["d2r-1"], short]))
+    until = shortened[0].band("return")
+    assert until is not None
+    assert f"its curves of means end at {until.steps[-1]:.0f} steps, where short ends; the longest run came" in notes[0]
+
     other = shutil.copytree(runs["d2r-1"], tmp_path / "d2r-1")
     text = (other / "config.json").read_text().replace('"gate": null', '"gate": "soft"')
     (other / "config.json").write_text(text)

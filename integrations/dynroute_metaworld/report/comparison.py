@@ -27,6 +27,9 @@ POINTS, RESAMPLES = 50, 500
 MAX_SETTINGS = 3
 """The largest number of settings in the name of a group."""
 
+SHORT = 0.9
+"""A run with less than this share of the steps of the longest run shortens the curves of its group by much."""
+
 LEARNED = 0.5
 """A task is learned at the first full window of episodes in which this share succeeds."""
 
@@ -236,7 +239,20 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
             )
         if missing := [run.name for run in group.runs if run.result is None]:
             notes.append(f"{group.name}: not evaluated yet and left out of its success: {', '.join(missing)}.")
+        ends = {run.name: end for run in group.runs if (end := _last_step(run)) is not None}
+        shortest = min(ends, key=lambda name: ends[name], default="")
+        if ends and ends[shortest] < SHORT * (longest := max(ends.values())):
+            notes.append(
+                f"{group.name}: its curves of means end at {ends[shortest]:,.0f} steps, where {shortest} ends; the "
+                f"longest run came to {longest:,.0f}."
+            )
     return named, notes
+
+
+def _last_step(run: RunData) -> float | None:
+    """The last step of each task that a run logged; None if it logged no success or return."""
+    curves = [*run.curves("success").values(), *run.curves("return").values()]
+    return max((float(curve.steps[-1]) for curve in curves), default=None)
 
 
 def _names(groups: Sequence[Sequence[RunData]]) -> list[str]:
