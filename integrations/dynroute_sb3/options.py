@@ -26,9 +26,9 @@ __all__ = [
     "BINS",
     "CRITIC_LOSSES",
     "FRACTIONS",
+    "INTEGERS",
     "LIMITS",
     "NOT_OFFERED",
-    "NUMBERS",
     "OPTIONS",
     "PATHS",
     "PRECISIONS",
@@ -64,38 +64,30 @@ BINS = 101
 VALUE_RANGE = (-10.0, 10.0)
 """The usual values of the first bin and of the last."""
 
-NUMBERS: Mapping[str, tuple[int, float]] = {
+INTEGERS: Mapping[str, int] = {
+    "buffer_size": 1,
+    "learning_starts": 0,
+    "batch_size": 1,
+    "n_steps": 1,
+    "gradient_steps": -1,
+    "target_update_interval": 1,
+    "_stats_window_size": 1,
+    "bins": 2,
+    "actor_starts": 0,
+}
+"""The smallest value of each option that is an integer."""
+
+FRACTIONS: Mapping[str, tuple[float, float]] = {
     "learning_rate": (0, math.inf),
-    "buffer_size": (1, math.inf),
-    "learning_starts": (0, math.inf),
-    "batch_size": (1, math.inf),
     "tau": (0, 1),
     "gamma": (0, 1),
-    "n_steps": (1, math.inf),
-    "gradient_steps": (-1, math.inf),
-    "target_update_interval": (1, math.inf),
-    "_stats_window_size": (1, math.inf),
     "reward_scale": (0, math.inf),
-    "bins": (2, math.inf),
     "ent_coef_beta1": (0, 1),
     "log_prob_epsilon": (0, 1),
-    "actor_starts": (0, math.inf),
     "demonstration_weight": (0, math.inf),
     "route_balance": (0, math.inf),
 }
-"""The smallest and the largest value of each option that is a number, which is finite."""
-
-FRACTIONS = (
-    "learning_rate",
-    "tau",
-    "gamma",
-    "reward_scale",
-    "ent_coef_beta1",
-    "log_prob_epsilon",
-    "demonstration_weight",
-    "route_balance",
-)
-"""The numbers that need not be integers."""
+"""The smallest and the largest value of each option that is a finite number, whole or not."""
 
 STEPS = ("buffer_size", "learning_starts")
 """The numbers of steps, which may be written as 1e6."""
@@ -324,7 +316,7 @@ def read_numbers(model: MultiTaskAttributes) -> None:
         if isinstance(value, np.generic):
             setattr(model, name, value.item())
     for name in STEPS:
-        setattr(model, name, read_steps(name, getattr(model, name), at_least=NUMBERS[name][0]))
+        setattr(model, name, read_steps(name, getattr(model, name), at_least=INTEGERS[name]))
     if isinstance(model.value_range, (tuple, list)):  # SB3's JSON stores lists
         low_high = (end.item() if isinstance(end, np.generic) else end for end in model.value_range)
         model.value_range = tuple(low_high)  # type: ignore[assignment]
@@ -346,12 +338,11 @@ def read_steps(name: str, steps: float, *, at_least: int = 0) -> int:
 
 def _check_numbers(model: MultiTaskAttributes) -> None:
     """Raises an error unless all numeric options are numbers in their ranges, before other checks compare them."""
-    for option, (least, most) in NUMBERS.items():
-        name, value = option.lstrip("_"), getattr(model, option)
-        if option == "learning_rate" and callable(value):
-            continue
-        if option not in FRACTIONS:
-            check_count(name, value, at_least=least)
+    for name, at_least in INTEGERS.items():
+        check_count(name.lstrip("_"), getattr(model, name), at_least=at_least)
+    for name, (least, most) in FRACTIONS.items():
+        value = getattr(model, name)
+        if name == "learning_rate" and callable(value):
             continue
         _check_kind(name, value, "a number")
         if name == "reward_scale" and not 0 < value < math.inf:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .options import FRACTIONS, LIMITS, NUMBERS, OPTIONS, STEPS
+from .options import FRACTIONS, INTEGERS, LIMITS, OPTIONS, STEPS
 from .policies import POLICIES
 from .storage import DamagedError, Member
 
@@ -21,18 +21,23 @@ STATE = ("options", "policy", "network", "spaces", "progress", "report", "parame
 LATER: Mapping[str, Any] = {"n_steps": 1, "router_lr": None}
 """Options that checkpoints of before lack, and the values by which a model learns as it did."""
 
-COUNTERS: Mapping[str, tuple[int, float]] = {
-    "n_envs": (1, math.inf),
-    "num_tasks": (1, math.inf),
-    "num_timesteps": (0, math.inf),
-    "_total_timesteps": (0, math.inf),
-    "_episode_num": (0, math.inf),
-    "_n_updates": (0, math.inf),
-    "updates_due": (0, math.inf),
+COUNTERS: Mapping[str, int] = {
+    "n_envs": 1,
+    "num_tasks": 1,
+    "num_timesteps": 0,
+    "_total_timesteps": 0,
+    "_episode_num": 0,
+    "_n_updates": 0,
+    "updates_due": 0,
 }
-"""The smallest and the largest value of each integer beside the options that users choose."""
+"""The smallest value of each integer beside the options that users choose."""
 
-RANGES: Mapping[str, tuple[float, float]] = {**NUMBERS, **COUNTERS, "_current_progress_remaining": (-math.inf, 1)}
+RANGES: Mapping[str, tuple[float, float]] = {
+    **{name: (least, math.inf) for name, least in {**INTEGERS, **COUNTERS}.items()},
+    **FRACTIONS,
+    "_current_progress_remaining": (-math.inf, 1),
+}
+"""The smallest and the largest value of each number."""
 
 
 @contextlib.contextmanager
