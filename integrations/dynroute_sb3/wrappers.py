@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ DATA = (bool, int, float, list, dict, set, deque, np.ndarray, np.generic, np.ran
 """The types of attributes in which a wrapper can remember something."""
 
 KNOWN = ("gymnasium.wrappers.", "stable_baselines3.", "dynroute_sb3.")
-"""The packages whose other wrappers, and what is derived from them, are taken to remember nothing for training."""
+"""The packages whose other wrappers are taken to remember nothing for training."""
 
 USUAL = ("_saved_kwargs", "venv", "num_envs", "reset_infos", "_seeds", "_options", "class_attributes", "metadata")
 """The attributes that each wrapper has."""
@@ -87,10 +88,13 @@ def data_attributes(wrapper: object) -> list[str]:
         >>> data_attributes(gym.wrappers.TimeLimit(point_tasks()[0](), 15))  # it is not a user's
         []
     """
-    modules = [base.__module__ for base in type(wrapper).__mro__]
-    if any(f"{module}.".startswith(KNOWN) and not module.endswith("base_vec_env") for module in modules):
+    known = [base for base in type(wrapper).__mro__ if f"{base.__module__}.".startswith(KNOWN)]
+    if type(wrapper) in known:
         return []
     usual = {*USUAL, *(vars(Wrapper(wrapper.env)) if isinstance(wrapper, Wrapper) else ())}
+    # What a known class that it is derived from uses is not its own.
+    functions = [part for base in known for part in vars(base).values() if isinstance(part, FunctionType)]
+    usual |= {name for function in functions for name in function.__code__.co_names}
     return [name for name, value in vars(wrapper).items() if name not in usual and isinstance(value, DATA)]
 
 

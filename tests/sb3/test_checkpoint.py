@@ -263,9 +263,31 @@ class Counting(VecEnvWrapper):
         return self.venv.step_wait()
 
 
+class Patient(gym.wrappers.TimeLimit):
+    """Remembers more than the wrapper it is derived from."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env, 15)
+        self.calls = 0
+
+
+class Watching(VecMonitor):
+    """Remembers more than the wrapper it is derived from."""
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv)
+        self.calls = 0
+
+
 @pytest.mark.parametrize("environments", [DummyVecEnv, SubprocVecEnv])
 def test_a_wrapper_that_cannot_tell_what_it_remembers_is_named(environments: Any, tmp_path: Path) -> None:
-    for name, kind, wrap in (("Tired", Tired, lambda env: env), ("Counting", Monitor, Counting)):
+    cases = (
+        ("Tired", Tired, lambda env: env),
+        ("Counting", Monitor, Counting),
+        ("Patient", Patient, lambda env: env),
+        ("Watching", gym.wrappers.OrderEnforcing, Watching),
+    )
+    for name, kind, wrap in cases:
         told = f"a checkpoint does not hold calls of the wrapper {name}: if they change while it runs, give it the"
         with contextlib.closing(wrap(environments(wrapped(kind)))) as env, pytest.warns(UserWarning, match=told):
             make_model(env).save_checkpoint(tmp_path / name)
