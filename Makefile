@@ -33,11 +33,12 @@ install: $(READY) ## Make an environment with everything in .venv; source .venv/
 test: $(READY) ## Run the tests, but for the slow ones
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-# Two more processes than cores, since many of these tests wait for others to start or to end, and one test at a time for
-# each, since some take a minute. Only files that have such tests are read, since each process reads them all.
+# Two more processes than cores, since many of these tests wait for others to start or to end; each gets few at a time, and
+# those of a group all, since some take a minute. Only files that have such tests are read, since each process reads them
+# all, and those of the long ones come first.
 test-slow: $(READY) ## Run the slow tests: networks that learn or compile, processes that are killed, clusters
-	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 + os.cpu_count())') --maxschedchunk 1 \
-		-m slow $$(grep -rl --include='test_*.py' 'mark\.slow' tests)
+	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 + os.cpu_count())') --dist loadgroup \
+		-m slow $$(grep -rl --include='test_*.py' 'mark\.slow' tests | sort -r)
 
 test-all: test test-slow ## Run all tests
 

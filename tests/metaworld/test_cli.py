@@ -11,7 +11,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from metaworld import env_dict
+from processes import wait_until
 from rich.console import Console
 
 import dynroute
@@ -735,9 +735,7 @@ def test_the_run_to_start_from_is_noted_by_its_whole_path(
 def test_ctrl_c_while_workers_start(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start("train", "--benchmark", "reach,push", "--workers", "2", "--run", str(folder))
-    while not (folder / "config.json").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_until(process, (folder / "config.json").exists)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 130, printed

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import wait_until
 
 from dynroute_metaworld import WorkerError, make_envs
 from dynroute_metaworld.envs.scripted import ScriptedPolicy
@@ -237,8 +238,7 @@ def test_what_was_killed_goes_on_and_leaves_no_process(
     with start(tmp_path, folder, workers) as process:
         assert process.stdout is not None
         told = process.stdout.readline().split()
-        while not any(folder.glob(f"*{PAIR[1]}*")):  # it has not begun with the next task
-            time.sleep(0.001)
+        wait_until(process, lambda: any(folder.glob(f"*{PAIR[1]}*")), every=0.001)  # it begins with the next task
         process.kill()
         process.communicate()
     assert process.returncode == -signal.SIGKILL

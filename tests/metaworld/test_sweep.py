@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from processes import wait_until
 from ray.cluster_utils import Cluster
 
 from benchmarks.join import join
@@ -53,7 +54,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cluster(cache: None) -> Iterator[Cluster]:
-    """Two nodes of one core each, on this machine."""
+    """Two nodes of one core each, on this machine; its tests are in one group, so that one process starts it."""
     two = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     two.add_node(**NODE)
     yield two
@@ -65,15 +66,6 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     # What a shell starts behind itself ignores Ctrl-C, and so would all that it starts.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed)
-
-
-def wait_until(process: subprocess.Popen[str], happened: Callable[[], Any]) -> Any:
-    while not (what := happened()):
-        if process.poll() is not None:
-            assert process.stdout is not None
-            pytest.fail(f"ended with {process.returncode}: {process.stdout.read()}")
-        time.sleep(0.01)
-    return what
 
 
 def attempts(folder: Path) -> list[str]:
@@ -96,6 +88,7 @@ def assert_undisturbed(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("cluster")
 def test_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     (head, victim) = cluster.list_all_nodes()
@@ -108,7 +101,7 @@ def test_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
                 return f"reach-mt-sac-seed{seed}"
         return None
 
-    name = wait_until(process, on_victim)
+    name = wait_until(process, on_victim, every=0.1)  # it reads many files
     cluster.remove_node(victim, allow_graceful=False)
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 0, printed
@@ -138,7 +131,7 @@ def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     command = [*CLONING, "--folder", str(folder), "--vary", "cloning_std=0.1", "--seeds", "1"]
     run = folder / "reach-mt-sac-cloning_std=0.1-seed1"
     process = start(*command)
-    wait_until(process, lambda: in_the_middle(run))
+    wait_until(process, lambda: in_the_middle(run), every=0.05)
     process.kill()
     with suppress(ProcessLookupError):  # its worker too, which a fast machine would let finish before it is told
         os.kill(int(re.findall(r", process (\d+)", attempts(run)[0])[0]), signal.SIGKILL)
@@ -165,6 +158,7 @@ def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("cluster")
 def test_stopped_twice_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     learning = ["--learning-starts", "20", "--batch-size", "4", "--log-every", "20", "--buffer-size", "1000"]
@@ -181,7 +175,7 @@ def test_stopped_twice_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) ->
     for number in (signal.SIGINT, signal.SIGTERM):
         before = size()
         process = start(*command, "--vary", "actor-paths=sampled", "--steps", "1000000")
-        wait_until(process, functools.partial(grown, before))
+        wait_until(process, functools.partial(grown, before), every=0.05)
         process.send_signal(number)
         printed, _ = process.communicate(timeout=600)
         assert process.returncode == 130, printed
@@ -206,6 +200,8 @@ def member(cluster: Cluster) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("cluster")
 def test_clusters_that_have_no_room(member: Cluster, tmp_path: Path) -> None:
     lines: list[str] = []
     check_room(1, 0, lines.append)
@@ -233,6 +229,8 @@ def test_clusters_that_have_no_room(member: Cluster, tmp_path: Path) -> None:
         ray.cancel(one, force=True)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("cluster")
 def test_nodes_that_do_not_see_the_folder(member: Cluster, tmp_path: Path) -> None:
     token = _note(tmp_path, {})
     check_nodes(tmp_path, token)
@@ -244,6 +242,8 @@ def test_nodes_that_do_not_see_the_folder(member: Cluster, tmp_path: Path) -> No
         sweep(tmp_path / "sweep", ["mt-sac"], ["reach"], address="127.0.0.1:1")
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("cluster")
 def test_nodes_that_cannot_run_what_runs_here(member: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = _note(tmp_path, {})
     with monkeypatch.context() as patch:
@@ -272,6 +272,7 @@ def test_clusters_in_which_room_never_comes(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("cluster")
 def test_a_run_that_always_dies(member: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object) -> Iterator[tuple[str, Any]]:
         yield "started", "there"
@@ -316,7 +317,7 @@ def test_addresses_where_no_cluster_is() -> None:
 
 
 def test_something_else_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ANSWER", 5.0)
+    monkeypatch.setattr(module, "ANSWER", 2.0)
     command = [sys.executable, "-m", "http.server", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
@@ -433,22 +434,10 @@ def test_folders_that_are_not_taken(tmp_path: Path) -> None:
             read_sweep(tmp_path)
 
 
-def test_without_ray(tmp_path: Path) -> None:
-    (tmp_path / "ray.py").write_text("raise ImportError('not there')")
-    command = [
-        sys.executable,
-        "-m",
-        "dynroute.command",
-        "sweep",
-        "--methods",
-        "sm",
-        "--folder",
-        str(tmp_path / "sweep"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr == "dynroute: a sweep needs Ray; type: pip install 'dynroute[sweep]'\n"
+def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["sweep", "--methods", "sm", "--folder", str(tmp_path / "sweep")]) == 1
+    assert capsys.readouterr().err == "dynroute: a sweep needs Ray; type: pip install 'dynroute[sweep]'\n"
 
 
 def test_what_is_planned() -> None:
