@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import moe
+from benchmarks.timing import Job
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
@@ -17,11 +18,18 @@ def test_the_contenders_compute_the_same(k: int) -> None:
     torch.testing.assert_close(ours(x), loop(x))
 
 
-@pytest.mark.slow
-def test_a_row_for_each_size(tmp_path: Path) -> None:
+def test_a_row_for_each_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "moe.json"
     options = ["--experts", "4", "8", "--k", "1", "2", "--tokens", "16", "--threads", str(torch.get_num_threads())]
-    moe.main([*options, "--seconds", "0.01", "--output", str(path)])
+
+    def clock(jobs: dict[str, Job], *, seconds: float) -> dict[str, list[float]]:
+        assert seconds == 0.5
+        for job in jobs.values():
+            job()
+        return {name: [2.0 + number, 20.0 + 10 * number, 2.0] for number, name in enumerate(jobs)}
+
+    monkeypatch.setattr(moe, "interleave", clock)
+    moe.main([*options, "--seconds", "0.5", "--output", str(path)])
     rows = json.loads(path.read_text())["rows"]
     assert [(row["experts"], row["k"]) for row in rows if row["mode"] == "inference"] == [
         (4, 1),
@@ -29,4 +37,9 @@ def test_a_row_for_each_size(tmp_path: Path) -> None:
         (8, 1),
         (8, 2),
     ]
-    assert all(row["to loop"]["loop"] == 1.0 for row in rows)
+    names = list(rows[0]["ms"])
+    assert {"loop", "dynroute"} <= set(names)
+    first = names.index("loop")
+    for row in rows:
+        assert row["ms"] == {name: 2.0 + number for number, name in enumerate(names)}
+        assert row["to loop"] == {name: (2.0 + number) / (2.0 + first) for number, name in enumerate(names)}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
+from processes import PATIENCE
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
@@ -541,7 +543,9 @@ def test_any_moment_may_be_interrupted() -> None:
         with envs(workers=1, horizon=500, goals="fixed") as env:
             env.reset()
             thread.start()
+            end = time.monotonic() + PATIENCE
             while min(steps, interrupts) < 100:
+                assert time.monotonic() < end, f"{steps} steps and {interrupts} interrupts"
                 try:
                     armed[0] = True
                     env.step(np.zeros((2, 4)))

@@ -266,16 +266,16 @@ def test_corrections_have_the_goals_of_the_problem(cloned: Run) -> None:
 
 @pytest.mark.slow
 def test_dagger_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 20)
-    options = {**OPTIONS, "dagger_rounds": 2, "cloning_steps": 140, "demonstrations": 4, "final_episodes": 1}
-    configuration = preset("quick", {**options, "horizon": 40, "patience": 100}).resolve()
+    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)
+    options = {**OPTIONS, "dagger_rounds": 2, "cloning_steps": 70, "demonstrations": 4, "final_episodes": 1}
+    configuration = preset("quick", {**options, "horizon": 20, "patience": 100}).resolve()
     whole = Run.create(tmp_path / "whole", configuration)
     assert train(whole) is not None
     names = ["round_0", "corrections_1", "round_1", "corrections_2", "round_2"]
     assert {path.name for path in (whole.folder / "cloning").iterdir()} == set(names)
     # The rounds share the updates, and learn from more and more.
     written = {path.name: path for path in (whole.folder / "cloning").glob("round_*/update_*")}
-    assert sorted(written) == ["update_46", "update_47"]
+    assert sorted(written) == ["update_23", "update_24"]
 
     run = Run.create(tmp_path / "run", configuration)
     for number, where in enumerate(names[1:], start=1):
@@ -295,8 +295,8 @@ def test_an_interruption_before_sac_changes_nothing(
     overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Paths of demonstrations are drawn after cloning, whenever that was."""
-    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 20)
-    options = {**SHORT, "cloning_steps": 60, "demonstration_share": 0.5}
+    monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)
+    options = {**SHORT, "cloning_steps": 30, "demonstration_share": 0.5}
     usual = {"steps": 30, "batch_size": 4, "actor_starts": 5, "demonstration_weight": 0.5, "overlap": overlap}
     configuration = preset("quick", {**options, **usual}).resolve()
     whole, run = (Run.create(tmp_path / name, configuration) for name in ("whole", "run"))
@@ -320,7 +320,7 @@ def stops_in(patch: pytest.MonkeyPatch, where: str) -> None:
     patch.setattr(Cloning, "_check", lambda self: stop() if stops(self) else check(self))
 
     def stops(cloning: Cloning) -> bool:
-        return cloning.folder.name == where and cloning.update == 40
+        return cloning.folder.name == where and cloning.update == 20
 
 
 def stop() -> Any:

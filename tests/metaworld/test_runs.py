@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from dynroute_metaworld import (
     train,
 )
 from dynroute_metaworld.report.curves import draw_curves
+from dynroute_metaworld.runs import run as runs
 from dynroute_metaworld.runs.evaluation import SEEDS
 from dynroute_metaworld.runs.recorder import Recorder, evaluate_run
 from dynroute_metaworld.runs.threads import choose_threads, describe_threads
@@ -187,6 +189,26 @@ def test_a_killed_session_counts_up_to_its_last_checkpoint(tmp_path: Path, monke
     assert "minutes" not in session
     assert session["minutes_kept"] > 0
     assert Run.open(run.folder).seconds_left() == pytest.approx(3600 - 60 * session["minutes_kept"])
+
+
+def test_minutes_of_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    run = Run.create(tmp_path / "run", small(hours=1.0))
+    run.start_session()
+    clock[0] = 90.0
+    run.keep_minutes()
+    assert [session["minutes_kept"] for session in run.sessions] == [1.5]
+    clock[0] = 120.0
+    assert run.seconds_left() == 3480.0
+    run.end_session()
+    assert run.minutes == 2.0
+    run.start_session()
+    clock[0] = 180.0
+    assert Run.open(run.folder).seconds_left() == 3480.0  # another process does not know of this session's minute
+    assert run.seconds_left() == 3420.0
+    run.end_session()
+    assert run.minutes == 3.0
 
 
 def test_no_steps_at_all(tmp_path: Path) -> None:

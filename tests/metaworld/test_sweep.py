@@ -413,6 +413,19 @@ def test_a_cluster_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> Non
         pass
 
 
+def test_the_minutes_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [30.0]
+
+    def learn(run: Run) -> SimpleNamespace:
+        clock[0] += 90.0
+        return SimpleNamespace(mean_success=0.5)
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(module, "train", learn)
+    token = _note(tmp_path, {})
+    assert _attempt(Run(tmp_path / "run", Configuration(benchmark="reach")), token) == ("finished", (0.5, 1.5))
+
+
 def test_a_run_that_is_asked_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "train", lambda run: None)
     monkeypatch.setattr(module, "_sees", lambda folder, token: True)
