@@ -130,12 +130,12 @@ def test_values_and_gradients_are_those_of_the_equations(topology: str, protect:
 
 @pytest.mark.parametrize("protect", PROTECT)
 def test_nodes_without_a_shortcut(protect: str) -> None:
-    assert_exact(make_pass(protect=protect, shortcut=False))
+    assert_exact(make_pass(batch=(9,), protect=protect, shortcut=False))
 
 
 @pytest.mark.parametrize(("before", "behind"), list(pairwise([*ACTIVATIONS, ACTIVATIONS[0]])))
 def test_activations(before: type[nn.Module], behind: type[nn.Module]) -> None:
-    assert_exact(make_pass(TOPOLOGIES["gaps"], protect="input", before=before, behind=behind))
+    assert_exact(make_pass(TOPOLOGIES["gaps"], batch=(9,), protect="input", before=before, behind=behind))
 
 
 def test_tanh_of_all_sizes() -> None:
