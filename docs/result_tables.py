@@ -12,6 +12,8 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective as Directive
 
+from dynroute_metaworld.runs.summary import worst_tasks
+
 RESULTS = Path(__file__).parent / "results"
 
 MEASURED = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -72,7 +74,7 @@ class Sweep(Named):
         return [header, *map(self._row, sorted(rows, key=lambda row: -row["mean"]))]
 
     def _row(self, row: Mapping[str, Any]) -> list[str]:
-        used, worst = row["modules_used"], row["worst_task"]
+        used = row["modules_used"]
         return [
             label(row),
             str(len(row["seeds"])),
@@ -80,7 +82,7 @@ class Sweep(Named):
             span(row["mean_interval"]),
             f"{row['iqm']:.3f}",
             span(row["iqm_interval"]),
-            f"{worst} {row['success'][worst]:.2f}",
+            worst_tasks(row),
             f"{sum(used.values()) / len(used):.1f}" if used else "no routes",
         ]
 

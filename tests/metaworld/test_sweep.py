@@ -648,6 +648,7 @@ def test_the_summary(tmp_path: Path) -> None:
     assert lines[1].split()[:6] == ["reach,push", "d2r", "-", "2", "of", "3"]
     assert "0.500" in lines[1]
     assert "push 0.25" in lines[1]
+    assert "push and 1 more 0.25" in summary_table({"rows": [{**d2r, "success": {"reach": 0.25, "push": 0.25}}]})
     assert "one seed" in lines[2]
     assert lines[3].split()[-6:] == ["-"] * 6
     assert "One seed does not show how much seeds differ" in table

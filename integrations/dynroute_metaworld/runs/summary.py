@@ -125,12 +125,20 @@ def summary_table(summary: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    interval, used, worst = row["iqm_interval"], row["modules_used"], row["worst_task"]
+    interval, used = row["iqm_interval"], row["modules_used"]
     return [
         f"{row['mean']:.3f}",
         f"{row['iqm']:.3f}",
         f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "one seed",
-        f"{worst} {row['success'][worst]:.2f}",
+        worst_tasks(row),
         f"{np.mean(list(used.values())):.2f}" if used else "-",
         f"{row['minutes']:.1f}" if row["minutes"] is not None else "-",
     ]
+
+
+def worst_tasks(row: dict[str, Any]) -> str:
+    """The worst task of a row, how many more are as bad, and its success."""
+    worst = row["worst_task"]
+    rates = {task: f"{rate:.2f}" for task, rate in row["success"].items()}
+    more = [*rates.values()].count(rates[worst]) - 1
+    return f"{worst} and {more} more {rates[worst]}" if more else f"{worst} {rates[worst]}"
