@@ -44,13 +44,13 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.coverage",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
     "gallery_page",
     "language_tables",
+    "mathml",
     "result_tables",
 ]
 exclude_patterns = ["_build"]
@@ -80,6 +80,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(gymnasium|metaworld|multiprocessing|numpy|rich|stable_baselines3|np|gym|spaces)(\..*)?"),
 ]
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"dynroute {release}"
 html_copy_source = False

@@ -83,9 +83,9 @@ def dormant_units(activations: Tensor, *, tau: float = 0.025) -> Tensor:
 def effective_rank(features: Tensor, *, share: float = 0.99) -> int:
     r"""Computes the effective rank of features, srank (Kumar et al., 2021).
 
-    .. math:: \min \Big\{ k : \sum_{i \le k} \sigma_i \ge \texttt{share} \cdot \sum_i \sigma_i \Big\}
+    .. math:: \min \Bigl\{ k : \sum_{i \le k} \sigma_i \ge \mathtt{share} \cdot \sum_i \sigma_i \Bigr\}
 
-    :math:`\sigma_1 \ge \sigma_2 \ge \dots` are the singular values of the matrix of features, one row per sample. The
+    :math:`\sigma_1 \ge \sigma_2 \ge \ldots` are the singular values of the matrix of features, one row per sample. The
     mean is not subtracted. The rank is at most the number of samples.
 
     Args:

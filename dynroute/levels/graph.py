@@ -37,7 +37,7 @@ class Routing(TypedDict, total=False):
 class RoutedGraph(Pretrained):
     r"""Runs modules along a route that a router and a gate decide for each sample.
 
-    .. math:: m^i = M^i \Big( \sum_j p^i_j \, m^j \Big)
+    .. math:: m^i = M^i \Bigl( \sum_j p^i_j \, m^j \Bigr)
 
     Args:
         modules: One module for each node, in topological order.

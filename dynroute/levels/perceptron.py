@@ -43,7 +43,7 @@ def perceptron(
 class GatedPerceptron(nn.Module):
     r"""A perceptron whose hidden layer is gated by a second one: SwiGLU with SiLU, GEGLU with GELU (Shazeer, 2020).
 
-    .. math:: y = W_d \big( a(W_g x) \cdot W_u x \big)
+    .. math:: y = W_d \bigl( a(W_g x) \cdot W_u x \bigr)
 
     The experts of Mixtral and DeepSeek are of this kind.
 

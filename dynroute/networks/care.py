@@ -35,7 +35,7 @@ __all__ = ["CARE"]
 class CARE(Network):
     r"""A mixture of encoders whose weights depend on metadata of the task (contextual attention, CARE).
 
-    .. math:: y = \operatorname{trunk}\Big(\sum_j a_j\, E^j(s), \; c, \; \mathcal T\Big), \qquad
+    .. math:: y = \operatorname{trunk}\Bigl(\sum_j a_j\, E^j(s), \; c, \; \mathcal T\Bigr), \qquad
               c = C(\text{metadata}_{\mathcal T})
 
     The attention :math:`a` reads the context detached, so only the trunk trains it.

@@ -19,7 +19,7 @@ __all__ = ["PaCo"]
 class PaCo(Network):
     r"""A perceptron whose every layer is composed for the task (parameter-compositional, PaCo).
 
-    .. math:: y = \operatorname{ReLU}\Big(\sum_k w_{\mathcal T k}\, (W_k x + b_k)\Big)
+    .. math:: y = \operatorname{ReLU}\Bigl(\sum_k w_{\mathcal T k}\, (W_k x + b_k)\Bigr)
 
     The output layer is composed too, without ReLU. The only parameters of a single task are its row of the table
     :math:`w`, which is unconstrained and drawn from N(0, 1). Networks can share the table; the paper's actor and

@@ -67,7 +67,7 @@ def combine_distributions(logits: Tensor, value_range: tuple[float, float], rule
 def project(probabilities: Tensor, values: Tensor, value_range: tuple[float, float], bins: int) -> Tensor:
     r"""Projects a distribution onto the bins, each value onto its two nearest bins, so that the mean is preserved.
 
-    .. math:: q_k = \sum_j p_j \, \Big(1 - \Big| \frac{\operatorname{clamp}(y_j) - z_k}{\Delta} \Big|\Big)_+
+    .. math:: q_k = \sum_j p_j \, \Bigl(1 - \Bigl| \frac{\operatorname{clamp}(y_j) - z_k}{\Delta} \Bigr|\Bigr)_+
 
     Values outside of the range go to the outermost bin; :func:`outside_share` returns their probability.
 

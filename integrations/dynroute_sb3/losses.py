@@ -82,7 +82,7 @@ def td_target(
 ) -> Tensor:
     r"""Computes the target of a Q-function, with the entropy of the next action.
 
-    .. math:: y = r + \gamma (1 - d) \Big( Q(s', a') - \alpha \log \pi(a' | s') \Big)
+    .. math:: y = r + \gamma (1 - d) \Bigl( Q(s', a') - \alpha \log \pi(a' | s') \Bigr)
 
     Args:
         rewards: The rewards, with shape ``[batch]``, or ``[batch, 1]`` for several values per sample.
@@ -116,8 +116,8 @@ def return_scale(
 ) -> Tensor:
     r"""Computes the divisor of each task's rewards with which values, including the entropy bonus, lie in a range.
 
-    .. math:: \frac{1}{10} \Big( \max\big(R_{\max}, |R_{\min}|\big)
-              - \frac{\alpha \bar{\mathcal H}}{2 (1 - \gamma)} \Big)
+    .. math:: \frac{1}{10} \Bigl( \max\bigl(R_{\max}, |R_{\min}|\bigr)
+              - \frac{\alpha \bar{\mathcal H}}{2 (1 - \gamma)} \Bigr)
 
     for the range [-10, 10]; for another range, the smallest divisor that scales returns of either sign into it.
 
@@ -145,7 +145,7 @@ def return_scale(
 def critic_loss(values: Tensor, target: Tensor) -> Tensor:
     r"""Computes the loss of the critics for each sample.
 
-    .. math:: \sum_i \big( Q_i(s, a) - y \big)^2
+    .. math:: \sum_i \bigl( Q_i(s, a) - y \bigr)^2
 
     Args:
         values: The predictions of the critics, with shape ``[critics, batch]``.
@@ -178,7 +178,7 @@ def actor_loss(log_probs: Tensor, values: Tensor, alpha: Tensor) -> Tensor:
 def ent_coef_loss(log_alpha: Tensor, excess: Tensor) -> Tensor:
     r"""Computes the loss of each task's entropy coefficient (Eq. 2, in log alpha).
 
-    .. math:: \log \alpha \, \big( \mathbb E [-\log \pi(a | s)] - \bar{\mathcal H} \big)
+    .. math:: \log \alpha \, \bigl( \mathbb E [-\log \pi(a | s)] - \bar{\mathcal H} \bigr)
 
     Args:
         log_alpha: The logarithm of the coefficients, with shape ``[num_tasks]``.

@@ -1,6 +1,6 @@
 r"""n-step returns: critics learn from the rewards of several steps and bootstrap from the state after them.
 
-.. math:: y = \sum_{i < k} \gamma^i r_i + \gamma^k (1 - d) \Big( Q(s_k, a') - \alpha \log \pi(a' | s_k) \Big),
+.. math:: y = \sum_{i < k} \gamma^i r_i + \gamma^k (1 - d) \Bigl( Q(s_k, a') - \alpha \log \pi(a' | s_k) \Bigr),
           \qquad k \le n
 
 An episode that ends earlier has a smaller k, and so has one whose later steps are not stored yet. As in SB3, the

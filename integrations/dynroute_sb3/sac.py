@@ -57,8 +57,8 @@ class MultiTaskSAC(MultiTaskAttributes):
     r"""SAC for several tasks, with one policy and an entropy coefficient for each task.
 
     .. math:: J(\phi) = \frac{1}{|K|} \sum_{\mathcal T \in K} w_{\mathcal T} \;
-              \mathbb E_{s, d \sim \mathcal D_{\mathcal T}} \big[ \alpha_{\mathcal T} \log \pi_\phi(a | s, d)
-              - \min_i Q_i(s, a) \big]
+              \mathbb E_{s, d \sim \mathcal D_{\mathcal T}} \bigl[ \alpha_{\mathcal T} \log \pi_\phi(a | s, d)
+              - \min_i Q_i(s, a) \bigr]
 
     where :math:`d` is the path of the behaviour policy (Eq. 8) and :math:`K` are the tasks that are not left out. It
     has the methods of SB3's SAC and takes its keywords beside those below.
