@@ -210,6 +210,24 @@ def _reuse_navigation(app: Sphinx, page: str, template: str, context: dict[str, 
     context["toctree"] = reused
 
 
+def _mend_back_links(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: object) -> None:
+    """Leads from sources to the names that the pages use.
+
+    Viewcode takes all names of a file for names of one module. The pages have some of them under the package that
+    exports them, and the rest under their file.
+    """
+    objects = app.env.domains.python_domain.objects
+    module = page.removeprefix("_modules/").replace("/", ".")
+
+    def mended(link: re.Match[str]) -> str:
+        entry = objects.get(f"{module}.{link['name']}")
+        return f"{link['start']}{entry.node_id}" if entry else link[0]
+
+    if page.startswith("_modules/"):
+        pattern = r'(?P<start>id="(?P<name>[^"]+)">\n<a class="viewcode-back" href="[^"#]+#)[^"]+'
+        context["body"] = re.sub(pattern, mended, context["body"])
+
+
 def _hide_module_arguments(app: Sphinx, what: str, name: str, thing: object, *_: object) -> tuple[str, None] | None:
     """Shows `Soft()` and not `Soft(*args, **kwargs)`, the signature of every module without a constructor."""
     return ("()", None) if what == "class" and getattr(thing, "__init__", None) is torch.nn.Module.__init__ else None
@@ -361,6 +379,7 @@ def setup(app: Sphinx) -> None:
     app.connect("config-inited", _hide_private_names)
     app.connect("autodoc-process-signature", _hide_module_arguments)
     app.connect("html-page-context", _reuse_navigation, priority=400)  # before the theme asks for it
+    app.connect("html-page-context", _mend_back_links)
     app.add_builder(PageExamples, override=True)
     app.connect("env-updated", _know_real_names)  # of the builders that read what another has read, too
     app.connect("env-check-consistency", _check_exports)
