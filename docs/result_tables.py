@@ -2,6 +2,7 @@
 
 import abc
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +22,7 @@ MEASURED = Path(__file__).parent.parent / "benchmarks" / "results"
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table, the first row as its header."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: auto", ""]
     return lines + [f"   {'  -' if i else '* -'} {cell}" for row in rows for i, cell in enumerate(row)]
 
 
@@ -107,21 +108,29 @@ class Sweep(Named):
         ]
 
 
-class SweepTasks(Sweep):
+class SweepTasks(Named):
     """Shows the success of each task in a sweep, and after a slash the modules that its routes used."""
 
-    def provenance(self, stored: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
-        return []
+    networks = 7
+    """The largest number of networks in a table; more make several tables."""
 
-    def cells(self, rows: list[dict[str, Any]]) -> list[list[str]]:
-        rows = sorted(rows, key=lambda row: -row["mean"])
-        body = [[task, *(self._task(row, task) for row in rows)] for task in rows[0]["success"]]
-        return [["task", *map(label, rows)], *body]
+    def lines(self, stored: Mapping[str, Any]) -> list[str]:
+        rows = sorted((row for row in stored["rows"] if row["seeds"]), key=lambda row: -row["mean"])
+        size = math.ceil(len(rows) / math.ceil(len(rows) / self.networks))
+        lines = []
+        for group in (rows[start : start + size] for start in range(0, len(rows), size)):
+            body = [[task, *(self._task(row, task) for row in group)] for task in rows[0]["success"]]
+            lines += [*table([["task", *map(label, group)], *body]), ""]
+        if any(row["modules_used"] for row in rows):
+            lines.append("Success / modules on the routes of a task, the output among them; means over seeds.")
+        return lines
 
     @staticmethod
     def _task(row: Mapping[str, Any], task: str) -> str:
         used = row["modules_used"]
-        return f"{row['success'][task]:.2f}" + (f" / {used[task]:.1f}" if used else "")
+        return f"{row['success'][task]:.2f}" + (
+            f" / {used[task]:.1f}".replace(" ", "\N{NO-BREAK SPACE}") if used else ""
+        )
 
 
 class Gain(Named):
@@ -223,7 +232,11 @@ class Rows(Named, abc.ABC):
         rows = [[*first, *self.cells(group)] for first, group in zip(cells, groups.values(), strict=True)]
         seeds = ", ".join(map(str, sorted({row["seed"] for row in stored["rows"]})))
         commands = [session["command"] for session in stored["sessions"]]
-        return [*table([self.header(), *rows]), "", f"Seeds: {seeds}.", "", *told(commands, stored)]
+        return [*self.tables([self.header(), *rows]), "", f"Seeds: {seeds}.", "", *told(commands, stored)]
+
+    def tables(self, rows: Sequence[Sequence[str]]) -> list[str]:
+        """The lines of the table, or of several where one would be too wide."""
+        return table(rows)
 
     @abc.abstractmethod
     def header(self) -> list[str]:
@@ -295,6 +308,16 @@ class Inside(Rows):
     """Shows what routes do inside SAC, and how far tasks agree on gradients (`benchmarks.inside`)."""
 
     groups = ("network", "steps")
+
+    def tables(self, rows: Sequence[Sequence[str]]) -> list[str]:
+        rows = [[row[0].replace(",", ", "), *row[1:]] for row in rows]
+        routed = [row for row in rows if row[2]]
+        weights, paths, gradients = (
+            [row[:6] for row in routed],
+            [row[:2] + row[6:-2] for row in routed],
+            [row[:2] + row[-2:] for row in rows],
+        )
+        return [*table(weights), "", *table(paths), "", *table(gradients)]
 
     def header(self) -> list[str]:
         ages = [f"path {age:,} steps old" for age in self.settings["ages"]]
@@ -386,9 +409,8 @@ def label(row: Mapping[str, Any]) -> str:
 
 def machine(noted: Mapping[str, Any]) -> str:
     """The hardware of a session, in words."""
-    return (
-        f"{noted['cores']} cores of {noted['processor']}, {noted['threads']} threads a run, {noted['gpu'] or 'no GPU'}"
-    )
+    cores, threads = (f"{noted[name]} {name.removesuffix('s' * (noted[name] == 1))}" for name in ("cores", "threads"))
+    return f"{cores} of {noted['processor']}, {threads} a run, {noted['gpu'] or 'no GPU'}"
 
 
 def setup(app: Sphinx) -> None:

@@ -15,6 +15,42 @@ def _modules_of_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
+def cells(lines: list[str]) -> list[list[str]]:
+    rows: list[list[str]] = []
+    for line in lines:
+        if line.startswith("   * - "):
+            rows.append([])
+        if line.startswith(("   * - ", "     - ")):
+            rows[-1].append(line[7:])
+    return rows
+
+
+def test_tasks_of_many_networks_make_several_tables() -> None:
+    from result_tables import SweepTasks
+
+    rows = [
+        {"method": f"net{i}", "variant": "", "seeds": [1], "mean": -i, "success": {"push": 0.5}, "modules_used": None}
+        for i in range(8)
+    ]
+    rows[0]["modules_used"] = {"push": 3.0}
+    lines = SweepTasks.__new__(SweepTasks).lines({"rows": rows})
+    assert cells(lines) == [
+        ["task", "net0", "net1", "net2", "net3"],
+        ["push", "0.50\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}3.0", "0.50", "0.50", "0.50"],
+        ["task", "net4", "net5", "net6", "net7"],
+        ["push", "0.50", "0.50", "0.50", "0.50"],
+    ]
+    assert lines[-1] == "Success / modules on the routes of a task, the output among them; means over seeds."
+
+
+def test_one_thread_is_singular() -> None:
+    from result_tables import machine
+
+    noted = {"processor": "a processor", "gpu": None}
+    assert machine({**noted, "cores": 2, "threads": 1}) == "2 cores of a processor, 1 thread a run, no GPU"
+    assert machine({**noted, "cores": 1, "threads": 2}) == "1 core of a processor, 2 threads a run, no GPU"
+
+
 def test_formulas_are_mathml_without_a_network() -> None:
     from docutils import nodes
     from mathml import visit_formula
