@@ -50,6 +50,7 @@ extensions = [
     "sphinx_design",
     "gallery_page",
     "language_tables",
+    "learning_curves",
     "mathml",
     "result_tables",
 ]

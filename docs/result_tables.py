@@ -156,27 +156,6 @@ class Gain(Named):
         ]
 
 
-class Curves(Named):
-    """Shows what `benchmarks.curves` stored: how success rose in runs with other settings; the argument is the stem."""
-
-    def lines(self, stored: Mapping[str, Any]) -> list[str]:
-        steps = sorted({int(step) for row in stored["rows"] for step in row["success"]})
-        rows = [[self._settings(row["options"]), *self._curve(row["success"], steps)] for row in stored["rows"]]
-        commands = list(dict.fromkeys(session["command"] for session in stored["sessions"]))
-        return [*table([["settings", *(f"{step:,}" for step in steps)], *rows]), "", *told(commands, stored)]
-
-    @staticmethod
-    def _curve(success: Mapping[str, float], steps: Sequence[int]) -> list[str]:
-        return [f"{success[str(step)]:.2f}" if str(step) in success else "" for step in steps]
-
-    @staticmethod
-    def _settings(options: Mapping[str, Any]) -> str:
-        flat: dict[str, Any] = {}
-        for name, value in options.items():
-            flat |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-        return ", ".join(f"``{name}={json.dumps(value)}``" for name, value in flat.items()) or "the first"
-
-
 class Extractions(Named):
     """Shows what `benchmarks.extraction` stored: policies of one task beside the whole network and a perceptron.
 
@@ -418,7 +397,6 @@ def setup(app: Sphinx) -> None:
     app.add_directive("sweep", Sweep)
     app.add_directive("sweep-tasks", SweepTasks)
     app.add_directive("gain", Gain)
-    app.add_directive("curves", Curves)
     app.add_directive("extractions", Extractions)
     app.add_directive("transfer", Transfer)
     app.add_directive("arriving", Arriving)

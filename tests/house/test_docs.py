@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,12 @@ def _modules_of_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
+def stored(*rows: tuple[dict[str, Any], dict[str, float]]) -> dict[str, Any]:
+    first = {"method": "mt-sac", "seed": 1, "batch_size": 64, "ent_coef": "auto", "route_noise": 0, "network": {}}
+    written = [{"options": options, "success": success} for options, success in rows]
+    return {"first": first, "window": 20, "rows": written, "sessions": []}
+
+
 def cells(lines: list[str]) -> list[list[str]]:
     rows: list[list[str]] = []
     for line in lines:
@@ -23,6 +30,52 @@ def cells(lines: list[str]) -> list[list[str]]:
         if line.startswith(("   * - ", "     - ")):
             rows[-1].append(line[7:])
     return rows
+
+
+def test_curves_name_what_differs_once_and_are_sorted() -> None:
+    from learning_curves import curve_lines
+
+    d2r = {"method": "d2r", "network": {"width": 80}}
+    both = {"batch_size": 16, "ent_coef": "auto_0.5"}
+    rows = [({**both, "route_noise": 1}, {"10": 0.5}), ({}, {"10": 0.25}), (d2r, {"10": 0.0})]
+    rows += [({**d2r, **both, "seed": 2}, {"10": 0.0}), ({**both, "seed": 3}, {"20": 0.1}), ({"seed": 2}, {})]
+    lines = curve_lines(stored(*rows))
+    assert cells(lines) == [
+        ["method", "seed", "other settings", "10", "20"],
+        ["mt-sac", "1", "``batch_size=16``", "0.50", ""],
+        ["mt-sac", "3", "``batch_size=16``", "", "0.10"],
+        ["mt-sac", "1", "", "0.25", ""],
+        ["mt-sac", "2", "", "", ""],
+        ["d2r", "1", "", "0.00", ""],
+        ["d2r", "2", "``batch_size=16``", "0.00", ""],
+    ]
+    assert lines[-1].endswith(
+        "Every d2r has ``network.width=80``. With ``batch_size=16`` comes ``ent_coef=auto_0.5``. "
+        "Unless stated otherwise: ``batch_size=64``, ``ent_coef=auto``."
+    )
+
+
+def test_curves_have_few_columns_and_the_last_step() -> None:
+    from learning_curves import curve_lines
+
+    curve = stored(({}, {str(step): 0.5 for step in range(1000, 21_000, 1000)}))
+    assert cells(curve_lines(curve))[0][2:] == ["2,000", "5,000", "8,000", "11,000", "14,000", "17,000", "20,000"]
+    assert cells(curve_lines(curve, [3000, 4000]))[0] == ["method", "seed", "3,000", "4,000"]
+
+
+def test_a_drawing_has_a_line_for_each_method_and_is_always_the_same() -> None:
+    from learning_curves import INK, draw_curves
+
+    one = {"10": 0.2, "20": 0.4}
+    curves = stored(({}, one), ({"seed": 2}, one), ({"method": "d2r", "seed": 3}, one))
+    drawing = draw_curves(curves, "Two <methods>.")
+    assert drawing == draw_curves(curves, "Two <methods>.")
+    assert drawing.startswith('<svg role="img" aria-label="Two &lt;methods&gt;."')
+    assert "mt-sac, mean of 2 seeds</text>" in drawing
+    assert "d2r, seed 3</text>" in drawing
+    assert INK not in drawing
+    assert "currentColor" in drawing
+    assert "<metadata>" not in drawing
 
 
 def test_tasks_of_many_networks_make_several_tables() -> None:

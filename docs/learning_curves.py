@@ -1,0 +1,200 @@
+"""A directive that shows learning curves of runs, as a table and as a figure."""
+
+import dataclasses
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from statistics import fmean
+from typing import Any, ClassVar
+
+import matplotlib
+from cycler import cycler
+from docutils import nodes
+from docutils.parsers.rst import directives
+from gallery_page import side_by_side
+from matplotlib.figure import Figure
+from result_tables import Named, table, told
+from sphinx.application import Sphinx
+
+from dynroute_metaworld.report.canvas import style
+
+COLUMNS = 8
+"""The largest number of steps that a table shows unless they are named."""
+
+INK = "#010203"
+"""The colour of text and axes in a drawing, in place of that of the page, light or dark."""
+
+COLORS = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+"""The colours of the methods: those of Okabe and Ito, which colour-blind people tell apart."""
+
+METHODS = ("mt-sac", "mh-sac", "d2r", "sm", "paco", "care")
+"""The methods that figures know: each has the same colour and stroke in all of them."""
+
+
+@dataclasses.dataclass
+class Curve:
+    """The success of a run over its steps, and the settings that tell it from other runs."""
+
+    method: str
+    seed: int
+    settings: dict[str, Any]
+    success: dict[int, float]
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """The method and the settings, which the seeds of a curve share."""
+        return self.method, written(self.settings)
+
+
+def read_curves(stored: Mapping[str, Any]) -> tuple[list[Curve], list[str]]:
+    """The curves, sorted by method, settings and seed, and notes on settings that they leave out."""
+    first = flat(stored["first"])
+    curves = []
+    for row in stored["rows"]:
+        own = flat({**stored["first"], **row["options"]})
+        method, seed = own.pop("method"), own.pop("seed")
+        settings = {name: value for name, value in own.items() if value != first.get(name)}
+        if method in ("mt-sac", "mh-sac"):  # a run keeps options without an effect, too
+            settings = {name: value for name, value in settings.items() if not name.startswith("route")}
+        curves.append(Curve(method, seed, settings, {int(step): rate for step, rate in row["success"].items()}))
+    common = leave_out_common(curves)
+    notes = [f"Every {method} has {written(settings)}." for method, settings in common.items() if settings]
+    usual = {name: first[name] for name in names(curves) if name in first}
+    notes += leave_out_companions(curves)
+    notes += [f"Unless stated otherwise: {written(usual)}."] if usual else []
+    methods, groups = list(common), list(dict.fromkeys(curve.group for curve in curves))
+    curves.sort(key=lambda curve: (methods.index(curve.method), groups.index(curve.group), curve.seed))
+    return curves, notes
+
+
+def flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options whose dictionaries are options of their own, such as `network.width`."""
+    parts: dict[str, Any] = {}
+    for name, value in options.items():
+        parts |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    return parts
+
+
+def names(curves: Sequence[Curve]) -> list[str]:
+    """The names of the settings in which the curves differ."""
+    return list(dict.fromkeys(name for curve in curves for name in curve.settings))
+
+
+def written(settings: Mapping[str, Any]) -> str:
+    """Settings as inline code."""
+    return ", ".join(f"``{name}={value}``" for name, value in settings.items())
+
+
+def leave_out_common(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
+    """Removes the settings that all curves of a method share, and returns them."""
+    common: dict[str, dict[str, Any]] = {}
+    for curve in curves:
+        shared = common.setdefault(curve.method, curve.settings)
+        common[curve.method] = {name: value for name, value in shared.items() if curve.settings.get(name) == value}
+    for curve in curves:
+        curve.settings = {name: curve.settings[name] for name in curve.settings if name not in common[curve.method]}
+    return common
+
+
+def leave_out_companions(curves: Sequence[Curve]) -> list[str]:
+    """Removes settings that several groups of curves have together, all but the first of them, and returns notes."""
+    together: dict[tuple[str, ...], dict[str, Any]] = {}
+    for name in names(curves):
+        having = [curve for curve in curves if name in curve.settings]
+        values, groups = {str(curve.settings[name]) for curve in having}, {curve.group for curve in having}
+        if len(values) == 1 and len(groups) > 1:
+            together.setdefault(tuple(map(str, map(id, having))), {})[name] = having[0].settings[name]
+    notes = []
+    for settings in together.values():
+        (leader, value), *companions = settings.items()
+        if companions:
+            notes.append(f"With {written({leader: value})} comes {written(dict(companions))}.")
+        for curve in curves:
+            curve.settings = {name: kept for name, kept in curve.settings.items() if name not in dict(companions)}
+    return notes
+
+
+def columns(curves: Sequence[Curve]) -> list[int]:
+    """At most `COLUMNS` steps, evenly spaced, the last one among them."""
+    steps = sorted({step for curve in curves for step in curve.success})
+    return steps[:: -math.ceil(len(steps) / COLUMNS)][::-1]
+
+
+def curve_lines(stored: Mapping[str, Any], steps: Sequence[int] | None = None) -> list[str]:
+    """The table of the curves with its notes, as lines of reStructuredText."""
+    curves, notes = read_curves(stored)
+    steps = steps or columns(curves)
+    settings = ["other settings"] if names(curves) else []
+    rows = [["method", "seed", *settings, *(f"{step:,}" for step in steps)]]
+    for curve in curves:
+        rates = [f"{curve.success[step]:.2f}" if step in curve.success else "" for step in steps]
+        rows.append([curve.method, str(curve.seed), *(written(curve.settings) for _ in settings), *rates])
+    what = f"Success over steps of each task: the mean over tasks of their newest {stored['window']} episodes."
+    return [*table(rows), "", " ".join([what, *notes])]
+
+
+def draw_curves(stored: Mapping[str, Any], description: str) -> str:
+    """Draws the mean over the seeds of each method, and single seeds as thin lines, as SVG text."""
+    groups: dict[tuple[str, str], list[Curve]] = {}
+    for curve in read_curves(stored)[0]:
+        groups.setdefault(curve.group, []).append(curve)
+    inks = ("text.color", "xtick.color", "ytick.color", "axes.edgecolor", "axes.labelcolor")
+    settings = {**dict.fromkeys(inks, INK), "axes.prop_cycle": cycler(color=COLORS), "svg.fonttype": "none"}
+    # With a salt, the same data make the same drawing.
+    with matplotlib.rc_context({**settings, "svg.hashsalt": description}):
+        figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+        axis = figure.subplots()
+        for (method, others), seeds in groups.items():
+            look = style(METHODS.index(method))
+            for curve in seeds if len(seeds) > 1 else ():
+                axis.plot(*zip(*curve.success.items(), strict=True), **look, linewidth=0.6, alpha=0.7)
+            shared = [step for step in seeds[0].success if all(step in curve.success for curve in seeds)]
+            means = [fmean(curve.success[step] for curve in seeds) for step in shared]
+            which = f"mean of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0].seed}"
+            name = ", ".join(filter(None, [method, others.replace("``", ""), which]))
+            axis.plot(shared, means, **look, label=name, linewidth=2 if len(seeds) > 1 else 1)
+        axis.set(xlabel="steps of each task", ylabel="success", xlim=(0, None), ylim=(0, None))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.grid(color="#808080", alpha=0.3)
+        axis.legend(frameon=False, fontsize="small", loc="upper left")
+        file = io.StringIO()
+        undated = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=undated)
+    drawing = file.getvalue()
+    drawing = re.sub(r'<g id="\w+"', "<g", drawing[drawing.index("<svg") :])  # a page has several drawings
+    drawing = re.sub(r"font-family: [^;]+", "font-family: inherit", drawing).replace(INK, "currentColor")
+    return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
+
+
+class Curves(Named):
+    """Shows what `benchmarks.curves` stored: how success rose in runs with other settings; the argument is the stem.
+
+    ``:steps:`` names the columns of the table. ``:figure:`` describes a figure of all steps, drawn above the table.
+    """
+
+    option_spec: ClassVar[dict[str, Any]] = {
+        "steps": lambda text: [int(step) for step in text.split()],
+        "figure": directives.unchanged_required,
+    }
+
+    def run(self) -> list[nodes.Node]:
+        shown = super().run()
+        if "figure" not in self.options:
+            return shown
+        drawing = draw_curves(json.loads(self.path.read_text()), self.options["figure"])
+        figure = nodes.figure("", nodes.raw("", side_by_side([drawing]), format="html"))
+        figure += nodes.caption("", "The runs of the table below. Thin lines are single seeds.")
+        return [figure, *shown]
+
+    def lines(self, stored: Mapping[str, Any]) -> list[str]:
+        commands = [session["command"] for session in stored["sessions"]]
+        return [*curve_lines(stored, self.options.get("steps")), "", *told(commands, stored)]
+
+
+def setup(app: Sphinx) -> None:
+    """Registers the directive with Sphinx."""
+    app.add_directive("curves", Curves)
