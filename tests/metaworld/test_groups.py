@@ -12,7 +12,7 @@ import pytest
 from small_runs import PLAIN, SMALL, write_metrics
 
 from dynroute_metaworld import Configuration, EvaluationResult, Run, iqm
-from dynroute_metaworld.report.comparison import group_runs
+from dynroute_metaworld.report.comparison import RESAMPLES, group_runs
 from dynroute_metaworld.report.curves import draw_curves
 from dynroute_metaworld.report.data import Curve, read_curves, read_run, read_runs, thin
 from dynroute_metaworld.runs.intervals import bootstrap_interval
@@ -167,7 +167,9 @@ def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
     assert band.steps.tolist() == [20, 30, 40, 50, 60]
     curves = [[one.curves("return")[task].values for task in one.tasks] for one in (found[2], found[0])]
     table = np.array(curves)
-    assert band.center == pytest.approx([iqm(table[..., k]) for k in range(5)])
+    assert band.center == pytest.approx([table[..., k].mean() for k in range(5)])
+    for k, ends in enumerate(zip(band.low, band.high, strict=True)):
+        assert ends == pytest.approx(bootstrap_interval(table[..., k], np.mean, resamples=RESAMPLES))
     assert (band.low <= band.center + 1e-9).all()
     assert (band.center <= band.high + 1e-9).all()
     alone = groups[1].band("return")

@@ -153,7 +153,7 @@ def test_the_data_of_the_page(page: Path, reported: list[Path]) -> None:
     ):
         assert part in shown
     groups = [view["group"] for view in data["views"]]
-    assert groups[0] == "methods, IQM over tasks and seeds"
+    assert groups[0] == "methods, mean over tasks and seeds"
     assert set(groups[1:]) == {groups[0], *(folder.name for folder in reported)}
     bands = [line for view in data["views"][:1] for line in view["lines"]]
     assert [("low" in line) for line in bands] == [True, False]  # one seed has no interval

@@ -16,6 +16,7 @@ from dynroute import Topology
 from dynroute_command.options import KEYWORDS
 
 from ..runs.configuration import Configuration
+from ..runs.intervals import bootstrap_interval
 from ..runs.seeds import over_seeds, settings_key, without_seed
 from .data import RunData
 from .routes import THRESHOLD, Routes
@@ -36,11 +37,13 @@ LEARNED = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """A curve of several runs: the IQM over tasks and seeds, with its interval.
+    """A curve of several runs: the mean over tasks and seeds, with its interval.
+
+    It is not the IQM, which is 1 where a quarter of the tasks is never solved and all others always.
 
     Attributes:
         steps: The steps of each task.
-        center: The IQM.
+        center: The mean.
         low: The lower ends of the intervals; NaN with one run.
         high: The upper ends.
     """
@@ -160,7 +163,7 @@ class Group:
     def band(self, metric: str) -> Band | None:
         """A metric over steps, averaged in at most 50 spans; None if no span has points of all runs.
 
-        A span without points of a run is left out. The interval is for the IQM over tasks and seeds.
+        A span without points of a run is left out. The interval is for the mean over tasks and seeds.
         """
         curves = [run.curves(metric) for run in self.runs]
         tasks = [task for task in self.tasks if all(task in of_run for of_run in curves)]
@@ -177,9 +180,13 @@ class Group:
         whole = np.flatnonzero(np.isfinite(table).all(axis=(0, 1)))
         if not len(whole):
             return None
-        figures = [over_seeds(table[..., k], resamples=RESAMPLES) for k in whole]
-        limits = np.array([figure["iqm_interval"] or (np.nan, np.nan) for figure in figures]).T
-        return Band(steps[..., whole].mean(axis=(0, 1)), np.array([figure["iqm"] for figure in figures]), *limits)
+        steps, table = steps[..., whole], table[..., whole]
+        limits = np.full((2, len(whole)), np.nan)
+        if len(curves) > 1:
+            limits = np.array(
+                [bootstrap_interval(now, np.mean, resamples=RESAMPLES) for now in table.transpose(2, 0, 1)]
+            ).T
+        return Band(steps.mean(axis=(0, 1)), table.mean(axis=(0, 1)), *limits)
 
 
 def _learned_rows(run: RunData) -> list[dict[str, Any]]:

@@ -116,6 +116,7 @@ def write_groups(
 
 def _bands(groups: Sequence[Group]) -> Figure | None:
     """Draws a panel for each metric, with a line and its interval over seeds for each method."""
+    over = "tasks and seeds" if any(len(group.runs) > 1 for group in groups) else "tasks"
     bands = {
         metric: [(number, band) for number, group in enumerate(groups) if (band := group.band(metric)) is not None]
         for metric in BY_TASK
@@ -129,7 +130,7 @@ def _bands(groups: Sequence[Group]) -> Figure | None:
             marker = "." if len(band.steps) < 2 else ""
             axis.plot(band.steps, band.center, label=groups[number].name, marker=marker, **style(number))
             axis.fill_between(band.steps, band.low, band.high, color=f"C{number % 10}", alpha=0.2, linewidth=0)
-        axis.set_title(f"{BY_TASK[metric]}: IQM over tasks and seeds", loc="left", fontsize="medium")
+        axis.set_title(f"{BY_TASK[metric]}: mean over {over}", loc="left", fontsize="medium")
         scale(axis, metric)
     legend(figure, axes)
     return figure
