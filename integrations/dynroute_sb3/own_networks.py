@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dynroute import Route
 from dynroute.arguments import shown
 
-__all__ = ["check_factory", "run_network", "takes_routing", "try_network"]
+__all__ = ["check_factory", "run_network", "samples_routes", "takes_routing", "try_network"]
 
 ROUTING = ("path", "temperature", "sample", "generator", "return_route")
 """The routing keywords that actor and critics pass to a network."""
@@ -55,6 +55,19 @@ def takes_routing(net: nn.Module) -> bool:
             f"{', '.join(taken)} without {', '.join(missing)}; add these, or **kwargs."
         )
     return bool(taken)
+
+
+def samples_routes(net: nn.Module) -> bool:
+    """Whether the gate of a network samples paths, at a temperature.
+
+    Example:
+        >>> from dynroute import networks
+        >>> from dynroute_sb3.own_networks import samples_routes
+        >>> samples_routes(networks.build("d2r", 4, 2, 1)), samples_routes(networks.build("sm", 4, 2, 1))
+        (True, False)
+    """
+    routed = getattr(net, "routed", None)
+    return routed is not None and "temperature" in inspect.signature(routed.gate.choose).parameters
 
 
 def run_network(

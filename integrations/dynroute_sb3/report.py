@@ -11,6 +11,7 @@ import torch
 
 from .attributes import MultiTaskAttributes
 from .losses import weigh_tasks
+from .own_networks import samples_routes
 from .update import TaskReport
 
 __all__ = ["Report"]
@@ -98,7 +99,8 @@ class Report:
         model.logger.record("train/ent_coef", alpha.mean().item())
         _by_task(model, "ent_coef", alpha.tolist())
         _by_task(model, "weight", weigh_tasks(model.task_weights, alpha).tolist())
-        _by_task(model, "route_temperature", model.actor.temperature.tolist())
+        if samples_routes(model.actor.net):
+            _by_task(model, "route_temperature", model.actor.temperature.tolist())
 
     def _warn_of_range(self, model: MultiTaskAttributes, outside: Sequence[float | None]) -> None:
         """Warns once about tasks with most of their values outside of the range."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sac_models import ENVIRONMENTS, SMALL, TASKS, make_model, make_plain, points, wrapped
+from sac_models import ENVIRONMENTS, SIZES, SMALL, TASKS, make_model, make_plain, points, wrapped
 from stable_baselines3.common.callbacks import (
     BaseCallback,
 )
@@ -159,6 +159,21 @@ def test_logged_values_are_those_of_the_model(task_weighting: str, ent_coef: flo
         assert values["train/n_updates"] == n_updates
     alpha = told.written[-1][1][0]
     assert (alpha.unique().numel() > 1) == isinstance(ent_coef, str)  # each task has its own, which moves
+
+
+@pytest.mark.parametrize(
+    ("policy", "gate", "logged"),
+    [("D2RPolicy", {}, True), ("D2RPolicy", {"gate": "top-2"}, False), ("SoftModularPolicy", {}, False)],
+)
+def test_a_temperature_is_logged_where_it_has_an_effect(policy: str, gate: dict[str, str], logged: bool) -> None:
+    kwargs = {"policy_kwargs": {"network_kwargs": {**SIZES[policy], **gate}}}
+    told = Told()
+    model = make_model(policy, **kwargs)
+    model.set_logger(Logger(None, [told]))
+    model.learn(100)
+    values = told.written[-1][0]
+    assert [f"route_temperature/{task}" in values for task in range(TASKS)] == [logged] * TASKS
+    assert [f"ent_coef/{task}" in values for task in range(TASKS)] == [True] * TASKS
 
 
 def test_tasks_that_are_left_out_are_told() -> None:

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynroute_sb3 import DamagedError, latest_checkpoint
+from dynroute_sb3.own_networks import samples_routes
 
+from ..runs.methods import build_actor
 from ..runs.metrics import read_lines
 from ..runs.result import EvaluationResult
 from ..runs.run import Run
@@ -138,8 +140,8 @@ def thin(steps: Floats, values: Floats, limit: int = LIMIT) -> tuple[Floats, Flo
 
 
 BY_TASK = {
-    "evaluation": "success in evaluations, along the best routes",
-    "success": "success of the newest episodes, along sampled routes",
+    "evaluation": "success in evaluations, deterministic actions",
+    "success": "success of the newest episodes, sampled actions",
     "evaluation_return": "return in evaluations",
     "return": "return of the newest episodes",
     "modules_used": "modules used, the output among them",
@@ -210,7 +212,10 @@ def read_run(folder: str | Path, *, name: str | None = None) -> RunData:
     run = Run.open(folder)
     tasks = run.configuration.tasks
     notes: list[str] = []
-    names = [f"{metric}/{task}" for metric in BY_TASK if not metric.startswith("evaluation") for task in tasks]
+    logged = [metric for metric in BY_TASK if not metric.startswith("evaluation")]
+    if not samples_routes(build_actor(run.configuration)):  # earlier versions logged a temperature without effect
+        logged.remove("route_temperature")
+    names = [f"{metric}/{task}" for metric in logged for task in tasks]
     metrics = read_curves(run.metrics, names)
     if run.configuration.steps:  # a run that only imitates logs no metrics
         notes += metrics.notes
