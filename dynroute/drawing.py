@@ -14,6 +14,7 @@ from .topology import Topology
 __all__ = ["draw", "draw_grid", "draw_load"]
 
 _COLUMN, _ROW, _RADIUS, _MARGIN, _LINE, _LETTER = 64.0, 64.0, 13.0, 28.0, 10.0, 6.5
+_TALL, _LEAST = 640.0, 30.0  # the height of a column before its rows get smaller, and the smallest rows
 _CELL, _POINTS = 16.0, 120
 _GREEN, _GREY, _INK = "#146e3c", "#7d8590", "#1f2328"
 
@@ -261,10 +262,11 @@ def _columns(topology: Topology) -> list[int]:
 
 
 def _places(column: list[int]) -> list[tuple[float, float]]:
-    """The centre of each node; the nodes of a column are spread evenly around the middle line."""
+    """The centre of each node; the nodes of a column are spread evenly around the middle line, denser in tall ones."""
     tallest = max(column.count(c) for c in column)
-    rows = [column[:i].count(c) for i, c in enumerate(column)]
-    return [(c * _COLUMN, (row + (tallest - column.count(c)) / 2) * _ROW) for c, row in zip(column, rows, strict=True)]
+    row = max(_LEAST, min(_ROW, _TALL / tallest))
+    above = [column[:i].count(c) + (tallest - column.count(c)) / 2 for i, c in enumerate(column)]
+    return [(c * _COLUMN, rows * row) for c, rows in zip(column, above, strict=True)]
 
 
 def _bend(column: list[int], edge: tuple[int, int]) -> float:

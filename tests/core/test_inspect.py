@@ -260,6 +260,17 @@ def test_a_grid_needs_a_title_for_each_picture() -> None:
         draw_grid(Topology.dag(3), weights, titles=["one", "two"], title="all", columns=0)
 
 
+def test_rows_of_a_tall_column_are_denser() -> None:
+    heights = []
+    for count in (2, 3, 10, 50):
+        root = ElementTree.fromstring(draw(Topology.parallel(count), torch.eye(1, count)))
+        places = [float(circle.get("cy", "")) for circle in root.findall(f".//{SVG}circle")]
+        heights.append(int(root.get("height", "")))
+        assert places[1] - places[0] == (30 if count == 50 else 64)  # the circles, of radius 13, stay apart
+    assert heights[1] - heights[0] == 64
+    assert heights[-1] < 1600
+
+
 def test_a_long_title_widens_the_picture() -> None:
     topology, title = Topology.parallel(2), "a title of more letters than fit"
     route = random_route(topology, 2)
