@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import io
 import json
 import os
 import re
@@ -621,8 +622,27 @@ def test_the_display(capsys: pytest.CaptureFixture[str]) -> None:
         display.show(50, {"reach": 0.5, "push": None})
         display.tell("[done]")
     shown = capsys.readouterr().out
-    for part in ("evaluating", "50/100", "reach", "50%", "[done]"):
+    for part in ("evaluating", "50 of 100 steps", "reach", "50%", "[done]"):
         assert part in shown
+
+
+@pytest.mark.parametrize("width", [30, 41, 60, 80, 120])
+def test_a_narrow_display_cuts_neither_names_nor_numbers(width: int) -> None:
+    names = ["button-press-topdown", "button-press-topdown-wall", "reach"]
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    display = Display(15_000_000, names, console)
+    display.advance(1_234_567)
+    display.show(1_234_567, dict(zip(names, (0.25, None, 1.0), strict=True)))
+    console.print(display._picture())
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    shown = " ".join(lines)
+    for part in ("button-press-topdown ", "button-press-topdown-wall ", "25%", "100%", "1,234,567 of 15,000,000 steps"):
+        assert part in shown
+    assert "…" not in shown
+    assert max(map(len, lines)) <= width
+    assert ("━" in lines[0], "━" in lines[-1]) == (width > 40, width > 60)
+    assert ("training" in shown, "left" in shown) == (width > 40, width > 41)
 
 
 def test_drawing_that_is_not_there(tmp_path: Path) -> None:

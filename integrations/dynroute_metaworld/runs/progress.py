@@ -7,10 +7,13 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 __all__ = ["Display"]
+
+BAR, LEAST = 15, 6
+"""The width of a task's bar with its number, and the least width of the bar of a run."""
 
 
 class Display:
@@ -25,8 +28,7 @@ class Display:
     def __init__(self, total: int, tasks: Sequence[str], console: Console | None = None) -> None:
         self.console = console or _Console()
         self.total, self.tasks = total, tasks
-        columns = (BarColumn(), MofNCompleteColumn(), "steps", TimeElapsedColumn(), "left", TimeRemainingColumn())
-        self.bar = Progress(TextColumn("{task.description}"), *columns, console=self.console)
+        self.bar = Progress(console=self.console)
         self.task = self.bar.add_task("training", total=total)
         self.successes: Mapping[str, float | None] = dict.fromkeys(tasks)
         self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._picture)
@@ -61,11 +63,27 @@ class Display:
 
     def _picture(self) -> Group:
         table = Table.grid(padding=(0, 2))
-        columns = max(1, self.console.width // 40)
-        rows = [f"{name:20.20} {_bar(value)}" for name, value in self.successes.items()]
+        width, longest = self.console.width, max(map(len, self.successes))
+        bar = _bar if longest + 1 + BAR <= width else _share
+        rows = [f"{name:{longest}} {bar(value)}" for name, value in self.successes.items()]
+        columns = max(1, (width + 2) // (len(rows[0]) + 2))
         for start in range(0, len(rows), columns):
             table.add_row(*rows[start : start + columns])
+        self.bar.columns = self._columns(width)
         return Group(table, self.bar)
+
+    def _columns(self, width: int) -> tuple[ProgressColumn | str, ...]:
+        """The columns that fit: the steps, then what is done, the time left, the time passed, and a bar."""
+        (task,) = self.bar.tasks
+        room = width - len(f"{task.description} {task.total:,} of {task.total:,} steps")
+        doing = (TextColumn("{task.description}"),) if room >= 0 else ()
+        left = (TimeRemainingColumn(), "left") if room >= (needed := len(" 0:00:00 left")) else ()
+        room -= needed * bool(left)
+        elapsed = (TimeElapsedColumn(),) if room >= (needed := len(" 0:00:00")) else ()
+        room -= needed * bool(elapsed)
+        bar = (BarColumn(min(40, room - 1)),) if room >= 1 + LEAST else ()
+        counted = TextColumn("{task.completed:,} of {task.total:,} steps")
+        return (*doing, *bar, counted, *elapsed, *left)
 
 
 class _Console(Console):
@@ -77,6 +95,8 @@ class _Console(Console):
 
 
 def _bar(value: float | None) -> str:
-    if value is None:
-        return "          -"
-    return f"{'━' * round(10 * value):10} {value:4.0%}"
+    return f"{'━' * round(10 * (value or 0)):10} {_share(value)}"
+
+
+def _share(value: float | None) -> str:
+    return "   -" if value is None else f"{value:4.0%}"
