@@ -413,12 +413,14 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     learned = [(row["method"], row["run"], row["seed"], row["task"]) for row in rows(folder / "learned.csv")]
     assert learned == [("d2r", "d2r-1", "1", "drawer-close"), ("d2r", "d2r-1", "1", "reach")]
     used = [float(row["modules_used"]) for row in rows(folder / "learned.csv")]
-    assert used == one.result.modules_used.mean(axis=1).tolist()  # type: ignore[union-attr]
+    assert used == pytest.approx(one.result.modules_used.mean(axis=1))  # type: ignore[union-attr]
     values = [float(row["value"]) for row in rows(folder / "curves.csv") if row["run"] == "d2r-1"]
-    assert values[:2] == one.curves("evaluation")["drawer-close"].values.tolist()
+    assert values[:2] == pytest.approx(one.curves("evaluation")["drawer-close"].values)
     success = {(row["method"], row["task"]): row for row in rows(folder / "success.csv")}
     assert len(success) == 4
-    assert float(success["mt-sac", "reach"]["success"]) == read_run(runs["mt-sac"]).result.success_rates[1]  # type: ignore[union-attr]
+    plain = read_run(runs["mt-sac"]).result
+    assert plain is not None
+    assert float(success["mt-sac", "reach"]["success"]) == pytest.approx(plain.success_rates[1])
     assert {row["method"] for row in rows(folder / "curves_by_method.csv")} == {"d2r", "mt-sac"}
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["method"] for row in summary["methods"]] == ["d2r", "mt-sac"]
@@ -431,6 +433,11 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     assert "similarity" not in summary["methods"][1]  # it has no routes
     for picture in ("routes.svg", "moments.svg"):
         ElementTree.parse(folder / "d2r-1" / picture)
+
+
+def test_sums_are_written_without_their_rounding_errors(tmp_path: Path) -> None:
+    export._csv(tmp_path / "some.csv", ["a", "b", "c"], [[5.480000000000004, np.float64(1 / 3), None], ["x", 7, 1e-9]])
+    assert (tmp_path / "some.csv").read_text().splitlines() == ["a,b,c", "5.48,0.333333333333,", "x,7,1e-09"]
 
 
 def test_an_analysis_without_what_draws(

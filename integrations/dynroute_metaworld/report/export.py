@@ -169,7 +169,8 @@ def _csv(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Non
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(names)
-    writer.writerows(rows)
+    # Twelve digits hold all that was measured, and none of the rounding errors of sums.
+    writer.writerows([f"{cell:.12g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
     _write(path, text.getvalue())
 
 
