@@ -1,17 +1,21 @@
 """Films of a policy beside its routes: what is drawn, what OpenGL is asked for, and what is refused."""
 
 import contextlib
+import itertools
 import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from small_runs import draws, there_is
 
+from dynroute import ModelRouting, ModuleRouting
 from dynroute_metaworld import Run, load_model, make_envs
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.report import scene as scenes
@@ -151,6 +155,28 @@ def test_what_opengl_is_asked_for(blind: None, monkeypatch: pytest.MonkeyPatch) 
     scenes._works.cache_clear()
     with pytest.raises(OpenGLError, match="install"):
         find_opengl()
+
+
+def test_large_graphs_fit_and_small_ones_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *file, **how: (drawn.append(figure), save(figure, *file, **how))
+    )
+    nets = [ModuleRouting.mlp(5, 8, nodes, 2) for nodes in (1, 16, 30)]
+    for net in (*nets, ModelRouting.mlp(5, 8, 30, 2), ModuleRouting.mlp(5, 8, 120, 2)):
+        _, route = net(torch.zeros(5), return_route=True)
+        picture = draw_graph(net.topology, route, 560)
+        assert picture.width <= 560
+        assert 64 <= picture.height <= 420
+        axis = drawn[-1].axes[0]
+        circles = [circle.get_window_extent() for circle in axis.patches]
+        for text, circle in zip(axis.texts, circles, strict=True):
+            assert text.get_window_extent().width < circle.width + 1
+        assert not any(a.shrunk(0.9, 0.9).overlaps(b.shrunk(0.9, 0.9)) for a, b in itertools.combinations(circles, 2))
+    small, large = drawn[0].axes[0], drawn[2].axes[0]
+    assert small.patches[0].get_radius() == 16
+    assert large.patches[0].get_linewidth() < small.patches[0].get_linewidth()
 
 
 def test_routes_as_pixels(routes: Routes) -> None:

@@ -28,8 +28,8 @@ UNUSED = "#7d8590"
 BESIDE = 12
 """The largest number of names in a legend beside the panels."""
 
-STEP, DPI = 64, 100
-"""The largest distance between columns of a graph, in pixels, and the pixels per inch."""
+STEP, RADIUS, LETTER, DPI = 96, 16, 14, 100
+"""The largest distance between nodes of a graph, their radius and the size of their numbers, in pixels; and DPI."""
 
 COLUMN = 2.1
 """The width of a column of names in a legend below the panels, in inches."""
@@ -128,7 +128,7 @@ def draw_graph(topology: Topology, route: Route, width: int) -> Image.Image:
     Args:
         topology: The graph.
         route: The route of the sample.
-        width: The largest width of the picture, in pixels.
+        width: The largest width of the picture, in pixels; its largest height is three quarters of it.
     """
     column = [0] * topology.num_nodes
     for node in topology.destinations:
@@ -140,21 +140,27 @@ def draw_graph(topology: Topology, route: Route, width: int) -> Image.Image:
     middle = (start + end) / 2 + (end - start - 1)[:, :1] * (0, 0.4)  # above the nodes between
     t = np.linspace(0, 1, 25)[:, None, None]
     curves = ((1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end).swapaxes(0, 1)
-    low, high = nodes[:, 1].min() - 0.5, curves[..., 1].max() + 0.5
-    scale = min(width / (column[-1] + 1), STEP) / DPI
-    figure = Figure(figsize=(scale * (column[-1] + 1), scale * (high - low)), dpi=DPI)
-    axis = figure.add_axes((0, 0, 1, 1), xlim=(-0.5, column[-1] + 0.5), ylim=(low, high))
+    low = np.array([-0.5, nodes[:, 1].min() - 0.5])
+    extent = np.array([column[-1] + 0.5, max(curves[..., 1].max(), nodes[:, 1].max()) + 0.5]) - low
+    step = np.minimum((width / extent[0], 0.75 * width / extent[1]), STEP)  # pixels between columns, and between rows
+    nodes, curves = (nodes - low) * step, (curves - low) * step
+    radius = min(0.42 * step.min(), RADIUS)
+    letter = min(2.8 * radius / max(2, len(str(len(nodes) - 1))), LETTER)  # all digits fit into the circle
+    thin = radius / RADIUS
+    size = extent * step
+    figure = Figure(figsize=size / DPI, dpi=DPI)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(0, size[1]))
     axis.set_axis_off()
     path, weights = (topology.to_edges(part.detach()).numpy() for part in (route.path, route.weights))
     used = topology.used(route.path).numpy()
     read = path & used[ends[:, 1]]
-    axis.add_collection(LineCollection(curves[~path], colors="#dfe3e8", linewidths=1))
-    axis.add_collection(LineCollection(curves[path & ~read], colors=UNUSED, linewidths=1, linestyles="--"))
+    axis.add_collection(LineCollection(curves[~path], colors="#dfe3e8", linewidths=thin))
+    axis.add_collection(LineCollection(curves[path & ~read], colors=UNUSED, linewidths=thin, linestyles="--"))
     colors = [(INK, 0.15 + 0.85 * weight**0.5) for weight in weights[read]]
-    axis.add_collection(LineCollection(curves[read], colors=colors, linewidths=1 + 3 * weights[read]))
+    axis.add_collection(LineCollection(curves[read], colors=colors, linewidths=thin * (1 + 3 * weights[read])))
     for node, (x, y) in enumerate(nodes.tolist()):
         edge, fill, ink = (INK, INK, "white") if used[node] else (UNUSED, "white", UNUSED)
-        axis.add_patch(Circle((x, y), 0.2, facecolor=fill, edgecolor=edge, zorder=2))
-        axis.text(x, y, str(node), color=ink, ha="center", va="center", fontsize="small")
+        axis.add_patch(Circle((x, y), radius, facecolor=fill, edgecolor=edge, linewidth=thin, zorder=2))
+        axis.text(x, y, str(node), color=ink, ha="center", va="center_baseline", fontsize=letter * 72 / DPI)
     figure.savefig(file := io.BytesIO(), format="png")
     return Image.open(file).convert("RGB")
