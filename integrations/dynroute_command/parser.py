@@ -424,7 +424,7 @@ def _parser() -> _Parser:
         "  executorch  a .pte file for phones and small devices, one state at a time; needs the package executorch",
     )
     extracting.option(WHAT, "run", **path, about="the directory of a run")
-    extracting.option(WHAT, "--task", required=True, about="one of its tasks: drawer-close")
+    extracting.option(WHAT, "--task", required=True, about="one of its tasks, for instance drawer-close")
     extracting.option(WHAT, "--format", default="torch", choices=FORMATS, about="of the file, see above")
     extracting.option(WHAT, "--coverage", type=float, default=1.0, about="share of states whose routes stay whole")
     extracting.option(WHAT, "--states", default="policy", choices=STATES, about="where states come from")
@@ -467,7 +467,7 @@ def _parser() -> _Parser:
         "osmesa chooses the library that draws; by default both are tried.",
     )
     rendering.option(WHAT, "run", **path, about="the directory of a run")
-    rendering.option(WHAT, "--task", required=True, about="one of its tasks: door-open")
+    rendering.option(WHAT, "--task", required=True, about="one of its tasks, for instance door-open")
     rendering.option(WHAT, "--seed", type=int, about="seed of the goals (as in an evaluation)")
     rendering.option(LENGTH, "--episodes", type=int, least=1, default=1, about="how many")
     rendering.option(PLACE, "--output", **path, about="a file .gif or .mp4 (TASK.gif in the run)")

@@ -51,8 +51,9 @@ def describe_threads(configuration: Configuration, threads: int) -> str:
     """A sentence about the threads of a run."""
     settings = ", ".join(f"{name}={value}" for name, value in waiting().items()) or "spinning, OpenMP's default"
     how = f"; they wait for each other by {settings}" if threads > 1 else ""
-    size = pass_size(configuration)
-    return f"{threads} thread{'s' * (threads > 1)} for {size / 1e6:,.0f} million multiply-adds a pass over a batch{how}"
+    millions = pass_size(configuration) / 1e6
+    size = f"{millions:,.0f} million" if millions >= 1 else "under a million"
+    return f"{threads} thread{'s' * (threads > 1)} for {size} multiply-adds a pass over a batch{how}"
 
 
 @contextlib.contextmanager
