@@ -224,11 +224,6 @@ def read_run(folder: str | Path, *, name: str | None = None) -> RunData:
     curves |= _evaluation_curves(run, evaluations)
     curves |= _cloning_curves(run)
     result = _newest(run, evaluations, notes)
-    if result is not None and (
-        never := [task for task, rate in zip(tasks, result.success_rates, strict=True) if not rate]
-    ):
-        count = "the one episode" if result.episodes == 1 else f"{result.episodes} episodes"
-        notes.append(f"Never solved in {count} of the evaluation: {', '.join(never)}.")
     if latest_checkpoint(run.checkpoints) is None:
         notes.append("There is no checkpoint, and so there are neither routes nor frames.")
     return RunData(
