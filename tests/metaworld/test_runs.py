@@ -168,7 +168,10 @@ def test_the_time_is_up(straight: Path, tmp_path: Path, monkeypatch: pytest.Monk
     run = Run.open(folder)
     run.agree({"hours": 1.0})
     assert 0 < run.seconds_left() < 3600
+    picture = folder / "curves.png"
+    picture.touch()  # drawn after the first session
     train(run)
+    assert not picture.exists()
     assert outcome(folder) == outcome(straight)
 
 

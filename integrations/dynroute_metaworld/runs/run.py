@@ -295,6 +295,7 @@ class Run:
             self._final.unlink(missing_ok=True)  # it was made after fewer steps
         self.configuration.write(self.folder / "config.json")
         self._write_sessions([*self.sessions, session])
+        (self.folder / "curves.png").unlink(missing_ok=True)  # it is drawn at the end, and would be old until then
         self._began = time.monotonic()
 
     def keep_minutes(self) -> None:
