@@ -266,6 +266,14 @@ def test_names_of_groups_are_unique(tmp_path: Path) -> None:
     assert names_of(*starts, again) == ["d2r", "d2r #2", "d2r #3"]
 
 
+def test_hours_do_not_split_seeds(tmp_path: Path) -> None:
+    runs = [untrained(tmp_path / f"{seed}", seed=seed, hours=hours) for seed, hours in enumerate((None, 1.0, 2.0), 1)]
+    runs += [untrained(tmp_path / "4", seed=4, steps=80), untrained(tmp_path / "5", seed=5, checkpoint_every=20)]
+    groups, _ = group_runs(read_runs(runs))
+    assert [group.seeds for group in groups] == [[1, 2, 3, 5], [4]]
+    assert names_of(*runs) == ["d2r (steps=60)", "d2r (steps=80)"]
+
+
 def test_runs_that_started_elsewhere_are_no_group(tmp_path: Path) -> None:
     starts = [untrained(tmp_path / f"start-seed{seed}", seed=seed) for seed in (1, 2)]
     longer = untrained(tmp_path / "longer", seed=3, cloning_steps=9, demonstrations=4)

@@ -34,7 +34,9 @@ from dynroute_metaworld import (
     read_metrics,
     train,
 )
+from dynroute_metaworld.report.comparison import group_runs
 from dynroute_metaworld.report.curves import draw_curves
+from dynroute_metaworld.report.data import read_run
 from dynroute_metaworld.runs import run as runs
 from dynroute_metaworld.runs.evaluation import SEEDS
 from dynroute_metaworld.runs.recorder import Recorder, evaluate_run
@@ -163,6 +165,7 @@ def test_the_time_is_up(straight: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert latest_checkpoint(run.checkpoints) == run.checkpoints / "step_56"
     monkeypatch.undo()
     assert Run.open(folder).seconds_left() <= 0
+    assert "run: its time was up before 48 steps; its curves end at 24." in group_runs([read_run(folder)])[1]
     assert train(Run.open(folder)) is not None
     assert len(run.sessions) == 1  # it was finished
     run = Run.open(folder)
@@ -172,6 +175,7 @@ def test_the_time_is_up(straight: Path, tmp_path: Path, monkeypatch: pytest.Monk
     picture.touch()  # drawn after the first session
     train(run)
     assert not picture.exists()
+    assert not any("its time was up" in note for note in group_runs([read_run(folder)])[1])
     assert outcome(folder) == outcome(straight)
 
 

@@ -246,7 +246,13 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
             )
         if missing := [run.name for run in group.runs if run.result is None]:
             notes.append(f"{group.name}: not evaluated yet and left out of its success: {', '.join(missing)}.")
-        ends = {run.name: end for run in group.runs if (end := _last_step(run)) is not None}
+        notes += [
+            f"{run.name}: its time was up before {run.run.configuration.steps:,} steps; its curves end at "
+            f"{run.last_step:,.0f}."
+            for run in group.runs
+            if run.time_was_up
+        ]
+        ends = {run.name: run.last_step for run in group.runs if run.last_step is not None}
         shortest = min(ends, key=lambda name: ends[name], default="")
         if ends and ends[shortest] < SHORT * (longest := max(ends.values())):
             notes.append(
@@ -254,12 +260,6 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
                 f"longest run came to {longest:,.0f}."
             )
     return named, notes
-
-
-def _last_step(run: RunData) -> float | None:
-    """The last step of each task that a run logged; None if it logged no success or return."""
-    curves = [*run.curves("success").values(), *run.curves("return").values()]
-    return max((float(curve.steps[-1]) for curve in curves), default=None)
 
 
 def _names(groups: Sequence[Sequence[RunData]]) -> list[str]:

@@ -197,6 +197,20 @@ class RunData:
         """The minutes of all sessions together; None if one was killed or still runs."""
         return self.run.minutes
 
+    @property
+    def last_step(self) -> float | None:
+        """The last step of each task that the run logged; None if it logged no success or return."""
+        curves = [*self.curves("success").values(), *self.curves("return").values()]
+        return max((float(curve.steps[-1]) for curve in curves), default=None)
+
+    @property
+    def time_was_up(self) -> bool:
+        """Whether the hours of the run ended before its steps: it has its evaluation at the end, and lacks a log."""
+        own, last = self.run.configuration, self.last_step
+        if own.hours is None or own.steps is None or last is None:
+            return False
+        return last <= own.steps - own.log_every and (self.run.evaluations / "final.json").exists()
+
     def curves(self, metric: str) -> dict[str, Curve]:
         """The curves of a metric of :data:`BY_TASK`, by task, with all their points; tasks without one are left out."""
         found = {task: self.metrics.curves.get(f"{metric}/{task}") for task in self.tasks}

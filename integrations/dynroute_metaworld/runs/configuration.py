@@ -147,13 +147,13 @@ class Configuration(Options):
 
     @property
     def result_options(self) -> dict[str, Any]:
-        """The options that change the result, except the seed and the run to start from.
+        """The options that change the result, except the seed, the hours and the run to start from.
 
         Runs of one row or curve differ in their seeds; :func:`~dynroute_metaworld.runs.seeds.origin` compares the runs
-        that they start from.
+        that they start from. The hours are a limit of the machine: a run that they end early is shorter, not another.
         """
         names = [option.name for option in dataclasses.fields(self) if option.metadata["changes_result"]]
-        options = {name: getattr(self, name) for name in names if name not in ("seed", "warm_start")}
+        options = {name: getattr(self, name) for name in names if name not in ("seed", "hours", "warm_start")}
         return {**options, "benchmark": benchmark_name(self.benchmark_or_tasks)}
 
     def resolve(self) -> Self:
