@@ -19,7 +19,7 @@ from dynroute_metaworld.cli import main
 from dynroute_metaworld.report import page as page_module
 from dynroute_metaworld.report import scene as scenes
 from dynroute_metaworld.report.analysis import inspect_runs
-from dynroute_metaworld.report.page import details, entries_of, number, span, table, write_report
+from dynroute_metaworld.report.page import curve_controls, details, entries_of, number, span, table, write_report
 from dynroute_metaworld.runs.seeds import over_seeds
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -301,6 +301,12 @@ def test_frames_that_are_left_out(reported: list[Path], monkeypatch: pytest.Monk
     assert said.count(sentence) == 1
 
 
+def test_the_first_curve_has_more_than_a_point() -> None:
+    point, line = ({"group": "run", "title": "success", "lines": [{"x": steps}]} for steps in ([10.0], [10.0, 20.0]))
+    for views, first in (([point, line, line], 1), ([line, point], 0), ([point], 0)):
+        assert re.findall(r'value="(\d)" selected', curve_controls(views)) == [str(first)]
+
+
 def test_pieces_of_a_page() -> None:
     assert (number(None), number(0.123, 1), span(None)) == ("-", "0.1", "-")
     made = table("a <b>", ["<i>", "x"], [["<u>", "<s>"]])
@@ -334,6 +340,8 @@ function curve() {
     bands: document.querySelectorAll("#chart .band").length,
     strong: document.querySelectorAll("#chart .strong").length,
     faint: document.querySelectorAll("#chart .faint").length,
+    faint_bands: document.querySelectorAll("#chart .band.faint").length,
+    order: [...document.querySelectorAll("#chart path")].map((one) => one.classList[0]),
     legend: [...document.querySelectorAll("#legend li")].map((one) => one.textContent),
     said: document.getElementById("at").textContent,
   };
@@ -344,6 +352,7 @@ pick("moment", moments.max); found.last = state();
 pick("task", 1); found.second = state();
 pick("task", document.querySelectorAll("#task option").length - 1); found.plain = state();
 found.methods = curve();
+pick("line", 1); found.stands_out = curve();
 pick("view", VIEW); found.tasks = curve();
 pick("line", 1); pick("step", 0); found.one = curve();
 found.wide = document.documentElement.scrollWidth - innerWidth;
@@ -425,7 +434,9 @@ def check_explorer(found: dict[str, Any], data: dict[str, Any]) -> None:
             weights[edge] = weight
         assert found[name]["filled"] == reached(graph, weights)
         assert found[name]["drawn"] == len(moment["route"]) // 2
-        said = f"Step {moment['step']} of 20; {len(reached(graph, weights))} of 5 nodes run; "
+        said = (
+            f"d2r (d2r), {entry['task']}, step {moment['step']} of 20; {len(reached(graph, weights))} of 5 nodes run; "
+        )
         assert found[name]["said"].startswith(said)
         assert found[name]["frame"] == (moment["frame"] or "")
         assert found[name]["framed"] == (moment["frame"] is not None)
@@ -445,7 +456,12 @@ def check_curves(found: dict[str, Any], lines: list[dict[str, Any]]) -> None:
         assert told.startswith(f"{line['label']} ")
         assert float(told.split()[-1]) == pytest.approx(line["y"][-1], abs=5e-3)
         assert float(at_start.split()[-1]) == pytest.approx(line["y"][0], abs=5e-3)
-    assert found["one"]["said"].startswith(f"At 30 steps of each task: {lines[1]['label']} ")
+    assert found["methods"]["said"] == "Methods, at 60 steps of each task; see the list below."
+    assert found["one"]["said"].startswith(f"d2r (d2r), at 30 steps of each task: {lines[1]['label']} ")
+    assert found["one"]["faint_bands"] == 0
+    order = found["methods"]["order"]
+    assert order == sorted(order)  # all bands, then all lines
+    assert (found["stands_out"]["faint"], found["stands_out"]["faint_bands"]) == (2, 1)
 
 
 def test_tools_that_are_required(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,7 @@ function startCurves(views) {
   function lines() { return views[Number(view.value)].lines; }
   function range() { return views[Number(view.value)].range; }
   function unit() { return views[Number(view.value)].unit; }
+  function of() { return views[Number(view.value)].of; }
 
   function fill() {
     line.replaceChildren(new Option("all", ""), ...lines().map((one, i) => new Option(one.label, i)));
@@ -97,15 +98,16 @@ function startCurves(views) {
       svg.append(element("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle" }, brief(value)));
     }
     svg.append(element("text", { x: width - right, y: height - 5, "text-anchor": "end" }, unit()));
+    const emphasis = (i) => chosen === "" ? "" : chosen === String(i) ? " strong" : " faint";
+    const along = (one, values) => one.x.map((value, k) => `${x(value).toFixed(1)} ${y(values[k]).toFixed(1)}`);
+    shown.forEach((one, i) => {  // all bands first, so that none covers a line
+      if (!one.low) return;
+      const d = `M${[...along(one, one.high), ...along(one, one.low).reverse()].join("L")}Z`;
+      svg.append(element("path", { class: `band${emphasis(i)}`, d, style: `fill:var(--c${i % 8})` }));
+    });
     shown.forEach((one, i) => {
-      const points = one.x.map((value, k) => `${x(value).toFixed(1)} ${y(one.y[k]).toFixed(1)}`);
-      const emphasis = chosen === "" ? "" : chosen === String(i) ? " strong" : " faint";
-      if (one.low) {
-        const back = one.x.map((value, k) => `${x(value).toFixed(1)} ${y(one.low[k]).toFixed(1)}`).reverse();
-        const over = one.x.map((value, k) => `${x(value).toFixed(1)} ${y(one.high[k]).toFixed(1)}`);
-        svg.append(element("path", { class: "band", d: `M${[...over, ...back].join("L")}Z`, style: `fill:var(--c${i % 8})` }));
-      }
-      svg.append(element("path", { class: `line${emphasis}`, d: `M${points.join("L")}`, ...style(i) }));
+      const points = along(one, one.y);
+      svg.append(element("path", { class: `line${emphasis(i)}`, d: `M${points.join("L")}`, ...style(i) }));
       if (points.length === 1) svg.append(element("circle", { cx: x(one.x[0]), cy: y(one.y[0]), r: 4, fill: `var(--c${i % 8})` }));
     });
     const now = Math.min(box.last, box.x0 + (box.x1 - box.x0) * step.value / step.max);
@@ -121,8 +123,8 @@ function startCurves(views) {
       return item;
     }));
     const one = chosen === "" ? null : shown[Number(chosen)];
-    output.textContent = `At ${brief(Math.round(now))} ${unit()}` +
-      (one && one.x[0] <= now ? `: ${one.label} ${brief(one.y[at(one.x, now)])}.` : "; the values stand in the list below.");
+    output.textContent = `${of()}, at ${brief(Math.round(now))} ${unit()}` +
+      (one && one.x[0] <= now ? `: ${one.label} ${brief(one.y[at(one.x, now)])}.` : "; see the list below.");
     step.setAttribute("aria-valuetext", `${brief(Math.round(now))} ${unit()}`);
   }
 
@@ -187,7 +189,7 @@ function startExplorer(graphs, entries) {
 
   function show() {
     const entry = entries[Number(task.value)], now = entry.moments[Number(moment.value)];
-    const sentences = [`Step ${now.step} of ${entry.horizon}`];
+    const sentences = [`${entry.of}, step ${now.step} of ${entry.horizon}`];
     if (entry.graph !== null) {
       const form = graphs[entry.graph], weights = new Array(form.edges.length).fill(0);
       for (let i = 0; i < now.route.length; i += 2) weights[now.route[i]] = now.route[i + 1];
@@ -195,7 +197,7 @@ function startExplorer(graphs, entries) {
       sentences.push(`${count} of ${form.nodes} nodes run`);
     }
     sentences.push(entry.solved === null ? "not solved in this episode" : now.step > entry.solved
-      ? `solved at step ${entry.solved}` : `to be solved at step ${entry.solved}`);
+      ? `solved at step ${entry.solved}` : `will be solved at step ${entry.solved}`);
     frame.hidden = !now.frame;
     if (now.frame) frame.src = now.frame;
     frame.alt = `The scene of ${entry.task} at step ${now.step}`;

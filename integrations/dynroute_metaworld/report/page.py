@@ -98,19 +98,24 @@ def views_of(analysis: Analysis) -> list[dict[str, Any]]:
                     has_band = len(group.runs) > 1
                     lines.append({**line, "low": _round(band.low), "high": _round(band.high)} if has_band else line)
             if lines:
-                views.append(_view("methods, mean over tasks and seeds", metric, about, lines))
+                views.append(_view("methods, mean over tasks and seeds", "Methods", metric, about, lines))
     for run in analysis.runs:
         for metric, about in BY_TASK.items():
             curves = run.drawn(metric, POINTS).items()
             lines = [{"label": task, "x": _round(curve.steps), "y": _round(curve.values)} for task, curve in curves]
             if lines:
-                views.append(_view(run.name, metric, about, lines))
+                views.append(_view(run.name, _of(run), metric, about, lines))
     return views
 
 
-def _view(group: str, metric: str, about: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+def _view(group: str, of: str, metric: str, about: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
     limits = {"range": [0, 1]} if metric in SHARES else {}
-    return {"group": group, "title": about, "unit": unit_of(metric), "lines": lines, **limits}
+    return {"group": group, "of": of, "title": about, "unit": unit_of(metric), "lines": lines, **limits}
+
+
+def _of(run: RunData) -> str:
+    """The run and its method, for a sentence below a curve or a route."""
+    return f"{run.name} ({run.run.configuration.method})"
 
 
 def _round(values: Any) -> list[float]:
@@ -118,11 +123,12 @@ def _round(values: Any) -> list[float]:
     return [float(f"{value:.5g}") if abs(value) < 1e5 else float(round(value)) for value in values.tolist()]
 
 
-def _choices(items: Sequence[tuple[str, str]]) -> str:
+def _choices(items: Sequence[tuple[str, str]], selected: int = 0) -> str:
     """The options of a select from pairs of a group and a title, sorted into groups."""
     options: dict[str, list[str]] = {}
     for i, (group, title) in enumerate(items):
-        options.setdefault(group, []).append(f'<option value="{i}">{escape(title)}</option>')
+        chosen = " selected" * (i == selected)
+        options.setdefault(group, []).append(f'<option value="{i}"{chosen}>{escape(title)}</option>')
     return "".join(
         f'<optgroup label="{escape(group)}">{"".join(inside)}</optgroup>' for group, inside in options.items()
     )
@@ -132,7 +138,8 @@ def curve_controls(views: list[dict[str, Any]]) -> str:
     """The controls that choose a curve, and the place where it is drawn."""
     if not views:
         return "<p>There are no logged curves.</p>"
-    choices = _choices([(view["group"], view["title"]) for view in views])
+    curves = (i for i, view in enumerate(views) if any(len(line["x"]) > 1 for line in view["lines"]))
+    choices = _choices([(view["group"], view["title"]) for view in views], selected=next(curves, 0))
     return (
         '<div class="controls"><label for="view">Curve'
         f'<select id="view">{choices}</select></label>'
@@ -171,6 +178,7 @@ def entries_of(analysis: Analysis) -> tuple[list[Topology], list[dict[str, Any]]
             entries.append(
                 {
                     "run": name,
+                    "of": f"{_of(run)}, {task}",
                     "task": task,
                     "graph": graph,
                     "horizon": run.run.configuration.horizon,
@@ -330,15 +338,17 @@ def _tasks(group: Group) -> str:
     name, figures, seeds = group.name, group.task_rows(), len(group.scores)
     if not figures:
         return f"<p>{escape(name)}: not evaluated yet.</p>"
-    how = "Wilson's, over the episodes of one seed"
+    how = "; the interval is Wilson's, over the episodes of one seed"
     if seeds > 1:
-        how = f"a bootstrap over {seeds} seeds, which is too narrow for few seeds"
+        how = f"; the interval is a bootstrap over {seeds} seeds, which is too narrow for few seeds"
+    elif all(row["interval"] is None for row in figures):
+        how = ""
     rows: list[list[Any]] = []
     for row in figures:
         cells = [row["task"], _bar(row["success"]), span(row["interval"]), number(row["return"], 1)]
         rows.append([*cells, number(row["first_success"], 0), number(row["modules_used"], 1), row["episodes"]])
     heads = ["task", "success", "95 % interval", "return", "first success at step", "modules used", "episodes"]
-    return table(f"{name}: success by task, in the newest evaluation; the interval is {how}", heads, rows, raw=1)
+    return table(f"{name}: success by task, in the newest evaluation{how}", heads, rows, raw=1)
 
 
 def _bar(share: float) -> str:
