@@ -330,7 +330,9 @@ def test_modules_are_drawn_against_when_tasks_were_learned(tmp_path: Path, monke
     never = learned_so(tmp_path / "never", {key: [0.0, 0.0] for key in TASKS}, [2.0, 4.0, 3.0])
     axis = draw(some, every)
     points = [points.get_offsets().tolist() for points in axis.collections]
-    assert points == [[[30, 2], [20, 4], [pytest.approx(34.5), 3]], [[20, 2], [20, 4], [20, 3]]]
+    assert points == [[[30, 2], [20, 4], [pytest.approx(33), 3]], [[20, 2], [20, 4], [20, 3]]]
+    assert axis.get_xticks().tolist()[0] == 0
+    assert axis.get_xticks().tolist()[-1] == 30  # no step after the end
     assert [points.get_label() for points in axis.collections] == ["some; rank correlation -0.50", "every"]
     assert [text.get_text() for text in axis.texts] == ["never"]
     axis = draw(some, never)
@@ -338,7 +340,8 @@ def test_modules_are_drawn_against_when_tasks_were_learned(tmp_path: Path, monke
     axis = draw(every)
     assert (len(axis.texts), len(axis.lines)) == (0, 0)
     axis = draw(never)
-    assert axis.get_xticks().tolist() == []
+    assert axis.collections[0].get_offsets()[:, 0].tolist() == pytest.approx([22, 22, 22])
+    assert axis.get_xticks().tolist()[-1] == 20
     assert [text.get_text() for text in axis.texts] == ["never"]
     assert draw(dataclasses.replace(some, metrics=Metrics())) is None
 

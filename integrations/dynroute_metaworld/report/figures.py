@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .canvas import INK, heat_map, legend, mark, metric_panels, save, scale, scatter, style
@@ -177,9 +178,8 @@ def _learned(groups: Sequence[Group]) -> Figure | None:
     found = [(number, group, rows) for number, group in enumerate(groups) if (rows := group.learned_rows())]
     if not found:
         return None
-    reached = [row["learned"] for _, _, rows in found for row in rows if row["learned"] is not None]
-    last = max(reached, default=1.0)
-    never = 1.15 * last  # to the right of all others
+    end = max(run.last_step or 0.0 for _, group, _ in found for run in group.runs)
+    never = 1.1 * end  # to the right of all steps
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis: Any = figure.subplots()
     for number, group, rows in found:
@@ -189,11 +189,10 @@ def _learned(groups: Sequence[Group]) -> Figure | None:
         center = f"; rank correlation {', '.join(f'{value:.2f}' for value in correlations)}" if correlations else ""
         axis.scatter(late, used, label=f"{group.name}{center}", alpha=0.7, **mark(number))
     if any(row["learned"] is None for _, _, rows in found for row in rows):
-        axis.axvline(1.075 * last, color="grey", linewidth=0.8)
+        axis.axvline(1.05 * end, color="grey", linewidth=0.8)
         place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
         axis.annotate("never", (never, 1), fontsize="small", **place)
-    if not reached:
-        axis.set_xticks([])
+    axis.set_xticks([tick for tick in MaxNLocator().tick_values(0, end) if tick <= end])
     axis.set(xlabel=f"steps of each task until {LEARNED:.0%} of the newest episodes succeed", ylabel="modules used")
     axis.set_title("modules used, the output among them, and when a task was learned", loc="left", pad=16)
     legend(figure, [axis])
