@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from small_runs import SMALL
 
@@ -22,7 +24,7 @@ from dynroute_metaworld.cli import main
 from dynroute_metaworld.report import analysis as analyses
 from dynroute_metaworld.report import export, figures
 from dynroute_metaworld.report.analysis import inspect_runs
-from dynroute_metaworld.report.canvas import legend, metric_panels, scale, style
+from dynroute_metaworld.report.canvas import legend, mark, metric_panels, scale, scatter, style
 from dynroute_metaworld.report.comparison import Group, GroupRoutes, group_runs
 from dynroute_metaworld.report.curves import draw_curves
 from dynroute_metaworld.report.data import Curve, Metrics, RunData, read_run, read_runs
@@ -36,6 +38,14 @@ from dynroute_metaworld.runs.intervals import bootstrap_interval
 def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the pictures of figures empty; they take most of the time of an analysis."""
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The figures of the last call, by the names of their files, None for those left out; they are not painted."""
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(figures, "save", lambda folder, made: found.update(made))
+    return found
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -230,21 +240,18 @@ def test_pairs_of_tasks_are_not_taken_for_independent() -> None:
 
 
 def test_what_seeds_share_is_drawn(
-    runs: dict[str, Path], routes: Routes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, Path], routes: Routes, tmp_path: Path, drawn: dict[str, Any]
 ) -> None:
     (group,), _ = group_runs(read_runs([runs["d2r-1"], runs["d2r-2"]]))
     sharing = GroupRoutes.of(group, {"d2r-1": routes, "d2r-2": routes})
     assert sharing is not None
     points = np.array([[0.0, 1.0, 2.0, 5.0], [1.0, 0.0, 1.0, 3.0]])
-    written = write_groups(tmp_path, [group], [sharing], {"d2r-2": points})  # the other seed has no places
-    names = {path.name for path in written}
-    assert {"similarity_by_method.png", "sparsity_by_method.png", "paths_by_method.png"} < names
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
-    names -= {path.name for path in write_groups(tmp_path, [group], [], {})}
-    assert names == {"similarity_by_method.png", "sparsity_by_method.png", "paths_by_method.png"}
+    write_groups(tmp_path, [group], [sharing], {"d2r-2": points})  # the other seed has no places
+    names = {name for name, figure in drawn.items() if figure is not None}
+    write_groups(tmp_path, [group], [], {})
+    names -= {name for name, figure in drawn.items() if figure is not None}
+    assert names == {"similarity_by_method", "sparsity_by_method", "paths_by_method"}
 
-    drawn: dict[str, Figure] = {}
-    monkeypatch.setattr(figures, "save", lambda folder, figures: drawn.update(figures))
     write_groups(tmp_path, [group], [sharing, sharing], {"d2r-1": points, "d2r-2": points})
     whole = sharing.row()["similarity"]
     titles = [axis.get_title(loc="left") for axis in drawn["similarity_by_method"].axes]
@@ -254,6 +261,60 @@ def test_what_seeds_share_is_drawn(
     assert axis.containers[0].lines[0].get_ydata().tolist() == read
     titles = [axis.get_title(loc="left") for axis in drawn["paths_by_method"].axes]
     assert titles == 2 * ["d2r, seed 1", "d2r, seed 2"]
+    above = drawn["similarity_by_method"].get_suptitle()
+    assert above == "similarity of routes (weighted Jaccard)\nmean over seeds, IQM over pairs of tasks and seeds"
+
+    figures.write_run(tmp_path, group.runs[0], routes, points)
+    assert drawn["similarity"].get_suptitle() == "similarity of routes (weighted Jaccard)\nIQM over pairs of tasks"
+    for name in ("similarity", "paths"):
+        drawn[name].draw_without_rendering()
+        (title,) = (text for text in drawn[name].texts if text.get_text() == drawn[name].get_suptitle())
+        place = title.get_window_extent()
+        assert place.x0 >= 0
+        assert place.x1 <= drawn[name].bbox.x1
+
+
+def test_a_method_has_one_colour(runs: dict[str, Path], routes: Routes, tmp_path: Path, drawn: dict[str, Any]) -> None:
+    groups, _ = group_runs(read_runs([runs["mt-sac"], runs["d2r-1"], runs["d2r-2"]]))
+    sharing = GroupRoutes.of(groups[1], {"d2r-1": routes})
+    assert sharing is not None
+    write_groups(tmp_path, groups, [sharing], {})
+    (line, *_) = drawn["sparsity_by_method"].axes[0].containers[0].lines
+    curve = next(one for one in drawn["curves"].axes[0].lines if one.get_label() == "d2r")
+    assert (line.get_color(), line.get_linestyle()) == (curve.get_color(), curve.get_linestyle())
+    assert line.get_marker() == mark(1)["marker"]
+    (bars,) = drawn["modules_by_method"].axes[0].containers[:1]
+    assert {to_hex(bar.get_facecolor()) for bar in bars} == {to_hex(line.get_color())}
+    assert len({(look["color"], look["marker"]) for look in map(mark, range(100))}) == 100
+    assert len({look["marker"] for look in map(mark, range(10))}) == 10  # no colour is needed to tell them apart
+
+
+def test_larger_points_lie_below(routes: Routes) -> None:
+    axis = Figure().subplots()
+    points = np.array([[0.0, 0, 0, 1], [0.0, 0, 0, 9], [1.0, 0, 0, 5], [1.0, 0, 0, 5]])
+    scatter(axis, ["a", "b"], points, ["a", "b"], size=100.0)
+    first, second = axis.collections
+    assert first.get_sizes().tolist() == [102, 22]
+    assert second.get_sizes().tolist() == [62, 62]
+    assert first.get_zorder() < second.get_zorder()
+    assert [one.get_label() for one in axis.collections] == ["a", "b"]
+
+
+def test_the_sources_of_a_run_are_drawn(
+    runs: dict[str, Path], routes: Routes, tmp_path: Path, drawn: dict[str, Any]
+) -> None:
+    assert routes.route is not None
+    assert routes.topology is not None
+    allowed = routes.topology.allowed
+    first = allowed & (allowed.cumsum(dim=-1) == 1)
+    apart = with_routes(routes, torch.where((routes.task == 0)[:, None, None], first, allowed))
+    figures.write_run(tmp_path, read_run(runs["d2r-1"]), apart, None)
+    left, right = drawn["sparsity"].axes
+    (points,) = left.containers
+    assert points.lines[0].get_ydata() == pytest.approx([1, 1.5, 2, 2.5])  # one source in half of the samples, else all
+    assert points.lines[0].get_xdata().tolist() == [1, 2, 3, 4]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["sources it may read", "mean and deviation"]
+    assert right.get_title(loc="left") == "share of edges; 30% weigh at most 0.01"
 
 
 TASKS = ("reach", "push", "door-open")
@@ -316,10 +377,64 @@ def test_runs_of_which_nothing_is_known_to_be_late(tmp_path: Path) -> None:
         assert Group("d2r", (lacking,)).learned_rows() == []
 
 
-def test_modules_are_drawn_against_when_tasks_were_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: dict[str, Figure | None] = {}
-    monkeypatch.setattr(figures, "save", lambda folder, figures: drawn.update(figures))
+def test_the_modules_of_a_run_are_drawn(tmp_path: Path, drawn: dict[str, Any]) -> None:
+    run = learned_so(tmp_path / "run", {"reach": [1.0]}, [2.0, 4.0, 3.0])
+    figures.write_run(tmp_path, run, None, None)
+    (axis,) = drawn["modules"].axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["door-open", "push", "reach"]
+    assert [bar.get_height() for bar in axis.patches] == [3, 4, 2]
+    assert [text.get_text() for text in axis.texts] == ["0.00", "0.50", "1.00"]
 
+
+def test_tasks_of_methods_are_drawn(tmp_path: Path, drawn: dict[str, Any]) -> None:
+    first, second, other = (learned_so(tmp_path / name, {}, [2.0, 4.0, 3.0], seed=i) for i, name in enumerate("abc"))
+    assert second.result is not None
+    easier = dataclasses.replace(second.result, first_success=np.array([[3, 3], [3, 3], [-1, -1]]))
+    worse = dataclasses.replace(
+        second.result, first_success=np.full((3, 2), -1), returns=np.array([[1.0, 1.0], [2.0, 2.0], [30.0, 30.0]])
+    )
+    second, other = dataclasses.replace(second, result=easier), dataclasses.replace(other, result=worse)
+    write_groups(tmp_path, [Group("d2r", (first, second)), Group("sm", (other,))], [], {})
+    (axis,) = drawn["success"].axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["door-open", "push", "reach"]
+    bars = [part for part in axis.containers if isinstance(part, BarContainer)]
+    heights = {part.get_label(): [bar.get_height() for bar in part] for part in bars}
+    assert heights == {"d2r, 2 seeds": [1, 0.75, 0], "sm, 1 seed, no interval": [0, 0, 0]}
+    places = [bar.get_x() + bar.get_width() / 2 for bar in bars[0]]
+    assert places == pytest.approx([1.8, 0.8, -0.2])
+    assert [text.get_text() for text in axis.texts] == ["0"] * 4
+    assert axis.get_ylabel() == "success"
+    told = "success in each task, the hardest first; 95 % intervals, too narrow for few seeds"
+    assert axis.get_title(loc="left") == told
+    (axis,) = drawn["modules_by_method"].axes
+    assert [bar.get_height() for bar in axis.containers[0].patches] == [2, 4, 3]
+
+    write_groups(tmp_path, [Group("sm", (other,))], [], {})
+    (axis,) = drawn["success"].axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["reach", "push", "door-open"]  # by their returns
+    assert axis.get_title(loc="left") == "success in each task, the hardest first"
+
+
+def test_curves_of_methods_are_means(tmp_path: Path, drawn: dict[str, Any]) -> None:
+    halves = {"reach": [0.0, 1.0], "push": [0.5, 1.0], "door-open": [0.0, 0.0]}
+    first = learned_so(tmp_path / "first", halves, [2.0, 4.0, 3.0])
+    second = learned_so(tmp_path / "second", {**halves, "reach": [1.0, 1.0]}, [2.0, 4.0, 3.0], seed=2)
+    short = learned_so(tmp_path / "short", {task: of[:1] for task, of in halves.items()}, [2.0, 4.0, 3.0], seed=3)
+    write_groups(tmp_path, [Group("d2r", (first, second)), Group("sm", (short,))], [], {})
+    (axis,) = drawn["curves"].axes
+    assert axis.get_title(loc="left") == "success of the newest episodes, sampled actions: mean over tasks and seeds"
+    line, point = axis.lines
+    assert line.get_ydata() == pytest.approx([2 / 6, 4 / 6])  # an IQM would leave out the task that is never solved
+    assert line.get_xdata().tolist() == [10, 20]
+    band, *_ = axis.collections
+    edges = band.get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == pytest.approx((1 / 6, 4 / 6))
+    assert (line.get_marker(), point.get_marker()) == ("", mark(1)["marker"])  # one point is no line
+    write_groups(tmp_path, [Group("sm", (short,))], [], {})
+    assert drawn["curves"].axes[0].get_title(loc="left").endswith(": mean over tasks")
+
+
+def test_modules_are_drawn_against_when_tasks_were_learned(tmp_path: Path, drawn: dict[str, Any]) -> None:
     def draw(*runs: RunData) -> Any:
         write_groups(tmp_path, [Group(one.name, (one,)) for one in runs], [], {})
         return None if drawn["learned"] is None else drawn["learned"].axes[0]

@@ -17,7 +17,19 @@ from dynroute.files import writing_file
 
 from .data import SHARES, unit_of
 
-__all__ = ["INK", "draw_graph", "heat_map", "legend", "mark", "metric_panels", "save", "scale", "scatter", "style"]
+__all__ = [
+    "INK",
+    "draw_graph",
+    "heat_map",
+    "legend",
+    "mark",
+    "metric_panels",
+    "plot",
+    "save",
+    "scale",
+    "scatter",
+    "style",
+]
 
 INK = "#146e3c"
 """The colour of figures that need only one."""
@@ -63,6 +75,12 @@ def style(number: int) -> dict[str, Any]:
     return {"color": f"C{number % 10}", "linestyle": strokes[(number + number // 10) % 5]}
 
 
+def plot(axis: Any, steps: NDArray[np.float64], values: NDArray[np.float64], number: int, label: str) -> None:
+    """Draws a numbered curve; a curve of one point is a mark."""
+    marker = mark(number)["marker"] if len(steps) == 1 else ""
+    axis.plot(steps, values, label=label, marker=marker, **style(number))
+
+
 def scale(axis: Any, metric: str) -> None:
     """Scales the axis of a share from 0 to 1, and of other metrics wide enough to keep noise small."""
     axis.grid(alpha=0.3)
@@ -105,19 +123,21 @@ def heat_map(axis: Any, shared: NDArray[np.float64], tasks: Sequence[str]) -> An
 
 
 def mark(number: int) -> dict[str, str]:
-    """The colour and the marker of numbered points; the first fifty differ."""
-    return {"color": f"C{number % 10}", "marker": "osv^D"[number // 10 % 5]}
+    """The colour and the marker of numbered points: neither repeats among ten, and never both among a hundred."""
+    return {"color": f"C{number % 10}", "marker": "osv^DPX<>*"[(number + number // 10) % 10]}
 
 
 def scatter(
     axis: Any, tasks: Sequence[str], points: NDArray[np.float64], among: Sequence[str], size: float = 400.0
 ) -> None:
-    """Draws routes on a plane, with a colour and a marker for each task; frequent routes are larger."""
+    """Draws routes on a plane, with a colour and a marker for each task; frequent routes are larger, and lie below."""
     numbers = points[:, 0].astype(int)
     sizes = 12 + size * points[:, 3] / np.bincount(numbers, points[:, 3])[numbers]
+    falling = np.argsort(-sizes, kind="stable")
     for i, task in enumerate(tasks):
-        of_task, place = numbers == i, among.index(task)
+        of_task, place = falling[numbers[falling] == i], among.index(task)
         look = {**mark(place), "edgecolors": "white", "linewidths": 0.5}
+        look["zorder"] = 2 - sizes[of_task].max(initial=0) / (12 + size)
         axis.scatter(points[of_task, 1], points[of_task, 2], s=sizes[of_task], label=task, alpha=0.7, **look)
     axis.set(xticks=[], yticks=[])
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from .canvas import INK, heat_map, legend, mark, metric_panels, save, scale, scatter, style
+from .canvas import INK, heat_map, legend, mark, metric_panels, plot, save, scale, scatter, style
 from .comparison import LEARNED, Group, GroupRoutes
 from .data import BY_TASK, RunData
 from .routes import THRESHOLD, Routes
@@ -40,8 +40,7 @@ def learning(run: RunData, metrics: dict[str, str] = BY_TASK) -> Figure | None:
     figure, axes = metric_panels(list(found))
     for axis, (metric, curves) in zip(axes, found.items(), strict=True):
         for task, curve in curves.items():
-            marker = "." if len(curve.steps) < 2 else ""
-            axis.plot(curve.steps, curve.values, label=task, marker=marker, **style(run.tasks.index(task)))
+            plot(axis, curve.steps, curve.values, run.tasks.index(task), task)
         axis.set_title(metrics[metric], loc="left", fontsize="medium")
         scale(axis, metric)
     legend(figure, axes)
@@ -50,15 +49,16 @@ def learning(run: RunData, metrics: dict[str, str] = BY_TASK) -> Figure | None:
 
 def _modules(run: RunData, routes: Routes | None) -> Figure | None:
     """Draws the number of modules that each task uses, the hardest task first (D2R, Fig. 8)."""
-    used, success, source = None, None, ""
+    used, success, source, returns = None, None, "", np.zeros(len(run.tasks))
     if run.result is not None and run.result.modules_used is not None:
         used, success, source = run.result.modules_used.mean(axis=1), run.result.success_rates, "evaluation"
+        returns = run.result.returns.mean(axis=1)
     elif routes is not None and routes.route is not None:
         used, source = routes.summary().num_used.numpy(), f"{routes.first_success.shape[1]} episodes"
         success = (routes.first_success > 0).mean(axis=1)
     if used is None or success is None:
         return None
-    order = np.argsort(success, kind="stable")
+    order = np.lexsort((returns, success))
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axis = figure.subplots()
     axis.bar(range(len(order)), used[order], color=INK)
@@ -79,7 +79,8 @@ def _run_sparsity(routes: Routes) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     nodes = list(topology.destinations)
-    left.step(nodes, [len(topology.parents[node]) for node in nodes], where="mid", color="grey", label="it may read")
+    allowed = [len(topology.parents[node]) for node in nodes]
+    left.step(nodes, allowed, where="mid", color="grey", label="sources it may read")
     left.errorbar(nodes, sources.mean(axis=0), yerr=sources.std(axis=0), fmt="o", color=INK, label="mean and deviation")
     left.set(xlabel="node", ylim=(0, None))
     left.set_title(f"sources that weigh more than {THRESHOLD}", loc="left", fontsize="medium")
@@ -105,11 +106,11 @@ def write_groups(
     """Writes the figures that compare methods: curves, success and modules by task, and the similarity of routes."""
     figures = {
         "curves": _bands(groups),
-        "success": _by_task(groups, "success", "interval", "success of each task"),
-        "modules_by_method": _by_task(groups, "modules_used", "modules_interval", "modules used by each task"),
+        "success": _by_task(groups, "success", "interval", "success"),
+        "modules_by_method": _by_task(groups, "modules_used", "modules_interval", "modules used"),
         "learned": _learned(groups),
         "similarity_by_method": _similarity(group_routes),
-        "sparsity_by_method": _sparsity(group_routes),
+        "sparsity_by_method": _sparsity(groups, group_routes),
         "paths_by_method": _paths(group_routes, points),
     }
     return save(folder, figures)
@@ -128,47 +129,59 @@ def _bands(groups: Sequence[Group]) -> Figure | None:
     figure, axes = metric_panels(list(found))
     for axis, (metric, lines) in zip(axes, found.items(), strict=True):
         for number, band in lines:
-            marker = "." if len(band.steps) < 2 else ""
-            axis.plot(band.steps, band.center, label=groups[number].name, marker=marker, **style(number))
+            plot(axis, band.steps, band.center, number, groups[number].name)
             axis.fill_between(band.steps, band.low, band.high, color=f"C{number % 10}", alpha=0.2, linewidth=0)
+            if len(band.steps) == 1:
+                axis.vlines(band.steps, band.low, band.high, color=f"C{number % 10}", linewidth=0.8)
         axis.set_title(f"{BY_TASK[metric]}: mean over {over}", loc="left", fontsize="medium")
         scale(axis, metric)
     legend(figure, axes)
     return figure
 
 
-def _by_task(groups: Sequence[Group], value: str, interval: str, title: str) -> Figure | None:
+def _by_task(groups: Sequence[Group], value: str, interval: str, name: str) -> Figure | None:
     """Draws the bars of one value by task, for methods side by side, the hardest task first."""
     rows = [[row for row in group.task_rows() if row[value] is not None] for group in groups]
     filled = [(number, bars) for number, bars in enumerate(rows) if bars]
     if not filled:
         return None
-    success: dict[str, list[float]] = {}
+    reached: dict[str, list[tuple[float, float]]] = {}
     for _, bars in filled:
         for row in bars:
-            success.setdefault(row["task"], []).append(row["success"])
-    tasks = sorted(success, key=lambda task: float(np.mean(success[task])))
+            reached.setdefault(row["task"], []).append((row["success"], row["return"]))
+    # Of tasks with the same success, the one with the smaller return is harder.
+    tasks = sorted(reached, key=lambda task: np.mean(reached[task], axis=0).tolist())
     figure = Figure(figsize=(max(9, 0.3 * len(tasks) * len(filled)), 4), layout="constrained")
     axis: Any = figure.subplots()
-    width, sure = 0.8 / len(filled), False
+    width = 0.8 / len(filled)
+    above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": "x-small"}
+    over = {
+        row["interval_over"] if value == "success" else "seeds" for _, bars in filled for row in bars if row[interval]
+    }
     for place, (number, bars) in enumerate(filled):
         x = np.array([tasks.index(row["task"]) for row in bars]) + (place - (len(filled) - 1) / 2) * width
         y = np.array([row[value] for row in bars])
         label = f"{groups[number].name}, {_counted(len(groups[number].scores))}"
-        if any(row["interval_over"] == "episodes" for row in bars) and interval == "interval":
-            label += ", interval over episodes"
-        axis.bar(x, y, width, color=f"C{number % 10}", label=label)
         with_interval = [i for i, row in enumerate(bars) if row[interval] is not None]
+        if over and not with_interval:
+            label += ", no interval"
+        elif "episodes" in over and any(row["interval_over"] == "episodes" for row in bars):
+            label += ", interval over episodes"
+        color = f"C{number % 10}"
+        axis.bar(x, y, width, color=color, label=label)
+        few = not with_interval and len(tasks) * len(filled) <= LABELLED
+        for bar_x, bar_y in zip(x, y, strict=True):
+            if few or bar_y == 0:  # a bar of zero cannot be seen
+                axis.annotate(f"{bar_y:.3g}", (bar_x, bar_y), color=color, **above)
         if with_interval:
-            sure, xs, ys = True, x[with_interval], y[with_interval]
+            xs, ys = x[with_interval], y[with_interval]
             sides = np.abs(np.array([bars[i][interval] for i in with_interval]) - ys[:, None]).T
             axis.errorbar(xs, ys, yerr=sides, fmt="none", ecolor="black", capsize=2, elinewidth=0.8)
-        elif len(tasks) * len(filled) <= LABELLED:  # a bar of zero cannot be seen
-            for bar_x, bar_y in zip(x, y, strict=True):
-                axis.annotate(f"{bar_y:.3g}", (bar_x, bar_y), ha="center", va="bottom", fontsize="x-small")
     axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize="small")
     axis.set_ylim(0, 1.02 if value == "success" else None)
-    axis.set_title(f"{title}{', with 95 % intervals' * sure}; the hardest task first", loc="left")
+    axis.set_ylabel(name)
+    intervals = "; 95 % intervals" + ", too narrow for few seeds" * ("seeds" in over) if over else ""
+    axis.set_title(f"{name} in each task, the hardest first{intervals}", loc="left")
     legend(figure, [axis])
     return figure
 
@@ -216,28 +229,33 @@ def _similarity(group_routes: Sequence[GroupRoutes]) -> Figure | None:
         )
     for axis in axes[len(group_routes) :]:
         axis.set_axis_off()
-    figure.suptitle("similarity of routes (weighted Jaccard), the mean over seeds; IQM over pairs of tasks and seeds")
+    seeds = max(len(routes.routes) for routes in group_routes) > 1
+    over = ("mean over seeds, ", " and seeds") if seeds else ("", "")
+    figure.suptitle(f"similarity of routes (weighted Jaccard)\n{over[0]}IQM over pairs of tasks{over[1]}")
     figure.colorbar(image, ax=axes.tolist(), shrink=0.5)
     return figure
 
 
-def _sparsity(group_routes: Sequence[GroupRoutes]) -> Figure | None:
+def _sparsity(groups: Sequence[Group], group_routes: Sequence[GroupRoutes]) -> Figure | None:
     """Draws the number of sources that nodes read (D2R, Fig. 10), with intervals over seeds."""
     group_routes = [routes for routes in group_routes if routes.sparsity_rows()]
     if not group_routes:
         return None
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axis: Any = figure.subplots()
-    for number, routes in enumerate(group_routes):
+    for routes in group_routes:
+        number = groups.index(routes.group)  # a method has the same colour in all figures
         rows, drawn = routes.sparsity_rows(), routes.row()
         nodes, read = [row["node"] for row in rows], np.array([row["iqm"] for row in rows])
         ends = np.array([(row["low"], row["high"]) if row["low"] is not None else (row["iqm"],) * 2 for row in rows])
         unread = _with_interval("", 100 * drawn["edges_unread"], drawn["edges_unread_interval"], scale=100, digits=0)
         label = f"{_named(routes)}:{unread} % of edges are not read"
         errors = np.abs(ends - read[:, None]).T
-        axis.errorbar(nodes, read, yerr=errors, marker="o", markersize=4, capsize=2, label=label, **style(number))
+        look = {**style(number), **mark(number)}
+        axis.errorbar(nodes, read, yerr=errors, markersize=4, capsize=2, label=label, **look)
     axis.set(xlabel="node", ylim=(0, None))
-    axis.set_title(f"sources that weigh more than {THRESHOLD}: IQM over seeds", loc="left", fontsize="medium")
+    over = ": IQM over seeds" if max(len(routes.routes) for routes in group_routes) > 1 else ""
+    axis.set_title(f"sources that weigh more than {THRESHOLD}{over}", loc="left", fontsize="medium")
     figure.legend(fontsize="small", loc="outside lower left")
     return figure
 
@@ -261,7 +279,7 @@ def _paths(group_routes: Sequence[GroupRoutes], points: Mapping[str, NDArray[np.
             axis.set_axis_off()
     for handle in legend(figure, axes.flat).legend_handles:
         handle.set_sizes([30])
-    figure.suptitle("t-SNE of routes; the size is how often a task took it")
+    figure.suptitle("t-SNE of routes\nlarger ones were taken more often")
     return figure
 
 
