@@ -19,6 +19,8 @@ from dynroute_metaworld.cli import main
 from dynroute_metaworld.report import page as page_module
 from dynroute_metaworld.report import scene as scenes
 from dynroute_metaworld.report.analysis import inspect_runs
+from dynroute_metaworld.report.comparison import Group
+from dynroute_metaworld.report.data import read_run
 from dynroute_metaworld.report.page import curve_controls, details, entries_of, number, span, table, write_report
 from dynroute_metaworld.runs.seeds import over_seeds
 
@@ -301,6 +303,14 @@ def test_frames_that_are_left_out(reported: list[Path], monkeypatch: pytest.Monk
     assert said.count(sentence) == 1
 
 
+def test_a_caption_tells_of_an_interval_where_there_is_one(reported: list[Path]) -> None:
+    run = read_run(reported[2])
+    assert run.result is not None
+    assert "; the interval is Wilson" in page_module._tasks(Group("mt-sac", (run,)))
+    fixed = dataclasses.replace(run, result=dataclasses.replace(run.result, goals="fixed"))
+    assert "interval is" not in page_module._tasks(Group("mt-sac", (fixed,)))
+
+
 def test_the_first_curve_has_more_than_a_point() -> None:
     point, line = ({"group": "run", "title": "success", "lines": [{"x": steps}]} for steps in ([10.0], [10.0, 20.0]))
     for views, first in (([point, line, line], 1), ([line, point], 0), ([point], 0)):
@@ -456,7 +466,7 @@ def check_curves(found: dict[str, Any], lines: list[dict[str, Any]]) -> None:
         assert told.startswith(f"{line['label']} ")
         assert float(told.split()[-1]) == pytest.approx(line["y"][-1], abs=5e-3)
         assert float(at_start.split()[-1]) == pytest.approx(line["y"][0], abs=5e-3)
-    assert found["methods"]["said"] == "Methods, at 60 steps of each task; see the list below."
+    assert found["methods"]["said"] == "Means over tasks and seeds, at 60 steps of each task; see the list below."
     assert found["one"]["said"].startswith(f"d2r (d2r), at 30 steps of each task: {lines[1]['label']} ")
     assert found["one"]["faint_bands"] == 0
     order = found["methods"]["order"]

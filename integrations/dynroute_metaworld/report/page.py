@@ -98,7 +98,9 @@ def views_of(analysis: Analysis) -> list[dict[str, Any]]:
                     has_band = len(group.runs) > 1
                     lines.append({**line, "low": _round(band.low), "high": _round(band.high)} if has_band else line)
             if lines:
-                views.append(_view("methods, mean over tasks and seeds", "Methods", metric, about, lines))
+                views.append(
+                    _view("methods, mean over tasks and seeds", "Means over tasks and seeds", metric, about, lines)
+                )
     for run in analysis.runs:
         for metric, about in BY_TASK.items():
             curves = run.drawn(metric, POINTS).items()
