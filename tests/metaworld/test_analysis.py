@@ -272,6 +272,7 @@ def test_what_seeds_share_is_drawn(
         place = title.get_window_extent()
         assert place.x0 >= 0
         assert place.x1 <= drawn[name].bbox.x1
+        assert not any(place.overlaps(box.get_window_extent()) for box in drawn[name].legends)
 
 
 def test_a_method_has_one_colour(runs: dict[str, Path], routes: Routes, tmp_path: Path, drawn: dict[str, Any]) -> None:

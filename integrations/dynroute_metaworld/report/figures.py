@@ -279,7 +279,7 @@ def _paths(group_routes: Sequence[GroupRoutes], points: Mapping[str, NDArray[np.
             axis.set_axis_off()
     for handle in legend(figure, axes.flat).legend_handles:
         handle.set_sizes([30])
-    figure.suptitle("t-SNE of routes\nlarger ones were taken more often")
+    figure.suptitle("t-SNE of routes\nlarger ones were taken more often", x=0.02, ha="left")
     return figure
 
 
