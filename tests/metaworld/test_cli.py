@@ -624,6 +624,10 @@ def test_the_display(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for part in ("evaluating", "50 of 100 steps", "reach", "50%", "[done]"):
         assert part in shown
+    with Display(1, (), console) as display:  # an evaluation has a bar alone
+        display.advance(3, "evaluating scripted policies", 7)
+    assert "evaluating scripted policies" in (shown := capsys.readouterr().out)
+    assert "3 of 7 steps" in shown
 
 
 @pytest.mark.parametrize("width", [30, 41, 60, 80, 120])

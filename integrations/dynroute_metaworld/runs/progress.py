@@ -63,10 +63,10 @@ class Display:
 
     def _picture(self) -> Group:
         table = Table.grid(padding=(0, 2))
-        width, longest = self.console.width, max(map(len, self.successes))
+        width, longest = self.console.width, max(map(len, self.successes), default=0)
         bar = _bar if longest + 1 + BAR <= width else _share
         rows = [f"{name:{longest}} {bar(value)}" for name, value in self.successes.items()]
-        columns = max(1, (width + 2) // (len(rows[0]) + 2))
+        columns = max(1, (width + 2) // (max(map(len, rows), default=0) + 2))
         for start in range(0, len(rows), columns):
             table.add_row(*rows[start : start + columns])
         self.bar.columns = self._columns(width)
