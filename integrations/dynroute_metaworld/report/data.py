@@ -205,7 +205,7 @@ class RunData:
 
     @property
     def time_was_up(self) -> bool:
-        """Whether the hours of the run ended before its steps: it has its evaluation at the end, and lacks a log."""
+        """Whether the hours ended before the steps, so that the run has its last evaluation and lacks a log."""
         own, last = self.run.configuration, self.last_step
         if own.hours is None or own.steps is None or last is None:
             return False
