@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dynroute import Route
 from dynroute.arguments import shown
+from dynroute.networks import Network
 
 __all__ = ["check_factory", "run_network", "samples_routes", "takes_routing", "try_network"]
 
@@ -58,7 +59,7 @@ def takes_routing(net: nn.Module) -> bool:
 
 
 def samples_routes(net: nn.Module) -> bool:
-    """Whether the gate of a network samples paths, at a temperature.
+    """Whether a network samples paths, at a temperature; a network of a user does if it takes the routing keywords.
 
     Example:
         >>> from dynroute import networks
@@ -66,8 +67,9 @@ def samples_routes(net: nn.Module) -> bool:
         >>> samples_routes(networks.build("d2r", 4, 2, 1)), samples_routes(networks.build("sm", 4, 2, 1))
         (True, False)
     """
-    routed = getattr(net, "routed", None)
-    return routed is not None and "temperature" in inspect.signature(routed.gate.choose).parameters
+    if not isinstance(net, Network):
+        return takes_routing(net)
+    return net.routed is not None and "temperature" in inspect.signature(net.routed.gate.choose).parameters
 
 
 def run_network(

@@ -1,5 +1,6 @@
 """The states of wrappers around an environment, by their positions, also in another process."""
 
+import dis
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -88,13 +89,15 @@ def data_attributes(wrapper: object) -> list[str]:
         >>> data_attributes(gym.wrappers.TimeLimit(point_tasks()[0](), 15))  # it is not a user's
         []
     """
-    known = [base for base in type(wrapper).__mro__ if f"{base.__module__}.".startswith(KNOWN)]
-    if type(wrapper) in known:
+    modules = {base: f"{base.__module__}." for base in type(wrapper).__mro__}
+    bases = [base for base, name in modules.items() if name.startswith(KNOWN) and "base_vec_env" not in name]
+    if type(wrapper) in bases:
         return []
     usual = {*USUAL, *(vars(Wrapper(wrapper.env)) if isinstance(wrapper, Wrapper) else ())}
-    # What a known class that it is derived from uses is not its own.
-    functions = [part for base in known for part in vars(base).values() if isinstance(part, FunctionType)]
-    usual |= {name for function in functions for name in function.__code__.co_names}
+    # What the functions of a known class set is not of the user's class that is derived from it.
+    functions = [part for base in bases for part in vars(base).values() if isinstance(part, FunctionType)]
+    steps = (step for function in functions for step in dis.get_instructions(function))
+    usual |= {step.argval for step in steps if step.opname == "STORE_ATTR"}
     return [name for name, value in vars(wrapper).items() if name not in usual and isinstance(value, DATA)]
 
 

@@ -290,7 +290,7 @@ def test_a_method_has_one_colour(runs: dict[str, Path], routes: Routes, tmp_path
     assert len({look["marker"] for look in map(mark, range(10))}) == 10  # no colour is needed to tell them apart
 
 
-def test_larger_points_lie_below(routes: Routes) -> None:
+def test_larger_points_lie_below() -> None:
     axis = Figure().subplots()
     points = np.array([[0.0, 0, 0, 1], [0.0, 0, 0, 9], [1.0, 0, 0, 5], [1.0, 0, 0, 5]])
     scatter(axis, ["a", "b"], points, ["a", "b"], size=100.0)

@@ -540,6 +540,8 @@ def test_a_run_whose_benchmark_was_written_in_another_way_goes_on(tmp_path: Path
     dataclasses.replace(run.configuration, benchmark="mt10").write(run.folder / "config.json")  # of an earlier version
     run = Run.open(run.folder)
     run.agree({"benchmark": "MT10"})
+    with pytest.raises(RunError, match=r"holds a run with benchmark='mt10', got \['MT10'\]"):
+        run.agree({"benchmark": ["MT10"]})
     assert run.configuration.benchmark == "mt10"  # as it was sealed
     with pytest.raises(RunError, match="holds a run with benchmark='mt10', got 'MT50'"):
         run.agree({"benchmark": "MT50"})
@@ -628,6 +630,21 @@ def test_the_display(capsys: pytest.CaptureFixture[str]) -> None:
         display.advance(3, "evaluating scripted policies", 7)
     assert "evaluating scripted policies" in (shown := capsys.readouterr().out)
     assert "3 of 7 steps" in shown
+
+
+def test_a_display_after_days_is_one_line() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    display = Display(15_000_000, ["reach"], console)
+    (task,) = display.bar.tasks
+    for hours in (20, 25, 2400):
+        task.start_time, task.stop_time = 0.0, 3600.0 * hours
+        assert isinstance(console.file, io.StringIO)
+        console.file.truncate(0)
+        console.print(display._picture())
+        lines = console.file.getvalue().strip("\0").splitlines()
+        assert len(lines) == 2
+        assert "…" not in lines[1]
+        assert "0 of 15,000,000 steps" in lines[1]
 
 
 @pytest.mark.parametrize("width", [30, 41, 60, 80, 120])

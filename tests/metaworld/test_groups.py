@@ -274,6 +274,28 @@ def test_hours_do_not_split_seeds(tmp_path: Path) -> None:
     assert names_of(*runs) == ["d2r (steps=60)", "d2r (steps=80)"]
 
 
+def test_budgets_of_hours_are_compared(tmp_path: Path) -> None:
+    folders = [untrained(tmp_path / f"{h}-{s}", hours=h, seed=s) for h in (0.5, 2.0) for s in (1, 2)]
+    assert names_of(*folders) == ["d2r (hours=0.5)", "d2r (hours=2.0)"]
+    assert names_of(folders[0], folders[3]) == ["d2r"]  # seeds that had more time, or less
+
+
+def test_names_do_not_depend_on_how_a_benchmark_was_written(tmp_path: Path) -> None:
+    folders = [untrained(tmp_path / f"{w}-{s}", width=w, seed=s) for w in (32, 64) for s in (1, 2)]
+    for folder in folders[:2]:
+        path = folder / "config.json"  # earlier versions stored what was written
+        path.write_text(path.read_text().replace("drawer-close,reach", "drawer-close, reach-v3"))
+    assert names_of(*folders) == ["d2r (width=32)", "d2r (width=64)"]
+
+
+def test_a_run_without_logs_takes_the_curves_of_its_group(runs: dict[str, Path], tmp_path: Path) -> None:
+    new = shutil.copytree(runs["d2r-2"], tmp_path / "new")
+    (new / "metrics.jsonl").write_text("")
+    (group,), notes = group_runs(read_runs([runs["d2r-1"], new]))
+    assert group.band("return") is None
+    assert "d2r: no curves of means, since these runs have not logged yet: new." in notes
+
+
 def test_runs_that_started_elsewhere_are_no_group(tmp_path: Path) -> None:
     starts = [untrained(tmp_path / f"start-seed{seed}", seed=seed) for seed in (1, 2)]
     longer = untrained(tmp_path / "longer", seed=3, cloning_steps=9, demonstrations=4)

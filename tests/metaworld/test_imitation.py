@@ -495,6 +495,8 @@ def test_an_option_that_some_runs_of_a_sweep_use_is_accepted() -> None:
     check_needs(runs, ["noise", "patience"])
     with pytest.raises(ValueError, match=r"`noise` needs --demonstrations, got '0\.1' without it"):
         check_needs(runs[1:])
+    check_needs([Configuration(restart=False)], ["restart"])  # --no-restart asks for nothing
+    check_needs([Configuration(num_modules=4, network={"num_modules": 6})])  # in Python, the option goes first
 
 
 @pytest.mark.parametrize("command", WITHOUT_EFFECT)

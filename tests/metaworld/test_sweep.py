@@ -413,6 +413,13 @@ def test_a_cluster_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> Non
         pass
 
 
+def test_a_benchmark_is_noted_by_its_name() -> None:
+    for written in ("mt10", "MT10"):
+        configurations, noted = _combine("paper", {}, {"benchmark": [written], "method": ["sm"], "seed": [1]})
+        assert list(configurations) == ["MT10-sm-seed1"]
+        assert noted["MT10-sm-seed1"]["benchmark"] == "MT10"
+
+
 def test_the_minutes_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [30.0]
 

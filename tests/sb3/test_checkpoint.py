@@ -254,7 +254,7 @@ class Counting(VecEnvWrapper):
 
     def __init__(self, venv: VecEnv) -> None:
         super().__init__(venv)
-        self.calls = 0
+        self.calls, self.random = 0, np.random.default_rng(0)
 
     def reset(self) -> Any:
         return self.venv.reset()
@@ -288,7 +288,8 @@ def test_a_wrapper_that_cannot_tell_what_it_remembers_is_named(environments: Any
         ("Watching", gym.wrappers.OrderEnforcing, Watching),
     )
     for name, kind, wrap in cases:
-        told = f"a checkpoint does not hold calls of the wrapper {name}: if they change while it runs, give it the"
+        attributes = "calls, random" if name == "Counting" else "calls"
+        told = f"a checkpoint does not hold {attributes} of the wrapper {name}: if they change while it runs, give"
         with contextlib.closing(wrap(environments(wrapped(kind)))) as env, pytest.warns(UserWarning, match=told):
             make_model(env).save_checkpoint(tmp_path / name)
     for i, kind in enumerate((Awake, lambda env: Awake(Tired(env)))):

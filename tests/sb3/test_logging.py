@@ -16,13 +16,15 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.logger import KVWriter, Logger, configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
-from torch import Tensor
+from torch import Tensor, nn
 
+from dynroute import networks
 from dynroute.functional import route_temperature, task_weights
 from dynroute_sb3 import (
     MultiTaskSAC,
     OverlappedSAC,
 )
+from dynroute_sb3.own_networks import samples_routes
 from dynroute_sb3.points import GOALS
 from dynroute_sb3.update import TaskReport
 
@@ -285,3 +287,27 @@ def test_the_rate_of_success_is_logged() -> None:
     for row in rows:
         assert 0 <= row["rollout/success_rate"] <= 1
         assert {"time/fps", "rollout/ep_rew_mean", "rollout/ep_len_mean", "time/total_timesteps"} <= row.keys()
+
+
+class Plain(nn.Module):
+    """A network of a user, of which a part happens to have a name of the library's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.routed = nn.Linear(2, 2)
+
+    def forward(self, state: Tensor, task: Tensor) -> Tensor:
+        return self.routed(state)
+
+
+class Routed(Plain):
+    """A network of a user with the routing keywords."""
+
+    def forward(self, state: Tensor, task: Tensor, **routing: Any) -> Tensor:
+        return self.routed(state)
+
+
+def test_networks_of_users_sample_routes_if_they_take_the_keywords() -> None:
+    assert not samples_routes(Plain())
+    assert samples_routes(Routed())
+    assert not samples_routes(networks.build("mt-sac", 4, 2, 1))

@@ -101,7 +101,7 @@ class Group:
         minutes = [run.minutes for run in self.runs if run.minutes is not None]
         return {
             "method": self.name,
-            "benchmark": self.runs[0].run.configuration.benchmark,
+            "benchmark": self.runs[0].run.configuration.result_options["benchmark"],
             "goals": self.runs[0].run.configuration.goals,
             "seeds": self.seeds,
             "evaluated": len(scores),
@@ -233,7 +233,8 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
     for run in runs:
         configuration = run.run.configuration
         found.setdefault(settings_key(configuration), []).append(run)
-    groups = [sorted(same, key=lambda run: run.run.configuration.seed) for same in found.values()]
+    parts = [part for same in found.values() for part in _parts(same)]
+    groups = [sorted(part, key=lambda run: run.run.configuration.seed) for part in parts]
     named = [Group(name, tuple(same)) for name, same in zip(_names(groups), groups, strict=True)]
     notes = []
     for group in named:
@@ -253,6 +254,8 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
             if run.time_was_up
         ]
         ends = {run.name: run.last_step for run in group.runs if run.last_step is not None}
+        if ends and (new := [run.name for run in group.runs if run.name not in ends]):
+            notes.append(f"{group.name}: no curves of means, since these runs have not logged yet: {', '.join(new)}.")
         shortest = min(ends, key=lambda name: ends[name], default="")
         if ends and ends[shortest] < SHORT * (longest := max(ends.values())):
             notes.append(
@@ -260,6 +263,14 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
                 f"longest run came to {longest:,.0f}."
             )
     return named, notes
+
+
+def _parts(same: Sequence[RunData]) -> list[Sequence[RunData]]:
+    """Splits runs of the same settings by their hours if a seed comes twice: then the hours are what is compared."""
+    if len({run.run.configuration.seed for run in same}) == len(same):
+        return [same]
+    hours = dict.fromkeys(run.run.configuration.hours for run in same)
+    return [[run for run in same if run.run.configuration.hours == each] for each in hours]
 
 
 def _names(groups: Sequence[Sequence[RunData]]) -> list[str]:
@@ -285,9 +296,11 @@ def _names(groups: Sequence[Sequence[RunData]]) -> list[str]:
 
 def _differences(configuration: Configuration, alike: Sequence[Configuration]) -> str:
     """The benchmark and the fewest settings that distinguish a configuration from others of its method."""
-    near = [other for other in alike if other.benchmark == configuration.benchmark]
-    count = configuration.benchmark.count(",") + 1
-    where = f" on {configuration.benchmark if count == 1 else f'{count} tasks'}" if len(near) < len(alike) else ""
+    names = [other.result_options["benchmark"] for other in alike]
+    benchmark = configuration.result_options["benchmark"]
+    near = [other for other, name in zip(alike, names, strict=True) if name == benchmark]
+    count = benchmark.count(",") + 1
+    where = f" on {benchmark if count == 1 else f'{count} tasks'}" if len(near) < len(alike) else ""
     settings = [_settings(other) for other in near]
     all_names = dict.fromkeys(name for setting in settings for name in setting)
     # Networks have different keywords.
@@ -314,6 +327,7 @@ def _settings(configuration: Configuration) -> dict[str, str]:
     if configuration.warm_start is not None:
         name = without_seed(Path(configuration.warm_start).name, configuration.seed)
         options["warm_start"] = re.sub(r"[-_]?seed$", "", name)
+    options["hours"] = configuration.hours  # the last, since groups that differ otherwise may have several
     words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
     return {name: "none" if word == "null" else word for name, word in words.items()}
 

@@ -89,6 +89,7 @@ ROOM = 4_000_000
 def views_of(analysis: Analysis) -> list[dict[str, Any]]:
     """The curves of the page: of methods side by side, and of the tasks of each run."""
     views: list[dict[str, Any]] = []
+    over = "tasks and seeds" if any(len(group.runs) > 1 for group in analysis.groups) else "tasks"
     if len(analysis.runs) > 1:
         for metric, about in BY_TASK.items():
             lines = []
@@ -98,9 +99,7 @@ def views_of(analysis: Analysis) -> list[dict[str, Any]]:
                     has_band = len(group.runs) > 1
                     lines.append({**line, "low": _round(band.low), "high": _round(band.high)} if has_band else line)
             if lines:
-                views.append(
-                    _view("methods, mean over tasks and seeds", "Means over tasks and seeds", metric, about, lines)
-                )
+                views.append(_view(f"methods, mean over {over}", f"Means over {over}", metric, about, lines))
     for run in analysis.runs:
         for metric, about in BY_TASK.items():
             curves = run.drawn(metric, POINTS).items()

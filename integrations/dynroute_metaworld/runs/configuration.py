@@ -199,7 +199,7 @@ def check_needs(configurations: Sequence[Configuration], given: Collection[str] 
         )
     for each in configurations:
         for name in NETWORK_FLAGS:
-            if name in each.network and getattr(each, name) is not None:
+            if {"network", name} <= set(given) and name in each.network and getattr(each, name) is not None:
                 raise ValueError(
                     f"`network` must not set `{name}` beside --{name.replace('_', '-')}, which takes its place, got "
                     f"{each.network[name]!r} and {getattr(each, name)!r}."
@@ -208,7 +208,7 @@ def check_needs(configurations: Sequence[Configuration], given: Collection[str] 
         needed, values = option.metadata["needs"], [getattr(each, option.name) for each in configurations]
         if not needed or any(getattr(each, needed) for each in configurations):
             continue
-        wanted = [value for value in values if option.name in given or value != option.default]
+        wanted = [v for v in values if v != option.default or (option.name in given and v is not False)]
         if not wanted:
             continue
         names = dict.fromkeys(["demonstrations", needed] if option.metadata["group"] == IMITATION else [needed])

@@ -1,5 +1,6 @@
 """The progress display of a run: a bar, and the success of each task."""
 
+import datetime
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -77,9 +78,11 @@ class Display:
         (task,) = self.bar.tasks
         room = width - len(f"{task.description} {task.total:,} of {task.total:,} steps")
         doing = (TextColumn("{task.description}"),) if room >= 0 else ()
-        left = (TimeRemainingColumn(), "left") if room >= (needed := len(" 0:00:00 left")) else ()
+        needed = len(f" {int(task.time_remaining or 0) // 3600}:00:00 left")
+        left = (TimeRemainingColumn(), "left") if room >= needed else ()
         room -= needed * bool(left)
-        elapsed = (TimeElapsedColumn(),) if room >= (needed := len(" 0:00:00")) else ()
+        needed = len(f" {datetime.timedelta(seconds=int(task.elapsed or 0))}")
+        elapsed = (TimeElapsedColumn(),) if room >= needed else ()
         room -= needed * bool(elapsed)
         bar = (BarColumn(min(40, room - 1)),) if room >= 1 + LEAST else ()
         counted = TextColumn("{task.completed:,} of {task.total:,} steps")

@@ -129,7 +129,7 @@ class Run:
         for name, value in options.items():
             part = isinstance(value, dict) and not complete
             same = value.items() <= own[name].items() if part else value == own[name]
-            if name == "benchmark":  # earlier versions stored it as it was written
+            if name == "benchmark" and isinstance(value, str):  # earlier versions stored it as it was written
                 same = benchmark_name(split_benchmark(value)) == benchmark_name(self.configuration.benchmark_or_tasks)
             if name == "warm_start" and None not in (value, own[name]):  # earlier versions stored the typed path
                 same = Path(value).resolve() == Path(own[name]).resolve()
@@ -300,8 +300,8 @@ class Run:
 
     def keep_minutes(self) -> None:
         """Writes the minutes of the session up to a checkpoint, which count for `hours` if it is killed later."""
-        *before, session = self.sessions
-        self._write_sessions([*before, {**session, "minutes_kept": self._minutes_now()}])
+        if sessions := self.sessions:
+            self._write_sessions([*sessions[:-1], {**sessions[-1], "minutes_kept": self._minutes_now()}])
 
     def end_session(self) -> None:
         """Writes the minutes of a session, if one was started; a killed session has none."""

@@ -125,7 +125,7 @@ def _combine(
         if name in configurations:
             raise ValueError(f"`vary` must give runs of different names, got two of {name}.")
         configurations[name] = configuration
-        noted[name] = {**{axis: axes[axis] for axis in AXES}, "variant": variant}
+        noted[name] = {**{axis: getattr(configuration, axis) for axis in AXES}, "variant": variant}
     return configurations, noted
 
 
