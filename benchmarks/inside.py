@@ -45,9 +45,9 @@ WINDOW = 500
 """The steps from the newest to the oldest transition of an age."""
 
 
-def open_model(run: Run) -> MultiTaskSAC:
-    """The model of the last checkpoint with its transitions, whose parameters cannot change."""
-    checkpoint = latest_checkpoint(run.checkpoints)
+def open_model(run: Run, checkpoint: Path | None = None) -> MultiTaskSAC:
+    """The model of a checkpoint, or of the last one, with its transitions; its parameters cannot change."""
+    checkpoint = checkpoint or latest_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise SystemExit(f"{run.folder} has no checkpoint")
     with closing(environments(dataclasses.replace(run.configuration, workers=0))) as env:
@@ -59,6 +59,13 @@ def open_model(run: Run) -> MultiTaskSAC:
             group["lr"] = 0.0
     model.policy.set_training_mode(True)
     return model
+
+
+def columns(run: Run, model: MultiTaskSAC) -> dict[str, Any]:
+    """The columns that tell the row of a model apart: its network, as the folder names it, its seed and its steps."""
+    configuration = run.configuration
+    network = run.folder.name.removeprefix(f"{configuration.benchmark}-").removesuffix(f"-seed{configuration.seed}")
+    return {"network": network, "seed": configuration.seed, "steps": model.num_timesteps // len(configuration.tasks)}
 
 
 def gradients(model: MultiTaskSAC, batch: RouteReplaySamples) -> dict[str, Tensor]:
@@ -175,12 +182,10 @@ def measure(folders: list[Path], each: int, output: Path) -> None:
     rows = Rows(output, "dynroute inside 1", settings, program="benchmarks.inside", key=("network", "seed", "steps"))
     for folder in folders:
         run = Run.open(folder)
-        configuration = run.configuration
-        network = run.folder.name.removeprefix(f"{configuration.benchmark}-").removesuffix(f"-seed{configuration.seed}")
         model = open_model(run)
         if (fewest := int(model.replay_buffer.counts.min())) < WINDOW:
             raise SystemExit(f"{folder} must have at least {WINDOW} transitions of each task, got {fewest}")
-        row = {"network": network, "seed": configuration.seed, "steps": model.num_timesteps // len(configuration.tasks)}
+        row = columns(run, model)
         if row not in rows:
             rows.keep({**row, **look_at_gradients(model, each), **look_at_routes(model, each)}, shown=str(row))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..arguments import check_choice, check_counts, check_floating, check_input, shown
 from ..banks import reset_all
-from ..gates import Gate, Hard, SampleK, Soft, TopK
+from ..gates import BalancedTopK, Gate, Hard, SampleK, Soft, TopK
 from ..levels import RoutedGraph
 from ..levels.graph import Routing
 from ..route import Route
@@ -20,6 +20,9 @@ from ..saving import kept_arguments
 from ..topology import Topology
 
 __all__ = ["Network", "Routing", "check_table", "gate_named", "run_routed", "set_hidden_init", "set_output_range"]
+
+CHOOSING = {"top": TopK, "sample": SampleK, "balanced": BalancedTopK}
+"""The gates whose names end in the number of sources that they read."""
 
 
 class Network(nn.Module, ABC):
@@ -170,9 +173,11 @@ def _check_state(state: Tensor, features: int, num_tasks: int) -> None:
 
 
 def gate_named(gate: Gate | str) -> Gate:
-    """Makes the gate of a name: "soft", "hard", "top-k" or "sample-k" with a number for k; copies a gate.
+    """Makes the gate of a name; copies a gate.
 
-    The copy keeps networks made from the same arguments, such as actor and critics, from sharing its state.
+    Names are "soft", "hard", and "top-2", "sample-2" and "balanced-2" with any number of sources, of which the last is
+    a :class:`~dynroute.BalancedTopK`. The copy keeps networks made from the same arguments, such as actor and critics,
+    from sharing its state.
 
     Example:
         >>> gate_named("sample-2")
@@ -181,13 +186,15 @@ def gate_named(gate: Gate | str) -> Gate:
     if isinstance(gate, Gate):
         return copy.deepcopy(gate)
     kind, _, k = gate.partition("-") if isinstance(gate, str) else ("", "", "")
-    if kind in ("top", "sample") and k == "1":
+    if kind in CHOOSING and k == "1":
         raise ValueError(f'`gate` must read at least 2 sources to learn from their weights, got {gate!r}; try "hard".')
-    if kind in ("top", "sample") and k.isdecimal():
-        return TopK(int(k)) if kind == "top" else SampleK(int(k))
+    if kind in CHOOSING and k.isdecimal():
+        return CHOOSING[kind](int(k))
     if kind in ("soft", "hard") and gate == kind:
         return Soft() if kind == "soft" else Hard()
-    raise ValueError(f'`gate` must be a Gate or one of "soft", "hard", "top-2", "sample-2", ..., got {shown(gate)}.')
+    raise ValueError(
+        f'`gate` must be a Gate or one of "soft", "hard", "top-2", "sample-2", "balanced-2", ..., got {shown(gate)}.'
+    )
 
 
 def run_routed(graph: RoutedGraph, x: Tensor, context: Tensor | None, routing: Routing) -> tuple[Tensor, Route]:

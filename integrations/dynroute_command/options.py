@@ -290,7 +290,7 @@ class Options:
     )
 
     gate: str | None = _option(
-        None, "how sources are chosen, K of them", NETWORK, ("soft", "hard", "top-K", "sample-K")
+        None, "how sources are chosen, K of them", NETWORK, ("soft", "hard", "top-K", "sample-K", "balanced-K")
     )
     protect: str | None = _option(
         None, "what stops the gradient to unsuitable sources", NETWORK, ("rsg", "input", "sg", "none")

@@ -20,9 +20,9 @@ __all__ = ["CheckpointDirectory", "PlasticityLogger"]
 class PlasticityLogger(BaseCallback):
     """Logs the plasticity of the critics at intervals, see :func:`critic_plasticity`.
 
-    It logs means over the critics: ``plasticity/dormant``, the share of dormant units; ``plasticity/rank``, the
-    effective rank of the features; and, for critics with routes, ``plasticity/load_<node>``, in a mixture the mean
-    weight of an expert. Training is not affected.
+    It logs means over the critics: ``plasticity/dormant``, the share of dormant units, and ``plasticity/rank``, the
+    effective rank of the features. For critics with routes it logs ``plasticity/load_<critic>_<node>`` for each of
+    them, in a mixture the mean weight of an expert. Training is not affected.
 
     Args:
         every: The number of environment steps between measurements.
@@ -35,7 +35,7 @@ class PlasticityLogger(BaseCallback):
         >>> model.set_logger(Logger(None, []))
         >>> model = model.learn(40, callback=PlasticityLogger(20, 64))
         >>> [name for name in model.logger.name_to_value if name.startswith("plasticity")][:3]
-        ['plasticity/dormant', 'plasticity/rank', 'plasticity/load_0']
+        ['plasticity/dormant', 'plasticity/rank', 'plasticity/load_0_0']
     """
 
     model: MultiTaskSAC
@@ -66,10 +66,10 @@ class PlasticityLogger(BaseCallback):
         critics = critic_plasticity(self.model, self.batch_size)
         self.logger.record("plasticity/dormant", sum(critic.dormant for critic in critics) / len(critics))
         self.logger.record("plasticity/rank", sum(critic.rank for critic in critics) / len(critics))
-        for loads in zip(*(critic.load.values() for critic in critics), strict=True):
-            mean = sum(loads) / len(loads)
-            for node, share in enumerate(mean[:-1].tolist()):  # the load of the output is always 1
-                self.logger.record(f"plasticity/load_{node}", share, exclude="stdout")
+        for number, critic in enumerate(critics):
+            for loads in critic.load.values():
+                for node, share in enumerate(loads[:-1].tolist()):  # the load of the output is always 1
+                    self.logger.record(f"plasticity/load_{number}_{node}", share, exclude="stdout")
 
 
 class CheckpointDirectory(BaseCallback):

@@ -8,6 +8,7 @@ from torch import nn
 
 import dynroute
 from dynroute import (
+    BalancedTopK,
     Gate,
     Hard,
     LayerRouting,
@@ -92,7 +93,8 @@ def graph_of(name: str, **keywords: object) -> RoutedGraph:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_keywords_of_networks_arrive(name: str) -> None:
-    for words, kind in {"soft": Soft, "hard": Hard, "top-2": TopK, "sample-2": SampleK}.items():
+    kinds = {"soft": Soft, "hard": Hard, "top-2": TopK, "sample-2": SampleK, "balanced-2": BalancedTopK}
+    for words, kind in kinds.items():
         assert type(graph_of(name, gate=words).gate) is kind
     for protect in PROTECT_MODES:
         assert graph_of(name, protect=protect).protect == protect

@@ -234,9 +234,10 @@ def test_logging_does_not_change_training() -> None:
     assert {name for name in values if name.startswith("plasticity/")} == {
         "plasticity/dormant",
         "plasticity/rank",
-        *(f"plasticity/load_{node}" for node in range(3)),
+        *(f"plasticity/load_{critic}_{node}" for critic in range(2) for node in range(3)),
     }
-    assert sum(values[f"plasticity/load_{node}"] for node in range(3)) == pytest.approx(1)
+    for critic in range(2):
+        assert sum(values[f"plasticity/load_{critic}_{node}"] for node in range(3)) == pytest.approx(1)
     for mine, theirs in zip(watched.policy.parameters(), plain.policy.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     for option in ({"every": 0}, {"every": 1, "batch_size": 0}):
@@ -265,8 +266,10 @@ def test_the_means_of_the_critics_are_logged_at_intervals(monkeypatch: pytest.Mo
     assert logged == {
         "plasticity/dormant": 0.25,
         "plasticity/rank": 4.5,
-        "plasticity/load_0": 0.375,
-        "plasticity/load_1": 0.625,
+        "plasticity/load_0_0": 0.25,
+        "plasticity/load_0_1": 0.75,
+        "plasticity/load_1_0": 0.5,
+        "plasticity/load_1_1": 0.5,
     }
 
 

@@ -344,7 +344,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "both": (["--methods", "sm", "--vary", "gamma=0.9", "--gamma", "1"], "`options` must not set `gamma`, which the s"),
     "value": (["--methods", "sm", "--vary", "gamma=0.9,1.5"], "`gamma` must be in 0..1, got 1.5"),
     "type": (["--methods", "sm", "--vary", "width=wide"], "`width` must be of type int or none, got 'wide'"),
-    "gate": (["--methods", "d2r", "--gate", "top-x"], "`gate` must be one of 'soft', 'hard', 'top-K', 'sample-K', got"),
+    "gate": (["--methods", "d2r", "--gate", "top-x"], "`gate` must be one of 'soft', 'hard', 'top-K', 'sample-K', "),
     "address": (["--methods", "sm", "--address", "127.0.0.1:1"], "no cluster can be reached at "),
 }
 

@@ -91,6 +91,11 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "mt-sac": ("dummy", {"policy": "MlpPolicy"}, {}),
     "brc": ("dummy", {"policy": "BRCPolicy", "policy_kwargs": {"critic_kwargs": {"width": 16, "blocks": 2}}}, {}),
     "scalemoe": ("dummy", {"policy": "ScaleMoEPolicy"}, {}),
+    "gates with a bias": (
+        "dummy",
+        {"policy": "ScaleMoEPolicy", "policy_kwargs": {"critic_kwargs": {"gate": "balanced-2"}}},
+        {},
+    ),
     "brc jointly in 16 bits": ("dummy", {"policy": "BRCPolicy", "joint_update": True, "precision": "bf16"}, {}),
     "several updates": ("dummy", {"train_freq": (5, "step"), "gradient_steps": 3, "max_grad_norm": 1.0}, {}),
     "fixed coefficient": ("dummy", {"ent_coef": 0.1, "task_weights": "alpha-sum"}, {}),

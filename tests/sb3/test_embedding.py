@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
-from dynroute_sb3 import MultiTaskSAC, point_tasks
+from dynroute_sb3 import MultiTaskSAC, critic_plasticity, point_tasks
 from dynroute_sb3.actor import MultiTaskActor
 from dynroute_sb3.update import follow, update
 
@@ -150,3 +150,19 @@ def test_critics_of_another_size_for_other_networks() -> None:
         make("d2r", {"critic_kwargs": {"widths": 8}})
     with pytest.raises(ValueError, match=r"`embedding` must have shape \(4, 5\), a row for each task, got \(4, 3\)"):
         make("brc", {"critic_kwargs": {"embedding_features": 5}})
+
+
+def test_critics_balance_their_experts_in_updates_alone_and_targets_follow() -> None:
+    model = make("scalemoe-feature", {"critic_kwargs": {"gate": "balanced-2"}}).learn(120)
+    learning, following = (
+        [net.routed.gate.bias.clone() for net in critics.nets] for critics in (model.critic, model.critic_target)
+    )
+    rate = model.critic.nets[0].routed.gate.rate
+    for bias, target in zip(learning, following, strict=True):
+        moves = bias / rate
+        assert torch.equal(bias, target)
+        assert moves.abs().max() > 5
+        assert torch.allclose(moves, moves.round(), atol=1e-3)  # whole steps
+    model.predict(observations())
+    critic_plasticity(model, 64)
+    assert all(torch.equal(net.routed.gate.bias, bias) for net, bias in zip(model.critic.nets, learning, strict=True))
