@@ -31,7 +31,7 @@ COLORS = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 """The colours of the methods: those of Okabe and Ito, which colour-blind people tell apart."""
 
 METHODS = ("mt-sac", "mh-sac", "d2r", "sm", "paco", "care")
-"""The methods that figures know: each has the same colour and stroke in all of them."""
+"""The methods that have the same colour and stroke in every figure. Others have the next that are free."""
 
 
 @dataclasses.dataclass
@@ -141,6 +141,9 @@ def draw_curves(stored: Mapping[str, Any], description: str) -> str:
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in read_curves(stored)[0]:
         groups.setdefault(curve.group, []).append(curve)
+    # Groups of one method need strokes of their own, and so do methods that no other figure has.
+    known = len({method for method, _ in groups}) == len(groups) and all(method in METHODS for method, _ in groups)
+    looks = {group: style(METHODS.index(group[0]) if known else place) for place, group in enumerate(groups)}
     inks = ("text.color", "xtick.color", "ytick.color", "axes.edgecolor", "axes.labelcolor")
     settings = {**dict.fromkeys(inks, INK), "axes.prop_cycle": cycler(color=COLORS), "svg.fonttype": "none"}
     # With a salt, the same data make the same drawing.
@@ -148,7 +151,7 @@ def draw_curves(stored: Mapping[str, Any], description: str) -> str:
         figure = Figure(figsize=(7.5, 3.6), layout="constrained")
         axis = figure.subplots()
         for (method, others), seeds in groups.items():
-            look = style(METHODS.index(method))
+            look = looks[method, others]
             for curve in seeds if len(seeds) > 1 else ():
                 axis.plot(*zip(*curve.success.items(), strict=True), **look, linewidth=0.6, alpha=0.7)
             shared = [step for step in seeds[0].success if all(step in curve.success for curve in seeds)]

@@ -310,6 +310,25 @@ class Inside(Rows):
         return [mean_and_range(rows, name) if name in rows[0] else "" for name in names]
 
 
+class Plasticity(Rows):
+    """Shows how much of their capacity critics use (`benchmarks.plasticity`)."""
+
+    groups = ("network", "steps")
+
+    def header(self) -> list[str]:
+        return ["network", "steps", "dormant units", "rank of the features", "of", "experts with load in each critic"]
+
+    def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        loads = [load for row in rows for load in row["loads"]]
+        used = ", ".join(str(sum(share > 0.01 for share in load)) for load in loads)
+        return [
+            mean_and_range(rows, "dormant"),
+            mean_and_range(rows, "rank", digits=0),
+            str(rows[0]["features"]),
+            f"{used} of {len(loads[0])}" if loads and len(loads[0]) > 1 else "",
+        ]
+
+
 def mean_and_range(rows: Sequence[Mapping[str, Any]], name: str, digits: int = 2) -> str:
     """The mean over the seeds, with the least and the largest mean of one of them."""
     seeds: dict[int, list[float]] = {}
@@ -403,4 +422,5 @@ def setup(app: Sphinx) -> None:
     app.add_directive("budgets", Budgets)
     app.add_directive("conflict", Conflict)
     app.add_directive("inside", Inside)
+    app.add_directive("plasticity", Plasticity)
     app.add_directive("page-speed", PageSpeed)

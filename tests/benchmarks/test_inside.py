@@ -1,4 +1,4 @@
-"""Tests that `benchmarks.inside` measures runs without changing them."""
+"""Tests that `benchmarks.inside` and `benchmarks.plasticity` measure runs without changing them."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from benchmarks import inside
+from benchmarks import inside, plasticity
 from dynroute import Route, Topology
 from dynroute_metaworld import Run, train
 from dynroute_metaworld.runs.presets import preset
@@ -106,3 +106,25 @@ def test_looking_changes_nothing_and_clips_nothing(tmp_path: Path) -> None:
     assert figures["critic rest norm"] > 1e-6
     assert all(torch.equal(value, before[name]) for name, value in model.policy.named_parameters())
     assert torch.equal(model.log_ent_coef, coefficients)
+
+
+def test_plasticity_at_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"num_experts": 3, "width": 8}
+    run = learn(
+        tmp_path / "reach,drawer-close-mine-seed1", method="scalemoe-feature", network=sizes, checkpoint_every=30
+    )
+    files = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    output = tmp_path / "plasticity.json"
+    command = ["plasticity", str(run.folder), "--transitions", "16", "--output", str(output)]
+    for _ in range(2):  # what is there is not measured again
+        monkeypatch.setattr(sys, "argv", command)
+        plasticity.main()
+    rows = json.loads(output.read_text())["rows"]
+    assert [(row["network"], row["seed"], row["steps"]) for row in rows] == [("mine", 1, 30), ("mine", 1, 40)]
+    for row in rows:
+        assert 0 <= row["dormant"] <= 1
+        assert 0 < row["rank"] <= row["features"] == 8
+        assert [len(load) for load in row["loads"]] == [3, 3]  # of each critic, without its output
+        assert [sum(load) for load in row["loads"]] == pytest.approx([1, 1])
+    assert rows[0]["loads"] != rows[1]["loads"]
+    assert {path: path.read_bytes() for path in files} == files

@@ -296,9 +296,8 @@ def _names(groups: Sequence[Sequence[RunData]]) -> list[str]:
 
 def _differences(configuration: Configuration, alike: Sequence[Configuration]) -> str:
     """The benchmark and the fewest settings that distinguish a configuration from others of its method."""
-    names = [other.result_options["benchmark"] for other in alike]
     benchmark = configuration.result_options["benchmark"]
-    near = [other for other, name in zip(alike, names, strict=True) if name == benchmark]
+    near = [other for other in alike if other.result_options["benchmark"] == benchmark]
     count = benchmark.count(",") + 1
     where = f" on {benchmark if count == 1 else f'{count} tasks'}" if len(near) < len(alike) else ""
     settings = [_settings(other) for other in near]
