@@ -3,7 +3,8 @@
     python -m benchmarks.curves runs/tune-* --every 5000 --add --output docs/results/tuning-mt10.json
 
 A row names the options in which a run differs from the first one, and has the success over steps of each task: the mean
-over tasks of the newest episodes, which the policy drew while it learned. Results stay the same if a run is longer.
+over tasks of the newest episodes, which the policy drew while it learned, and that of each evaluation, along the best
+actions. Results stay the same if a run is longer.
 With ``--add`` a file that is there keeps its rows, and those of the runs that are named join them or take their places:
 runs are compared over days, and folders of earlier ones need not be there. Without it, the file must be a new one.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dynroute_metaworld import Configuration, Run
+from dynroute_metaworld import Configuration, EvaluationResult, Run
 from dynroute_metaworld.runs.configuration import MOVABLE
 from dynroute_metaworld.runs.metrics import read_metrics
 
@@ -32,6 +33,15 @@ def read_curve(run: Run, every: int) -> dict[str, float]:
         if rates and not rest and steps % every == 0:
             curve[str(steps)] = fmean(rates)
     return curve
+
+
+def read_evaluations(run: Run) -> dict[str, float]:
+    """The mean success of each evaluation, by the steps of each task."""
+    own = run.configuration
+    places = {int(path.stem.removeprefix("step_")) // len(own.tasks): path for path in run.evaluations.glob("step_*")}
+    rates = {steps: EvaluationResult.load(path).mean_success for steps, path in places.items()}
+    rates |= {own.steps: last.mean_success} if (last := run.finished()) else {}
+    return {str(steps): rates[steps] for steps in sorted(rates)}
 
 
 FORMAT = "dynroute curves 3"
@@ -53,8 +63,10 @@ def compare(folders: list[Path], every: int | None = None, former: dict[str, Any
         window = first.configuration.window
         former = {"format": FORMAT, "every": every or 10_000, "window": window, "first": options_of(first)}
         former |= {"rows": [], "sessions": []}
-    if former["format"] != FORMAT or every not in (None, former["every"]):
-        raise ValueError(f"the file has {former['format']!r} at every {former.get('every')} steps, not {FORMAT!r}")
+    if former["format"] != FORMAT:
+        raise ValueError(f"the file has the format {former['format']!r}, not {FORMAT!r}")
+    if every not in (None, former["every"]):
+        raise ValueError(f"the file has curves at every {former['every']} steps, got `--every {every}`; leave it out")
     usual = {**_plain({field.name: field.default for field in dataclasses.fields(Configuration)}), **former["first"]}
     stored = [part for part in former["rows"] if part["run"] not in runs]
     sessions = [part for part in former["sessions"] if part["run"] not in runs]
@@ -63,7 +75,8 @@ def compare(folders: list[Path], every: int | None = None, former: dict[str, Any
         if (run.configuration.window, options["tasks"]) != (former["window"], usual["tasks"]):
             raise ValueError(f"{run.folder} has another window or other tasks than the first run")
         differing = {option: value for option, value in options.items() if value != usual[option]}
-        stored.append({"run": name, "options": differing, "success": read_curve(run, former["every"])})
+        row = {"run": name, "options": differing, "success": read_curve(run, former["every"])}
+        stored.append({**row, "evaluated": read_evaluations(run)})
         for session in run.sessions:
             command = re.sub(r"(--run )\S*/", r"\1runs/", session["command"])  # not the paths of a machine
             provenance = {key: session[key] for key in ("commit", "versions", "machine")}

@@ -42,6 +42,7 @@ class Curve:
     seed: int
     settings: dict[str, Any]
     success: dict[int, float]
+    evaluated: dict[int, float]
 
     @property
     def group(self) -> tuple[str, str]:
@@ -49,17 +50,25 @@ class Curve:
         return self.method, written(self.settings)
 
 
-def read_curves(stored: Mapping[str, Any]) -> tuple[list[Curve], list[str]]:
-    """The curves, sorted by method, settings and seed, and notes on settings that they leave out."""
+def read_curves(stored: Mapping[str, Any], by_folder: bool = False) -> tuple[list[Curve], list[str]]:
+    """The curves, sorted by method, settings and seed, and notes on settings that they leave out.
+
+    Args:
+        stored: What `benchmarks.curves` stored.
+        by_folder: Whether the folders of the runs name the methods, without their benchmark and seed.
+    """
     first = flat(stored["first"])
     curves = []
     for row in stored["rows"]:
         own = flat({**stored["first"], **row["options"]})
         method, seed = own.pop("method"), own.pop("seed")
         settings = {name: value for name, value in own.items() if value != first.get(name)}
+        if by_folder:
+            method = row["run"].partition("-")[2].removesuffix(f"-seed{seed}")
         if method in ("mt-sac", "mh-sac"):  # a run keeps options without an effect, too
             settings = {name: value for name, value in settings.items() if not name.startswith("route")}
-        curves.append(Curve(method, seed, settings, {int(step): rate for step, rate in row["success"].items()}))
+        rates = ({int(step): rate for step, rate in row.get(name, {}).items()} for name in ("success", "evaluated"))
+        curves.append(Curve(method, seed, settings, *rates))
     common = leave_out_common(curves)
     notes = [f"Every {method} has {written(settings)}." for method, settings in common.items() if settings]
     usual = {name: first[name] for name in names(curves) if name in first}
@@ -117,29 +126,39 @@ def leave_out_companions(curves: Sequence[Curve]) -> list[str]:
     return notes
 
 
-def columns(curves: Sequence[Curve]) -> list[int]:
+def columns(curves: Sequence[Mapping[int, float]]) -> list[int]:
     """At most `COLUMNS` steps, evenly spaced, the last one among them."""
-    steps = sorted({step for curve in curves for step in curve.success})
+    steps = sorted({step for curve in curves for step in curve})
     return steps[:: -math.ceil(len(steps) / COLUMNS)][::-1]
 
 
-def curve_lines(stored: Mapping[str, Any], steps: Sequence[int] | None = None) -> list[str]:
+WHAT = {
+    "success": "Success over steps of each task: the mean over tasks of their newest {window} episodes.",
+    "evaluated": "Success in evaluations over steps of each task, along the best actions: the mean over tasks.",
+}
+"""The attributes of a curve that tables show."""
+
+
+def curve_lines(
+    stored: Mapping[str, Any], steps: Sequence[int] | None = None, shown: str = "success", by_folder: bool = False
+) -> list[str]:
     """The table of the curves with its notes, as lines of reStructuredText."""
-    curves, notes = read_curves(stored)
-    steps = steps or columns(curves)
+    curves, notes = read_curves(stored, by_folder)
+    curves = [curve for curve in curves if getattr(curve, shown)]
+    steps = steps or columns([getattr(curve, shown) for curve in curves])
     settings = ["other settings"] if names(curves) else []
     rows = [["method", "seed", *settings, *(f"{step:,}" for step in steps)]]
     for curve in curves:
-        rates = [f"{curve.success[step]:.2f}" if step in curve.success else "" for step in steps]
-        rows.append([curve.method, str(curve.seed), *(written(curve.settings) for _ in settings), *rates])
-    what = f"Success over steps of each task: the mean over tasks of their newest {stored['window']} episodes."
-    return [*table(rows), "", " ".join([what, *notes])]
+        rates = getattr(curve, shown)
+        cells = [f"{rates[step]:.2f}" if step in rates else "" for step in steps]
+        rows.append([curve.method, str(curve.seed), *(written(curve.settings) for _ in settings), *cells])
+    return [*table(rows), "", " ".join([WHAT[shown].format(window=stored["window"]), *notes])]
 
 
-def draw_curves(stored: Mapping[str, Any], description: str) -> str:
+def draw_curves(stored: Mapping[str, Any], description: str, by_folder: bool = False) -> str:
     """Draws the mean over the seeds of each method, and single seeds as thin lines, as SVG text."""
     groups: dict[tuple[str, str], list[Curve]] = {}
-    for curve in read_curves(stored)[0]:
+    for curve in read_curves(stored, by_folder)[0]:
         groups.setdefault(curve.group, []).append(curve)
     # Groups of one method need strokes of their own, and so do methods that no other figure has.
     known = len({method for method, _ in groups}) == len(groups) and all(method in METHODS for method, _ in groups)
@@ -177,25 +196,32 @@ class Curves(Named):
     """Shows what `benchmarks.curves` stored: how success rose in runs with other settings; the argument is the stem.
 
     ``:steps:`` names the columns of the table. ``:figure:`` describes a figure of all steps, drawn above the table.
+    ``:evaluated:`` shows the evaluations in place of the episodes in which a run learned. With ``:by-folder:`` the
+    folders of the runs name the methods.
     """
 
     option_spec: ClassVar[dict[str, Any]] = {
         "steps": lambda text: [int(step) for step in text.split()],
         "figure": directives.unchanged_required,
+        "evaluated": directives.flag,
+        "by-folder": directives.flag,
     }
 
     def run(self) -> list[nodes.Node]:
         shown = super().run()
         if "figure" not in self.options:
             return shown
-        drawing = draw_curves(json.loads(self.path.read_text()), self.options["figure"])
+        drawing = draw_curves(json.loads(self.path.read_text()), self.options["figure"], "by-folder" in self.options)
         figure = nodes.figure("", nodes.raw("", side_by_side([drawing]), format="html"))
         figure += nodes.caption("", "The runs of the table below. Thin lines are single seeds.")
         return [figure, *shown]
 
     def lines(self, stored: Mapping[str, Any]) -> list[str]:
+        evaluated = "evaluated" in self.options
+        shown = "evaluated" if evaluated else "success"
+        lines = curve_lines(stored, self.options.get("steps"), shown, "by-folder" in self.options)
         commands = [session["command"] for session in stored["sessions"]]
-        return [*curve_lines(stored, self.options.get("steps")), "", *told(commands, stored)]
+        return lines if evaluated else [*lines, "", *told(commands, stored)]
 
 
 def setup(app: Sphinx) -> None:

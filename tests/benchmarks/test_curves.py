@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import curves
-from dynroute_metaworld import Configuration, Run
+from dynroute_metaworld import Configuration, EvaluationResult, Run
 
 
 def write_run(folder: Path, rates: dict[int, list[float]], **options: Any) -> Run:
@@ -35,14 +36,45 @@ def test_a_row_has_what_differs_and_the_mean_over_tasks(tmp_path: Path, monkeypa
     curves.main()
     stored = json.loads(output.read_text())
     assert stored["rows"] == [
-        {"run": "a", "options": {}, "success": {"100": 0.25, "200": 0.75}},
-        {"run": "b", "options": {"batch_size": 16, "seed": 2}, "success": {"100": 0.25}},
+        {"run": "a", "options": {}, "success": {"100": 0.25, "200": 0.75}, "evaluated": {}},
+        {"run": "b", "options": {"batch_size": 16, "seed": 2}, "success": {"100": 0.25}, "evaluated": {}},
     ]
     assert [session["command"] for session in stored["sessions"]] == [
         "dynroute train --run runs/a --seed 1",
         "dynroute train --run runs/b --seed 1",
     ]
     assert str(tmp_path) not in output.read_text()
+
+
+def write_evaluation(path: Path, solved: list[bool]) -> None:
+    """The evaluation of two tasks with one episode each."""
+    zeros, done = np.zeros((2, 1)), np.array(solved)[:, None]
+    EvaluationResult(
+        benchmark="reach, push",
+        tasks=("reach", "push"),
+        goals="fixed",
+        horizon=20,
+        seed=0,
+        reward_version="v2",
+        criterion="any",
+        versions={},
+        first_success=np.where(done, 5, -1),
+        success_last=done,
+        returns=zeros,
+        lengths=zeros.astype(np.int64),
+        goal_positions=np.zeros((2, 1, 3), np.float32),
+        modules_used=None,
+    ).save(path)
+
+
+def test_evaluations_are_those_of_their_steps_and_the_last_one_is_final(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", {100: [0.5, 0.0]}, goals="fixed", steps=300)
+    run.evaluations.mkdir()
+    write_evaluation(run.evaluations / "step_400.json", [True, True])
+    write_evaluation(run.evaluations / "step_80.json", [False, True])
+    assert curves.read_evaluations(run) == {"40": 0.5, "200": 1.0}
+    write_evaluation(run.evaluations / "final.json", [False, False])
+    assert list(curves.read_evaluations(run).items()) == [("40", 0.5), ("200", 1.0), ("300", 0.0)]
 
 
 def test_rows_are_added_to_those_of_runs_that_are_gone(
@@ -89,7 +121,7 @@ def test_rows_are_added_to_those_of_runs_that_are_gone(
     [
         (("window",), None, "window has another window or other tasks than the first run"),
         (("tasks",), None, "tasks has another window or other tasks than the first run"),
-        (("a",), 50, "the file has 'dynroute curves 3' at every 100 steps"),
+        (("a",), 50, "the file has curves at every 100 steps, got `--every 50`; leave it out"),
         (("a", "other/a"), None, "folders must have different names"),
     ],
 )
@@ -107,5 +139,5 @@ def test_what_cannot_be_compared_is_refused(
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {100: [0.5, 0.0]})
-    with pytest.raises(ValueError, match="the file has 'dynroute curves 1' at every None steps"):
+    with pytest.raises(ValueError, match="the file has the format 'dynroute curves 1', not 'dynroute curves 3'"):
         curves.compare([tmp_path / "a"], former={"format": "dynroute curves 1"})

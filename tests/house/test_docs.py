@@ -45,7 +45,6 @@ def test_curves_name_what_differs_once_and_are_sorted() -> None:
         ["mt-sac", "1", "``batch_size=16``", "0.50", ""],
         ["mt-sac", "3", "``batch_size=16``", "", "0.10"],
         ["mt-sac", "1", "", "0.25", ""],
-        ["mt-sac", "2", "", "", ""],
         ["d2r", "1", "", "0.00", ""],
         ["d2r", "2", "``batch_size=16``", "0.00", ""],
     ]
@@ -53,6 +52,16 @@ def test_curves_name_what_differs_once_and_are_sorted() -> None:
         "Every d2r has ``network.width=80``. With ``batch_size=16`` comes ``ent_coef=auto_0.5``. "
         "Unless stated otherwise: ``batch_size=64``, ``ent_coef=auto``."
     )
+
+
+def test_evaluations_are_shown_of_runs_that_have_some() -> None:
+    from learning_curves import curve_lines
+
+    curves = stored(({}, {"10": 0.25}), ({"seed": 2}, {"10": 0.5}))
+    curves["rows"][1]["evaluated"] = {"10": 0.75, "20": 1.0}
+    lines = curve_lines(curves, shown="evaluated")
+    assert cells(lines) == [["method", "seed", "10", "20"], ["mt-sac", "2", "0.75", "1.00"]]
+    assert lines[-1].startswith("Success in evaluations over steps of each task")
 
 
 def test_curves_have_few_columns_and_the_last_step() -> None:
