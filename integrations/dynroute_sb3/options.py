@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -441,17 +441,15 @@ def check_router_rate(rate: float, nets: Iterable[nn.Module]) -> None:
             )
 
 
-def check_balance(weight: float, nets: Iterable[nn.Module]) -> None:
-    """Raises an error unless networks have routes that the load-balancing loss can change."""
-    for net in nets:
-        if (routed := getattr(net, "routed", None)) is None:
-            raise ValueError(
-                f"`route_balance` must be 0 for networks without routes, got {weight!r} for a {type(net).__name__}."
-            )
-        if isinstance(routed.gate, Soft):
-            raise ValueError(
-                f"`route_balance` must be 0 for the gate Soft, which uses all sources alike, got {weight!r}."
-            )
+def check_balance(weight: float, nets: Sequence[nn.Module]) -> None:
+    """Raises an error unless the load-balancing loss can change the routes of one of the networks."""
+    gates = [routed.gate for net in nets if (routed := getattr(net, "routed", None)) is not None]
+    if any(not isinstance(gate, Soft) for gate in gates):
+        return
+    if gates:
+        raise ValueError(f"`route_balance` must be 0 for the gate Soft, which uses all sources alike, got {weight!r}.")
+    kinds = " and a ".join(dict.fromkeys(type(net).__name__ for net in nets))
+    raise ValueError(f"`route_balance` must be 0 for networks without routes, got {weight!r} for a {kinds}.")
 
 
 def check_precision(model: MultiTaskAttributes) -> None:

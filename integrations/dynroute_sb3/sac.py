@@ -98,7 +98,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             demonstrations in a :class:`DemonstrationBuffer`, times the mean absolute value of the task.
         demonstration_decay: The number of the actor's updates over which that weight falls to 0; constant if None.
         route_balance: The weight of the loss that makes the sources of routes equally frequent in a batch
-            (:func:`dynroute.losses.load_balance`), for actor and critics.
+            (:func:`dynroute.losses.load_balance`), for those of actor and critics whose gate chooses.
         actor_paths: The paths of the actor's loss: "replayed" for those stored with the transitions (Eq. 8), "sampled"
             for new ones, "topk" for the best. Default: "replayed" for the gates TopK and SampleK, else "topk".
         critic_paths: The same for the values that the critics learn; all other actions and values use the best paths.

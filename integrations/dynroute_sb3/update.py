@@ -389,9 +389,8 @@ def _cloning(means: Tensor, values: Tensor, tasks: Tensor, wanted: Tensor, given
 
 def _balance(routes: Iterable[Route | None], given: Coefficients) -> Tensor | float:
     """The weighted load-balancing loss, summed over networks."""
-    if not given.route_balance:
-        return 0.0
-    return given.route_balance * torch.stack([load_balance(route) for route in routes if route is not None]).sum()
+    losses = [load_balance(route) for route in routes if route is not None] if given.route_balance else []
+    return given.route_balance * torch.stack(losses).sum() if losses else 0.0
 
 
 def _repair(actor: MultiTaskActor, extreme: Tensor, given: Coefficients) -> None:

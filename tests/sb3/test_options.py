@@ -29,7 +29,10 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import Tensor
 
+from dynroute import Soft
+from dynroute.losses import load_balance
 from dynroute_sb3 import (
     MultiTaskSAC,
     OneHotTask,
@@ -103,6 +106,20 @@ def test_routers_keep_their_rate_while_that_of_the_rest_falls() -> None:
         }
         assert named == {name for name, _ in module.named_parameters() if ".router." in name}
         assert len(rest["params"]) + len(named) == len(list(module.parameters()))
+
+
+def test_balance_is_for_networks_whose_gate_chooses() -> None:
+    def router(weight: float) -> Tensor:
+        kwargs = {"network_kwargs": {"width": 8, "gate": "soft"}, "critic_kwargs": {"gate": "top-2"}}
+        model = make_model("ScaleMoEPolicy", policy_kwargs=kwargs, learning_starts=16, route_balance=weight)
+        learned: Tensor = model.learn(20).critic.nets[0].routed.router.layers[0].weight  # by one update
+        return learned
+
+    assert not torch.equal(router(10.0), router(0.0))
+    logits = torch.randn(16, 1, 4, requires_grad=True)
+    load_balance(Soft()(logits)).backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().max() < 1e-7  # an actor that mixes all learns nothing from it
 
 
 def test_a_checkpoint_stores_each_option() -> None:
@@ -306,7 +323,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "balance without routes": (
         {"policy": "MlpPolicy", "route_balance": 0.1},
-        "`route_balance` must be 0 for networks without routes, got 0.1 for a MultiTaskMLP",
+        "`route_balance` must be 0 for networks without routes, got 0.1 for a MultiTaskMLP\\.",
     ),
     "balance of a soft gate": (
         {"policy_kwargs": {"network_kwargs": {**TINY, "gate": "soft"}}, "route_balance": 0.1},
