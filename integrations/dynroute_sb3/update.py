@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynroute import Route
+from dynroute import BalancedTopK, Route
 from dynroute.losses import load_balance
 
 from .actor import MultiTaskActor
@@ -410,15 +410,20 @@ def follow(targets: nn.Module, sources: nn.Module, tau: float) -> None:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Freezes the parameters of a module; gradients still pass through it."""
+    """Freezes the parameters of a module and the loads that its gates balance; gradients still pass through it."""
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    counting = [part for part in module.modules() if isinstance(part, BalancedTopK) and part.training]
     for parameter in learning:
         parameter.requires_grad_(False)
+    for gate in counting:
+        gate.eval()
     try:
         yield
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
+        for gate in counting:
+            gate.train()
 
 
 def _paths(kind: str, batch: RouteReplaySamples) -> dict[str, Any]:

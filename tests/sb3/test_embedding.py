@@ -161,7 +161,7 @@ def test_critics_balance_their_experts_in_updates_alone_and_targets_follow() -> 
     for bias, target in zip(learning, following, strict=True):
         moves = bias / rate
         assert torch.equal(bias, target)
-        assert moves.abs().max() > 5
+        assert model._n_updates / 2 < moves.abs().max() < model._n_updates  # once in each, by the critics' own loss
         assert torch.allclose(moves, moves.round(), atol=1e-3)  # whole steps
     model.predict(observations())
     critic_plasticity(model, 64)
