@@ -16,7 +16,7 @@ LANGUAGE = MEASURED / "language.json"
 UNITS = {
     "turns": "equal time",
     "seconds": "equal seconds",
-    "products": "equal products",
+    "products": "equal multiply-adds",
     "step": "equal tokens",
 }
 
@@ -34,7 +34,7 @@ class LanguageLosses(Language):
 
     def lines(self, stored: dict[str, Any]) -> list[str]:
         summary = stored["summary"]
-        header = ["feed-forward part", "parameters", "products a token", "step to loop", *UNITS.values()]
+        header = ["feed-forward part", "parameters", "multiply-adds a token", "step to loop", *UNITS.values()]
         rows = []
         for row in summary["rows"]:
             losses = [number(row["loss"][unit]) for unit in UNITS]
@@ -112,8 +112,8 @@ Means of {seeds} seeds with intervals of 95 % (Student). Equal time is that of {
 by the ratios of the column before, medians of at least {min(stored["steps"]["rounds"])} rounds in which a network and
 the loop take turns. Equal seconds are {ends["seconds"]:.0f} of one thread of the processor, which other programs
 lengthen: the load of the system was {min(loads):.0f} to {max(loads):.0f} on two cores, and a run took
-{min(waited):.1f} to {max(waited):.1f} times as long by the clock. Equal products are
-{ends["products"] / 1e9:,.0f} billion multiplications of matrix products, equal tokens {ends["step"]:,} steps of
+{min(waited):.1f} to {max(waited):.1f} times as long by the clock. Equal multiply-adds are
+{ends["products"] / 1e9:,.0f} billion, equal tokens {ends["step"]:,} steps of
 {settings["batch"] * settings["length"]:,}. The text has {learned:,} characters to learn and {tested:,} to test on, the
 docstrings of Python {settings["python"]}; torch {settings["torch"]}. The losses of the loop and of the mixture with a
 loss differ by {same["most"]:.1e} at most after equal steps.
