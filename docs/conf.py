@@ -322,6 +322,23 @@ class Speed(Stored):
         return [row["case"], str(row["batch"]), f"{row['ms']['textbook']:.2f}", *ratios]
 
 
+class ShortSpeed(Speed):
+    """Shows how long the default backend takes beside an MLP with as many parameters; the content names the cases."""
+
+    required_arguments = 0
+    has_content = True
+
+    def lines(self, stored: dict[str, Any]) -> list[str]:
+        columns = [(mode, batch) for batch in (1280, 1) for mode in ("training step", "inference")]
+        rows = [row for row in stored["rows"] if "to textbook" in row]
+        found = {(row["case"], row["mode"], row["batch"]): row["to textbook"] for row in rows}
+        rows = [["graph", *(f"{mode}, {f'batch {batch:,}' if batch > 1 else 'one sample'}" for mode, batch in columns)]]
+        for case in self.content:
+            ratios = [found[case, *column] for column in columns]
+            rows.append([case, *(f"{ratio['auto'] / ratio['equal MLP']:.1f}" for ratio in ratios)])
+        return table(rows)
+
+
 class MixtureSpeed(Stored):
     """Shows the stored results of `benchmarks.moe`, as ratios to the loop over experts."""
 
@@ -374,6 +391,7 @@ def setup(app: Sphinx) -> None:
     app.add_directive("environment-speed", EnvironmentSpeed)
     app.add_directive("scripted-success", ScriptedSuccess)
     app.add_directive("speed", Speed)
+    app.add_directive("short-speed", ShortSpeed)
     app.add_directive("network-speed", NetworkSpeed)
     app.add_directive("mixture-speed", MixtureSpeed)
     app.add_directive("update-speed", UpdateSpeed)
