@@ -36,7 +36,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "mh-sac": {"hidden_sizes": (64, 64)},
     "moe": {"num_experts": 3, "width": 32, "depth": 2, "router_sizes": (32,)},
     # Few paths would let two tasks begin with the same one, which they leave late: the state decides nothing.
-    "hard": {**TRUNK, "layer_sizes": (16, 16)},
+    "hard": {**TRUNK, "layer_sizes": (8, 8)},
     "sm": {**TRUNK, "layer_sizes": (2, 2, 2), "width": 16, "router_sizes": (32,)},
     "sm-shallow": {**TRUNK, "router_sizes": (32,)},
     "care": {"embedding_features": 8, "num_encoders": 3, "hidden_sizes": (64, 64)}
