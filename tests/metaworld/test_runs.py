@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from processes import wait_until
+from processes import fork_command, wait_until
 
 from dynroute_metaworld import (
     Configuration,
@@ -238,12 +238,12 @@ def test_killed_at_three_moments(straight: Path, tmp_path: Path) -> None:
     moments = random.Random(0)
     # The moments are somewhere after something was written: a line, a checkpoint, another checkpoint.
     for part in ("metrics.jsonl", "checkpoints/step_24", "checkpoints/step_48"):
-        process = start(folder)
-        wait_until(process, (folder / part).exists)
+        killed = fork_command(["train", "--run", str(folder), "--resume", *flags()], tmp_path / "printed")
+        wait_until(killed, (folder / part).exists)
         time.sleep(moments.uniform(0, 0.2))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        killed.kill()
+        killed.join()
+        assert killed.exitcode == -signal.SIGKILL
     process = start(folder)
     printed, _ = process.communicate()
     assert process.returncode == 0, printed

@@ -1,21 +1,47 @@
-"""Waits for what another process does."""
+"""Starts commands in other processes, and waits for what these do."""
 
+import multiprocessing
+import os
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+import dynroute_command
 
 PATIENCE = 900
 """Seconds after which something must have happened, also on a machine that does much else."""
 
 
-def wait_until(process: subprocess.Popen[str], happened: Callable[[], Any], every: float = 0.01) -> Any:
+def fork_command(arguments: Sequence[str], output: Path) -> BaseProcess:
+    """Starts a command of dynroute in a process that need not import what it runs, which would take seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dynroute_metaworld.cli"])
+    process = context.Process(target=_run, args=(list(arguments), output))
+    process.start()
+    return process
+
+
+def _run(arguments: list[str], output: Path) -> None:
+    with output.open("w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    sys.exit(dynroute_command.run(arguments))
+
+
+def wait_until(process: subprocess.Popen[str] | BaseProcess, happened: Callable[[], Any], every: float = 0.01) -> Any:
     """Returns what `happened` returns, once it is true; fails if the process ends before."""
     end = time.monotonic() + PATIENCE
     while not (what := happened()):
-        if process.poll() is not None:
+        if isinstance(process, BaseProcess):
+            if process.exitcode is not None:
+                pytest.fail(f"ended with {process.exitcode}")
+        elif process.poll() is not None:
             assert process.stdout is not None
             pytest.fail(f"ended with {process.returncode}: {process.stdout.read()}")
         if time.monotonic() > end:
