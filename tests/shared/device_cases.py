@@ -7,8 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 SMALL: dict[str, dict[str, Any]] = {
     "mt-sac": {"hidden_sizes": (16, 16)},
     "paco": {"hidden_sizes": (16,), "num_sets": 2},
-    "sm": {"trunk_sizes": (16, 16), "layer_sizes": (2, 2), "width": 8, "router_sizes": (16,)},
-    "d2r": {"trunk_sizes": (16, 16), "num_modules": 4, "width": 8, "router_sizes": (16,)},
+    "sm": {"trunk_sizes": (16,), "layer_sizes": (2, 2), "width": 8, "router_sizes": (16,)},
+    "d2r": {"trunk_sizes": (16,), "num_modules": 3, "width": 8, "router_sizes": (16,)},
     "brc": {"width": 8, "blocks": 1},
     "scalemoe-output": {"num_experts": 3, "width": 8},
 }
