@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from dynroute import Hard, LayerRouting, ModelRouting, ModuleRouting, Program, Soft, TopP, extract, trace_program
 from dynroute.networks import build
 
-SIZES = {"num_modules": 5, "width": 8, "trunk_sizes": (8,), "router_sizes": (6,)}
+SIZES = {"num_modules": 4, "width": 8, "trunk_sizes": (8,), "router_sizes": (6,)}
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
-    "module": lambda: ModuleRouting.mlp(5, 8, 6, 3),
-    "module hard": lambda: ModuleRouting.mlp(5, 8, 6, 3, gate=Hard()),
+    "module": lambda: ModuleRouting.mlp(5, 8, 4, 3),
+    "module hard": lambda: ModuleRouting.mlp(5, 8, 4, 3, gate=Hard()),
     "layer": lambda: LayerRouting.mlp(5, 8, [3, 2], 3, gate=Soft()),
     "model": lambda: ModelRouting.mlp(5, 8, 3, 3),
     "top-p": lambda: ModelRouting.ffn(5, 8, 4, gate=TopP(0.6)),
@@ -97,7 +97,7 @@ def test_a_program_moves_and_takes_other_types(tmp_path: Path) -> None:
     for moved in (copy.deepcopy(program).to("meta"), Program.load(tmp_path / "p.safetensors", device="meta")):
         assert {tensor.device.type for tensor in moved.buffers()} == {"meta"}
         assert moved(torch.randn(7, 5, device="meta")).shape == (7, 3)
-    double = ModuleRouting.mlp(5, 8, 6, 3, dtype=torch.float64)
+    double = ModuleRouting.mlp(5, 8, 3, 3, dtype=torch.float64)
     x = torch.randn(4, 5, dtype=torch.float64)
     torch.testing.assert_close(trace_program(double, x)(x), double.eval()(x))
 
