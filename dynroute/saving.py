@@ -1,11 +1,13 @@
 """Saving modules to a folder, with arguments as JSON and parameters as safetensors; loading one runs no code of it."""
 
+import copy
 import inspect
 import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -374,8 +376,8 @@ class _Reader:
             case {"class": _} | {"again": _}:
                 return self.module(tree)
             case {"makes": part}:
-                made = [self.module(part)]
-                return lambda: made.pop() if made else self.module(part)
+                first, calls = self.module(part), count()
+                return lambda: copy.deepcopy(first) if next(calls) else first
             case {"filled": list(shape)}:
                 return self._made_by(torch.zeros, shape)
             case {"topology": parents}:
@@ -433,7 +435,10 @@ def _check_same(module: nn.Module, rebuilt: nn.Module) -> None:
     """Raises an error if a module rebuilt from the arguments of another one differs from it."""
     expected, got = (
         {name: tensor.shape for name, tensor in net.state_dict().items()}
-        | {name: repr(part) for name, part in net.named_modules() if isinstance(part, Gate)}
+        | {
+            name: repr(part) if isinstance(part, Gate) else type(part)
+            for name, part in net.named_modules(remove_duplicate=False)
+        }
         for net in (module, rebuilt)
     )
     ties = [

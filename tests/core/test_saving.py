@@ -115,6 +115,20 @@ def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
         assert isinstance(twin.report, Extraction)
 
 
+def test_a_part_that_is_shared_behind_made_activations_is_found_again(tmp_path: Path) -> None:
+    act, lin = nn.Tanh(), nn.Linear(3, 3)
+    save_pretrained(nn.Sequential(LinearBank(4, 5, 5, nn.ReLU), nn.Sequential(nn.Linear(5, 5), act), act), tmp_path)
+    twin = from_pretrained(tmp_path)
+    assert twin[2] is twin[1][1]
+    assert isinstance(twin[2], nn.Tanh)
+    assert len({id(member[1]) for member in twin[0]}) == 4
+
+    mlp = networks.build("mt-sac", STATE, TASKS, OUT, hidden_sizes=(8, 8, 8))
+    save_pretrained(nn.ModuleList([mlp, lin, lin]), tmp_path)
+    twin = from_pretrained(tmp_path)
+    assert twin[1] is twin[2]
+
+
 @pytest.mark.parametrize("name", GATES)
 def test_gates_come_back(name: str, tmp_path: Path) -> None:
     net = ModelRouting.ffn(5, 8, 4, GATES[name]())
@@ -290,6 +304,8 @@ def test_what_cannot_be_made_again_is_not_saved(tmp_path: Path) -> None:
     tied[1].weight = tied[0].weight
     changed = nn.Sequential(nn.Linear(5, 5))
     changed[0].weight = nn.Parameter(torch.zeros(3, 5))
+    uneven = LinearBank(3, 5, 5, nn.ReLU)
+    uneven[1][1] = nn.Tanh()
     for module, error, message in [
         (
             tied,
@@ -297,6 +313,7 @@ def test_what_cannot_be_made_again_is_not_saved(tmp_path: Path) -> None:
             "`module` must be what its classes make of their arguments, but other parameters",
         ),
         (changed, ValueError, "`module` must be what its classes make .*, but `0.weight` differs; was a part changed"),
+        (uneven, ValueError, "`module` must be what its classes make of their arguments, but `1.1` differs"),
         (Forgetful(3), TypeError, "`secret` of Forgetful must be kept as an attribute of that name to be saved"),
         (Expert(3, slope=torch.zeros(2)), TypeError, r"`module\.slope` must be a number, text, a module, .* got a ten"),
         (Expert(3, slope=float("nan")), TypeError, r"`module\.slope` must be a number, .* got nan"),
