@@ -7,6 +7,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import pooling
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -230,7 +232,8 @@ def _couples(module: nn.Module, dims: int, features: int) -> str | None:
     quantized = type(module).__module__.startswith("torch.ao.nn.quantized.dynamic")
     if quantized or tracks is False or (tracks is True and module.training):
         return "computes statistics of the batch"
-    if dims > 1 and isinstance(module, _OF_SEVERAL_DIMENSIONS):
+    per_channel = isinstance(module, nn.PReLU) and module.num_parameters > 1
+    if dims > 1 and (per_channel or isinstance(module, _OF_SEVERAL_DIMENSIONS)):
         return f"is a {type(module).__name__}, which reads batch dimensions as its own"
     if isinstance(module, _OF_SEQUENCES) and not module.batch_first:
         return f"is a {type(module).__name__} with batch_first=False, which reads the batch as a sequence"
@@ -252,8 +255,19 @@ _OF_SEVERAL_DIMENSIONS = (
     nn.TransformerDecoderLayer,
     nn.RNNBase,
     _ConvNd,
+    _NormBase,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    pooling._AdaptiveAvgPoolNd,
+    pooling._AdaptiveMaxPoolNd,
+    pooling._AvgPoolNd,
+    pooling._LPPoolNd,
+    pooling._MaxPoolNd,
 )
-"""Modules that work on the last two or more dimensions together, so the batch must keep its shape."""
+"""Modules that work on the last two or more dimensions together, or take the second one as channels."""
 
 _OF_SEQUENCES = (nn.MultiheadAttention, nn.RNNBase)
 """Modules that read sequences; the layers of transformers contain them."""

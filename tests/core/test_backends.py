@@ -274,6 +274,41 @@ def test_auto_never_changes_modules_that_couple_samples(name: str) -> None:
         net(x)
 
 
+CHANNELS: dict[str, Callable[[], nn.Module]] = {
+    "PReLU": lambda: nn.PReLU(8),
+    "GroupNorm": lambda: nn.GroupNorm(2, 8),
+    "BatchNorm1d": lambda: nn.BatchNorm1d(8),
+    "InstanceNorm1d": lambda: nn.InstanceNorm1d(8, affine=True, track_running_stats=True),
+    "LocalResponseNorm": lambda: nn.LocalResponseNorm(3, alpha=1.0),
+    "Dropout1d": lambda: nn.Dropout1d(),
+    "AvgPool2d": lambda: nn.AvgPool2d(3, 1, 1),
+    "AdaptiveMaxPool2d": lambda: nn.AdaptiveMaxPool2d(8),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_layers_that_read_the_second_dimension_as_channels_run_on_the_whole_batch(name: str) -> None:
+    net = ModelRouting([nn.Sequential(nn.Linear(8, 8), CHANNELS[name]()) for _ in range(4)], TopK(2)).eval()
+    for tensor in net.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.1, 2.0)
+    x = torch.randn(80, 8, 8)
+    with dynroute.backend("reference"):
+        expected = net(x)
+    torch.testing.assert_close(net(x), expected)
+    with dynroute.backend("sparse"), pytest.raises(ValueError, match=f"cannot: module 0 is a {name}, which reads"):
+        net(x)
+
+
+def test_a_prelu_with_one_slope_couples_no_samples() -> None:
+    nodes = [nn.Sequential(nn.Linear(7, 7), nn.PReLU()) for _ in range(4)]
+    net = ModelRouting(nodes, TopK(2), backend="sparse")
+    x = torch.randn(60, 10, 7)
+    output = net(x)
+    with dynroute.backend("reference"):
+        torch.testing.assert_close(output, net(x))
+
+
 def test_a_softmax_over_features_couples_no_samples() -> None:
     nodes = [nn.Sequential(nn.Linear(7, 7), nn.Softmax(dim=-1)) for _ in range(5)]
     net = ModelRouting(nodes, TopK(2), dynroute.LinearRouter(7, Topology.parallel(5)), backend="sparse")
