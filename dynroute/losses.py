@@ -154,12 +154,15 @@ def route_entropy(route: Route) -> Tensor:
 
 def _draw_probability(probability: Tensor, draws: Tensor) -> Tensor:
     """The probability that each source is among some draws without replacement, in its limit for many sources."""
+    # The scale of a smaller probability would overflow, and its gradient too.
+    least = torch.finfo(probability.dtype).tiny
+    probability = torch.where(probability > 4 * probability.shape[-1] * least, probability, 0.0)
     sources = (probability > 0).sum(dim=-1, keepdim=True)
     draws_all, draws_one = draws >= sources, draws == 1
     target = torch.where(draws_all, sources.clamp(min=1) / 2, draws).to(probability.dtype)  # any solvable number
 
     p = probability.detach()
-    most, least = torch.finfo(p.dtype).max / 16, torch.finfo(p.dtype).tiny
+    most = torch.finfo(p.dtype).max / 16
     scale = target
     for _ in range(_NEWTON_STEPS):  # starts below the root of a concave function, so no step overshoots
         undrawn = torch.exp(-scale * p)

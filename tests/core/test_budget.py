@@ -111,6 +111,19 @@ def test_the_gradient_of_the_cost(gate: Gate) -> None:
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize(("low", "dtype"), [(-86, torch.float32), (-95, torch.float32), (-740, torch.float64)])
+@pytest.mark.parametrize("k", [3, 5])
+def test_the_cost_of_sources_that_almost_underflow_is_that_without_them(k: int, low: float, dtype: torch.dtype) -> None:
+    topology = Topology.dag(9)
+    logits = torch.zeros(topology.path_shape, dtype=dtype)
+    logits[:, 1:] = low
+    logits.requires_grad_()
+    cost = compute_cost(TopK(k)(logits, allowed=topology.allowed), topology)
+    (grad,) = torch.autograd.grad(cost, logits)
+    assert float(cost.detach()) == 2.0  # the output reads the first node
+    assert grad.isfinite().all()
+
+
 def test_soft_routes_cost_all_nodes() -> None:
     net = ModuleRouting.mlp(5, 8, 4, 2, gate=Soft())
     assert torch.equal(compute_cost(net.route(torch.randn(7, 5)), net.topology), torch.full((7,), 5.0))
