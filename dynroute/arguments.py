@@ -185,6 +185,11 @@ def check_modules(name: str, modules: Iterable[nn.Module]) -> list[nn.Module]:
     """Returns the modules as a list; raises an error unless all are modules."""
     if not isinstance(modules, Iterable) or hasattr(modules, "shape"):  # arrays without dimensions cannot be iterated
         raise TypeError(f"`{name}` must list modules, got {shown(modules)}; for instance [nn.Linear(8, 8)].")
+    if isinstance(modules, nn.Sequential):
+        raise TypeError(
+            f"`{name}` must list modules, got an nn.Sequential, which is one module; wrap it: [...], or pass list(...) "
+            "for its parts."
+        )
     modules = list(modules)
     for i, module in enumerate(modules):
         if not isinstance(module, nn.Module):

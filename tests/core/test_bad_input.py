@@ -485,6 +485,14 @@ def noisy_pass(*, sample: bool | None = None, replay: bool = False, **options: A
         (lambda: ModuleRouting(nn.ReLU(), Soft(), nn.ReLU()), "`modules` must list modules, got ReLU(); for instance"),
         (lambda: OutputRouting(["a"]), "`heads[0]` must be a module, got 'a'."),
         (
+            lambda: ModelRouting(nn.Sequential(*linear(2)), TopK(2)),
+            "`models` must list modules, got an nn.Sequential, which is one module; wrap it: [...], or pass list(...)",
+        ),
+        (
+            lambda: LayerRouting([nn.Sequential(*linear(2)), nn.Sequential(*linear(2))], TopK(2)),
+            "`layers[0]` must list modules, got an nn.Sequential, which is one module; wrap it: [...], or pass list",
+        ),
+        (
             lambda: OutputRouting(linear(3))(torch.zeros(7, 5), torch.arange(3)),
             "`task` must have the batch shape of `x`, got task (3,) and x (7, 5); an integer context holds task ids",
         ),
