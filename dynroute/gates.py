@@ -417,6 +417,7 @@ class BalancedTopK(_Mixing):
     load: Tensor | None
     learned: Tensor | None
     exists: Tensor | None
+    """The slots that exist; no buffer, so that a gate on the meta device keeps its values."""
 
     def __init__(self, k: int, rate: float = 1e-3, *, capacity: float | None = None) -> None:
         super().__init__(k, capacity=capacity)
@@ -425,7 +426,7 @@ class BalancedTopK(_Mixing):
         self.register_buffer("bias", None)
         self.register_buffer("load", None)
         self.register_buffer("learned", None)  # whether a backward pass ran since the last pass that counted
-        self.register_buffer("exists", None, persistent=False)
+        self.exists = None
 
     def bind(self, topology: Topology, device: torch.device | None = None) -> None:
         """Makes the bias for a graph; a gate belongs to one graph only."""
@@ -435,13 +436,14 @@ class BalancedTopK(_Mixing):
                 "each layer."
             )
         super().bind(topology, device)
-        self._make_bias(topology.allowed.to(device))
+        self._make_bias(topology.allowed, device)
 
     def resize(self, change: Callable[[Tensor], Tensor]) -> None:
         """Adapts the bias; the load starts at zero again."""
         if self.bias is not None:
             bias = change(self.bias)
-            self._make_bias(change(torch.ones_like(self.bias)) > 0)
+            exists = change(torch.ones(self.bias.shape, device="cpu")) > 0
+            self._make_bias(exists, bias.device)
             self.bias = bias
 
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
@@ -486,12 +488,13 @@ class BalancedTopK(_Mixing):
     def _counts(self) -> bool:
         return self.training and torch.is_grad_enabled() and _is_first_run()
 
-    def _make_bias(self, exists: Tensor) -> None:
+    def _make_bias(self, exists: Tensor, device: torch.device | None = None) -> None:
+        device = exists.device if device is None else device
         with torch.inference_mode(False):  # training changes them
             self.exists = exists.clone()
-            self.bias = torch.zeros(exists.shape, dtype=torch.float32, device=exists.device)
-            self.load = torch.zeros(exists.shape, dtype=torch.long, device=exists.device)
-            self.learned = torch.zeros((), dtype=torch.bool, device=exists.device)
+            self.bias = torch.zeros(exists.shape, dtype=torch.float32, device=device)
+            self.load = torch.zeros(exists.shape, dtype=torch.long, device=device)
+            self.learned = torch.zeros((), dtype=torch.bool, device=device)
 
     def _learn(self, _: Tensor | None = None) -> None:
         assert self.learned is not None
@@ -504,8 +507,12 @@ class BalancedTopK(_Mixing):
         assert self.load is not None
         assert self.learned is not None
         assert self.exists is not None
-        mean = self.load.sum(dim=-1, keepdim=True) / self.exists.sum(dim=-1, keepdim=True).clamp(min=1)
-        self.bias.add_(torch.where(self.exists & self.learned, (mean - self.load).sign(), 0.0), alpha=self.rate)
+        exists = self.exists
+        if exists.device != self.bias.device:
+            exists = exists.to(self.bias.device)
+            self.exists = self.exists if exists.is_meta else exists
+        mean = self.load.sum(dim=-1, keepdim=True) / exists.sum(dim=-1, keepdim=True).clamp(min=1)
+        self.bias.add_(torch.where(exists & self.learned, (mean - self.load).sign(), 0.0), alpha=self.rate)
         self.load.mul_(~self.learned)
         self.learned.zero_()
 

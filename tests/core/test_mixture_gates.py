@@ -468,6 +468,26 @@ def test_the_bias_stays_in_float32(dtype: torch.dtype) -> None:
     assert meta.to_empty(device="cpu").gate.bias.device.type == "cpu"
 
 
+@pytest.mark.parametrize("assign", [True, False])
+def test_a_graph_that_was_made_without_memory_balances_only_slots_that_exist(assign: bool) -> None:
+    def make(device: str) -> ModuleRouting:
+        return ModuleRouting.mlp(5, 8, 4, 2, gate=BalancedTopK(2, rate=0.1), device=device)
+
+    net, twin = make("cpu"), make("meta")
+    learn(twin, torch.randn(16, 5, device="meta"))
+    if not assign:
+        twin.to_empty(device="cpu")
+        twin.reset_parameters()
+    twin.load_state_dict(net.state_dict(), assign=assign)
+    for _ in range(4):
+        x = torch.randn(16, 5)
+        learn(net, x)
+        learn(twin, x)
+    assert torch.equal(twin.gate.bias, net.gate.bias)
+    assert net.gate.bias[net.topology.allowed].any()
+    assert not net.gate.bias[~net.topology.allowed].any()
+
+
 def test_a_source_without_probability_is_the_last_resort() -> None:
     gate = BalancedTopK(2)
     logits = torch.tensor([[[0.0, 1.0, -torch.inf]]])
