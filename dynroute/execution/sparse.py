@@ -7,6 +7,7 @@ equations are the reference's, on rows (see `rows`) instead of whole batches.
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -93,21 +94,31 @@ def _run_rows(call: Pass, *, everywhere: bool = False) -> Tensor | None:
                 continue
             inputs, carried = _mixed(rows, group, sources, edge_weights, stops, separate=call.protect == "input")
         for i, node in enumerate(range(*group)):
-            if not counts[i] and not (everywhere or torch.is_grad_enabled()):
-                continue
             module = call.nodes[node]
-            output: Tensor | None = module(inputs[i]) if counts[i] else call_on_none(module, inputs[i])
+            output: Tensor | None = None
+            if counts[i]:
+                output = module(inputs[i])
+            elif everywhere or (torch.is_grad_enabled() and _reads_others(module)):
+                output = call_on_none(module, inputs[i])
             if output is None:
-                unused.append(call.nodes[node])
+                unused.append(module)
                 continue
             if node == topology.num_nodes - 1:
-                output = touch(output, unused) if unused else output
+                output = touch(output, unused) if unused and torch.is_grad_enabled() else output
                 return call.unflat(output)
             if parents and plan.shortcuts[node]:
                 check_shortcut(node, carried[i], output)
                 output = carried[i] + output
             state.add(node, output, carried[i] if parents and plan.shortcuts[node] else None)
     raise AssertionError("the last node is the output")
+
+
+def _reads_others(module: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a module may give a gradient to tensors that are not its parameters, such as weights that others make."""
+    if not isinstance(module, nn.Module):
+        return True
+    values = chain.from_iterable(vars(part).values() for part in module.modules())
+    return any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def call_on_none(module: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | None:
@@ -140,7 +151,10 @@ class _Touch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return gradients[0], *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
+        (gradient,), parameters = gradients, ctx.saved_tensors
+        if not torch.compiler.is_compiling():  # compiled code has no second derivatives, else zeros too
+            gradient = _Touch.apply(gradient, *parameters)  # type: ignore[no-untyped-call]
+        return gradient, *(torch.zeros_like(parameter) for parameter in parameters)
 
 
 class _Outputs:

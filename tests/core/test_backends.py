@@ -559,6 +559,52 @@ class Shy(nn.Module):
         return self.linear(x.view(x.shape[0], -1) / (0 if not len(x) else 1) if len(x) else x.view(0, -1))
 
 
+class Tracking(nn.Linear):
+    """Keeps a running mean of its inputs, as layers of users may."""
+
+    couples_samples = False
+    mean: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+        self.register_buffer("mean", torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.detach().mean(dim=0), 0.1)
+        return super().forward(x)
+
+
+def one_unused() -> tuple[ModelRouting, Tensor]:
+    net = ModelRouting([Tracking(6) for _ in range(4)], TopK(2), LinearRouter(6, Topology.parallel(4)))
+    path = torch.tensor([[True, False, True, False]]).expand(300, 1, 4)
+    return net, path
+
+
+def test_training_calls_no_module_on_no_rows() -> None:
+    net, path = one_unused()
+    sizes: list[int] = []
+    for node in net.nodes[:-1]:
+        node.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    net(torch.randn(300, 6), path=path, sample=True).square().sum().backward()
+    assert sizes == [300, 300]
+    for node in net.nodes[:-1]:
+        assert node.mean.isfinite().all()
+        assert node.weight.grad is not None
+    assert not net.nodes[1].weight.grad.any()
+
+
+def test_unused_modules_have_zero_gradients_of_second_order_too() -> None:
+    net, path = one_unused()
+    x = torch.randn(300, 6, requires_grad=True)
+    (slope,) = torch.autograd.grad(net(x, path=path).pow(3).sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    assert net.nodes[0].weight.grad.any()
+    for node in (net.nodes[1], net.nodes[3]):
+        assert node.weight.grad is not None
+        assert not node.weight.grad.any()
+
+
 def test_a_module_that_nobody_needs_may_fail_on_no_rows() -> None:
     net = ModelRouting([Shy() for _ in range(4)], TopK(2), LinearRouter(5, Topology.parallel(4)))
     with torch.no_grad():
