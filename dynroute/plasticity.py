@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .arguments import check_tensor, shown
 from .compositional import CompositionalLinear
@@ -115,8 +116,9 @@ def effective_rank(features: Tensor, *, share: float = 0.99) -> int:
 def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.99, **keywords: Any) -> Plasticity:
     """Runs a network on a batch and measures its plasticity.
 
-    Units are the outputs of the modules in :data:`ACTIVATIONS`. Features are the inputs of the output layers, which are
-    the linear layers of width ``net.out_features``, or the last linear layer that runs if there is no such attribute.
+    Units are the outputs of the modules in :data:`ACTIVATIONS`: their features, or their channels between a
+    convolution and the next linear layer. Features are the inputs of the output layers, which are the linear layers of
+    width ``net.out_features``, or the last linear layer that runs if there is no such attribute.
     All modules of a routed graph run for every sample, on its route or not; their use shows in the load.
 
     Args:
@@ -155,9 +157,13 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
 
 @contextmanager
 def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[tuple[Tensor, int]]]]:
-    """Collects the outputs of activations by name, and the input and output width of each linear layer."""
+    """Collects the outputs of activations by name, and the input and output width of each linear layer.
+
+    Units are moved to the last dimension.
+    """
     units: dict[str, Tensor] = {}
     layer_inputs: list[tuple[Tensor, int]] = []
+    behind_channels = 0  # the dimensions behind the channels of the last convolution or linear layer
 
     def keep_output(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -165,12 +171,19 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[tuple[Ten
             while label in units:  # the module was called before
                 count += 1
                 label = f"{name} ({count})"
-            units[label] = output
+            spatial = behind_channels if output.dim() > behind_channels + 1 else 0
+            units[label] = output.movedim(-1 - spatial, -1)
 
         return hook
 
     def keep_input(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        nonlocal behind_channels
+        behind_channels = 0
         layer_inputs.append((inputs[0], output.shape[-1]))
+
+    def keep_dimensions(module: _ConvNd, inputs: Any, output: Tensor) -> None:
+        nonlocal behind_channels
+        behind_channels = len(module.kernel_size)
 
     handles = []
     for name, part in net.named_modules():
@@ -178,6 +191,8 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[tuple[Ten
             handles.append(part.register_forward_hook(keep_output(name)))
         elif isinstance(part, (nn.Linear, CompositionalLinear)):
             handles.append(part.register_forward_hook(keep_input))
+        elif isinstance(part, _ConvNd):
+            handles.append(part.register_forward_hook(keep_dimensions))
     try:
         yield units, layer_inputs
     finally:

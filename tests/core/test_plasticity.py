@@ -152,6 +152,25 @@ def test_features_are_those_that_the_output_layers_read() -> None:
     assert math.isnan(nothing.dormant)
 
 
+def test_the_channels_of_a_convolution_are_its_units() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.ReLU(), nn.Linear(8 * 25, 6), nn.ReLU()
+    )
+    norm = net[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        norm.weight[:4] = 0.0  # half of the channels are zero
+    measures = measure(net, torch.randn(20, 3, 7, 7))
+    assert measures.layers["2"] == 0.5
+    assert measures.layers["4"] == 0.5
+    assert measures.layers["6"] < 0.5
+    total = 8 + 8 * 25 + 6
+    assert measures.dormant * total == pytest.approx(4 + 4 * 25 + 6 * measures.layers["6"])
+
+    tokens = nn.Sequential(nn.Conv1d(3, 8, 3), nn.Linear(5, 6), nn.ReLU())  # a linear layer reads the last dimension
+    assert measure(tokens, torch.randn(20, 3, 7)).layers["2"] in [i / 6 for i in range(7)]
+
+
 def test_a_module_that_is_called_again_is_another_layer() -> None:
     same = nn.ReLU()
     net = nn.Sequential(nn.Linear(3, 6), same, nn.Linear(6, 4), same, nn.Linear(4, 2))
