@@ -1,9 +1,9 @@
-"""Checks of tensor values, and whether values may be read."""
+"""Checks of tensor values, and of the surroundings of a call."""
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "hides_values",
     "in_forward_mode",
     "is_autocast",
+    "is_hooked",
     "is_traced",
     "records_gradients",
     "refuse_where",
@@ -67,6 +68,18 @@ def under_transform() -> bool:
 def records_gradients() -> bool:
     """Whether what is computed may be differentiated, in reverse or forward mode."""
     return torch.is_grad_enabled() or in_forward_mode()
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its forward."""
+    attributes = module.__dict__
+    return bool(
+        attributes["_forward_hooks"]
+        or attributes["_forward_pre_hooks"]
+        or attributes["_backward_hooks"]
+        or attributes["_backward_pre_hooks"]
+        or "forward" in attributes
+    )
 
 
 def is_traced() -> bool:

@@ -18,6 +18,7 @@ from .execution import backend
 from .inspect import load
 from .levels import RoutedGraph
 from .recording import Record, record
+from .routers import Router
 
 __all__ = ["ACTIVATIONS", "Plasticity", "dormant_units", "effective_rank", "measure"]
 
@@ -186,7 +187,10 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[tuple[Ten
         behind_channels = len(module.kernel_size)
 
     handles = []
+    routing = {part for router in net.modules() if isinstance(router, Router) for part in router.modules()}
     for name, part in net.named_modules():
+        if part in routing:
+            continue
         if isinstance(part, ACTIVATIONS):
             handles.append(part.register_forward_hook(keep_output(name)))
         elif isinstance(part, (nn.Linear, CompositionalLinear)):

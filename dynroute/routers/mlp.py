@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import check_count, check_dtype, check_sizes
+from ..checks import is_hooked
 from ..topology import Topology
 from .base import EdgeParameter, Router
 
@@ -64,7 +65,8 @@ class MLPRouter(Router):
 
     def edge_parameters(self) -> list[EdgeParameter]:
         last = self.layers[-1]
-        return [EdgeParameter(last, "weight", 0, False), EdgeParameter(last, "bias", 0, True)]
+        biases = [] if last.bias is None else [EdgeParameter(last, "bias", 0, True)]
+        return [EdgeParameter(last, "weight", 0, False), *biases]
 
 
 class LinearRouter(MLPRouter):
@@ -107,23 +109,27 @@ def real(context: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, layer: nn.Module) -> Tensor:
-    """Applies a linear layer in float32 or wider."""
-    assert isinstance(layer, nn.Linear)
-    if x.shape[-1:] != (layer.in_features,):
+    """Applies a linear layer in float32 or wider; calls a layer that is hooked or of another class."""
+    width = getattr(layer, "in_features", None)
+    if isinstance(width, int) and x.shape[-1:] != (width,):
         ids = not (x.is_floating_point() or x.dim() > 1)
         raise ValueError(
-            f"`context` must have shape (*, {layer.in_features}) for this router, got {tuple(x.shape)}; "
+            f"`context` must have shape (*, {width}) for this router, got {tuple(x.shape)}; "
             + (
                 "pass ids of tasks as a one-hot, or to a TableRouter."
                 if ids
                 else "a context defaults to the input of the routed layer."
             )
         )
+    if type(layer) is not nn.Linear or is_hooked(layer):
+        dtype = next((p.dtype for p in layer.parameters() if p.is_floating_point()), x.dtype)
+        output: Tensor = layer(x.to(dtype))
+        return output.to(torch.promote_types(output.dtype, torch.float32))
     weight, bias = layer.weight, layer.bias
     if x.dtype == weight.dtype == torch.float32:
         return F.linear(x, weight, bias)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    return F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
+    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def chain(x: Tensor, layers: nn.ModuleList) -> Tensor:

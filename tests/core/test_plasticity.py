@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
-from dynroute import ModelRouting, TopK, inspect, networks
+from dynroute import LinearRouter, ModelRouting, TopK, Topology, inspect, networks
 from dynroute.plasticity import Plasticity, dormant_units, effective_rank, measure
 from dynroute_sb3 import MultiTaskSAC, PlasticityLogger, callbacks, critic_plasticity, point_tasks
 from dynroute_sb3.randomness import random_state
@@ -169,6 +169,12 @@ def test_the_channels_of_a_convolution_are_its_units() -> None:
 
     tokens = nn.Sequential(nn.Conv1d(3, 8, 3), nn.Linear(5, 6), nn.ReLU())  # a linear layer reads the last dimension
     assert measure(tokens, torch.randn(20, 3, 7)).layers["2"] in [i / 6 for i in range(7)]
+
+
+def test_the_input_of_a_router_is_no_feature() -> None:
+    net = ModelRouting([nn.Linear(5, 3) for _ in range(3)], TopK(2), LinearRouter(9, Topology.parallel(3)))
+    net.out_features = 3  # as many as the router has logits
+    assert measure(net, torch.randn(50, 5), torch.randn(50, 9)).features == 5
 
 
 def test_a_module_that_is_called_again_is_another_layer() -> None:

@@ -45,6 +45,54 @@ def test_routing_is_at_least_float32(router: Router, context: Tensor) -> None:
     assert narrow(context.bfloat16() if context.is_floating_point() else context).dtype == torch.float32
 
 
+class LowRank(nn.Linear):
+    """Adds a product of two thin matrices, as adapters do."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features)
+        self.load_state_dict(layer.state_dict())
+        self.down, self.up = nn.Linear(layer.in_features, 2), nn.Linear(2, layer.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = super().forward(x) + self.up(self.down(x))
+        return output
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "cascade"])
+def test_layers_that_are_replaced_or_hooked_are_called(name: str) -> None:
+    router, context = copy.deepcopy(ROUTERS[name][0]), ROUTERS[name][1]
+    before = router(context)
+    calls: list[nn.Module] = []
+    for layer in router.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda layer, *_: calls.append(layer))
+    assert torch.equal(router(context), before)
+    assert set(calls) == {layer for layer in router.modules() if isinstance(layer, nn.Linear)}
+
+    for layers in [part for part in router.modules() if isinstance(part, nn.ModuleList)]:
+        for i, layer in enumerate(layers):
+            layers[i] = LowRank(layer) if i % 2 else nn.Sequential(LowRank(layer))
+    after = router(context)
+    assert not torch.equal(after, before)
+    assert (after == -torch.inf).equal(before == -torch.inf)
+    assert router.bfloat16()(context.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates its quantization
+def test_a_router_can_be_quantized() -> None:
+    router = MLPRouter(4, DAG, (8, 7))
+    context = torch.randn(6, 4)
+    quantized = torch.ao.quantization.quantize_dynamic(router, {nn.Linear})
+    torch.testing.assert_close(quantized(context), router(context), atol=0.1, rtol=0.1)
+
+
+def test_a_layer_without_a_bias_is_a_layer() -> None:
+    router = MLPRouter(4, DAG, (8,))
+    router.layers[1] = nn.Linear(8, 10, bias=False)
+    assert [place.name for place in router.edge_parameters()] == ["weight"]
+    assert router(torch.randn(3, 4)).shape == router.bfloat16()(torch.randn(3, 4)).shape == (3, 4, 4)
+
+
 def test_an_mlp_has_one_output_for_each_edge_in_slot_order() -> None:
     router = MLPRouter(4, DAG, (8,))
     context = torch.randn(4)

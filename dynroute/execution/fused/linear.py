@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...checks import is_autocast
+from ...checks import is_autocast, is_hooked
 from ..plan import Pass
 
 __all__ = [
@@ -256,7 +256,7 @@ def _layers(module: Callable[[Tensor], Tensor]) -> Perceptron:
     linear: nn.Linear | None = None
     before = behind = IDENTITY
     for layer in parts:
-        if not isinstance(layer, nn.Module) or _is_hooked(layer):
+        if not isinstance(layer, nn.Module) or is_hooked(layer):
             return ()
         if type(layer) is nn.Sequential and layer is module:
             continue
@@ -291,18 +291,6 @@ def _is_plain(linear: nn.Linear) -> bool:
         return False
     out = (linear.out_features,)
     return weight.shape == (*out, linear.in_features) and (bias is None or bias.shape == out)
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its forward."""
-    attributes = module.__dict__
-    return bool(
-        attributes["_forward_hooks"]
-        or attributes["_forward_pre_hooks"]
-        or attributes["_backward_hooks"]
-        or attributes["_backward_pre_hooks"]
-        or "forward" in attributes
-    )
 
 
 def _hooks_everywhere() -> bool:
