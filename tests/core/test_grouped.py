@@ -159,3 +159,9 @@ def test_a_replayed_path_takes_another_form(unseen: list[str]) -> None:
     net, x = mixture(TopK(2)), torch.randn(9, 8, dtype=torch.float32)
     net(x, path=net.route(x))
     assert not unseen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixtures_run_on_the_meta_device(dtype: torch.dtype) -> None:
+    net = ModelRouting.ffn(8, 16, 8, device="meta", dtype=dtype)
+    assert net(torch.randn(3, 8, device="meta", dtype=dtype)).shape == (3, 8)

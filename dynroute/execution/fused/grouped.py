@@ -34,7 +34,7 @@ def groups(call: Pass, experts: Sequence[Perceptron]) -> str | None:
     if len(kinds) > 1:
         return "the experts differ in their sizes or activations"
     x, parameters = entering(call, experts[:1])
-    narrow = x.device.type == "cuda" or torch.compiler.is_compiling()
+    narrow = x.device.type != "cpu" or torch.compiler.is_compiling()
     if x.dtype not in ((torch.bfloat16,) if narrow else (torch.bfloat16, torch.float32)):
         return f"grouped products have no fast form for {x.dtype} on {x.device.type}"
     widths = {x.shape[-1], *(parameter.shape[0] for parameter in parameters if parameter is not None)}
