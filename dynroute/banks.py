@@ -93,22 +93,31 @@ class LinearBank(nn.ModuleList):
 def reset_parts(module: nn.Module) -> None:
     """Calls ``reset_parameters`` of all modules inside a module, once each.
 
-    Some modules of torch, such as ``nn.MultiheadAttention``, have ``_reset_parameters``, which follows their parts.
+    Some modules of torch, such as ``nn.MultiheadAttention``, have ``_reset_parameters``, which follows their parts. A
+    module that has neither, but parameters of its own, is an error, before anything is reset.
     """
     done: set[nn.Module] = set()
     entered: list[nn.Module] = []
-    queue = list(module.children())
+    resets: list[Callable[[], object]] = []
+    queue = list(module.named_children())
     while queue:
-        part = queue.pop(0)
+        name, part = queue.pop(0)
         if part in done:
             continue
         done.add(part)
         reset = getattr(part, "reset_parameters", None)
         if callable(reset):
-            reset()
-        else:
-            queue += part.children()
-            entered.append(part)
+            resets.append(reset)
+            continue
+        if not isinstance(part, _WITH_PARTS) and (own := dict(part.named_parameters(recurse=False))):
+            raise TypeError(
+                f"`{name}` must have a method `reset_parameters` that draws its parameters ({', '.join(own)}), but its "
+                f"class {type(part).__name__} has none; give it one."
+            )
+        queue += [(f"{name}.{child}", inner) for child, inner in part.named_children()]
+        entered.append(part)
+    for reset in resets:
+        reset()
     _reset_wholes(entered)
 
 

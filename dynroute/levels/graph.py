@@ -300,7 +300,7 @@ class RoutedGraph(Pretrained):
         }
 
     def reset_parameters(self) -> None:
-        """Resets all parameters of the modules, the router and the gate."""
+        """Resets all parameters of the modules, the router and the gate; each part needs a `reset_parameters`."""
         reset_parts(self)
 
     def _finish(self, x: Tensor, output: Tensor) -> Tensor:

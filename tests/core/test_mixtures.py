@@ -217,6 +217,25 @@ def test_parts_of_transformers_are_drawn_anew_as_torch_does(make: Callable[[], n
         torch.testing.assert_close(value.abs().max(), old.abs().max(), rtol=0.5, atol=1e-6)
 
 
+def test_parameters_that_nothing_draws_anew_are_named() -> None:
+    class Scaled(nn.Linear):
+        def reset_parameters(self) -> None:
+            super().reset_parameters()
+            self.scale = nn.Parameter(torch.ones(5))
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.scale = nn.Linear(5, 5), nn.Parameter(torch.ones(5))
+
+    net = ModelRouting([nn.Linear(5, 5), nn.Sequential(Bare())], TopK(2), context_features=5)
+    before = net.nodes[0].weight.clone()
+    with pytest.raises(TypeError, match=r"^`nodes\.1\.0` must have a method `reset_parameters` that .*\(scale\), but"):
+        net.reset_parameters()
+    assert torch.equal(net.nodes[0].weight, before)
+    ModelRouting([Scaled(5, 5), Scaled(5, 5)], TopK(2)).reset_parameters()
+
+
 def test_what_is_used_twice_is_drawn_once() -> None:
     drawn: list[nn.Module] = []
 
