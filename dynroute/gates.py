@@ -1,5 +1,6 @@
 """Gates turn the scores of a router into the sources that are read and the weights that mix them."""
 
+import copy
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -105,6 +106,10 @@ class Gate(nn.Module, ABC):
         """
         if "dropped" in self._buffers and device is not None:
             self.dropped = self.dropped.to(device)
+
+    def unbound(self) -> Self:
+        """Returns a gate for another graph; a gate with state returns a copy without it."""
+        return self
 
     def follow(self, weights: Tensor) -> None:
         """Receives the weights of a path that the gate chose; a gate with state may wait for their gradient.
@@ -437,6 +442,12 @@ class BalancedTopK(_Mixing):
             )
         super().bind(topology, device)
         self._make_bias(topology.allowed, device)
+
+    def unbound(self) -> Self:
+        """Returns a copy without a bias."""
+        gate = copy.deepcopy(self)
+        gate.bias = gate.load = gate.learned = gate.exists = None
+        return gate
 
     def resize(self, change: Callable[[Tensor], Tensor]) -> None:
         """Adapts the bias; the load starts at zero again."""

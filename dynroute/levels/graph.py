@@ -292,7 +292,7 @@ class RoutedGraph(Pretrained):
         return {
             "modules": list(self.nodes),
             "topology": self.topology,
-            "gate": self.gate,
+            "gate": self.gate.unbound(),
             "router": self.router,
             "shortcut": self._shortcut,  # `shortcut` is False while no node has one
             "protect": self.protect,

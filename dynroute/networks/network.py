@@ -87,7 +87,8 @@ class Network(nn.Module, ABC):
         """
         arguments: dict[str, Any] = dict.fromkeys(self.shared)
         if self.routed is not None:
-            arguments |= {name: getattr(self.routed, name) for name in ("gate", "protect", "backend")}
+            routed = self.routed
+            arguments |= {"gate": routed.gate.unbound(), "protect": routed.protect, "backend": routed.backend}
         return kept_arguments(self, {**arguments, **others})
 
     def forward(

@@ -453,6 +453,17 @@ def test_the_bias_is_saved_copied_and_reset() -> None:
     assert not net.gate.load.any()
 
 
+def test_the_arguments_of_a_balanced_graph_construct_an_equal_one() -> None:
+    for net in (balanced(rate=0.3), build("moe", 5, 3, 2, gate="balanced-2", width=6, depth=1)):
+        graph = net if isinstance(net, ModelRouting) else net.routed
+        twin = type(net)(**net.constructor_arguments())
+        other = twin if isinstance(twin, ModelRouting) else twin.routed
+        assert repr(other.gate) == repr(graph.gate)
+        assert other.gate is not graph.gate
+        assert other.gate.bias is not graph.gate.bias
+        assert not other.gate.bias.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_bias_stays_in_float32(dtype: torch.dtype) -> None:
     net = balanced(rate=1e-4)
