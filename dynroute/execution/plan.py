@@ -32,9 +32,6 @@ class Plan:
         shortcuts: Whether each node adds its input to its output.
     """
 
-    is_uneven = False
-    """Whether a pass has shown that nodes have outputs of different widths."""
-
     def __init__(self, topology: Topology, shortcuts: Sequence[bool]) -> None:
         self.topology = topology
         self.shortcuts = tuple(shortcuts)

@@ -44,8 +44,8 @@ def run_sparse(call: Pass) -> Tensor:
     elif count == 1:
         output = _run_one(call)
     elif count:
-        even = call.plan.layers is not None and not call.plan.is_uneven  # layers: the sources of a node are consecutive
-        output = _run_few(call) if even and needs_no_rows(call) else None
+        consecutive = call.plan.layers is not None  # the sources of a node
+        output = _run_few(call) if consecutive and needs_no_rows(call) else None
         output = _run_rows(call) if output is None else output
     return run_reference(call) if output is None else output
 
@@ -329,52 +329,54 @@ def _run_one(call: Pass) -> Tensor | None:
 def _run_few(call: Pass) -> Tensor | None:
     """Runs every node that any of a few samples needs for all of them, since calls cost more than sums here.
 
-    It returns None if that is not possible: if a node reads nothing, if outputs are not vectors of one width, if
-    sources are not consecutive, or if an output is not finite, which would spoil the sums of samples that do not read
-    it.
+    It returns None if that is not possible: if a node reads nothing, if it reads outputs that differ in shape or type,
+    or if an output is not finite, which would spoil the sums of samples that do not read it.
     """
     topology, nodes, shortcuts, batch = call.plan.topology, call.nodes, call.plan.shortcuts, call.batch
     last = topology.num_nodes - 1
     flat = call.flat()
     if flat.x.dim() != 2:
         return None
-    x, weights = flat.x, flat.weights
     needed = _needed(topology, call.read().any(dim=0))
     if needed is None:
         return None
-    shares: tuple[Tensor, ...] = ()  # of each destination, with shape [batch, 1, S]
-    outputs: Tensor | None = None
+    shares: dict[torch.dtype, tuple[Tensor, ...]] = {}  # of each destination, with shape [batch, 1, S]
+    outputs: dict[tuple[torch.Size, torch.dtype], Tensor] = {}  # of nodes of one kind, with shape [nodes, batch, width]
+    kinds: dict[int, tuple[torch.Size, torch.dtype]] = {}
     modules = lean_modules([nodes[node] for node, _, _ in needed])
-    for (node, t, _), module in zip(needed, modules, strict=True):
+    for (node, t, slots), module in zip(needed, modules, strict=True):
         parents = topology.parents[node]
         mixed: Tensor | None = None
         if parents:
-            first, stop = parents[0], parents[-1] + 1
-            if outputs is None or parents != tuple(range(first, stop)):
+            kind = kinds[parents[slots[0]]]
+            if len(outputs) > 1 and any(kinds[parents[s]] != kind for s in slots):
                 return None
-            if not shares:
-                shares = weights.to(outputs.dtype).unsqueeze(2).unbind(1)
+            shape, dtype = kind
+            if dtype not in shares:
+                shares[dtype] = flat.weights.to(dtype).unsqueeze(2).unbind(1)
             # Nodes that did not run are zero and have no weight.
-            share = shares[t] if (first, topology.path_shape[1]) == (0, last) else shares[t][..., : stop - first]
-            read = outputs if share is shares[t] else outputs[first:stop]
+            first, stop = parents[0], parents[-1] + 1
+            share, read = shares[dtype][t], outputs[kind]
+            if (first, topology.path_shape[1]) != (0, last):
+                share, read = share[..., : stop - first], read[first:stop]
             mixed = torch.bmm(share, read.transpose(0, 1)).squeeze(1)
-        output: Tensor = module(x if mixed is None else mixed)
+            mixed = mixed if len(shape) == 1 else mixed.reshape(-1, *shape)
+        if node == last and not all(each.sum().isfinite() for each in outputs.values()):
+            return None
+        output: Tensor = module(flat.x if mixed is None else mixed)
         if node == last:
-            assert outputs is not None
-            finite = bool(outputs.sum().isfinite())
-            return call.unflat(output) if finite else None
-        if output.dim() != 2 or (outputs is not None and output.shape[-1] != outputs.shape[-1]):
-            call.plan.is_uneven = True  # the next passes do not try
-            return None
-        if outputs is not None and output.dtype != outputs.dtype:
-            return None
-        if outputs is None:
-            outputs = output.new_zeros(last, batch.numel(), output.shape[-1])
-        if mixed is not None and shortcuts[node]:
-            check_shortcut(node, mixed, output)
-            torch.add(output, mixed, out=outputs[node])
+            return call.unflat(output)
+        carried = mixed if shortcuts[node] else None
+        dtype = output.dtype if carried is None else torch.promote_types(output.dtype, carried.dtype)
+        kind = kinds[node] = output.shape[1:], dtype
+        if kind not in outputs:
+            outputs[kind] = output.new_zeros(last, batch.numel(), kind[0].numel(), dtype=dtype)
+        place = outputs[kind][node].view(output.shape)
+        if carried is None:
+            place.copy_(output)
         else:
-            outputs[node] = output
+            check_shortcut(node, carried, output)
+            torch.add(output, carried, out=place)
     raise AssertionError("the last node is the output")
 
 

@@ -335,7 +335,8 @@ def test_a_module_that_came_to_work_in_place_is_that_of_the_reference(replaced: 
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["widths differ", "sources are apart"])
-def test_small_inference_runs_each_module_once(apart: bool) -> None:
+@pytest.mark.parametrize("passes", [1, 2])
+def test_small_inference_runs_each_module_once(apart: bool, passes: int) -> None:
     layers = [[nn.Linear(5, 8), nn.Linear(5, 8)], [nn.Linear(8, 6), nn.Linear(8, 6)]]
     net: RoutedGraph = LayerRouting(layers, TopK(2), dynroute.LinearRouter(5, Topology.layered([2, 2]))).eval()
     if apart:
@@ -346,10 +347,28 @@ def test_small_inference_runs_each_module_once(apart: bool) -> None:
     for i, node in enumerate(net.nodes):
         node.register_forward_hook(lambda *_, i=i: calls.append(i))
     with torch.no_grad():
-        net(torch.randn(40, 5))  # which shows that widths differ
-        calls.clear()
-        net(torch.randn(40, 5))
+        for _ in range(passes):
+            calls.clear()
+            net(torch.randn(40, 5))
     assert sorted(calls) == list(range(len(net.nodes)))
+
+
+def test_small_inference_runs_the_output_once_where_an_output_is_infinite() -> None:
+    class Infinite(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / 0
+
+    net = ModuleRouting([nn.Linear(5, 8), Infinite(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)], TopK(2)).eval()
+    x, calls = torch.randn(40, 5), []
+    net.nodes[-1].register_forward_hook(lambda *_: calls.append(1))
+    with dynroute.backend("reference"):
+        expected = net(x)
+    assert not expected.isfinite().all()
+    with torch.no_grad():
+        for _ in range(2):
+            calls.clear()
+            torch.testing.assert_close(net(x), expected, equal_nan=True)
+            assert len(calls) == 1
 
 
 def test_nothing_is_protected_where_no_gradient_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,6 +560,31 @@ def test_few_samples_of_mixed_types_are_those_of_the_reference() -> None:
         results.append(net(x))
     assert results[0].dtype == results[1].dtype == torch.float64
     torch.testing.assert_close(*results)
+
+
+def test_few_samples_of_outputs_that_differ_are_those_of_the_reference() -> None:
+    class Wide(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.double()
+
+    square = nn.Unflatten(-1, (2, 3))
+    layers = [
+        [nn.Linear(5, 8), nn.Linear(5, 8)],
+        [nn.Sequential(nn.Linear(8, 6), square), nn.Sequential(nn.Linear(8, 6), square)],
+        [nn.Sequential(nn.Flatten(-2), nn.Linear(6, 6)), nn.Sequential(nn.Flatten(-2), nn.Linear(6, 6))],
+    ]
+    nets = [
+        LayerRouting(layers, TopK(2), LinearRouter(5, Topology.layered([2, 2, 2]))),
+        ModuleRouting([nn.Linear(5, 5), Wide(), nn.Linear(5, 5).double()], TopK(2), shortcut=True),
+    ]
+    for net in nets:
+        x = torch.randn(40, 5)
+        path = None if net is nets[0] else torch.tensor([[True, False], [False, True]]).expand(40, 2, 2)
+        with torch.no_grad():
+            with dynroute.backend("reference"):
+                expected = net.eval()(x, path=path)
+            with dynroute.backend("skip"):
+                torch.testing.assert_close(net(x, path=path), expected)
 
 
 def sparse_and_reference(net: RoutedGraph, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
