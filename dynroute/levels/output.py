@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..arguments import check_count, check_counts, check_modules, check_tensor
 from ..gates import Hard
 from ..route import Route
-from ..routers import TaskRouter
+from ..routers import RouterNoise, TaskRouter
 from ..topology import Topology
 from .graph import RoutedGraph
 from .perceptron import perceptron
@@ -101,6 +101,7 @@ class OutputRouting(RoutedGraph):
         generator: torch.Generator | None = None,
         return_route: bool = False,
         noise: Tensor | None = None,
+        router_noise: RouterNoise | None = None,
     ) -> Tensor | tuple[Tensor, Route]:
         """Runs the head of each sample's task.
 
@@ -114,6 +115,7 @@ class OutputRouting(RoutedGraph):
             generator: Has no effect.
             return_route: Whether to return the route beside the output.
             noise: Has no effect.
+            router_noise: Has no effect.
 
         Returns:
             The output of the heads, or the output and the :class:`~dynroute.Route`.

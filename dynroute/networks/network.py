@@ -15,6 +15,7 @@ from ..gates import BalancedTopK, Gate, Hard, SampleK, Soft, TopK
 from ..levels import RoutedGraph
 from ..levels.graph import Routing
 from ..route import Route
+from ..routers import RouterNoise
 from ..routers.task import task_one_hot
 from ..saving import kept_arguments
 from ..topology import Topology
@@ -102,6 +103,7 @@ class Network(nn.Module, ABC):
         generator: torch.Generator | None = None,
         return_route: bool = False,
         noise: Tensor | None = None,
+        router_noise: RouterNoise | None = None,
     ) -> Tensor | tuple[Tensor, Route | None]:
         """Computes the output of every sample.
 
@@ -115,6 +117,8 @@ class Network(nn.Module, ABC):
             generator: The random generator for a path that is sampled.
             return_route: Whether to return the route beside the output.
             noise: Gumbel noise that was drawn before, for functions that are compiled or replayed.
+            router_noise: The noise of a router, drawn before by :meth:`~dynroute.Router.draw_noise`, for the same
+                purpose.
 
         Returns:
             The output with shape ``[*, out_features]``, or the output and the :class:`~dynroute.Route`. Networks
@@ -128,6 +132,7 @@ class Network(nn.Module, ABC):
             sample=sample,
             generator=generator,
             noise=noise,
+            router_noise=router_noise,
         )
         return (output, route) if return_route else output
 

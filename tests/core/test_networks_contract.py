@@ -11,7 +11,7 @@ from small_networks import OUT, SMALL, STATE, TASKS, small
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dynroute import Route, networks
+from dynroute import OutputRouting, Route, networks
 from dynroute.functional import gumbel_noise
 from dynroute.networks import HardRouting, MultiHead, MultiTaskMLP, Network, PaCo, build
 
@@ -150,6 +150,20 @@ def test_repr_and_description_say_what_it_is(net: Network) -> None:
     assert net.describe() in repr(net)
     edges = "no learned routes" if net.topology is None else f"{net.topology.num_edges} routed edges"
     assert edges in net.describe()
+
+
+def test_networks_take_the_noise_of_a_router() -> None:
+    net = small("d2r", gate="top-2")
+    net.graph.router.noise = 5.0
+    state, task = torch.randn(40, STATE), torch.arange(40) % TASKS
+    drawn = net.graph.router.draw_noise(torch.zeros(40, net.graph.router.context_features))
+    assert torch.equal(net(state, task, router_noise=drawn), net(state, task, router_noise=drawn))
+    assert not torch.equal(net(state, task, router_noise=drawn), net(state, task))
+    heads = OutputRouting([nn.Linear(5, 2) for _ in range(3)])
+    x, task = torch.randn(7, 5), torch.arange(7) % 3
+    assert torch.equal(heads(x, task, router_noise=None), heads(x, task))
+    for name in SMALL:
+        small(name)(torch.randn(7, STATE), torch.arange(7) % TASKS, router_noise=None)
 
 
 def test_the_keywords_of_all_presets_are_plain_data() -> None:
