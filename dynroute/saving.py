@@ -4,10 +4,12 @@ import copy
 import inspect
 import json
 import math
+import operator
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from itertools import count
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -317,6 +319,8 @@ class _Writer:
             return {"adjacent": items} if adjacent else items
         if isinstance(value, bool | int | str) or value is None or (isinstance(value, float) and math.isfinite(value)):
             return value
+        if isinstance(value, Integral):
+            return operator.index(value)  # of numpy
         raise TypeError(
             f"`{place}` must be a number, text, a module, a Topology, None or a list of those to be saved, "
             f"got {shown(value)}."

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -26,6 +27,7 @@ from dynroute import (
     LayerRouting,
     LinearBank,
     LinearRouter,
+    MLPRouter,
     ModelRouting,
     ModuleRouting,
     OutputRouting,
@@ -127,6 +129,12 @@ def test_a_part_that_is_shared_behind_made_activations_is_found_again(tmp_path: 
     save_pretrained(nn.ModuleList([mlp, lin, lin]), tmp_path)
     twin = from_pretrained(tmp_path)
     assert twin[1] is twin[2]
+
+
+def test_integers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    save_pretrained(MLPRouter(np.int32(4), Topology.dag(3), (np.int64(5),)), tmp_path)  # type: ignore[arg-type]
+    twin = from_pretrained(tmp_path)
+    assert (twin.context_features, twin.hidden_sizes) == (4, (5,))
 
 
 @pytest.mark.parametrize("name", GATES)
