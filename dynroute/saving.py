@@ -462,10 +462,10 @@ def _check_same(module: nn.Module, rebuilt: nn.Module) -> None:
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    types = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    parameters = {parameter.dtype for parameter in module.parameters()}
-    if len(types) == 1 and types != parameters:
-        module.to(types.pop())
+    parameters = dict(module.named_parameters())
+    types = {tensors[name].dtype for name in parameters if name in tensors and tensors[name].is_floating_point()}
+    if len(types) == 1 and types != {parameter.dtype for parameter in parameters.values()}:
+        module.to(types.pop())  # parameters that share memory keep it
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name in tensors and tensors[name].dtype != tensor.dtype:
             tensor.data = tensor.data.to(tensors[name].dtype)

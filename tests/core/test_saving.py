@@ -408,6 +408,17 @@ def test_types_of_buffers_come_back(tmp_path: Path) -> None:
     assert torch.equal(loaded.eval()(x, task), net.eval()(x, task))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_banks_of_other_types_come_back_beside_a_bias_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    net = LayerRouting.mlp(5, 8, [3, 2], 2, gate=BalancedTopK(2), dtype=dtype)
+    save_pretrained(net, tmp_path)
+    twin = LayerRouting.from_pretrained(tmp_path)
+    assert net.has_bank
+    assert twin.has_bank
+    assert {parameter.dtype for parameter in twin.parameters()} == {dtype}
+    assert twin.gate.bias.dtype == torch.float32
+
+
 def test_a_failure_leaves_both_files_that_were_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = ModelRouting.ffn(5, 8, 3)
     net.save_pretrained(tmp_path)
