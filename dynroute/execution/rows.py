@@ -128,15 +128,20 @@ class Rows:
         return Bags(self.readers[order], starts - shift, bounds, self.first), order
 
 
+CACHED_EDGES = 1_000_000
+"""The largest number of edges of full paths whose rows are cached, which takes about 43 bytes for each."""
+
+
 def rows_of(call: Pass, align: int = 1) -> Rows:
     """Returns the rows of a pass; the rows of full paths are cached, since they depend only on the batch size."""
     topology, path = call.plan.topology, call.read()
-    if path.shape[0] and int(path.count_nonzero()) == path.shape[0] * topology.num_edges:
+    edges = path.shape[0] * topology.num_edges
+    if 0 < edges <= CACHED_EDGES and int(path.count_nonzero()) == edges:
         return _full_rows(topology, path.shape[0], align)
     return Rows(topology, path, align)
 
 
-@lru_cache(maxsize=4)  # an entry takes a few bytes for each edge of each sample
+@lru_cache(maxsize=4)
 def _full_rows(topology: Topology, batch: int, align: int) -> Rows:
     with torch.inference_mode(False):  # training uses the cached rows too
         return Rows(topology, topology.allowed.expand(batch, -1, -1), align)

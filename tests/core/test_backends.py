@@ -22,7 +22,7 @@ from dynroute import (
     TopK,
     Topology,
 )
-from dynroute.execution import backends
+from dynroute.execution import backends, rows
 
 LEVELS: dict[str, Callable[[], RoutedGraph]] = {
     "module": lambda: ModuleRouting.mlp(5, 16, 8, 3, gate=SampleK(2)),
@@ -441,6 +441,18 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
     net(x).square().sum().backward()
     given = {name for name, p in net.named_parameters() if p.grad is not None}
     assert given == {name for name, p in net.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(("limit", "cached"), [(300 * 28, True), (300 * 28 - 1, False)])
+def test_rows_of_large_batches_are_not_kept(monkeypatch: pytest.MonkeyPatch, limit: int, cached: bool) -> None:
+    net = ModuleRouting.mlp(5, 16, 7, 3, gate=Soft(), backend="sparse")
+    x = torch.randn(300, 5)
+    monkeypatch.setattr(rows, "CACHED_EDGES", limit)
+    rows._full_rows.cache_clear()
+    output = net(x)
+    assert rows._full_rows.cache_info().currsize == cached
+    with dynroute.backend("reference"):
+        torch.testing.assert_close(output, net(x))
 
 
 def test_rows_that_no_sample_needs_have_zero_gradients_not_none() -> None:
