@@ -99,7 +99,13 @@ def check_sizes(name: str, sizes: Sequence[int], *, at_least: int = 1) -> None:
 
 
 def check_number(
-    name: str, value: float, *, above: float | None = None, at_least: float | None = None, at_most: float | None = None
+    name: str,
+    value: float,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
 ) -> None:
     """Raises an error unless a value is a finite number between bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -108,6 +114,7 @@ def check_number(
         (f"above {above}", above is None or value > above),
         (f"at least {at_least}", at_least is None or value >= at_least),
         (f"at most {at_most}", at_most is None or value <= at_most),
+        (f"below {below}", below is None or value < below),
         ("finite", math.isfinite(value)),
     ]
     for rule, holds in rules:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_count, check_dtype, check_task, check_tensor, shown
+from .arguments import check_count, check_dtype, check_number, check_task, check_tensor, shown
 from .checks import refuse_where
 from .functional import best_k
 from .inspect import load
@@ -61,9 +61,8 @@ class Budget(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, number in (("target", target), ("initial", initial)):
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
-                raise ValueError(f"`{name}` must be a positive number, got {shown(number)}.")
+        check_number("target", target, above=0)
+        check_number("initial", initial, above=0)
         if num_tasks is not None:
             check_count("num_tasks", num_tasks, at_least=1)
         self.target = target

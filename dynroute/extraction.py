@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_count, check_tensor, shown
+from .arguments import check_count, check_number, check_tensor, shown
 from .functional import mask_softmax
 from .gates import ExpertChoice, Gate, SampleK, Soft, TopK
 from .growth import find_graph, has_slices, slice_edges
@@ -171,8 +171,7 @@ def extract(
             "on the others of its batch."
         )
     check_tensor("context", context)
-    if isinstance(coverage, bool) or not isinstance(coverage, (int, float)) or not 0 < coverage <= 1:
-        raise ValueError(f"`coverage` must be a share above 0 and at most 1, got {shown(coverage)}.")
+    check_number("coverage", coverage, above=0, at_most=1)
     if graph is net:
         if task is not None:
             raise ValueError(f"`task` must be None for a routed graph, whose context tells it, got {shown(task)}.")

@@ -250,8 +250,7 @@ def prune(net: nn.Module, usage: Tensor | Summary, *, at_most: float = 0.0) -> R
         )
     if bool(used.isnan().any()):
         raise ValueError("`usage` must not be NaN: a task without samples does not tell what it uses; give it some.")
-    if not isinstance(at_most, (int, float)) or not 0 <= at_most < 1:
-        raise ValueError(f"`at_most` must be a share from 0 to less than 1, got {shown(at_most)}.")
+    check_number("at_most", at_most, at_least=0, below=1)
 
     runs = (used.detach().float() > at_most).reshape(-1, before.num_nodes).any(dim=0).tolist()
     kept = [node for node in range(before.num_nodes) if runs[node] or node == before.num_nodes - 1]

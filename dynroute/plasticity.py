@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .arguments import check_tensor, shown
+from .arguments import check_number, check_tensor, shown
 from .compositional import CompositionalLinear
 from .execution import backend
 from .inspect import load
@@ -74,8 +74,7 @@ def dormant_units(activations: Tensor, *, tau: float = 0.025) -> Tensor:
         tensor([ True, False,  True])
     """
     rows = _rows("activations", activations)
-    if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not tau >= 0:
-        raise ValueError(f"`tau` must be a number of at least 0, got {shown(tau)}.")
+    check_number("tau", tau, at_least=0)
     if not rows.isfinite().all():
         raise ValueError("`activations` must be finite, but some are not; did the network diverge?")
     size = rows.abs().mean(dim=0)
@@ -102,8 +101,7 @@ def effective_rank(features: Tensor, *, share: float = 0.99) -> int:
         2
     """
     rows = _rows("features", features)
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise ValueError(f"`share` must be a number in (0, 1], got {shown(share)}.")
+    check_number("share", share, above=0, at_most=1)
     if not rows.isfinite().all():
         return 0
     values = torch.linalg.svdvals(rows.double())

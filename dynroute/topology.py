@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import check_boolean, check_count, check_tensor, shown
+from .arguments import check_boolean, check_count, check_sizes, check_tensor, shown
 from .checks import refuse_where, under_transform
 
 __all__ = ["Constants", "Topology"]
@@ -74,13 +74,7 @@ class Topology:
     @staticmethod
     def layered(sizes: Sequence[int]) -> "Topology":
         """Layer-level routing (Fig. 2c): nodes in layers read the layer before; the output node mixes the last one."""
-        if not isinstance(sizes, Sequence) or isinstance(sizes, (str, bytes)):
-            raise TypeError(f"`sizes` must list the size of each layer, got {shown(sizes)}; for instance [4, 4, 4].")
-        if not sizes:
-            raise ValueError("`sizes` must name at least one layer, got none; for instance [4, 4, 4].")
-        for i, size in enumerate(sizes):
-            check_count(f"sizes[{i}]", size, at_least=1)
-
+        check_sizes("sizes", sizes)
         parents: list[range] = []
         previous = range(0)
         for size in (*sizes, 1):

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_choice, check_counts, check_floating, check_input, shown
+from ..arguments import check_choice, check_counts, check_floating, check_input, check_number, shown
 from ..banks import reset_all
 from ..gates import BalancedTopK, Gate, Hard, SampleK, Soft, TopK
 from ..levels import RoutedGraph
@@ -213,10 +213,7 @@ def set_output_range(layer: nn.Module, bound: float | None) -> None:
     """Draws the parameters of the last linear layer of a module from U(-bound, bound), unless it is None."""
     if bound is None:
         return
-    if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-        raise TypeError(f"`output_init` must be a number or None, got {shown(bound)}.")
-    if not 0 <= bound < math.inf:
-        raise ValueError(f"`output_init` must be at least 0 and finite, got {bound}.")
+    check_number("output_init", bound, at_least=0)
     for parameter in [part for part in layer.modules() if isinstance(part, nn.Linear)][-1].parameters():
         nn.init.uniform_(parameter, -bound, bound)
 

@@ -93,9 +93,9 @@ def test_wrong_arguments_are_said() -> None:
         effective_rank(torch.ones(3))
     with pytest.raises(TypeError, match="`activations` must be a tensor, got list"):
         dormant_units([[1.0]])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`tau` must be a number of at least 0, got -1"):
+    with pytest.raises(ValueError, match="`tau` must be at least 0, got -1"):
         dormant_units(torch.ones(2, 2), tau=-1)
-    with pytest.raises(ValueError, match=r"`share` must be a number in \(0, 1\], got 99"):
+    with pytest.raises(ValueError, match=r"`share` must be at most 1, got 99"):
         effective_rank(torch.ones(2, 2), share=99)
     with pytest.raises(TypeError, match="`net` must be a module, got 3"):
         measure(3)  # type: ignore[arg-type]

@@ -173,7 +173,7 @@ class OneTask:
 WRONG = {
     "task": (["--task", "reach"], "`task` must be one of 'drawer-close', 'window-close', got 'reach'"),
     "format": (["--format", "pt"], "`format` must be one of 'torch', 'export', 'onnx', 'executorch', got 'pt'"),
-    "coverage": (["--coverage", "0", "--collect", "1"], "`coverage` must be a share above 0 and at most 1, got 0.0"),
+    "coverage": (["--coverage", "0", "--collect", "1"], "`coverage` must be above 0, got 0.0"),
     "folder": (["--output", "no/p.safetensors"], "`output` must be in an existing directory, got no/p.safetensors"),
     "end": (["--output", "p.pt"], "`output` must end with .safetensors in the format torch, got p.pt"),
     "states": (["--states", "replay"], "`states` must be one of 'policy', 'demonstrations', got 'replay'"),
