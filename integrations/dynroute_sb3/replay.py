@@ -1,5 +1,8 @@
 """A replay buffer with a ring for each task, which stores the path of the behaviour policy with each transition."""
 
+import errno
+import math
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -78,7 +81,8 @@ class RouteReplayBuffer(ReplayBuffer):
         gamma: The discount factor of these returns.
         balanced: Whether a batch has equally many transitions of each task. If not, it is drawn from the transitions of
             all tasks, and its size need not be a multiple of their number.
-        memory_map: A folder for an unnamed file that replaces memory and is deleted with the buffer.
+        memory_map: A folder for an unnamed file that replaces memory and is deleted with the buffer. The file takes
+            its whole room on the disk at once.
 
     Example:
         >>> env = DummyVecEnv(point_tasks())
@@ -517,7 +521,12 @@ class RouteReplayBuffer(ReplayBuffer):
     def _allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         if self.memory_map is None:
             return np.zeros(shape, dtype=dtype)  # the system allocates the pages when they are written
+        if not Path(self.memory_map).is_dir():
+            raise FileNotFoundError(
+                f"`memory_map` must be an existing directory, got {self.memory_map}; make it, or name another."
+            )
         with tempfile.TemporaryFile(dir=self.memory_map) as file:  # the array keeps the file open
+            _reserve(file.fileno(), math.prod(shape) * np.dtype(dtype).itemsize, self.memory_map)
             return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
 
     def _check_shapes(self, count: int, **parts: Any) -> None:
@@ -550,6 +559,18 @@ class RouteReplayBuffer(ReplayBuffer):
                 f"every {what} must be finite, got {values[i].tolist()} of task {tasks[i]} (environment {i}) at vector "
                 f"step {self.vector_steps}; nothing was stored of that step."
             )
+
+
+def _reserve(descriptor: int, size: int, folder: str | Path) -> None:
+    """Takes the room of a file on its disk, since a full disk kills a process that writes to a sparse map."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except AttributeError:  # macOS and Windows have none
+        return
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        # The disk cannot reserve room.
 
 
 def to_device(array: NDArray[Any], device: torch.device | str) -> Tensor:

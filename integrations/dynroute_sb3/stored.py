@@ -39,6 +39,9 @@ RANGES: Mapping[str, tuple[float, float]] = {
 }
 """The smallest and the largest value of each number."""
 
+SIZES = ("network_kwargs", "critic_kwargs", "net_arch", "n_critics", "num_tasks", "bins")
+"""The keywords of a policy that are sizes of its networks, or hold them."""
+
 
 @contextlib.contextmanager
 def restoring(folder: Path | Member) -> Iterator[None]:
@@ -96,7 +99,8 @@ def check_state(state: Any, folder: Path, progress: Collection[str]) -> None:
         policy_kwargs = {name: value for name, value in policy_kwargs.items() if name not in own}
     _check_finite(path, "policy_kwargs", policy_kwargs)
     stored = sum(tensor.numel() for tensor in _tensors(state["parameters"]))
-    if place := _too_large(policy_kwargs, "policy_kwargs", stored):
+    sizes = {name: value for name, value in policy_kwargs.items() if name in SIZES}
+    if place := _too_large(sizes, "policy_kwargs", stored):
         raise DamagedError(
             f"{path} must hold sizes of the network that is stored, which has {stored:,} numbers in all, and {place} "
             "is more; take another checkpoint."

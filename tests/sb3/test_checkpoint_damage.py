@@ -297,6 +297,20 @@ def test_keywords_of_a_network_of_the_user_are_no_sizes(tmp_path: Path) -> None:
         load(tmp_path / "there", network=Scaled)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"critic_loss": "categorical", "value_range": (-100_000, 100_000)},
+        {"policy_kwargs": {"network_kwargs": {"hidden_sizes": [8]}, "log_std_range": (-20_000, 2)}},
+    ],
+    ids=["value_range", "log_std_range"],
+)
+def test_the_ends_of_a_range_are_no_sizes(options: dict[str, Any], tmp_path: Path) -> None:
+    model = make_model(ENVIRONMENTS["dummy"](), "MlpPolicy", **options)
+    model.save_checkpoint(tmp_path / "there")
+    assert load(tmp_path / "there").policy_kwargs == model.policy_kwargs
+
+
 def test_wrappers_whose_methods_would_be_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "there"
     make_model(ENVIRONMENTS["VecNormalize"]()).learn(8).save_checkpoint(folder)

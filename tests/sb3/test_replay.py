@@ -1,5 +1,6 @@
 """The replay buffer holds what a list of transitions would hold, by task, and replays the paths that were taken."""
 
+import errno
 import os
 import re
 import subprocess
@@ -283,6 +284,31 @@ def test_a_memory_map_has_no_name_and_leaves_nothing_open(tmp_path: Path) -> Non
     np.random.seed(0)
     for mapped, plain in zip(batch, in_memory.sample(12), strict=True):
         assert mapped is plain is None or torch.equal(mapped, plain)
+
+
+def test_a_memory_map_takes_its_room_on_the_disk_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A page of a sparse file for which there is no room would kill the process when it is written.
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def not_offered(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{tmp_path}'")) as caught:
+        make(4, memory_map=tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.setattr(os, "posix_fallocate", not_offered)
+    assert snapshot(fill(make(4, memory_map=tmp_path), 9)) == snapshot(fill(make(4), 9))
+
+
+def test_the_folder_of_a_memory_map_must_be_there(tmp_path: Path) -> None:
+    for folder in (tmp_path / "none", str(tmp_path / "none")):
+        with pytest.raises(FileNotFoundError, match=r"`memory_map` must be an existing directory, got .*none; make it"):
+            make(4, memory_map=folder)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError, match="`memory_map` must be an existing directory, got .*file; make it"):
+        make(4, memory_map=tmp_path / "file")
 
 
 # Saving ---------------------------------------------------------------------------------------------------------------

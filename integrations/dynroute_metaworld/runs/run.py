@@ -157,7 +157,7 @@ class Run:
                 raise
             last = latest_checkpoint(self.checkpoints)
             raise RunError(
-                f"there is no space left for {self.folder}; free some, and --resume goes on from "
+                f"there is no space left for {error.filename or self.folder}; free some, and --resume goes on from "
                 f"{f'{last.name}, which is intact' if last else 'the start'}."
             ) from error
         finally:
