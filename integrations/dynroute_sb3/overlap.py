@@ -49,9 +49,9 @@ class OverlappedSAC(MultiTaskSAC):
             super().train(gradient_steps, batch_size)
 
     def _catch_up(self) -> None:
-        due, self.updates_due = self.updates_due, 0
-        if due:
-            super().train(due, self.batch_size)
+        if self.updates_due:
+            super().train(self.updates_due, self.batch_size)
+            self.updates_due = 0
             self.policy.set_training_mode(False)
 
 
@@ -67,7 +67,11 @@ class _OverlappedVecEnv(VecEnvWrapper):
 
     def step_async(self, actions: Any) -> None:
         self.venv.step_async(actions)
-        self.work()
+        try:
+            self.work()
+        except BaseException:
+            self.venv.step_wait()  # else the next step would get the results of this one
+            raise
 
     def step_wait(self) -> VecEnvStepReturn:
         return self.venv.step_wait()

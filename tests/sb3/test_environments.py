@@ -31,7 +31,7 @@ from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from dynroute_sb3 import (
     DemonstrationBuffer,
@@ -435,6 +435,27 @@ def test_learning_while_the_environments_step() -> None:
     plain.learn(4 * 4)
     assert plain._n_updates == 6
     assert not same(parameters(plain), parameters(model))
+
+
+def test_an_update_that_fails_while_the_environments_step_loses_nothing() -> None:
+    class Failing(OverlappedSAC):
+        failures = 1
+
+        def _update(self, *arguments: Any) -> None:
+            if self._n_updates == 3 and self.failures:
+                self.failures -= 1
+                raise RuntimeError("no memory is left")
+            super()._update(*arguments)
+
+    env = SubprocVecEnv(point_tasks(), start_method="forkserver")
+    model = Failing("MlpPolicy", env, policy_kwargs=SMALL, learning_starts=4, batch_size=8, seed=0, device="cpu")
+    with pytest.raises(RuntimeError, match="no memory is left"):
+        model.learn(40)
+    assert (model._n_updates, model.updates_due) == (3, 1)
+    model.learn(8, reset_num_timesteps=False)
+    assert (model._n_updates, model.updates_due) == (5, 1)
+    assert_physical(model)
+    env.close()
 
 
 class Dictionary(gym.Env[Any, Any]):
