@@ -16,6 +16,7 @@ import torch
 from metaworld.policies import ENV_POLICY_MAP
 from scipy.stats import binomtest, trim_mean
 from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecNormalize
 
 from dynroute_metaworld import make_envs
 from dynroute_metaworld.envs.environment import TaskEnvironment
@@ -24,7 +25,7 @@ from dynroute_metaworld.envs.tasks import goals_of
 from dynroute_metaworld.runs.evaluation import SEEDS, evaluate
 from dynroute_metaworld.runs.intervals import bootstrap_interval, iqm, wilson_interval
 from dynroute_metaworld.runs.result import EvaluationResult
-from dynroute_sb3 import DamagedError, MultiTaskSAC
+from dynroute_sb3 import DamagedError, MultiTaskSAC, MultiTaskVecNormalize
 from dynroute_sb3.randomness import random_state
 
 PAIR = ("reach", "drawer-close")
@@ -58,8 +59,8 @@ def still(observations: Any) -> Any:
     return np.zeros((len(observations), 4))
 
 
-def model(network: str = "d2r", **options: Any) -> MultiTaskSAC:
-    env = make_envs(PAIR, horizon=5, goals="fixed")
+def model(network: str = "d2r", *, env: Any = None, **options: Any) -> MultiTaskSAC:
+    env = make_envs(PAIR, horizon=5, goals="fixed") if env is None else env
     kwargs = {"network": network, "network_kwargs": SIZES if network == "d2r" else {}}
     return MultiTaskSAC("MultiTaskPolicy", env, policy_kwargs=kwargs, seed=1, device="cpu", **options)
 
@@ -197,6 +198,26 @@ def test_stock_models_are_evaluated() -> None:
     result = evaluate(stock, PAIR, horizon=5, episodes=1)
     assert result.modules_used is None
     assert arrays(evaluate(stock.policy, PAIR, horizon=5, episodes=1)) == arrays(result)
+
+
+def test_a_model_sees_observations_as_the_normalizer_of_its_environments_shows_them() -> None:
+    env = VecNormalize(make_envs(PAIR, horizon=5, goals="fixed"))
+    stock = PPO("MlpPolicy", env, device="cpu", n_steps=8, batch_size=16, seed=0).learn(16)
+    ours = model(env=MultiTaskVecNormalize(make_envs(PAIR, horizon=5, goals="fixed")), learning_starts=16).learn(16)
+    for trained in (stock, ours):
+        normalizer = trained.get_vec_normalize_env()
+        mean = normalizer.obs_rms.mean.copy()
+
+        def predict(observations: Any, trained: Any = trained, normalizer: Any = normalizer) -> Any:
+            return trained.predict(normalizer.normalize_obs(observations), deterministic=True)[0]
+
+        problem: dict[str, Any] = {"horizon": 5, "episodes": 1}
+        expected, raw = evaluate(Predicting(predict), PAIR, **problem), evaluate(trained.policy, PAIR, **problem)
+        result = evaluate(trained, PAIR, **problem)
+        assert np.array_equal(result.returns, expected.returns)
+        assert not np.array_equal(result.returns, raw.returns)
+        assert np.array_equal(result.goal_positions, raw.goal_positions)  # as the environments give them
+        assert np.array_equal(normalizer.obs_rms.mean, mean)
 
 
 def test_nothing_else_is_changed() -> None:

@@ -59,7 +59,8 @@ def evaluate(
 
     Args:
         policy: A model or policy of Stable-Baselines3, any object with the same `predict`, or "scripted" for
-            :class:`ScriptedPolicy`.
+            :class:`ScriptedPolicy`. A model whose environments are in a VecNormalize sees observations normalized by
+            its statistics; a policy alone does not know them.
         benchmark: "MT10", "MT25", "MT50", a task, or a list of tasks, in the order of the policy's one-hot.
         goals: Where the goal of an episode comes from, as in :func:`make_envs`. With "fixed" goals all episodes of a
             deterministic policy are equal, so one episode is enough.
@@ -137,8 +138,11 @@ class _Actor:
         self.state: Any = None
         self.used: NDArray[np.int64] | None = None
         self.inner = policy.policy if isinstance(policy, BaseAlgorithm) else policy
+        self.normalizer = policy.get_vec_normalize_env() if isinstance(policy, BaseAlgorithm) else None
 
-    def __call__(self, observations: NDArray[np.float32], number: int) -> NDArray[Any]:
+    def __call__(self, observations: NDArray[Any], number: int) -> NDArray[Any]:
+        if self.normalizer is not None:
+            observations = np.asarray(self.normalizer.normalize_obs(observations))
         if not isinstance(self.inner, MultiTaskPolicy):
             starts: Any = np.full(len(observations), number == 1)
             options: dict[str, Any] = {"state": self.state, "episode_start": starts, "deterministic": True}
