@@ -316,6 +316,8 @@ def test_goals_that_repeat_do_not_make_an_interval_narrower() -> None:
     np.testing.assert_array_equal(once.intervals(), twice.intervals())
     (low, high), (lowest, highest) = result_of_episodes(np.tile(first, 2), "random").intervals(), twice.intervals()
     assert (high - low < highest - lowest).all()  # random goals are all different
+    fixed = result_of_episodes(np.array([[3] * 100, [-1] * 100]), "fixed")
+    np.testing.assert_array_equal(fixed.intervals(), wilson_interval([1, 0], 1))  # all episodes are equal
     partly = result_of_episodes(np.where(np.arange(150).reshape(2, 75) % 75 < 50, 3, -1), "benchmark")
     np.testing.assert_array_equal(partly.intervals(), wilson_interval([33, 33], 50))  # .667 of all 75
 

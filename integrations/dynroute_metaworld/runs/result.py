@@ -37,8 +37,8 @@ SETTINGS: dict[str, type] = {
 }
 
 
-BENCHMARK_GOALS = 50
-"""The number of goals of each task in a benchmark."""
+GOALS_OF_A_TASK = {"fixed": 1, "benchmark": 50}
+"""The number of goals of each task, by the kind of goals; random goals are all different."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +119,10 @@ class EvaluationResult:
     def intervals(self, confidence: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The lower and upper ends of :func:`wilson_interval` for the success rate of each task.
 
-        A benchmark has 50 goals of each task. Further episodes repeat them, and do not make an interval narrower.
+        Episodes that repeat a goal do not make an interval narrower: a benchmark has 50 goals of each task, and fixed
+        goals are one.
         """
-        different = min(self.episodes, BENCHMARK_GOALS) if self.goals == "benchmark" else self.episodes
+        different = min(self.episodes, GOALS_OF_A_TASK.get(self.goals, self.episodes))
         return wilson_interval(np.rint(different * self.success_rates), different, confidence)
 
     def table(self, confidence: float = 0.95) -> str:
