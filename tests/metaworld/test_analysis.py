@@ -342,7 +342,7 @@ def learned_so(folder: Path, success: dict[str, list[float]], used: list[float],
         goal_positions=np.zeros((3, 2, 3), dtype=np.float32),
         modules_used=np.repeat(np.array(used)[:, None], 2, axis=1),
     )
-    return RunData(run, folder.name, Metrics(curves), result, (), ())
+    return RunData(run, folder.name, Metrics(curves), result, (), (), True)
 
 
 def test_when_tasks_were_learned_and_how_many_modules_they_use(tmp_path: Path) -> None:

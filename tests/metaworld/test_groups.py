@@ -215,6 +215,23 @@ def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
     assert any("not evaluated yet and left out of its success: " in note for note in notes)
 
 
+def test_evaluations_of_unfinished_runs_are_not_pooled_with_final_ones(runs: dict[str, Path], tmp_path: Path) -> None:
+    unfinished = shutil.copytree(runs["d2r-2"], tmp_path / "unfinished")
+    (unfinished / "evaluations" / "final.json").unlink()
+    (group,), notes = group_runs(read_runs([runs["d2r-1"], unfinished]))
+    (alone,), _ = group_runs(read_runs([runs["d2r-1"]]))
+    assert "d2r: not finished and left out of its success: unfinished." in notes
+    assert group.scores.tolist() == alone.scores.tolist()
+    assert group.modules_of_runs.tolist() == alone.modules_of_runs.tolist()
+    assert group.task_rows() == alone.task_rows()
+    assert (group.row()["evaluated"], group.row()["seeds"]) == (1, [1, 2])
+    other = shutil.copytree(runs["d2r-1"], tmp_path / "other")
+    (other / "evaluations" / "final.json").unlink()
+    (group,), notes = group_runs(read_runs([other, unfinished]))
+    assert len(group.scores) == 2  # the newest of each, where no run is finished
+    assert not any("left out" in note for note in notes)
+
+
 def untrained(path: Path, **options: Any) -> Path:
     """The directory of a run that has not started yet."""
     Run.create(path, Configuration(**{**SMALL, **options}).resolve())

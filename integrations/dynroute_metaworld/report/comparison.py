@@ -17,6 +17,7 @@ from dynroute_command.options import KEYWORDS
 
 from ..runs.configuration import Configuration
 from ..runs.intervals import bootstrap_interval
+from ..runs.result import EvaluationResult
 from ..runs.seeds import over_seeds, settings_key, without_seed
 from .data import RunData
 from .routes import THRESHOLD, Routes
@@ -77,15 +78,21 @@ class Group:
         return [run.run.configuration.seed for run in self.runs]
 
     @property
+    def results(self) -> list[EvaluationResult]:
+        """The final evaluations of the runs; if no run is finished, their newest ones."""
+        final = [run.result for run in self.runs if run.result is not None and run.is_finished]
+        return final or [run.result for run in self.runs if run.result is not None]
+
+    @property
     def scores(self) -> NDArray[np.float64]:
-        """The success rates, with shape ``[runs, tasks]``, of the runs that were evaluated."""
-        rates = [run.result.success_rates for run in self.runs if run.result is not None]
+        """The success rates in :attr:`results`, with shape ``[runs, tasks]``."""
+        rates = [result.success_rates for result in self.results]
         return np.array(rates).reshape(len(rates), len(self.tasks))
 
     @property
     def modules_of_runs(self) -> NDArray[np.float64]:
-        """The mean number of modules in evaluations, with shape ``[runs, tasks]``, of the runs that recorded it."""
-        used = [run.result.modules_used for run in self.runs if run.result is not None]
+        """The mean number of modules in :attr:`results` that recorded it, with shape ``[runs, tasks]``."""
+        used = [result.modules_used for result in self.results]
         counted = [part.mean(axis=1) for part in used if part is not None]
         return np.array(counted).reshape(len(counted), len(self.tasks))
 
@@ -113,8 +120,7 @@ class Group:
 
     def task_rows(self) -> list[dict[str, Any]]:
         """The figures of each task: Wilson's interval with one seed, a bootstrap over seeds with several."""
-        results = [run.result for run in self.runs if run.result is not None]
-        if not results:
+        if not (results := self.results):
             return []
         scores, modules, rows = self.scores, self.modules_of_runs, []
         for i, task in enumerate(self.tasks):
@@ -247,6 +253,9 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
             )
         if missing := [run.name for run in group.runs if run.result is None]:
             notes.append(f"{group.name}: not evaluated yet and left out of its success: {', '.join(missing)}.")
+        early = [run.name for run in group.runs if run.result is not None and not run.is_finished]
+        if any(run.is_finished for run in group.runs) and early:
+            notes.append(f"{group.name}: not finished and left out of its success: {', '.join(early)}.")
         notes += [
             f"{run.name}: its time was up before {run.run.configuration.steps:,} steps; its curves end at "
             f"{run.last_step:,.0f}."

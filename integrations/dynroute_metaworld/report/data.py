@@ -178,6 +178,7 @@ class RunData:
         result: The final evaluation, or else the newest one.
         sessions: The record of each start of the run.
         notes: Sentences about what is missing or wrong.
+        is_finished: Whether the evaluation is the final one.
     """
 
     run: Run
@@ -186,6 +187,7 @@ class RunData:
     result: EvaluationResult | None
     sessions: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
+    is_finished: bool
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -237,7 +239,8 @@ def read_run(folder: str | Path, *, name: str | None = None) -> RunData:
     curves = {metric: Curve(curve.steps / len(tasks), curve.values) for metric, curve in metrics.curves.items()}
     curves |= _evaluation_curves(run, evaluations)
     curves |= _cloning_curves(run)
-    result = _newest(run, evaluations, notes)
+    final = _final(run, notes)
+    result = _newest(run, evaluations, notes) if final is None else final
     if latest_checkpoint(run.checkpoints) is None:
         notes.append("There is no checkpoint, and so there are neither routes nor frames.")
     return RunData(
@@ -247,6 +250,7 @@ def read_run(folder: str | Path, *, name: str | None = None) -> RunData:
         result,
         _sessions(run, notes),
         tuple(notes),
+        final is not None,
     )
 
 
@@ -310,11 +314,13 @@ def _cloning_curves(run: Run) -> dict[str, Curve]:
     return curves
 
 
-def _newest(run: Run, evaluations: dict[int, EvaluationResult], notes: list[str]) -> EvaluationResult | None:
-    """The final evaluation, or else the last one during training."""
+def _final(run: Run, notes: list[str]) -> EvaluationResult | None:
     path = run.evaluations / "final.json"
-    if path.exists() and (result := _load(run, path, notes)) is not None:
-        return result
+    return _load(run, path, notes) if path.exists() else None
+
+
+def _newest(run: Run, evaluations: dict[int, EvaluationResult], notes: list[str]) -> EvaluationResult | None:
+    """The last evaluation during training."""
     if not evaluations:
         notes.append("There is no evaluation yet: success is unknown.")
         return None
