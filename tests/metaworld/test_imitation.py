@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import math
+import multiprocessing
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ from dynroute_metaworld.imitation.demonstrations import Demonstrations
 from dynroute_metaworld.runs.configuration import check_needs
 from dynroute_metaworld.runs.methods import check_network
 from dynroute_metaworld.runs.presets import AFTER_IMITATION, preset
+from dynroute_metaworld.runs.progress import Display
+from dynroute_metaworld.runs.recorder import Recorder
 from dynroute_metaworld.runs.training import environments, make_model
 from dynroute_sb3 import DamagedError, DemonstrationBuffer, GrowOnDemand, MultiTaskSAC
 from dynroute_sb3.growth import network_size
@@ -287,6 +292,46 @@ def test_dagger_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     train(run)
     one, other = networks(whole), networks(run)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_corrections_and_evaluations_start_again_if_a_worker_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Unlike those of SAC, their episodes must not be cut short: they are repeated, whole and with the same goals.
+    usual = {"cloning_steps": 20, "dagger_rounds": 1, "steps": 20, "batch_size": 4, "evaluate_every": 10}
+    options = {**SHORT, **usual, "evaluation_episodes": 1}
+    whole, run = (
+        Run.create(tmp_path / name, preset("quick", {**options, "workers": workers, "restart": workers > 0}).resolve())
+        for name, workers in (("whole", 0), ("run", 1))
+    )
+    assert train(whole) is not None
+    killed: list[str] = []
+    advance, watch = Display.advance, Recorder.watch
+
+    def kill_newest(where: str) -> None:
+        newest = max(multiprocessing.active_children(), key=lambda child: child.name.rpartition("-")[2].rjust(9))
+        assert newest.pid is not None
+        os.kill(newest.pid, signal.SIGKILL)
+        newest.join()
+        killed.append(where)
+
+    def advancing(display: Display, steps: int, doing: str = "training", total: int | None = None) -> None:
+        advance(display, steps, doing, total)
+        if doing == "corrections" and doing not in killed:
+            kill_newest(doing)
+
+    def watching(recorder: Recorder, *done: int) -> None:
+        watch(recorder, *done)
+        if done and f"evaluation at {recorder.model.num_timesteps}" not in killed:
+            kill_newest(f"evaluation at {recorder.model.num_timesteps}")
+
+    monkeypatch.setattr(Display, "advance", advancing)
+    monkeypatch.setattr(Recorder, "watch", watching)
+    assert train(run) is not None
+    assert killed == ["corrections", "evaluation at 20", "evaluation at 40"]
+    assert all(torch.equal(value, networks(run)[name]) for name, value in networks(whole).items())
+    for path in whole.evaluations.iterdir():
+        assert (run.evaluations / path.name).read_text() == path.read_text()
 
 
 @pytest.mark.slow

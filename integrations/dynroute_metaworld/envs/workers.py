@@ -11,10 +11,10 @@ import multiprocessing
 import signal
 import traceback
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from metaworld.types import Task
@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from .environment import STATE_FEATURES, TaskEnvironment
 from .signals import shielded, uninterrupted
 
-__all__ = ["LAYOUT", "Group", "Remote", "Shared", "Specification", "WorkerError", "deal", "processes"]
+__all__ = ["LAYOUT", "Group", "Remote", "Shared", "Specification", "WorkerError", "deal", "processes", "with_restart"]
+
+T = TypeVar("T")
 
 
 class WorkerError(RuntimeError):
@@ -257,6 +259,19 @@ def deal(count: int, workers: int) -> list[list[int]]:
     for row, dealt in zip(range(count), itertools.cycle([*rows, *reversed(rows)]), strict=False):
         dealt.append(row)
     return rows
+
+
+def with_restart(call: Callable[[], T], *, restart: bool) -> T:
+    """Calls a function that makes environments and closes them; with `restart`, once more if a worker dies.
+
+    It is for episodes that must be whole, where those of a dead worker cannot be cut short.
+    """
+    try:
+        return call()
+    except WorkerError:
+        if not restart:
+            raise
+    return call()
 
 
 def processes() -> Any:

@@ -13,6 +13,7 @@ from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC, latest_checkpoint
 from dynroute_sb3.growth import network_size
 
 from ..envs.signals import handling
+from ..envs.workers import with_restart
 from .evaluation import evaluate, unseen
 from .progress import Display
 from .result import EvaluationResult
@@ -137,4 +138,4 @@ def evaluate_run(run: Run, model: MultiTaskSAC, episodes: int, **options: object
     usual = {"benchmark": configuration.benchmark_or_tasks, **configuration.problem}
     chosen = {**usual, **{name: value for name, value in options.items() if value is not None}}
     chosen.setdefault("seed", unseen(chosen["goals"], configuration.seed))
-    return evaluate(model, episodes=episodes, **chosen)
+    return with_restart(lambda: evaluate(model, episodes=episodes, **chosen), restart=configuration.restart)

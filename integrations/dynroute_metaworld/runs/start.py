@@ -15,6 +15,7 @@ from dynroute_sb3 import MultiTaskSAC, add_demonstrations
 from dynroute_sb3.growth import network_size
 from dynroute_sb3.storage import remove_leftovers
 
+from ..envs.workers import with_restart
 from ..imitation.cloning import Cloning
 from ..imitation.collection import collect
 from ..imitation.dagger import correct
@@ -101,15 +102,19 @@ def _corrections(run: Run, model: MultiTaskSAC, number: int, display: Display) -
     remove_leftovers(folder.parent, folder.name)
     if folder.exists():
         return Demonstrations.load(folder)
-    corrections = correct(
-        model,
-        configuration.benchmark_or_tasks,
-        episodes=configuration.demonstrations,
-        seed=configuration.seed,
-        number=number,
-        progress=lambda done, total: display.advance(done, "corrections", total),
-        **configuration.problem,
-    )
+
+    def collected() -> Demonstrations:
+        return correct(
+            model,
+            configuration.benchmark_or_tasks,
+            episodes=configuration.demonstrations,
+            seed=configuration.seed,
+            number=number,
+            progress=lambda done, total: display.advance(done, "corrections", total),
+            **configuration.problem,
+        )
+
+    corrections = with_restart(collected, restart=configuration.restart)
     corrections.save(folder)
     return corrections
 
