@@ -60,11 +60,11 @@ def look_ahead(
     first = last = rows[tasks, places]
     rewards = first[:, -2] if normalize is None else normalize(first[:, -2])
     discounts = torch.ones_like(rewards)
+    distances = torch.arange(1, reach + 1, device=places.device)
     for _ in range(n_steps - 1):
-        moved = torch.zeros_like(places)
-        for distance in range(1, reach + 1):
-            follows = back[tasks, (places + distance) % capacity] == distance
-            moved = torch.where(follows & (newer >= distance), distance, moved)  # at most one transition follows
+        follows = back[tasks[:, None], (places[:, None] + distances) % capacity] == distances
+        follows &= newer[:, None] >= distances
+        moved = torch.where(follows, distances, 0).amax(dim=1)  # at most one transition follows
         found = moved > 0
         places, newer = (places + moved) % capacity, newer - moved
         last = rows[tasks, places]

@@ -14,9 +14,11 @@ from sac_cases import draw, make, step
 from sac_models import Changing, make_model
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC, OneHotTask, PointTask, RouteReplayBuffer, point_tasks
 from dynroute_sb3.device_replay import DeviceReplay
+from dynroute_sb3.multi_step import look_ahead
 from dynroute_sb3.points import GOALS
 
 GAMMA = 0.9
@@ -130,6 +132,28 @@ def test_they_are_those_of_sb3() -> None:
     found, expected = (buffer._get_samples(np.arange(12)) for buffer in (ours, theirs))
     for name in ("observations", "actions", "next_observations", "dones", "rewards", "discounts"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-6)
+
+
+def test_operations_do_not_grow_with_the_environments_of_a_task() -> None:
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += 1
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for environments in (1, 64):
+        ring, back = torch.rand(1, 500, 5), torch.full((1, 500), environments)
+        first = torch.arange(8)
+        at = (torch.zeros_like(first), first, 499 - first)
+        with Counting() as counting:
+            sizes = {"state_features": 1, "reach": 2 * environments - 1, "n_steps": 3, "gamma": GAMMA}
+            sums, _ = look_ahead(ring, back, *at, **sizes)
+        expected = sum(GAMMA**k * ring[0, first + k * environments, -2] for k in range(3))
+        torch.testing.assert_close(sums[:, -2], expected)
+        counts.append(counting.count)
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("environments", ENVIRONMENTS)
