@@ -98,8 +98,9 @@ def _train(options: argparse.Namespace) -> int:
             raise RunError(f"{folder} holds a run without imitation; `dynroute train` goes on with it.")
         # AFTER_IMITATION depends on options that need not be given again: the values of the run hold.
         usual = preset_options(options.preset or "paper", wanted.method)
-        checked = set(usual) - {*MOVABLE, *AFTER_IMITATION}
-        run.agree({**{name: getattr(wanted, name) for name in checked}, **given})
+        checked = [name for name in usual if name not in {*MOVABLE, *AFTER_IMITATION, *given}]
+        run.agree(given)
+        run.agree({name: getattr(wanted, name) for name in checked}, source=f"--preset {options.preset}")
     else:
         check_needs([wanted], given)
         run = Run.create(folder, wanted)

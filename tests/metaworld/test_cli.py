@@ -85,7 +85,7 @@ def test_a_run_from_the_command_line(
     # The same command with --resume goes on, and one with another preset does not.
     assert main(["train", *TINY, "--steps", "30", "--resume"]) == 0
     error = told(capsys, "train", "--run", str(folder), "--resume", "--preset", "quick")
-    assert "holds a run with" in error
+    assert f"{folder} holds a run with horizon=5, got 150 from --preset quick; leave --preset out to go on" in error
     missing = told(capsys, "evaluate", str(folder), "--output", "nowhere/result.json")
     assert "`--output` must be in an existing directory, got nowhere" in missing
     assert "`--output` must be a file, got the directory ." in told(capsys, "evaluate", str(folder), "--output", ".")

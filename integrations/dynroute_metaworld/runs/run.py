@@ -118,12 +118,13 @@ class Run:
         run._is_new = True
         return run
 
-    def agree(self, options: Mapping[str, Any], *, complete: bool = False) -> None:
+    def agree(self, options: Mapping[str, Any], *, complete: bool = False, source: str = "") -> None:
         """Takes over the options that may change when a run is resumed; raises an error if another option differs.
 
         Args:
             options: The options.
             complete: Whether `options` has all keywords of the networks; otherwise missing ones are as in the run.
+            source: The flag that the options come from, if they were not given by name.
         """
         own = dataclasses.asdict(self.configuration)
         for name, value in options.items():
@@ -135,8 +136,9 @@ class Run:
                 same = Path(value).resolve() == Path(own[name]).resolve()
             if name not in MOVABLE and not same:
                 raise RunError(
-                    f"{self.folder} holds a run with {name}={own[name]!r}, got {value!r}; leave it out to go on, or "
-                    f"name another directory by --run. Options that may change: {', '.join(MOVABLE)}."
+                    f"{self.folder} holds a run with {name}={own[name]!r}, got {value!r}{source and f' from {source}'}; "
+                    f"leave {source.split()[0] if source else 'it'} out to go on, or name another directory by --run. "
+                    f"Options that may change: {', '.join(MOVABLE)}."
                 )
         self.configuration = dataclasses.replace(
             self.configuration, **{name: value for name, value in options.items() if name in MOVABLE}
