@@ -572,6 +572,9 @@ def test_wrong_options() -> None:
     for name in ("cloning_steps", "demonstration_weight"):
         with pytest.raises(ValueError, match=f"`{name}` needs demonstrations, for instance --demonstrations 20"):
             Configuration(**{name: 1})
+    told = r"`demonstration_share` must be above 0 beside a `demonstration_weight`, which clones .*, got 0 with 0\.5"
+    with pytest.raises(ValueError, match=told):
+        Configuration(demonstrations=3, demonstration_share=0, demonstration_weight=0.5)
     with pytest.raises(ValueError, match=r"`dagger_rounds` must be less than the 2 `cloning_steps`, .*, got 2"):
         Configuration(demonstrations=3, cloning_steps=2, dagger_rounds=2)
     for wrong in ("", "0,x", "-1", "inf"):

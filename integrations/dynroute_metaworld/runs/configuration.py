@@ -62,6 +62,11 @@ class Configuration(Options):
         for name in ("cloning_steps", "demonstration_weight"):
             if getattr(self, name) and not self.demonstrations:
                 raise ValueError(f"`{name}` needs demonstrations, for instance --demonstrations 20, got 0.")
+        if self.demonstration_weight and not self.demonstration_share:
+            raise ValueError(
+                "`demonstration_share` must be above 0 beside a `demonstration_weight`, which clones the demonstrations "
+                f"in batches, got {self.demonstration_share:g} with {self.demonstration_weight:g}."
+            )
         if self.dagger_rounds and self.dagger_rounds >= self.cloning_steps:
             raise ValueError(
                 f"`dagger_rounds` must be less than the {self.cloning_steps} `cloning_steps`, which the rounds share, "
