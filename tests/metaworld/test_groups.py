@@ -291,6 +291,19 @@ def test_hours_do_not_split_seeds(tmp_path: Path) -> None:
     assert names_of(*runs) == ["d2r (steps=60)", "d2r (steps=80)"]
 
 
+def test_the_window_splits_runs_that_grow_by_it(tmp_path: Path) -> None:
+    def named(**options: Any) -> list[str]:
+        chosen = [{"window": 20}, {"window": 20, "seed": 2}, {"window": 5}]
+        folder = tmp_path / f"{options}"
+        return names_of(*(untrained(folder / f"{i}", **options, **more) for i, more in enumerate(chosen)))
+
+    assert named() == ["d2r"]
+    assert named(grow_to=9) == ["d2r (window=20)", "d2r (window=5)"]
+    plain, grown = untrained(tmp_path / "plain"), untrained(tmp_path / "grown", grow_to=9)
+    again = untrained(tmp_path / "again", seed=2)
+    assert names_of(plain, again, grown) == ["d2r (grow_to=none)", "d2r (grow_to=9)"]
+
+
 def test_budgets_of_hours_are_compared(tmp_path: Path) -> None:
     folders = [untrained(tmp_path / f"{h}-{s}", hours=h, seed=s) for h in (0.5, 2.0) for s in (1, 2)]
     assert names_of(*folders) == ["d2r (hours=0.5)", "d2r (hours=2.0)"]

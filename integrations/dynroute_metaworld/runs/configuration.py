@@ -159,7 +159,8 @@ class Configuration(Options):
         """
         names = [option.name for option in dataclasses.fields(self) if option.metadata["changes_result"]]
         options = {name: getattr(self, name) for name in names if name not in ("seed", "hours", "warm_start")}
-        return {**options, "benchmark": benchmark_name(self.benchmark_or_tasks)}
+        grows_by = {} if self.grow_to is None else {"window": self.window}
+        return {**options, "benchmark": benchmark_name(self.benchmark_or_tasks), **grows_by}
 
     def resolve(self) -> Self:
         """The same configuration, with values for the defaults that depend on the tasks and the method."""

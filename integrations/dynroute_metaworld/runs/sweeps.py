@@ -200,8 +200,8 @@ def _check_rows(
         if new is None or name in configurations or not (folder / name / "config.json").exists():
             continue
         other = Run.open(folder / name).configuration
-        found = other.result_options
-        differ = [f"{k}={found[k]!r}, got {value!r}" for k, value in new.result_options.items() if found[k] != value]
+        found, wanted = other.result_options, new.result_options
+        differ = [f"{k}={found[k]!r}, got {wanted[k]!r}" for k in wanted if k in found and found[k] != wanted[k]]
         if origin(other) != origin(new):
             differ.append(f"warm_start={other.warm_start!r}, got {new.warm_start!r}")
         if differ:
