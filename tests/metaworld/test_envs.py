@@ -426,6 +426,24 @@ def test_a_worker_that_dies_is_replaced_if_asked() -> None:
         assert not env.step(actions(1)[0])[2].any()
 
 
+def test_a_replaced_worker_does_not_change_what_a_seed_means() -> None:
+    with envs(workers=2, restart=True, goals="random") as env, envs(goals="random", seed=3) as fresh:
+        env.reset()
+        kill(env, 0)
+        env.reset()
+        state = env.get_state()
+        env.seed(3)
+        assert np.array_equal(env.reset(), fresh.reset())
+        # What was restored goes on like the original: the next worker that is replaced draws new goals.
+        firsts = []
+        for _ in range(2):
+            env.set_state(state)
+            kill(env, 0)
+            firsts.append(env.reset())
+        assert np.array_equal(*firsts)
+        env.set_state({name: value for name, value in state.items() if name != "replaced"})  # of an earlier version
+
+
 class Failing(TaskEnvironment):
     def step(self, action: np.ndarray) -> Any:
         if self.steps == 2:

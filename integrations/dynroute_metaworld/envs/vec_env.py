@@ -133,7 +133,7 @@ class MetaWorldVecEnv(VecEnv):
         if seed < 0:
             raise ValueError(f"`seed` must be at least 0, got {seed}.")
         self._seed = int(seed)
-        seeds = [self._seed_of(row) for row in range(self.num_envs)]
+        seeds = [derive_seed(self._seed, row) for row in self._task_rows]
         self._ask("seed", seeds)
         return seeds
 
@@ -205,7 +205,7 @@ class MetaWorldVecEnv(VecEnv):
 
     def get_state(self) -> dict[str, Any]:
         """The states of all environments, as plain data and arrays; they fit any number of workers."""
-        return {"states": self._ask("get_state"), "seed": self._seed}
+        return {"states": self._ask("get_state"), "seed": self._seed, "replaced": self._replaced}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores a state of :meth:`get_state`, exactly: the same actions then lead to the same results."""
@@ -215,7 +215,7 @@ class MetaWorldVecEnv(VecEnv):
         self._ask("reset")
         self._ask("set_state", state["states"])
         self._lost.clear()
-        self._seed = state["seed"]
+        self._seed, self._replaced = state["seed"], state.get("replaced", 0)  # earlier versions did not store it
 
     def close(self) -> None:
         """Ends the workers."""
@@ -239,9 +239,6 @@ class MetaWorldVecEnv(VecEnv):
 
     def _observations(self) -> NDArray[np.float32]:
         return np.concatenate([self._rows["observations"], self._one_hots], axis=1)
-
-    def _seed_of(self, row: int) -> int:
-        return derive_seed(self._seed, self._task_rows[row], *([self._replaced] if self._replaced else []))
 
     def _check_open(self) -> None:
         if not self._finalizer.alive:
@@ -289,7 +286,8 @@ class MetaWorldVecEnv(VecEnv):
         self._replaced += 1
         part.close()
         part.start()
-        for command, arguments in (("seed", [self._seed_of(row) for row in own_rows]), ("reset", None)):
+        seeds = [derive_seed(self._seed, self._task_rows[row], self._replaced) for row in own_rows]  # new goals
+        for command, arguments in (("seed", seeds), ("reset", None)):
             part.send(command, arguments)
             part.receive()
         for name, values in endings.items():
