@@ -18,9 +18,10 @@ from small_runs import draws, there_is
 from dynroute import ModelRouting, ModuleRouting
 from dynroute_metaworld import Run, load_model, make_envs
 from dynroute_metaworld.cli import main
+from dynroute_metaworld.report import film as films
 from dynroute_metaworld.report import scene as scenes
 from dynroute_metaworld.report.canvas import draw_graph
-from dynroute_metaworld.report.film import GRAPH, LINE, _beside, _pictures, render
+from dynroute_metaworld.report.film import GRAPH, LINE, _beside, _film, render
 from dynroute_metaworld.report.routes import Rollout, Routes
 from dynroute_metaworld.report.scene import OpenGLError, find_opengl
 
@@ -72,13 +73,56 @@ def test_what_stands_under_a_film_of_two_episodes(runs: dict[str, Path], monkeyp
     monkeypatch.setattr(Rollout, "frame", frame)
     monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda drawing, place, text, **_: words.append(text))
     run = Run.open(runs["d2r-1"])
-    assert len(_pictures(run, "reach", episodes=2, seed=4, size=64, device="cpu")) == len(goals) == 22
+    pictures = list[Image.Image]()
+    _film(run, "reach", 2, 4, 64, "cpu", pictures.append)
+    assert len(pictures) == len(goals) == 22
     with contextlib.closing(make_envs(run.configuration.tasks, only=["reach"], seed=4, horizon=20)) as env:
         expected = [env.reset()[0, 36:39].tolist() for _ in range(2)]
     assert np.allclose(goals, np.repeat(expected, 11, axis=0))
     told = [re.sub(r"[1-5] of 5 nodes", "some nodes", line) for line in words]
     ends = ("1 of 2, some nodes run", "2 of 2, some nodes run, solved at step 3")
     assert told == [f"reach, step {step} of 20, episode {end}" for end in ends for step in (*range(1, 20, 2), 20)]
+
+
+@pytest.mark.parametrize("end", ["gif", "mp4"])
+def test_pictures_are_kept_small_as_they_are_taken(
+    end: str, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film of 20 episodes would take gigabytes as it is drawn."""
+    taken, kept = list[int](), list[int]()
+    quantize = Image.Image.quantize
+
+    def frame(rollout: Rollout, index: int, size: int = 240) -> np.ndarray:
+        assert len(kept) == len(taken)
+        taken.append(index)
+        return np.full((size, size, 3), 10 * len(taken), np.uint8)
+
+    def quantized(picture: Image.Image, *arguments: Any, **options: Any) -> Image.Image:
+        kept.append(picture.width)
+        return quantize(picture, *arguments, **options)
+
+    class Writer:
+        def __init__(self, path: Path, **options: Any) -> None:
+            path.touch()
+
+        def append_data(self, picture: np.ndarray) -> None:
+            kept.append(picture.shape[1])
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(films, "find_opengl", lambda: "osmesa")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("imageio.v2.get_writer", lambda *path, **options: contextlib.closing(Writer(*path, **options)))
+    monkeypatch.setattr(Image.Image, "quantize", quantized)
+    monkeypatch.setattr(Rollout, "frame", frame)
+    path = render(runs["mt-sac"], "reach", tmp_path / f"film.{end}", size=64, device="cpu")
+    assert kept == [64] * 11
+    if end == "gif":
+        with Image.open(path) as film:
+            assert film.n_frames == 11  # type: ignore[attr-defined]
+            film.seek(10)
+            assert np.asarray(film.convert("RGB"))[20, 20].tolist() == pytest.approx([110] * 3, abs=8)
 
 
 def test_a_graph_that_is_taller_than_the_scene_is_whole() -> None:

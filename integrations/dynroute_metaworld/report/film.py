@@ -74,33 +74,37 @@ def render(
         raise FileNotFoundError(f"`output` must be in an existing directory, got {path}.")
     find_opengl()
     tell(f"filming {name} ...")
-    with one_thread():
-        pictures = _pictures(run, name, episodes, seed, size, device)
-    with writing_file(path) as part:
+    with one_thread(), writing_file(path) as part:
         if path.suffix.lower() == ".gif":
-            # With a palette for each picture, colours flicker.
-            palette = pictures[len(pictures) // 2].quantize(128)
-            first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
+            frames: list[Image.Image] = []
+
+            def keep(picture: Image.Image) -> None:
+                # With a palette for each picture, colours flicker.
+                how: dict[str, Any] = {"palette": frames[0], "dither": Image.Dither.NONE} if frames else {"colors": 128}
+                frames.append(picture.quantize(**how))
+
+            _film(run, name, episodes, seed, size, device, keep)
+            first, *others = frames
             first.save(part, save_all=True, append_images=others, duration=PAUSE, loop=0, optimize=False)
         else:
             from imageio.v2 import get_writer
 
             film: Any
             with get_writer(part, fps=1000 / PAUSE, macro_block_size=2) as film:
-                for picture in pictures:
-                    film.append_data(np.asarray(picture))
+                _film(run, name, episodes, seed, size, device, lambda picture: film.append_data(np.asarray(picture)))
     return path
 
 
-def _pictures(run: Run, task: str, episodes: int, seed: int | None, size: int, device: str) -> list[Image.Image]:
-    """The pictures of a film, each with the route of its step."""
+def _film(
+    run: Run, task: str, episodes: int, seed: int | None, size: int, device: str, keep: Callable[[Image.Image], object]
+) -> None:
+    """Calls `keep` with each picture of a film, with the route of its step."""
     try:
         from .canvas import draw_graph
     except ImportError as error:
         raise ImportError("a film needs matplotlib; type: pip install 'dynroute[report]'") from error
     model, font = load_model(run, device), ImageFont.load_default(size=15)
     topology, horizon = model.policy.topology, run.configuration.horizon
-    pictures: list[Image.Image] = []
 
     def before(episode: int, number: int, route: Route | None) -> None:
         if (number - 1) % EVERY and number < horizon:
@@ -116,11 +120,10 @@ def _pictures(run: Run, task: str, episodes: int, seed: int | None, size: int, d
             words.append(f"solved at step {first}")
         picture = _beside(scene, graph)
         ImageDraw.Draw(picture).text((8, picture.height - LINE + 5), ", ".join(words), fill="#1f2328", font=font)
-        pictures.append(picture)
+        keep(picture)
 
     with contextlib.closing(Rollout(run, model, [task], seed)) as rollout:
         rollout.run(episodes, before)
-    return pictures
 
 
 def _beside(scene: Image.Image, graph: Image.Image | None) -> Image.Image:
