@@ -22,7 +22,7 @@ from .report.curves import draw_curves
 from .runs.configuration import MOVABLE, check_needs
 from .runs.evaluation import evaluate
 from .runs.extraction import extract_task
-from .runs.methods import methods_table
+from .runs.methods import check_routes, methods_table
 from .runs.presets import AFTER_IMITATION, IMITATION_ALONE, preset, preset_options
 from .runs.progress import Display
 from .runs.provenance import versions
@@ -103,6 +103,7 @@ def _train(options: argparse.Namespace) -> int:
         run.agree({name: getattr(wanted, name) for name in checked}, source=f"--preset {options.preset}")
     else:
         check_needs([wanted], given)
+        check_routes([wanted], given)
         run = Run.create(folder, wanted)
     result = train(run, rebuild=options.rebuild)
     if result is None:

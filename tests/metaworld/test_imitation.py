@@ -28,7 +28,7 @@ from dynroute_metaworld.imitation.collection import collect
 from dynroute_metaworld.imitation.dagger import correct
 from dynroute_metaworld.imitation.demonstrations import Demonstrations
 from dynroute_metaworld.runs.configuration import check_needs
-from dynroute_metaworld.runs.methods import check_network
+from dynroute_metaworld.runs.methods import check_network, check_routes
 from dynroute_metaworld.runs.presets import AFTER_IMITATION, preset
 from dynroute_metaworld.runs.progress import Display
 from dynroute_metaworld.runs.recorder import Recorder
@@ -529,6 +529,17 @@ WITHOUT_EFFECT = {
         "`network` must not set `num_modules` beside --num-modules, which takes its place, got 6 and 4."
     ),
     "sweep --methods d2r --width 8 --network width=6": "`network` must not set `width` beside --width",
+    "train --method mt-sac --actor-paths sampled": (
+        "`actor_paths` must be left out for networks without routes, got 'sampled' for mt-sac."
+    ),
+    "train --method paco --critic-paths topk": "`critic_paths` must be left out for networks without routes, got",
+    "sweep --methods mt-sac sm --route-temperature 2": (
+        "`route_temperature` must be left out for networks that sample no paths, got '2' for mt-sac, sm."
+    ),
+    "train --ent-coef 0 --ent-coef-lr 0.1": (
+        "`ent_coef_lr` needs a coefficient of entropy that is learned, such as --ent-coef auto, got 0.1 with 0."
+    ),
+    "train --ent-coef 0.1 --max-ent-coef 0.01": "`max_ent_coef` needs a coefficient of entropy that is learned, such",
     "sweep --imitate --methods d2r paco --cloning-importance 1": (
         "`cloning_importance` must be 0 for the method paco, which has no learned routes, got 1."
     ),
@@ -540,6 +551,15 @@ def test_an_option_that_some_runs_of_a_sweep_use_is_accepted() -> None:
     check_needs(runs, ["noise", "patience"])
     with pytest.raises(ValueError, match=r"`noise` needs --demonstrations, got '0\.1' without it"):
         check_needs(runs[1:])
+    methods = [Configuration(method=method, actor_paths="sampled", route_temperature="2") for method in ("paco", "d2r")]
+    check_routes(methods, ["actor_paths", "route_temperature"])
+    check_routes(methods[:1], [])  # in Python, or by a preset
+    sampling = Configuration(method="sm", critic_network={"gate": "sample-2"}, route_temperature="2")
+    check_routes([sampling], ["route_temperature", "critic_paths"])
+    learned = [Configuration(ent_coef=ent_coef, ent_coef_lr=0.1) for ent_coef in ("0", "auto")]
+    check_needs(learned, ["ent_coef", "ent_coef_lr"])
+    check_needs(learned[:1], ["ent_coef"])
+    check_needs([Configuration(ent_coef="0", max_ent_coef=None)], ["max_ent_coef"])
     check_needs([Configuration(restart=False)], ["restart"])  # --no-restart asks for nothing
     check_needs([Configuration(num_modules=4, network={"num_modules": 6})])  # in Python, the option goes first
 

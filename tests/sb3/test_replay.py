@@ -307,7 +307,7 @@ def test_the_folder_of_a_memory_map_must_be_there(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"`memory_map` must be an existing directory, got .*none; make it"):
             make(4, memory_map=folder)
     (tmp_path / "file").touch()
-    with pytest.raises(FileNotFoundError, match="`memory_map` must be an existing directory, got .*file; make it"):
+    with pytest.raises(FileNotFoundError, match=r"`memory_map` must be an existing directory, got .*file; make it"):
         make(4, memory_map=tmp_path / "file")
 
 

@@ -64,8 +64,8 @@ class Configuration(Options):
                 raise ValueError(f"`{name}` needs demonstrations, for instance --demonstrations 20, got 0.")
         if self.demonstration_weight and not self.demonstration_share:
             raise ValueError(
-                "`demonstration_share` must be above 0 beside a `demonstration_weight`, which clones the demonstrations "
-                f"in batches, got {self.demonstration_share:g} with {self.demonstration_weight:g}."
+                "`demonstration_share` must be above 0 beside a `demonstration_weight`, which clones demonstrations in "
+                f"batches, got {self.demonstration_share:g} with {self.demonstration_weight:g}."
             )
         if self.dagger_rounds and self.dagger_rounds >= self.cloning_steps:
             raise ValueError(
@@ -97,6 +97,11 @@ class Configuration(Options):
     def problem(self) -> dict[str, Any]:
         """The keywords of goals, episodes and workers for :func:`make_envs`, :func:`collect` and :func:`evaluate`."""
         return {name: getattr(self, name) for name in ("goals", "horizon", "reward_version", "workers")}
+
+    @property
+    def learns_ent_coef(self) -> bool:
+        """Whether the coefficient of entropy is learned."""
+        return self.ent_coef.startswith("auto")
 
     @property
     def batch_rows(self) -> int:
@@ -210,6 +215,13 @@ def check_needs(configurations: Sequence[Configuration], given: Collection[str] 
                     f"`network` must not set `{name}` beside --{name.replace('_', '-')}, which takes its place, got "
                     f"{each.network[name]!r} and {getattr(each, name)!r}."
                 )
+    for name in ("ent_coef_lr", "max_ent_coef") if not any(each.learns_ent_coef for each in configurations) else ():
+        values = [value for each in configurations if (value := getattr(each, name)) is not None]
+        if name in given and values:
+            raise ValueError(
+                f"`{name}` needs a coefficient of entropy that is learned, such as --ent-coef auto, got {values[0]!r} "
+                f"with {configurations[0].ent_coef}."
+            )
     for option in dataclasses.fields(Configuration):
         needed, values = option.metadata["needs"], [getattr(each, option.name) for each in configurations]
         if not needed or any(getattr(each, needed) for each in configurations):

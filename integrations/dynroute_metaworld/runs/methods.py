@@ -1,5 +1,6 @@
 """The table of methods: what each is, and how many parameters it has."""
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
@@ -8,11 +9,12 @@ from dynroute import Soft
 from dynroute.networks import PRESETS, build
 from dynroute_sb3.growth import network_size
 from dynroute_sb3.options import check_balance, check_router_rate
+from dynroute_sb3.own_networks import samples_routes
 
 from ..envs.environment import STATE_FEATURES
 from .configuration import Configuration
 
-__all__ = ["build_actor", "check_network", "count_parameters", "methods_table"]
+__all__ = ["build_actor", "check_network", "check_routes", "count_parameters", "methods_table"]
 
 ACTIONS = 4
 PUBLISHED = {
@@ -32,13 +34,15 @@ def build_actor(configuration: Configuration, **sizes: Any) -> nn.Module:
     return build(configuration.method, *shape, device="meta", **{**configuration.network_kwargs, **sizes})
 
 
+def _build_critic(configuration: Configuration, actor: nn.Module) -> nn.Module:
+    sizes = {**configuration.network_kwargs, **configuration.critic_network, **getattr(actor, "shared", {})}
+    return build(configuration.method, STATE_FEATURES + ACTIONS, len(configuration.tasks), 1, device="meta", **sizes)
+
+
 def check_network(configuration: Configuration) -> None:
     """Raises an error if the networks of a configuration cannot be built, or do not support its options."""
     network = build_actor(configuration)
-    critics = {**configuration.network_kwargs, **configuration.critic_network, **getattr(network, "shared", {})}
-    critic = build(
-        configuration.method, STATE_FEATURES + ACTIONS, len(configuration.tasks), 1, device="meta", **critics
-    )
+    critic = _build_critic(configuration, network)
     _check_growth(configuration, network, critic)
     routed = getattr(network, "routed", None)
     if configuration.router_lr is not None:
@@ -58,6 +62,21 @@ def check_network(configuration: Configuration) -> None:
                 f"{rule} with the gate soft, which reads all sources, got {weight:g}; --cloning-importance balances "
                 "their weights."
             )
+
+
+def check_routes(configurations: Sequence[Configuration], given: Collection[str]) -> None:
+    """Raises an error if an option of routes was given that has no effect in any of several runs."""
+    if not (names := [name for name in ("actor_paths", "critic_paths", "route_temperature") if name in given]):
+        return
+    actors = [build_actor(each) for each in configurations]
+    nets = [*actors, *map(_build_critic, configurations, actors)]
+    routed = any(getattr(net, "routed", None) is not None for net in nets)
+    for name in names:
+        sampled = name == "route_temperature"
+        if not (any(map(samples_routes, nets)) if sampled else routed):
+            kind = "that sample no paths" if sampled else "without routes"
+            value, methods = getattr(configurations[0], name), dict.fromkeys(each.method for each in configurations)
+            raise ValueError(f"`{name}` must be left out for networks {kind}, got {value!r} for {', '.join(methods)}.")
 
 
 def _check_growth(configuration: Configuration, network: nn.Module, critic: nn.Module) -> None:

@@ -135,9 +135,10 @@ class Run:
             if name == "warm_start" and None not in (value, own[name]):  # earlier versions stored the typed path
                 same = Path(value).resolve() == Path(own[name]).resolve()
             if name not in MOVABLE and not same:
+                where, flag = (f" from {source}", source.split()[0]) if source else ("", "it")
                 raise RunError(
-                    f"{self.folder} holds a run with {name}={own[name]!r}, got {value!r}{source and f' from {source}'}; "
-                    f"leave {source.split()[0] if source else 'it'} out to go on, or name another directory by --run. "
+                    f"{self.folder} holds a run with {name}={own[name]!r}, got {value!r}{where}; leave {flag} out to "
+                    "go on, or name another directory by --run. "
                     f"Options that may change: {', '.join(MOVABLE)}."
                 )
         self.configuration = dataclasses.replace(

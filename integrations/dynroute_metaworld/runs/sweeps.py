@@ -21,7 +21,7 @@ from dynroute_command.options import AXES
 from ..envs.signals import handling
 from .cluster import check_nodes, check_room, joined, run_all
 from .configuration import Configuration, check_needs
-from .methods import check_network
+from .methods import check_network, check_routes
 from .presets import IMITATION_ALONE, preset
 from .run import Run, RunError
 from .seeds import origin
@@ -83,7 +83,8 @@ def sweep(
     usual = {name: value for name, value in usual.items() if name not in values}
     configurations, noted = _combine(settings, {**usual, **(options or {})}, values)
     if not all((folder / name / "config.json").exists() for name in configurations):
-        check_needs([*configurations.values()], {*(options or {}), *values})
+        for check in (check_needs, check_routes):
+            check([*configurations.values()], {*(options or {}), *values})
     resources = {"num_cpus": cores_per_run, "num_gpus": gpus_per_run}
     with handling(_interrupt, signal.SIGTERM), _locked(folder), _quiet(folder / "ray.txt") as tell:
         token = _note(folder, {})
