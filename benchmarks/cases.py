@@ -1,4 +1,4 @@
-"""The cases to time: a network, its textbook form and a plain perceptron with the same number of parameters."""
+"""The cases to time: a network, its textbook form and a plain MLP with the same number of parameters."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def _job(net: nn.Module, inputs: tuple[Tensor, ...], mode: str, backend: str | N
 def make(
     name: str, net: nn.Module, textbook: nn.Module, inputs: tuple[Tensor, ...], mode: str, **others: nn.Module
 ) -> Case:
-    """Makes a case: a network with three backends, its textbook form, and perceptrons."""
+    """Makes a case: a network with three backends, its textbook form, and MLPs."""
     size, textbook_size = (sum(parameter.numel() for parameter in part.parameters()) for part in (net, textbook))
     assert size == textbook_size, f"{name} has {size:,} parameters, and its textbook form {textbook_size:,}"
     fast = "fused" if mode == "training step" else "skip"

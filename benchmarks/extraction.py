@@ -1,6 +1,6 @@
-"""Compares the extracted policy of each task of d2r runs with the whole network and a perceptron of similar success.
+"""Compares the extracted policy of each task of d2r runs with the whole network and an MLP of similar success.
 
-The perceptron has two hidden layers and clones the demonstrations of its task in the run, with as many updates and
+The MLP has two hidden layers and clones the demonstrations of its task in the run, with as many updates and
 samples. Its width is the smallest that solves as many episodes as the extracted policy at separate goals, or the
 largest of the candidates. The table counts success at the goals of an evaluation of the run. Called again, the program
 resumes with the missing tasks.
@@ -42,7 +42,7 @@ def numbers(module: nn.Module) -> int:
 
 
 def clone(run: Run, task: str, width: int, updates: int) -> nn.Sequential:
-    """Trains a perceptron for one task on demonstrations of a run; returns that with the smallest held-out error."""
+    """Trains an MLP for one task on demonstrations of a run; returns that with the smallest held-out error."""
     configuration = run.configuration
     demonstrations = collect(
         configuration.benchmark_or_tasks,
@@ -171,8 +171,8 @@ def main() -> None:
     parser.add_argument("--coverage", type=float, default=1.0, help="share of states with complete routes (1)")
     parser.add_argument("--states", type=int, default=12, help="episodes of states, a fifth of them for checks (12)")
     parser.add_argument("--episodes", type=int, default=20, help="episodes of the table (20)")
-    parser.add_argument("--choosing", type=int, default=20, help="episodes that choose the perceptron (20)")
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 256], help="of perceptrons")
+    parser.add_argument("--choosing", type=int, default=20, help="episodes that choose the MLP (20)")
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 256], help="of MLPs")
     parser.add_argument("--rounds", type=int, default=500, help="timings of each policy (500)")
     options = vars(parser.parse_args())
     runs, tasks, output = (options.pop(name) for name in ("runs", "tasks", "output"))

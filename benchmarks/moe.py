@@ -1,4 +1,4 @@
-"""Times mixtures of perceptrons beside a loop over experts and dense layers; `python -m benchmarks.moe --help`."""
+"""Times mixtures of MLPs beside a loop over experts and dense layers; `python -m benchmarks.moe --help`."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Times each network of the literature beside a plain perceptron of the same size."""
+"""Times each network of the literature beside a plain MLP of the same size."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ STATE, TASKS, OUT, BATCH = 39, 10, 8, 1280
 
 
 def time_network(name: str, seconds: float) -> dict[str, object]:
-    """Times a training step of a network, and of perceptrons of its size and of the size of MT-SAC."""
+    """Times a training step of a network, and of MLPs of its size and of the size of MT-SAC."""
     net = networks.build(name, STATE, TASKS, OUT)
     size = sum(parameter.numel() for parameter in net.parameters())
     width = equal_mlp(net, STATE + TASKS, OUT)[0].out_features

@@ -70,7 +70,7 @@ class TextbookLayer(nn.Module):
 
 
 class TextbookModel(nn.Module):
-    """Model level: a mixture of perceptrons with Top-K weights, or soft ones."""
+    """Model level: a mixture of MLPs with Top-K weights, or soft ones."""
 
     def __init__(self, features: int, context: int, width: int, num_models: int, out: int, depth: int, k: int) -> None:
         super().__init__()
@@ -139,12 +139,12 @@ def perceptron(*sizes: int) -> nn.Sequential:
 
 
 def plain_mlp(features: int, width: int, depth: int, out: int) -> nn.Sequential:
-    """Makes a perceptron with `depth` hidden layers."""
+    """Makes an MLP with `depth` hidden layers."""
     return perceptron(features, *[width] * depth, out)
 
 
 def equal_mlp(net: nn.Module, features: int, out: int, depth: int = 5) -> nn.Sequential:
-    """Makes the plain perceptron whose number of parameters is nearest to that of a network."""
+    """Makes the plain MLP whose number of parameters is nearest to that of a network."""
     wanted = sum(parameter.numel() for parameter in net.parameters())
 
     def gap(width: int) -> int:

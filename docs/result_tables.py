@@ -157,7 +157,7 @@ class Gain(Named):
 
 
 class Extractions(Named):
-    """Shows what `benchmarks.extraction` stored: policies of one task beside the whole network and a perceptron.
+    """Shows what `benchmarks.extraction` stored: policies of one task beside the whole network and an MLP.
 
     The argument is the file's stem. A row of the table is a mean over the runs.
     """

@@ -2,7 +2,7 @@
 
 Each of sixteen tasks is a regression on a function of its inputs. At conflict 0 all tasks have the same function, at
 conflict 1 each has its own, and between the functions are mixtures of both. Networks of equal size learn them: a single
-perceptron, eight that a router of the task mixes (soft) or runs two of (top-2), and a separate perceptron for each
+MLP, eight that a router of the task mixes (soft) or runs two of (top-2), and a separate MLP for each
 task. The program prints their test errors, as fractions of the variance of the targets.
 """
 

@@ -130,7 +130,7 @@ class ModelRouting(RoutedGraph):
             shared: The number of further experts that run for every token.
             activation: Makes the activation of the hidden layer.
             gated: Whether experts are a :class:`~dynroute.GatedPerceptron` (SwiGLU with the default activation) in
-                place of a perceptron.
+                place of an MLP.
             bias: Whether the linear layers of the experts have a bias.
             context_features: The width of the context; default: the width of the input.
             protect: As for the class.
@@ -183,7 +183,7 @@ class ModelRouting(RoutedGraph):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "ModelRouting":
-        """Builds a mixture of perceptrons.
+        """Builds a mixture of MLPs.
 
         Args:
             in_features: The width of the input.

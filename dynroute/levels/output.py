@@ -60,7 +60,7 @@ class OutputRouting(RoutedGraph):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "OutputRouting":
-        """Builds one perceptron for each task.
+        """Builds one MLP for each task.
 
         Args:
             in_features: The width of the input.

@@ -1,4 +1,4 @@
-"""The plain and gated perceptrons that the builders of the levels use as nodes."""
+"""The plain and gated MLPs that the builders of the levels use as nodes."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -41,7 +41,7 @@ def perceptron(
 
 
 class GatedPerceptron(nn.Module):
-    r"""A perceptron whose hidden layer is gated by a second one: SwiGLU with SiLU, GEGLU with GELU (Shazeer, 2020).
+    r"""An MLP whose hidden layer is gated by a second one: SwiGLU with SiLU, GEGLU with GELU (Shazeer, 2020).
 
     .. math:: y = W_d \bigl( a(W_g x) \cdot W_u x \bigr)
 
@@ -86,12 +86,12 @@ class GatedPerceptron(nn.Module):
         self.activation = make_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the perceptron to ``[*, in_features]``."""
+        """Applies the MLP to ``[*, in_features]``."""
         output: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
         return output
 
     def constructor_arguments(self) -> dict[str, Any]:
-        """The arguments that construct an equal perceptron."""
+        """The arguments that construct an equal MLP."""
         widths = {name: getattr(self, name) for name in ("in_features", "hidden_features", "out_features")}
         return {**widths, "activation": Makes(self.activation), "bias": self.up.bias is not None}
 

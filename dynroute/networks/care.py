@@ -2,7 +2,7 @@
 
 The paper leaves sizes and some of the wiring open, and its code differs from it:
 
-1. Attention: the dot product of each encoding with the context in the paper (`attention="dot"`), a perceptron of the
+1. Attention: the dot product of each encoding with the context in the paper (`attention="dot"`), an MLP of the
    context in the code (`attention="gate"`, our default, for which the table of D2R gives sizes).
 2. Metadata: the paper embeds descriptions of the tasks with a frozen language model. Here the embeddings are an
    argument, replaced by a learned embedding if missing. The code applies ReLU and a projection to them first.
@@ -49,9 +49,9 @@ class CARE(Network):
         embedding_features: The width of the learned embedding.
         num_encoders: The number of encoders.
         encoder_sizes: The widths of the layers of an encoder.
-        context_sizes: The widths of the perceptron C.
-        attention: "gate" for a perceptron of the context, as in the released code, "dot" for the paper's dot products.
-        gate_sizes: The hidden widths of that perceptron.
+        context_sizes: The widths of the MLP C.
+        attention: "gate" for an MLP of the context, as in the released code, "dot" for the paper's dot products.
+        gate_sizes: The hidden widths of that MLP.
         task_in_trunk: Whether the trunk reads the one-hot too.
         hidden_sizes: The widths of the hidden layers of the trunk.
         gate: Turns attention into a route, a :class:`~dynroute.Gate` or a name of

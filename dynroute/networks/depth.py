@@ -7,7 +7,7 @@ page on the papers in the documentation:
    only the input of a module.
 2. A source whose probability equals the threshold exactly is suitable in the paper (Eq. 10) and here, but not in the
    release.
-3. The router is a sub-network for each destination in the paper's figure, but one perceptron with a split output in the
+3. The router is a sub-network for each destination in the paper's figure, but one MLP with a split output in the
    release and here.
 4. The temperature of a task is an argument of `forward`; in the release the network holds it as T more parameters.
 5. The release draws the weights of hidden layers from U(-1/sqrt(n), 1/sqrt(n)) with n the width of the *output*, and

@@ -31,7 +31,7 @@ class HardRouting(Network):
         state_features: The width of the state, without the task.
         num_tasks: The number of tasks.
         out_features: The width of the output.
-        trunk_sizes: The widths of the perceptron that embeds the state.
+        trunk_sizes: The widths of the MLP that embeds the state.
         layer_sizes: The number of modules in each layer.
         width: The width of a module.
         output_init: The output layer is drawn from U(-output_init, output_init); torch's initialization if None.

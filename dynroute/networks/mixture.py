@@ -16,21 +16,21 @@ __all__ = ["MixtureOfExperts"]
 
 
 class MixtureOfExperts(Network):
-    r"""Mixes the outputs of several perceptrons by a learned gate (Mix-Expert of Soft Modularization; D2R, Fig. 2b).
+    r"""Mixes the outputs of several MLPs by a learned gate (Mix-Expert of Soft Modularization; D2R, Fig. 2b).
 
     .. math:: y = \sum_j \operatorname{softmax}(G(s, \mathcal T))_j \, M^j(s, \mathcal T)
 
-    There is no released code. Our reading of "four experts like MT-SAC and a gate": experts and gate are perceptrons
+    There is no released code. Our reading of "four experts like MT-SAC and a gate": experts and gate are MLPs
     that read the state and the one-hot, and outputs are mixed, not features.
 
     Args:
         state_features: The width of the state, without the task.
         num_tasks: The number of tasks.
         out_features: The width of the output.
-        num_experts: The number of perceptrons.
+        num_experts: The number of MLPs.
         width: The width of their hidden layers.
         depth: The number of their hidden layers.
-        router_sizes: The hidden widths of the gate's perceptron, which were not published.
+        router_sizes: The hidden widths of the gate's MLP, which were not published.
         gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`.
         protect: "sg" stops the gradient to unsuitable experts in training, "none" does not.
         backend: How the graph is executed.
@@ -78,7 +78,7 @@ class MixtureOfExperts(Network):
 
     @property
     def num_experts(self) -> int:
-        """The number of perceptrons."""
+        """The number of MLPs."""
         return len(self.experts.nodes) - 1
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:

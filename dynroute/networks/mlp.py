@@ -1,4 +1,4 @@
-"""MT-SAC: one perceptron for all tasks."""
+"""MT-SAC: one MLP for all tasks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
@@ -16,7 +16,7 @@ __all__ = ["MultiTaskMLP"]
 
 
 class MultiTaskMLP(Network):
-    """A perceptron that reads the state and the one-hot of the task (MT-SAC).
+    """An MLP that reads the state and the one-hot of the task (MT-SAC).
 
     Args:
         state_features: The width of the state, without the task.

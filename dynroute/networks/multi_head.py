@@ -17,7 +17,7 @@ __all__ = ["MultiHead"]
 
 
 class MultiHead(Network):
-    """A perceptron that all tasks share, with a linear head for each task (MH-SAC; D2R, Fig. 2a).
+    """An MLP that all tasks share, with a linear head for each task (MH-SAC; D2R, Fig. 2a).
 
     The trunk also reads the one-hot. The task selects its head; no routing is learned.
 

@@ -17,7 +17,7 @@ __all__ = ["PaCo"]
 
 
 class PaCo(Network):
-    r"""A perceptron whose every layer is composed for the task (parameter-compositional, PaCo).
+    r"""An MLP whose every layer is composed for the task (parameter-compositional, PaCo).
 
     .. math:: y = \operatorname{ReLU}\Bigl(\sum_k w_{\mathcal T k}\, (W_k x + b_k)\Bigr)
 

@@ -40,7 +40,7 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "mt-sac": Preset(MultiTaskMLP, "one perceptron for all tasks"),
+    "mt-sac": Preset(MultiTaskMLP, "one MLP for all tasks"),
     "mh-sac": Preset(MultiHead, "one trunk, a head for each task"),
     "moe": Preset(MixtureOfExperts, "whole networks, mixed by a learned gate"),
     "hard": Preset(HardRouting, "one module of each layer for each task"),

@@ -31,7 +31,7 @@ MODULE_KINDS = ("linear", "layer-norm", "residual")
 
 
 class ResidualBlock(nn.Module):
-    r"""Adds a normalized perceptron of one hidden layer to its input (BRC).
+    r"""Adds a normalized MLP of one hidden layer to its input (BRC).
 
     .. math:: y = x + \operatorname{LN}\bigl(W_2 \operatorname{ReLU}(\operatorname{LN}(W_1 x + b_1)) + b_2\bigr)
 

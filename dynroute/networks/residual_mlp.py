@@ -22,7 +22,7 @@ __all__ = ["ResidualMLP"]
 
 
 class ResidualMLP(Network):
-    r"""A perceptron of residual blocks with layer normalization (the network of BRC).
+    r"""An MLP of residual blocks with layer normalization (the network of BRC).
 
     .. math:: x_0 = \operatorname{ReLU}(\operatorname{LN}(W\,[s, e_{\mathcal T}] + b)), \qquad
               x_{l+1} = x_l + \operatorname{LN}(V_l \operatorname{ReLU}(\operatorname{LN}(U_l\, x_l))), \qquad y = H x_L

@@ -4,7 +4,7 @@ We know of no released code. Where the paper is open, this is our reading:
 
 1. All experts share the encoder of BRC, including the embedding of the task. An expert is a stack of residual blocks,
    at output level with its own head.
-2. The gate reads the encoder's features through a linear layer, or a perceptron of `router_sizes`. Its gradient reaches
+2. The gate reads the encoder's features through a linear layer, or an MLP of `router_sizes`. Its gradient reaches
    the encoder.
 3. At output level an actor merges means and standard deviations, the exponentials of outputs clamped to [-20, 2]. Other
    bounds of a learner apply after the merge. Critics merge their outputs, values or the logits of bins.

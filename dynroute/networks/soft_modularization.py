@@ -47,7 +47,7 @@ class SoftModularization(Network):
         out_features: The width of the output.
         equations: "released" for the released network, "paper" for the paper's equations;
             :mod:`dynroute.networks.soft_modularization` lists the five differences.
-        trunk_sizes: The widths of the perceptron f that embeds the state.
+        trunk_sizes: The widths of the MLP f that embeds the state.
         layer_sizes: The number of modules in each layer.
         width: The width of a module; 128 in the deep form with four layers of four, 256 in the shallow with two of two.
         module_kind: The kind of modules: "linear", as published; "layer-norm" with LayerNorm behind each linear layer;

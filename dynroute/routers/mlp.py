@@ -1,4 +1,4 @@
-"""A perceptron that scores all edges at once (Eq. 4)."""
+"""An MLP that scores all edges at once (Eq. 4)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,7 +16,7 @@ __all__ = ["LinearRouter", "MLPRouter", "chain", "linear", "real"]
 
 
 class MLPRouter(Router):
-    r"""A perceptron with ReLU between its layers and one output for each edge (Eq. 4).
+    r"""An MLP with ReLU between its layers and one output for each edge (Eq. 4).
 
     .. math:: z = G(F(s) \cdot H(\mathcal T))
 

@@ -15,7 +15,7 @@ NetArch = Sequence[int] | Mapping[str, Sequence[int]]
 """The widths of hidden layers, for actor and critics together, or separately under `pi` and `qf`."""
 
 LAYERED: tuple[type[nn.Module], ...] = (networks.MultiTaskMLP, networks.MultiHead)
-"""The networks whose hidden layers form one perceptron."""
+"""The networks whose hidden layers form one MLP."""
 
 
 def layer_keywords(
@@ -66,7 +66,7 @@ def _check_network(name: str, network: str | Callable[..., nn.Module]) -> None:
         sizes = ", ".join(list(inspect.signature(kind).parameters)[3:])
     title = repr(network) if isinstance(network, str) else getattr(network, "__name__", type(network).__name__)
     raise ValueError(
-        f"`{name}` needs a network that is one perceptron, such as 'mt-sac' or 'mh-sac', got it with "
+        f"`{name}` needs a network that is one MLP, such as 'mt-sac' or 'mh-sac', got it with "
         f"{title}; give the keywords of {title} in `network_kwargs`: {sizes}."
     )
 

@@ -131,7 +131,7 @@ class MultiTaskPolicy(SACPolicy):
         if use_sde:
             raise ValueError(
                 "`use_sde` must be False: state-dependent exploration draws a matrix for the last features of one "
-                "perceptron and keeps it for many steps, and a routed network has no such features for all routes. For "
+                "MLP and keeps it for many steps, and a routed network has no such features for all routes. For "
                 "noise that lasts, give `action_noise`, for instance OrnsteinUhlenbeckActionNoise."
             )
         _refuse_others(others)
@@ -290,7 +290,7 @@ def _refuse_others(others: Mapping[str, Any]) -> None:
 
 
 class MlpPolicy(MultiTaskPolicy):
-    """A perceptron that reads the one-hot of the task (multi-task SAC)."""
+    """An MLP that reads the one-hot of the task (multi-task SAC)."""
 
     default_network = "mt-sac"
 

@@ -114,7 +114,7 @@ def test_keywords_of_a_policy(n_critics: int, optimizer: type[torch.optim.Optimi
 
 
 def widths(net: nn.Module) -> list[int]:
-    """The widths of the hidden layers of a perceptron."""
+    """The widths of the hidden layers of an MLP."""
     return [layer.out_features for layer in net.modules() if isinstance(layer, nn.Linear)]
 
 
@@ -164,7 +164,7 @@ def test_net_arch_belongs_to_a_checkpoint(tmp_path: Path) -> None:
     assert widths(loaded.critic.nets[0]) == [9, 1]
 
 
-ROUTED = r"needs a network that is one perceptron, such as 'mt-sac' or 'mh-sac', got it with "
+ROUTED = r"needs a network that is one MLP, such as 'mt-sac' or 'mh-sac', got it with "
 
 
 UNUSED = r"must not be given in `policy_kwargs`, got .*whose keywords are `network_kwargs`\."

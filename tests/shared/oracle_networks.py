@@ -1,6 +1,6 @@
 """The networks as the papers write them, one sample at a time. Slow, plain and independent.
 
-Nothing here calls the library. A linear layer is a pair `(weight, bias)` with the weight `[out, in]`, a perceptron is
+Nothing here calls the library. A linear layer is a pair `(weight, bias)` with the weight `[out, in]`, an MLP is
 a list of such layers with ReLU between them and none at its end. Every network reads the state `[S]` of one sample
 and the number of its task, and returns a vector. A routed one returns `(output, weights, path)`, the last two as
 nested lists `[destination][source]` in node order (the nodes of layer 0, of layer 1, ..., the output last).
@@ -152,7 +152,7 @@ def run(
 
 
 def mt_mlp(layers: Sequence[Layer], state: Tensor, task: int, num_tasks: int) -> Tensor:
-    """MT-SAC: one perceptron reads the state and the one-hot."""
+    """MT-SAC: one MLP reads the state and the one-hot."""
     return perceptron(layers, with_task(state, task, num_tasks))
 
 
@@ -239,7 +239,7 @@ def mixture_of_experts(
 ) -> Routed:
     """Mix-Expert of the Soft Modularization paper: networks like MT-SAC and a learned gate over their outputs.
 
-    Its authors released none; the reading: experts and gate are perceptrons of the state and the one-hot, the outputs
+    Its authors released none; the reading: experts and gate are MLPs of the state and the one-hot, the outputs
     themselves are mixed, by a softmax.
     """
     x = with_task(state, task, num_tasks)
@@ -285,7 +285,7 @@ def scale_moe(
         entry: The layer of the encoder.
         experts: The residual blocks of each expert.
         heads: One head for the merged features, or one for each expert.
-        gate_mlp: The perceptron from what the encoder makes to the scores of the experts.
+        gate_mlp: The MLP from what the encoder makes to the scores of the experts.
         state: The state.
         task: The task.
         deviations: Whether the second half of an expert's outputs are the logarithms of what is merged.
@@ -363,18 +363,18 @@ def care(
 
     Args:
         encoders: The k encoders; each ends as wide as the context where the attention is "dot".
-        trunk: The perceptron over the mixture and the context, in this order, output layer included.
-        context_mlp: The perceptron from metadata to context; none where the metadata is the context.
+        trunk: The MLP over the mixture and the context, in this order, output layer included.
+        context_mlp: The MLP from metadata to context; none where the metadata is the context.
         metadata: The row of the task in the table: a frozen sentence embedding, or a learned embedding.
         state: The state.
         task: The task.
         num_tasks: The number of tasks.
         attention: "dot" is the paper's, encoding · context for each encoder; "gate" is the public code's,
             `gate_mlp(context)` with a score for each encoder, at temperature 1.
-        gate_mlp: The perceptron of "gate".
+        gate_mlp: The MLP of "gate".
         detach: Whether the attention stops the gradient to the context: in the paper it does, and the settings of the
             public code ask for it.
-        relu_metadata: Whether the metadata is activated before its perceptron, as in the public code.
+        relu_metadata: Whether the metadata is activated before its MLP, as in the public code.
         task_in_trunk: Whether the trunk also reads the one-hot, after the context.
         gate: This and what follows are the keywords of every routed network.
         path: The recorded path.
@@ -468,7 +468,7 @@ def hard_routing(
     probability of this source in the softmax over all of them. One chain of modules reaches the output.
 
     Args:
-        f: The perceptron of the state.
+        f: The MLP of the state.
         modules: The linear modules of each layer.
         table: The logits, with shape [num_tasks, edges].
         head: The output layer.
@@ -569,7 +569,7 @@ def soft_modularization(
     `head=None`.
 
     Args:
-        f: The perceptron of the state.
+        f: The MLP of the state.
         h: The layer of the task.
         modules: The linear modules of each of the L layers.
         down: W_d of each layer of logits, destination by destination: L of them with "softmax" (the last one has a
@@ -674,9 +674,9 @@ def d2r(
     W mix, without a shortcut.
 
     Args:
-        f: F, the perceptron of the state, not activated at its end.
+        f: F, the MLP of the state, not activated at its end.
         h: H, the layer of the task.
-        router: G, one perceptron for all destinations, a logit per edge, destination by destination.
+        router: G, one MLP for all destinations, a logit per edge, destination by destination.
         modules: The hidden modules, the first as wide as F at its input.
         head: The output layer.
         state: The state.

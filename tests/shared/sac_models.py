@@ -133,7 +133,7 @@ ENVIRONMENTS: dict[str, Callable[[], VecEnv | gym.Env[Any, Any]]] = {
 
 
 def make_plain(policy: Any = "MlpPolicy", env: Any = None, **options: Any) -> MultiTaskSAC:
-    """A perceptron with SB3's own options, and the keywords of its policy as they are given."""
+    """An MLP with SB3's own options, and the keywords of its policy as they are given."""
     kwargs = options.pop("policy_kwargs", {"network_kwargs": SIZES.get(policy, {})})
     defaults = {"batch_size": 16, "learning_starts": 40, "buffer_size": 2000, "seed": 0}
     env = points() if env is None else env

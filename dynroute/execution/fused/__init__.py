@@ -1,4 +1,4 @@
-"""The fused backend: graphs of linear modules and mixtures of perceptrons as autograd functions of the whole graph."""
+"""The fused backend: graphs of linear modules and mixtures of MLPs as autograd functions of the whole graph."""
 
 from .dense import run_dense, runs_dense
 from .experts import run_experts

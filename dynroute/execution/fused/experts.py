@@ -1,4 +1,4 @@
-"""A mixture of perceptrons as an autograd function that runs each expert on the samples that chose it.
+"""A mixture of MLPs as an autograd function that runs each expert on the samples that chose it.
 
 Only one node mixes, so a path is the choice of experts. Running one expert after the other keeps the hidden layers of
 an expert in the cache between products, which one large product over all experts would not.

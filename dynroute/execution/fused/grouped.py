@@ -1,4 +1,4 @@
-"""A mixture of equal perceptrons that reads no values, for devices on which reading a path stalls the stream.
+"""A mixture of equal MLPs that reads no values, for devices on which reading a path stalls the stream.
 
 Each sample takes as many places as its gate may choose experts, so shapes are fixed and a CUDA graph can hold it.
 Places are sorted by expert on the device, and one grouped product computes a layer of all experts.
