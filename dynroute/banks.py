@@ -109,7 +109,8 @@ def reset_parts(module: nn.Module) -> None:
         if callable(reset):
             resets.append(reset)
             continue
-        if not isinstance(part, _WITH_PARTS) and (own := dict(part.named_parameters(recurse=False))):
+        own = [] if isinstance(part, (*_WITH_PARTS, *_OF_PARAMETERS)) else _own_parameters(part)
+        if own:
             raise TypeError(
                 f"`{name}` must have a method `reset_parameters` that draws its parameters ({', '.join(own)}), but its "
                 f"class {type(part).__name__} has none; give it one."
@@ -121,6 +122,16 @@ def reset_parts(module: nn.Module) -> None:
     _reset_wholes(entered)
 
 
+def _own_parameters(module: nn.Module) -> list[str]:
+    """The names of the parameters that a module holds itself, or in a list of parameters, and that learn."""
+    holders = [
+        ("", module),
+        *((f"{name}.", part) for name, part in module.named_children() if isinstance(part, _OF_PARAMETERS)),
+    ]
+    held = [(start + name, p) for start, holder in holders for name, p in holder.named_parameters(recurse=False)]
+    return [name for name, parameter in held if parameter.requires_grad]
+
+
 def _reset_wholes(modules: Sequence[nn.Module]) -> None:
     """Calls ``_reset_parameters`` of those of torch's modules that have it, inner ones first."""
     for module in reversed(modules):
@@ -130,6 +141,9 @@ def _reset_wholes(modules: Sequence[nn.Module]) -> None:
 
 _WITH_PARTS = (nn.MultiheadAttention, nn.Transformer)
 """Modules of torch that change the initialization of their parts."""
+
+_OF_PARAMETERS = (nn.ParameterList, nn.ParameterDict)
+"""Modules of torch that hold parameters for others."""
 
 
 def reset_all(module: nn.Module) -> None:

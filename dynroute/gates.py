@@ -445,7 +445,8 @@ class BalancedTopK(_Mixing):
 
     def unbound(self) -> Self:
         """Returns a copy without a bias."""
-        gate = copy.deepcopy(self)
+        gate = copy.copy(self)
+        gate._buffers = dict(self._buffers)
         gate.bias = gate.load = gate.learned = gate.exists = None
         return gate
 

@@ -117,8 +117,19 @@ def _reads_others(module: Callable[[Tensor], Tensor]) -> bool:
     """Whether a module may give a gradient to tensors that are not its parameters, such as weights that others make."""
     if not isinstance(module, nn.Module):
         return True
-    values = chain.from_iterable(vars(part).values() for part in module.modules())
-    return any(isinstance(value, Tensor) and value.requires_grad for value in values)
+    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):  # a call makes them
+        return True
+    held = {"_parameters", "_buffers", "_modules"}
+    values = [value for part in module.modules() for name, value in vars(part).items() if name not in held]
+    listed = chain.from_iterable(value for value in values if isinstance(value, list | tuple))
+    named = chain.from_iterable(value.values() for value in values if isinstance(value, dict))
+    return any(map(_learns, chain(values, listed, named)))
+
+
+def _learns(value: object) -> bool:
+    """Whether a value that a module holds takes gradients."""
+    parameters = value.parameters() if isinstance(value, nn.Module) else (value,)
+    return any(isinstance(parameter, Tensor) and parameter.requires_grad for parameter in parameters)
 
 
 def call_on_none(module: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor | None:
@@ -147,12 +158,12 @@ class _Touch(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[1:])
+        ctx.parameters = inputs[1:]  # not saved: their values do not matter, and a step may change them before
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        (gradient,), parameters = gradients, ctx.saved_tensors
-        if not torch.compiler.is_compiling():  # compiled code has no second derivatives, else zeros too
+        (gradient,), parameters = gradients, ctx.parameters
+        if not torch.compiler.is_compiling():  # compiled code has no second derivatives
             gradient = _Touch.apply(gradient, *parameters)  # type: ignore[no-untyped-call]
         return gradient, *(torch.zeros_like(parameter) for parameter in parameters)
 

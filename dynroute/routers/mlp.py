@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..arguments import check_count, check_dtype, check_sizes
@@ -65,7 +66,7 @@ class MLPRouter(Router):
 
     def edge_parameters(self) -> list[EdgeParameter]:
         last = self.layers[-1]
-        biases = [] if last.bias is None else [EdgeParameter(last, "bias", 0, True)]
+        biases = [] if getattr(last, "bias", None) is None else [EdgeParameter(last, "bias", 0, True)]
         return [EdgeParameter(last, "weight", 0, False), *biases]
 
 
@@ -109,7 +110,7 @@ def real(context: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, layer: nn.Module) -> Tensor:
-    """Applies a linear layer in float32 or wider; calls a layer that is hooked or of another class."""
+    """Applies a linear layer in float32 or wider; calls a layer that is hooked or has a forward of its own."""
     width = getattr(layer, "in_features", None)
     if isinstance(width, int) and x.shape[-1:] != (width,):
         ids = not (x.is_floating_point() or x.dim() > 1)
@@ -121,15 +122,24 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
                 else "a context defaults to the input of the routed layer."
             )
         )
-    if type(layer) is not nn.Linear or is_hooked(layer):
-        dtype = next((p.dtype for p in layer.parameters() if p.is_floating_point()), x.dtype)
-        output: Tensor = layer(x.to(dtype))
-        return output.to(torch.promote_types(output.dtype, torch.float32))
+    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward or is_hooked(layer):
+        return _called(layer, x)
     weight, bias = layer.weight, layer.bias
     if x.dtype == weight.dtype == torch.float32:
         return F.linear(x, weight, bias)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _called(layer: nn.Module, x: Tensor) -> Tensor:
+    """Calls a layer; one whose parameters are plain and have 16 bits computes in float32."""
+    parameters = {name: part for name, part in layer.named_parameters() if part.is_floating_point()}
+    wide = {name: part.to(torch.promote_types(part.dtype, torch.float32)) for name, part in parameters.items()}
+    if wide and all(type(part) is nn.Parameter for part in parameters.values()):
+        output: Tensor = functional_call(layer, wide, (x.to(next(iter(wide.values())).dtype),))
+    else:
+        output = layer(x.to(next(iter(parameters.values())).dtype) if parameters else x)
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def chain(x: Tensor, layers: nn.ModuleList) -> Tensor:

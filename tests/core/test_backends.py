@@ -1,6 +1,6 @@
 """Which backend runs, what each computes, and what it says when it cannot. Parity itself is in test_parity."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -462,6 +462,42 @@ def test_rows_that_no_sample_needs_have_zero_gradients_not_none() -> None:
     net(torch.randn(40, 5), path=path.expand(40, 5, 5)).sum().backward()
     for node in (1, 2, 3, 4):
         assert all(p.grad is not None and not p.grad.any() for p in net.nodes[node].parameters())
+
+
+class Sine(nn.Module):
+    """An expert that no backend fuses, made of a layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.layer(x).sin()
+        return output
+
+
+def first_two_of_four(experts: Sequence[nn.Module]) -> Tensor:
+    """The output of a mixture on a path that leaves its last two experts out."""
+    net = ModelRouting(experts, TopK(2), context_features=4, backend="sparse")
+    output: Tensor = net(torch.randn(8, 4), path=torch.tensor([[True, True, False, False]]).expand(8, 1, 4))
+    return output
+
+
+def test_experts_that_no_sample_needs_may_change_between_forward_and_backward() -> None:
+    experts = [Sine(nn.Linear(4, 3)) for _ in range(4)]
+    output = first_two_of_four(experts)
+    with torch.no_grad():
+        for expert in experts:
+            for parameter in expert.parameters():
+                parameter.add_(1.0)
+    output.sum().backward()
+    assert [bool(expert.layer.weight.grad.any()) for expert in experts] == [True, True, False, False]  # type: ignore[union-attr]
+
+
+def test_lazy_experts_that_no_sample_needs_are_made() -> None:
+    experts = [Sine(nn.LazyLinear(3)) for _ in range(4)]
+    first_two_of_four(experts).sum().backward()
+    assert [expert.layer.weight.shape for expert in experts] == 4 * [(3, 4)]
 
 
 @pytest.mark.parametrize("parents", [[[], [0], [0]], [[], [0], [1], [0]]])

@@ -235,6 +235,18 @@ def test_parameters_that_nothing_draws_anew_are_named() -> None:
     assert torch.equal(net.nodes[0].weight, before)
     ModelRouting([Scaled(5, 5), Scaled(5, 5)], TopK(2)).reset_parameters()
 
+    class Listing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scales = nn.ParameterList([nn.Parameter(torch.ones(5))])
+
+    net = ModelRouting([Listing(), Listing()], TopK(2), context_features=5)
+    with pytest.raises(
+        TypeError, match=r"^`nodes\.0` must have a method .*\(scales\.0\), but its class Listing has none"
+    ):
+        net.reset_parameters()
+    net.requires_grad_(False).reset_parameters()  # what is frozen stays
+
 
 def test_what_is_used_twice_is_drawn_once() -> None:
     drawn: list[nn.Module] = []

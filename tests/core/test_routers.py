@@ -68,6 +68,8 @@ def test_layers_that_are_replaced_or_hooked_are_called(name: str) -> None:
             layer.register_forward_hook(lambda layer, *_: calls.append(layer))
     assert torch.equal(router(context), before)
     assert set(calls) == {layer for layer in router.modules() if isinstance(layer, nn.Linear)}
+    narrow, plain = copy.deepcopy(router).bfloat16(), copy.deepcopy(ROUTERS[name][0]).bfloat16()
+    assert torch.equal(narrow(context.bfloat16()), plain(context.bfloat16()))  # in float32, hooked or not
 
     for layers in [part for part in router.modules() if isinstance(part, nn.ModuleList)]:
         for i, layer in enumerate(layers):
