@@ -20,6 +20,8 @@ from typing import Any
 from dynroute_metaworld import Configuration, EvaluationResult, Run
 from dynroute_metaworld.runs.configuration import MOVABLE
 from dynroute_metaworld.runs.metrics import read_metrics
+from dynroute_sb3 import latest_checkpoint
+from dynroute_sb3.checkpoint import checkpoint_steps
 
 from .outputs import file, write
 
@@ -40,7 +42,9 @@ def read_evaluations(run: Run) -> dict[str, float]:
     own = run.configuration
     places = {int(path.stem.removeprefix("step_")) // len(own.tasks): path for path in run.evaluations.glob("step_*")}
     rates = {steps: EvaluationResult.load(path).mean_success for steps, path in places.items()}
-    rates |= {own.steps: last.mean_success} if (last := run.finished()) else {}
+    if (final := run.finished()) is not None:
+        last = latest_checkpoint(run.checkpoints)  # a run may have ended by its hours
+        rates[own.steps if last is None else checkpoint_steps(last) // len(own.tasks)] = final.mean_success
     return {str(steps): rates[steps] for steps in sorted(rates)}
 
 

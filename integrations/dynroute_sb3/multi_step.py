@@ -15,6 +15,9 @@ from torch import Tensor
 
 __all__ = ["look_ahead"]
 
+TOGETHER = 128
+"""The distances that are looked up at once, which bounds the memory of many environments."""
+
 
 def look_ahead(
     rows: Tensor,
@@ -60,11 +63,13 @@ def look_ahead(
     first = last = rows[tasks, places]
     rewards = first[:, -2] if normalize is None else normalize(first[:, -2])
     discounts = torch.ones_like(rewards)
-    distances = torch.arange(1, reach + 1, device=places.device)
+    distances = torch.split(torch.arange(1, reach + 1, device=places.device), TOGETHER)
     for _ in range(n_steps - 1):
-        follows = back[tasks[:, None], (places[:, None] + distances) % capacity] == distances
-        follows &= newer[:, None] >= distances
-        moved = torch.where(follows, distances, 0).amax(dim=1)  # at most one transition follows
+        moved = torch.zeros_like(places)
+        for some in distances:
+            follows = back[tasks[:, None], (places[:, None] + some) % capacity] == some
+            follows &= newer[:, None] >= some
+            moved = torch.maximum(moved, torch.where(follows, some, 0).amax(dim=1))  # at most one transition follows
         found = moved > 0
         places, newer = (places + moved) % capacity, newer - moved
         last = rows[tasks, places]

@@ -50,7 +50,12 @@ class OverlappedSAC(MultiTaskSAC):
 
     def _catch_up(self) -> None:
         if self.updates_due:
-            super().train(self.updates_due, self.batch_size)
+            before = self._n_updates
+            try:
+                super().train(self.updates_due, self.batch_size)
+            except BaseException:
+                self.updates_due -= self._n_updates - before
+                raise
             self.updates_due = 0
             self.policy.set_training_mode(False)
 

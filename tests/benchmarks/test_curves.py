@@ -75,6 +75,8 @@ def test_evaluations_are_those_of_their_steps_and_the_last_one_is_final(tmp_path
     assert curves.read_evaluations(run) == {"40": 0.5, "200": 1.0}
     write_evaluation(run.evaluations / "final.json", [False, False])
     assert list(curves.read_evaluations(run).items()) == [("40", 0.5), ("200", 1.0), ("300", 0.0)]
+    (run.checkpoints / "step_500").mkdir(parents=True)  # where its hours ended
+    assert list(curves.read_evaluations(run)) == ["40", "200", "250"]
 
 
 def test_rows_are_added_to_those_of_runs_that_are_gone(

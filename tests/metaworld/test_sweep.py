@@ -349,6 +349,18 @@ WRONG: dict[str, tuple[list[str], str]] = {
 }
 
 
+def test_a_sweep_that_has_begun_keeps_flags_that_a_new_one_may_not_have(tmp_path: Path) -> None:
+    options = {"actor_paths": "sampled", "steps": 40, "device": "cpu"}
+    again = functools.partial(sweep, methods=["mt-sac"], benchmarks=["reach"], options=options, settings="quick")
+    with pytest.raises(ValueError, match="`actor_paths` must be left out"):
+        again(tmp_path / "new", seeds=[1, 2])
+    run = {"method": "mt-sac", "benchmark": "reach", "seed": 1, "threads": 1, **options}
+    Run.create(tmp_path / "begun" / "reach-mt-sac-seed1", preset("quick", run).resolve())
+    _note(tmp_path / "begun", {})
+    with pytest.raises(ConnectionError, match="no cluster can be reached"):
+        again(tmp_path / "begun", seeds=[1, 2], address="127.0.0.1:1")
+
+
 def test_shares_of_the_machine_that_are_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`cores_per_run` must be at least 1, got 0"):
         sweep(tmp_path / "sweep", ["sm"], cores_per_run=0)

@@ -437,7 +437,10 @@ def test_learning_while_the_environments_step() -> None:
     assert not same(parameters(plain), parameters(model))
 
 
-def test_an_update_that_fails_while_the_environments_step_loses_nothing() -> None:
+@pytest.mark.parametrize(("each", "after"), [(1, (5, 1)), (2, (6, 2))])
+def test_an_update_that_fails_while_the_environments_step_loses_and_repeats_nothing(
+    each: int, after: tuple[int, int]
+) -> None:
     class Failing(OverlappedSAC):
         failures = 1
 
@@ -448,12 +451,13 @@ def test_an_update_that_fails_while_the_environments_step_loses_nothing() -> Non
             super()._update(*arguments)
 
     env = SubprocVecEnv(point_tasks(), start_method="forkserver")
-    model = Failing("MlpPolicy", env, policy_kwargs=SMALL, learning_starts=4, batch_size=8, seed=0, device="cpu")
+    options = {"learning_starts": 4, "batch_size": 8, "gradient_steps": each, "seed": 0, "device": "cpu"}
+    model = Failing("MlpPolicy", env, policy_kwargs=SMALL, **options)
     with pytest.raises(RuntimeError, match="no memory is left"):
         model.learn(40)
     assert (model._n_updates, model.updates_due) == (3, 1)
     model.learn(8, reset_num_timesteps=False)
-    assert (model._n_updates, model.updates_due) == (5, 1)
+    assert (model._n_updates, model.updates_due) == after
     assert_physical(model)
     env.close()
 

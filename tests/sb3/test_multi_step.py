@@ -16,7 +16,15 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC, OneHotTask, PointTask, RouteReplayBuffer, point_tasks
+from dynroute_sb3 import (
+    DemonstrationBuffer,
+    MultiTaskSAC,
+    OneHotTask,
+    PointTask,
+    RouteReplayBuffer,
+    multi_step,
+    point_tasks,
+)
 from dynroute_sb3.device_replay import DeviceReplay
 from dynroute_sb3.multi_step import look_ahead
 from dynroute_sb3.points import GOALS
@@ -132,6 +140,19 @@ def test_they_are_those_of_sb3() -> None:
     found, expected = (buffer._get_samples(np.arange(12)) for buffer in (ours, theirs))
     for name in ("observations", "actions", "next_observations", "dones", "rewards", "discounts"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-6)
+
+
+def test_distances_are_looked_up_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring, back = torch.rand(1, 50, 5), torch.randint(0, 8, (1, 50), generator=torch.Generator().manual_seed(0))
+    first = torch.arange(40)
+    at = (torch.zeros_like(first), first, 49 - first)
+    found = []
+    for together in (128, 3):
+        monkeypatch.setattr(multi_step, "TOGETHER", together)
+        found.append(look_ahead(ring, back, *at, state_features=1, reach=7, n_steps=3, gamma=GAMMA))
+    for whole, parts in zip(*found, strict=True):
+        assert torch.equal(whole, parts)
+    assert found[0][1].unique().numel() == 3  # one step, two and three
 
 
 def test_operations_do_not_grow_with_the_environments_of_a_task() -> None:

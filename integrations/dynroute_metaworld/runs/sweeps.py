@@ -82,7 +82,7 @@ def sweep(
     free = set(usual) - {"device", *IMITATION_ALONE, *(options or {}), *values}  # a run goes on with its own threads
     usual = {name: value for name, value in usual.items() if name not in values}
     configurations, noted = _combine(settings, {**usual, **(options or {})}, values)
-    if not all((folder / name / "config.json").exists() for name in configurations):
+    if not any((folder / name / "config.json").exists() for name in configurations):  # else flags must stay as they are
         for check in (check_needs, check_routes):
             check([*configurations.values()], {*(options or {}), *values})
     resources = {"num_cpus": cores_per_run, "num_gpus": gpus_per_run}
