@@ -95,10 +95,13 @@ def test_pictures_are_kept_small_as_they_are_taken(
     def frame(rollout: Rollout, index: int, size: int = 240) -> np.ndarray:
         assert len(kept) == len(taken)
         taken.append(index)
-        return np.full((size, size, 3), 10 * len(taken), np.uint8)
+        scene = np.full((size, size, 3), 10 * len(taken), np.uint8)
+        scene[0] = np.linspace(0, 255, size)[:, None]  # a GIF has the colours of its first picture
+        return scene
 
     def quantized(picture: Image.Image, *arguments: Any, **options: Any) -> Image.Image:
-        kept.append(picture.width)
+        if "palette" in options:
+            kept.append(picture.width)
         return quantize(picture, *arguments, **options)
 
     class Writer:
@@ -123,6 +126,26 @@ def test_pictures_are_kept_small_as_they_are_taken(
             assert film.n_frames == 11  # type: ignore[attr-defined]
             film.seek(10)
             assert np.asarray(film.convert("RGB"))[20, 20].tolist() == pytest.approx([110] * 3, abs=8)
+
+
+def test_the_first_frame_has_the_colours_of_the_others(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, blinks = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8), itertools.cycle([0, 255])
+
+    def frame(*_: object) -> np.ndarray:
+        scene[0] = next(blinks)  # a GIF merges equal frames
+        return scene
+
+    monkeypatch.setattr(films, "find_opengl", lambda: "osmesa")
+    monkeypatch.setattr(Rollout, "frame", frame)
+    frames = list[np.ndarray]()
+    with Image.open(render(runs["mt-sac"], "reach", tmp_path / "film.gif", size=64, device="cpu")) as film:
+        for number in range(2):
+            film.seek(number)
+            frames.append(np.asarray(film.convert("RGB"))[1:64])
+    assert frames[0].std() > 10
+    assert np.array_equal(*frames)
 
 
 def test_a_graph_that_is_taller_than_the_scene_is_whole() -> None:

@@ -77,11 +77,15 @@ def render(
     with one_thread(), writing_file(path) as part:
         if path.suffix.lower() == ".gif":
             frames: list[Image.Image] = []
+            palette: Image.Image | None = None
 
             def keep(picture: Image.Image) -> None:
-                # With a palette for each picture, colours flicker.
-                how: dict[str, Any] = {"palette": frames[0], "dither": Image.Dither.NONE} if frames else {"colors": 128}
-                frames.append(picture.quantize(**how))
+                nonlocal palette
+                # Colours flicker if pictures have palettes of their own, or if the first keeps the pixels of the median
+                # cut, which are not always of the nearest colour.
+                if palette is None:
+                    palette = picture.quantize(colors=128)
+                frames.append(picture.quantize(palette=palette, dither=Image.Dither.NONE))
 
             _film(run, name, episodes, seed, size, device, keep)
             first, *others = frames
