@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from dynroute_metaworld import BENCHMARKS, MetaWorldVecEnv, WorkerError, make_envs, task_names
 from dynroute_metaworld.envs.environment import STATE, TaskEnvironment
 from dynroute_metaworld.envs.tasks import goals_of
+from dynroute_metaworld.envs.workers import DeadWorkerError, with_restart
 from dynroute_sb3 import MultiTaskSAC
 
 TASKS = ("reach", "push", "door-open")
@@ -460,6 +461,38 @@ def test_an_error_in_an_environment_tells_where(monkeypatch: pytest.MonkeyPatch)
         )
         with pytest.raises(WorkerError, match=told):
             roll(env, actions(3))
+
+
+def test_only_the_death_of_a_worker_is_worth_a_second_call() -> None:
+    calls = list[int]()
+
+    def killed_once() -> int:
+        calls.append(0)
+        with envs(workers=2) as env:
+            env.reset()
+            if len(calls) == 1:
+                kill(env, 1)
+            return len(roll(env, actions(2)))
+
+    assert with_restart(killed_once, restart=True) == 2
+    assert len(calls) == 2
+    calls.clear()
+    with pytest.raises(DeadWorkerError, match="the worker of the tasks push has died"):
+        with_restart(killed_once, restart=False)
+
+    def broken(workers: int) -> None:
+        calls.append(0)
+        with envs(workers=workers) as env:
+            env.reset()
+            state = env.get_state()
+            env.set_state({**state, "states": [state["states"][0], {**state["states"][1], "own": {}}]})
+
+    for workers in (0, 1):
+        calls.clear()
+        with pytest.raises(WorkerError, match="task 'push' failed in set_state") as raised:
+            with_restart(lambda workers=workers: broken(workers), restart=True)
+        assert not isinstance(raised.value, DeadWorkerError)
+        assert len(calls) == 1
 
 
 class Solving(TaskEnvironment):

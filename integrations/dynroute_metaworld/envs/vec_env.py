@@ -16,7 +16,7 @@ from dynroute_command.choices import GOALS, MAX_HORIZON, task_names
 
 from .environment import STATE_FEATURES, TaskEnvironment
 from .tasks import derive_seed, goals_of
-from .workers import Group, Remote, Shared, Specification, WorkerError, deal, processes
+from .workers import DeadWorkerError, Group, Remote, Shared, Specification, deal, processes
 
 __all__ = ["MetaWorldVecEnv", "make_envs"]
 
@@ -268,9 +268,10 @@ class MetaWorldVecEnv(VecEnv):
         """Calls a worker; with `restart`, replaces it if it dies. Returns whether it was replaced."""
         try:
             call(*arguments)
-        except WorkerError:
-            if not (self.restart and isinstance(part, Remote) and part.dead):
+        except DeadWorkerError:
+            if not self.restart:
                 raise
+            assert isinstance(part, Remote)  # a group is in this process
             self._replace(part)
             return True
         return False

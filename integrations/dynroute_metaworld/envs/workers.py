@@ -23,7 +23,18 @@ from numpy.typing import NDArray
 from .environment import STATE_FEATURES, TaskEnvironment
 from .signals import shielded, uninterrupted
 
-__all__ = ["LAYOUT", "Group", "Remote", "Shared", "Specification", "WorkerError", "deal", "processes", "with_restart"]
+__all__ = [
+    "LAYOUT",
+    "DeadWorkerError",
+    "Group",
+    "Remote",
+    "Shared",
+    "Specification",
+    "WorkerError",
+    "deal",
+    "processes",
+    "with_restart",
+]
 
 T = TypeVar("T")
 
@@ -38,6 +49,10 @@ class WorkerError(RuntimeError):
             ...
         dynroute_metaworld.envs.workers.WorkerError: task 'reach' failed in set_state after 0 steps of its episode: ...
     """
+
+
+class DeadWorkerError(WorkerError):
+    """A process that holds environments has died."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +138,6 @@ def _close_remotes() -> None:
 class Group:
     """Some of the environments, in the process that runs them."""
 
-    dead = False
-
     def __init__(self, specifications: Sequence[Specification], rows: Sequence[int], shared: Shared) -> None:
         self.specifications, self.rows = specifications, rows
         self.environments = [specification.make() for specification in specifications]
@@ -190,7 +203,7 @@ class Remote:
         self.context.set_forkserver_preload(["__main__", __name__])
         REMOTES.add(self)
         self.connection, far_end = self.context.Pipe()
-        self.waiting = self.dead = False
+        self.waiting = False
         self.process = self.context.Process(
             target=_work, args=(far_end, self.specifications, self.rows, self.shared.raw), daemon=True
         )
@@ -235,14 +248,14 @@ class Remote:
             self.process.join()
         REMOTES.discard(self)
 
-    def _dead(self) -> WorkerError:
-        self.waiting, self.dead = False, True
+    def _dead(self) -> DeadWorkerError:
+        self.waiting = False
         self.process.join(timeout=5)
         names, code = ", ".join(specification.name for specification in self.specifications), self.process.exitcode
         hint = "was it killed, or short of memory? make_envs(restart=True) replaces such workers."
         if code == 1:
             hint = "workers import the main program: its code must be under `if __name__ == '__main__':`."
-        return WorkerError(f"the worker of the tasks {names} has died with exit code {code}; {hint}")
+        return DeadWorkerError(f"the worker of the tasks {names} has died with exit code {code}; {hint}")
 
 
 def deal(count: int, workers: int) -> list[list[int]]:
@@ -264,11 +277,12 @@ def deal(count: int, workers: int) -> list[list[int]]:
 def with_restart(call: Callable[[], T], *, restart: bool) -> T:
     """Calls a function that makes environments and closes them; with `restart`, once more if a worker dies.
 
-    It is for episodes that must be whole, where those of a dead worker cannot be cut short.
+    It is for episodes that must be whole, where those of a dead worker cannot be cut short. An error of an environment
+    is raised at once: a second call would most likely end in it too.
     """
     try:
         return call()
-    except WorkerError:
+    except DeadWorkerError:
         if not restart:
             raise
     return call()

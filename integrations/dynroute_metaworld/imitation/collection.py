@@ -32,7 +32,7 @@ from ..envs.episodes import play
 from ..envs.scripted import ScriptedPolicy
 from ..envs.tasks import goals_of
 from ..envs.vec_env import MetaWorldVecEnv, make_envs
-from ..envs.workers import Specification, WorkerError, processes
+from ..envs.workers import DeadWorkerError, Specification, processes
 from .demonstrations import Demonstrations
 
 __all__ = ["FORMAT", "collect"]
@@ -197,7 +197,7 @@ def _collect(
                 done()
         except BrokenProcessPool as error:
             hint = "was it killed, short of memory, or does the program lack `if __name__ == '__main__':`?"
-            raise WorkerError(
+            raise DeadWorkerError(
                 f"a process that collects demonstrations has died; {hint} Call it again to go on."
             ) from error
         except BaseException:
