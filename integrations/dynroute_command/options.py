@@ -28,6 +28,7 @@ IMITATION_ALONE: Mapping[str, Any] = {
     "demonstrations": 20,
     "cloning_steps": 2000,
     "demonstration_share": 0.0,
+    "demonstration_weight": 0.0,
     "final_episodes": 20,
 }
 """The options of a run that only imitates."""

@@ -510,6 +510,11 @@ WITHOUT_EFFECT = {
     "train --noise 0,0.3": (
         "`noise` needs --demonstrations, got '0,0.3' without it; give --demonstrations N, or leave `noise` out."
     ),
+    "train --preset refine --demonstration-share 0": (
+        "`demonstration_share` must be above 0 beside a `demonstration_weight`, which clones demonstrations in "
+        "batches, got 0 with 1; --demonstration-weight 0 leaves out that of a preset."
+    ),
+    "sweep --methods d2r --preset refine --vary demonstration-share=0,0.5": "`demonstration_share` must be above 0",
     "train --demonstration-share 0.2": "`demonstration_share` needs --demonstrations, got 0.2 without it; give",
     "train --warm-start other --patience 10": (
         "`patience` needs --cloning-steps, got 10 without it; give --demonstrations N and --cloning-steps N, or leave"
@@ -586,15 +591,29 @@ def test_a_run_that_has_options_without_effect_goes_on(tmp_path: Path, monkeypat
     assert not (tmp_path / "other").exists()
 
 
+def test_demonstrations_that_no_batch_has_are_not_cloned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "train", lambda run, **_: None)
+    for preset_name in ("refine", "paper"):  # the weight of the preset is for SAC
+        folder = tmp_path / preset_name
+        for more in ([], ["--resume"]):
+            assert main(["imitate", "--preset", preset_name, "--run", str(folder), *more]) == 130
+        assert Run.open(folder).configuration.demonstration_weight == 0
+    without = ["--demonstration-share", "0", "--demonstration-weight", "0"]
+    assert main(["train", "--preset", "refine", *without, "--run", str(tmp_path / "without")]) == 130
+
+    stored = Configuration(demonstrations=3, demonstration_share=0, demonstration_weight=0.5)
+    with pytest.raises(ValueError, match=r"`demonstration_share` must be above 0 .*, got 0 with 0\.5; --demonstr"):
+        Run.create(tmp_path / "other", stored)
+    stored.write(tmp_path / "config.json")  # as earlier versions took it
+    assert Configuration.read(tmp_path / "config.json") == stored
+
+
 def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="`held_out` must be less than the 2 demonstrations, got 2"):
         Configuration(demonstrations=2, cloning_steps=1, held_out=2)
     for name in ("cloning_steps", "demonstration_weight"):
         with pytest.raises(ValueError, match=f"`{name}` needs demonstrations, for instance --demonstrations 20"):
             Configuration(**{name: 1})
-    told = r"`demonstration_share` must be above 0 beside a `demonstration_weight`, which clones .*, got 0 with 0\.5"
-    with pytest.raises(ValueError, match=told):
-        Configuration(demonstrations=3, demonstration_share=0, demonstration_weight=0.5)
     with pytest.raises(ValueError, match=r"`dagger_rounds` must be less than the 2 `cloning_steps`, .*, got 2"):
         Configuration(demonstrations=3, cloning_steps=2, dagger_rounds=2)
     for wrong in ("", "0,x", "-1", "inf"):

@@ -62,11 +62,6 @@ class Configuration(Options):
         for name in ("cloning_steps", "demonstration_weight"):
             if getattr(self, name) and not self.demonstrations:
                 raise ValueError(f"`{name}` needs demonstrations, for instance --demonstrations 20, got 0.")
-        if self.demonstration_weight and not self.demonstration_share:
-            raise ValueError(
-                "`demonstration_share` must be above 0 beside a `demonstration_weight`, which clones demonstrations in "
-                f"batches, got {self.demonstration_share:g} with {self.demonstration_weight:g}."
-            )
         if self.dagger_rounds and self.dagger_rounds >= self.cloning_steps:
             raise ValueError(
                 f"`dagger_rounds` must be less than the {self.cloning_steps} `cloning_steps`, which the rounds share, "
@@ -195,6 +190,8 @@ class Configuration(Options):
 def check_needs(configurations: Sequence[Configuration], given: Collection[str] = ()) -> None:
     """Raises an error if an option has no effect in any of several runs, for want or because of another one.
 
+    An error is also raised if demonstrations are to be cloned in any run whose batches have none.
+
     It is for new runs: those of earlier versions may hold such options, and go on.
 
     Args:
@@ -215,6 +212,12 @@ def check_needs(configurations: Sequence[Configuration], given: Collection[str] 
                     f"`network` must not set `{name}` beside --{name.replace('_', '-')}, which takes its place, got "
                     f"{each.network[name]!r} and {getattr(each, name)!r}."
                 )
+        if each.demonstration_weight and not each.demonstration_share:
+            raise ValueError(
+                "`demonstration_share` must be above 0 beside a `demonstration_weight`, which clones demonstrations in "
+                f"batches, got {each.demonstration_share:g} with {each.demonstration_weight:g}; "
+                "--demonstration-weight 0 leaves out that of a preset."
+            )
     for name in ("ent_coef_lr", "max_ent_coef") if not any(each.learns_ent_coef for each in configurations) else ():
         values = [value for each in configurations if (value := getattr(each, name)) is not None]
         if name in given and values:
