@@ -162,8 +162,19 @@ def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_stopped_twice_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     learning = ["--learning-starts", "20", "--batch-size", "4", "--log-every", "20", "--buffer-size", "1000"]
-    command = [*SMALL, *learning, "--seeds", "1", "--folder", str(folder), "--address", cluster.address]
-    run = folder / "reach-mt-sac-actor_paths=sampled-seed1"
+    command = [
+        *SMALL,
+        "--methods",
+        "d2r",
+        "--network",
+        "num_modules=3",
+        "width=8",
+        "trunk_sizes=[8]",
+        "router_sizes=[8]",
+    ]
+    command += ["--critic-network", "num_modules=2", *learning]  # critics with another graph cannot replay paths
+    command += ["--seeds", "1", "--folder", str(folder), "--address", cluster.address]
+    run = folder / "reach-d2r-critic_paths=sampled-seed1"
 
     def size() -> int:
         return (run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 0
@@ -174,7 +185,7 @@ def test_stopped_twice_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) ->
     # The other variant, which fails, comes afterwards: it might or might not have failed before the interruption.
     for number in (signal.SIGINT, signal.SIGTERM):
         before = size()
-        process = start(*command, "--vary", "actor-paths=sampled", "--steps", "1000000")
+        process = start(*command, "--vary", "critic-paths=sampled", "--steps", "1000000")
         wait_until(process, functools.partial(grown, before), every=0.05)
         process.send_signal(number)
         printed, _ = process.communicate(timeout=600)
@@ -183,10 +194,10 @@ def test_stopped_twice_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) ->
         assert "dynroute: stopped; the same command goes on" in printed
     first, steps = sorted(int(each.name.removeprefix("step_")) for each in (run / "checkpoints").glob("step_*"))
     assert 0 < first < steps  # the second attempt went on
-    process = start(*command, "--vary", "actor-paths=sampled,replayed", "--steps", str(steps + 10))
+    process = start(*command, "--vary", "critic-paths=sampled,replayed", "--steps", str(steps + 10))
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 1
-    assert f"[1/2] failed {run.name.replace('sampled', 'replayed')}: `actor_paths` and `critic_paths` can be" in printed
+    assert f"[1/2] failed {run.name.replace('sampled', 'replayed')}: `critic_paths` can be 'replayed' where" in printed
     assert f"finished {run.name} with" in printed
     assert "0 of 1" in printed
     assert (run / "checkpoints" / f"step_{steps + 10}").exists()
