@@ -31,16 +31,19 @@ def measure(folders: list[Path], transitions: int, output: Path) -> None:
     for run in map(Run.open, folders):
         for checkpoint in checkpoints(run.checkpoints):
             model = open_model(run, checkpoint)
-            if (row := columns(run, model)) in rows:
+            if (place := columns(run, model)) in rows:
                 continue
-            torch.manual_seed(0)
-            critics = critic_plasticity(model, transitions)
-            row["dormant"] = fmean(critic.dormant for critic in critics)
-            row["rank"] = fmean(critic.rank for critic in critics)
-            row["features"] = critics[0].features
-            # That of the output, which is last, is always 1.
-            row["loads"] = [load[:-1].tolist() for critic in critics for load in critic.load.values()]
-            rows.keep(row, shown=f"{columns(run, model)}")
+            critics = critic_plasticity(
+                model, transitions
+            )  # the same transitions each time: the checkpoint has the seed
+            row = {
+                "dormant": fmean(critic.dormant for critic in critics),
+                "rank": fmean(critic.rank for critic in critics),
+                "features": critics[0].features,
+                # That of the output, which is last, is always 1.
+                "loads": [load[:-1].tolist() for critic in critics for load in critic.load.values()],
+            }
+            rows.keep({**place, **row}, shown=str(place))
 
 
 def main() -> None:

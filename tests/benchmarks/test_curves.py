@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from results import result_of
 
 from benchmarks import curves
-from dynroute_metaworld import Configuration, EvaluationResult, Run
+from dynroute_metaworld import Configuration, Run
 
 
 def write_run(folder: Path, rates: dict[int, list[float]], **options: Any) -> Run:
@@ -46,34 +46,13 @@ def test_a_row_has_what_differs_and_the_mean_over_tasks(tmp_path: Path, monkeypa
     assert str(tmp_path) not in output.read_text()
 
 
-def write_evaluation(path: Path, solved: list[bool]) -> None:
-    """The evaluation of two tasks with one episode each."""
-    zeros, done = np.zeros((2, 1)), np.array(solved)[:, None]
-    EvaluationResult(
-        benchmark="reach, push",
-        tasks=("reach", "push"),
-        goals="fixed",
-        horizon=20,
-        seed=0,
-        reward_version="v2",
-        criterion="any",
-        versions={},
-        first_success=np.where(done, 5, -1),
-        success_last=done,
-        returns=zeros,
-        lengths=zeros.astype(np.int64),
-        goal_positions=np.zeros((2, 1, 3), np.float32),
-        modules_used=None,
-    ).save(path)
-
-
 def test_evaluations_are_those_of_their_steps_and_the_last_one_is_final(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", {100: [0.5, 0.0]}, goals="fixed", steps=300)
     run.evaluations.mkdir()
-    write_evaluation(run.evaluations / "step_400.json", [True, True])
-    write_evaluation(run.evaluations / "step_80.json", [False, True])
+    result_of([[True], [True]], goals="fixed").save(run.evaluations / "step_400.json")
+    result_of([[False], [True]], goals="fixed").save(run.evaluations / "step_80.json")
     assert curves.read_evaluations(run) == {"40": 0.5, "200": 1.0}
-    write_evaluation(run.evaluations / "final.json", [False, False])
+    result_of([[False], [False]], goals="fixed").save(run.evaluations / "final.json")
     assert list(curves.read_evaluations(run).items()) == [("40", 0.5), ("200", 1.0), ("300", 0.0)]
     (run.checkpoints / "step_500").mkdir(parents=True)  # where its hours ended
     assert list(curves.read_evaluations(run)) == ["40", "200", "250"]

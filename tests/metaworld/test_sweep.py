@@ -21,10 +21,11 @@ import ray
 import torch
 from processes import wait_until
 from ray.cluster_utils import Cluster
+from results import result_of
 
 from benchmarks.join import join
 from dynroute_command.parser import read_variants
-from dynroute_metaworld import Configuration, EvaluationResult, Run, RunError, load_model, train
+from dynroute_metaworld import Configuration, Run, RunError, load_model, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.runs import cluster as module
 from dynroute_metaworld.runs import sweeps
@@ -619,28 +620,12 @@ def test_rows_start_from_runs_of_the_same_settings(tmp_path: Path) -> None:
 
 def write_result(folder: Path, rates: list[list[bool]], modules: float | None, minutes: float = 2.0) -> None:
     """A run that is finished, with the success of each episode of the tasks reach and push."""
-    solved = np.array(rates)
     run = Run.create(folder, Configuration(benchmark="reach,push"))
     run.start_session()
     (session,) = run.sessions
     (folder / "sessions.jsonl").write_text(json.dumps({**session, "minutes": minutes}) + "\n")
-    zeros = np.zeros(solved.shape)
-    EvaluationResult(
-        benchmark="reach, push",
-        tasks=("reach", "push"),
-        goals="random",
-        horizon=20,
-        seed=0,
-        reward_version="v2",
-        criterion="any",
-        versions={},
-        first_success=np.where(solved, 5, -1),
-        success_last=solved,
-        returns=zeros,
-        lengths=zeros.astype(np.int64),
-        goal_positions=np.zeros((*solved.shape, 3), np.float32),
-        modules_used=None if modules is None else zeros + modules,
-    ).save(run.evaluations / "final.json")
+    used = None if modules is None else np.full(np.shape(rates), modules)
+    result_of(rates, modules_used=used).save(run.evaluations / "final.json")
 
 
 def test_the_summary(tmp_path: Path) -> None:
