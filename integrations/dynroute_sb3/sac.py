@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from . import captured
 from .attributes import MultiTaskAttributes
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
+from .denormals import CLEAR_EVERY, clear_denormals
 from .losses import path_temperature
 from .observation import check_observation_space, count_tasks
 from .options import (
@@ -434,6 +435,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         for _ in range(gradient_steps):
             self._update(batch_size, self.tau if self._n_updates % self.target_update_interval == 0 else None)
             self._n_updates += 1
+            if self._n_updates % CLEAR_EVERY == 0:
+                clear_denormals(self.actor.optimizer, self.critic.optimizer, self.policy.shared_optimizer)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if not self._learning:  # learn() reads values only when it logs them
             self.report.record_updates(self)
