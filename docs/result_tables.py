@@ -329,6 +329,19 @@ class Plasticity(Rows):
         ]
 
 
+class Denormals(Rows):
+    """Shows how denormal moments slow updates (`benchmarks.denormals`)."""
+
+    groups = ("network", "steps")
+
+    def header(self) -> list[str]:
+        return ["network", "steps", "denormal moments", "ms with them", "ms without", "ratio"]
+
+    def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        times = (mean_and_range(rows, name, digits=1) for name in ("with", "without"))
+        return [mean_and_range(rows, "denormal"), *times, mean_and_range(rows, "ratio")]
+
+
 def mean_and_range(rows: Sequence[Mapping[str, Any]], name: str, digits: int = 2) -> str:
     """The mean over the seeds, with the least and the largest mean of one of them."""
     seeds: dict[int, list[float]] = {}
@@ -423,4 +436,5 @@ def setup(app: Sphinx) -> None:
     app.add_directive("conflict", Conflict)
     app.add_directive("inside", Inside)
     app.add_directive("plasticity", Plasticity)
+    app.add_directive("denormals", Denormals)
     app.add_directive("page-speed", PageSpeed)

@@ -1,4 +1,4 @@
-"""Tests that `benchmarks.inside` and `benchmarks.plasticity` measure runs without changing them."""
+"""Tests that `benchmarks.inside`, `plasticity` and `denormals` measure runs without changing them."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from benchmarks import inside, plasticity
+from benchmarks import denormals, inside, plasticity
 from dynroute import Route, Topology
 from dynroute_metaworld import Run, train
 from dynroute_metaworld.runs.presets import preset
@@ -128,3 +128,20 @@ def test_plasticity_at_each_checkpoint(tmp_path: Path, monkeypatch: pytest.Monke
         assert [sum(load) for load in row["loads"]] == pytest.approx([1, 1])
     assert rows[0]["loads"] != rows[1]["loads"]
     assert {path: path.read_bytes() for path in files} == files
+
+
+def test_times_with_and_without_denormal_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = learn(tmp_path / "reach,drawer-close-mine-seed1", method="mt-sac")
+    output = tmp_path / "denormals.json"
+    monkeypatch.setattr(sys, "argv", ["denormals", str(run.folder), "--seconds", "0.01", "--output", str(output)])
+    denormals.main()
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["denormal"] == 0  # after so few steps
+    assert min(row["with"], row["without"], row["ratio"]) > 0
+
+
+def test_the_share_of_denormal_moments() -> None:
+    weight = torch.nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.SGD([weight], momentum=0.9)
+    optimizer.state[weight]["momentum_buffer"] = torch.tensor([1.0, 0.0, 1e-39, -1e-44])
+    assert denormals.share([optimizer]) == 0.5
