@@ -332,14 +332,14 @@ class Plasticity(Rows):
 class Denormals(Rows):
     """Shows how denormal moments slow updates (`benchmarks.denormals`)."""
 
-    groups = ("network", "steps")
+    groups = ("network",)
 
     def header(self) -> list[str]:
         return ["network", "steps", "denormal moments", "ms with them", "ms without", "ratio"]
 
     def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        times = (mean_and_range(rows, name, digits=1) for name in ("with", "without"))
-        return [mean_and_range(rows, "denormal"), *times, mean_and_range(rows, "ratio")]
+        whole = [mean_and_range(rows, name, digits=0) for name in ("steps", "with", "without")]
+        return [whole[0], mean_and_range(rows, "denormal"), *whole[1:], mean_and_range(rows, "ratio")]
 
 
 def mean_and_range(rows: Sequence[Mapping[str, Any]], name: str, digits: int = 2) -> str:
