@@ -91,9 +91,11 @@ def check_counts(**counts: int) -> None:
 def check_sizes(name: str, sizes: Sequence[int], *, at_least: int = 1) -> None:
     """Raises an error unless sizes are a sequence of at least `at_least` positive integers."""
     if not isinstance(sizes, Sequence) or isinstance(sizes, (str, bytes)):
-        raise TypeError(f"`{name}` must list sizes, got {shown(sizes)}; for instance (400, 400).")
+        alone = f"; one size is ({sizes},)" if isinstance(sizes, int) and not isinstance(sizes, bool) else ""
+        raise TypeError(f"`{name}` must list sizes, got {shown(sizes)}{alone}.")
     if len(sizes) < at_least:
-        raise ValueError(f"`{name}` must list at least {at_least} sizes, got {list(sizes)}.")
+        wanted = "a size" if at_least == 1 else f"{at_least} sizes"
+        raise ValueError(f"`{name}` must list at least {wanted}, got {list(sizes)}.")
     for i, size in enumerate(sizes):
         check_count(f"{name}[{i}]", size, at_least=1)
 
