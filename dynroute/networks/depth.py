@@ -13,6 +13,9 @@ page on the papers in the documentation:
 5. The release draws the weights of hidden layers from U(-1/sqrt(n), 1/sqrt(n)) with n the width of the *output*, and
    sets their biases to 0.1: `hidden_init="released"`. The default is torch's initialization; the range of the output
    layer is as in the release.
+6. The first module reads ReLU(F(s)) in the release and here, and F(s) in the paper.
+7. The mix that the output reads is protected in the release and here, as Eq. 11 has it, but not in the paper's
+   Algorithm 1.
 """
 
 from collections.abc import Sequence

@@ -6,8 +6,9 @@ We know of no released code. Where the paper is open, this is our reading:
    at output level with its own head.
 2. The gate reads the encoder's features through a linear layer, or an MLP of `router_sizes`. Its gradient reaches
    the encoder.
-3. At output level an actor merges means and standard deviations, the exponentials of outputs clamped to [-20, 2]. Other
-   bounds of a learner apply after the merge. Critics merge their outputs, values or the logits of bins.
+3. At output level an actor merges means and standard deviations, where the paper names variances: the exponentials of
+   outputs clamped to [-20, 2]. Other bounds of a learner apply after the merge. Critics merge their outputs, values or
+   the logits of bins.
 4. Actor and critics choose their experts independently.
 """
 

@@ -27,8 +27,8 @@ class CascadeRouter(Router):
 
     1. :math:`c^l` is the previous layer's logits in the paper (`cascade="logits"`), and the concatenated probabilities
        of all earlier layers in the release (`cascade="probabilities"`).
-    2. :math:`E` is the context itself in the paper (`hidden_sizes=()`), and the output of two linear layers of 256 in
-       the release (`hidden_sizes=(256, 256)`).
+    2. :math:`E` is the context itself in the paper (`hidden_sizes=()`), and in the release the output of two linear
+       layers of 256 that read the context's ReLU (`hidden_sizes=(256, 256)`, on a context after ReLU).
 
     Args:
         context_features: The width of the context.

@@ -27,7 +27,9 @@ def test_presets() -> None:
     assert (paper.task_weights, paper.route_temperature) == ("alpha-sum", "inverse-alpha-sum")
     assert paper.bootstrap_timeouts
     fifty = preset("paper", {"benchmark": "MT50", "method": "paco"}).resolve()
-    assert (fifty.steps, fifty.buffer_size, fifty.task_weights) == (1_000_000, 10**7, "none")
+    assert (fifty.steps, fifty.buffer_size, fifty.task_weights) == (1_000_000, 10**7, "alpha-sum")
+    weights = {name: preset(name, {"method": "mt-sac"}).resolve().task_weights for name in PRESETS}
+    assert {name for name, rule in weights.items() if rule != "none"} == {"paper", "released"}
     released = preset("released", {"method": "d2r-released", "tau": 0.01}).resolve()
     assert (released.task_weights, released.learning_starts, released.tau) == ("inverse-alpha-mean", 4000, 0.01)
     assert (released.update_every, released.updates, released.lag_rollouts) == (200, 200, True)

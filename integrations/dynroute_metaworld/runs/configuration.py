@@ -168,7 +168,7 @@ class Configuration(Options):
         usual: dict[str, Any] = {
             "steps": 1_500_000 if few else 1_000_000,
             "buffer_size": 1_000_000 if few else 10_000_000,
-            "task_weights": "alpha-sum" if self.method.startswith(("d2r", "sm")) else "none",
+            "task_weights": "alpha-sum",
         }
         chosen = {name: value for name, value in usual.items() if getattr(self, name) is None}
         return dataclasses.replace(self, benchmark=benchmark_name(self.benchmark_or_tasks), **chosen)

@@ -208,7 +208,10 @@ BRC_SIZES: Mapping[str, Mapping[str, Any]] = {
 def preset_options(name: str, method: str) -> Mapping[str, Any]:
     """The options of a preset for a method, without the sizes of its network."""
     check_choice("preset", name, PRESETS)
-    return {**PRESETS[name], **(RELEASED.get(method, {}) if name == "released" else {})}
+    by_method = RELEASED.get(method, {}) if name == "released" else {}
+    if name in ("quick", "refine") and not method.startswith(("d2r", "sm")):
+        by_method = {"task_weights": "none"}  # as their settings were chosen, and their stored results made
+    return {**PRESETS[name], **by_method}
 
 
 def preset(name: str, options: Mapping[str, Any]) -> Configuration:

@@ -64,8 +64,8 @@ class EvaluationResult:
         lengths: The numbers of steps.
         goal_positions: The goals in the observations, with shape ``[tasks, episodes, 3]``. In bin-picking, hammer and
             sweep-into the goal is always the same, and the positions of objects are drawn.
-        modules_used: The mean number of modules on the route, over the steps; None if the policy has no routes or does
-            not return them.
+        modules_used: The mean number of modules on the route, the output among them, over the steps; None if the
+            policy has no routes or does not return them.
 
     Example:
         >>> import tempfile
