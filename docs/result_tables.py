@@ -316,7 +316,8 @@ class Plasticity(Rows):
     groups = ("network", "steps")
 
     def header(self) -> list[str]:
-        return ["network", "steps", "dormant units", "rank of the features", "of", "experts, heads or modules with load in each critic"]
+        measured = ["dormant units", "rank of the features", "of", "experts, heads or modules with load in each critic"]
+        return ["network", "steps", *measured]
 
     def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         loads = [load for row in rows for load in row["loads"]]

@@ -128,7 +128,8 @@ class ModelRouting(RoutedGraph):
             num_experts: The number of experts that are routed.
             gate: Turns logits into a route; ``TopK(2)`` if None.
             shared: The number of further experts that run for every token.
-            activation: Makes the activation of the hidden layer.
+            activation: Makes the activation of the hidden layer; with dropout behind it:
+                ``lambda: nn.Sequential(nn.SiLU(), nn.Dropout(0.1))``.
             gated: Whether experts are a :class:`~dynroute.GatedPerceptron` (SwiGLU with the default activation) in
                 place of an MLP.
             bias: Whether the linear layers of the experts have a bias.
