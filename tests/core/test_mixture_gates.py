@@ -335,20 +335,25 @@ def moves(run: Callable[[ModelRouting, Tensor], object], net: ModelRouting | Non
     return not torch.equal(net.gate.bias, bias)
 
 
-def test_the_bias_follows_the_rule() -> None:
-    net, bias, load = balanced(), torch.zeros(1, 4), None
+@pytest.mark.parametrize("topology", [Topology.parallel(4), Topology.dag(5)], ids=["parallel", "dag"])
+def test_the_bias_follows_the_rule(topology: Topology) -> None:
+    modules = [nn.Linear(5, 5) for _ in range(topology.num_nodes)]
+    net = RoutedGraph(modules, topology, BalancedTopK(2, rate=0.1), LinearRouter(5, topology))
+    bias, load = torch.zeros(topology.path_shape), None
     for _ in range(5):
         x = torch.randn(16, 5)
-        z = net.router(x)
-        if load is not None:
-            bias = bias + 0.1 * torch.sign(load.mean() - load)
-        best = (torch.softmax(z, -1) + bias).topk(2).indices
-        load = torch.zeros(16, 1, 4).scatter(-1, best, 1.0).sum(0)
+        z, chosen = net.router(x), torch.zeros(16, *topology.path_shape)
+        for t, n in enumerate(topology.allowed.sum(-1).tolist()):
+            if load is not None:
+                bias[t, :n] += 0.1 * torch.sign(load[t, :n].mean() - load[t, :n])
+            best = (torch.softmax(z[:, t, :n], -1) + bias[t, :n]).topk(min(2, n)).indices
+            chosen[:, t].scatter_(-1, best, 1.0)
+        load = chosen.sum(0)
         output, route = net(x, return_route=True)
         output.sum().backward()
         torch.testing.assert_close(net.gate.bias, bias)
         assert torch.equal(net.gate.load, load.long())
-        torch.testing.assert_close(route.weights.gather(-1, best), torch.softmax(z.gather(-1, best), -1))
+        torch.testing.assert_close(route.weights, torch.softmax(z.masked_fill(chosen == 0, -torch.inf), -1))
 
 
 def test_the_bias_evens_the_load() -> None:
