@@ -436,6 +436,20 @@ def test_pruning_undoes_growth() -> None:
     assert optimizer.state_dict()["param_groups"] == moments["param_groups"]
 
 
+def test_pruning_drops_the_state_of_nodes_that_learned() -> None:
+    net = module_level(Soft())
+    optimizer = torch.optim.Adam(net.parameters())
+    grown = grow(net, 2)
+    grown.carry(optimizer)
+    learn(net, optimizer, *inputs(net))
+    assert optimizer.state.keys() == set(net.parameters())
+    usage = torch.ones(net.topology.num_nodes)
+    usage[list(grown.added)] = 0.0
+    prune(net, usage).carry(optimizer)
+    assert optimizer.state.keys() == set(net.parameters())
+    assert optimizer.state_dict()["state"].keys() == set(range(len(list(net.parameters()))))
+
+
 def test_layers_can_be_pruned() -> None:
     net = LayerRouting.mlp(5, 8, [3, 2, 3], 3, 4, TopK(2)).eval()
     net.router = LinearRouter(4, net.topology)
