@@ -338,6 +338,13 @@ def test_new_nodes_learn_beside_frozen_ones() -> None:
     assert [name for name, one in net.named_parameters() if one.requires_grad] == ["nodes.5.0.weight", "nodes.5.0.bias"]
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_new_nodes_take_the_mode_of_the_net(training: bool) -> None:
+    net, new = module_level(TopK(2)).train(training), nn.Sequential(nn.Linear(8, 8), nn.Dropout()).train(not training)
+    grow(net, [new])
+    assert all(part.training == training for part in new.modules())
+
+
 def test_sampling_reaches_new_nodes_once_they_are_open_and_evaluation_does_not() -> None:
     net = module_level(SampleK(2), modules=8).eval()
     x, context = inputs(net, 2000)
