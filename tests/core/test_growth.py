@@ -596,11 +596,13 @@ def test_the_bias_of_a_balanced_gate_comes_along(level: str) -> None:
     gate = net.gate
     assert isinstance(gate, BalancedTopK)
     assert gate.bias is not None
-    assert gate.bias.count_nonzero()
+    bias = gate.bias[-1].clone()
+    assert bias.min() < bias.max()
     net.eval()
     before, route = net(x, context, return_route=True)
     grown = grow(net, 2)
     assert gate.bias.shape == grown.after.path_shape
+    assert torch.equal(gate.bias[-1], torch.cat([bias, bias.min().expand(2)]))
     torch.testing.assert_close(net(x, context), before, atol=1e-6, rtol=0)
     lifted = grown.before.lift(route.path, to=grown.after)
     torch.testing.assert_close(net(x, context, path=lifted), before, atol=1e-6, rtol=0)
