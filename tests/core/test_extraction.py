@@ -187,6 +187,21 @@ def test_other_routers(router: str) -> None:
     torch.testing.assert_close(extract(net, context[1])(x[1]), net(x[1], context[1]))
 
 
+def test_modules_that_work_in_place_keep_their_input() -> None:
+    modules = [nn.Linear(5, 8), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 8)), nn.Linear(8, 2)]
+    net = ModuleRouting(modules, Soft(), LinearRouter(4, Topology.dag(3)), shortcut=False).eval()
+    x, context = torch.randn(7, 5), torch.randn(4)
+    torch.testing.assert_close(extract(net, context)(x), net(x, context.expand(7, 4)))
+
+    experts = [nn.Sequential(nn.ReLU(), nn.Linear(5, 2)) for _ in range(3)]
+    mixture = ModelRouting(experts, Soft(), LinearRouter(4, Topology.parallel(3)))
+    for expert in experts:
+        expert[0].inplace = True
+    before = x.clone()
+    extract(mixture, context)(x)
+    assert torch.equal(x, before)
+
+
 def test_a_head_of_one_task() -> None:
     net = OutputRouting.mlp(5, 8, 4, 2)
     small = extract(net, torch.tensor([2]))
