@@ -139,11 +139,13 @@ def test_compile_to_machine_code() -> None:
 @pytest.mark.slow
 def test_compile_with_shapes_that_may_change() -> None:
     torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     net = LEVELS["module"](TopK(2))
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=True)
-    for batch in (2, 7):
+    for batch in (2, 7, 64):
         x = torch.randn(batch, 5)
         torch.testing.assert_close(compiled(x), net(x))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_compile_output_level_and_replay() -> None:
