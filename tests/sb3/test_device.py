@@ -1,6 +1,8 @@
 """An update reads no value from its device and its networks compile; held on the CPU."""
 
 import copy
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -58,9 +60,40 @@ def test_an_update_reads_no_value(network: str, learner: dict[str, Any]) -> None
     assert any(not torch.equal(before[name], value) for name, value in model.actor.net.state_dict().items())
 
 
-def test_a_value_that_is_read_is_noticed() -> None:
+VALUES, MASK = torch.ones(2), torch.tensor([True, False])
+READINGS: dict[str, Callable[[], object]] = {
+    "item": VALUES.sum().item,
+    "bool": lambda: bool(VALUES.sum()),
+    "nonzero": VALUES.nonzero,
+    "masked_select": lambda: VALUES.masked_select(MASK),
+    "mask": lambda: VALUES[MASK],
+    "mask that is written": lambda: operator.setitem(VALUES.clone(), MASK, 2.0),
+    "equal": lambda: torch.equal(VALUES, VALUES),
+    "bincount": MASK.long().bincount,
+    "unique": VALUES.unique,
+    "unique of rows": lambda: VALUES.unique(dim=0),
+    "unique_consecutive": VALUES.unique_consecutive,
+    "repeat_interleave": lambda: VALUES.repeat_interleave(MASK.long()),
+    "tensor_split": lambda: VALUES.tensor_split(torch.tensor([1])),
+    "tolist": lambda: VALUES.tolist(),
+    "numpy": lambda: VALUES.numpy(),
+    "asarray": lambda: np.asarray(VALUES),
+    "cpu": lambda: VALUES.cpu(),
+    "to": lambda: VALUES.to("meta").to("cpu"),  # from the CPU itself it would be no copy
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_value_that_is_read_is_noticed(reading: str) -> None:
     with NoReading(), pytest.raises(AssertionError, match="reads values"):
-        torch.ones(2).sum().item()
+        READINGS[reading]()
+
+
+def test_sizes_that_are_known_are_no_reading() -> None:
+    with NoReading():
+        picked = VALUES[torch.tensor([1])]
+        repeated = VALUES.repeat_interleave(MASK.long(), output_size=1)
+    assert (len(picked), len(repeated)) == (1, 1)
 
 
 @pytest.mark.slow
