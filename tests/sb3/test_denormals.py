@@ -39,28 +39,33 @@ def test_only_denormal_numbers_change(kind: type[Adam]) -> None:
     assert all(torch.equal(value.nan_to_num(7), wanted.nan_to_num(7)) for value in moments)
 
 
-def with_a_dead_unit() -> MultiTaskSAC:
-    """A model with a unit that never answers, after its moments have become denormal."""
-    model = make_model("MlpPolicy", learning_starts=80)
+def optimizers(model: MultiTaskSAC) -> list[Optimizer]:
+    every = (model.actor.optimizer, model.critic.optimizer, model.policy.shared_optimizer)
+    return [optimizer for optimizer in every if optimizer is not None]
+
+
+def with_a_dead_unit(policy: str) -> MultiTaskSAC:
+    """A model with parameters that have no gradient, in each optimizer, after their moments have become denormal."""
+    model = make_model(policy, learning_starts=80)
     model.learn(200)
-    for net, optimizer in ((model.actor.net, model.actor.optimizer), (model.critic.nets[0], model.critic.optimizer)):
-        layer = next(module for module in net.modules() if isinstance(module, nn.Linear) and module.out_features == 8)
-        with torch.no_grad():
-            layer.bias[3] = -1e4
-        for parameter in (layer.weight, layer.bias):
-            for moment in ("exp_avg", "exp_avg_sq"):
-                optimizer.state[parameter][moment][3] = TINY / 3
+    for optimizer in optimizers(model):
+        parameter = optimizer.param_groups[0]["params"][0]
+        parameter.register_hook(lambda slope: slope.index_fill(0, torch.tensor([0]), 0))
+        for moment in ("exp_avg", "exp_avg_sq"):
+            optimizer.state[parameter][moment][0] = TINY / 3
     torch.manual_seed(0)
     return model
 
 
-def test_a_model_learns_the_same_without_them() -> None:
-    cleared = with_a_dead_unit()
+@pytest.mark.parametrize(("policy", "count"), [("MlpPolicy", 2), ("PaCoPolicy", 3)])  # it has shared parameters
+def test_a_model_learns_the_same_without_them(policy: str, count: int) -> None:
+    cleared = with_a_dead_unit(policy)
     cleared.train(2 * CLEAR_EVERY, 16)
-    kept = with_a_dead_unit()
+    kept = with_a_dead_unit(policy)
     with mock.patch("dynroute_sb3.sac.clear_denormals"):
         kept.train(2 * CLEAR_EVERY, 16)
-    assert denormals(kept.actor.optimizer, kept.critic.optimizer) > 0
-    assert denormals(cleared.actor.optimizer, cleared.critic.optimizer) == 0
+    assert len(optimizers(kept)) == count
+    assert all(denormals(optimizer) > 0 for optimizer in optimizers(kept))
+    assert denormals(*optimizers(cleared)) == 0
     for now, before in zip(cleared.policy.state_dict().values(), kept.policy.state_dict().values(), strict=True):
         assert torch.equal(now, before)
