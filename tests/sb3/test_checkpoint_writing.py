@@ -60,6 +60,21 @@ def test_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_all_is_on_the_disk_before_the_rename_and_the_rename_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    flush, rename = storage.flush, Path.rename
+    monkeypatch.setattr(storage, "flush", lambda path: (done.append(path.name), flush(path)))
+    monkeypatch.setattr(Path, "rename", lambda path, to: (done.append(f"rename {path.name}"), rename(path, to)))
+    with storage.writing_folder(tmp_path / "there") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "rows.npy").touch()
+    files = ["rows.npy", "manifest.json"]
+    assert sorted(done[:2]) == sorted(files)
+    assert done[2:] == ["inner", folder.name, f"rename {folder.name}", tmp_path.name]
+
+
 @contextlib.contextmanager
 def full_disk(patch: pytest.MonkeyPatch, where: str) -> Iterator[None]:
     """A disk that is full in the middle of writing."""
