@@ -140,6 +140,28 @@ def test_times_with_and_without_denormal_moments(tmp_path: Path, monkeypatch: py
     assert min(row["with"], row["without"], row["ratio"]) > 0
 
 
+def test_one_state_has_the_denormal_moments_and_the_other_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks()), learning_starts=8, batch_size=8, buffer_size=100)
+    model.learn(20)
+    optimizers = [model.actor.optimizer, model.critic.optimizer]
+    for optimizer in optimizers:
+        for state in optimizer.state.values():
+            state["exp_avg_sq"].fill_(1e-39)
+    seen: dict[str, float] = {}
+
+    def once(jobs: dict[str, Any], seconds: float) -> dict[str, list[float]]:
+        for name, job in jobs.items():
+            job()
+            seen[name] = denormals.share(optimizers)
+        return {name: [seconds] for name in jobs}
+
+    monkeypatch.setattr(denormals, "interleave", once)
+    monkeypatch.setattr(denormals, "update", lambda *_: None)
+    found = denormals.measure(model, 1.0)["denormal"]
+    assert found == pytest.approx(0.5, abs=0.01)
+    assert seen == {"with": found, "without": 0.0}
+
+
 def test_the_share_of_denormal_moments() -> None:
     weight = torch.nn.Parameter(torch.zeros(4))
     optimizer = torch.optim.SGD([weight], momentum=0.9)
