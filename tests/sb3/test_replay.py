@@ -249,11 +249,11 @@ def use(buffer):
     assert buffer.size() == 2000
 
 use(make(5000))  # what is loaded on the first use is not counted
-for memory_map in (None, sys.argv[1]):
+for size, memory_map in ((10**7, None), (10**6, sys.argv[1])):  # a file takes its room at once
     before = resident()
-    buffer = make(10**7, memory_map)
-    assert buffer.rows.nbytes + buffer.paths.nbytes > 3.5e9
-    assert buffer.paths.nbytes == 17 * 10**7
+    buffer = make(size, memory_map)
+    assert buffer.rows.nbytes + buffer.paths.nbytes > 350 * size
+    assert buffer.paths.nbytes == 17 * size
     use(buffer)
     print((resident() - before) / 1e6)
     del buffer
@@ -268,7 +268,7 @@ def test_ten_million_transitions_of_mt50_take_memory_as_they_come(tmp_path: Path
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     in_memory, in_file = map(float, done.stdout.split())
-    assert max(in_memory, in_file) < 200
+    assert max(in_memory, in_file) < 50
     assert list(tmp_path.iterdir()) == []
 
 
