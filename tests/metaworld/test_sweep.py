@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from processes import wait_until
+from processes import PATIENCE, wait_until
 from ray.cluster_utils import Cluster
 from results import result_of
 
@@ -229,16 +229,20 @@ def test_clusters_that_have_no_room(member: Cluster, tmp_path: Path) -> None:
         time.sleep(600)
 
     held = [hold.remote() for _ in range(2)]
-    while ray.available_resources().get("CPU", 0):
-        time.sleep(0.05)
-    with pytest.raises(RunError, match="busy: of 2 cores 0 are free, and a run needs 1; wait for other jobs"):
-        check_room(1, 0, lines.append, patience=0)
-    check = "the cluster is busy: of 2 cores 0 are free, and a run needs 1; waiting 0.1 seconds"
-    with pytest.raises(RunError):
-        check_room(1, 0, lines.append, patience=0.1)
-    assert check in lines
-    for one in held:
-        ray.cancel(one, force=True)
+    try:
+        end = time.monotonic() + PATIENCE
+        while ray.available_resources().get("CPU", 0):
+            assert time.monotonic() < end, "the tasks do not start"
+            time.sleep(0.05)
+        with pytest.raises(RunError, match="busy: of 2 cores 0 are free, and a run needs 1; wait for other jobs"):
+            check_room(1, 0, lines.append, patience=0)
+        check = "the cluster is busy: of 2 cores 0 are free, and a run needs 1; waiting 0.1 seconds"
+        with pytest.raises(RunError):
+            check_room(1, 0, lines.append, patience=0.1)
+        assert check in lines
+    finally:
+        for one in held:
+            ray.cancel(one, force=True)
 
 
 @pytest.mark.slow
