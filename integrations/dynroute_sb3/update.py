@@ -382,8 +382,9 @@ def _judge(
 
 
 def _cloning(means: Tensor, values: Tensor, tasks: Tensor, wanted: Tensor, given: Coefficients) -> Tensor:
-    # Relative to the values, so that the weight does not depend on the scale of the rewards.
-    scale = given.demonstration_weight * tasks @ mean_by_task(values.detach().nan_to_num().abs(), tasks)
+    # Relative to the values, so that the weight does not depend on the scale of the rewards. NaN and infinite means are
+    # 0, since in products with 0 they would reach the other tasks.
+    scale = given.demonstration_weight * tasks @ mean_by_task(values.detach().abs(), tasks).nan_to_num(posinf=0)
     return scale * cloning_loss(means, wanted)
 
 

@@ -15,12 +15,14 @@ from sac_cases import (
     SHOWN,
     STATE,
     TASKS,
+    TOLERANCE,
     Recorder,
     assert_same_state,
     assert_updated_as_specified,
     draw,
     make,
     spread_rewards,
+    step,
     step_and_repair,
     translate,
     update,
@@ -121,6 +123,21 @@ SHOWING: dict[str, dict[str, Any]] = {
 def test_demonstrations(network: str, name: str) -> None:
     model, sac = make(network, **SHOWING[name], replay_buffer_class=DemonstrationBuffer, replay_buffer_kwargs=SHOWN)
     assert_updated_as_specified(model, sac, updates=4, shown=6)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_task_whose_values_are_no_numbers_clones_nothing_and_the_others_do(value: float, joint: bool) -> None:
+    options = {"demonstration_weight": 0.5, "max_task_loss": 1e4, "joint_update": joint}
+    model, sac = make("mh-sac", **options, replay_buffer_class=DemonstrationBuffer, replay_buffer_kwargs=SHOWN)
+    for net in (*model.critic.nets, *sac.critics):
+        with torch.no_grad():
+            list(net.parameters())[-1][-1] += value  # the head of the last task
+    wanted = torch.full((6, 2), 0.5, dtype=torch.float64)
+    report = step(model, sac, draw(model)._replace(wanted=wanted))
+    assert report.masked.tolist() == [0, 0, 1]
+    for got, expected in zip(model.actor.net.parameters(), sac.actor.parameters(), strict=True):
+        torch.testing.assert_close(got, expected, **TOLERANCE)
 
 
 def test_what_is_shared_waits_with_the_actor() -> None:
