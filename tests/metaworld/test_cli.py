@@ -713,6 +713,16 @@ def start(*arguments: str, first: Path | None = None, **environment: str) -> sub
     )
 
 
+def test_a_process_that_is_waited_for_may_print_more_than_a_pipe_holds(tmp_path: Path) -> None:
+    code = "import sys, time; print('x' * 10**6, flush=True); open(sys.argv[1], 'w').close(); time.sleep(900)"
+    command = [sys.executable, "-c", code, str(tmp_path / "there")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        wait_until(process, (tmp_path / "there").exists)
+        process.kill()
+        printed, _ = process.communicate(timeout=300)
+    assert printed == "x" * 10**6 + "\n"
+
+
 @pytest.mark.parametrize("module", ["torch", "gymnasium", "metaworld"])
 def test_ctrl_c_while_modules_are_imported(module: str, tmp_path: Path) -> None:
     # Who presses Ctrl-C then is the module itself, so that the moment is always the same.

@@ -1,5 +1,6 @@
 """Starts commands in other processes, and waits for what these do."""
 
+import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -41,11 +42,12 @@ def wait_until(process: subprocess.Popen[str] | BaseProcess, happened: Callable[
         if isinstance(process, BaseProcess):
             if process.exitcode is not None:
                 pytest.fail(f"ended with {process.exitcode}")
-        elif process.poll() is not None:
-            assert process.stdout is not None
-            pytest.fail(f"ended with {process.returncode}: {process.stdout.read()}")
+            time.sleep(every)
+        else:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                printed, _ = process.communicate(timeout=every)  # reads what is printed: a full pipe would stop it
+                pytest.fail(f"ended with {process.returncode}: {printed}")
         if time.monotonic() > end:
             process.kill()
             pytest.fail(f"{PATIENCE} seconds passed, and what was to happen did not")
-        time.sleep(every)
     return what
