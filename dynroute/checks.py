@@ -12,6 +12,7 @@ __all__ = [
     "in_forward_mode",
     "is_autocast",
     "is_hooked",
+    "is_own",
     "is_traced",
     "records_gradients",
     "refuse_where",
@@ -80,6 +81,11 @@ def is_hooked(module: nn.Module) -> bool:
         or attributes["_backward_pre_hooks"]
         or "forward" in attributes
     )
+
+
+def is_own(method: Callable[..., object]) -> bool:
+    """Whether a method was written outside of dynroute, so that what it returns is checked; False in compiled code."""
+    return not torch.compiler.is_compiling() and method.__module__.partition(".")[0] != "dynroute"
 
 
 def is_traced() -> bool:

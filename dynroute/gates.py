@@ -18,8 +18,9 @@ from .arguments import (
     check_number,
     check_temperature,
     expand_allowed,
+    shown,
 )
-from .checks import checks_values, refuse_where, under_transform
+from .checks import checks_values, is_own, refuse_where, under_transform
 from .functional import best_k, chosen_by_sources, likeliest, limited, mask_softmax, samplek_path
 from .route import Route
 from .topology import Topology
@@ -170,13 +171,22 @@ class Gate(nn.Module, ABC):
             path = path.path if isinstance(path, Route) else path
             _check_replay(path, logits, allowed, self.may_be_empty)
             self._count_dropped(None)
-            return Route(logits, path, _with_nan(logits, self.weigh(logits, path)))
+            return Route(logits, path, _with_nan(logits, self._weights(logits, path)))
         scores, candidates = (logits, allowed) if scores is None else _with_scores(scores, logits, allowed)
         path = self.choose(scores, candidates, temperature=temperature, sample=sample, generator=generator, noise=noise)
+        if is_own(type(self).choose):
+            _check_choice(f"{type(self).__name__}.choose", path, scores, candidates, self.may_be_empty)
         path = self._limit(logits, path, allowed, sample)
-        weights = _with_nan(logits, self.weigh(logits, path))
+        weights = _with_nan(logits, self._weights(logits, path))
         self.follow(weights)
         return Route(logits, path, weights)
+
+    def _weights(self, logits: Tensor, path: Tensor) -> Tensor:
+        """The weights of a path, checked if they come from a gate of one's own."""
+        weights = self.weigh(logits, path)
+        if is_own(type(self).weigh):
+            _check_weights(f"{type(self).__name__}.weigh", weights, path)
+        return weights
 
     def _limit(self, logits: Tensor, path: Tensor, allowed: Tensor, sample: bool) -> Tensor:
         """Drops the choices beyond the capacity, and counts them."""
@@ -189,7 +199,7 @@ class Gate(nn.Module, ABC):
             return limited(path, weights, capacity, allowed)
 
         with torch.no_grad():
-            kept = self._decide(limit, path, self.weigh(logits, path), allowed)
+            kept = self._decide(limit, path, self._weights(logits, path), allowed)
         self._count_dropped(path.sum() - kept.sum())
         return kept
 
@@ -225,7 +235,7 @@ class Gate(nn.Module, ABC):
         """Returns the boolean path, a subset of `allowed` with a source in every row."""
 
     def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
-        """Returns the weights of a path (Eq. 5).
+        """Returns the weights of a path (Eq. 5), finite and 0 off the path.
 
         A source with a weight of exactly 0 is not read, even if the path has it, and its weight gets no gradient. A
         weight that is to grow must therefore start slightly above 0.
@@ -643,6 +653,52 @@ def _check_values(logits: Tensor) -> None:
 
     if logits.numel():
         refuse_where(logits, lambda z: ~(z.amax() < torch.inf), explain)  # the maximum is NaN if any value is
+
+
+def _check_choice(name: str, path: Tensor, logits: Tensor, allowed: Tensor, may_be_empty: bool) -> None:
+    rule = f"`{name}` must return a boolean path of shape {tuple(logits.shape)}, like the logits"
+    if not isinstance(path, Tensor) or path.dtype != torch.bool:
+        raise TypeError(f"{rule}, got {shown(path)}; compare scores with a number to make one.")
+    if path.shape != logits.shape:
+        raise ValueError(f"{rule}, got {tuple(path.shape)}; `.expand(logits.shape)` repeats one for all samples.")
+    refuse_where(
+        path,
+        lambda path: path & ~allowed,
+        lambda index: (
+            f"`{name}` must only choose slots in `allowed`, but row {index[:-1]} uses slot {index[-1]}; "
+            "add `& allowed`."
+        ),
+    )
+    if not may_be_empty:
+        refuse_where(
+            path,
+            lambda path: ~(path & (logits > -torch.inf)).any(dim=-1) & allowed.any(dim=-1),
+            lambda index: (
+                f"`{name}` must choose a source of non-zero probability in every row, row {index} has none; "
+                "add `| topk_path(logits, 1, allowed=allowed)`, or return True from `may_be_empty`."
+            ),
+        )
+
+
+def _check_weights(name: str, weights: Tensor, path: Tensor) -> None:
+    rule = f"`{name}` must return floating-point weights of shape {tuple(path.shape)}, like the path"
+    if not isinstance(weights, Tensor) or not weights.is_floating_point():
+        raise TypeError(f"{rule}, got {shown(weights)}.")
+    if weights.shape != path.shape:
+        raise ValueError(f"{rule}, got {tuple(weights.shape)}.")
+    refuse_where(
+        weights,
+        lambda weights: ~weights.isfinite(),
+        lambda index: f"`{name}` must return finite weights, got {weights[index].item()} at index {index}.",
+    )
+    refuse_where(
+        weights,
+        lambda weights: (weights != 0) & ~path,
+        lambda index: (
+            f"`{name}` must give 0 to sources that are not on the path, got {weights[index].item():g} at index "
+            f"{index}; add `.masked_fill(~path, 0.0)`."
+        ),
+    )
 
 
 def _check_replay(path: Tensor, logits: Tensor, allowed: Tensor, may_be_empty: bool) -> None:

@@ -139,7 +139,15 @@ def recompute(net: RoutedGraph) -> Run:
 
 def replace_gate(net: RoutedGraph) -> Run:
     net.gate = Loose()
-    return lambda net, x, path: net(x, x.detach())
+
+    def unchecked(net: RoutedGraph, x: Tensor, path: Tensor) -> Tensor:
+        dynroute.set_checks(False)  # else its weights are refused
+        try:
+            return net(x, x.detach())
+        finally:
+            dynroute.set_checks(None)
+
+    return unchecked
 
 
 def nothing(net: RoutedGraph) -> Run:

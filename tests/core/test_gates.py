@@ -1,5 +1,8 @@
 """Every gate keeps one contract, and each its own rule."""
 
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynroute import Gate, Hard, Route, SampleK, Soft, TopK, Topology, TopP
+from dynroute.functional import mask_softmax, topk_path
 
 GATES = {"soft": Soft(), "hard": Hard(), "topk2": TopK(2), "topk3": TopK(3), "samplek2": SampleK(2), "topp": TopP(0.6)}
 TOPOLOGIES = {
@@ -181,3 +185,135 @@ def test_a_gate_of_ones_own() -> None:
     route = Last()(torch.randn(5, 5), allowed=Topology.dag(6).allowed)
     assert torch.equal(route.path, torch.eye(5, dtype=torch.bool))
     assert torch.equal(route.weights, torch.eye(5))
+
+
+class Own(Gate):
+    """A gate that chooses what it is given, and weighs by a function."""
+
+    def __init__(self, choice: object, weight: Callable[[Tensor, Tensor], object] = mask_softmax) -> None:
+        super().__init__()
+        self.choice, self.weight = choice, weight
+
+    def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
+        return self.choice(logits, allowed) if callable(self.choice) else self.choice
+
+    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
+        return self.weight(logits, path)
+
+
+BAD_CHOICES = {
+    "empty": (
+        lambda z, _: z > 0,
+        ValueError,
+        "`Own.choose` must choose a source of non-zero probability in every row, row (0, 0) has none; add "
+        "`| topk_path(logits, 1, allowed=allowed)`, or return True from `may_be_empty`.",
+    ),
+    "missing": (
+        lambda _, allowed: torch.ones_like(allowed),
+        ValueError,
+        "`Own.choose` must only choose slots in `allowed`, but row (0, 0) uses slot 1; add `& allowed`.",
+    ),
+    "one for all": (
+        lambda _, allowed: allowed[0],
+        ValueError,
+        "`Own.choose` must return a boolean path of shape (4, 2, 2), like the logits, got (2, 2); `.expand(logits.shap",
+    ),
+    "numbers": (
+        lambda _, allowed: allowed.long(),
+        TypeError,
+        "`Own.choose` must return a boolean path of shape (4, 2, 2), like the logits, got a tensor of torch.int64 with",
+    ),
+    "nothing": (None, TypeError, "`Own.choose` must return a boolean path of shape (4, 2, 2), like the logits, got No"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CHOICES)
+def test_bad_choices_of_ones_own_gate_are_refused(case: str) -> None:
+    choice, error, message = BAD_CHOICES[case]
+    with pytest.raises(error, match=re.escape(message)):
+        Own(choice)(torch.zeros(4, 2, 2), allowed=Topology.dag(3).allowed)
+
+
+BAD_WEIGHTS = {
+    "off the path": (
+        lambda z, _: torch.sigmoid(z),
+        ValueError,
+        "`Own.weigh` must give 0 to sources that are not on the path, got 0.5 at index (0, 0, 1); add "
+        "`.masked_fill(~path, 0.0)`.",
+    ),
+    "not finite": (
+        lambda _, path: (0 * path) / 0,
+        ValueError,
+        "`Own.weigh` must return finite weights, got nan at index (0, 0, 0).",
+    ),
+    "one for all": (
+        lambda _, path: path[0].float(),
+        ValueError,
+        "`Own.weigh` must return floating-point weights of shape (4, 2, 3), like the path, got (2, 3).",
+    ),
+    "booleans": (
+        lambda _, path: path,
+        TypeError,
+        "`Own.weigh` must return floating-point weights of shape (4, 2, 3), like the path, got a tensor of torch.bool",
+    ),
+    "nothing": (
+        lambda *_: None,
+        TypeError,
+        "`Own.weigh` must return floating-point weights of shape (4, 2, 3), like the path, got None.",
+    ),
+}
+
+
+@pytest.mark.parametrize("capacity", [None, 1.0])
+@pytest.mark.parametrize("replay", [False, True])
+@pytest.mark.parametrize("case", BAD_WEIGHTS)
+def test_bad_weights_of_ones_own_gate_are_refused(case: str, replay: bool, capacity: float | None) -> None:
+    weight, error, message = BAD_WEIGHTS[case]
+    logits = torch.zeros(4, 2, 3)
+    first = torch.tensor([True, False, False]).expand(4, 2, 3)
+    gate = Own(first, weight)
+    gate.capacity = capacity
+    with pytest.raises(error, match=re.escape(message)):
+        gate(logits, path=first if replay else None)
+
+
+def test_sigmoid_weights_on_the_path() -> None:
+    logits = torch.zeros(4, 2, 3)
+    gate = Own(lambda z, allowed: topk_path(z, 2, allowed=allowed), lambda z, p: z.sigmoid().masked_fill(~p, 0.0))
+    assert torch.equal(gate(logits).weights, torch.tensor([0.5, 0.5, 0.0]).expand(4, 2, 3))
+
+
+def test_rows_without_a_source_are_for_gates_that_say_so() -> None:
+    class Above(Gate):
+        @property
+        def may_be_empty(self) -> bool:
+            return True
+
+        def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
+            return logits > 0
+
+    route = Above()(torch.tensor([[1.0, -1.0], [-1.0, -1.0]]))
+    assert route.path.tolist() == [[True, False], [False, False]]
+    assert route.weights.tolist() == [[1, 0], [0, 0]]
+
+
+def test_a_subclass_that_chooses_otherwise_is_checked() -> None:
+    class Likely(TopK):
+        def choose(self, logits: Tensor, allowed: Tensor, **how: object) -> Tensor:
+            return super().choose(logits, allowed, **how) & (logits > 0)
+
+    assert Likely(2)(torch.ones(1, 3)).path.sum() == 2
+    with pytest.raises(ValueError, match=r"`Likely\.choose` must choose a source .* row \(0,\) has none; add"):
+        Likely(2)(torch.zeros(1, 3))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_gate_of_ones_own_under_transforms() -> None:
+    logits = torch.randn(5, 2, 3)
+    gate = Own(lambda z, allowed: (z >= z.amax(dim=-1, keepdim=True) - 1) & allowed)
+    expected = gate(logits)
+    assert torch.equal(torch.func.vmap(lambda z: gate(z).weights)(logits), expected.weights)
+    compiled = torch.compile(lambda z: gate(z).weights, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(logits), expected.weights)
+    traced = torch.jit.trace(lambda z: gate(z).weights, (logits,))
+    assert torch.equal(traced(logits), expected.weights)

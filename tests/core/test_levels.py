@@ -106,13 +106,17 @@ def test_layer_and_model_level_are_module_level_with_fewer_edges(level: str, gat
     every_edge = Restricted(net.router, dag)
 
     class Rows(dynroute.Gate):
-        """The gate on the rows that the smaller graph has; the other roots choose node 0, and do not read it."""
+        """The gate on the rows that the smaller graph has; the other roots read nothing."""
+
+        @property
+        def may_be_empty(self) -> bool:
+            return True
 
         def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
-            return gate(logits.masked_fill(empty(logits), 0.0), allowed=allowed & reachable(logits)).path
+            return gate(logits.masked_fill(empty(logits), 0.0), allowed=reachable(logits)).path & ~empty(logits)
 
         def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
-            return gate.weigh(logits.masked_fill(empty(logits) & (torch.arange(logits.shape[-1]) == 0), 0.0), path)
+            return gate.weigh(logits, path)
 
     def empty(logits: Tensor) -> Tensor:
         return (logits == -torch.inf).all(-1, keepdim=True)
