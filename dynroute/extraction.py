@@ -380,6 +380,10 @@ class _Decided(nn.Module):
 class _AsDecided(Gate):
     """Reads every source with a weight; the logits are logarithms of the weights."""
 
+    @property
+    def may_be_empty(self) -> bool:
+        return True  # the router may score all kept sources -inf
+
     def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
         return allowed & (logits > -torch.inf)
 

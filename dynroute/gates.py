@@ -162,7 +162,7 @@ class Gate(nn.Module, ABC):
         allowed = expand_allowed(allowed, logits)
         check_temperature(temperature, logits)  # also if nothing is sampled
         logits = torch.where(allowed, logits, -torch.inf)
-        _check_values(logits)
+        _check_values(logits, allowed, self.may_be_empty)
         if sample is not None:
             check_flag("sample", sample)
         sample = self.training if sample is None else sample
@@ -643,16 +643,32 @@ def _with_nan(logits: Tensor, weights: Tensor) -> Tensor:
     return weights.masked_fill(diverged, torch.nan)
 
 
-def _check_values(logits: Tensor) -> None:
-    def explain(_: tuple[int, ...]) -> str:
-        index = tuple(int(i) for i in (logits.isnan() | (logits == torch.inf)).nonzero()[0])
-        return (
+def _check_values(logits: Tensor, allowed: Tensor, may_be_empty: bool) -> None:
+    if not logits.numel() or not checks_values(logits):
+        return
+    values = logits.detach()
+    try:  # the maximum is NaN if any value is, and a row whose first source has a score is not empty
+        if values.amax() < torch.inf and (may_be_empty or values[..., 0].amin() > -torch.inf):
+            return
+    except RuntimeError:  # vmap and fake tensors hide their values
+        return
+    refuse_where(
+        logits,
+        lambda z: z.isnan() | (z == torch.inf),
+        lambda index: (
             f"`logits` must be finite, got {logits[index].item()} at index {index}; "
             "did the router's input or its parameters diverge?"
+        ),
+    )
+    if not may_be_empty:
+        refuse_where(
+            logits,
+            lambda z: (z == -torch.inf).all(dim=-1) & allowed.any(dim=-1),
+            lambda index: (
+                f"`logits` must be above -inf for a source of every row, got -inf for all sources of row {index}; "
+                "a router closes single sources by -inf. A gate whose `may_be_empty` is True takes such rows."
+            ),
         )
-
-    if logits.numel():
-        refuse_where(logits, lambda z: ~(z.amax() < torch.inf), explain)  # the maximum is NaN if any value is
 
 
 def _check_choice(name: str, path: Tensor, logits: Tensor, allowed: Tensor, may_be_empty: bool) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynroute import Gate, Hard, Route, SampleK, Soft, TopK, Topology, TopP
+from dynroute import ExpertChoice, Gate, Hard, Route, SampleK, Soft, TopK, Topology, TopP
 from dynroute.functional import mask_softmax, topk_path
 
 GATES = {"soft": Soft(), "hard": Hard(), "topk2": TopK(2), "topk3": TopK(3), "samplek2": SampleK(2), "topp": TopP(0.6)}
@@ -118,6 +118,35 @@ def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
     logits[1, 0, 2] = bad
     with pytest.raises(ValueError, match=r"`logits` must be finite, got (nan|inf) at index \(1, 0, 2\); did"):
         TopK(2)(logits)
+
+
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+def test_a_row_without_any_score_is_refused(gate: Gate) -> None:
+    allowed = Topology.dag(3).allowed
+    logits = torch.zeros(4, 2, 2)
+    logits[2, 1, 0] = logits[3, 1, 1] = -torch.inf
+    weights = gate(logits, allowed=allowed).weights
+    assert (weights[2, 1, 0], weights[3, 1, 1]) == (0, 0), "single sources may be closed"
+    assert (weights[2, 1, 1], weights[3, 1, 0]) == (1, 1)
+
+    logits[3, 1] = -torch.inf
+    message = r"`logits` must be above -inf for a source of every row, got -inf for all sources of row \(3, 1\)"
+    for path in (None, allowed.expand(4, 2, 2)):
+        with pytest.raises(ValueError, match=message):
+            gate(logits, allowed=allowed, path=path)
+
+
+def test_gates_that_may_be_empty_take_rows_without_any_score() -> None:
+    logits = torch.tensor([[[0.0, -torch.inf]], [[-torch.inf, -torch.inf]]])
+    for gate in (TopK(2, capacity=9.0), Hard(capacity=9.0), ExpertChoice(1.0)):
+        weights = gate(logits).weights
+        assert (weights[1] == 0).all()
+        assert weights[0, 0, 0] == 1
+
+
+def test_a_row_without_slots_is_no_error() -> None:
+    allowed = torch.tensor([[True, True], [False, False]])
+    assert Soft()(torch.zeros(2, 2), allowed=allowed).weights.tolist() == [[0.5, 0.5], [0, 0]]
 
 
 def test_values_in_padding_do_not_matter() -> None:
