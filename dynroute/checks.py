@@ -84,8 +84,10 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def is_own(method: Callable[..., object]) -> bool:
-    """Whether a method was written outside of dynroute, so that what it returns is checked; False in compiled code."""
-    return not torch.compiler.is_compiling() and method.__module__.partition(".")[0] != "dynroute"
+    """Whether a method was written outside of dynroute, so that what it returns is checked; False while compiling."""
+    if torch.compiler.is_compiling() or is_traced():
+        return False
+    return method.__module__.partition(".")[0] != "dynroute"
 
 
 def is_traced() -> bool:

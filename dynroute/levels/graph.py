@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overloa
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_choice, check_flag, check_generator, check_modules, check_noise, check_tensor
+from ..arguments import check_choice, check_flag, check_generator, check_modules, check_noise, check_tensor, shown
 from ..banks import are_adjacent, keep_adjacent, reset_parts
 from ..checks import is_autocast, records_gradients
 from ..execution import Pass, Plan, check_backend, run_graph
@@ -382,6 +382,12 @@ class RoutedGraph(Pretrained):
                 )
 
     def _check_logits(self, logits: Tensor) -> None:
+        if not isinstance(logits, Tensor) or not logits.is_floating_point():
+            hint = "convert them with `.float()`" if isinstance(logits, Tensor) else "return the logits alone"
+            raise TypeError(
+                f"`router` must return floating-point logits with shape {self.topology._slots}, got {shown(logits)} "
+                f"from this {type(self.router).__name__}; {hint}."
+            )
         if logits.shape[-2:] != self.topology.path_shape:
             raise ValueError(
                 f"`router` must return logits with shape {self.topology._slots}, got {tuple(logits.shape)}; "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..arguments import check_number, check_tensor, shown
 from ..banks import reset_parts
-from ..checks import is_autocast
+from ..checks import is_autocast, is_own
 from ..topology import Topology
 from .noise import RouterNoise, draw_normal, draw_uniform
 
@@ -83,7 +83,21 @@ class Router(nn.Module, ABC):
         check_tensor("context", context)
         with full_precision(context):
             scores = self.score(context)
+        if is_own(type(self).score):
+            self._check_scores(scores, context)
         return self.topology.from_edges(scores, fill=-torch.inf)
+
+    def _check_scores(self, scores: Tensor, context: Tensor) -> None:
+        edges = self._edges_of(context)
+        rule = f"`{type(self).__name__}.score` must return floating-point logits of shape {edges}, one for each edge"
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            hint = "; convert them with `.float()`." if isinstance(scores, Tensor) else "."
+            raise TypeError(f"{rule}, got {shown(scores)}{hint}")
+        batch = context.shape[:-1]  # also of integers, which may be features as well as ids of tasks
+        if scores.shape not in (edges, (*batch, edges[-1])):
+            same = f"; `.expand({', '.join(map(str, edges[:-1]))}, -1)` repeats one route for all samples."
+            hint = same if scores.shape == edges[-1:] else "."
+            raise ValueError(f"{rule}, got {tuple(scores.shape)}{hint}")
 
     @property
     def adds_noise(self) -> bool:

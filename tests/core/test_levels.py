@@ -489,6 +489,29 @@ def test_a_router_that_returns_another_shape_is_refused() -> None:
         net(torch.zeros(7, 3))
 
 
+class Pair(nn.Linear):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x), x
+
+
+class Rounded(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).unflatten(-1, (2, 2)).long()
+
+
+@pytest.mark.parametrize(
+    ("router", "got"),
+    [
+        (Pair(3, 4), "an object of class tuple from this Pair; return the logits alone"),
+        (Rounded(3, 4), r"a tensor of torch\.int64 with shape .* from this Rounded; convert them with `\.float\(\)`"),
+    ],
+)
+def test_a_router_that_returns_something_else_is_refused(router: nn.Module, got: str) -> None:
+    message = rf"`router` must return floating-point logits with shape \(\*, 2, 2\), got {got}"
+    with pytest.raises(TypeError, match=message):
+        build(router=router)(torch.zeros(7, 3))
+
+
 def test_any_module_is_a_router() -> None:
     net = build(router=nn.Sequential(nn.Linear(3, 4), nn.Unflatten(-1, (2, 2))))
     assert_routed(net, torch.randn(8, 3))

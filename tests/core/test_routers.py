@@ -1,6 +1,8 @@
 """The routers compute the logits of the papers, slot by slot."""
 
 import copy
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -219,3 +221,52 @@ def test_a_router_of_ones_own() -> None:
 
     logits = Constant(Topology.dag(3))(torch.zeros(2, 1))
     assert logits.tolist() == [[[0, -torch.inf], [1, 2]]] * 2
+
+
+class Returns(Router):
+    """A router whose scores are a function of the context."""
+
+    def __init__(self, returned: Callable[[Tensor], object]) -> None:
+        super().__init__(Topology.dag(3))
+        self.returned = returned
+
+    def score(self, context: Tensor) -> Tensor:
+        return self.returned(context)
+
+
+BAD_SCORES = {
+    "integers": (
+        lambda c: torch.zeros(12, 3, dtype=torch.int64),
+        TypeError,
+        "got a tensor of torch.int64 with shape (12, 3); convert them with `.float()`.",
+    ),
+    "nothing": (lambda c: None, TypeError, "got None."),
+    "several": (lambda c: (c[:, :3], c), TypeError, "got an object of class tuple."),
+    "edges": (lambda c: c[:, :4], ValueError, "got (12, 4)."),
+    "one for all": (
+        lambda c: c.mean(0)[:3],
+        ValueError,
+        "got (3,); `.expand(12, -1)` repeats one route for all samples.",
+    ),
+    "half": (lambda c: c[:6, :3], ValueError, "got (6, 3)."),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SCORES)
+def test_bad_scores_of_ones_own_router_name_it(case: str) -> None:
+    returned, error, message = BAD_SCORES[case]
+    rule = "`Returns.score` must return floating-point logits of shape (12, 3), one for each edge, "
+    with pytest.raises(error, match=re.escape(rule + message)):
+        Returns(returned)(torch.randn(12, 5))
+
+
+def test_scores_of_contexts_of_all_kinds() -> None:
+    features = Returns(lambda c: c[..., :3].float())
+    assert features(torch.randn(5)).shape == (2, 2)
+    assert features(torch.randn(2, 0, 5)).shape == (2, 0, 2, 2)
+    assert features(torch.ones(7, 5, dtype=torch.bool)).shape == (7, 2, 2)
+    assert features(torch.ones(7, 5, dtype=torch.int64)).shape == (7, 2, 2), "integers may be features"
+    ids = Returns(lambda c: torch.eye(3)[c])
+    assert ids(torch.tensor(2)).shape == (2, 2)
+    assert ids(torch.arange(3)).shape == (3, 2, 2)
+    assert torch.func.vmap(features)(torch.randn(7, 5)).shape == (7, 2, 2)
