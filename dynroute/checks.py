@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 __all__ = [
     "checks_values",
     "hides_values",
+    "in_backward",
     "in_forward_mode",
     "is_autocast",
     "is_hooked",
@@ -93,6 +94,11 @@ def is_own(method: Callable[..., object]) -> bool:
 def is_traced() -> bool:
     """Whether ``torch.jit.trace`` records, which turns every value that is read into a constant."""
     return torch._C._get_tracing_state() is not None
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running, as while activation checkpointing recomputes."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def in_forward_mode() -> bool:

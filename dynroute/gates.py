@@ -20,7 +20,7 @@ from .arguments import (
     expand_allowed,
     shown,
 )
-from .checks import checks_values, is_own, refuse_where, under_transform
+from .checks import checks_values, in_backward, is_own, refuse_where, under_transform
 from .functional import best_k, chosen_by_sources, likeliest, limited, mask_softmax, samplek_path
 from .route import Route
 from .topology import Topology
@@ -614,7 +614,7 @@ def _is_first_run() -> bool:
     """Whether the pass is not a recomputation in a backward pass, nor under a transform."""
     if torch.compiler.is_compiling():
         return True
-    return torch._C._current_graph_task_id() == -1 and not under_transform()
+    return not in_backward() and not under_transform()
 
 
 def _with_scores(scores: Tensor, logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:

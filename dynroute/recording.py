@@ -1,5 +1,6 @@
 """Recordings of the routes of a model while it runs, by layer name."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_task
-from .checks import refuse_where, under_transform
+from .checks import in_backward, refuse_where, under_transform
 from .drawing import draw, draw_grid, draw_load
 from .inspect import Summary, metrics, summarize
 from .levels import RoutedGraph
@@ -239,11 +240,11 @@ def record(module: nn.Module, *, device: torch.device | str | None = None, detac
 
     The modules are not modified, so copies and pickles made inside the block are as usual. The routes remain after the
     block. All forward passes of the thread are recorded, in training and in evaluation, whether they return their
-    routes or not. :meth:`RoutedGraph.route` alone does not count, and a recomputation of activation
-    checkpointing counts again. A layer inside a node sees only the samples that reach it.
+    routes or not. Not counted are :meth:`RoutedGraph.route` alone, and what runs inside of a backward pass, such as
+    the recomputation of activation checkpointing. A layer inside a node sees only the samples that reach it.
 
-    Compiled and exported code does not report its routes; record the original model. Functions under ``torch.func``
-    raise an error.
+    Compiled and exported code does not report its routes; record the original model. A block in which no routed layer
+    ran ends with a warning. Functions under ``torch.func`` raise an error.
 
     Args:
         module: A routed layer, or a model that contains some.
@@ -277,7 +278,7 @@ def record(module: nn.Module, *, device: torch.device | str | None = None, detac
 
     def listen(graph: nn.Module, route: Route) -> None:
         name = names.get(graph)
-        if name is None:
+        if name is None or in_backward():
             return
         if under_transform():
             raise RuntimeError(
@@ -295,3 +296,8 @@ def record(module: nn.Module, *, device: torch.device | str | None = None, detac
         yield recording
     finally:
         listeners().remove(listen)
+    if not recording:
+        warnings.warn(
+            "`record` saw no routed layer run; compiled code does not report routes: record the original model.",
+            stacklevel=3,
+        )

@@ -2,12 +2,14 @@
 
 import copy
 import pickle
+import re
 import threading
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import dynroute
 from dynroute import (
@@ -135,7 +137,7 @@ def test_blocks_nest_and_belong_to_one_thread() -> None:
 
 def test_a_route_without_a_pass_is_not_recorded() -> None:
     net = ModuleRouting.mlp(5, 8, 4, 2)
-    with record(net) as routes:
+    with pytest.warns(UserWarning, match="`record` saw no routed layer run"), record(net) as routes:
         net.route(torch.randn(3, 5))
     assert (list(routes), len(routes), routes._repr_html_()) == ([], 0, "<p>No routed layer has run.</p>")
     with pytest.raises(KeyError, match="no route of '' was recorded; did the model run inside the block, in this thr"):
@@ -192,15 +194,36 @@ def test_routes_that_are_not_detached_train_the_router() -> None:
 def test_compiled_code_tells_nothing_and_says_so() -> None:
     net = ModuleRouting.mlp(5, 8, 4, 2).eval()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
-    with record(compiled) as routes:
+    message = "`record` saw no routed layer run; compiled code does not report routes: record the original model."
+    with pytest.warns(UserWarning, match=re.escape(message)) as warned, record(compiled) as routes:
         compiled(torch.randn(3, 5))
+    assert warned[0].filename == __file__
     with pytest.raises(KeyError, match="and not as compiled code"):
         routes["_orig_mod"]
 
 
+def test_an_exception_leaves_the_block_without_a_warning() -> None:
+    with pytest.raises(ZeroDivisionError), record(ModuleRouting.mlp(5, 8, 4, 2)):
+        _ = 1 / 0
+    assert not listeners()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("detach", [True, False])
+def test_activation_checkpointing_counts_a_sample_once(use_reentrant: bool, detach: bool) -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2)
+    x = torch.randn(6, 5, requires_grad=True)
+    with record(net, detach=detach) as routes:
+        checkpoint(net, x, use_reentrant=use_reentrant).sum().backward()
+        assert [len(route.path) for route in routes[""].passes] == [6]
+        checkpoint(net, x, use_reentrant=use_reentrant).sum().backward()
+    assert [len(route.path) for route in routes[""].passes] == [6, 6]
+    assert net.router.layers[0].weight.grad is not None
+
+
 def test_functions_under_vmap_are_refused() -> None:
     net = ModuleRouting.mlp(5, 8, 4, 2).eval()
-    with record(net), pytest.raises(RuntimeError, match=r"`record` cannot keep routes of a function under torch\.func"):
+    with pytest.raises(RuntimeError, match=r"`record` cannot keep routes of a function under torch\.func"), record(net):
         torch.func.vmap(net)(torch.randn(3, 5))
 
 
