@@ -248,14 +248,24 @@ class _Mixing(Gate):
 
     def __init__(self, k: int, *, capacity: float | None = None) -> None:
         super().__init__()
+        self.k = k
+        self.capacity = capacity
+
+    @property
+    def k(self) -> int:
+        """The number of sources to read, at least 2."""
+        k: int = vars(self)["k"]
+        return k
+
+    @k.setter
+    def k(self, k: int) -> None:
         if isinstance(k, int) and not isinstance(k, bool) and k == 1:
             raise ValueError(
                 f"`k` must be at least 2 for {type(self).__name__}, got 1: a single weight renormalises to a constant "
                 "1 and gives the router no gradient; use Hard() for one source."
             )
         check_count("k", k, at_least=2)
-        self.k = operator.index(k)
-        self.capacity = capacity
+        vars(self)["k"] = operator.index(k)
 
     @property
     def max_sources(self) -> int | None:

@@ -1,5 +1,7 @@
 """Every gate keeps one contract, and each its own rule."""
 
+import copy
+import pickle
 import re
 from collections.abc import Callable
 
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynroute import ExpertChoice, Gate, Hard, Route, SampleK, Soft, TopK, Topology, TopP
+from dynroute import BalancedTopK, ExpertChoice, Gate, Hard, Route, SampleK, Soft, TopK, Topology, TopP
 from dynroute.functional import mask_softmax, topk_path
 
 GATES = {"soft": Soft(), "hard": Hard(), "topk2": TopK(2), "topk3": TopK(3), "samplek2": SampleK(2), "topp": TopP(0.6)}
@@ -110,6 +112,28 @@ def test_bad_k_is_refused(gate: type[Gate]) -> None:
         gate(2.0)
     with pytest.raises(TypeError, match="`k` must be an integer, got True"):
         gate(True)
+
+
+@pytest.mark.parametrize("make", [TopK, SampleK, BalancedTopK])
+def test_k_is_checked_where_it_is_set(make: type[TopK]) -> None:
+    gate = make(2)
+    with pytest.raises(ValueError, match=f"at least 2 for {make.__name__}, got 1: .* gives the router no gradient"):
+        gate.k = 1
+    with pytest.raises(TypeError, match="`k` must be an integer, got None"):
+        gate.k = None
+    assert gate.k == 2
+    gate.k = 3
+    for same in (gate, copy.deepcopy(gate), pickle.loads(pickle.dumps(gate))):
+        assert (same.k, same.max_sources) == (3, 3)
+        assert (same(torch.randn(7, 1, 5)).path.sum(-1) == 3).all()
+
+
+def test_compiled_code_follows_k() -> None:
+    gate, logits = TopK(2), torch.randn(7, 5)
+    compiled = torch.compile(lambda z: gate(z).path, backend="eager", fullgraph=True)
+    assert (compiled(logits).sum(-1) == 2).all()
+    gate.k = 3
+    assert (compiled(logits).sum(-1) == 3).all()
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
