@@ -65,7 +65,7 @@ class Gate(nn.Module, ABC):
 
         Choices beyond it are dropped, the lowest weights first (:func:`~dynroute.functional.limit_path`), and
         counted in the tensor ``gate.dropped``. Nothing is dropped in evaluation or on replay. It can be set on any
-        gate.
+        gate. Each layer needs a gate of its own: a gate that layers share holds the count of the layer that ran last.
         """
         capacity: float | None = vars(self).get("_capacity")
         return capacity

@@ -297,6 +297,15 @@ def test_a_capacity_can_be_set_on_any_gate() -> None:
         gate.capacity = 0
 
 
+def test_a_gate_that_layers_share_counts_for_the_last_one() -> None:
+    gate = Hard(capacity=0.5)
+    first, last = (ModelRouting.ffn(5, 8, 4, gate) for _ in range(2))
+    first(torch.randn(64, 5))
+    assert int(gate.dropped) >= 32
+    last(torch.randn(2, 5))
+    assert int(gate.dropped) <= 2
+
+
 def test_a_sample_without_experts_gives_zeros_and_the_shared_ones_remain() -> None:
     net = ModelRouting.ffn(5, 8, 4, ExpertChoice(0.25), shared=1)
     x = torch.randn(16, 5)
