@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import check_count, check_task, shown
+from .arguments import check_count, check_task, check_tensor, shown
 from .checks import refuse_where
 from .drawing import draw, draw_grid, draw_load
 from .losses import load_balance, route_entropy, router_z_loss
@@ -74,6 +74,9 @@ def summarize(topology: Topology, route: Route, task: Tensor | None = None, *, n
         >>> summary.num_used, summary.used.shape
         (tensor([3., 3., 3.]), torch.Size([3, 5]))
     """
+    _check_topology(topology)
+    if not isinstance(route, Route):
+        raise TypeError(f"`route` must be a Route, got {shown(route)}; {_OF_A_PATH}.")
     used, path = topology.used(route.path), live_path(topology, route.path)
     if task is None:
         task = torch.zeros(route.path.shape[:-2], dtype=torch.long, device=route.path.device)
@@ -144,6 +147,7 @@ def live_path(topology: Topology, path: Tensor | Route) -> Tensor:
         tensor([[False, False],
                 [ True, False]])
     """
+    _check_topology(topology)
     path = path.path if isinstance(path, Route) else path
     return path & topology.used(path)[..., list(topology.destinations), None]
 
@@ -168,7 +172,8 @@ def load(topology: Topology, weights: Tensor | Route) -> Tensor:
         >>> inspect.load(Topology.parallel(2), torch.tensor([[0.25, 0.75]]))
         tensor([0.2500, 0.7500, 1.0000])
     """
-    weights = (weights.weights if isinstance(weights, Route) else weights).detach()
+    _check_topology(topology)
+    weights = _read_weights(weights)
     _check_shape("weights", weights, topology)
     shares = weights.new_zeros(*weights.shape[:-2], topology.num_nodes)
     shares[..., -1] = 1.0
@@ -195,7 +200,9 @@ def entropy(weights: Tensor | Route) -> Tensor:
         >>> inspect.entropy(torch.tensor([[0.5, 0.5]])).exp()
         tensor([2.])
     """
-    weights = (weights.weights if isinstance(weights, Route) else weights).detach()
+    weights = _read_weights(weights)
+    if not weights.dim():
+        raise ValueError("`weights` must have shape (*, T, S), got a tensor without dimensions.")
     total = weights.sum(dim=-1, keepdim=True)
     shares = weights / total.clamp(min=torch.finfo(weights.dtype).tiny)
     return 0.0 - torch.xlogy(shares, shares).sum(dim=-1)  # a difference avoids -0.0
@@ -236,8 +243,7 @@ def metrics(
         >>> list(figures)[:5], figures["unrouted"]
         (['load/0', 'load/1', 'load/2', 'load_max', 'dead'], 0.0)
     """
-    if not isinstance(topology, Topology):
-        raise TypeError(f"`topology` must be a Topology, got {shown(topology)}; `net.topology` is one.")
+    _check_topology(topology)
     with torch.no_grad():  # these calls also check the route
         z_loss, balance, mean_entropy = router_z_loss(route), load_balance(route), route_entropy(route)
     _check_shape("route", route.weights, topology)
@@ -295,6 +301,26 @@ def similarity(figures: Tensor) -> Tensor:
     shared = torch.minimum(rows[:, None], rows).sum(dim=-1)
     either = torch.maximum(rows[:, None], rows).sum(dim=-1)
     return shared / either
+
+
+_OF_A_PATH = "`net.route(context, path=path)` makes one of a stored path"
+
+
+def _check_topology(topology: Topology) -> None:
+    if not isinstance(topology, Topology):
+        raise TypeError(f"`topology` must be a Topology, got {shown(topology)}; `net.topology` is one.")
+
+
+def _read_weights(weights: Tensor | Route) -> Tensor:
+    """The weights of a route, or weights as they are, without their gradient."""
+    if isinstance(weights, Route):
+        weights = weights.weights
+    check_tensor("weights", weights)
+    if not weights.is_floating_point():
+        raise TypeError(
+            f"`weights` must be a floating tensor or a Route, got {shown(weights)}; {_OF_A_PATH}, with its weights."
+        )
+    return weights.detach()
 
 
 def _check_shape(name: str, tensor: Tensor, topology: Topology) -> None:

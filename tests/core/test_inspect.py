@@ -1,7 +1,9 @@
 """The figures of routes equal loops over their samples, and drawn routes are well-formed pictures."""
 
 import math
+import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from hypothesis import strategies as st
 from dynroute import ModuleRouting, Route, Soft, TopK, Topology, inspect
 from dynroute.inspect import draw, draw_grid
 
+DAG = Topology.dag(3)
+PATH = torch.tensor([[True, False], [True, True]])
+ROUTE = Soft()(torch.zeros(2, 2), allowed=DAG.allowed)
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -65,6 +70,34 @@ def test_logits_are_not_taken_for_weights() -> None:
 def test_a_batch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`path` must have shape \(2, 2\), for one sample"):
         draw(Topology.dag(3), Soft()(torch.zeros(5, 2, 2), allowed=Topology.dag(3).allowed))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: inspect.summarize(DAG, PATH), "`route` must be a Route, got a tensor of torch.bool with shape (2, 2)"),
+        (lambda: inspect.summarize(DAG, PATH), "; `net.route(context, path=path)` makes one of a stored path."),
+        (lambda: inspect.summarize(ROUTE, DAG), "`topology` must be a Topology, got an object of class Route"),
+        (lambda: inspect.live_path(ROUTE, DAG), "`topology` must be a Topology, got an object of class Route"),
+        (lambda: inspect.load(ROUTE, DAG), "`topology` must be a Topology, got an object of class Route"),
+        (lambda: inspect.load(DAG, PATH), "`weights` must be a floating tensor or a Route, got a tensor of torch.bool"),
+        (lambda: inspect.load(DAG, DAG), "`weights` must be a tensor, got Topology"),
+        (lambda: inspect.entropy(PATH), "`weights` must be a floating tensor or a Route, got a tensor of torch.bool"),
+        (lambda: inspect.entropy([0.5]), "`weights` must be a tensor, got list"),
+        (lambda: inspect.entropy(torch.tensor(0.5)), "`weights` must have shape (*, T, S), got a tensor without dim"),
+    ],
+)
+def test_arguments_of_other_kinds_are_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        call()
+
+
+def test_a_stored_path_becomes_a_route_that_every_function_takes() -> None:
+    net, context = ModuleRouting.mlp(5, 8, 4, 2).eval(), torch.randn(6, 5)
+    first = net.route(context)
+    route = net.route(context, path=net.topology.unpack(net.topology.pack(first.path)))
+    assert all(map(torch.equal, route, first))
+    assert torch.equal(inspect.load(net.topology, route), inspect.load(net.topology, first.weights))
 
 
 def random_route(topology: Topology, *batch: int) -> Route:
