@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .arguments import check_boolean, check_count, check_sizes, check_tensor, shown
 from .checks import refuse_where, under_transform
+from .route import Route
 
 __all__ = ["Constants", "Topology"]
 
@@ -88,11 +89,11 @@ class Topology:
         check_count("n", n, at_least=1)
         return Topology.layered([n])
 
-    def used(self, path: Tensor) -> Tensor:
+    def used(self, path: Tensor | Route) -> Tensor:
         """Finds the nodes that a route runs: those reachable backwards from the output.
 
         Args:
-            path: A boolean path, with shape ``[*, T, S]``.
+            path: A boolean path, with shape ``[*, T, S]``, or the route that holds it.
 
         Returns:
             A boolean tensor with shape ``[*, num_nodes]``.
@@ -102,17 +103,18 @@ class Topology:
             >>> topology.used(torch.tensor([[True, False], [True, False]]))
             tensor([ True, False,  True])
         """
+        path = _path_of(path)
         reads = self._adjacency(path)
         used = (torch.arange(self.num_nodes, device=path.device) == self.num_nodes - 1).expand(reads.shape[:-1])
         for node in reversed(self.destinations):
             used = used | (used[..., node, None] & reads[..., node, :])
         return used
 
-    def depth(self, path: Tensor) -> Tensor:
+    def depth(self, path: Tensor | Route) -> Tensor:
         """Counts the nodes on the longest chain of nodes that a route uses.
 
         Args:
-            path: A boolean path, with shape ``[*, T, S]``.
+            path: A boolean path, with shape ``[*, T, S]``, or the route that holds it.
 
         Returns:
             A long tensor with shape ``[*]``.
@@ -121,18 +123,18 @@ class Topology:
             >>> Topology.dag(3).depth(torch.tensor([[True, False], [False, True]]))
             tensor(3)
         """
-        reads = self._adjacency(path)
+        reads = self._adjacency(_path_of(path))
         chains = [reads.new_ones(reads.shape[:-2], dtype=torch.long)]
         for node in range(1, self.num_nodes):
             behind = torch.stack(chains, dim=-1) * reads[..., node, :node]
             chains.append(1 + behind.amax(dim=-1))
         return chains[-1]
 
-    def pack(self, path: Tensor) -> Tensor:
+    def pack(self, path: Tensor | Route) -> Tensor:
         """Packs a path into bits, one per edge, lowest bit first.
 
         Args:
-            path: A boolean path, with shape ``[*, T, S]``.
+            path: A boolean path, with shape ``[*, T, S]``, or the route that holds it.
 
         Returns:
             A uint8 tensor with shape ``[*, ceil(num_edges / 8)]``.
@@ -142,6 +144,7 @@ class Topology:
             >>> topology.pack(torch.tensor([[True, False], [False, True]]))
             tensor([5], dtype=torch.uint8)
         """
+        path = _path_of(path)
         self.check_path(path)
         edges = self.to_edges(path)
         room = edges.new_zeros((*edges.shape[:-1], -self.num_edges % 8))
@@ -361,6 +364,10 @@ def _constants(parents: tuple[tuple[int, ...], ...], path_shape: tuple[int, int]
     destinations = [i for i, row in enumerate(parents) if row]
     with torch.inference_mode(False):
         return Constants(*(torch.tensor(values, device="cpu") for values in (slots, allowed, edges, destinations)))
+
+
+def _path_of(path: Tensor | Route) -> Tensor:
+    return path.path if isinstance(path, Route) else path
 
 
 def _plain(parents: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from dynroute import Topology
+from dynroute import TopK, Topology
 from dynroute.functional import samplek_path
 
 
@@ -129,6 +129,13 @@ def test_what_export_traces_is_not_kept() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert isinstance(topology.on(torch.device("meta")).allowed, FakeTensor)
     assert type(topology.on(torch.device("meta")).allowed) is Tensor
+
+
+def test_a_route_stands_for_its_path() -> None:
+    topology = Topology.dag(4)
+    route = TopK(2)(torch.randn(5, 3, 3), allowed=topology.allowed)
+    for method in (topology.used, topology.depth, topology.pack):
+        assert torch.equal(method(route), method(route.path))
 
 
 def test_repr_tells_the_size() -> None:
