@@ -29,7 +29,7 @@ from .fused import (
     tiles,
 )
 from .plan import Pass
-from .reference import run_reference
+from .reference import refuse_output, run_reference
 from .sparse import needs_no_rows, run_sparse, touch
 
 __all__ = ["BACKENDS", "backend", "check_backend", "coupled", "run_graph"]
@@ -88,6 +88,8 @@ def run_graph(call: Pass, setting: str) -> Tensor:
     It raises an error if a backend named explicitly cannot run the graph; `auto` takes one that can.
     """
     output = _choose(_context.name or setting, call)(call)
+    if not isinstance(output, Tensor):  # fused forms call the last node themselves
+        refuse_output(f"modules[{len(call.nodes) - 1}]", output)
     if call.plan.unread and torch.is_grad_enabled() and not in_forward_mode():
         return touch(output, [call.nodes[node] for node in call.plan.unread])
     return output

@@ -13,6 +13,7 @@ none   the plain mix (Eq. 3)             the plain mix
 """
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..functional import rsg
 from .plan import Pass
 
-__all__ = ["check_shortcut", "check_sources", "run_reference"]
+__all__ = ["check_shortcut", "check_sources", "refuse_output", "run_reference"]
 
 
 def run_reference(call: Pass) -> Tensor:
@@ -33,7 +34,10 @@ def run_reference(call: Pass) -> Tensor:
     for node, module in enumerate(call.nodes):
         parents = topology.parents[node]
         if not parents:
-            outputs.append(module(call.x))
+            output = module(call.x)
+            if not isinstance(output, Tensor):
+                refuse_output(f"modules[{node}]", output)
+            outputs.append(output)
             if suitable is not None:
                 stopped.append(outputs[-1].detach())
             continue
@@ -48,6 +52,8 @@ def run_reference(call: Pass) -> Tensor:
         mixed = _mix(weights[..., t, :width], read)
         carried = mixed if protect != "input" or suitable is None else _mix(weights[..., t, :width], sources)
         output = module(mixed)
+        if not isinstance(output, Tensor):
+            refuse_output(f"modules[{node}]", output)
         if shortcuts[node]:
             check_shortcut(node, carried, output)
         outputs.append(carried + output if shortcuts[node] else output)
@@ -56,6 +62,12 @@ def run_reference(call: Pass) -> Tensor:
             stopped.append(outputs[-1].detach() if plainly else rsg(outputs[-1], carried))
 
     return outputs[-1]
+
+
+def refuse_output(name: str, output: object) -> NoReturn:
+    """Raises the error for a module that does not return a tensor."""
+    hint = "; wrap a recurrent layer so that it returns its output alone" if isinstance(output, tuple) else ""
+    raise TypeError(f"`{name}` must return a tensor, got {type(output).__name__}{hint}.")
 
 
 def check_shortcut(node: int, carried: Tensor, output: Tensor) -> None:

@@ -19,7 +19,7 @@ from ..topology import Topology
 from .fused.double_backward import wants_more
 from .fused.linear import lean_modules, linear_node
 from .plan import Pass
-from .reference import check_shortcut, check_sources, run_reference
+from .reference import check_shortcut, check_sources, refuse_output, run_reference
 from .rows import Rows, rows_of
 
 __all__ = ["NUMBERS_FROM", "ROWS_FROM", "call_on_none", "needs_no_rows", "run_sparse", "touch"]
@@ -95,12 +95,14 @@ def _run_rows(call: Pass, *, everywhere: bool = False) -> Tensor | None:
             inputs, carried = _mixed(rows, group, sources, edge_weights, stops, separate=call.protect == "input")
         for i, node in enumerate(range(*group)):
             module = call.nodes[node]
-            output: Tensor | None = None
+            output: Any = None
             if counts[i]:
                 output = module(inputs[i])
             elif everywhere or (torch.is_grad_enabled() and _reads_others(module)):
                 output = call_on_none(module, inputs[i])
-            if output is None:
+            if not isinstance(output, Tensor):
+                if counts[i] or output is not None:
+                    refuse_output(f"modules[{node}]", output)
                 unused.append(module)
                 continue
             if node == topology.num_nodes - 1:
@@ -321,7 +323,10 @@ def _run_one(call: Pass) -> Tensor | None:
     modules = lean_modules([nodes[node] for node, _, _ in needed])
     for (node, t, slots), module in zip(needed, modules, strict=True):
         if not topology.parents[node]:
-            outputs[node] = module(call.x)
+            output = module(call.x)
+            if not isinstance(output, Tensor):
+                refuse_output(f"modules[{node}]", output)
+            outputs[node] = output
             continue
         first, *others = slots
         parents, share = topology.parents[node], shares[t]
@@ -329,6 +334,8 @@ def _run_one(call: Pass) -> Tensor | None:
         for s in others:
             mixed = torch.add(mixed, outputs[parents[s]], alpha=share[s])
         output = module(mixed)
+        if not isinstance(output, Tensor):
+            refuse_output(f"modules[{node}]", output)
         if shortcuts[node]:
             if output.shape != mixed.shape:
                 check_shortcut(node, mixed, output)
@@ -374,7 +381,9 @@ def _run_few(call: Pass) -> Tensor | None:
             mixed = mixed if len(shape) == 1 else mixed.reshape(-1, *shape)
         if node == last and not all(each.sum().isfinite() for each in outputs.values()):
             return None
-        output: Tensor = module(flat.x if mixed is None else mixed)
+        output = module(flat.x if mixed is None else mixed)
+        if not isinstance(output, Tensor):
+            refuse_output(f"modules[{node}]", output)
         if node == last:
             return call.unflat(output)
         carried = mixed if shortcuts[node] else None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_count, check_counts, check_dtype, check_flag, check_modules
+from ..execution.reference import refuse_output
 from ..gates import Gate, Soft, TopK
 from ..routers import MLPRouter
 from ..topology import Topology
@@ -85,6 +86,8 @@ class ModelRouting(RoutedGraph):
     def _finish(self, x: Tensor, output: Tensor) -> Tensor:
         for i, module in enumerate(self.shared):
             common = module(x)
+            if not isinstance(common, Tensor):
+                refuse_output(f"shared[{i}]", common)
             if common.shape != output.shape:
                 raise ValueError(
                     f"`shared[{i}]` must give outputs of the shape of the models {tuple(output.shape)}, "

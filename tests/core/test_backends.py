@@ -834,3 +834,48 @@ def test_experts_that_attend_keep_the_dimensions_of_the_batch() -> None:
     with dynroute.backend("reference"):
         expected = net(x)
     torch.testing.assert_close(net(x), expected)
+
+
+class Returns(nn.Module):
+    """Returns something made of its input."""
+
+    def __init__(self, make: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor) -> object:
+        return self.make(x)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "sparse"])
+@pytest.mark.parametrize("batch", [1, 8, 80])
+@pytest.mark.parametrize("node", [0, 1, 3])
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_module_that_returns_no_tensor_is_named(backend: str, batch: int, node: int, learns: bool) -> None:
+    for make, kind in ((lambda x: (x, x), "tuple"), (lambda x: {"x": x}, "dict"), (lambda x: None, "NoneType")):
+        modules: list[nn.Module] = [nn.Linear(8, 8) for _ in range(4)]
+        modules[node] = Returns(make)
+        net = ModuleRouting(modules, Soft(), LinearRouter(8, Topology.dag(4)), backend=backend)
+        message = rf"`modules\[{node}\]` must return a tensor, got {kind}"
+        with torch.set_grad_enabled(learns), pytest.raises(TypeError, match=message):
+            net(torch.randn(batch, 8))
+
+
+def test_a_recurrent_layer_is_to_be_wrapped() -> None:
+    experts = [nn.GRU(8, 8, batch_first=True) for _ in range(2)]
+    net = ModelRouting(experts, Soft(), LinearRouter(8, Topology.parallel(2)))
+    with pytest.raises(TypeError, match="got tuple; wrap a recurrent layer so that it returns its output alone"):
+        net(torch.randn(4, 5, 8), torch.randn(4, 8))
+
+
+def test_a_shared_module_that_returns_no_tensor_is_named() -> None:
+    net = ModelRouting([nn.Linear(8, 8) for _ in range(2)], Soft(), shared=[Returns(lambda x: (x, x))])
+    with pytest.raises(TypeError, match=r"`shared\[0\]` must return a tensor, got tuple"):
+        net(torch.randn(4, 8))
+
+
+def test_an_output_module_behind_fused_nodes_is_named_too() -> None:
+    modules = [nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), Returns(lambda x: (x, x))]
+    net = ModuleRouting(modules, TopK(2), LinearRouter(8, Topology.dag(4)), backend="fused")
+    with pytest.raises(TypeError, match=r"`modules\[3\]` must return a tensor, got tuple"):
+        net(torch.randn(64, 8))
