@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
+
+from dynroute.checks import checks_values
 
 from .observation import TaskSpace
 from .own_networks import run_network, takes_routing
@@ -31,7 +33,7 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
         observation_space: The space of the observations, which end with the one-hot of the task.
         action_space: The space of the actions, a Box.
         lr_schedule: The learning rate as a function of the remaining progress.
-        num_tasks: The number of tasks.
+        num_tasks: The number of tasks, which SB3 passes on from `policy_kwargs`; it must be given.
         network: A name of :func:`dynroute.networks.available`, or a function that makes a network.
         network_kwargs: Keywords of the network.
         log_std_init: The initial logarithm of the standard deviation of the actions.
@@ -52,7 +54,7 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        num_tasks: int,
+        num_tasks: int | None = None,
         network: NetworkLike = "d2r",
         network_kwargs: Mapping[str, Any] | None = None,
         log_std_init: float = 0.0,
@@ -64,6 +66,11 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
         if useless:
             raise ValueError(
                 f"`{useless[0]}` must not be given: `network` and `network_kwargs` say all of the networks."
+            )
+        if num_tasks is None:
+            raise ValueError(
+                "`num_tasks` must be given in `policy_kwargs`, since a policy does not see the environments, for instance "
+                'policy_kwargs={"num_tasks": 4}.'
             )
         self.num_tasks = num_tasks
         self.network = network
@@ -83,6 +90,20 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
         self.action_net = self.value_net = nn.Identity()  # type: ignore[assignment]
         self.log_std = nn.Parameter(torch.full((actions,), self.log_std_init))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Acts on observations, as in SB3, which must end with a one-hot."""
+        self._check_tasks(obs)
+        return super().forward(obs, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        self._check_tasks(observation)
+        return super()._predict(observation, deterministic)
+
+    def _check_tasks(self, observations: PyTorchObs) -> None:
+        """Raises an error unless observations end with the one-hot of one of the tasks."""
+        if isinstance(observations, Tensor) and checks_values(observations):
+            self.mlp_extractor.space.tasks(observations.numpy(force=True))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         spaces_and_networks = ("observation_space", "action_space", "num_tasks", "network", "network_kwargs")

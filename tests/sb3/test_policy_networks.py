@@ -454,3 +454,19 @@ def test_on_policy_with_another_number_of_tasks(num_tasks: int) -> None:
         PPO(
             MultiTaskActorCriticPolicy, points(), n_steps=8, batch_size=8, device="cpu", policy_kwargs=kwargs, seed=0
         ).learn(40)
+
+
+@pytest.mark.parametrize("network", ["mt-sac", Plain])
+def test_on_policy_with_a_wrong_number_of_tasks(network: Any) -> None:
+    kwargs = {"num_tasks": TASKS + 1, "network": network}
+    model = PPO(MultiTaskActorCriticPolicy, points(), policy_kwargs=kwargs, n_steps=8, batch_size=8, device="cpu")
+    message = rf"^the observation must end with the one-hot of one of {TASKS + 1} tasks, .*, or `num_tasks` wrong\?$"
+    with pytest.raises(ValueError, match=message):
+        model.learn(16)
+    with pytest.raises(ValueError, match=message):
+        model.predict(observations())
+
+
+def test_on_policy_without_the_number_of_tasks() -> None:
+    with pytest.raises(ValueError, match=r"^`num_tasks` must be given in `policy_kwargs`, since a policy does not see"):
+        PPO(MultiTaskActorCriticPolicy, points(), policy_kwargs={"network": "d2r"}, device="cpu")
