@@ -2,16 +2,19 @@
 
 import contextlib
 import io
+import json
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from stable_baselines3.common.save_util import open_path
+
 from dynroute.files import writing_file
 
 from .storage import DamagedError, Member
 
-__all__ = ["reading_archive", "writing_archive"]
+__all__ = ["reading_archive", "saved_names", "writing_archive"]
 
 
 @contextlib.contextmanager
@@ -83,3 +86,16 @@ def _is_pickle(source: Path | io.BufferedIOBase) -> bool:
         start = source.read(2)
         source.seek(-len(start), io.SEEK_CUR)
     return start in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
+
+
+def saved_names(path: str | Path | io.BufferedIOBase) -> set[str]:
+    """Reads the names of the attributes in a file of SB3's `save`; none if it is not such a file."""
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return set(json.loads(archive.read("data")))
+    except (zipfile.BadZipFile, KeyError):
+        return set()
+    finally:
+        if isinstance(path, str | Path):
+            file.close()

@@ -69,8 +69,8 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
             )
         if num_tasks is None:
             raise ValueError(
-                "`num_tasks` must be given in `policy_kwargs`, since a policy does not see the environments, for instance "
-                'policy_kwargs={"num_tasks": 4}.'
+                "`num_tasks` must be given in `policy_kwargs`, since a policy does not see the environments: "
+                'policy_kwargs={"num_tasks": 4}, for instance.'
             )
         self.num_tasks = num_tasks
         self.network = network

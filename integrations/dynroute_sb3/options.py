@@ -1,8 +1,9 @@
 """The options of MultiTaskSAC and their checks."""
 
 import difflib
+import inspect
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ __all__ = [
     "VALUE_RANGE",
     "WARMUP_ACTIONS",
     "check_buffer_is_there",
+    "check_keywords",
     "check_n_steps",
     "check_network_options",
     "check_normalization",
@@ -43,6 +45,7 @@ __all__ = [
     "check_parts",
     "check_policy_name",
     "check_precision",
+    "keywords_of",
     "n_step_keywords",
     "read_numbers",
     "read_steps",
@@ -162,6 +165,10 @@ def check_options(model: MultiTaskAttributes) -> None:
             f"{max(1, -(-model.batch_size // model.num_tasks)) * model.num_tasks}. It may be any number with "
             'replay_buffer_kwargs={"balanced": False}.'
         )
+    if isinstance(model.task_names, str):
+        raise TypeError(
+            f"`task_names` must list names, got {model.task_names!r}; one name is {[str(model.task_names)]}."
+        )
     if len(model.task_names) != model.num_tasks:
         raise ValueError(f"`task_names` must name {model.num_tasks} tasks, got {len(model.task_names)} names.")
     if len(set(model.task_names)) < model.num_tasks:
@@ -187,6 +194,27 @@ def check_options(model: MultiTaskAttributes) -> None:
             "`env` must leave the one-hot of the task as it is, and VecNormalize would normalize it with the state; "
             "use MultiTaskVecNormalize, or VecNormalize(norm_obs=False)."
         )
+
+
+def check_keywords(names: Iterable[str], known: Collection[str], *, of: str) -> None:
+    """Raises an error for the first name that is not known; it suggests the closest one."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else "."
+            raise TypeError(f"`{name}` is not a keyword of {of}{hint}")
+
+
+def keywords_of(*functions: Callable[..., Any]) -> set[str]:
+    """The names of the arguments of functions, except `self` and ``**kwargs``.
+
+    Example:
+        >>> from dynroute_sb3.options import keywords_of
+        >>> keywords_of(OneHotTask.__init__) == {"env", "task", "num_tasks"}
+        True
+    """
+    parameters = [one for function in functions for one in inspect.signature(function).parameters.values()]
+    return {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)} - {"self"}
 
 
 NOT_OFFERED = {

@@ -23,6 +23,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from . import captured
+from .archive import saved_names
 from .attributes import MultiTaskAttributes
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
 from .denormals import CLEAR_EVERY, clear_denormals
@@ -32,6 +33,7 @@ from .options import (
     BINS,
     VALUE_RANGE,
     check_buffer_is_there,
+    check_keywords,
     check_n_steps,
     check_network_options,
     check_normalization,
@@ -39,6 +41,7 @@ from .options import (
     check_parts,
     check_policy_name,
     check_precision,
+    keywords_of,
     n_step_keywords,
     read_numbers,
     read_steps,
@@ -191,6 +194,9 @@ class MultiTaskSAC(MultiTaskAttributes):
         _init_setup_model: bool = True,
         **sac: Any,
     ) -> None:
+        of_sac = keywords_of(SAC.__init__)
+        if not sac.keys() <= of_sac:
+            check_keywords(sac, of_sac | keywords_of(MultiTaskSAC.__init__), of=type(self).__name__)
         if (policy_kwargs or {}).get("use_sde"):
             sac["use_sde"] = True  # otherwise SB3 silently overwrites it in policy_kwargs
         super().__init__(
@@ -204,7 +210,8 @@ class MultiTaskSAC(MultiTaskAttributes):
             _init_setup_model=False,
             **sac,
         )
-        self.num_tasks, self.task_names = num_tasks, None if task_names is None else list(task_names)
+        self.num_tasks = num_tasks
+        self.task_names = task_names if isinstance(task_names, str | None) else list(task_names)  # type: ignore[assignment]
         self.ent_coef_lr, self.max_ent_coef = ent_coef_lr, max_ent_coef
         self.ent_coef_beta1, self.shared_ent_coef = ent_coef_beta1, shared_ent_coef
         self.critic_loss, self.bins, self.value_range = critic_loss, bins, value_range
@@ -601,6 +608,9 @@ class MultiTaskSAC(MultiTaskAttributes):
             args: As in SB3, the environments first.
             kwargs: As in SB3; options of the model replace those of the file.
         """
+        known = keywords_of(cls.__init__, MultiTaskSAC.__init__, SAC.__init__, SAC.load) | set(dir(cls))
+        if not kwargs.keys() <= known:
+            check_keywords(kwargs, known | saved_names(path), of=f"{cls.__name__} and not an attribute of the model")
         model = super().load(path, *args, **kwargs)
         model._step_pending = False  # files of earlier versions have it
         if model.ent_coef_optimizer is not None and model.log_ent_coef is not None:

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,27 @@ def test_graphs_that_are_turned_off_stay_off(tmp_path: Path) -> None:
     model.capture = False
     model.save_checkpoint(tmp_path / "there")
     assert not MultiTaskSAC.load_checkpoint(tmp_path / "there", points()).capture
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_load_refuses_keywords_that_have_no_effect(as_file: bool, tmp_path: Path) -> None:
+    make_plain().save(tmp_path / "model")
+    file: Any = io.BytesIO((tmp_path / "model.zip").read_bytes()) if as_file else str(tmp_path / "model")
+    for wrong, hint in (("gama", "; did you mean `gamma`?"), ("quux_zyx", ".")):
+        message = f"`{wrong}` is not a keyword of MultiTaskSAC and not an attribute of the model{hint}"
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            MultiTaskSAC.load(file, env=points(), device="cpu", gamma=0.5, **{wrong: 5.0})
+    right: dict[str, Any] = {"custom_objects": None, "verbose": 0, "tensorboard_log": None, "capture": False}
+    loaded = MultiTaskSAC.load(
+        file, env=points(), device="cpu", tau=0.5, _stats_window_size=3, num_timesteps=7, **right
+    )
+    assert (loaded.tau, loaded._stats_window_size, loaded.num_timesteps, loaded.capture) == (0.5, 3, 7, False)
+
+
+def test_the_constructor_names_a_misspelt_keyword() -> None:
+    with pytest.raises(TypeError, match=r"^`gama` is not a keyword of MultiTaskSAC; did you mean `gamma`\?$"):
+        make_plain(gama=5.0)
+    with pytest.raises(
+        TypeError, match=r"^`task_weight` is not a keyword of MultiTaskSAC; did you mean `task_weights`"
+    ):
+        make_plain(task_weight="none")

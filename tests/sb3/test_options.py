@@ -3,6 +3,7 @@
 import copy
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -293,7 +294,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "nobody tells num_tasks": (
         {"env": lambda: box_env(8)},
-        "`num_tasks` must say how many tasks there are.*OneHotTask",
+        r"`num_tasks` must say how many tasks there are: pass `num_tasks=` to MultiTaskSAC, .*OneHotTask",
     ),
     "no room for the one-hot": (
         {"env": lambda: box_env(4), "num_tasks": 4},
@@ -444,6 +445,15 @@ def test_steps_to_learn() -> None:
             make_plain().learn(wrong)
     with pytest.raises(ValueError, match=r"`total_timesteps` must be at least 0, got -1\."):
         make_plain().learn(-1)
+
+
+def test_a_string_is_no_list_of_names(tmp_path: Path) -> None:
+    message = r"^`task_names` must list names, got 'abcd'; one name is \['abcd'\]\.$"
+    with pytest.raises(TypeError, match=message):
+        make_plain(task_names="abcd")
+    make_plain().save(tmp_path / "model")
+    with pytest.raises(TypeError, match=message):
+        MultiTaskSAC.load(tmp_path / "model", task_names="abcd", device="cpu")
 
 
 def test_hindsight() -> None:
