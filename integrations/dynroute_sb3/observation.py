@@ -143,7 +143,9 @@ class OneHotTask(gym.Wrapper[NDArray[np.float32], Any, NDArray[Any], Any]):
         return np.concatenate([observation.astype(np.float32), one_hot])
 
 
-def count_tasks(env: VecEnv | None, num_tasks: int | None, *, policy_kwargs: dict[str, Any]) -> int:
+def count_tasks(
+    env: VecEnv | None, num_tasks: int | None, *, policy_kwargs: dict[str, Any], of: str = "MultiTaskSAC"
+) -> int:
     """Determines the number of tasks from the arguments and the attribute `num_tasks` of the environments."""
     sources: dict[str, Sequence[int | None]] = {
         "`num_tasks`": [num_tasks],
@@ -154,8 +156,8 @@ def count_tasks(env: VecEnv | None, num_tasks: int | None, *, policy_kwargs: dic
     distinct = set().union(*counts.values())
     if not distinct:
         raise ValueError(
-            "`num_tasks` must say how many tasks there are: pass it, or let the environments have an attribute "
-            "`num_tasks` (OneHotTask has it)."
+            f"`num_tasks` must say how many tasks there are: pass `num_tasks=` to {of}, or let the environments have "
+            "an attribute `num_tasks` (OneHotTask has it)."
         )
     if len(distinct) > 1:
         said = ", ".join(f"{name} says {' and '.join(map(str, sorted(n)))}" for name, n in counts.items() if n)

@@ -28,7 +28,8 @@ class MultiTaskVecNormalize(VecNormalize):
     """
 
     def __init__(self, venv: VecEnv, *args: Any, num_tasks: int | None = None, **kwargs: Any) -> None:
-        self.task_space = TaskSpace(venv.observation_space, count_tasks(venv, num_tasks, policy_kwargs={}))
+        num_tasks = count_tasks(venv, num_tasks, policy_kwargs={}, of="MultiTaskVecNormalize")
+        self.task_space = TaskSpace(venv.observation_space, num_tasks)
         super().__init__(venv, *args, **kwargs)
 
     def _normalize_obs(self, obs: NDArray[Any], obs_rms: RunningMeanStd) -> NDArray[Any]:

@@ -172,7 +172,9 @@ def test_the_number_of_tasks_is_given_or_that_of_the_environments() -> None:
     env.obs_rms.mean = np.full(6, 3.0)
     seen = env.normalize_obs(np.ones((1, 6)))[0]
     assert seen == pytest.approx([-2, -2, -2, -2, 1, 1])
-    with pytest.raises(ValueError, match=r"^`num_tasks` must say how many tasks there are: pass it, or let"):
+    with pytest.raises(
+        ValueError, match=r"^`num_tasks` must say how many tasks there are: pass `num_tasks=` to MultiTaskVecNormalize"
+    ):
         MultiTaskVecNormalize(untold(spaces.Box(-1, 1, (6,))))
     told = "the number of tasks must be the same everywhere, but `num_tasks` says 3, `num_tasks` of the environments"
     with pytest.raises(ValueError, match=rf"^{told} says 4\.$"):
