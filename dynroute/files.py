@@ -7,7 +7,14 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["flush", "is_leftover", "writing_file"]
+__all__ = ["check_not_file", "flush", "is_leftover", "writing_file"]
+
+
+def check_not_file(name: str, folder: Path) -> None:
+    """Raises an error if a folder cannot be made, since there is a file of its name or in its place above."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise FileExistsError(f"`{name}` must be a folder, or a new name, got {folder}, and {existing} is a file.")
 
 
 @contextlib.contextmanager

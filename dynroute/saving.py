@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .arguments import Makes, shown
 from .banks import are_adjacent, keep_adjacent
-from .files import flush, writing_file
+from .files import check_not_file, flush, writing_file
 from .gates import Gate
 from .topology import Topology
 
@@ -172,6 +172,8 @@ def save_pretrained(module: nn.Module, folder: str | Path) -> None:
         raise TypeError(f"`module` must be a module, got {shown(module)}.")
     if not isinstance(folder, str | Path):
         raise TypeError(f"`folder` must be a path, got {shown(folder)}.")
+    folder = Path(folder)
+    check_not_file("folder", folder)
     safetensors = import_safetensors("save_pretrained")
     writer = _Writer()
     tree = writer.module(module, "module")
@@ -188,7 +190,6 @@ def save_pretrained(module: nn.Module, folder: str | Path) -> None:
     config = {"format": "dynroute", "version": library.__version__, "module": tree}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
 
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with writing_file(folder / WEIGHTS) as weights, writing_file(folder / CONFIG) as description:
         description.write_text(json.dumps(config, indent=1, allow_nan=False) + "\n")

@@ -8,6 +8,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from dynroute.arguments import check_count
+from dynroute.files import check_not_file
 
 from .checkpoint import checkpoint_steps, checkpoints, latest_checkpoint
 from .plasticity import critic_plasticity
@@ -111,6 +112,7 @@ class CheckpointDirectory(BaseCallback):
             check_count(name, number, at_least=1)
         self.every = every
         self.folder = Path(folder)
+        check_not_file("folder", self.folder)
         self.keep = keep
         self.notes = notes
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -333,6 +334,16 @@ def test_what_cannot_be_made_again_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
     with pytest.raises(TypeError, match="`folder` must be a path, got 3"):
         save_pretrained(nn.ReLU(), 3)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    file = tmp_path / "a file"
+    file.write_text("kept")
+    for folder in (file, file / "inside" / "it"):
+        message = f"`folder` must be a folder, or a new name, got {folder}, and {file} is a file."
+        with pytest.raises(FileExistsError, match=f"^{re.escape(message)}$"):
+            save_pretrained(nn.ReLU(), folder)
+    assert file.read_text() == "kept"
 
 
 def damaged(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:

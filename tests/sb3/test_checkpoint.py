@@ -476,3 +476,11 @@ def test_what_does_not_change_results_may_be_replaced(tmp_path: Path) -> None:
     model = load(tmp_path / "there", replay_buffer_kwargs={}, verbose=0)
     assert isinstance(model.learn(40, reset_num_timesteps=False), MultiTaskSAC)
     assert model.replay_buffer.size() == 80
+
+
+def test_a_callback_for_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(
+        FileExistsError, match=r"^`folder` must be a folder, or a new name, got .*a file, and .* is a file"
+    ):
+        CheckpointDirectory(20, tmp_path / "a file")
