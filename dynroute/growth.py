@@ -104,9 +104,15 @@ class Resized:
 
         Args:
             optimizer: An optimizer of some or all parameters of the net; its other parameters are not changed.
+                :class:`torch.optim.LBFGS` is refused, since its state is one vector for all parameters.
         """
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"`optimizer` must be an optimizer of torch, got {shown(optimizer)}.")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise TypeError(
+                "`optimizer` must have a state for each parameter, got an LBFGS, whose state is one vector for all; "
+                "make a new one."
+            )
         if self.before == self.after:
             return
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

@@ -609,3 +609,15 @@ def test_the_bias_of_a_balanced_gate_comes_along(level: str) -> None:
     net.train()(x, context)  # counts, and moves by what it counted
     pruned = prune(net.eval(), summarize(net.topology, net.route(context)))
     assert gate.bias.shape == pruned.after.path_shape
+
+
+def test_an_optimizer_with_one_vector_for_all_parameters_is_refused() -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2)
+    optimizer = torch.optim.LBFGS(net.parameters())
+    before = optimizer.param_groups[0]["params"][:]
+    grown = grow(net, 1)
+    with pytest.raises(
+        TypeError, match="`optimizer` must have a state for each parameter, got an LBFGS, whose state is"
+    ):
+        grown.carry(optimizer)
+    assert all(one is other for one, other in zip(optimizer.param_groups[0]["params"], before, strict=True))
