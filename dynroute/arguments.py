@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -199,6 +199,10 @@ def check_modules(name: str, modules: Iterable[nn.Module]) -> list[nn.Module]:
             f"`{name}` must list modules, got an nn.Sequential, which is one module; wrap it: [...], or pass list(...) "
             "for its parts."
         )
+    if isinstance(modules, nn.ModuleDict | Mapping):
+        raise TypeError(
+            f"`{name}` must list modules, got a {type(modules).__name__}, which lists names; pass its `.values()`."
+        )
     modules = list(modules)
     for i, module in enumerate(modules):
         if not isinstance(module, nn.Module):
@@ -265,7 +269,7 @@ def check_noise(noise: Tensor, logits: Tensor) -> None:
 def check_temperature(temperature: float | Tensor, logits: Tensor) -> None:
     """Raises an error unless a temperature is a positive number, or one for each sample."""
     if not isinstance(temperature, Tensor):
-        if not isinstance(temperature, (int, float)):
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
             raise TypeError(f"`temperature` must be a number or a tensor, got {type(temperature).__name__}.")
         if not temperature > 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}; a tiny value approaches Top-K.")

@@ -376,9 +376,22 @@ class RoutedGraph(Pretrained):
                 )
             dtype = _dtype(linear, x)
             if dtype is not None and dtype != x.dtype:
+                self._check_dtypes(x)
                 raise TypeError(
                     f"`x` must be {dtype} like the parameters of node {node}, got {x.dtype}; "
                     f"convert it with `x.to({dtype})`, or the network with `net.to(x.dtype)`."
+                )
+
+    def _check_dtypes(self, x: Tensor) -> None:
+        """Raises an error if nodes that read the input have parameters of several types."""
+        layers = [(node, _first_linear(self.nodes[node])) for node in self._inputs]
+        types = [(node, _dtype(linear, x)) for node, linear in layers if linear is not None]
+        (first, dtype), *others = [(node, dtype) for node, dtype in types if dtype is not None]
+        for node, other in others:
+            if other != dtype:
+                raise TypeError(
+                    f"`modules` must have parameters of one type, got {dtype} in node {first} and {other} in node "
+                    f"{node}; convert them, for instance with `net.to(x.dtype)`."
                 )
 
     def _check_logits(self, logits: Tensor) -> None:

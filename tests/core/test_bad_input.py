@@ -414,6 +414,20 @@ def noisy_pass(*, sample: bool | None = None, replay: bool = False, **options: A
             lambda: functional.samplek_path(Z, 2, temperature=torch.ones(2, dtype=torch.complex64)),
             "`temperature` must be a number or a real tensor, got torch.complex64.",
         ),
+        (lambda: routed()(torch.zeros(2, 5), temperature=True), "`temperature` must be a number or a tensor, got bool"),
+        (
+            lambda: ModuleRouting(nn.ModuleDict({"a": nn.Linear(5, 5), "b": nn.Linear(5, 5)}), Soft()),
+            "`modules` must list modules, got a ModuleDict, which lists names; pass its `.values()`.",
+        ),
+        (lambda: ModelRouting({"a": nn.Linear(5, 5)}, Soft()), "`models` must list modules, got a dict, which list"),
+        (
+            lambda: ModelRouting([nn.Linear(5, 5), nn.Linear(5, 5).double()], Soft())(torch.zeros(2, 5)),
+            "`modules` must have parameters of one type, got torch.float32 in node 0 and torch.float64 in node 1; con",
+        ),
+        (
+            lambda: ModelRouting(linear(3), Soft())(torch.zeros(2, 5).double(), torch.zeros(2, 5)),
+            "`x` must be torch.float32 like the parameters of node 0, got torch.float64; convert it with",
+        ),
         (lambda: functional.rsg(Z, 1.0), "`shortcut` must be a tensor, got float"),
         (lambda: functional.task_weights([0.1]), "`alpha` must be a tensor, got list"),
         (lambda: functional.route_temperature(torch.ones(2).long()), "`alpha` must be a floating tensor, got torch.in"),
