@@ -91,7 +91,7 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
         self.log_std = nn.Parameter(torch.full((actions,), self.log_std_init))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Acts on observations, as in SB3, which must end with a one-hot."""
         self._check_tasks(obs)
         return super().forward(obs, deterministic)
@@ -102,8 +102,9 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
 
     def _check_tasks(self, observations: PyTorchObs) -> None:
         """Raises an error unless observations end with the one-hot of one of the tasks."""
-        if isinstance(observations, Tensor) and checks_values(observations):
-            self.mlp_extractor.space.tasks(observations.numpy(force=True))
+        assert isinstance(observations, Tensor)
+        if checks_values(observations):
+            TaskSpace(self.observation_space, self.num_tasks).tasks(observations.numpy(force=True))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         spaces_and_networks = ("observation_space", "action_space", "num_tasks", "network", "network_kwargs")
