@@ -81,7 +81,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        words = [word for word in unknown if not word.startswith("-")]
+        hint = f"; the folder of a sweep is --folder {words[0]}" if words and getattr(options, "summary", False) else ""
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     given = vars(options)
     if "command" not in given:
         parser.print_help(sys.stderr)
@@ -100,7 +102,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if value is not None:
             check_option(FIELDS[name], value)
     if options.command == "sweep" and not (options.methods or options.summary):
-        options.parser.error("the following arguments are required: --methods, or --summary of an existing sweep")
+        options.parser.error(
+            "the following arguments are required: --methods, or --summary for the results so far, with --folder PATH"
+        )
     return options
 
 

@@ -358,7 +358,10 @@ def test_flags_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert f"argument {flags[-1]}: '1.5' must be a whole number" in refused(capsys, *flags, "1.5")
     assert "unrecognized arguments: --verson; did you mean --version?" in refused(capsys, "--verson")
-    assert "arguments are required: --methods, or --summary of an existing sweep" in refused(capsys, "sweep")
+    required = "arguments are required: --methods, or --summary for the results so far, with --folder PATH"
+    assert required in refused(capsys, "sweep")
+    error = refused(capsys, "sweep", "--summary", "sweeps/first")
+    assert "unrecognized arguments: sweeps/first; the folder of a sweep is --folder sweeps/first" in error
     error = refused(capsys)
     assert "    train     train a method on a benchmark\n" in error
     assert error.endswith("\ndynroute: error: a command is required, one of those above\n")
