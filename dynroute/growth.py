@@ -104,7 +104,7 @@ class Resized:
 
         Args:
             optimizer: An optimizer of some or all parameters of the net; its other parameters are not changed.
-                :class:`torch.optim.LBFGS` is refused, since its state is one vector for all parameters.
+                ``torch.optim.LBFGS`` is refused, since its state is one vector for all parameters.
         """
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"`optimizer` must be an optimizer of torch, got {shown(optimizer)}.")
