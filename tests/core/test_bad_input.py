@@ -460,7 +460,7 @@ def noisy_pass(*, sample: bool | None = None, replay: bool = False, **options: A
         (lambda: DAG.edges(PATH, PATH * 1j), "`weights` must hold real numbers, got torch.complex64."),
         (lambda: DAG.to_edges(torch.zeros(3)), "`values` must have shape (*, 2, 2), got (3,)."),
         (lambda: DAG.from_edges(torch.zeros(3), fill=None), "`fill` must be a number, got None."),
-        (lambda: Topology.layered(3), "`sizes` must list sizes, got 3; for instance"),
+        (lambda: Topology.layered(3), "`sizes` must list sizes, got 3; one size is (3,)."),
         (
             lambda: LinearRouter(3, DAG)(torch.arange(4) % 3),
             "`context` must have shape (*, 3) for this router, got (4,); pass ids of tasks as a one-hot, or to a",

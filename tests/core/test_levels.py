@@ -373,7 +373,7 @@ def test_empty_levels_are_refused() -> None:
         ModelRouting.mlp(3, 4, 0, 2)
     with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
         OutputRouting.mlp(3, 4, 0, 2)
-    with pytest.raises(TypeError, match="`layer_sizes` must list sizes, got 3; for instance"):
+    with pytest.raises(TypeError, match=r"`layer_sizes` must list sizes, got 3; one size is \(3,\)"):
         LayerRouting.mlp(3, 4, 3, 2)
 
 
