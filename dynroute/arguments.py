@@ -94,7 +94,7 @@ def check_sizes(name: str, sizes: Sequence[int], *, at_least: int = 1) -> None:
         alone = f"; one size is ({sizes},)" if isinstance(sizes, int) and not isinstance(sizes, bool) else ""
         raise TypeError(f"`{name}` must list sizes, got {shown(sizes)}{alone}.")
     if len(sizes) < at_least:
-        wanted = "a size" if at_least == 1 else f"{at_least} sizes"
+        wanted = "one size" if at_least == 1 else f"{at_least} sizes"
         raise ValueError(f"`{name}` must list at least {wanted}, got {list(sizes)}.")
     for i, size in enumerate(sizes):
         check_count(f"{name}[{i}]", size, at_least=1)
@@ -201,7 +201,7 @@ def check_modules(name: str, modules: Iterable[nn.Module]) -> list[nn.Module]:
         )
     if isinstance(modules, nn.ModuleDict | Mapping):
         raise TypeError(
-            f"`{name}` must list modules, got a {type(modules).__name__}, which lists names; pass its `.values()`."
+            f"`{name}` must list modules, got {type(modules).__name__}, which lists names; pass its `.values()`."
         )
     modules = list(modules)
     for i, module in enumerate(modules):

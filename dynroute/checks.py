@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = [
+    "backward_pass",
     "checks_values",
     "hides_values",
-    "in_backward",
     "in_forward_mode",
     "is_autocast",
     "is_hooked",
@@ -96,9 +96,9 @@ def is_traced() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
-def in_backward() -> bool:
-    """Whether a backward pass is running, as while activation checkpointing recomputes."""
-    return torch._C._current_graph_task_id() != -1
+def backward_pass() -> int:
+    """The number of the backward pass that is running, as while activation checkpointing recomputes; -1 for none."""
+    return torch._C._current_graph_task_id()
 
 
 def in_forward_mode() -> bool:

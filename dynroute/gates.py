@@ -20,7 +20,7 @@ from .arguments import (
     expand_allowed,
     shown,
 )
-from .checks import checks_values, in_backward, is_own, refuse_where, under_transform
+from .checks import backward_pass, checks_values, is_own, refuse_where, under_transform
 from .functional import best_k, chosen_by_sources, likeliest, limited, mask_softmax, samplek_path
 from .route import Route
 from .topology import Topology
@@ -624,7 +624,7 @@ def _is_first_run() -> bool:
     """Whether the pass is not a recomputation in a backward pass, nor under a transform."""
     if torch.compiler.is_compiling():
         return True
-    return not in_backward() and not under_transform()
+    return backward_pass() == -1 and not under_transform()
 
 
 def _with_scores(scores: Tensor, logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
@@ -657,8 +657,9 @@ def _check_values(logits: Tensor, allowed: Tensor, may_be_empty: bool) -> None:
     if not logits.numel() or not checks_values(logits):
         return
     values = logits.detach()
-    try:  # the maximum is NaN if any value is, and a row whose first source has a score is not empty
-        if values.amax() < torch.inf and (may_be_empty or values[..., 0].amin() > -torch.inf):
+    try:
+        best = values.amax(dim=-1)  # NaN if any value is
+        if best.amax() < torch.inf and (may_be_empty or best.amin() > -torch.inf):
             return
     except RuntimeError:  # vmap and fake tensors hide their values
         return

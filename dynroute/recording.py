@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_task
-from .checks import in_backward, refuse_where, under_transform
+from .checks import backward_pass, refuse_where, under_transform
 from .drawing import draw, draw_grid, draw_load
 from .inspect import Summary, metrics, summarize
 from .levels import RoutedGraph
@@ -240,8 +240,8 @@ def record(module: nn.Module, *, device: torch.device | str | None = None, detac
 
     The modules are not modified, so copies and pickles made inside the block are as usual. The routes remain after the
     block. All forward passes of the thread are recorded, in training and in evaluation, whether they return their
-    routes or not. Not counted are :meth:`RoutedGraph.route` alone, and what runs inside of a backward pass, such as
-    the recomputation of activation checkpointing. A layer inside a node sees only the samples that reach it.
+    routes or not. Not counted are :meth:`RoutedGraph.route` alone, and a backward pass that runs inside the block, such
+    as the recomputation of activation checkpointing. A layer inside a node sees only the samples that reach it.
 
     Compiled and exported code does not report its routes; record the original model. A block in which no routed layer
     ran ends with a warning. Functions under ``torch.func`` raise an error.
@@ -275,10 +275,11 @@ def record(module: nn.Module, *, device: torch.device | str | None = None, detac
         )
     names: dict[nn.Module, str] = {graph: name for name, graph in graphs.items()}
     recording = Recording({name: graph.topology for name, graph in graphs.items()})
+    started = backward_pass()
 
     def listen(graph: nn.Module, route: Route) -> None:
         name = names.get(graph)
-        if name is None or in_backward():
+        if name is None or backward_pass() not in (-1, started):
             return
         if under_transform():
             raise RuntimeError(
@@ -298,6 +299,7 @@ def record(module: nn.Module, *, device: torch.device | str | None = None, detac
         listeners().remove(listen)
     if not recording:
         warnings.warn(
-            "`record` saw no routed layer run; compiled code does not report routes: record the original model.",
+            "`record` saw no routed layer run: none of this model was called, or compiled code, which does not report "
+            "routes; record the original model.",
             stacklevel=3,
         )

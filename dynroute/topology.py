@@ -177,14 +177,14 @@ class Topology:
         )
         return self.from_edges(edges[..., : self.num_edges], fill=False)
 
-    def lift(self, path: Tensor, to: "Topology") -> Tensor:
+    def lift(self, path: Tensor | Route, to: "Topology") -> Tensor:
         """Converts a path to a larger graph that :func:`dynroute.grow` made of this one.
 
         Nodes keep their numbers, except for the output, which stays last. A new node reads its first source, and no
         node of the path reads it. When replayed, the path computes the same as before.
 
         Args:
-            path: A boolean path, with shape ``[*, T, S]``.
+            path: A boolean path, with shape ``[*, T, S]``, or the route that holds it.
             to: The larger graph, which has all edges of this one.
 
         Returns:
@@ -197,6 +197,7 @@ class Topology:
                     [ True, False, False],
                     [ True,  True, False]])
         """
+        path = _path_of(path)
         self.check_path(path)
         places, others = self._places(to)
         edges = path.new_zeros((*path.shape[:-2], to.num_edges))
@@ -255,11 +256,11 @@ class Topology:
             [numbers[to.parents[node][0], node] for node in to.destinations if node not in old],
         )
 
-    def edges(self, path: Tensor, weights: Tensor | None = None) -> list[tuple[int, int, float]]:
+    def edges(self, path: Tensor | Route, weights: Tensor | None = None) -> list[tuple[int, int, float]]:
         """Lists the edges of one sample's path, for people and plots.
 
         Args:
-            path: The boolean path of one sample, with shape ``[T, S]``.
+            path: The boolean path of one sample, with shape ``[T, S]``, or the route that holds it.
             weights: The weights of that sample, with the same shape; default: 1.0 for every edge.
 
         Returns:
@@ -269,6 +270,7 @@ class Topology:
             >>> Topology.dag(3).edges(torch.tensor([[True, False], [False, True]]))
             [(0, 1, 1.0), (1, 2, 1.0)]
         """
+        path = _path_of(path)
         for name, tensor in (("path", path), ("weights", path if weights is None else weights)):
             check_tensor(name, tensor)
             if tensor.shape != self.path_shape:
@@ -309,8 +311,9 @@ class Topology:
             slots.index_copy_(-1, index, values)
         return slots.reshape(*values.shape[:-1], *self.path_shape)
 
-    def check_path(self, path: Tensor) -> None:
-        """Raises an error unless `path` is a boolean path of this topology that uses no forbidden edge."""
+    def check_path(self, path: Tensor | Route) -> None:
+        """Raises an error unless `path` is a boolean path of this topology that uses no forbidden edge, or a route."""
+        path = _path_of(path)
         check_boolean("path", path)
         if path.shape[-2:] != self.path_shape:
             raise ValueError(

@@ -89,7 +89,7 @@ def run_graph(call: Pass, setting: str) -> Tensor:
     """
     output = _choose(_context.name or setting, call)(call)
     if not isinstance(output, Tensor):  # fused forms call the last node themselves
-        refuse_output(f"modules[{len(call.nodes) - 1}]", output)
+        refuse_output(f"node {len(call.nodes) - 1}", output)
     if call.plan.unread and torch.is_grad_enabled() and not in_forward_mode():
         return touch(output, [call.nodes[node] for node in call.plan.unread])
     return output

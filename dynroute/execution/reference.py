@@ -36,7 +36,7 @@ def run_reference(call: Pass) -> Tensor:
         if not parents:
             output = module(call.x)
             if not isinstance(output, Tensor):
-                refuse_output(f"modules[{node}]", output)
+                refuse_output(f"node {node}", output)
             outputs.append(output)
             if suitable is not None:
                 stopped.append(outputs[-1].detach())
@@ -53,7 +53,7 @@ def run_reference(call: Pass) -> Tensor:
         carried = mixed if protect != "input" or suitable is None else _mix(weights[..., t, :width], sources)
         output = module(mixed)
         if not isinstance(output, Tensor):
-            refuse_output(f"modules[{node}]", output)
+            refuse_output(f"node {node}", output)
         if shortcuts[node]:
             check_shortcut(node, carried, output)
         outputs.append(carried + output if shortcuts[node] else output)
@@ -67,7 +67,7 @@ def run_reference(call: Pass) -> Tensor:
 def refuse_output(name: str, output: object) -> NoReturn:
     """Raises the error for a module that does not return a tensor."""
     hint = "; wrap a recurrent layer so that it returns its output alone" if isinstance(output, tuple) else ""
-    raise TypeError(f"`{name}` must return a tensor, got {type(output).__name__}{hint}.")
+    raise TypeError(f"{name} must return a tensor, got {type(output).__name__}{hint}.")
 
 
 def check_shortcut(node: int, carried: Tensor, output: Tensor) -> None:

@@ -102,7 +102,7 @@ def _run_rows(call: Pass, *, everywhere: bool = False) -> Tensor | None:
                 output = call_on_none(module, inputs[i])
             if not isinstance(output, Tensor):
                 if counts[i] or output is not None:
-                    refuse_output(f"modules[{node}]", output)
+                    refuse_output(f"node {node}", output)
                 unused.append(module)
                 continue
             if node == topology.num_nodes - 1:
@@ -325,7 +325,7 @@ def _run_one(call: Pass) -> Tensor | None:
         if not topology.parents[node]:
             output = module(call.x)
             if not isinstance(output, Tensor):
-                refuse_output(f"modules[{node}]", output)
+                refuse_output(f"node {node}", output)
             outputs[node] = output
             continue
         first, *others = slots
@@ -335,7 +335,7 @@ def _run_one(call: Pass) -> Tensor | None:
             mixed = torch.add(mixed, outputs[parents[s]], alpha=share[s])
         output = module(mixed)
         if not isinstance(output, Tensor):
-            refuse_output(f"modules[{node}]", output)
+            refuse_output(f"node {node}", output)
         if shortcuts[node]:
             if output.shape != mixed.shape:
                 check_shortcut(node, mixed, output)
@@ -383,7 +383,7 @@ def _run_few(call: Pass) -> Tensor | None:
             return None
         output = module(flat.x if mixed is None else mixed)
         if not isinstance(output, Tensor):
-            refuse_output(f"modules[{node}]", output)
+            refuse_output(f"node {node}", output)
         if node == last:
             return call.unflat(output)
         carried = mixed if shortcuts[node] else None

@@ -390,8 +390,8 @@ class RoutedGraph(Pretrained):
         for node, other in others:
             if other != dtype:
                 raise TypeError(
-                    f"`modules` must have parameters of one type, got {dtype} in node {first} and {other} in node "
-                    f"{node}; convert them, for instance with `net.to(x.dtype)`."
+                    f"`x` must be read by nodes of one type, got {dtype} in node {first} and "
+                    f"{other} in node {node}; convert them, for instance with `net.to(x.dtype)`."
                 )
 
     def _check_logits(self, logits: Tensor) -> None:

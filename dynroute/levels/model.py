@@ -87,7 +87,7 @@ class ModelRouting(RoutedGraph):
         for i, module in enumerate(self.shared):
             common = module(x)
             if not isinstance(common, Tensor):
-                refuse_output(f"shared[{i}]", common)
+                refuse_output(f"`shared[{i}]`", common)
             if common.shape != output.shape:
                 raise ValueError(
                     f"`shared[{i}]` must give outputs of the shape of the models {tuple(output.shape)}, "

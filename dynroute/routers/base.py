@@ -93,8 +93,9 @@ class Router(nn.Module, ABC):
         if not isinstance(scores, Tensor) or not scores.is_floating_point():
             hint = "; convert them with `.float()`." if isinstance(scores, Tensor) else "."
             raise TypeError(f"{rule}, got {shown(scores)}{hint}")
-        batch = context.shape[:-1]  # also of integers, which may be features as well as ids of tasks
-        if scores.shape not in (edges, (*batch, edges[-1])):
+        batch = scores.shape[:-1]  # a router may pool dimensions of the context behind the first
+        pooled = batch == context.shape[: len(batch)] and (len(batch) > 0 or len(edges) == 1)
+        if scores.shape[-1:] != edges[-1:] or not pooled:
             same = f"; `.expand({', '.join(map(str, edges[:-1]))}, -1)` repeats one route for all samples."
             hint = same if scores.shape == edges[-1:] else "."
             raise ValueError(f"{rule}, got {tuple(scores.shape)}{hint}")

@@ -211,7 +211,10 @@ class Options:
     )
     max_ent_coef: float | None = _option(1.0, "the largest coefficient of entropy", ENTROPY, least=0)
     task_weights: str | None = _option(
-        None, "weights of the losses of tasks; default: alpha-sum (Eq. 15)", TASKS, _BALANCING
+        None,
+        "weights of the losses of tasks; default: alpha-sum (Eq. 15), unless a preset has another",
+        TASKS,
+        _BALANCING,
     )
     max_task_loss: float | None = _option(3e3, "a task with a larger loss is left out of an update", TASKS, least=0)
     mask_rule: str = _option("each", "compare each loss of a task with it, or their sum", TASKS, ("each", "total"))

@@ -81,8 +81,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        words = [word for word in unknown if not word.startswith("-")]
-        hint = f"; the folder of a sweep is --folder {words[0]}" if words and getattr(options, "summary", False) else ""
+        is_folder = getattr(options, "summary", False) and not unknown[0].startswith("-")
+        hint = f"; the folder of a sweep is --folder {unknown[0]}" if is_folder else ""
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     given = vars(options)
     if "command" not in given:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import dynroute_command
-from dynroute_command.choices import benchmark_name, split_benchmark, task_names
+from dynroute_command.choices import split_benchmark, task_names
 from dynroute_command.parser import given_options
 
 from .bench import bench
@@ -151,18 +151,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     result: EvaluationResult
     if options.run == "scripted":
         benchmark, episodes = options.benchmark or "MT10", min(1, total) if chosen.get("goals") == "fixed" else total
-        chosen.setdefault("horizon", 200)
-        _announce(split_benchmark(benchmark), episodes, chosen.get("horizon", 200))
-        with _watched("scripted policies") as watch:
+        with _watched(f"scripted policies on {benchmark}") as watch:
             result = evaluate("scripted", split_benchmark(benchmark), episodes=episodes, progress=watch, **chosen)
     else:
         run = Run.open(options.run)
         if options.benchmark is not None:
             raise ValueError("`--benchmark` is for scripted policies: a run is evaluated on its own tasks.")
-        model, configuration = load_model(run, options.device), run.configuration
-        fixed = chosen.get("goals", configuration.goals) == "fixed"
-        episodes = 1 if fixed else total
-        _announce(configuration.benchmark_or_tasks, episodes, chosen.get("horizon", configuration.horizon))
+        model = load_model(run, options.device)
         with _watched(str(run.folder)) as watch:
             result = evaluate_run(run, model, total, progress=watch, **chosen)
     if options.episodes is not None and result.episodes < total:
@@ -171,13 +166,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(result)
     if options.output is not None:
         result.save(options.output)
-
-
-def _announce(benchmark: str | Sequence[str], episodes: int, horizon: int) -> None:
-    """Prints the extent of an evaluation before it begins."""
-    each, count = f"{episodes} episode{'s' * (episodes > 1)}", len(task_names(benchmark))
-    tasks = f" of each of {count} tasks" if count > 1 else ""
-    _tell(f"{benchmark_name(benchmark).replace(',', ', ')}: {each}{tasks}, horizon {horizon}")
 
 
 def _extract(options: argparse.Namespace) -> None:
@@ -200,7 +188,8 @@ def _extract(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _watched(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows a bar for an evaluation, which the yielded function advances."""
+    """Tells of an evaluation, and shows a bar where there is a terminal, which the yielded function advances."""
+    _tell(f"evaluating {what} ...")
     with Display(1, ()) as display:
         yield lambda done, total: display.advance(done, f"evaluating {what}", total)
 

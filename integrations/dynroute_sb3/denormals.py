@@ -18,7 +18,8 @@ CLEAR_EVERY = 64
 def clear_denormals(*optimizers: Optimizer | None) -> None:
     """Sets the denormal numbers in the state of optimizers to zero, on the CPU.
 
-    Steps stay what they were: a moment that small moves no parameter, and adds nothing to the epsilon beside it.
+    Steps stay what they were: at Adam's default epsilon a moment that small moves a parameter by less than 1e-30, and
+    adds nothing to the epsilon beside it.
 
     Args:
         *optimizers: The optimizers, whose state is changed in place; None is left out.

@@ -608,7 +608,8 @@ class MultiTaskSAC(MultiTaskAttributes):
             args: As in SB3, the environments first.
             kwargs: As in SB3; options of the model replace those of the file.
         """
-        known = keywords_of(cls.__init__, MultiTaskSAC.__init__, SAC.__init__, SAC.load) | set(dir(cls))
+        known = keywords_of(cls.__init__, MultiTaskSAC.__init__, SAC.__init__, SAC.load) | {"replay_buffer"}
+        known |= {name for name in dir(cls) if not callable(getattr(cls, name))}
         if not kwargs.keys() <= known:
             check_keywords(kwargs, known | saved_names(path), of=f"{cls.__name__} and not an attribute of the model")
         model = super().load(path, *args, **kwargs)

@@ -856,7 +856,7 @@ def test_a_module_that_returns_no_tensor_is_named(backend: str, batch: int, node
         modules: list[nn.Module] = [nn.Linear(8, 8) for _ in range(4)]
         modules[node] = Returns(make)
         net = ModuleRouting(modules, Soft(), LinearRouter(8, Topology.dag(4)), backend=backend)
-        message = rf"`modules\[{node}\]` must return a tensor, got {kind}"
+        message = rf"^node {node} must return a tensor, got {kind}"
         with torch.set_grad_enabled(learns), pytest.raises(TypeError, match=message):
             net(torch.randn(batch, 8))
 
@@ -877,5 +877,5 @@ def test_a_shared_module_that_returns_no_tensor_is_named() -> None:
 def test_an_output_module_behind_fused_nodes_is_named_too() -> None:
     modules = [nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), Returns(lambda x: (x, x))]
     net = ModuleRouting(modules, TopK(2), LinearRouter(8, Topology.dag(4)), backend="fused")
-    with pytest.raises(TypeError, match=r"`modules\[3\]` must return a tensor, got tuple"):
+    with pytest.raises(TypeError, match=r"^node 3 must return a tensor, got tuple"):
         net(torch.randn(64, 8))

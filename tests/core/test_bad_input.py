@@ -417,12 +417,12 @@ def noisy_pass(*, sample: bool | None = None, replay: bool = False, **options: A
         (lambda: routed()(torch.zeros(2, 5), temperature=True), "`temperature` must be a number or a tensor, got bool"),
         (
             lambda: ModuleRouting(nn.ModuleDict({"a": nn.Linear(5, 5), "b": nn.Linear(5, 5)}), Soft()),
-            "`modules` must list modules, got a ModuleDict, which lists names; pass its `.values()`.",
+            "`modules` must list modules, got ModuleDict, which lists names; pass its `.values()`.",
         ),
-        (lambda: ModelRouting({"a": nn.Linear(5, 5)}, Soft()), "`models` must list modules, got a dict, which list"),
+        (lambda: ModelRouting({"a": nn.Linear(5, 5)}, Soft()), "`models` must list modules, got dict, which lists"),
         (
             lambda: ModelRouting([nn.Linear(5, 5), nn.Linear(5, 5).double()], Soft())(torch.zeros(2, 5)),
-            "`modules` must have parameters of one type, got torch.float32 in node 0 and torch.float64 in node 1; con",
+            "`x` must be read by nodes of one type, got torch.float32 in node 0 and tor",
         ),
         (
             lambda: ModelRouting(linear(3), Soft())(torch.zeros(2, 5).double(), torch.zeros(2, 5)),

@@ -351,7 +351,7 @@ def test_sizes_that_cannot_work_are_said(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
-        ("mh-sac", {"hidden_sizes": ()}, r"`hidden_sizes` must list at least a size, got \[\]"),
+        ("mh-sac", {"hidden_sizes": ()}, r"`hidden_sizes` must list at least one size, got \[\]"),
         ("sm", {"equations": "release"}, "`equations` must be one of 'released', 'paper', got 'release'; did"),
         ("sm", {"equations": "paper", "gate": "top-2"}, "whose output is a plain sum, got TopK"),
         ("d2r", {"level": "modules"}, "`level` must be one of 'module', 'layer', 'model', got 'modules'"),

@@ -191,10 +191,27 @@ def test_routes_that_are_not_detached_train_the_router() -> None:
     assert not any(tensor.requires_grad for tensor in routes["1"].route)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_block_inside_of_activation_checkpointing_records_its_recomputation(reentrant: bool) -> None:
+    net = ModelRouting.ffn(8, 16, 4, TopK(2))
+
+    def loss(x: Tensor) -> Tensor:
+        with record(net, detach=False) as routes:
+            y = net(x)
+        return 0 * y.sum() + load_balance(routes[""].route)
+
+    x = torch.randn(32, 8, requires_grad=True)
+    expected = torch.autograd.grad(loss(x), net.router.parameters())
+    checkpoint(loss, x, use_reentrant=reentrant).backward()
+    got = [parameter.grad for parameter in net.router.parameters()]
+    assert all(map(torch.equal, got, expected))
+    assert any(gradient.any() for gradient in expected)
+
+
 def test_compiled_code_tells_nothing_and_says_so() -> None:
     net = ModuleRouting.mlp(5, 8, 4, 2).eval()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
-    message = "`record` saw no routed layer run; compiled code does not report routes: record the original model."
+    message = "`record` saw no routed layer run: none of this model was called, or compiled code"
     with pytest.warns(UserWarning, match=re.escape(message)) as warned, record(compiled) as routes:
         compiled(torch.randn(3, 5))
     assert warned[0].filename == __file__

@@ -266,6 +266,8 @@ def test_scores_of_contexts_of_all_kinds() -> None:
     assert features(torch.randn(2, 0, 5)).shape == (2, 0, 2, 2)
     assert features(torch.ones(7, 5, dtype=torch.bool)).shape == (7, 2, 2)
     assert features(torch.ones(7, 5, dtype=torch.int64)).shape == (7, 2, 2), "integers may be features"
+    pooled = Returns(lambda c: c.mean(dim=-2)[..., :3])
+    assert pooled(torch.randn(4, 9, 5)).shape == (4, 2, 2), "one route for each sequence"
     ids = Returns(lambda c: torch.eye(3)[c])
     assert ids(torch.tensor(2)).shape == (2, 2)
     assert ids(torch.arange(3)).shape == (3, 2, 2)

@@ -175,7 +175,7 @@ def test_parents_that_are_no_lists_of_nodes_are_refused(parents: list[object]) -
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="`n` must be at least 2, got 1"):
         Topology.dag(1)
-    with pytest.raises(ValueError, match="`sizes` must list at least a size"):
+    with pytest.raises(ValueError, match="`sizes` must list at least one size"):
         Topology.layered([])
     with pytest.raises(ValueError, match=r"`sizes\[1\]` must be at least 1, got 0"):
         Topology.layered([2, 0])

@@ -264,7 +264,10 @@ def test_load_refuses_keywords_that_have_no_effect(as_file: bool, tmp_path: Path
         message = f"`{wrong}` is not a keyword of MultiTaskSAC and not an attribute of the model{hint}"
         with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
             MultiTaskSAC.load(file, env=points(), device="cpu", gamma=0.5, **{wrong: 5.0})
+    with pytest.raises(TypeError, match="`train` is not a keyword of MultiTaskSAC"):
+        MultiTaskSAC.load(file, env=points(), device="cpu", train=3)
     right: dict[str, Any] = {"custom_objects": None, "verbose": 0, "tensorboard_log": None, "capture": False}
+    right["replay_buffer"] = make_plain().replay_buffer
     loaded = MultiTaskSAC.load(
         file, env=points(), device="cpu", tau=0.5, _stats_window_size=3, num_timesteps=7, **right
     )

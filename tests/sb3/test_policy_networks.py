@@ -196,7 +196,7 @@ KEYWORDS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"net_arch": [{"pi": [8], "qf": [8]}]},
         "`net_arch` must list widths of layers, integers",
     ),
-    "heads": ("MultiHeadPolicy", {"net_arch": []}, "`hidden_sizes` must list at least a size"),
+    "heads": ("MultiHeadPolicy", {"net_arch": []}, "`hidden_sizes` must list at least one size"),
     "log_std_init": ("MlpPolicy", {"log_std_init": -2}, f"`log_std_init` {UNUSED}"),
     "clip_mean": ("MlpPolicy", {"clip_mean": 1.0}, f"`clip_mean` {UNUSED}"),
     "use_expln": ("MlpPolicy", {"use_expln": True}, f"`use_expln` {UNUSED}"),
