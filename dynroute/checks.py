@@ -88,7 +88,7 @@ def is_own(method: Callable[..., object]) -> bool:
     """Whether a method was written outside of dynroute, so that what it returns is checked; False while compiling."""
     if torch.compiler.is_compiling() or is_traced():
         return False
-    return method.__module__.partition(".")[0] != "dynroute"
+    return (method.__module__ or "").partition(".")[0] != "dynroute"  # None where code is executed from text
 
 
 def is_traced() -> bool:
