@@ -33,9 +33,8 @@ def measure(folders: list[Path], transitions: int, output: Path) -> None:
             model = open_model(run, checkpoint)
             if (place := columns(run, model)) in rows:
                 continue
-            critics = critic_plasticity(
-                model, transitions
-            )  # the same transitions each time: the checkpoint has the seed
+            # The transitions are the same each time: the checkpoint has the seed.
+            critics = critic_plasticity(model, transitions)
             row = {
                 "dormant": fmean(critic.dormant for critic in critics),
                 "rank": fmean(critic.rank for critic in critics),
