@@ -16,7 +16,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from gallery_page import side_by_side
 from matplotlib.figure import Figure
-from result_tables import Named, table, told
+from result_tables import Named, provenance, table
 from sphinx.application import Sphinx
 
 from dynroute_metaworld.report.canvas import style
@@ -221,7 +221,7 @@ class Curves(Named):
         shown = "evaluated" if evaluated else "success"
         lines = curve_lines(stored, self.options.get("steps"), shown, "by-folder" in self.options)
         commands = [session["command"] for session in stored["sessions"]]
-        return lines if evaluated else [*lines, "", *told(commands, stored)]
+        return lines if evaluated else [*lines, "", *provenance(commands, stored)]
 
 
 def setup(app: Sphinx) -> None:

@@ -1,4 +1,4 @@
-"""Directives that show stored results: summaries of sweeps and what benchmarks measured."""
+"""Directives that show stored results: summaries of sweeps and rows of benchmarks that learn."""
 
 import abc
 import json
@@ -99,8 +99,8 @@ class Sweep(Named):
         length = " or ".join(map(str, episodes)) + " episode" + "s" * (episodes != [1])
         lines = folded(commands)
         if missing := {label(row): row["missing"] for row in stored["rows"] if row["missing"]}:
-            told = ", ".join(f"{name} ({', '.join(map(str, seeds))})" for name, seeds in missing.items())
-            lines += [f"Not run yet, seeds in brackets: {told}.", ""]
+            seeds_missing = ", ".join(f"{name} ({', '.join(map(str, seeds))})" for name, seeds in missing.items())
+            lines += [f"Not run yet, seeds in brackets: {seeds_missing}.", ""]
         return [
             *lines,
             f"{len(runs)} runs, {length} of each task at the end of each, "
@@ -172,7 +172,7 @@ class Extractions(Named):
         lines = table([header, *map(self._row, tasks.values())])
         commands = [run["session"]["command"] for run in stored["runs"].values()]
         commands += [session["command"] for session in stored["sessions"]]
-        return [*lines, "", *told(commands, stored)]
+        return [*lines, "", *provenance(commands, stored)]
 
     def _row(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         before, after = (fmean(row["nodes"][i] for row in rows) for i in (0, 1))
@@ -211,7 +211,7 @@ class Rows(Named, abc.ABC):
         rows = [[*first, *self.cells(group)] for first, group in zip(cells, groups.values(), strict=True)]
         seeds = ", ".join(map(str, sorted({row["seed"] for row in stored["rows"]})))
         commands = [session["command"] for session in stored["sessions"]]
-        return [*self.tables([self.header(), *rows]), "", f"Seeds: {seeds}.", "", *told(commands, stored)]
+        return [*self.tables([self.header(), *rows]), "", f"Seeds: {seeds}.", "", *provenance(commands, stored)]
 
     def tables(self, rows: Sequence[Sequence[str]]) -> list[str]:
         """The lines of the table, or of several where one would be too wide."""
@@ -361,23 +361,7 @@ def mean(values: Iterable[float]) -> str:
     return f"{sum(values) / len(values):.2f}" if values else ""
 
 
-class PageSpeed(Stored):
-    """Tells the stored results of `benchmarks.page`: how long a page about many points takes."""
-
-    path = MEASURED / "page.json"
-
-    def lines(self, stored: Mapping[str, Any]) -> list[str]:
-        report, opened = stored["report"], stored["milliseconds"]["load"]
-        text = f"""
-A run with {stored["points"]:,} logged points makes a page of {report["page MB"]:.1f} MB in {report["seconds"]:.0f}
-seconds and {report["peak MB"]:,.0f} MB of memory, the policy at work included. It opens in {opened["median"]:.0f}
-milliseconds, at most {max(opened["all"]):.0f} in {len(opened["all"])} times ({stored["browser"]}, {stored["cores"]}
-cores; ``python -m benchmarks.page``).
-"""
-        return [" ".join(text.split())]
-
-
-def told(commands: Sequence[str], stored: Mapping[str, Any]) -> list[str]:
+def provenance(commands: Sequence[str], stored: Mapping[str, Any]) -> list[str]:
     """Lines on how figures came about: commands, commits, machines and versions."""
     sessions = stored["sessions"]
     commits = sorted({commit(session["commit"]) for session in sessions})
@@ -438,4 +422,3 @@ def setup(app: Sphinx) -> None:
     app.add_directive("inside", Inside)
     app.add_directive("plasticity", Plasticity)
     app.add_directive("denormals", Denormals)
-    app.add_directive("page-speed", PageSpeed)
