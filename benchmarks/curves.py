@@ -4,7 +4,7 @@
 
 A row names the options in which a run differs from the first one, and has the success over steps of each task: the mean
 over tasks of the newest episodes, which the policy drew while it learned, and that of each evaluation, along the best
-actions. Results stay the same if a run is longer.
+actions. Results stay the same if a run is longer. Minutes are those of all its sessions, None if one was killed.
 With ``--add`` a file that is there keeps its rows, and those of the runs that are named join them or take their places:
 runs are compared over days, and folders of earlier ones need not be there. Without it, the file must be a new one.
 """
@@ -80,7 +80,7 @@ def compare(folders: list[Path], every: int | None = None, former: dict[str, Any
             raise ValueError(f"{run.folder} has another window or other tasks than the first run")
         differing = {option: value for option, value in options.items() if value != usual[option]}
         row = {"run": name, "options": differing, "success": read_curve(run, former["every"])}
-        stored.append({**row, "evaluated": read_evaluations(run)})
+        stored.append({**row, "evaluated": read_evaluations(run), "minutes": run.minutes})
         for session in run.sessions:
             command = re.sub(r"(--run )\S*/", r"\1runs/", session["command"])  # not the paths of a machine
             provenance = {key: session[key] for key in ("commit", "versions", "machine")}

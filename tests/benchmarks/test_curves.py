@@ -30,14 +30,17 @@ def write_run(folder: Path, rates: dict[int, list[float]], **options: Any) -> Ru
 def test_a_row_has_what_differs_and_the_mean_over_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "a", {100: [0.5, 0.0], 150: [1.0, 1.0], 200: [1.0, 0.5]})
     write_run(tmp_path / "b", {100: [0.25, 0.25]}, batch_size=16, seed=2, log_every=7, steps=300)
+    ended = tmp_path / "b" / "sessions.jsonl"
+    ended.write_text(json.dumps({**json.loads(ended.read_text()), "minutes": 2.5}))
     output = tmp_path / "curves.json"
     arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--every", "100", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["curves", *arguments])
     curves.main()
     stored = json.loads(output.read_text())
+    second = {"run": "b", "options": {"batch_size": 16, "seed": 2}, "success": {"100": 0.25}}
     assert stored["rows"] == [
-        {"run": "a", "options": {}, "success": {"100": 0.25, "200": 0.75}, "evaluated": {}},
-        {"run": "b", "options": {"batch_size": 16, "seed": 2}, "success": {"100": 0.25}, "evaluated": {}},
+        {"run": "a", "options": {}, "success": {"100": 0.25, "200": 0.75}, "evaluated": {}, "minutes": None},
+        {**second, "evaluated": {}, "minutes": 2.5},
     ]
     assert [session["command"] for session in stored["sessions"]] == [
         "dynroute train --run runs/a --seed 1",
