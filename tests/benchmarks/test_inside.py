@@ -19,6 +19,7 @@ from dynroute_sb3 import MultiTaskSAC, point_tasks
 
 def learn(folder: Path, **options: Any) -> Run:
     usual = {"benchmark": "reach,drawer-close", "steps": 40, "learning_starts": 20, "batch_size": 4, "horizon": 10}
+    usual |= {"n_steps": 1, "normalize_returns": False}
     run = Run.create(folder, preset("quick", {**usual, "final_episodes": 1, **options}).resolve())
     train(run)
     return run

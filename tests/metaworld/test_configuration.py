@@ -88,7 +88,7 @@ def test_every_method_with_every_preset(name: str, method: str, two_tasks: Any) 
         configuration.log_std_low,
         configuration.log_std_high,
     )
-    assert model.target_entropy == (-2.0 if name.startswith(("brc", "night")) else -4.0)
+    assert model.target_entropy == (-2.0 if name.startswith(("brc", "night", "quick")) else -4.0)
     adamw = name.startswith("brc")
     for optimizer in (model.actor.optimizer, model.critic.optimizer):
         assert type(optimizer) is (torch.optim.AdamW if adamw else torch.optim.Adam)

@@ -381,6 +381,7 @@ def test_sac_with_demonstrations(method: str, tmp_path: Path) -> None:
         "device": "cpu",
         "demonstrations": 2,
         "noise": "0.5",
+        "n_steps": 1,  # the buffer then holds the transitions of the demonstrations themselves
     }
     usual = {"steps": 60, "learning_starts": 10, "batch_size": 4, "final_episodes": 1, "actor_starts": 5}
     more = {"demonstration_share": 0.25, "demonstration_weight": 0.5, "demonstration_decay": 10, "checkpoint_every": 30}

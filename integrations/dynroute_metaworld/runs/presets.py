@@ -76,10 +76,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "update_every": 2,
         "batch_size": 32,
         "learning_rate": 1e-3,
-        "gamma": 0.97,
-        "ent_coef": "auto_0.03",
+        "gamma": 0.98,
+        "n_steps": 3,
+        "normalize_returns": True,
+        "target_entropy": "auto_0.5",
+        "ent_coef": "auto_0.01",
         "ent_coef_lr": 3e-4,
-        "reward_scale": 0.2,
+        "task_weights": "none",
         "log_every": 300,
         "checkpoint_every": 3000,
         "evaluate_every": 3000,
@@ -209,8 +212,8 @@ def preset_options(name: str, method: str) -> Mapping[str, Any]:
     """The options of a preset for a method, without the sizes of its network."""
     check_choice("preset", name, PRESETS)
     by_method = RELEASED.get(method, {}) if name == "released" else {}
-    if name in ("quick", "refine") and not method.startswith(("d2r", "sm")):
-        by_method = {"task_weights": "none"}  # as their settings were chosen, and their stored results made
+    if name == "refine" and not method.startswith(("d2r", "sm")):
+        by_method = {"task_weights": "none"}  # as its settings were chosen, and its stored results made
     return {**PRESETS[name], **by_method}
 
 
