@@ -101,6 +101,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for name, value in given_options(options).items():
         if value is not None:
             check_option(FIELDS[name], value)
+    cloned = [given.get("cloning_steps"), *given.get("vary", {}).get("cloning_steps", ())]
+    if 0 in cloned and (options.command == "imitate" or given.get("imitate")):
+        raise ValueError(
+            "`cloning_steps` must be at least 1 for runs that only imitate, got 0; `dynroute train` learns without "
+            "cloning."
+        )
     if options.command == "sweep" and not (options.methods or options.summary):
         options.parser.error(
             "the following arguments are required: --methods, or --summary for the results so far, with --folder PATH"

@@ -549,6 +549,12 @@ WITHOUT_EFFECT = {
     "sweep --imitate --methods d2r paco --cloning-importance 1": (
         "`cloning_importance` must be 0 for the method paco, which has no learned routes, got 1."
     ),
+    "imitate --cloning-steps 0": (
+        "`cloning_steps` must be at least 1 for runs that only imitate, got 0; `dynroute train` learns without cloning."
+    ),
+    "imitate --resume --cloning-steps 0": "`cloning_steps` must be at least 1 for runs that only imitate, got 0",
+    "sweep --imitate --methods sm --cloning-steps 0": "`cloning_steps` must be at least 1 for runs that only imitate",
+    "sweep --imitate --methods sm --vary cloning-steps=9,0": "`cloning_steps` must be at least 1 for runs that only",
 }
 
 
