@@ -622,9 +622,11 @@ def test_rows_start_from_runs_of_the_same_settings(tmp_path: Path) -> None:
         _check_rows(folder, {"reach-sm-seed2": wrong}, told)
 
 
-def write_result(folder: Path, rates: list[list[bool]], modules: float | None, minutes: float = 2.0) -> None:
+def write_result(
+    folder: Path, rates: list[list[bool]], modules: float | None, minutes: float = 2.0, **options: Any
+) -> None:
     """A run that is finished, with the success of each episode of the tasks reach and push."""
-    run = Run.create(folder, Configuration(benchmark="reach,push"))
+    run = Run.create(folder, Configuration(benchmark="reach,push", **options))
     run.start_session()
     (session,) = run.sessions
     (folder / "sessions.jsonl").write_text(json.dumps({**session, "minutes": minutes}) + "\n")
@@ -678,6 +680,26 @@ def test_the_summary(tmp_path: Path) -> None:
     again = summarize(tmp_path)
     assert again["rows"][1]["minutes"] is None
     assert len(again["runs"]["sm-1"]["sessions"]) == 2
+
+
+def _noted(*seeds: int) -> dict[str, dict[str, Any]]:
+    return {f"d2r-{seed}": {"benchmark": "reach,push", "method": "d2r", "variant": "", "seed": seed} for seed in seeds}
+
+
+def test_runs_that_went_on_are_apart_in_the_summary(tmp_path: Path) -> None:
+    _note(tmp_path, _noted(1, 2, 3, 4))
+    for seed, solved in ((1, False), (2, False), (3, True)):
+        longer = {"steps": 60, "final_episodes": 9} if seed == 3 else {"steps": 20}
+        write_result(tmp_path / f"d2r-{seed}", [[solved], [solved]], None, seed=seed, **longer)
+    few, many, open_ones = summarize(tmp_path)["rows"]
+    assert (few["variant"], few["seeds"], few["mean"]) == ("steps=20,final_episodes=100", [1, 2], 0.0)
+    assert (many["variant"], many["seeds"], many["mean"]) == ("steps=60,final_episodes=9", [3], 1.0)
+    assert (open_ones["variant"], open_ones["missing"]) == ("", [4])
+    run = Run.open(tmp_path / "d2r-3")
+    run.agree({"steps": 20, "final_episodes": 100})
+    run.configuration.write(run.folder / "config.json")
+    (row,) = summarize(tmp_path)["rows"]
+    assert (row["variant"], row["seeds"], row["missing"]) == ("", [1, 2, 3], [4])
 
 
 def _part(seed: int, command: str, **changes: Any) -> dict[str, Any]:

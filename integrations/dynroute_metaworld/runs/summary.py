@@ -11,6 +11,7 @@ import numpy as np
 from dynroute.files import writing_file
 from dynroute_sb3 import DamagedError
 
+from .configuration import MOVABLE
 from .result import EvaluationResult, format_table
 from .run import Run
 from .seeds import over_seeds
@@ -24,7 +25,7 @@ SUMMARY = "dynroute sweep summary 1"
 """The format of ``summary.json``."""
 
 ROW = ("benchmark", "method", "variant")
-"""The fields that the runs of a row have in common; they differ in their seeds."""
+"""The fields of ``sweep.json`` that the runs of a row have in common; they differ in their seeds."""
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
@@ -44,9 +45,10 @@ def read_sweep(folder: Path) -> dict[str, Any]:
 def summarize(folder: str | Path) -> dict[str, Any]:
     """Summarizes a sweep as plain data, and writes it to ``summary.json`` in its folder.
 
-    A row has the finished runs of a benchmark, a method and a variant. Its intervals are the 95 % intervals over seeds
-    of :func:`~dynroute_metaworld.bootstrap_interval`; with one seed they are None. The minutes of a run are for all its
-    sessions together; they are None if one was killed.
+    A row has the finished runs of a benchmark, a method and a variant. If some of them went on with other steps or
+    episodes, these are added to the variant, and each setting has a row. Its intervals are the 95 % intervals over
+    seeds of :func:`~dynroute_metaworld.bootstrap_interval`; with one seed they are None. The minutes of a run are for
+    all its sessions together; they are None if one was killed.
 
     Args:
         folder: The folder of the sweep.
@@ -64,7 +66,22 @@ def summary_rows(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         groups[tuple(run[axis] for axis in ROW)].append(run)
-    return [{**dict(zip(ROW, key, strict=True)), **_row(group)} for key, group in groups.items()]
+    return [
+        {**dict(zip(ROW, key, strict=True)), "variant": variant, **_row(alike)}
+        for key, group in groups.items()
+        for variant, alike in _by_settings(group).items()
+    ]
+
+
+def _by_settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of a variant, apart by the settings in which they differ, which are added to its name."""
+    noted = [run["settings"] for run in runs if run.get("settings")]  # a run that has not started has none
+    differ = [name for name in (noted[0] if noted else ()) if len({settings[name] for settings in noted}) > 1]
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        own = [f"{name}={run['settings'][name]}" for name in differ if run.get("settings")]
+        groups[",".join(filter(None, [run["variant"], *own]))].append(run)
+    return groups
 
 
 def _figures(folder: Path) -> dict[str, Any]:
@@ -73,7 +90,8 @@ def _figures(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").exists():
         return figures
     run = Run.open(folder)
-    figures |= {"sessions": run.sessions, "minutes": run.minutes}
+    settings = {name: value for name, value in run.configuration.result_options.items() if name in MOVABLE}
+    figures |= {"sessions": run.sessions, "minutes": run.minutes, "settings": settings}
     if (run.evaluations / "final.json").exists():
         result = EvaluationResult.load(run.evaluations / "final.json")
         figures["success"] = dict(zip(result.tasks, result.success_rates.tolist(), strict=True))
