@@ -134,10 +134,11 @@ def _sweep(options: argparse.Namespace) -> int:
             address=options.address,
             finish=draw_curves,
         )
-    print(summary_table(summarize(folder)))
+    summary = summarize(folder)
+    print(summary_table(summary))
     for run, why in failures.items():
         print(f"dynroute: {run} failed: {why} (see {folder / run}.txt)", file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if failures or any("damaged" in run for run in summary["runs"].values()) else 0
 
 
 def _evaluate(options: argparse.Namespace) -> None:

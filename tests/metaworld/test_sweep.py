@@ -702,6 +702,24 @@ def test_runs_that_went_on_are_apart_in_the_summary(tmp_path: Path) -> None:
     assert (row["variant"], row["seeds"], row["missing"]) == ("", [1, 2, 3], [4])
 
 
+def test_a_damaged_run_leaves_the_summary_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _note(tmp_path, _noted(1, 2, 3))
+    for seed in (1, 2, 3):
+        write_result(tmp_path / f"d2r-{seed}", [[True], [False]], None, seed=seed)
+    command = ["sweep", "--summary", "--folder", str(tmp_path)]
+    assert main(command) == 0
+    for seed, name in ((2, "evaluations/final.json"), (3, "config.json")):
+        path = tmp_path / f"d2r-{seed}" / name
+        path.write_text(path.read_text()[:50])
+    capsys.readouterr()
+    assert main(command) == 1
+    printed = capsys.readouterr().out
+    assert "1 of 3" in printed
+    assert "d2r-2: evaluations/final.json is damaged, and the run is left out.\n" in printed
+    assert "d2r-3: config.json is damaged, and the run is left out.\n" in printed
+    assert json.loads((tmp_path / "summary.json").read_text())["rows"][0]["missing"] == [2, 3]
+
+
 def _part(seed: int, command: str, **changes: Any) -> dict[str, Any]:
     """A summary of one run, which ended the better the larger its seed is."""
     session = {"command": command, "versions": {"torch": "2"}, "machine": {"threads": 1}, "minutes": 1.0}

@@ -48,7 +48,8 @@ def summarize(folder: str | Path) -> dict[str, Any]:
     A row has the finished runs of a benchmark, a method and a variant. If some of them went on with other steps or
     episodes, these are added to the variant, and each setting has a row. Its intervals are the 95 % intervals over
     seeds of :func:`~dynroute_metaworld.bootstrap_interval`; with one seed they are None. The minutes of a run are for
-    all its sessions together; they are None if one was killed.
+    all its sessions together; they are None if one was killed. A run with a damaged file is not finished, and has the
+    name of the file under ``damaged``.
 
     Args:
         folder: The folder of the sweep.
@@ -89,11 +90,17 @@ def _figures(folder: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {"sessions": [], "success": None, "modules_used": None, "minutes": None}
     if not (folder / "config.json").exists():
         return figures
-    run = Run.open(folder)
+    try:
+        run = Run.open(folder)
+    except DamagedError:
+        return {**figures, "damaged": "config.json"}
     settings = {name: value for name, value in run.configuration.result_options.items() if name in MOVABLE}
     figures |= {"sessions": run.sessions, "minutes": run.minutes, "settings": settings}
     if (run.evaluations / "final.json").exists():
-        result = EvaluationResult.load(run.evaluations / "final.json")
+        try:
+            result = EvaluationResult.load(run.evaluations / "final.json")
+        except DamagedError:
+            return {**figures, "damaged": "evaluations/final.json"}
         figures["success"] = dict(zip(result.tasks, result.success_rates.tolist(), strict=True))
         figures["episodes"] = result.episodes
         if result.modules_used is not None:
@@ -139,6 +146,11 @@ def summary_table(summary: dict[str, Any]) -> str:
         lines.append("The interval is for the IQM over tasks and seeds, by a bootstrap stratified by task.")
     if 1 in counts:
         lines.append("One seed does not show how much seeds differ: it has no interval.")
+    lines += [
+        f"{name}: {run['damaged']} is damaged, and the run is left out."
+        for name, run in summary.get("runs", {}).items()
+        if "damaged" in run
+    ]
     return "\n".join(lines)
 
 
