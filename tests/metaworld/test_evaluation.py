@@ -18,14 +18,15 @@ from scipy.stats import binomtest, trim_mean
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
-from dynroute_metaworld import make_envs
+from dynroute_metaworld import Configuration, Run, make_envs
 from dynroute_metaworld.envs.environment import TaskEnvironment
 from dynroute_metaworld.envs.scripted import ScriptedPolicy
 from dynroute_metaworld.envs.tasks import goals_of
+from dynroute_metaworld.report.routes import Rollout
 from dynroute_metaworld.runs.evaluation import SEEDS, evaluate
 from dynroute_metaworld.runs.intervals import bootstrap_interval, iqm, wilson_interval
 from dynroute_metaworld.runs.result import EvaluationResult
-from dynroute_sb3 import DamagedError, MultiTaskSAC, MultiTaskVecNormalize
+from dynroute_sb3 import DamagedError, MultiTaskPolicy, MultiTaskSAC, MultiTaskVecNormalize
 from dynroute_sb3.randomness import random_state
 
 PAIR = ("reach", "drawer-close")
@@ -59,10 +60,17 @@ def still(observations: Any) -> Any:
     return np.zeros((len(observations), 4))
 
 
-def model(network: str = "d2r", *, env: Any = None, **options: Any) -> MultiTaskSAC:
+def model(
+    network: str = "d2r",
+    *,
+    env: Any = None,
+    kind: type[MultiTaskSAC] = MultiTaskSAC,
+    policy: Any = "MultiTaskPolicy",
+    **options: Any,
+) -> MultiTaskSAC:
     env = make_envs(PAIR, horizon=5, goals="fixed") if env is None else env
     kwargs = {"network": network, "network_kwargs": SIZES if network == "d2r" else {}}
-    return MultiTaskSAC("MultiTaskPolicy", env, policy_kwargs=kwargs, seed=1, device="cpu", **options)
+    return kind(policy, env, policy_kwargs=kwargs, seed=1, device="cpu", **options)
 
 
 def arrays(result: EvaluationResult) -> dict[str, Any]:
@@ -181,6 +189,33 @@ def test_a_policy_of_this_library_tells_its_modules_and_acts_as_it_predicts() ->
     assert 1 < used.min() < trained.policy.topology.num_nodes
     assert arrays(evaluate(trained.policy, PAIR, horizon=20, episodes=2)) == arrays(result)
     assert evaluate(model("mt-sac"), PAIR, horizon=3, episodes=1).modules_used is None
+
+
+class Still(MultiTaskSAC):
+    """A model that predicts other actions than its policy."""
+
+    def predict(self, observation: Any, *_: Any, **__: Any) -> Any:
+        return still(observation), None
+
+
+class StillPolicy(MultiTaskPolicy):
+    """A policy that predicts other actions than its actor."""
+
+    def _predict(self, observation: torch.Tensor, deterministic: bool = False) -> torch.Tensor:
+        return torch.zeros_like(super()._predict(observation, deterministic))
+
+
+def test_a_predict_of_the_user_acts(tmp_path: Path) -> None:
+    changed = model()
+    changed.policy.predict = lambda observation, *_, **__: (still(observation), None)  # type: ignore[method-assign]
+    expected = arrays(evaluate(Predicting(still), PAIR, horizon=5, episodes=1))
+    assert expected != arrays(evaluate(model(), PAIR, horizon=5, episodes=1))
+    run = Run.create(tmp_path, Configuration(benchmark="reach,drawer-close"))
+    for own in (model(kind=Still), model(policy=StillPolicy), model(policy=StillPolicy).policy, changed):
+        assert arrays(evaluate(own, PAIR, horizon=5, episodes=1)) == expected
+        if isinstance(own, MultiTaskSAC):
+            with pytest.raises(TypeError, match=r"`model` must act by the `predict` of this library.*, got a .* with"):
+                Rollout(run, own, PAIR)
 
 
 def test_a_policy_is_asked_as_sb3_asks_it() -> None:

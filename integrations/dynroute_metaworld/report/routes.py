@@ -19,7 +19,7 @@ from dynroute_sb3 import MultiTaskSAC
 
 from ..envs.episodes import play
 from ..envs.vec_env import make_envs
-from ..runs.evaluation import act_with_route, unseen
+from ..runs.evaluation import act_with_route, predicts_by_route, unseen
 from ..runs.run import Run
 from .scene import Camera
 
@@ -126,6 +126,11 @@ class Rollout:
     """
 
     def __init__(self, run: Run, model: MultiTaskSAC, tasks: Sequence[str], seed: int | None = None) -> None:
+        if not predicts_by_route(model):
+            raise TypeError(
+                f"`model` must act by the `predict` of this library, since its routes are not known otherwise, got a "
+                f"{type(model).__name__} with a {type(model.policy).__name__}."
+            )
         configuration = run.configuration
         seed = unseen(configuration.goals, configuration.seed) if seed is None else seed
         problem = {**configuration.problem, "workers": 0}

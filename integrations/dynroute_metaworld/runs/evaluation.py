@@ -16,7 +16,8 @@ import dynroute
 from dynroute import Route
 from dynroute.arguments import check_choice, check_count
 from dynroute_command.choices import BENCHMARKS, benchmark_name, task_names
-from dynroute_sb3 import MultiTaskPolicy
+from dynroute_sb3 import MultiTaskPolicy, MultiTaskSAC
+from dynroute_sb3.actor import MultiTaskActor
 from dynroute_sb3.randomness import random_state, set_random_state
 
 from ..envs.environment import STATE_FEATURES
@@ -25,7 +26,7 @@ from ..envs.scripted import ScriptedPolicy
 from ..envs.vec_env import MetaWorldVecEnv, make_envs
 from .result import ARRAYS, EvaluationResult
 
-__all__ = ["SEEDS", "act_with_route", "evaluate", "unseen"]
+__all__ = ["SEEDS", "act_with_route", "evaluate", "predicts_by_route", "unseen"]
 
 SEEDS = {"random": 1_000_000, "fixed": 0, "benchmark": 0}
 """The default seeds, by the kind of goals. The seed of random goals is far from the small seeds of training, so that
@@ -60,7 +61,8 @@ def evaluate(
     Args:
         policy: A model or policy of Stable-Baselines3, any object with the same `predict`, or "scripted" for
             :class:`ScriptedPolicy`. A model whose environments are in a VecNormalize sees observations normalized by
-            its statistics; a policy alone does not know them.
+            its statistics; a policy alone does not know them. The modules that are used are not known where a class of
+            your own defines `predict`.
         benchmark: "MT10", "MT25", "MT50", a task, or a list of tasks, in the order of the policy's one-hot.
         goals: Where the goal of an episode comes from, as in :func:`make_envs`. With "fixed" goals all episodes of a
             deterministic policy are equal, so one episode is enough.
@@ -137,13 +139,13 @@ class _Actor:
         self.policy = policy
         self.state: Any = None
         self.used: NDArray[np.int64] | None = None
-        self.inner = policy.policy if isinstance(policy, BaseAlgorithm) else policy
+        self.inner, self.routed = _inner(policy), predicts_by_route(policy)
         self.normalizer = policy.get_vec_normalize_env() if isinstance(policy, BaseAlgorithm) else None
 
     def __call__(self, observations: NDArray[Any], number: int) -> NDArray[Any]:
         if self.normalizer is not None:
             observations = np.asarray(self.normalizer.normalize_obs(observations))
-        if not isinstance(self.inner, MultiTaskPolicy):
+        if not self.routed:
             starts: Any = np.full(len(observations), number == 1)
             options: dict[str, Any] = {"state": self.state, "episode_start": starts, "deterministic": True}
             actions, self.state = self.policy.predict(observations, **options)
@@ -152,6 +154,26 @@ class _Actor:
         if route is not None and self.inner.topology is not None:
             self.used = self.inner.topology.used(route.path).sum(dim=-1).numpy()
         return actions
+
+
+def predicts_by_route(policy: PolicyPredictor) -> bool:
+    """Whether :func:`act_with_route` gives the actions of ``predict``, which a class of the user may define anew."""
+    inner = _inner(policy)
+    if not isinstance(inner, MultiTaskPolicy):
+        return False
+    parts: list[tuple[Any, type, str]] = [
+        (inner, MultiTaskPolicy, "predict"),
+        (inner, MultiTaskPolicy, "_predict"),
+        (inner.actor, MultiTaskActor, "forward"),
+    ]
+    if policy is not inner:
+        parts.append((policy, MultiTaskSAC, "predict"))
+    return all(getattr(getattr(part, name), "__func__", None) is getattr(kind, name) for part, kind, name in parts)
+
+
+def _inner(policy: PolicyPredictor) -> Any:
+    """The policy of a model, or a policy itself."""
+    return policy.policy if isinstance(policy, BaseAlgorithm) else policy
 
 
 @torch.no_grad()
