@@ -59,6 +59,11 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
                 f"wrappers that remember {_attribute_names(saved)}, got {wrapped_in} and "
                 f"{_attribute_names(own)} of environment {i}."
             )
+        if not isinstance(saved, dict) and (made := _first_tasks(saved)) != (got := _first_tasks(own)):
+            raise ValueError(
+                f"`env` must have its tasks in the order in which the checkpoint was written: environment {i} was made "
+                f"for task {', '.join(made)}, got one for task {', '.join(got)}."
+            )
     env.reset()  # some wrappers require a reset before the first step
     wrappers = list(_vector_wrappers(env))
     _check_attributes(wrappers, state["vector_wrappers"], [_vector_state(wrapper) for wrapper in wrappers])
@@ -126,6 +131,11 @@ def _fits(saved: Any, own: list[WrapperState]) -> bool:
     if isinstance(saved, dict):
         return set(saved) == {name for _, attributes in own for name in attributes if name in STORED_BY_NAME}
     return [(kind, _names(state)) for kind, state in saved] == [(kind, _names(state)) for kind, state in own]
+
+
+def _first_tasks(states: Sequence[WrapperState]) -> list[str]:
+    """The tasks for which the wrappers of an environment were made."""
+    return [str(attributes["_first_task"]) for _, attributes in states if "_first_task" in attributes]
 
 
 def _attribute_names(states: Any) -> list[str]:

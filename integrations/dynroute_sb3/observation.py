@@ -122,6 +122,7 @@ class OneHotTask(gym.Wrapper[NDArray[np.float32], Any, NDArray[Any], Any]):
         if not isinstance(inner, spaces.Box) or len(inner.shape) != 1:
             raise ValueError(f"`env` must have vectors as observations, got {inner}.")
         self.task, self.num_tasks = task, num_tasks
+        self._first_task = int(task)  # for checkpoints: it stays where a subclass changes the task with each episode
         low, high = (
             np.concatenate([bound, np.full(num_tasks, end)]) for bound, end in ((inner.low, 0), (inner.high, 1))
         )

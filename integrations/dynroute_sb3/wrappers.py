@@ -19,7 +19,7 @@ __all__ = ["WrapperState", "data_attributes", "set_wrapper_states", "unstored_at
 
 WRAPPERS: dict[type[Wrapper[Any, Any, Any, Any]], tuple[str, ...]] = {
     Monitor: ("rewards", "needs_reset"),
-    OneHotTask: ("task",),
+    OneHotTask: ("task", "_first_task"),
     gymnasium_wrappers.TimeLimit: ("_elapsed_steps",),
     gymnasium_wrappers.OrderEnforcing: ("_has_reset",),
     gymnasium_wrappers.Autoreset: ("autoreset",),

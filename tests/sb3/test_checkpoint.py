@@ -29,7 +29,7 @@ from checkpoint_cases import (
     tiny_network,
     wrapped,
 )
-from sac_models import assert_physical
+from sac_models import Changing, assert_physical
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
@@ -39,8 +39,10 @@ from dynroute_sb3 import (
     CheckpointDirectory,
     MultiTaskSAC,
     MultiTaskVecNormalize,
+    PointTask,
     latest_checkpoint,
 )
+from dynroute_sb3.points import GOALS
 
 
 def scramble() -> None:
@@ -458,6 +460,26 @@ def test_environments_wrapped_in_another_way(tmp_path: Path) -> None:
     for other in ("dummy", "Monitor"):
         with pytest.raises(ValueError, match=r"`env` must be wrapped as it was .*, in \['VecMonitor'\]"):
             load(tmp_path / "there", other)
+
+
+@pytest.mark.parametrize("environments", [DummyVecEnv, SubprocVecEnv])
+def test_environments_in_another_order(environments: Any, tmp_path: Path) -> None:
+    with contextlib.closing(environments(wrapped(Monitor))) as env:
+        make_model(env).learn(30).save_checkpoint(tmp_path / "there")
+    told = r"`env` must have its tasks in the order .*: environment 0 was made for task 0, got one for task 1\."
+    with contextlib.closing(environments(wrapped(Monitor)[::-1])) as env, pytest.raises(ValueError, match=told):
+        MultiTaskSAC.load_checkpoint(tmp_path / "there", env, "cpu")
+
+
+def test_environments_that_change_their_tasks_with_each_episode(tmp_path: Path) -> None:
+    def make() -> VecEnv:
+        return DummyVecEnv([lambda task=task: Changing(PointTask(GOALS[0]), task, 2) for task in (0, 1)])
+
+    model = make_model(make()).learn(50)  # the third episode of each, which is of the other task
+    model.save_checkpoint(tmp_path / "there")
+    resumed = MultiTaskSAC.load_checkpoint(tmp_path / "there", make(), "cpu")
+    assert resumed.env.get_attr("task") == model.env.get_attr("task") == [0, 1]
+    assert resumed.learn(10, reset_num_timesteps=False).env.get_attr("task") == [0, 1]
 
 
 def test_checkpoints_and_noise_of_actions(tmp_path: Path) -> None:
