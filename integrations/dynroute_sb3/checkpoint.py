@@ -32,6 +32,7 @@ from .replay import RouteReplayBuffer
 from .storage import DamagedError, Member, check_folder, read_sealed, writing_folder
 from .stored import check_buffer, check_network, check_state, restoring
 from .tree import read_tree, write_tree
+from .wrappers import own_attributes
 
 __all__ = [
     "checkpoint_steps",
@@ -110,6 +111,13 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
                 "runs, give it the methods `get_state` and `set_state`, which also return and take the state inside.",
                 stacklevel=2,
             )
+    stored = {*OPTIONS, *PROGRESS, *model._excluded_save_params()}
+    if dropped := [name for name in own_attributes(model) if name not in stored]:
+        warnings.warn(
+            f"a checkpoint does not hold {', '.join(dropped)} of the class {type(model).__name__}: set them after "
+            "load_checkpoint(), or name them in `_excluded_save_params` if they are not needed.",
+            stacklevel=2,
+        )
     check_buffer_is_there(model)
     assert model.replay_buffer is not None
     options = {name: getattr(model, name) for name in OPTIONS}

@@ -570,6 +570,9 @@ class MultiTaskSAC(MultiTaskAttributes):
     def save_checkpoint(self, folder: str | Path, notes: Mapping[str, Any] | None = None) -> None:
         """Writes everything that training depends on to a new folder, atomically.
 
+        Attributes that a subclass adds are not stored, and a warning names them: set them after
+        :meth:`load_checkpoint`, which makes the model without them, or use SB3's :meth:`save`, which pickles them.
+
         Args:
             folder: The folder.
             notes: Plain data to store beside it, in ``notes.json``.

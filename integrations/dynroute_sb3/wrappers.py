@@ -15,7 +15,14 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from .observation import OneHotTask
 
-__all__ = ["WrapperState", "data_attributes", "set_wrapper_states", "unstored_attributes", "wrapper_states"]
+__all__ = [
+    "WrapperState",
+    "data_attributes",
+    "own_attributes",
+    "set_wrapper_states",
+    "unstored_attributes",
+    "wrapper_states",
+]
 
 WRAPPERS: dict[type[Wrapper[Any, Any, Any, Any]], tuple[str, ...]] = {
     Monitor: ("rewards", "needs_reset"),
@@ -89,16 +96,27 @@ def data_attributes(wrapper: object) -> list[str]:
         >>> data_attributes(gym.wrappers.TimeLimit(point_tasks()[0](), 15))  # it is not a user's
         []
     """
-    modules = {base: f"{base.__module__}." for base in type(wrapper).__mro__}
-    bases = [base for base, name in modules.items() if name.startswith(KNOWN) and "base_vec_env" not in name]
-    if type(wrapper) in bases:
-        return []
     usual = {*USUAL, *(vars(Wrapper(wrapper.env)) if isinstance(wrapper, Wrapper) else ())}
-    # What the functions of a known class set is not of the user's class that is derived from it.
+    own = own_attributes(wrapper)
+    return [name for name in own if name not in usual and isinstance(vars(wrapper)[name], DATA)]
+
+
+def own_attributes(instance: object) -> list[str]:
+    """Returns the attributes of an instance that only the class of a user sets, not the known classes it derives from.
+
+    Example:
+        >>> from dynroute_sb3.wrappers import own_attributes
+        >>> own_attributes(MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks())))  # its class is not a user's
+        []
+    """
+    modules = {base: f"{base.__module__}." for base in type(instance).__mro__}
+    bases = [base for base, name in modules.items() if name.startswith(KNOWN) and "base_vec_env" not in name]
+    if type(instance) in bases:
+        return []
     functions = [part for base in bases for part in vars(base).values() if isinstance(part, FunctionType)]
     steps = (step for function in functions for step in dis.get_instructions(function))
-    usual |= {step.argval for step in steps if step.opname == "STORE_ATTR"}
-    return [name for name, value in vars(wrapper).items() if name not in usual and isinstance(value, DATA)]
+    known = {step.argval for step in steps if step.opname == "STORE_ATTR"}
+    return [name for name in vars(instance) if name not in known]
 
 
 class _Guest:

@@ -15,6 +15,7 @@ import torch
 from checkpoint_cases import (
     ENVIRONMENTS,
     FACTORY,
+    NETWORKS,
     OPTIMIZER,
     OwnPolicy,
     WithoutState,
@@ -37,8 +38,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from dynroute_sb3 import (
     CheckpointDirectory,
+    GrowOnDemand,
     MultiTaskSAC,
     MultiTaskVecNormalize,
+    OverlappedSAC,
     PointTask,
     latest_checkpoint,
 )
@@ -303,6 +306,43 @@ def test_a_wrapper_that_cannot_tell_what_it_remembers_is_named(environments: Any
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             make_model(DummyVecEnv(wrapped(kind))).save_checkpoint(tmp_path / f"{i}")
+        assert warned == []
+
+
+class Bonus(MultiTaskSAC):
+    """Has an attribute that MultiTaskSAC does not have."""
+
+    def __init__(self, *arguments: Any, bonus: float = 0.0, **keywords: Any) -> None:
+        self.bonus = bonus
+        super().__init__(*arguments, **keywords)
+
+
+class Unneeded(Bonus):
+    """Says that it is not needed."""
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "bonus"]
+
+
+class Plain(OverlappedSAC):
+    """Has no attribute of its own."""
+
+
+def test_attributes_of_a_subclass_are_named(tmp_path: Path) -> None:
+    options = {"policy_kwargs": {"network_kwargs": NETWORKS["MlpPolicy"]}, "device": "cpu"}
+    model = Bonus("MlpPolicy", ENVIRONMENTS["dummy"](), bonus=5.0, **options)
+    told = r"a checkpoint does not hold bonus of the class Bonus: set them after load_checkpoint\(\), or name them in"
+    with pytest.warns(UserWarning, match=told):
+        model.save_checkpoint(tmp_path / "there")
+    assert Bonus.load_checkpoint(tmp_path / "there", ENVIRONMENTS["dummy"](), "cpu").bonus == 0.0
+    networks = {"policy_kwargs": {"network_kwargs": NETWORKS["D2RPolicy"]}, "device": "cpu"}
+    more = {"learning_starts": 8, "batch_size": 8, "normalize_returns": True, **networks}
+    growing = GrowOnDemand(16, 4, measure=lambda model: [0.0, 0.0])
+    for kind, callback in ((Unneeded, growing), (Plain, None)):
+        model = kind("D2RPolicy", ENVIRONMENTS["dummy"](), lag_rollouts=callback is None, **more).learn(40, callback)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            model.save_checkpoint(tmp_path / kind.__name__)
         assert warned == []
 
 
