@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dynroute.networks import available, build
 from dynroute_metaworld import PRESETS, Configuration, Run, RunError
+from dynroute_metaworld.runs import training
 from dynroute_metaworld.runs.methods import check_network
 from dynroute_metaworld.runs.presets import NIGHT_SIZES, QUICK_SIZES, preset
 from dynroute_metaworld.runs.threads import pass_size
 from dynroute_metaworld.runs.training import make_model
-from dynroute_sb3 import DamagedError, OneHotTask
+from dynroute_sb3 import DamagedError, MultiTaskSAC, OneHotTask
+from dynroute_sb3.options import keywords_of
 
 
 def test_presets() -> None:
@@ -147,6 +150,20 @@ def test_options_of_the_same_name_in_the_learner_reach_it(two_tasks: Any) -> Non
     usual: dict[str, Any] = {"benchmark": "reach,push", "device": "cpu", "network": QUICK_SIZES["d2r"]}
     model = make_model(Configuration(**usual, demonstrations=3, **options), two_tasks)
     assert {name: getattr(model, name) for name in options} == options
+
+
+def test_every_option_that_is_a_keyword_of_the_learner_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration = Configuration(benchmark="reach,push").resolve()
+    monkeypatch.setattr(training, "algorithm", lambda _: lambda *_, **given: given)  # instead of a learner
+    given: Any = make_model(configuration, None)
+    keywords = keywords_of(SAC.__init__, MultiTaskSAC.__init__)
+    assert given.keys() <= keywords
+    options = {option.name for option in dataclasses.fields(configuration)} & keywords
+    assert options <= given.keys()
+    changed = {"batch_size", "learning_starts", "ent_coef", "target_entropy", "route_temperature"}
+    same = {name: getattr(configuration, name) for name in options - changed}
+    assert {name: given[name] for name in same} == same
+    assert given["policy_kwargs"] == configuration.policy_kwargs
 
 
 def test_the_presets_of_brc() -> None:

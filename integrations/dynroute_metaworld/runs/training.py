@@ -1,12 +1,13 @@
 """Training from a configuration, in the directory of a run."""
 
 import contextlib
-import inspect
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
@@ -23,6 +24,7 @@ from dynroute_sb3 import (
 )
 from dynroute_sb3.checkpoint import checkpoints
 from dynroute_sb3.growth import network_size
+from dynroute_sb3.options import keywords_of
 from dynroute_sb3.randomness import random_state, set_random_state
 
 from ..envs.vec_env import MetaWorldVecEnv, make_envs
@@ -42,8 +44,18 @@ __all__ = ["check_device", "check_start", "environments", "load_model", "make_mo
 GROW_EVERY = 10_000
 """The default number of steps from one check for stalled tasks to the next."""
 
-SHARED = ("gamma", "tau", "buffer_size", "ent_coef", "target_entropy", "seed", "device")
-"""The options of SB3's SAC that have the same names in a configuration. The signature of MultiTaskSAC names its own."""
+SAME = {option.name for option in dataclasses.fields(Configuration)} & keywords_of(SAC.__init__, MultiTaskSAC.__init__)
+SAME -= {"batch_size", "learning_starts"}  # options count for each task, and keywords for all together
+"""The options that are keywords of MultiTaskSAC as they are."""
+
+RENAMED = {
+    "window": "stats_window_size",
+    "update_every": "train_freq",
+    "updates": "gradient_steps",
+    "target_update_every": "target_update_interval",
+    "compile": "compile_networks",
+}
+"""The keywords of MultiTaskSAC for options of another name."""
 
 
 def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
@@ -195,43 +207,47 @@ def environments(configuration: Configuration) -> MetaWorldVecEnv:
 def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
     """A new model with the options of a configuration."""
     configuration = configuration.resolve()
-    start = None if configuration.warm_start is None else Run.open(configuration.warm_start)
-    if start is not None:
-        check_start(configuration, start)
-        before = random_state()
-        other = load_model(start, configuration.device)
-        set_random_state(before)  # otherwise all runs that start from it draw the same numbers
-    buffer: dict[str, Any] = {"handle_timeout_termination": configuration.bootstrap_timeouts}
-    if configuration.mixed_batch_size is not None:
-        buffer["balanced"] = False
-    keeps = bool(configuration.demonstrations and configuration.demonstration_share)
-    if keeps:
-        buffer["demonstrations"] = configuration.demonstrations * configuration.horizon
-        buffer["demonstration_share"] = configuration.demonstration_share
-    if configuration.memory_map is not None:
-        buffer["memory_map"] = configuration.memory_map
-    same = [name for name in (*inspect.signature(MultiTaskSAC).parameters, *SHARED) if hasattr(configuration, name)]
-    options: dict[str, Any] = {name: getattr(configuration, name) for name in same}
+    other = None if configuration.warm_start is None else _start(configuration)
+    buffer = _buffer_kwargs(configuration)
+    options: dict[str, Any] = {name: getattr(configuration, name) for name in SAME}
+    options |= {keyword: getattr(configuration, name) for name, keyword in RENAMED.items()}
     options |= {name: _number_or_word(options[name]) for name in ("ent_coef", "target_entropy", "route_temperature")}
     options |= {
         "task_names": configuration.tasks,
-        "stats_window_size": configuration.window,
-        "train_freq": configuration.update_every,
-        "gradient_steps": configuration.updates,
         "learning_starts": configuration.learning_starts * len(configuration.tasks),
         "batch_size": configuration.batch_rows,
-        "target_update_interval": configuration.target_update_every,
         "value_range": (configuration.value_low, configuration.value_high),
-        "compile_networks": configuration.compile,
-        "replay_buffer_class": DemonstrationBuffer if keeps else RouteReplayBuffer,
+        "policy_kwargs": configuration.policy_kwargs if other is None else _grown_kwargs(configuration, other),
+        "replay_buffer_class": DemonstrationBuffer if "demonstrations" in buffer else RouteReplayBuffer,
         "replay_buffer_kwargs": buffer,
     }
-    if start is not None:
-        options["policy_kwargs"] = _grown_kwargs(configuration, other)
     model = algorithm(configuration)("MultiTaskPolicy", env, **options)
-    if start is not None:
+    if other is not None:
         _take_actor(model, other, grows=configuration.grow_to is not None)
     return model
+
+
+def _start(configuration: Configuration) -> MultiTaskSAC:
+    """The model whose actor a run starts from."""
+    assert configuration.warm_start is not None
+    run = Run.open(configuration.warm_start)
+    check_start(configuration, run)
+    before = random_state()
+    model = load_model(run, configuration.device)
+    set_random_state(before)  # otherwise all runs that start from it draw the same numbers
+    return model
+
+
+def _buffer_kwargs(configuration: Configuration) -> dict[str, Any]:
+    kwargs: dict[str, Any] = {"handle_timeout_termination": configuration.bootstrap_timeouts}
+    if configuration.mixed_batch_size is not None:
+        kwargs["balanced"] = False
+    if configuration.demonstrations and configuration.demonstration_share:
+        kwargs["demonstrations"] = configuration.demonstrations * configuration.horizon
+        kwargs["demonstration_share"] = configuration.demonstration_share
+    if configuration.memory_map is not None:
+        kwargs["memory_map"] = configuration.memory_map
+    return kwargs
 
 
 def _number_or_word(text: str) -> float | str:
