@@ -227,8 +227,6 @@ def grow_networks(model: MultiTaskSAC, count: int = 1) -> Resized:
     size, critic_size = {keyword: grown.num_modules}, {keyword: changed.num_modules}
     model.policy_kwargs["network_kwargs"] = {**(model.policy_kwargs.get("network_kwargs") or {}), **size}
     policy.network_kwargs.update(size)
-    policy._actor_kwargs.update(size)
-    policy._critic_kwargs.update(critic_size)
     if keyword in policy.critic_kwargs:  # critics have another size
         model.policy_kwargs["critic_kwargs"] = {**model.policy_kwargs["critic_kwargs"], **critic_size}
         policy.critic_kwargs.update(critic_size)

@@ -159,9 +159,6 @@ class MultiTaskPolicy(SACPolicy):
         self.network_kwargs = dict(network_kwargs or {})
         self.critic_kwargs = dict(critic_kwargs or {})
         self.net_arch, self.activation_fn = net_arch, activation_fn  # type: ignore[assignment]
-        self._actor_kwargs, self._critic_kwargs = layer_keywords(
-            self.network, self.network_kwargs, net_arch, activation_fn, self.critic_kwargs
-        )
         self.n_critics = n_critics
         self.bins, self.value_range = bins, value_range
         self._distribution: dict[str, Any] = {"log_std": log_std, "log_std_range": log_std_range}
@@ -197,10 +194,16 @@ class MultiTaskPolicy(SACPolicy):
         shared: dict[str, nn.Parameter] = getattr(self.actor.net, "shared", {})
         return shared
 
+    def _keywords(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The keywords of the actor's network and of the critics' networks."""
+        layers = self.net_arch, self.activation_fn
+        return layer_keywords(self.network, self.network_kwargs, *layers, self.critic_kwargs)
+
     def make_actor(self, features_extractor: object = None) -> MultiTaskActor:  # type: ignore[override]
         """Makes the actor; SB3's features extractor is not used."""
         assert isinstance(self.action_space, spaces.Box)
-        net = build_network(self.network, self.task_space, 2 * get_action_dim(self.action_space), **self._actor_kwargs)
+        kwargs, actions = self._keywords()[0], get_action_dim(self.action_space)
+        net = build_network(self.network, self.task_space, 2 * actions, **kwargs)
         if (become_actor := getattr(net, "become_actor", None)) is not None:
             become_actor()
         return MultiTaskActor(self.observation_space, self.action_space, net, self.task_space, **self._distribution)
@@ -208,7 +211,7 @@ class MultiTaskPolicy(SACPolicy):
     def make_critic(self, features_extractor: object = None) -> MultiTaskCritic:  # type: ignore[override]
         """Makes the critics, which share the shared parameters of the actor's network."""
         assert isinstance(self.action_space, spaces.Box)
-        kwargs, actions = {**self._critic_kwargs, **self._shared()}, get_action_dim(self.action_space)
+        kwargs, actions = {**self._keywords()[1], **self._shared()}, get_action_dim(self.action_space)
         nets = [
             build_network(self.network, self.task_space, self.bins or 1, extra_features=actions, **kwargs)
             for _ in range(self.n_critics)
