@@ -146,61 +146,46 @@ def update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -
     if given.joint_update:
         return joint_update(batch, networks, given)
     actor, critic, shared = networks.actor, networks.critic, networks.shared_optimizer
+    alpha_optimizer = networks.alpha_optimizer if given.actor_learns else None
     alpha, weights = _weigh(networks, given)
     rows = _read(batch, networks, alpha, given)
-    observations, tasks, present = rows.observations, rows.tasks, rows.present
-    temperature = tasks @ _set_temperature(actor, alpha, given)
+    tasks, present = rows.tasks, rows.present
 
     # The entropy coefficients, with the actions and paths of the actor's loss.
-    with _products(given, tasks):
-        paths = _paths(given.actor_paths, batch)
-        drawn = actor.action_log_prob(observations, epsilon=given.log_prob_epsilon, **paths)
-    new_actions, log_probs, means, actor_route = drawn
-    entropy = -mean_by_task(log_probs.detach(), tasks)
-    ent_coef_losses = torch.zeros_like(entropy)
-    if given.actor_learns and networks.alpha_optimizer is not None:
-        losses = _ent_coef_losses(networks, entropy, present, given)
-        _learn(losses.mean(), networks.alpha_optimizer, [[networks.log_alpha]], given.max_ent_coef_grad_norm)
+    draw = _draw(actor, rows, given)
+    ent_coef_losses = torch.zeros_like(draw.entropy)
+    if alpha_optimizer is not None:
+        ent_coef_losses = _ent_coef_losses(networks, draw.entropy, present, given)
+        _learn(ent_coef_losses.mean(), alpha_optimizer, [[networks.log_alpha]], given.max_ent_coef_grad_norm)
         _limit(networks.log_alpha, given)
-        ent_coef_losses = losses.detach()
         if given.ent_coef_after_step:
             alpha, weights = _weigh(networks, given)
-    alpha_of_sample = tasks @ alpha
 
     # The critics.
-    target, outside = _target(rows, networks, alpha_of_sample, given)
-    with _products(given, tasks):
-        paths = _paths(given.critic_paths, batch)
-        predicted, routes = critic.outputs(observations, rows.actions, temperature=temperature, **paths)
-    critic_losses = mean_by_task(_critic_loss(predicted.detach(), target, given), tasks)
-    extreme = present & _exceeds(critic_losses, given.max_task_loss)
+    alpha_of_sample = tasks @ alpha
+    predicted = _predict(rows, networks, alpha_of_sample, given)
+    extreme = present & _exceeds(predicted.losses, given.max_task_loss)
     shares = sample_shares(weights, present & ~extreme, tasks)
-    losses = _critic_loss(_kept_rows(predicted, shares), _kept_rows(target, shares), given)
     if shared is not None:
         shared.zero_grad(set_to_none=True)
-    loss = (shares * losses).sum() + _balance(routes, given)
+    loss = _critic_objective(predicted, shares, given)
     _learn(loss, critic.optimizer, _own(critic.optimizer, critic.nets), given.max_grad_norm)
 
     # The actor, with the updated critics. The shared parameters also learn only when the actor learns.
-    actor_losses = torch.zeros_like(critic_losses)
+    actor_losses = torch.zeros_like(predicted.losses)
     if given.actor_learns:
-        judged, values = _judge(critic, observations, new_actions, given)
-        actor_losses = mean_by_task(actor_loss(log_probs, values, alpha_of_sample).detach(), tasks)
+        judged = _judge(critic, rows, draw, alpha_of_sample, given)
+        actor_losses = judged.losses
         extreme = extreme | (present & _exceeds(actor_losses, given.max_task_loss))
         shares = sample_shares(weights, present & ~extreme, tasks)
-        judged.register_hook(lambda slope: _kept(slope.mT, shares).mT)  # type: ignore[no-untyped-call]
-        losses = actor_loss(_kept(log_probs, shares), _kept(values, shares), alpha_of_sample)
-        if batch.wanted is not None and given.demonstration_weight:
-            losses = losses + _kept(_cloning(means, values, tasks, batch.wanted, given), shares)
-        loss = (shares * losses).sum() + _balance([actor_route], given)
+        loss = _actor_objective(rows, draw, judged, shares, given)
         _learn(loss, actor.optimizer, _own(actor.optimizer, [actor.net]), given.max_grad_norm)
         if shared is not None:
-            _clip(_parameters(shared), given.max_grad_norm)
-            shared.step()
+            _step(shared, [_parameters(shared)], given.max_grad_norm)
         _repair(actor, extreme, given)
-    outside = mean_by_task(outside, tasks)
-    there, masked = present.to(tasks.dtype), extreme.to(tasks.dtype)
-    return TaskReport(actor_losses, critic_losses, ent_coef_losses, entropy, masked, outside, there)
+    masked, there = extreme.to(tasks.dtype), present.to(tasks.dtype)
+    ent_coef_losses = ent_coef_losses.detach()
+    return TaskReport(actor_losses, predicted.losses, ent_coef_losses, draw.entropy, masked, predicted.outside, there)
 
 
 def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficients) -> TaskReport:
@@ -212,80 +197,58 @@ def joint_update(batch: RouteReplaySamples, networks: Networks, given: Coefficie
     alpha_optimizer = networks.alpha_optimizer if given.actor_learns else None
     alpha, weights = _weigh(networks, given)
     rows = _read(batch, networks, alpha, given)
-    observations, tasks, present = rows.observations, rows.tasks, rows.present
-    temperature = tasks @ _set_temperature(actor, alpha, given)
+    tasks, present = rows.tasks, rows.present
 
-    # The losses of the entropy coefficients.
-    with _products(given, tasks):
-        paths = _paths(given.actor_paths, batch)
-        drawn = actor.action_log_prob(observations, epsilon=given.log_prob_epsilon, **paths)
-    new_actions, log_probs, means, actor_route = drawn
-    entropy = -mean_by_task(log_probs.detach(), tasks)
-    ent_coef_losses = torch.zeros_like(entropy)
+    # All losses.
+    draw = _draw(actor, rows, given)
+    ent_coef_losses = torch.zeros_like(draw.entropy)
     if alpha_optimizer is not None:
-        ent_coef_losses = _ent_coef_losses(networks, entropy, present, given)
+        ent_coef_losses = _ent_coef_losses(networks, draw.entropy, present, given)
         if given.ent_coef_after_step:
             _learn(ent_coef_losses.mean(), alpha_optimizer, [[networks.log_alpha]], given.max_ent_coef_grad_norm)
             _limit(networks.log_alpha, given)
             alpha, weights = _weigh(networks, given)
             ent_coef_losses, alpha_optimizer = ent_coef_losses.detach(), None
     alpha_of_sample = tasks @ alpha
-
-    # The losses of the critics and of the actor.
-    target, outside = _target(rows, networks, alpha_of_sample, given)
-    with _products(given, tasks):
-        paths = _paths(given.critic_paths, batch)
-        predicted, routes = critic.outputs(observations, rows.actions, temperature=temperature, **paths)
-    critic_losses = mean_by_task(_critic_loss(predicted.detach(), target, given), tasks)
-    actor_losses = torch.zeros_like(critic_losses)
+    predicted = _predict(rows, networks, alpha_of_sample, given)
+    actor_losses = torch.zeros_like(predicted.losses)
     if given.actor_learns:
-        judged, values = _judge(critic, observations, new_actions, given)
-        actor_losses = mean_by_task(actor_loss(log_probs, values, alpha_of_sample).detach(), tasks)
+        judged = _judge(critic, rows, draw, alpha_of_sample, given)
+        actor_losses = judged.losses
 
     # Their sum over the tasks that are kept, which may be more for the critics than for the actor.
     if given.mask_rule == "total":
-        total = ent_coef_losses.detach() + weights * (critic_losses + actor_losses)
+        total = ent_coef_losses.detach() + weights * (predicted.losses + actor_losses)
         extreme = present & _exceeds(total, given.max_task_loss)
         shares = actor_shares = sample_shares(weights, present & ~extreme, tasks, counted=present)
         loss = torch.where(extreme, 0, ent_coef_losses).mean()
     else:
-        extreme = present & _exceeds(critic_losses, given.max_task_loss)
+        extreme = present & _exceeds(predicted.losses, given.max_task_loss)
         shares = sample_shares(weights, present & ~extreme, tasks)
         extreme = extreme | (present & _exceeds(actor_losses, given.max_task_loss))
         actor_shares = sample_shares(weights, present & ~extreme, tasks)
         loss = ent_coef_losses.mean()
-    losses = _critic_loss(_kept_rows(predicted, shares), _kept_rows(target, shares), given)
-    loss = loss + (shares * losses).sum() + _balance(routes, given)
+    loss = loss + _critic_objective(predicted, shares, given)
     if given.actor_learns:
-        judged.register_hook(lambda slope: _kept(slope.mT, actor_shares).mT)  # type: ignore[no-untyped-call]
-        losses = actor_loss(_kept(log_probs, actor_shares), _kept(values, actor_shares), alpha_of_sample)
-        if batch.wanted is not None and given.demonstration_weight:
-            losses = losses + _kept(_cloning(means, values, tasks, batch.wanted, given), actor_shares)
-        loss = loss + (actor_shares * losses).sum() + _balance([actor_route], given)
+        loss = loss + _actor_objective(rows, draw, judged, actor_shares, given)
 
     # One backward pass, then all steps.
     optimizers = [critic.optimizer, *([actor.optimizer, shared, alpha_optimizer] if given.actor_learns else [shared])]
     for optimizer in filter(None, optimizers):
         optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    for part in _own(critic.optimizer, critic.nets):
-        _clip(part, given.max_grad_norm)
-    critic.optimizer.step()
+    _step(critic.optimizer, _own(critic.optimizer, critic.nets), given.max_grad_norm)
     if given.actor_learns:
-        for part in _own(actor.optimizer, [actor.net]):
-            _clip(part, given.max_grad_norm)
-        actor.optimizer.step()
+        _step(actor.optimizer, _own(actor.optimizer, [actor.net]), given.max_grad_norm)
         if shared is not None:
-            _clip(_parameters(shared), given.max_grad_norm)
-            shared.step()
+            _step(shared, [_parameters(shared)], given.max_grad_norm)
         if alpha_optimizer is not None:
-            _clip([networks.log_alpha], given.max_ent_coef_grad_norm)
-            alpha_optimizer.step()
+            _step(alpha_optimizer, [[networks.log_alpha]], given.max_ent_coef_grad_norm)
             _limit(networks.log_alpha, given)
         _repair(actor, extreme, given)
-    outside = mean_by_task(outside, tasks)
-    there, masked = present.to(tasks.dtype), extreme.to(tasks.dtype)
-    return TaskReport(actor_losses, critic_losses, ent_coef_losses.detach(), entropy, masked, outside, there)
+    masked, there = extreme.to(tasks.dtype), present.to(tasks.dtype)
+    ent_coef_losses = ent_coef_losses.detach()
+    return TaskReport(actor_losses, predicted.losses, ent_coef_losses, draw.entropy, masked, predicted.outside, there)
 
 
 class _Rows(NamedTuple):
@@ -299,9 +262,11 @@ class _Rows(NamedTuple):
     discounts: Tensor | float
     tasks: Tensor
     present: Tensor
+    batch: RouteReplaySamples
 
 
 def _read(batch: RouteReplaySamples, networks: Networks, alpha: Tensor, given: Coefficients) -> _Rows:
+    """Reads a batch, and updates the temperature of path sampling in the actor."""
     actor = networks.actor
     observations, actions, next_observations, rewards, dones = (
         part.to(actor.temperature.dtype)
@@ -313,7 +278,76 @@ def _read(batch: RouteReplaySamples, networks: Networks, alpha: Tensor, given: C
         bounds = given.reward_scale * networks.return_bounds.to(rewards.dtype)
         rewards = rewards / (tasks @ return_scale(bounds, alpha, given.gamma, given.target_entropy, given.value_range))
     discounts = given.gamma if batch.discounts is None else batch.discounts.squeeze(-1).to(dones.dtype)
-    return _Rows(observations, actions, next_observations, rewards, dones, discounts, tasks, tasks.any(dim=0))
+    actor.temperature.copy_(path_temperature(given.route_temperature, alpha))
+    return _Rows(observations, actions, next_observations, rewards, dones, discounts, tasks, tasks.any(dim=0), batch)
+
+
+class _Draw(NamedTuple):
+    """New actions of the actor, its mean actions and route, and the entropy of each task."""
+
+    actions: Tensor
+    log_probs: Tensor
+    means: Tensor
+    route: Route | None
+    entropy: Tensor
+
+
+def _draw(actor: MultiTaskActor, rows: _Rows, given: Coefficients) -> _Draw:
+    paths = _paths(given.actor_paths, rows.batch)
+    with _products(given, rows.tasks):
+        drawn = actor.action_log_prob(rows.observations, epsilon=given.log_prob_epsilon, **paths)
+    return _Draw(*drawn, entropy=-mean_by_task(drawn[1].detach(), rows.tasks))
+
+
+class _Prediction(NamedTuple):
+    """The outputs of the critics with their targets and routes; by task their losses and what is outside the range."""
+
+    outputs: Tensor
+    target: Tensor
+    routes: list[Route]
+    losses: Tensor
+    outside: Tensor
+
+
+def _predict(rows: _Rows, networks: Networks, alpha: Tensor, given: Coefficients) -> _Prediction:
+    target, outside = _target(rows, networks, alpha, given)
+    paths, temperature = _paths(given.critic_paths, rows.batch), rows.tasks @ networks.actor.temperature
+    with _products(given, alpha):
+        outputs, routes = networks.critic.outputs(rows.observations, rows.actions, temperature=temperature, **paths)
+    losses = mean_by_task(_critic_loss(outputs.detach(), target, given), rows.tasks)
+    return _Prediction(outputs, target, routes, losses, mean_by_task(outside, rows.tasks))
+
+
+def _critic_objective(predicted: _Prediction, shares: Tensor, given: Coefficients) -> Tensor:
+    """The loss of the critics over the samples that have a share."""
+    outputs, target = _kept_rows(predicted.outputs, shares), _kept_rows(predicted.target, shares)
+    return (shares * _critic_loss(outputs, target, given)).sum() + _balance(predicted.routes, given)
+
+
+class _Judgement(NamedTuple):
+    """A copy of new actions that alone gets gradients of their values, and the actor's losses by task."""
+
+    actions: Tensor
+    values: Tensor
+    alpha: Tensor
+    losses: Tensor
+
+
+def _judge(critic: MultiTaskCritic, rows: _Rows, draw: _Draw, alpha: Tensor, given: Coefficients) -> _Judgement:
+    actions = draw.actions.clone()
+    with frozen(critic), _products(given, alpha):
+        values = combine_critics(critic(rows.observations, actions), given.q_target)
+    losses = mean_by_task(actor_loss(draw.log_probs, values, alpha).detach(), rows.tasks)
+    return _Judgement(actions, values, alpha, losses)
+
+
+def _actor_objective(rows: _Rows, draw: _Draw, judged: _Judgement, shares: Tensor, given: Coefficients) -> Tensor:
+    """The loss of the actor over the samples that have a share."""
+    judged.actions.register_hook(lambda slope: _kept(slope.mT, shares).mT)  # type: ignore[no-untyped-call]
+    losses = actor_loss(_kept(draw.log_probs, shares), _kept(judged.values, shares), judged.alpha)
+    if rows.batch.wanted is not None and given.demonstration_weight:
+        losses = losses + _kept(_cloning(draw.means, judged.values, rows.tasks, rows.batch.wanted, given), shares)
+    return (shares * losses).sum() + _balance([draw.route], given)
 
 
 def _products(given: Coefficients, like: Tensor) -> AbstractContextManager[Any]:
@@ -326,12 +360,6 @@ def _weigh(networks: Networks, given: Coefficients) -> tuple[Tensor, Tensor]:
     alpha = networks.log_alpha.detach().exp().to(networks.actor.temperature.dtype)
     alpha = alpha.expand_as(networks.actor.temperature)
     return alpha, weigh_tasks(given.task_weights, alpha)
-
-
-def _set_temperature(actor: MultiTaskActor, alpha: Tensor, given: Coefficients) -> Tensor:
-    """Updates the temperature of path sampling in the actor."""
-    actor.temperature.copy_(path_temperature(given.route_temperature, alpha))
-    return actor.temperature
 
 
 def _ent_coef_losses(networks: Networks, entropy: Tensor, present: Tensor, given: Coefficients) -> Tensor:
@@ -370,15 +398,6 @@ def _critic_loss(predicted: Tensor, target: Tensor, given: Coefficients) -> Tens
     if given.critic_loss == "categorical":
         return cross_entropy(predicted, target)
     return critic_loss(predicted.squeeze(-1), target.squeeze(-1))
-
-
-def _judge(
-    critic: MultiTaskCritic, observations: Tensor, actions: Tensor, given: Coefficients
-) -> tuple[Tensor, Tensor]:
-    """Copies actions and computes their values; gradients reach only the copied actions."""
-    judged = actions.clone()
-    with frozen(critic), _products(given, observations):
-        return judged, combine_critics(critic(observations, judged), given.q_target)
 
 
 def _cloning(means: Tensor, values: Tensor, tasks: Tensor, wanted: Tensor, given: Coefficients) -> Tensor:
@@ -449,11 +468,17 @@ def _exceeds(losses: Tensor, limit: float | None) -> Tensor:
 
 
 def _learn(loss: Tensor, optimizer: Optimizer, parts: Iterable[list[Tensor]], max_norm: float | None) -> None:
-    """Takes an optimizer step, with the gradient of each part of the parameters clipped."""
+    """Computes the gradient of a loss and takes a step."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    for part in parts:
-        _clip(part, max_norm)
+    _step(optimizer, parts, max_norm)
+
+
+def _step(optimizer: Optimizer, parts: Iterable[list[Tensor]], max_norm: float | None) -> None:
+    """Takes an optimizer step, with the gradient of each part of the parameters clipped."""
+    if max_norm is not None:
+        for part in parts:
+            nn.utils.clip_grad_norm_(part, max_norm)
     optimizer.step()
 
 
@@ -461,11 +486,6 @@ def _own(optimizer: Optimizer, nets: Iterable[nn.Module]) -> list[list[Tensor]]:
     """The parameters of each network in an optimizer, without shared ones."""
     own = set(_parameters(optimizer))
     return [[parameter for parameter in net.parameters() if parameter in own] for net in nets]
-
-
-def _clip(parameters: list[Tensor], max_norm: float | None) -> None:
-    if max_norm is not None:
-        nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
