@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from dynroute.growth import CLOSED, find_graph
 
 from .sac import MultiTaskSAC
 
-__all__ = ["GrowOnDemand", "grow_networks", "measure_tasks", "network_size", "size_keyword"]
+__all__ = ["GrowOnDemand", "grow_networks", "measure_tasks", "network_size", "open_newest", "size_keyword"]
 
 Measure = Callable[[MultiTaskSAC], Sequence[float | None]]
 
@@ -162,9 +162,7 @@ class GrowOnDemand(BaseCallback):
         if not state["nodes"]:
             return
         due = max(CLOSED * min((step - state["grown_at"][-1]) / self.opening, 1.0), state["raised"])
-        for net in _networks(self.model):  # critics may have another number of nodes, of which the last are new
-            output = find_graph("network", net).topology.num_nodes - 1
-            open_nodes(net, range(output - len(state["nodes"]), output), by=due - state["raised"])
+        open_newest(_networks(self.model), len(state["nodes"]), by=due - state["raised"])
         state["raised"] = due
         if due == CLOSED:
             state["nodes"] = []
@@ -234,6 +232,21 @@ def grow_networks(model: MultiTaskSAC, count: int = 1) -> Resized:
         model.replay_buffer.lift_paths(grown.after)
     model._graphs = None  # captured graphs hold the old networks
     return grown
+
+
+def open_newest(nets: Iterable[nn.Module], count: int, *, by: float) -> None:
+    """Raises the logits of the newest modules of networks by a number, see :func:`dynroute.open_nodes`.
+
+    Example:
+        >>> from dynroute_sb3.growth import open_newest
+        >>> sizes = {"num_modules": 3, "width": 8, "trunk_sizes": (8,), "router_sizes": (8,)}
+        >>> model = MultiTaskSAC("D2RPolicy", DummyVecEnv(point_tasks()), policy_kwargs={"network_kwargs": sizes})
+        >>> grown = grow_networks(model)
+        >>> open_newest([model.actor.net, *model.critic.nets], 1, by=20.0)
+    """
+    for net in nets:  # critics may have another number of nodes than their actor
+        output = find_graph("network", net).topology.num_nodes - 1
+        open_nodes(net, range(output - count, output), by=by)
 
 
 def size_keyword(model: MultiTaskSAC) -> str:

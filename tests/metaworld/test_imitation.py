@@ -710,11 +710,13 @@ def distances(net: torch.nn.Module, features: int) -> list[float]:
     return (logits - logits[:2].mean())[torch.isfinite(logits)].tolist()
 
 
+@pytest.mark.parametrize("modules", [2, 3])
 def test_new_modules_that_brought_nothing_stay_as_closed_in_critics_as_in_the_actor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    modules: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stall(monkeypatch)
     options: dict[str, Any] = {"method": "d2r", "num_modules": 2, "grow_to": 4, "cloning_steps": 100, "patience": 4}
+    options["critic_network"] = {"num_modules": modules}
     run = cloning(tmp_path, demonstrations(), **options)
     errors = iter([3.0, 2.0] + 20 * [9.0])  # none is better after growth
 
@@ -730,11 +732,12 @@ def test_new_modules_that_brought_nothing_stay_as_closed_in_critics_as_in_the_ac
     assert state is not None
     assert (state["grown_at"], state["nodes"], state["raised"]) == ([20], [2], 0.0)  # and no second one
     nets = [(run.actor.net, 39), *((net, 43) for net in (*run.model.critic.nets, *run.model.critic_target.nets))]
-    assert all(distances(net, features)[2] < -15 for net, features in nets)
+    assert all(distances(net, features)[-1] < -15 for net, features in nets)
+    assert all(min(distances(net, features)[:-1]) > -5 for net, features in nets), "an old module was closed"
     growth = GrowOnDemand(10, 4, opening=10)
     growth.init_callback(run.model)
     growth.open(1000)
-    assert all(-5 < distances(net, features)[2] < 5 for net, features in nets)
+    assert all(-5 < distances(net, features)[-1] < 5 for net, features in nets)
 
 
 def test_sac_starts_from_networks_that_grew(

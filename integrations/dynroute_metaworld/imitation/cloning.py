@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynroute import Route, open_nodes
+from dynroute import Route
 from dynroute.growth import CLOSED
 from dynroute.losses import importance, load_balance, route_entropy, router_z_loss
 from dynroute_sb3 import GrowOnDemand, MultiTaskSAC
-from dynroute_sb3.growth import grow_networks, network_size
+from dynroute_sb3.growth import grow_networks, network_size, open_newest
 from dynroute_sb3.storage import check_folder, remove_leftovers, writing_folder
 from dynroute_sb3.tree import read_tree, write_tree
 
@@ -225,8 +225,8 @@ class Cloning:
         assert best is not None
         assert now is not None
         raised = now["raised"] if now["nodes"] else CLOSED
-        for net in (*self.model.critic.nets, *self.model.critic_target.nets):
-            open_nodes(net, best["nodes"], by=best["raised"] - raised)
+        nets = (*self.model.critic.nets, *self.model.critic_target.nets)
+        open_newest(nets, len(best["nodes"]), by=best["raised"] - raised)
         self.model.growth_state = {**best, "measured": []}
 
     def _optimizer(self) -> torch.optim.Optimizer:

@@ -11,7 +11,6 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from dynroute import open_nodes
 from dynroute.growth import CLOSED
 from dynroute_sb3 import (
     DamagedError,
@@ -23,7 +22,7 @@ from dynroute_sb3 import (
     latest_checkpoint,
 )
 from dynroute_sb3.checkpoint import checkpoints
-from dynroute_sb3.growth import network_size
+from dynroute_sb3.growth import network_size, open_newest
 from dynroute_sb3.options import keywords_of
 from dynroute_sb3.randomness import random_state, set_random_state
 
@@ -294,8 +293,7 @@ def _take_actor(model: MultiTaskSAC, other: MultiTaskSAC, *, grows: bool) -> Non
     model.critic.normalizer.load_state_dict(other.actor.normalizer.state_dict())
     if (state := other.growth_state) is not None:
         missing, critics = CLOSED - state["raised"], model.critic.nets
-        for net in critics if grows else [model.actor.net]:
-            open_nodes(net, state["nodes"], by=-missing if grows else missing)
+        open_newest(critics if grows else [model.actor.net], len(state["nodes"]), by=-missing if grows else missing)
         model.growth_state = {**state, "measured": []} if grows else None
     model.critic_target.load_state_dict(model.critic.state_dict())  # with what the critics share with the actor
 
