@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import Makes, check_counts, check_dtype, check_flag, make_activation
+from .resetting import reset_parts
 
-__all__ = ["LinearBank", "are_adjacent", "keep_adjacent", "lay_adjacent", "reset_all", "reset_parts", "stacked"]
+__all__ = ["LinearBank", "are_adjacent", "keep_adjacent", "lay_adjacent", "stacked"]
 
 
 class LinearBank(nn.ModuleList):
@@ -88,71 +89,6 @@ class LinearBank(nn.ModuleList):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         keep_adjacent(list(self))
-
-
-def reset_parts(module: nn.Module) -> None:
-    """Calls ``reset_parameters`` of all modules inside a module, once each.
-
-    Some modules of torch, such as ``nn.MultiheadAttention``, have ``_reset_parameters``, which follows their parts. A
-    module that has neither, but parameters of its own, is an error, before anything is reset.
-    """
-    done: set[nn.Module] = set()
-    entered: list[nn.Module] = []
-    resets: list[Callable[[], object]] = []
-    queue = list(module.named_children())
-    while queue:
-        name, part = queue.pop(0)
-        if part in done:
-            continue
-        done.add(part)
-        reset = getattr(part, "reset_parameters", None)
-        if callable(reset):
-            resets.append(reset)
-            continue
-        own = [] if isinstance(part, (*_WITH_PARTS, *_OF_PARAMETERS)) else _own_parameters(part)
-        if own:
-            raise TypeError(
-                f"`{name}` must have a method `reset_parameters` that draws its parameters ({', '.join(own)}), but its "
-                f"class {type(part).__name__} has none; give it one."
-            )
-        queue += [(f"{name}.{child}", inner) for child, inner in part.named_children()]
-        entered.append(part)
-    for reset in resets:
-        reset()
-    _reset_wholes(entered)
-
-
-def _own_parameters(module: nn.Module) -> list[str]:
-    """The names of the parameters that a module holds itself, or in a list of parameters, and that learn."""
-    holders = [
-        ("", module),
-        *((f"{name}.", part) for name, part in module.named_children() if isinstance(part, _OF_PARAMETERS)),
-    ]
-    held = [(start + name, p) for start, holder in holders for name, p in holder.named_parameters(recurse=False)]
-    return [name for name, parameter in held if parameter.requires_grad]
-
-
-def _reset_wholes(modules: Sequence[nn.Module]) -> None:
-    """Calls ``_reset_parameters`` of those of torch's modules that have it, inner ones first."""
-    for module in reversed(modules):
-        if isinstance(module, _WITH_PARTS):
-            module._reset_parameters()
-
-
-_WITH_PARTS = (nn.MultiheadAttention, nn.Transformer)
-"""Modules of torch that change the initialization of their parts."""
-
-_OF_PARAMETERS = (nn.ParameterList, nn.ParameterDict)
-"""Modules of torch that hold parameters for others."""
-
-
-def reset_all(module: nn.Module) -> None:
-    """Calls ``reset_parameters`` of a module and of every part, then ``_reset_parameters`` as :func:`reset_parts`."""
-    parts = list(module.modules())
-    for part in parts:
-        if callable(reset := getattr(part, "reset_parameters", None)):
-            reset()
-    _reset_wholes(parts)
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

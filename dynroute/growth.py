@@ -30,10 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_count, check_modules, check_number, check_tensor, shown
-from .banks import reset_all
 from .gates import ExpertChoice
 from .inspect import Summary
 from .levels import ModelRouting, RoutedGraph
+from .resetting import reset_all
 from .routers import EdgeParameter, Router
 from .topology import Topology
 

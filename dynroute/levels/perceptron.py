@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_counts, check_dtype, check_flag, make_activation
-from ..banks import reset_parts
+from ..resetting import reset_parts
 from ..saving import Makes
 
 __all__ = ["GatedPerceptron", "perceptron"]

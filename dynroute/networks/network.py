@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_choice, check_counts, check_floating, check_input, check_number, shown
-from ..banks import reset_all
 from ..gates import BalancedTopK, Gate, Hard, SampleK, Soft, TopK
 from ..levels import RoutedGraph
 from ..levels.graph import Routing
+from ..resetting import reset_all
 from ..route import Route
 from ..routers import RouterNoise
 from ..routers.task import task_one_hot

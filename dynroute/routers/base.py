@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_number, check_tensor, shown
-from ..banks import reset_parts
 from ..checks import is_autocast, is_own
+from ..resetting import reset_parts
 from ..topology import Topology
 from .noise import RouterNoise, draw_normal, draw_uniform
 

@@ -71,6 +71,21 @@ def inputs(net: nn.Module, count: int = 33) -> tuple[Tensor, Tensor]:
     return torch.randn(count, 5, dtype=dtype), torch.randn(count, 4, dtype=dtype)
 
 
+def test_copies_of_modules_that_nothing_draws_anew_are_refused() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
+    net = ModuleRouting([nn.Linear(5, 8), nn.Sequential(Own()), nn.Linear(8, 2)], Soft())
+    with pytest.raises(TypeError, match=r"^`module\.0` must have a method `reset_parameters` .*\(weight\), but"):
+        grow(net, 2)
+    assert len(net.nodes) == 3
+
+
 # Evaluation protects nothing; which edges are protected while a net learns is asked of grown graphs below.
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("gate", GATES)
