@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from .arguments import check_count, check_dtype, check_number, check_task, check_tensor, shown
 from .checks import refuse_where
 from .functional import best_k
-from .inspect import load
 from .route import Route
+from .statistics import load
 from .topology import Topology
 
 __all__ = ["Budget", "limit_modules"]

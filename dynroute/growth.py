@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from .arguments import check_count, check_modules, check_number, check_tensor, shown
 from .gates import ExpertChoice
-from .inspect import Summary
 from .levels import ModelRouting, RoutedGraph
 from .resetting import reset_all
 from .routers import EdgeParameter, Router
+from .statistics import Summary
 from .topology import Topology
 
 __all__ = ["CLOSED", "Resized", "find_graph", "grow", "has_slices", "open_nodes", "prune", "slice_edges"]

@@ -15,10 +15,10 @@ from torch.nn.modules.conv import _ConvNd
 from .arguments import check_number, check_tensor, shown
 from .compositional import CompositionalLinear
 from .execution import backend
-from .inspect import load
 from .levels import RoutedGraph
 from .recording import Record, record
 from .routers import Router
+from .statistics import load
 
 __all__ = ["ACTIVATIONS", "Plasticity", "dormant_units", "effective_rank", "measure"]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from .arguments import check_task
 from .checks import backward_pass, refuse_where, under_transform
 from .drawing import draw, draw_grid, draw_load
-from .inspect import Summary, metrics, summarize
 from .levels import RoutedGraph
 from .route import Route, listeners
+from .statistics import Summary, metrics, summarize
 from .topology import Topology
 
 __all__ = ["Record", "Recording", "record"]

@@ -104,6 +104,13 @@ def test_a_package_knows_nothing_of_those_above_it(package: Path, foreign: set[s
         )
 
 
+def test_what_computes_never_imports_what_shows() -> None:
+    known = modules(CORE)
+    shows = {"dynroute.drawing", "dynroute.inspect"}
+    readers = {name for name, path in known.items() if imported(name, path, known) & shows}
+    assert readers == {"dynroute", "dynroute.inspect", "dynroute.recording"}
+
+
 @pytest.mark.parametrize("path", [*FILES, *INTEGRATION_FILES], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_files_say_what_they_export(path: Path) -> None:
     tree = ast.parse(path.read_text())
