@@ -5,8 +5,8 @@
 Nothing is learned, and no file of a run is changed. An existing file of results is continued.
 
 It takes transitions of the replay buffer, as many of each task, and measures along the best routes: the share of
-dormant units and the effective rank of the features, both means over the critics, and of each critic the load of its
-nodes, which in a mixture is the mean weight of an expert.
+dormant units and the effective rank of the features, both means over the critics, and of each critic the flow through
+its nodes ("loads"), which in a mixture is the mean weight of an expert.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def measure(folders: list[Path], transitions: int, output: Path) -> None:
                 "rank": fmean(critic.rank for critic in critics),
                 "features": critics[0].features,
                 # That of the output, which is last, is always 1.
-                "loads": [load[:-1].tolist() for critic in critics for load in critic.load.values()],
+                "loads": [flow[:-1].tolist() for critic in critics for flow in critic.flow.values()],
             }
             rows.keep({**place, **row}, shown=str(place))
 

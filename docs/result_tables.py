@@ -316,7 +316,7 @@ class Plasticity(Rows):
     groups = ("network", "steps")
 
     def header(self) -> list[str]:
-        measured = ["dormant units", "rank of the features", "of", "experts, heads or modules with load in each critic"]
+        measured = ["dormant units", "rank of the features", "of", "experts, heads or modules with flow in each critic"]
         return ["network", "steps", *measured]
 
     def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:

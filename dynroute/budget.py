@@ -9,7 +9,7 @@ from .arguments import check_count, check_dtype, check_number, check_task, check
 from .checks import refuse_where
 from .functional import best_k
 from .route import Route
-from .statistics import load
+from .statistics import flow
 from .topology import Topology
 
 __all__ = ["Budget", "limit_modules"]
@@ -127,7 +127,7 @@ def limit_modules(route: Route, topology: Topology, limit: int) -> Tensor:
     1. A chain from the output to the input. Each of its nodes reads its heaviest source from which the rest of the
        limit still leads to the input, or, if its path has no such source, the one with the highest score.
     2. Of the other nodes that the sample runs, those through which most of the output passes
-       (:func:`dynroute.inspect.load`), while there is room and one of their sources is kept.
+       (:func:`dynroute.inspect.flow`), while there is room and one of their sources is kept.
 
     A node that is kept reads the kept sources of its path or, if there are none, the kept source with the highest
     score. Ties go to the lowest index. Replay the path, so that the gate computes the weights.
@@ -165,7 +165,7 @@ def limit_modules(route: Route, topology: Topology, limit: int) -> Tensor:
     logits, path, weights = (tensor.detach().reshape(-1, *topology.path_shape) for tensor in route)
     used = topology.used(path)
     kept = _chain(logits, path, weights, topology, limit, heights)
-    kept = _fill(kept, used, load(topology, weights), topology, limit, limit - heights[-1])
+    kept = _fill(kept, used, flow(topology, weights), topology, limit, limit - heights[-1])
 
     padded = torch.cat([kept, kept.new_zeros(len(kept), 1)], dim=-1)  # the index of padding is num_nodes
     stays = padded[:, topology.on(path.device).sources]

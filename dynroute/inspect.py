@@ -5,7 +5,7 @@
 """
 
 from .drawing import draw, draw_grid, draw_load
-from .statistics import Summary, by_task, entropy, live_path, load, metrics, similarity, summarize
+from .statistics import Summary, by_task, entropy, flow, live_path, metrics, similarity, summarize
 
 __all__ = [
     "Summary",
@@ -14,8 +14,8 @@ __all__ = [
     "draw_grid",
     "draw_load",
     "entropy",
+    "flow",
     "live_path",
-    "load",
     "metrics",
     "similarity",
     "summarize",

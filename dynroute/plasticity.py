@@ -1,4 +1,4 @@
-"""Measures of plasticity: dormant units, the rank of features, and the load of modules.
+"""Measures of plasticity: dormant units, the rank of features, and the flow through modules.
 
 :func:`measure` computes them for a network and a batch; :func:`dormant_units` and :func:`effective_rank` take tensors.
 """
@@ -18,7 +18,7 @@ from .execution import backend
 from .levels import RoutedGraph
 from .recording import Record, record
 from .routers import Router
-from .statistics import load
+from .statistics import flow
 
 __all__ = ["ACTIVATIONS", "Plasticity", "dormant_units", "effective_rank", "measure"]
 
@@ -53,8 +53,8 @@ class Plasticity(NamedTuple):
     features: int
     """The number of features."""
 
-    load: dict[str, Tensor]
-    """The mean :func:`~dynroute.inspect.load` of each node of each routed layer, by the name of the layer."""
+    flow: dict[str, Tensor]
+    """The mean :func:`~dynroute.inspect.flow` of each node of each routed layer, by the name of the layer."""
 
 
 def dormant_units(activations: Tensor, *, tau: float = 0.025) -> Tensor:
@@ -118,7 +118,7 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
     Units are the outputs of the modules in :data:`ACTIVATIONS`: their features, or their channels between a
     convolution and the next linear layer. Features are the inputs of the output layers, which are the linear layers of
     width ``net.out_features``, or the last linear layer that runs if there is no such attribute.
-    All modules of a routed graph run for every sample, on its route or not; their use shows in the load.
+    All modules of a routed graph run for every sample, on its route or not; their use shows in the flow.
 
     Args:
         net: The network; its training mode is kept.
@@ -150,7 +150,7 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
         layers={name: float(mask.float().mean()) for name, mask in masks.items()},
         rank=0 if features is None else effective_rank(features, share=share),
         features=0 if features is None else features.shape[-1],
-        load={name: load(layer.topology, layer.route).flatten(0, -2).mean(dim=0) for name, layer in routes.items()},
+        flow={name: flow(layer.topology, layer.route).flatten(0, -2).mean(dim=0) for name, layer in routes.items()},
     )
 
 

@@ -196,7 +196,7 @@ class Recording(Mapping[str, Record]):
             ...     y = model(torch.randn(32, 5))
             >>> figures = routes.metrics(nodes=False)
             >>> list(figures)[:5]
-            ['1/load_max', '1/dead', '1/entropy', '1/unrouted', '1/dropped']
+            ['1/load_max', '1/dead', '1/router_entropy', '1/unrouted', '1/dropped']
         """
         return {
             f"{name}/{key}" if name else key: value

@@ -15,8 +15,8 @@ __all__ = [
     "Summary",
     "by_task",
     "entropy",
+    "flow",
     "live_path",
-    "load",
     "metrics",
     "similarity",
     "summarize",
@@ -44,8 +44,8 @@ class Summary(NamedTuple):
     weights: Tensor
     """The mean weight of each edge of a :func:`live_path`, counting 0 if it is not taken, with shape ``[N, T, S]``."""
 
-    load: Tensor
-    """The mean :func:`load` of each node, with shape ``[N, num_nodes]``."""
+    flow: Tensor
+    """The mean :func:`flow` of each node, with shape ``[N, num_nodes]``."""
 
     entropy: Tensor
     """The mean :func:`entropy` of the nodes that run, with shape ``[N]``."""
@@ -85,7 +85,7 @@ def summarize(topology: Topology, route: Route, task: Tensor | None = None, *, n
         depth=mean(topology.depth(route.path)),
         edges=mean(path),
         weights=mean(route.weights.detach() * path),
-        load=mean(load(topology, route)),
+        flow=mean(flow(topology, route)),
         entropy=mean((entropy(route) * runs).sum(dim=-1) / runs.sum(dim=-1)),
     )
 
@@ -144,13 +144,13 @@ def live_path(topology: Topology, path: Tensor | Route) -> Tensor:
     return path & topology.used(path)[..., list(topology.destinations), None]
 
 
-def load(topology: Topology, weights: Tensor | Route) -> Tensor:
+def flow(topology: Topology, weights: Tensor | Route) -> Tensor:
     r"""Computes the share of the output that passes through each node, from the weights.
 
-    .. math:: L_n = 1, \qquad L_j = \sum_{i > j} L_i \, p^i_j
+    .. math:: F_n = 1, \qquad F_j = \sum_{i > j} F_i \, p^i_j
 
-    The output node :math:`n` has load 1, and each node passes its load on to the nodes that it reads. Shortcuts and the
-    magnitude of outputs are ignored. The share of samples for which a node runs is the mean of
+    The flow of the output node :math:`n` is 1, and each node passes its flow on to the nodes that it reads. Shortcuts
+    and the magnitude of outputs are ignored. The load, the share of samples for which a node runs, is the mean of
     :meth:`dynroute.Topology.used`.
 
     Args:
@@ -158,10 +158,10 @@ def load(topology: Topology, weights: Tensor | Route) -> Tensor:
         weights: The weights, with shape ``[*, T, S]``, or the route that holds them.
 
     Returns:
-        The loads, with shape ``[*, num_nodes]``.
+        The flows, with shape ``[*, num_nodes]``.
 
     Example:
-        >>> inspect.load(Topology.parallel(2), torch.tensor([[0.25, 0.75]]))
+        >>> inspect.flow(Topology.parallel(2), torch.tensor([[0.25, 0.75]]))
         tensor([0.2500, 0.7500, 1.0000])
     """
     _check_topology(topology)
@@ -205,19 +205,19 @@ def metrics(
 ) -> dict[str, float]:
     """Computes statistics of routes as plain numbers for a logger.
 
-    ============= ==========================================================================================
-    key           meaning
-    ============= ==========================================================================================
-    load/0, ...   the share of the samples for which each node runs, without the output
-    load_max      the largest load divided by the mean load: 1 for an even load
-    dead          the number of nodes that no sample uses
-    entropy       the mean entropy of the router, in nats (:func:`dynroute.losses.route_entropy`)
-    unrouted      the share of destinations without a source, which a gate with a capacity may leave
-    dropped       the number of choices that a capacity dropped, if given
-    dropped_share the same as a share of all choices
-    z_loss        :func:`dynroute.losses.router_z_loss`
-    balance_loss  :func:`dynroute.losses.load_balance`
-    ============= ==========================================================================================
+    ============== =========================================================================================
+    key            meaning
+    ============== =========================================================================================
+    load/0, ...    the share of the samples for which each node runs, without the output
+    load_max       the largest load divided by the mean load: 1 for an even load
+    dead           the number of nodes that no sample uses
+    router_entropy the mean entropy of the router, in nats (:func:`dynroute.losses.route_entropy`)
+    unrouted       the share of destinations without a source, which a gate with a capacity may leave
+    dropped        the number of choices that a capacity dropped, if given
+    dropped_share  the same as a share of all choices
+    z_loss         :func:`dynroute.losses.router_z_loss`
+    balance_loss   :func:`dynroute.losses.load_balance`
+    ============== =========================================================================================
 
     The values are Python numbers, which waits for the device. Pass them to a logger, for instance with
     ``writer.add_scalar(key, value, step)`` for each item, ``wandb.log(figures)`` or Lightning's
@@ -245,7 +245,7 @@ def metrics(
     figures = {f"load/{node}": share for node, share in enumerate(use.tolist())} if nodes else {}
     figures["load_max"] = float(use.max() / use.mean()) if use.any() else 1.0
     figures["dead"] = float((use == 0).sum())
-    figures["entropy"] = float(mean_entropy)
+    figures["router_entropy"] = float(mean_entropy)
     figures["unrouted"] = float((~route.path.any(dim=-1)).double().mean())
     if dropped is not None:
         count = float(dropped)

@@ -68,9 +68,9 @@ class PlasticityLogger(BaseCallback):
         self.logger.record("plasticity/dormant", sum(critic.dormant for critic in critics) / len(critics))
         self.logger.record("plasticity/rank", sum(critic.rank for critic in critics) / len(critics))
         for number, critic in enumerate(critics):
-            for loads in critic.load.values():
-                for node, share in enumerate(loads[:-1].tolist()):  # the load of the output is always 1
-                    self.logger.record(f"plasticity/load_{number}_{node}", share, exclude="stdout")
+            for flows in critic.flow.values():
+                for node, share in enumerate(flows[:-1].tolist()):  # the flow of the output is always 1
+                    self.logger.record(f"plasticity/flow_{number}_{node}", share, exclude="stdout")
 
 
 class CheckpointDirectory(BaseCallback):

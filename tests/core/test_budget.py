@@ -26,7 +26,7 @@ from dynroute import (
     limit_modules,
 )
 from dynroute.functional import best_k
-from dynroute.inspect import load
+from dynroute.inspect import flow
 from dynroute.losses import compute_cost
 
 TOPOLOGIES = [
@@ -194,7 +194,7 @@ def cut(route: Route, topology: Topology, limit: int) -> tuple[set[int], list[li
     heights: list[int] = []
     for parents in topology.parents:
         heights.append(1 + min((heights[j] for j in parents), default=0))
-    used, share = topology.used(route.path).tolist(), load(topology, route).tolist()
+    used, share = topology.used(route.path).tolist(), flow(topology, route).tolist()
     row = {node: t for t, node in enumerate(topology.destinations)}
     chosen = {node: [j for s, j in enumerate(topology.parents[node]) if route.path[t, s]] for node, t in row.items()}
 

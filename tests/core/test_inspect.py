@@ -79,9 +79,9 @@ def test_a_batch_is_refused() -> None:
         (lambda: inspect.summarize(DAG, PATH), "; `net.route(context, path=path)` makes one of a stored path."),
         (lambda: inspect.summarize(ROUTE, DAG), "`topology` must be a Topology, got an object of class Route"),
         (lambda: inspect.live_path(ROUTE, DAG), "`topology` must be a Topology, got an object of class Route"),
-        (lambda: inspect.load(ROUTE, DAG), "`topology` must be a Topology, got an object of class Route"),
-        (lambda: inspect.load(DAG, PATH), "`weights` must be a floating tensor or a Route, got a tensor of torch.bool"),
-        (lambda: inspect.load(DAG, DAG), "`weights` must be a tensor, got Topology"),
+        (lambda: inspect.flow(ROUTE, DAG), "`topology` must be a Topology, got an object of class Route"),
+        (lambda: inspect.flow(DAG, PATH), "`weights` must be a floating tensor or a Route, got a tensor of torch.bool"),
+        (lambda: inspect.flow(DAG, DAG), "`weights` must be a tensor, got Topology"),
         (lambda: inspect.entropy(PATH), "`weights` must be a floating tensor or a Route, got a tensor of torch.bool"),
         (lambda: inspect.entropy([0.5]), "`weights` must be a tensor, got list"),
         (lambda: inspect.entropy(torch.tensor(0.5)), "`weights` must have shape (*, T, S), got a tensor without dim"),
@@ -97,7 +97,7 @@ def test_a_stored_path_becomes_a_route_that_every_function_takes() -> None:
     first = net.route(context)
     route = net.route(context, path=net.topology.unpack(net.topology.pack(first.path)))
     assert all(map(torch.equal, route, first))
-    assert torch.equal(inspect.load(net.topology, route), inspect.load(net.topology, first.weights))
+    assert torch.equal(inspect.flow(net.topology, route), inspect.flow(net.topology, first.weights))
 
 
 def random_route(topology: Topology, *batch: int) -> Route:
@@ -125,11 +125,11 @@ def edges_of(topology: Topology, route: Route, index: tuple[int, ...]) -> dict[t
     return found
 
 
-def load_of(topology: Topology, edges: dict[tuple[int, int], float], node: int) -> float:
+def flow_of(topology: Topology, edges: dict[tuple[int, int], float], node: int) -> float:
     """The weights of all chains from a node to the output, multiplied along each and added up."""
     if node == topology.num_nodes - 1:
         return 1.0
-    return sum(weight * load_of(topology, edges, b) for (a, b), weight in edges.items() if a == node)
+    return sum(weight * flow_of(topology, edges, b) for (a, b), weight in edges.items() if a == node)
 
 
 @graphs
@@ -150,7 +150,7 @@ def test_figures_equal_a_loop_over_the_samples(topology: Topology) -> None:
         expected = {
             "used": [sum(node in of for of in nodes) / n for node in range(topology.num_nodes)],
             "num_used": sum(map(len, nodes)) / n,
-            "load": [sum(load_of(topology, e, node) for e in samples) / n for node in range(topology.num_nodes)],
+            "flow": [sum(flow_of(topology, e, node) for e in samples) / n for node in range(topology.num_nodes)],
             "edges": [sum(edge in edges for edges in samples) / n for edge in everything],
             "weights": [sum(edges.get(edge, 0.0) for edges in samples) / n for edge in everything],
             "entropy": sum(
@@ -176,12 +176,12 @@ def test_without_tasks_all_samples_are_one() -> None:
 
 
 @graphs
-def test_load_of_soft_routes_sums_to_one_over_each_cut(topology: Topology) -> None:
+def test_flow_of_soft_routes_sums_to_one_over_each_cut(topology: Topology) -> None:
     route = Soft()(torch.randn(7, *topology.path_shape, dtype=torch.float64), allowed=topology.allowed)
-    load = inspect.load(topology, route)
+    flow = inspect.flow(topology, route)
     roots = [node for node, parents in enumerate(topology.parents) if not parents]
-    torch.testing.assert_close(load[:, roots].sum(dim=-1), torch.ones(7, dtype=torch.float64))
-    assert torch.equal(load, inspect.load(topology, route.weights))
+    torch.testing.assert_close(flow[:, roots].sum(dim=-1), torch.ones(7, dtype=torch.float64))
+    assert torch.equal(flow, inspect.flow(topology, route.weights))
 
 
 def test_entropy_of_a_mix() -> None:
@@ -237,7 +237,7 @@ def test_by_task_refuses_what_names_no_tasks() -> None:
 
 def test_routes_of_another_topology_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`weights` must have shape \(\*, 2, 2\), got \(5, 3, 3\); was it made by an"):
-        inspect.load(Topology.dag(3), torch.ones(5, 3, 3))
+        inspect.flow(Topology.dag(3), torch.ones(5, 3, 3))
     with pytest.raises(ValueError, match=r"`path` must have shape \(\*, 2, 2\), got \(5, 3, 3\)"):
         inspect.live_path(Topology.dag(3), random_route(Topology.dag(4), 5))
 

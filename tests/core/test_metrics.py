@@ -25,7 +25,7 @@ def test_the_figures_are_those_counted_by_hand() -> None:
     assert figures["dropped_share"] == pytest.approx(3 / 6)
     rows = [[math.exp(z) for z in row[0]] for row in logits.tolist()]
     entropies = [-sum(p / sum(row) * math.log(p / sum(row)) for p in row) for row in rows]
-    assert figures["entropy"] == pytest.approx(sum(entropies) / 3)
+    assert figures["router_entropy"] == pytest.approx(sum(entropies) / 3)
     assert figures["z_loss"] == pytest.approx(sum(math.log(sum(row)) ** 2 for row in rows) / 3)
     probability = [sum(row[j] / sum(row) for row in rows) / 3 for j in range(4)]
     assert figures["balance_loss"] == pytest.approx(4 * (1 / 3 * probability[0] + 2 / 3 * probability[1]))
@@ -68,7 +68,7 @@ def test_the_name_of_the_model_itself_is_left_out() -> None:
         net(torch.randn(5))
         net(torch.randn(7, 5))
     figures = routes.metrics(nodes=False)
-    assert list(figures)[:4] == ["load_max", "dead", "entropy", "unrouted"]
+    assert list(figures)[:4] == ["load_max", "dead", "router_entropy", "unrouted"]
     assert figures["unrouted"] >= 3 / 8
     assert figures["dropped"] == 8 * figures["unrouted"]  # samples that no expert chose
 

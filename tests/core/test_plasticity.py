@@ -148,7 +148,7 @@ def test_features_are_those_that_the_output_layers_read() -> None:
         assert found.dormant == pytest.approx(float(dormant_units(units, tau=tau).float().mean()))
         assert found.rank == effective_rank(units, share=share)
     nothing = measure(nn.Identity(), state)
-    assert (nothing.features, nothing.rank, nothing.layers, nothing.load) == (0, 0, {}, {})
+    assert (nothing.features, nothing.rank, nothing.layers, nothing.flow) == (0, 0, {}, {})
     assert math.isnan(nothing.dormant)
 
 
@@ -194,21 +194,21 @@ def test_every_network_can_be_measured(name: str) -> None:
     assert found.rank > 0
     assert bool(found.layers) == (name != "paco")
     if net.routed is None:
-        assert name == "mh-sac" or found.load == {}
+        assert name == "mh-sac" or found.flow == {}
         return
-    (load,) = found.load.values()
+    (flow,) = found.flow.values()
     route = net(state, task, return_route=True)[1]
-    torch.testing.assert_close(load, inspect.load(net.topology, route).mean(dim=0))
+    torch.testing.assert_close(flow, inspect.flow(net.topology, route).mean(dim=0))
 
 
-def test_an_expert_that_nobody_chooses_has_no_load() -> None:
+def test_an_expert_that_nobody_chooses_has_no_flow() -> None:
     net = ModelRouting.mlp(4, 8, 3, 2, gate=TopK(2), router_sizes=())
     with torch.no_grad():
         net.router.layers[0].bias[1] = -100.0
     found = measure(net, torch.randn(50, 4))
-    (load,) = found.load.values()
-    assert load[1] == 0
-    torch.testing.assert_close(load[[0, 2]].sum(), torch.tensor(1.0))
+    (flow,) = found.flow.values()
+    assert flow[1] == 0
+    torch.testing.assert_close(flow[[0, 2]].sum(), torch.tensor(1.0))
 
 
 # Critics --------------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_critics_are_measured_and_nothing_changes(policy: str) -> None:
     assert 0 <= first.dormant <= 1
     assert 0 < first.rank <= first.features == (16 if policy == "BRCPolicy" else 8)
     assert second.features == first.features
-    assert bool(first.load) == (policy != "BRCPolicy")
+    assert bool(first.flow) == (policy != "BRCPolicy")
     assert critic_plasticity(model, 128, tau=1.0)[0].dormant > first.dormant  # of the same transitions
     assert critic_plasticity(model, 128, share=0.5)[0].rank < first.rank
     after = random_state()
@@ -259,10 +259,10 @@ def test_logging_does_not_change_training() -> None:
     assert {name for name in values if name.startswith("plasticity/")} == {
         "plasticity/dormant",
         "plasticity/rank",
-        *(f"plasticity/load_{critic}_{node}" for critic in range(2) for node in range(3)),
+        *(f"plasticity/flow_{critic}_{node}" for critic in range(2) for node in range(3)),
     }
     for critic in range(2):
-        assert sum(values[f"plasticity/load_{critic}_{node}"] for node in range(3)) == pytest.approx(1)
+        assert sum(values[f"plasticity/flow_{critic}_{node}"] for node in range(3)) == pytest.approx(1)
     for mine, theirs in zip(watched.policy.parameters(), plain.policy.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     for option in ({"every": 0}, {"every": 1, "batch_size": 0}):
@@ -275,8 +275,8 @@ def test_logging_does_not_change_training() -> None:
 
 def test_the_means_of_the_critics_are_logged_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     critics = [
-        Plasticity(dormant=0.0, layers={}, rank=3, features=8, load={"": torch.tensor([0.25, 0.75, 1.0])}),
-        Plasticity(dormant=0.5, layers={}, rank=6, features=8, load={"": torch.tensor([0.5, 0.5, 1.0])}),
+        Plasticity(dormant=0.0, layers={}, rank=3, features=8, flow={"": torch.tensor([0.25, 0.75, 1.0])}),
+        Plasticity(dormant=0.5, layers={}, rank=6, features=8, flow={"": torch.tensor([0.5, 0.5, 1.0])}),
     ]
     calls = []
 
@@ -291,10 +291,10 @@ def test_the_means_of_the_critics_are_logged_at_intervals(monkeypatch: pytest.Mo
     assert logged == {
         "plasticity/dormant": 0.25,
         "plasticity/rank": 4.5,
-        "plasticity/load_0_0": 0.25,
-        "plasticity/load_0_1": 0.75,
-        "plasticity/load_1_0": 0.5,
-        "plasticity/load_1_1": 0.5,
+        "plasticity/flow_0_0": 0.25,
+        "plasticity/flow_0_1": 0.75,
+        "plasticity/flow_1_0": 0.5,
+        "plasticity/flow_1_1": 0.5,
     }
 
 
