@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
 import torch
@@ -189,29 +190,29 @@ class RoutedGraph(Pretrained):
             check_flag("sample", sample)
         sample = self.training if sample is None else sample
         check_generator(generator)
-        if noise is not None and (path is not None or not sample or not self.gate.takes_noise):
-            check_noise(noise, logits)  # else it is checked where it is used
-        chooses = path is None and sample
-        if router_noise is not None:
-            self._check_router_noise(context, router_noise)
-        scores = self._scores(context, logits, generator, router_noise) if chooses else None
-        if noise is not None and scores is not None and router_noise is None:
-            generator = None  # it drew the noise of the router
-        if chooses and noise is None and self.gate.takes_noise:
-            shape = (*logits.shape[:-2], self.topology.num_edges)
-            drawn = gumbel_noise(shape, generator=generator, device=logits.device)
-            noise, generator = self.topology.from_edges(drawn, fill=0.0), None
-        route: Route = self.gate(
+        decide: Callable[..., Route] = partial(
+            self.gate,
             logits,
             allowed=self.topology.on(logits.device).allowed,
             path=path,
             temperature=temperature,
             sample=sample,
-            generator=generator,
-            noise=noise,
-            scores=scores,
         )
-        return route
+        if noise is not None and (path is not None or not sample or not self.gate.takes_noise):
+            check_noise(noise, logits)  # else the gate checks it
+        if path is not None or not sample:  # nothing is drawn, and noise has no effect
+            if router_noise is not None and (router := self._noisy_router(router_noise)):
+                router.check_noise(context, router_noise)
+            return decide(generator=generator, noise=noise)
+
+        scores = self._scores(context, logits, generator, router_noise)
+        if noise is not None and scores is not None and router_noise is None:
+            generator = None  # it drew the noise of the router
+        if noise is None and self.gate.takes_noise:
+            shape = (*logits.shape[:-2], self.topology.num_edges)
+            drawn = gumbel_noise(shape, generator=generator, device=logits.device)
+            noise, generator = self.topology.from_edges(drawn, fill=0.0), None
+        return decide(generator=generator, noise=noise, scores=scores)
 
     @overload
     def forward(
@@ -346,19 +347,22 @@ class RoutedGraph(Pretrained):
         self, context: Tensor, logits: Tensor, generator: torch.Generator | None, drawn: RouterNoise | None
     ) -> Tensor | None:
         """The scores that choose in place of the logits; None if the router adds no noise."""
-        router = self.router
-        if not isinstance(router, Router) or not router.adds_noise:
+        router = self._noisy_router(drawn)
+        if router is None:
             return None
         return router.perturb(context, logits, router.draw_noise(context, generator) if drawn is None else drawn)
 
-    def _check_router_noise(self, context: Tensor, drawn: RouterNoise) -> None:
+    def _noisy_router(self, drawn: RouterNoise | None) -> Router | None:
+        """The router if it adds noise, else None; raises an error if noise was drawn and it adds none."""
         router = self.router
-        if not isinstance(router, Router) or not router.adds_noise:
+        if isinstance(router, Router) and router.adds_noise:
+            return router
+        if drawn is not None:
             raise ValueError(
                 f"`router_noise` must be None for a router that adds none, such as this {type(router).__name__}; "
                 "give the router noise, jitter or dropout."
             )
-        router.check_noise(context, drawn)
+        return None
 
     def _suitable(self, route: Route) -> Tensor:
         sources = self.topology.on(route.logits.device).allowed.sum(dim=-1, keepdim=True)
