@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from .arguments import check_count, check_dtype, check_number, check_task, check_tensor, shown
 from .checks import refuse_where
 from .functional import best_k
-from .route import Route
+from .route import Route, check_route
 from .statistics import flow
-from .topology import Topology
+from .topology import Topology, check_topology
 
 __all__ = ["Budget", "limit_modules"]
 
@@ -148,10 +148,8 @@ def limit_modules(route: Route, topology: Topology, limit: int) -> Tensor:
         >>> net.topology.used(route.path).sum(dim=-1).max()
         tensor(4)
     """
-    if not isinstance(route, Route):
-        raise TypeError(f"`route` must be a Route, got {shown(route)}; `net.route(context)` makes one.")
-    if not isinstance(topology, Topology):
-        raise TypeError(f"`topology` must be a Topology, got {shown(topology)}; `net.topology` is one.")
+    check_route(route)
+    check_topology(topology)
     topology.check_path(route.path)
     heights: list[int] = []
     for parents in topology.parents:

@@ -22,7 +22,7 @@ from .arguments import (
 )
 from .checks import backward_pass, checks_values, is_own, refuse_where, under_transform
 from .functional import best_k, chosen_by_sources, likeliest, limited, mask_softmax, samplek_path
-from .route import Route
+from .route import Route, path_of
 from .topology import Topology
 
 __all__ = ["BalancedTopK", "ExpertChoice", "Gate", "Hard", "SampleK", "Soft", "TopK", "TopP"]
@@ -168,7 +168,7 @@ class Gate(nn.Module, ABC):
         sample = self.training if sample is None else sample
 
         if path is not None:
-            path = path.path if isinstance(path, Route) else path
+            path = path_of(path)
             _check_replay(path, logits, allowed, self.may_be_empty)
             self._count_dropped(None)
             return Route(logits, path, _with_nan(logits, self._weights(logits, path)))

@@ -12,8 +12,8 @@ from torch import Tensor
 from .arguments import check_mask, check_tensor, shown
 from .checks import refuse_where
 from .functional import mask_softmax
-from .route import Route
-from .topology import Topology
+from .route import Route, check_route
+from .topology import Topology, check_topology
 
 __all__ = ["compute_cost", "importance", "load_balance", "route_entropy", "router_z_loss"]
 
@@ -53,13 +53,8 @@ def compute_cost(route: Route, topology: Topology, costs: Sequence[float] | Tens
         tensor(2.5000)
     """
     _check_route(route)
-    if not isinstance(topology, Topology):
-        raise TypeError(f"`topology` must be a Topology, got {shown(topology)}; `net.topology` is one.")
-    if route.logits.shape[-2:] != topology.path_shape:
-        raise ValueError(
-            f"`route` must have shape {topology._slots}, got {tuple(route.logits.shape)}; was it made by another "
-            "topology?"
-        )
+    check_topology(topology)
+    topology.check_shape("route", route.logits)
     topology.check_path(route.path)
     price = _prices(costs, route.logits, topology)
     reads = _draw_probability(mask_softmax(route.logits, _allowed(route)), route.path.sum(dim=-1, keepdim=True))
@@ -209,8 +204,7 @@ def _batch_mean(values: Tensor, *, feature_dims: int = 2) -> Tensor:
 
 def _check_route(route: Route) -> None:
     """Raises an error unless a value is a route of three tensors with one shape."""
-    if not isinstance(route, Route):
-        raise TypeError(f"`route` must be a Route, got {shown(route)}; a gate makes one.")
+    check_route(route)
     check_mask("route.path", route.path, route.logits)
     check_tensor("route.weights", route.weights)
     if route.weights.shape != route.logits.shape or route.logits.dim() < 2:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_count
+from .arguments import check_count, shown
 
-__all__ = ["Route", "listeners", "report"]
+__all__ = ["Route", "check_route", "listeners", "path_of", "report"]
 
 
 class Route(NamedTuple):
@@ -51,6 +51,20 @@ class Route(NamedTuple):
             if place >= size:
                 raise ValueError(f"`index[{i}]` must be less than {size}, the size of the batch, got {place}.")
         return Route(self.logits[index], self.path[index], self.weights[index])
+
+
+def check_route(route: Route) -> None:
+    """Raises an error unless a value is a route."""
+    if not isinstance(route, Route):
+        raise TypeError(
+            f"`route` must be a Route, got {shown(route)}; `net.route(context)` makes one; "
+            "`net.route(context, path=path)` makes one of a stored path."
+        )
+
+
+def path_of(path: Tensor | Route) -> Tensor:
+    """Returns the path of a route, or a path as it is."""
+    return path.path if isinstance(path, Route) else path
 
 
 Listener = Callable[[nn.Module, Route], None]

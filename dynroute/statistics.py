@@ -8,8 +8,8 @@ from torch import Tensor
 from .arguments import check_count, check_task, check_tensor, shown
 from .checks import refuse_where
 from .losses import load_balance, route_entropy, router_z_loss
-from .route import Route
-from .topology import Topology
+from .route import Route, check_route, path_of
+from .topology import Topology, check_topology
 
 __all__ = [
     "Summary",
@@ -66,9 +66,8 @@ def summarize(topology: Topology, route: Route, task: Tensor | None = None, *, n
         >>> summary.num_used, summary.used.shape
         (tensor([3., 3., 3.]), torch.Size([3, 5]))
     """
-    _check_topology(topology)
-    if not isinstance(route, Route):
-        raise TypeError(f"`route` must be a Route, got {shown(route)}; {_OF_A_PATH}.")
+    check_topology(topology)
+    check_route(route)
     used, path = topology.used(route.path), live_path(topology, route.path)
     if task is None:
         task = torch.zeros(route.path.shape[:-2], dtype=torch.long, device=route.path.device)
@@ -139,8 +138,8 @@ def live_path(topology: Topology, path: Tensor | Route) -> Tensor:
         tensor([[False, False],
                 [ True, False]])
     """
-    _check_topology(topology)
-    path = path.path if isinstance(path, Route) else path
+    check_topology(topology)
+    path = path_of(path)
     return path & topology.used(path)[..., list(topology.destinations), None]
 
 
@@ -164,9 +163,9 @@ def flow(topology: Topology, weights: Tensor | Route) -> Tensor:
         >>> inspect.flow(Topology.parallel(2), torch.tensor([[0.25, 0.75]]))
         tensor([0.2500, 0.7500, 1.0000])
     """
-    _check_topology(topology)
+    check_topology(topology)
     weights = _read_weights(weights)
-    _check_shape("weights", weights, topology)
+    topology.check_shape("weights", weights)
     shares = weights.new_zeros(*weights.shape[:-2], topology.num_nodes)
     shares[..., -1] = 1.0
     for t, node in reversed(list(enumerate(topology.destinations))):
@@ -235,10 +234,10 @@ def metrics(
         >>> list(figures)[:5], figures["unrouted"]
         (['load/0', 'load/1', 'load/2', 'load_max', 'dead'], 0.0)
     """
-    _check_topology(topology)
+    check_topology(topology)
     with torch.no_grad():  # these calls also check the route
         z_loss, balance, mean_entropy = router_z_loss(route), load_balance(route), route_entropy(route)
-    _check_shape("route", route.weights, topology)
+    topology.check_shape("route", route.weights)
     if not route.path.shape[:-2].numel():
         raise ValueError(f"`route` must hold at least one sample, got batch shape {tuple(route.path.shape[:-2])}.")
     use = topology.used(route.path)[..., :-1].reshape(-1, topology.num_nodes - 1).double().mean(dim=0)
@@ -295,14 +294,6 @@ def similarity(figures: Tensor) -> Tensor:
     return shared / either
 
 
-_OF_A_PATH = "`net.route(context, path=path)` makes one of a stored path"
-
-
-def _check_topology(topology: Topology) -> None:
-    if not isinstance(topology, Topology):
-        raise TypeError(f"`topology` must be a Topology, got {shown(topology)}; `net.topology` is one.")
-
-
 def _read_weights(weights: Tensor | Route) -> Tensor:
     """The weights of a route, or weights as they are, without their gradient."""
     if isinstance(weights, Route):
@@ -310,13 +301,7 @@ def _read_weights(weights: Tensor | Route) -> Tensor:
     check_tensor("weights", weights)
     if not weights.is_floating_point():
         raise TypeError(
-            f"`weights` must be a floating tensor or a Route, got {shown(weights)}; {_OF_A_PATH}, with its weights."
+            f"`weights` must be a floating tensor or a Route, got {shown(weights)}; `net.route(context, path=path)` "
+            "makes one of a stored path, with its weights."
         )
     return weights.detach()
-
-
-def _check_shape(name: str, tensor: Tensor, topology: Topology) -> None:
-    if tensor.shape[-2:] != topology.path_shape:
-        raise ValueError(
-            f"`{name}` must have shape {topology._slots}, got {tuple(tensor.shape)}; was it made by another topology?"
-        )

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from .arguments import check_boolean, check_count, check_sizes, check_tensor, shown
 from .checks import refuse_where, under_transform
-from .route import Route
+from .route import Route, path_of
 
-__all__ = ["Constants", "Topology"]
+__all__ = ["Constants", "Topology", "check_topology"]
 
 _CPU = torch.device("cpu")
 _PART = 65_536  # packed paths that are unpacked at once
@@ -103,7 +103,7 @@ class Topology:
             >>> topology.used(torch.tensor([[True, False], [True, False]]))
             tensor([ True, False,  True])
         """
-        path = _path_of(path)
+        path = path_of(path)
         reads = self._adjacency(path)
         used = (torch.arange(self.num_nodes, device=path.device) == self.num_nodes - 1).expand(reads.shape[:-1])
         for node in reversed(self.destinations):
@@ -123,7 +123,7 @@ class Topology:
             >>> Topology.dag(3).depth(torch.tensor([[True, False], [False, True]]))
             tensor(3)
         """
-        reads = self._adjacency(_path_of(path))
+        reads = self._adjacency(path_of(path))
         chains = [reads.new_ones(reads.shape[:-2], dtype=torch.long)]
         for node in range(1, self.num_nodes):
             behind = torch.stack(chains, dim=-1) * reads[..., node, :node]
@@ -144,7 +144,7 @@ class Topology:
             >>> topology.pack(torch.tensor([[True, False], [False, True]]))
             tensor([5], dtype=torch.uint8)
         """
-        path = _path_of(path)
+        path = path_of(path)
         self.check_path(path)
         edges = self.to_edges(path)
         room = edges.new_zeros((*edges.shape[:-1], -self.num_edges % 8))
@@ -197,7 +197,7 @@ class Topology:
                     [ True, False, False],
                     [ True,  True, False]])
         """
-        path = _path_of(path)
+        path = path_of(path)
         self.check_path(path)
         places, others = self._places(to)
         edges = path.new_zeros((*path.shape[:-2], to.num_edges))
@@ -270,7 +270,7 @@ class Topology:
             >>> Topology.dag(3).edges(torch.tensor([[True, False], [False, True]]))
             [(0, 1, 1.0), (1, 2, 1.0)]
         """
-        path = _path_of(path)
+        path = path_of(path)
         for name, tensor in (("path", path), ("weights", path if weights is None else weights)):
             check_tensor(name, tensor)
             if tensor.shape != self.path_shape:
@@ -311,9 +311,16 @@ class Topology:
             slots.index_copy_(-1, index, values)
         return slots.reshape(*values.shape[:-1], *self.path_shape)
 
+    def check_shape(self, name: str, tensor: Tensor) -> None:
+        """Raises an error unless a tensor has shape ``[*, T, S]``."""
+        if tensor.shape[-2:] != self.path_shape:
+            raise ValueError(
+                f"`{name}` must have shape {self._slots}, got {tuple(tensor.shape)}; was it made by another topology?"
+            )
+
     def check_path(self, path: Tensor | Route) -> None:
         """Raises an error unless `path` is a boolean path of this topology that uses no forbidden edge, or a route."""
-        path = _path_of(path)
+        path = path_of(path)
         check_boolean("path", path)
         if path.shape[-2:] != self.path_shape:
             raise ValueError(
@@ -350,6 +357,12 @@ class Topology:
         return f"Topology(num_nodes={self.num_nodes}, num_edges={self.num_edges}, path_shape={self.path_shape})"
 
 
+def check_topology(topology: Topology) -> None:
+    """Raises an error unless a value is a topology."""
+    if not isinstance(topology, Topology):
+        raise TypeError(f"`topology` must be a Topology, got {shown(topology)}; `net.topology` is one.")
+
+
 class Constants(NamedTuple):
     """The tensors that describe a graph."""
 
@@ -367,10 +380,6 @@ def _constants(parents: tuple[tuple[int, ...], ...], path_shape: tuple[int, int]
     destinations = [i for i, row in enumerate(parents) if row]
     with torch.inference_mode(False):
         return Constants(*(torch.tensor(values, device="cpu") for values in (slots, allowed, edges, destinations)))
-
-
-def _path_of(path: Tensor | Route) -> Tensor:
-    return path.path if isinstance(path, Route) else path
 
 
 def _plain(parents: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
