@@ -24,6 +24,7 @@ Growth leaves the evaluation unchanged and lets new nodes learn as follows:
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -115,31 +116,38 @@ class Resized:
             )
         if self.before == self.after:
             return
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        old = [change.before for change in self._changes] + [parameter for node in self._old for parameter in node]
-        if not held & set(map(id, old)):
+        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        changes = {change.before: change for change in self._changes}
+        if not held & {*changes, *chain.from_iterable(self._old)}:
             raise ValueError(
                 "`optimizer` must hold parameters that the net had before it changed its size, got one without any; "
                 "was it made afterwards, or carried already?"
             )
         names = _names(optimizer)
         prefix = _prefix(names, self._old_names)
-        for change in self._changes:
-            _replace(optimizer, change)
-            if change.before in names:
-                names[change.after] = names[change.before]
-        kept = {id(parameter) for node in self._new for parameter in node}
-        for node in self.dropped:
-            gone = {id(parameter) for parameter in self._old[node]} - kept
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    if id(parameter) in gone:
-                        optimizer.state.pop(parameter, None)
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
-        fresh = [parameter for node in self.added for parameter in self._new[node] if id(parameter) not in held]
+        names |= {change.after: names[before] for before, change in changes.items() if before in names}
+
+        kept = set(chain.from_iterable(self._new))
+        gone = [parameter for node in self.dropped for parameter in self._old[node] if parameter not in kept]
+        successors: dict[nn.Parameter, list[nn.Parameter]] = {parameter: [] for parameter in gone}
+        successors |= {before: [change.after] for before, change in changes.items()}
+        fresh = [parameter for node in self.added for parameter in self._new[node] if parameter not in held]
         if fresh:
-            behind = [parameter for node in self._new[: self.added[0]] for parameter in node][::-1]
-            _insert(optimizer, fresh, behind, self._new[-1] + [change.after for change in self._changes])
+            earlier = [*chain.from_iterable(self._new[: self.added[0]])][::-1]
+            behind = next((parameter for parameter in earlier if parameter in held), None)
+            before = next((parameter for parameter in (*self._new[-1], *changes) if parameter in held), None)
+            if behind is not None:
+                successors[behind] = [behind, *fresh]
+            elif before is not None:
+                successors[before] = [*fresh, *successors.get(before, [before])]
+            else:
+                optimizer.param_groups[0]["params"].extend(fresh)
+        for group in optimizer.param_groups:
+            group["params"] = [new for old in group["params"] for new in successors.get(old, [old])]
+        for parameter in (*gone, *changes):
+            state = optimizer.state.pop(parameter, {})
+            if parameter in changes and (carried := _carried(state, changes[parameter])):
+                optimizer.state[changes[parameter].after] = carried
         if names:
             new = names if prefix is None else {parameter: prefix + name for parameter, name in self._new_names.items()}
             for group in optimizer.param_groups:
@@ -478,22 +486,12 @@ def _shift(tensor: Tensor, dim: int, edges: Sequence[int], by: float) -> tuple[T
     return torch.tensor(edges, device=tensor.device), tensor.new_full(shape, by)
 
 
-def _replace(optimizer: torch.optim.Optimizer, change: _Change) -> None:
-    for group in optimizer.param_groups:
-        for place, parameter in enumerate(group["params"]):
-            if parameter is not change.before:
-                continue
-            group["params"][place] = change.after
-            state = optimizer.state.pop(parameter, {})
-            fits = [
-                not isinstance(value, Tensor) or value.dim() == 0 or value.shape == parameter.shape
-                for value in state.values()
-            ]
-            if state and all(fits):
-                optimizer.state[change.after] = {
-                    name: change.carried(value) if isinstance(value, Tensor) and value.dim() else value
-                    for name, value in state.items()
-                }
+def _carried(state: dict[str, Any], change: _Change) -> dict[str, Any]:
+    """The state of a parameter after its change; empty if some of it has another shape than the parameter."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.dim()}
+    if any(value.shape != change.before.shape for value in tensors.values()):
+        return {}
+    return state | {name: change.carried(value) for name, value in tensors.items()}
 
 
 def _names(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
@@ -508,20 +506,3 @@ def _prefix(names: dict[nn.Parameter, str], graph_names: dict[nn.Parameter, str]
         if parameter in graph_names and f".{name}".endswith(f".{graph_names[parameter]}"):
             return name.removesuffix(graph_names[parameter])
     return None
-
-
-def _insert(
-    optimizer: torch.optim.Optimizer,
-    fresh: Sequence[nn.Parameter],
-    behind: Sequence[nn.Parameter],
-    before: Sequence[nn.Parameter],
-) -> None:
-    """Inserts new parameters behind the first match of `behind` in the optimizer, else before the first of `before`."""
-    for offset, anchors in ((1, behind), (0, before)):
-        for anchor in anchors:
-            for group in optimizer.param_groups:
-                for place, parameter in enumerate(group["params"]):
-                    if parameter is anchor:
-                        group["params"][place + offset : place + offset] = fresh
-                        return
-    optimizer.param_groups[0]["params"].extend(fresh)
