@@ -250,34 +250,31 @@ def lean_modules(modules: Sequence[Callable[[Tensor], Tensor]]) -> list[Callable
 
 
 def _layers(module: Callable[[Tensor], Tensor]) -> Perceptron:
-    """The linear layers of a module in order; empty if it has others, or if a call does more than its forward."""
-    parts = [module, *module._modules.values()] if type(module) is nn.Sequential else [module]
-    layers: list[LinearNode] = []
-    linear: nn.Linear | None = None
-    before = behind = IDENTITY
-    for layer in parts:
-        if not isinstance(layer, nn.Module) or is_hooked(layer):
+    """The linear layers of a module, which is ``[activation] (linear [activation])+``.
+
+    It is empty if the module is anything else, or if a call does more than its forward.
+    """
+    if type(module) is nn.Linear:
+        return () if is_hooked(module) or not _is_plain(module) else (LinearNode(module, IDENTITY, IDENTITY),)
+    if type(module) is not nn.Sequential or is_hooked(module):
+        return ()
+    linear: list[nn.Linear] = []
+    between = [IDENTITY]  # the activation before the first layer, then the one behind each
+    for part in module._modules.values():
+        if part is None or is_hooked(part):
             return ()
-        if type(layer) is nn.Sequential and layer is module:
+        if type(part) is nn.Linear and _is_plain(part):
+            linear.append(part)
+            between.append(IDENTITY)
             continue
-        if isinstance(layer, nn.Linear):
-            if type(layer) is not nn.Linear or not _is_plain(layer):
-                return ()
-            if linear is not None:
-                layers.append(LinearNode(linear, before, behind))
-                before = behind = IDENTITY
-            linear = layer
-            continue
-        activation = activation_of(layer)
-        if activation is None or (before if linear is None else behind) is not IDENTITY:
+        activation = activation_of(part)
+        if activation is None or between[-1] is not IDENTITY:
             return ()
-        if linear is not None:
-            behind = activation
-        elif getattr(layer, "inplace", False):  # it overwrites its input, which the reference shows
+        if not linear and getattr(part, "inplace", False):  # it overwrites its input, which the reference shows
             return ()
-        else:
-            before = activation
-    return () if linear is None else (*layers, LinearNode(linear, before, behind))
+        between[-1] = activation
+    before = [between.pop(0), *[IDENTITY] * (len(linear) - 1)]
+    return tuple(map(LinearNode, linear, before, between))
 
 
 def _is_plain(linear: nn.Linear) -> bool:
