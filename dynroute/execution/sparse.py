@@ -226,13 +226,9 @@ def _entered(x: Tensor, rows: Rows, group: tuple[int, int]) -> list[Tensor]:
     nodes = range(*group)
     if all(rows.counts[node] in (0, len(x)) for node in nodes):
         return [x if rows.counts[node] else x[:0] for node in nodes]
-    samples = rows.samples_of(group)
-    offsets = torch.arange(len(samples), device=x.device)
-    read = bag(x.reshape(len(x), x.shape[1:].numel()), None, samples, offsets)
+    read = x.index_select(0, rows.samples_of(group))
     # Modules may overwrite their input, which views of split() forbid.
-    return list(
-        torch.unsafe_split_with_sizes(read.reshape(len(samples), *x.shape[1:]), [rows.counts[node] for node in nodes])
-    )
+    return list(torch.unsafe_split_with_sizes(read, [rows.counts[node] for node in nodes]))
 
 
 def _mixed(
@@ -260,20 +256,16 @@ def _mixed(
     return protected, mix(members) if separate else protected
 
 
-def bag(values: Tensor, weights: Tensor | None, members: Tensor, offsets: Tensor) -> Tensor:
+def bag(values: Tensor, weights: Tensor, members: Tensor, offsets: Tensor) -> Tensor:
     """Computes weighted sums of rows, one for each offset, over the members up to the next offset."""
-    if weights is not None:
-        weights = weights.to(values.dtype)
-    result: Tensor = _Bag.apply(values, weights, members, offsets)  # type: ignore[no-untyped-call]
+    result: Tensor = _Bag.apply(values, weights.to(values.dtype), members, offsets)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Bag(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weights: Tensor | None, members: Tensor, offsets: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, weights: Tensor, members: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(values, weights, members, offsets)
-        if weights is None:
-            return values.index_select(0, members)
         if values.dtype not in _BAGGED:
             return _plain_bag(values, weights, members, _bag_of(offsets, len(members)), len(offsets))
         return F.embedding_bag(members, values, offsets, mode="sum", per_sample_weights=weights)
@@ -305,10 +297,9 @@ def _bag_of(offsets: Tensor, edges: int) -> Tensor:
     return torch.arange(len(offsets), device=offsets.device).repeat_interleave(bounds.diff())
 
 
-def _plain_bag(values: Tensor, weights: Tensor | None, members: Tensor, bags: Tensor, count: int) -> Tensor:
+def _plain_bag(values: Tensor, weights: Tensor, members: Tensor, bags: Tensor, count: int) -> Tensor:
     """Computes weighted sums of rows by operations that can be differentiated again."""
-    read = values.index_select(0, members)
-    read = read if weights is None else read * weights.unsqueeze(-1)
+    read = values.index_select(0, members) * weights.unsqueeze(-1)
     return read.new_zeros(count, values.shape[-1]).index_add(0, bags, read)
 
 
