@@ -196,8 +196,8 @@ def _of_network(net: Network, state: Tensor, coverage: float, task: int) -> Task
     graph = find_graph("net", net)
     calls: list[tuple[Tensor, Tensor]] = []
 
-    def keep_inputs(_: nn.Module, inputs: tuple[Any, ...], __: dict[str, Any]) -> None:
-        x, context = inputs
+    def keep_inputs(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        x, context = (*inputs, keywords.get("context"))[:2]
         calls.append((x, x if context is None else context))
 
     ids = torch.full(state.shape[:-1], task, device=state.device)

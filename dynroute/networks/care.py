@@ -27,7 +27,7 @@ from ..routers import Router, full_precision
 from ..routers.mlp import chain
 from ..saving import Filled
 from ..topology import Topology
-from .network import Network, Routing, gate_named, run_routed
+from .network import Network, Routing, gate_named
 
 __all__ = ["CARE"]
 
@@ -176,7 +176,7 @@ class CARE(Network):
             else:
                 keys = encodings.to(wide).reshape(*state.shape[:-1], len(self.encoders), -1)
                 scores = (keys * query.unsqueeze(-2)).sum(dim=-1)
-        mixed, route = run_routed(self.mixture, encodings, scores, routing)
+        mixed, route = self.mixture(encodings, scores, return_route=True, **routing)
 
         parts = [mixed, context, task] if self.task_in_trunk else [mixed, context]
         return self.trunk(torch.cat(parts, dim=-1)), route

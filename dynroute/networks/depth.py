@@ -32,7 +32,7 @@ from ..levels.perceptron import perceptron
 from ..route import Route
 from ..routers import MLPRouter
 from ..topology import Topology
-from .network import Network, Routing, gate_named, run_routed, set_hidden_init, set_output_range
+from .network import Network, Routing, gate_named, set_hidden_init, set_output_range
 from .residual import MODULE_KINDS, make_module, make_orthogonal
 
 __all__ = ["DynamicDepthRouting"]
@@ -216,4 +216,4 @@ class DynamicDepthRouting(Network):
         context = self.task(task)
         if not self.state_free:
             context = features * context
-        return run_routed(self.graph, features.relu(), context, routing)
+        return self.graph(features.relu(), context, return_route=True, **routing)

@@ -13,7 +13,7 @@ from ..levels.perceptron import perceptron
 from ..route import Route
 from ..routers import TableRouter
 from ..topology import Topology
-from .network import Network, Routing, run_routed, set_output_range
+from .network import Network, Routing, set_output_range
 from .soft_modularization import activated_layers
 
 __all__ = ["HardRouting"]
@@ -78,4 +78,4 @@ class HardRouting(Network):
         )
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
-        return run_routed(self.modular, self.trunk(state).relu(), task, routing)
+        return self.modular(self.trunk(state).relu(), task, return_route=True, **routing)

@@ -10,7 +10,7 @@ from ..arguments import Factory, check_counts, check_sizes
 from ..gates import Gate
 from ..levels import ModelRouting
 from ..route import Route
-from .network import Network, Routing, gate_named, run_routed
+from .network import Network, Routing, gate_named
 
 __all__ = ["MixtureOfExperts"]
 
@@ -82,4 +82,4 @@ class MixtureOfExperts(Network):
         return len(self.experts.nodes) - 1
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
-        return run_routed(self.experts, torch.cat([state, task], dim=-1), None, routing)
+        return self.experts(torch.cat([state, task], dim=-1), return_route=True, **routing)

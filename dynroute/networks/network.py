@@ -20,7 +20,7 @@ from ..routers.task import task_one_hot
 from ..saving import kept_arguments
 from ..topology import Topology
 
-__all__ = ["Network", "Routing", "check_table", "gate_named", "run_routed", "set_hidden_init", "set_output_range"]
+__all__ = ["Network", "Routing", "check_table", "gate_named", "set_hidden_init", "set_output_range"]
 
 CHOOSING = {"top": TopK, "sample": SampleK, "balanced": BalancedTopK}
 """The gates whose names end in the number of sources that they read."""
@@ -201,12 +201,6 @@ def gate_named(gate: Gate | str) -> Gate:
     raise ValueError(
         f'`gate` must be a Gate or one of "soft", "hard", "top-2", "sample-2", "balanced-2", ..., got {shown(gate)}.'
     )
-
-
-def run_routed(graph: RoutedGraph, x: Tensor, context: Tensor | None, routing: Routing) -> tuple[Tensor, Route]:
-    """Runs a routed graph with the routing keywords and returns its output and route."""
-    output, route = graph(x, context, return_route=True, **routing)
-    return output, route
 
 
 def set_output_range(layer: nn.Module, bound: float | None) -> None:

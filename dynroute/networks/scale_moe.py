@@ -26,7 +26,7 @@ from ..route import Route
 from ..routers import MLPRouter
 from ..topology import Topology
 from .encoder import TaskEncoder
-from .network import Network, Routing, gate_named, run_routed
+from .network import Network, Routing, gate_named
 from .residual import ResidualBlock, make_orthogonal, orthogonal_linear
 
 __all__ = ["ScaleMoE"]
@@ -151,7 +151,7 @@ class ScaleMoE(Network):
         make_orthogonal(module)
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
-        merged, route = run_routed(self.experts, self.encoder(state, task), None, routing)
+        merged, route = self.experts(self.encoder(state, task), return_route=True, **routing)
         if self.head is not None:
             return self.head(merged), route
         if self.merges_deviations:

@@ -29,7 +29,7 @@ from ..levels.perceptron import perceptron
 from ..route import Route
 from ..routers import CascadeRouter
 from ..topology import Topology
-from .network import Network, Routing, gate_named, run_routed, set_hidden_init, set_output_range
+from .network import Network, Routing, gate_named, set_hidden_init, set_output_range
 from .residual import MODULE_KINDS, make_module, normalized_linear
 
 __all__ = ["SoftModularization", "activated_layers"]
@@ -146,8 +146,8 @@ class SoftModularization(Network):
         features = self.trunk(state)
         context = features * self.task(task)
         if self.equations == "released":
-            return run_routed(self.modular, features.relu(), context.relu(), routing)
-        return run_routed(self.modular, features, context, routing)
+            return self.modular(features.relu(), context.relu(), return_route=True, **routing)
+        return self.modular(features, context, return_route=True, **routing)
 
 
 def activated_layers(
