@@ -36,14 +36,13 @@ def writing_file(path: Path) -> Iterator[Path]:
 
 
 def is_leftover(path: Path, name: str) -> bool:
-    """Whether a file is a temporary one of the file `name`, of this version or an earlier one.
+    """Whether a file is a temporary one of the file `name`.
 
     Args:
         path: The file.
         name: The name of the whole file.
     """
-    whole = re.escape(name)
-    return re.fullmatch(rf"\.part-([0-9a-f]+-)?{whole}|{whole}\.part", path.name) is not None
+    return re.fullmatch(rf"\.part-[0-9a-f]+-{re.escape(name)}", path.name) is not None
 
 
 def flush(path: Path) -> None:
