@@ -26,7 +26,6 @@ __all__ = [
     "CONFIG",
     "WEIGHTS",
     "Filled",
-    "Makes",
     "Pretrained",
     "from_pretrained",
     "import_safetensors",

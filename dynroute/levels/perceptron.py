@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_counts, check_dtype, check_flag, make_activation
+from ..arguments import Makes, check_counts, check_dtype, check_flag, make_activation
 from ..resetting import reset_parts
-from ..saving import Makes
 
 __all__ = ["GatedPerceptron", "perceptron"]
 

@@ -6,10 +6,9 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Factory, check_flag, check_sizes
+from ..arguments import Factory, Makes, check_flag, check_sizes
 from ..levels.perceptron import perceptron
 from ..route import Route
-from ..saving import Makes
 from .network import Network, Routing
 
 __all__ = ["MultiTaskMLP"]
