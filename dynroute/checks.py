@@ -1,6 +1,7 @@
 """Checks of tensor values, and of the surroundings of a call."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 __all__ = [
     "backward_pass",
     "checks_values",
+    "full_precision",
     "hides_values",
     "in_forward_mode",
     "is_autocast",
@@ -109,6 +111,12 @@ def in_forward_mode() -> bool:
 def is_autocast(device: str) -> bool:
     """Whether autocast is enabled for a type of device."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
+    """Suspends autocast on the device of a tensor."""
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if is_autocast(device) else nullcontext()
 
 
 def hides_values(tensor: Tensor) -> bool:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ..arguments import check_choice, check_flag, check_generator, check_modules, check_noise, check_tensor, shown
 from ..banks import are_adjacent, keep_adjacent
-from ..checks import is_autocast, records_gradients
+from ..checks import full_precision, is_autocast, records_gradients
 from ..execution import Pass, Plan, check_backend, run_graph
 from ..functional import gumbel_noise, suitable_masked
 from ..gates import Gate
 from ..resetting import reset_parts
 from ..route import Route, report
-from ..routers import LinearRouter, Router, RouterNoise, full_precision
+from ..routers import LinearRouter, Router, RouterNoise
 from ..saving import Pretrained
 from ..topology import Topology
 

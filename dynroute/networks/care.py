@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import Factory, check_choice, check_counts, check_dtype, check_flag, check_sizes, check_tensor
+from ..checks import full_precision
 from ..gates import Gate
 from ..levels import ModelRouting
 from ..levels.perceptron import perceptron
 from ..route import Route
-from ..routers import Router, full_precision
+from ..routers import Router
 from ..routers.mlp import chain
 from ..saving import Filled
 from ..topology import Topology

@@ -1,6 +1,6 @@
 """Routers turn a context into the logits of a topology; they hold the parameters of routing."""
 
-from .base import EdgeParameter, Router, full_precision
+from .base import EdgeParameter, Router
 from .cascade import CascadeRouter
 from .mlp import LinearRouter, MLPRouter
 from .noise import RouterNoise
@@ -15,5 +15,4 @@ __all__ = [
     "RouterNoise",
     "TableRouter",
     "TaskRouter",
-    "full_precision",
 ]

@@ -1,19 +1,18 @@
 """The base class of routers, which compute a logit for each edge in float32 or wider."""
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import check_number, check_tensor, shown
-from ..checks import is_autocast, is_own
+from ..checks import full_precision, is_own
 from ..resetting import reset_parts
 from ..topology import Topology
 from .noise import RouterNoise, draw_normal, draw_uniform
 
-__all__ = ["EdgeParameter", "Router", "full_precision"]
+__all__ = ["EdgeParameter", "Router"]
 
 
 class EdgeParameter(NamedTuple):
@@ -191,9 +190,3 @@ class Router(nn.Module, ABC):
             [('weight', 0), ('bias', 0)]
         """
         return []
-
-
-def full_precision(like: Tensor) -> AbstractContextManager[object]:
-    """Suspends autocast on the device of a tensor."""
-    device = like.device.type
-    return torch.autocast(device, enabled=False) if is_autocast(device) else nullcontext()

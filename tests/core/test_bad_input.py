@@ -285,7 +285,7 @@ def test_every_public_callable_is_called() -> None:
     called = {target.name for target in targets()}
     modules = (functional, gates, levels, losses, networks, routers)
     public = {name for module in modules for name in module.__all__ if callable(getattr(module, name))}
-    bases_and_records = {"EdgeParameter", "Gate", "Router", "Network", "Preset", "available", "full_precision"}
+    bases_and_records = {"EdgeParameter", "Gate", "Router", "Network", "Preset", "available"}
     assert public - called == bases_and_records
     assert {"Topology", "Route", "LinearBank", "CompositionalLinear"} <= called
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...banks import stacked
-from ...routers import full_precision
+from ...checks import full_precision
 from ..plan import Layer, Pass, Plan
 from .double_backward import Equations, wants_more
 from .linear import IDENTITY, LinearNode, entering

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...routers import full_precision
+from ...checks import full_precision
 from ..plan import Pass, Plan
 from ..rows import Rows, rows_of
 from .double_backward import Equations, wants_more

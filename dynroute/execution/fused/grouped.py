@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...routers import full_precision
+from ...checks import full_precision
 from ..plan import Pass
 from .linear import Perceptron, entering
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...banks import stacked
-from ...routers import full_precision
+from ...checks import full_precision
 from ...topology import Topology
 from ..plan import Pass, Plan
 from .double_backward import Equations, wants_more
