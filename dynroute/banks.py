@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .arguments import Makes, check_counts, check_dtype, check_flag, make_activation
 from .resetting import reset_parts
 
-__all__ = ["LinearBank", "are_adjacent", "keep_adjacent", "lay_adjacent", "stacked"]
+__all__ = ["LinearBank", "are_adjacent", "keep_adjacent", "lay_adjacent", "own_memory", "stacked"]
 
 
 class LinearBank(nn.ModuleList):
@@ -107,6 +107,13 @@ def lay_adjacent(parameters: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for parameter, row in zip(parameters, torch.stack(list(parameters)).unbind(), strict=True):
             parameter.data = row
+
+
+def own_memory(module: nn.Module) -> None:
+    """Copies the parameters of a module that are views, since a part of a bank keeps the memory of the whole bank."""
+    for parameter in module.parameters():
+        if parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size():
+            parameter.data = parameter.data.clone()
 
 
 def are_adjacent(modules: Sequence[nn.Module]) -> bool:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from .arguments import check_flag, shown
+from .banks import own_memory
 from .execution import Pass, call_on_none, coupled, touch
 from .gates import Gate
 from .levels import ModelRouting, RoutedGraph
@@ -478,8 +479,7 @@ def _shard(layer: ModelRouting, sharded: _Sharded) -> None:
     own = [layer.nodes[i] for i in sharded.own]
     nodes: list[nn.Module] = [RemoteExpert(process) for process, share in enumerate(sharded.shares) for _ in share]
     nodes[sharded.own.start : sharded.own.stop] = own
-    for parameter in (parameter for expert in own for parameter in expert.parameters()):
-        if parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size():
-            parameter.data = parameter.data.clone()  # a view keeps the memory of all experts
+    for expert in own:
+        own_memory(expert)
     layer.arrange([*nodes, layer.nodes[-1]], layer.topology)
     layer._execute = sharded

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_count, check_number, check_tensor, shown
+from .banks import own_memory
 from .functional import mask_softmax
 from .gates import ExpertChoice, Gate, SampleK, Soft, TopK
 from .growth import find_graph, has_slices, slice_edges
@@ -250,7 +251,8 @@ def _of_graph(graph: RoutedGraph, context: Tensor, coverage: float, x: Tensor | 
             reads = "weights" if one_path else "routes"
         shared: Iterable[nn.Module] = whole.shared if isinstance(whole, ModelRouting) else []
         report = Extraction(tuple(nodes), float(covered.float().mean()), None, 0, _count(graph), reads)
-        small = Extracted(_own_memory(body), report, shared)
+        own_memory(body)
+        small = Extracted(body, report, shared)
         small.report = report._replace(parameters=_count(small))
         if expected is not None:
             small.report = small.report._replace(deviation=_difference(small(inputs, context), expected))
@@ -416,13 +418,6 @@ class _Constant(nn.Module):
 
     def forward(self, task: Tensor) -> Tensor:
         return self.value.expand(*task.shape[:-1], len(self.value))
-
-
-def _own_memory(module: nn.Module) -> nn.Module:
-    """Copies the memory of parameters, since a part of a bank holds the memory of the whole bank."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.clone()
-    return module
 
 
 def _count(module: nn.Module) -> int:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_count, check_modules, check_number, check_tensor, shown
+from .banks import own_memory
 from .gates import ExpertChoice
 from .levels import ModelRouting, RoutedGraph
 from .resetting import reset_all
@@ -461,8 +462,8 @@ def _fresh(graph: RoutedGraph, count: int, at_model_level: bool, reset: Callable
     modules = []
     for _ in range(count):
         module = deepcopy(graph.nodes[-2])
+        own_memory(module)
         for parameter in module.parameters():
-            parameter.data = parameter.data.clone()  # the copy of a part of a bank holds the memory of the bank
             parameter.requires_grad_(parameter.is_floating_point())
         reset(module)
         modules.append(module)
