@@ -589,10 +589,8 @@ class ExpertChoice(_Probabilities):
 
     @capacity.setter
     def capacity(self, capacity: float) -> None:
-        check_number("capacity", capacity, above=0.0)
-        if "dropped" not in self._buffers:
-            self.register_buffer("dropped", torch.zeros((), dtype=torch.long), persistent=False)
-        self._capacity = capacity
+        check_number("capacity", capacity, above=0.0)  # None is no limit of the other gates
+        Gate.capacity.fset(self, capacity)  # type: ignore[attr-defined]  # mypy does not know that it is a property
 
     @property
     def may_be_empty(self) -> bool:
