@@ -103,7 +103,7 @@ def _choose(name: str, call: Pass) -> Form:
     """Chooses the form for a backend; raises an error that says why a named backend cannot run the graph."""
     if name == "reference":
         return run_reference
-    hidden, obstacle = _hidden_values(call.x), _no_fast_backend(call.x)
+    hidden, obstacle = _hidden_values(call.x), _no_fast_backend()
     if name == "auto" and (obstacle or torch.compiler.is_compiling()):
         return run_reference
     if name == "auto":
@@ -191,7 +191,7 @@ def _hidden_values(x: Tensor) -> str | None:
     return None
 
 
-def _no_fast_backend(x: Tensor) -> str | None:
+def _no_fast_backend() -> str | None:
     """The reason why only the reference can run, whatever the modules; None if others can."""
     if under_transform():
         return "it reads the path, which a transform such as vmap hides"

@@ -25,7 +25,7 @@ class Layer(NamedTuple):
 
 
 class Plan:
-    """The constants of all passes through a graph, and what the first ones showed.
+    """The constants of all passes through a graph.
 
     Args:
         topology: The edges of the graph.
