@@ -178,7 +178,7 @@ def _fusing_unseen(
 
 def _is_full(call: Pass) -> bool:
     """Whether every node runs for every sample and reads the whole layer before it, so nothing can be skipped."""
-    edges = call.weights.shape[:-2].numel() * call.plan.topology.num_edges
+    edges = call.batch.numel() * call.plan.topology.num_edges
     return call.plan.reads_whole_layers and int(call.read().count_nonzero()) == edges
 
 
@@ -206,8 +206,9 @@ def _no_fast_backend() -> str | None:
 
 def coupled(call: Pass) -> str | None:
     """The reason why a module must not be called on a part of the samples; None if it treats each sample separately."""
-    dims = len(call.weights.shape) - 2
-    if call.weights.shape[:-2].numel() == 1 and dims < 2:
+    batch = call.batch
+    dims = len(batch)
+    if batch.numel() == 1 and dims < 2:
         return None
     for i, node in enumerate(call.nodes[:-1]):
         reason = _couples(node, dims, call.x.dim() - dims) if isinstance(node, nn.Module) else None

@@ -52,7 +52,7 @@ def run_sparse(call: Pass) -> Tensor:
 
 def needs_no_rows(call: Pass) -> bool:
     """Whether inference is faster if needed nodes run for all samples, since calls cost more than arithmetic."""
-    batch, linear = call.weights.shape[:-2].numel(), None
+    batch, linear = call.batch.numel(), None
     if batch >= ROWS_FROM and not call.plan.is_mixture:
         linear = linear_node(call.nodes[0])
     if linear is None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_count, check_counts, check_dtype, check_flag, check_modules
+from ..arguments import check_count, check_counts, check_flag, check_modules
 from ..execution.reference import refuse_output
 from ..gates import Gate, Soft, TopK
 from ..routers import MLPRouter
@@ -152,7 +152,6 @@ class ModelRouting(RoutedGraph):
         check_count("shared", shared, at_least=0)
         check_flag("gated", gated)
         check_flag("bias", bias)
-        check_dtype(dtype)
 
         def expert() -> nn.Module:
             if gated:
