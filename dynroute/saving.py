@@ -64,13 +64,6 @@ class Pretrained(nn.Module):
     first, has ``push_to_hub``, and its ``from_pretrained`` accepts the name of a repository.
     """
 
-    def constructor_arguments(self) -> dict[str, Any]:
-        """The arguments that construct an equal module.
-
-        By default each is the attribute of the same name; override it if that does not hold.
-        """
-        return kept_arguments(self)
-
     def save_pretrained(self, folder: str | Path, **hub: Any) -> Any:
         """Saves the module to a folder, see :func:`dynroute.save_pretrained`.
 
