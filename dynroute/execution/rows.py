@@ -3,6 +3,8 @@
 A row is one sample at one node. Rows that the output of their sample depends on are numbered node by node, so the rows
 of a node are consecutive in one matrix. A mix is a weighted sum of a few rows of that matrix, a bag. All indices of a
 graph are computed with a few calls.
+
+A cell is a position in ``[num_nodes, batch]``, whether it has a row or not; a reading is a position in ``[T, batch]``.
 """
 
 from collections.abc import Sequence
@@ -65,29 +67,56 @@ class Rows:
     """
 
     def __init__(self, topology: Topology, path: Tensor, align: int = 1) -> None:
-        batch, _, width = path.shape
-        nodes = topology.num_nodes
-
+        self._batch = len(path)
         chosen = path.transpose(0, 1).contiguous()  # a batch of 1 shares the caller's memory, so never write to it
         used = _used(topology, chosen)
+        row_of_cell, place = self._number(used, align)
+        cell, sources = self._edges(topology, chosen, used, row_of_cell)
+        self.mixes = self._bags(used, cell, sources, place)
+        """For each row, the rows that it mixes."""
+
+    def _number(self, used: Tensor, align: int) -> tuple[Tensor, Tensor | None]:
+        """Numbers the rows.
+
+        Args:
+            used: The nodes that each sample uses, with shape ``[num_nodes, batch]``.
+            align: As for the class.
+
+        Returns:
+            The row of each cell, with shape ``[num_nodes * batch]``, and the place of each row among the padded ones;
+            None without padding.
+        """
+        device, place = used.device, None
         real = used.sum(dim=1)
         self.counts: list[int] = real.tolist()
         """The number of rows of each node without padding."""
         spans = [*multiples(self.counts[:-1], align), self.counts[-1]]
         self.first: list[int] = [0, *accumulate(spans)]
         """The first row of each node, then the number of rows."""
-        self._spans = torch.tensor(spans, device=path.device)
-        cells = used.flatten().nonzero().squeeze(1)  # a cell is a position in [num_nodes, batch]
-        self._samples = cells - torch.arange(nodes, device=path.device).repeat_interleave(real) * batch
-        self._batch = batch
+        self._spans = torch.tensor(spans, device=device)
+        cells = used.flatten().nonzero().squeeze(1)
+        self._samples = cells - torch.arange(len(used), device=device).repeat_interleave(real) * self._batch
         row_of_cell = used.flatten().cumsum(0) - 1
-        padded = self.first[-1] > len(cells)
-        if padded:
-            copies, place = fill_up(self.counts, spans, path.device)
+        if self.first[-1] > len(cells):
+            copies, place = fill_up(self.counts, spans, device)
             row_of_cell = place[row_of_cell.clamp(min=0)]
             self._samples = self._samples[copies]
+        return row_of_cell, place
 
-        destinations = topology.on(path.device).destinations
+    def _edges(self, topology: Topology, chosen: Tensor, used: Tensor, row_of_cell: Tensor) -> tuple[Tensor, Tensor]:
+        """Lists the edges between rows, by reader.
+
+        Args:
+            topology: The graph.
+            chosen: The boolean paths, with shape ``[T, batch, S]``.
+            used: The nodes that each sample uses, with shape ``[num_nodes, batch]``.
+            row_of_cell: The row of each cell.
+
+        Returns:
+            The cell that reads each edge, and the row that it reads, both with shape ``[edges]``.
+        """
+        _, batch, width = chosen.shape
+        destinations = topology.on(chosen.device).destinations
         position = (chosen & used[destinations].unsqueeze(-1)).flatten().nonzero().squeeze(1)
         reading, slot = _divide(position, width)
         t, sample = _divide(reading, batch)
@@ -97,15 +126,23 @@ class Rows:
         """The position of each edge in the flattened ``[batch, T, S]``."""
         self.readers: Tensor = row_of_cell[cell]
         """The row that reads each edge."""
-        sources = row_of_cell[topology.sources[t, slot] * batch + sample]
-        sizes = torch.bincount(cell, minlength=nodes * batch).reshape(nodes, batch)
+        return cell, row_of_cell[topology.sources[t, slot] * batch + sample]
+
+    def _bags(self, used: Tensor, cell: Tensor, sources: Tensor, place: Tensor | None) -> Bags:
+        """Groups the edges by the row that reads them.
+
+        Args:
+            used: The nodes that each sample uses, with shape ``[num_nodes, batch]``.
+            cell: The cell that reads each edge.
+            sources: The row that each edge reads.
+            place: The place of each row among the padded ones; None without padding.
+        """
+        sizes = torch.bincount(cell, minlength=used.numel()).reshape(used.shape)
         edges = sizes.sum(dim=1)
-        first_edge = [0, *accumulate(edges.tolist())]
         offsets = (sizes.cumsum(dim=1) - sizes)[used]
-        if padded:
+        if place is not None:
             offsets = edges.repeat_interleave(self._spans).index_copy(0, place, offsets)
-        self.mixes = Bags(sources, offsets, first_edge, self.first)
-        """For each row, the rows that it mixes."""
+        return Bags(sources, offsets, [0, *accumulate(edges.tolist())], self.first)
 
     def samples(self, node: int) -> Tensor | None:
         """The samples of the rows of a node; None for all samples in order."""
