@@ -15,7 +15,7 @@ batch. This also holds for replay, evaluation and ``torch.no_grad()``.
 
 from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, distributed, nn
@@ -260,41 +260,37 @@ class _Sharded:
             raise ValueError(
                 f"`model` must have experts that treat each sample on its own where they are sharded, but {reason}."
             )
-        flat, experts = call.flat(), len(call.nodes) - 1
-        chosen, weights = flat.read()[:, 0], flat.weights[:, 0]
-
-        # Choices are sorted by expert, and so by process. A cell is the place of one choice of a sample.
-        expert, sample = chosen.t().nonzero(as_tuple=True)
-        sent = torch.bincount(expert, minlength=experts)
-        parts = [sent[share.start : share.stop] for share in self.shares]
-        arriving = sent.new_empty(size * len(self.own))
-        distributed.all_to_all_single(
-            arriving, sent, [len(self.own)] * size, [len(part) for part in parts], group=self.group
-        )
-        sends = [sum(part.tolist()) for part in parts]
-        counts = arriving.view(size, len(self.own))
-        receives: list[int] = counts.sum(dim=1).tolist()
-        places = int(chosen.sum(dim=1).max()) if len(chosen) else 0
-        cell = sample * places + (chosen.cumsum(dim=1) - 1)[sample, expert]
+        flat = call.flat()
+        choices = _choices(flat.read()[:, 0])
+        sends, receives, counts = self._counts(torch.bincount(choices.expert, minlength=len(call.nodes) - 1))
 
         # Rows are indexed by cell and not by sample, so the backward pass need not sum over equal indices in any order.
-        x = flat.x.unsqueeze(1).expand(-1, places, *flat.x.shape[1:]).flatten(0, 1).index_select(0, cell)
+        cells = flat.x.unsqueeze(1).expand(-1, choices.places, *flat.x.shape[1:]).flatten(0, 1)
+        x = cells.index_select(0, choices.cell)
         anchor = torch.zeros((), device=x.device, requires_grad=torch.is_grad_enabled())
         rows = _Exchange.apply(x, anchor, sends, receives, self.group)  # type: ignore[no-untyped-call]
         outputs = self._run(call, rows, counts)
         outputs = _Exchange.apply(outputs, rows, receives, sends, self.group)  # type: ignore[no-untyped-call]
 
-        # Cells of samples with fewer choices read the zero row behind the last.
-        order = cell.new_full((len(chosen) * places,), len(cell))
-        order = order.index_copy(0, cell, torch.arange(len(cell), device=cell.device))
-        slot = cell.new_zeros(len(order)).index_copy(0, cell, expert).view(len(chosen), places)
-        padded = torch.cat([outputs, outputs.new_zeros(1, *outputs.shape[1:])])
-        read = padded.index_select(0, order).reshape(len(chosen), places, *outputs.shape[1:])
-        spread = (len(chosen), places) + (1,) * (read.dim() - 2)
-        if flat.suitable is not None:  # experts have no shortcut, so the whole gradient is stopped
-            read = torch.where(flat.suitable[:, 0].gather(1, slot).view(spread), read, read.detach())
-        mixed = (weights.gather(1, slot).view(spread) * read).sum(dim=1).to(read.dtype)
-        return call.nodes[-1](call.unflat(mixed))
+        suitable = None if flat.suitable is None else flat.suitable[:, 0]
+        return call.nodes[-1](call.unflat(_mixed(outputs, choices, flat.weights[:, 0], suitable)))
+
+    def _counts(self, sent: Tensor) -> tuple[list[int], list[int], Tensor]:
+        """Exchanges the numbers of rows for each expert.
+
+        Args:
+            sent: The number of rows that this process sends to each expert.
+
+        Returns:
+            The numbers of rows sent to and received from each process, and those received from each process for each
+            expert of this one.
+        """
+        size, own = len(self.shares), len(self.own)
+        parts = [sent[share.start : share.stop] for share in self.shares]
+        arriving = sent.new_empty(size * own)
+        distributed.all_to_all_single(arriving, sent, [own] * size, [len(part) for part in parts], group=self.group)
+        counts = arriving.view(size, own)
+        return [sum(part.tolist()) for part in parts], counts.sum(dim=1).tolist(), counts
 
     def _run(self, call: Pass, rows: Tensor, counts: Tensor) -> Tensor:
         """The outputs of the experts of this process, for rows sorted by sending process, then by expert."""
@@ -315,6 +311,47 @@ class _Sharded:
         output = _Scaled.apply(output, factor)  # type: ignore[no-untyped-call]
         returned: Tensor = output.index_select(0, order.argsort())
         return returned
+
+
+class _Choices(NamedTuple):
+    """The choices of experts by samples, sorted by expert, and so by process."""
+
+    expert: Tensor
+    """The expert of each choice."""
+
+    cell: Tensor
+    """The cell of each choice: each sample has `places` of them, one for each choice in order, the last ones empty."""
+
+    places: int
+    """The largest number of choices of a sample."""
+
+
+def _choices(chosen: Tensor) -> _Choices:
+    """Lists the choices, from a boolean tensor with shape ``[samples, experts]``."""
+    expert, sample = chosen.t().nonzero(as_tuple=True)
+    places = int(chosen.sum(dim=1).max()) if len(chosen) else 0
+    return _Choices(expert, sample * places + (chosen.cumsum(dim=1) - 1)[sample, expert], places)
+
+
+def _mixed(outputs: Tensor, choices: _Choices, weights: Tensor, suitable: Tensor | None) -> Tensor:
+    """Mixes the outputs of the choices for each sample.
+
+    Args:
+        outputs: The output of the expert of each choice.
+        choices: The choices.
+        weights: The weights, with shape ``[samples, experts]``.
+        suitable: The experts that keep their gradient, with the same shape; all if None.
+    """
+    expert, cell, places = choices
+    order = cell.new_full((len(weights) * places,), len(cell))
+    order = order.index_copy(0, cell, torch.arange(len(cell), device=cell.device))
+    slot = cell.new_zeros(len(order)).index_copy(0, cell, expert).view(len(weights), places)
+    padded = torch.cat([outputs, outputs.new_zeros(1, *outputs.shape[1:])])  # empty cells read the row of zeros
+    read = padded.index_select(0, order).reshape(len(weights), places, *outputs.shape[1:])
+    spread = (len(weights), places) + (1,) * (read.dim() - 2)
+    if suitable is not None:  # experts have no shortcut, so the whole gradient is stopped
+        read = torch.where(suitable.gather(1, slot).view(spread), read, read.detach())
+    return (weights.gather(1, slot).view(spread) * read).sum(dim=1).to(read.dtype)
 
 
 class _Exchange(torch.autograd.Function):
