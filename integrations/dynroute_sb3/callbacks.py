@@ -22,7 +22,7 @@ class PlasticityLogger(BaseCallback):
     """Logs the plasticity of the critics at intervals, see :func:`critic_plasticity`.
 
     It logs means over the critics: ``plasticity/dormant``, the share of dormant units, and ``plasticity/rank``, the
-    effective rank of the features. For critics with routes it logs ``plasticity/load_<critic>_<node>`` for each of
+    effective rank of the features. For critics with routes it logs ``plasticity/flow_<critic>_<node>`` for each of
     them, in a mixture the mean weight of an expert. Training is not affected.
 
     Args:
@@ -36,7 +36,7 @@ class PlasticityLogger(BaseCallback):
         >>> model.set_logger(Logger(None, []))
         >>> model = model.learn(40, callback=PlasticityLogger(20, 64))
         >>> [name for name in model.logger.name_to_value if name.startswith("plasticity")][:3]
-        ['plasticity/dormant', 'plasticity/rank', 'plasticity/load_0_0']
+        ['plasticity/dormant', 'plasticity/rank', 'plasticity/flow_0_0']
     """
 
     model: MultiTaskSAC
