@@ -214,7 +214,7 @@ def _restore(
         expected: Any = model.policy_class(*saved_spaces.values(), lambda _: 0.0, **kwargs)
     for part, net in (("network", expected.actor.net), ("critics", expected.critic.nets[0])):
         described = _describe(net)
-        if state.get(part, described) != described:  # earlier versions did not describe critics
+        if state[part] != described:
             what = "another network" if part == "network" else "other critics"
             raise ValueError(f"{folder} holds {what}: {state[part]}, and not {described}.")
     check_network(state["parameters"].get("policy"), expected.state_dict(), folder)
@@ -272,14 +272,8 @@ def save_buffer(buffer: RouteReplayBuffer, path: str | Path | io.BufferedIOBase)
 
 
 def load_buffer(buffer: RouteReplayBuffer, path: str | Path | io.BufferedIOBase) -> None:
-    """Reads a file of :func:`save_buffer`, or a folder of earlier versions."""
-    source = _file(path)
-    if isinstance(source, Path) and source.is_dir():
-        check_folder(source)
-        with restoring(source):
-            _load_rows(buffer, source, read_tree(source, "buffer"), "buffer.json")
-        return
-    with reading_archive(source, what="a replay buffer", marker="buffer.json") as place, restoring(place):
+    """Reads a file of :func:`save_buffer`."""
+    with reading_archive(_file(path), what="a replay buffer", marker="buffer.json") as place, restoring(place):
         _load_rows(buffer, place, read_tree(place, "buffer"), "buffer.json")
 
 

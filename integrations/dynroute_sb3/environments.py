@@ -17,9 +17,6 @@ VECTOR_WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
 }
 """The state attributes of common wrappers of vectorized environments."""
 
-STORED_BY_NAME = ("rewards", "needs_reset", "_elapsed_steps", "_has_reset")
-"""The attributes of wrappers that earlier versions stored, without the wrapper."""
-
 
 def environment_states(env: VecEnv) -> dict[str, Any] | None:
     """Returns the states of environments and of the common wrappers of SB3 and gymnasium.
@@ -59,7 +56,7 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
                 f"wrappers that remember {_attribute_names(saved)}, got {wrapped_in} and "
                 f"{_attribute_names(own)} of environment {i}."
             )
-        if not isinstance(saved, dict) and (made := _first_tasks(saved)) != (got := _first_tasks(own)):
+        if (made := _first_tasks(saved)) != (got := _first_tasks(own)):
             raise ValueError(
                 f"`env` must have its tasks in the order in which the checkpoint was written: environment {i} was made "
                 f"for task {', '.join(made)}, got one for task {', '.join(got)}."
@@ -72,7 +69,7 @@ def set_environment_states(env: VecEnv, state: dict[str, Any]) -> None:
     for i in range(env.num_envs):
         if not _is_whole(env):
             env.env_method("set_state", state["states"][i], indices=[i])
-            set_wrapper_states(env, i, _by_position(state["wrappers"][i], present[i]))
+            set_wrapper_states(env, i, [WrapperState(*saved) for saved in state["wrappers"][i]])
     env.unwrapped._seeds = list(state["seeds"])
     _set_attributes(wrappers, state["vector_wrappers"])
 
@@ -91,9 +88,7 @@ def _check_attributes(
 ) -> None:
     """Raises an error unless the saved attributes of wrappers are those that they have."""
     for wrapper, saved, own in zip(wrappers, states, present, strict=True):
-        # A file must not set arbitrary attributes. Earlier versions stored nothing of VecFrameStack.
-        earlier = isinstance(wrapper, VecFrameStack) and not saved
-        if not earlier and _names(saved) != _names(own):
+        if _names(saved) != _names(own):  # a file must not set arbitrary attributes
             raise ValueError(f"the state of {type(wrapper).__name__} must hold {_names(own)}, got {_names(saved)}.")
 
 
@@ -126,10 +121,8 @@ def _wrapper_states(env: VecEnv) -> list[list[WrapperState]]:
     return [[] if _is_whole(env) else wrapper_states(env, i) for i in range(env.num_envs)]
 
 
-def _fits(saved: Any, own: list[WrapperState]) -> bool:
+def _fits(saved: Sequence[Any], own: list[WrapperState]) -> bool:
     """Whether the saved states are of the wrappers that there are."""
-    if isinstance(saved, dict):
-        return set(saved) == {name for _, attributes in own for name in attributes if name in STORED_BY_NAME}
     return [(kind, _names(state)) for kind, state in saved] == [(kind, _names(state)) for kind, state in own]
 
 
@@ -138,21 +131,9 @@ def _first_tasks(states: Sequence[WrapperState]) -> list[str]:
     return [str(attributes["_first_task"]) for _, attributes in states if "_first_task" in attributes]
 
 
-def _attribute_names(states: Any) -> list[str]:
+def _attribute_names(states: Sequence[Any]) -> list[str]:
     """The attributes in the states of the wrappers of an environment, for an error."""
-    if isinstance(states, dict):
-        return sorted(states)
     return [f"{kind}.{name}" for kind, attributes in states for name in attributes]
-
-
-def _by_position(saved: Any, own: list[WrapperState]) -> list[WrapperState]:
-    """Gives what earlier versions stored by name alone to the outermost wrappers that have it."""
-    if not isinstance(saved, dict):
-        return [WrapperState(*state) for state in saved]
-    left = dict(saved)
-    return [
-        WrapperState(kind, {name: left.pop(name) for name in attributes if name in left}) for kind, attributes in own
-    ]
 
 
 def _vector_wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:

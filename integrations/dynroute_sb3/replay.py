@@ -495,7 +495,7 @@ class RouteReplayBuffer(ReplayBuffer):
     def load(self, folder: str | Path | Member, state: dict[str, Any]) -> None:
         """Restores a buffer that :meth:`save` wrote; raises an error if it has another shape."""
         for name, expected in self._shape().items():
-            if (stored := state.get(name, 0)) != expected:
+            if (stored := state[name]) != expected:
                 raise ValueError(
                     f"the stored buffer must have {name} {expected}, got {stored}; is it from another run?"
                 )
@@ -504,8 +504,7 @@ class RouteReplayBuffer(ReplayBuffer):
             read_rows(place / f"{name}.npy", array, counts)
         self.positions, self.counts = np.asarray(state["positions"], dtype=np.int64).copy(), counts.copy()
         self.vector_steps, self.added, self.version = int(state["vector_steps"]), counts.copy(), self.version + 1
-        if self.back is not None:
-            self.most_at_once, self._latest = int(state["most_at_once"]), np.asarray(state["latest"], dtype=np.int64)
+        self.most_at_once, self._latest = int(state["most_at_once"]), np.asarray(state["latest"], dtype=np.int64)
 
     def _shape(self) -> dict[str, Any]:
         width = self.rows.shape[-1]

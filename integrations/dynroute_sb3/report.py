@@ -121,10 +121,8 @@ class Report:
     def restore(self, state: dict[str, Any]) -> None:
         """Restores the attributes of another report."""
         self.returns, self.successes, self.updates = state["returns"], state["successes"], state["updates"]
-        # Earlier versions did not count the tasks that were present.
-        totals = {"present": torch.full_like(self.totals["present"], self.updates), **state["totals"]}
         for name, total in self.totals.items():
-            total.copy_(totals[name])
+            total.copy_(state["totals"][name])
         self.told_of_range = bool(state["told_of_range"])
 
 

@@ -616,7 +616,6 @@ class MultiTaskSAC(MultiTaskAttributes):
         if not kwargs.keys() <= known:
             check_keywords(kwargs, known | saved_names(path), of=f"{cls.__name__} and not an attribute of the model")
         model = super().load(path, *args, **kwargs)
-        model._step_pending = False  # files of earlier versions have it
         if model.ent_coef_optimizer is not None and model.log_ent_coef is not None:
             count = 1 if model.shared_ent_coef else model.entropy_coefficients.numel()
             if model.log_ent_coef.numel() != count:

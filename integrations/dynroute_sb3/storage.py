@@ -34,14 +34,13 @@ ADVICE = "take another checkpoint"
 READ = (
     "model.json",
     "model.safetensors",
-    "buffer.json",
     "rows.npy",
     "paths.npy",
     "wanted.npy",
     "back.npy",
     "notes.json",
 )
-"""The names of files that are read from a checkpoint or a buffer, which the manifest must list."""
+"""The names of files that are read from a checkpoint, which its manifest must list."""
 
 CHUNK, BLOCK = 1 << 24, 1 << 18
 

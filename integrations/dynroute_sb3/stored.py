@@ -16,10 +16,7 @@ from .storage import DamagedError, Member
 
 __all__ = ["check_buffer", "check_network", "check_state", "restoring"]
 
-STATE = ("options", "policy", "network", "spaces", "progress", "report", "parameters", "random", "buffer")
-
-LATER: Mapping[str, Any] = {"n_steps": 1, "router_lr": None}
-"""Options that checkpoints of before lack, and the values by which a model learns as it did."""
+STATE = ("options", "policy", "network", "critics", "spaces", "progress", "report", "parameters", "random", "buffer")
 
 COUNTERS: Mapping[str, int] = {
     "n_envs": 1,
@@ -76,11 +73,9 @@ def check_state(state: Any, folder: Path, progress: Collection[str]) -> None:
     for name in STATE:
         if name not in state:
             raise DamagedError(f"{path} must hold the part {name!r}, and has none; take another checkpoint.")
-        if not isinstance(state[name], str if name in ("policy", "network") else dict):
+        if not isinstance(state[name], str if name in ("policy", "network", "critics") else dict):
             raise _wrong(path, f"{name!r} as it was written", state[name])
     options = state["options"]
-    for name, value in LATER.items():
-        options.setdefault(name, value)
     for name in sorted({*OPTIONS, "replay_buffer_class"} - set(options)):
         raise DamagedError(f"{path} must hold the option {name!r}, and has none; take another checkpoint.")
     for names, part in (((*OPTIONS, "replay_buffer_class"), "options"), (progress, "progress")):
@@ -133,12 +128,6 @@ def check_buffer(state: Any, num_tasks: int, capacity: int, path: Path | Member)
         valid = numbers.shape == (num_tasks,) and numbers.dtype.kind in "iu"
         if not valid or (numbers < 0).any() or (numbers > most).any():
             raise _wrong(path, f"{name!r} of a buffer, {num_tasks} integers in 0..{most}", numbers.tolist())
-    if state.get("order_bytes"):
-        _check_order(state, num_tasks, capacity, path)
-
-
-def _check_order(state: Any, num_tasks: int, capacity: int, path: Path | Member) -> None:
-    """Raises an error unless what n-step returns need of a replay buffer is valid."""
     most, latest = state["most_at_once"], np.asarray(state["latest"])
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:  # it may be more than a ring holds
         raise _wrong(path, "as 'most_at_once' of a buffer an integer of at least 1", most)

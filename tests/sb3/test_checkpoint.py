@@ -25,7 +25,6 @@ from checkpoint_cases import (
     load,
     make_model,
     makers,
-    rewrite,
     steps_in,
     tiny_network,
     wrapped,
@@ -214,30 +213,6 @@ def test_wrappers_that_count_steps(tmp_path: Path) -> None:
     make_model(make()).learn(54).save_checkpoint(tmp_path / "there")
     model = MultiTaskSAC.load_checkpoint(tmp_path / "there", make(), "cpu").learn(40, reset_num_timesteps=False)
     assert model.num_timesteps == 94
-
-
-def test_wrappers_that_earlier_versions_stored_by_name(tmp_path: Path) -> None:
-    def make() -> VecEnv:
-        return DummyVecEnv(wrapped(lambda env: gym.wrappers.TimeLimit(Monitor(env), 15)))
-
-    model = make_model(make()).learn(54)
-    model.save_checkpoint(tmp_path / "there")
-
-    def by_name(state: dict[str, Any]) -> None:
-        wrappers = state["environments"]["wrappers"]
-        names = ("rewards", "needs_reset", "_elapsed_steps")
-        for i, kept in enumerate(wrappers):
-            parts = [attributes for _, attributes in (one["$tuple"] for one in kept)]
-            wrappers[i] = {name: value for part in parts for name, value in part.items() if name in names}
-
-    rewrite(tmp_path / "there", by_name)
-    resumed = MultiTaskSAC.load_checkpoint(tmp_path / "there", make(), "cpu")
-    assert_same(everything(resumed), everything(model))
-    assert resumed.env.get_attr("_elapsed_steps") == model.env.get_attr("_elapsed_steps") == [12, 12]
-    with pytest.raises(
-        ValueError, match=r"`env` must be wrapped as .* remember \['_elapsed_steps', 'needs_reset', 're"
-    ):
-        load(tmp_path / "there", "Monitor")
 
 
 class Tired(gym.Wrapper[Any, Any, Any, Any]):

@@ -183,6 +183,8 @@ MADE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a method in progress": (put("progress", "train", value=3), "holds 'train', which is none of the progress"),
     "no option": (lambda state: state["options"].pop("gamma"), "must hold the option 'gamma', and has none"),
     "no part": (lambda state: state.pop("report"), "must hold the part 'report', and has none"),
+    "no critics": (lambda state: state.pop("critics"), "must hold the part 'critics', and has none"),
+    "no count of tasks": (lambda state: state["report"]["totals"].pop("present"), "does not fit together"),
     "a list": (put("options", value=[]), "must hold 'options' as it was written, got \\[\\]"),
     "width": (put(*WIDE, value=10**12), "policy_kwargs.network_kwargs.width=1000000000000 is more"),
     "another width": (put(*WIDE, value=1000), "holds another network"),
@@ -249,30 +251,6 @@ def test_the_order_of_transitions_is_sealed(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(seals))
     with pytest.raises(DamagedError, match=r"back.npy is not listed in .*manifest"):
         load(folder, "dummy")
-
-
-def test_a_report_from_before_tasks_were_counted(changed: Path) -> None:
-    rewrite(changed, lambda state: state["report"]["totals"].pop("present"))
-    model = load(changed)
-    assert model.report.updates > 0
-    assert (model.report.totals["present"] == model.report.updates).all()
-
-
-def test_a_checkpoint_from_before_an_option_has_its_default(changed: Path) -> None:
-    rewrite(changed, lambda state: [state["options"].pop(name) for name in ("n_steps", "router_lr")])
-    model = load(changed)
-    assert (model.n_steps, model.router_lr) == (1, None)
-    model.learn(20, reset_num_timesteps=False)
-    assert model._n_updates > 0
-
-
-def test_a_checkpoint_from_before_steps_were_converted(changed: Path) -> None:
-    rewrite(changed, put("progress", "_total_timesteps", value=54.0))
-    rewrite(changed, put("options", "learning_starts", value=20.0))
-    assert load(changed).learning_starts == 20
-    rewrite(changed, put("options", "learning_starts", value=20.5))
-    with pytest.raises(DamagedError, match=r"as `learning_starts` a finite integer of at least 0, got 20\.5"):
-        load(changed)
 
 
 class Scaled(nn.Module):

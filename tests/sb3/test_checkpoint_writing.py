@@ -14,7 +14,6 @@ from checkpoint_cases import ENVIRONMENTS, assert_same, everything, load, make_m
 
 from dynroute_sb3 import (
     CheckpointDirectory,
-    DamagedError,
     latest_checkpoint,
     replay,
     storage,
@@ -155,18 +154,6 @@ def test_replay_buffer(stored: Path, tmp_path: Path) -> None:
     before = everything(other)
     with pytest.raises(ValueError, match="the stored buffer must have capacity 30, got 50"):
         other.load_replay_buffer(tmp_path / "buffer")
-    with pytest.raises(DamagedError, match=r"buffer.json or .safetensors is missing or damaged"):
+    with pytest.raises(FileNotFoundError, match="must be a file that holds a replay buffer, there is none"):
         other.load_replay_buffer(stored)  # a checkpoint is no buffer
     assert_same(everything(other), before)
-
-
-def test_a_folder_that_earlier_versions_wrote(stored: Path, tmp_path: Path) -> None:
-    model = load(stored)
-    with storage.writing_folder(tmp_path / "buffer") as folder:
-        tree.write_tree(folder, "buffer", model.replay_buffer.save(folder))
-    fresh = make_model(ENVIRONMENTS["dummy"]())
-    fresh.load_replay_buffer(tmp_path / "buffer")
-    assert_same(everything(fresh)["rows"], everything(model)["rows"])
-    (tmp_path / "buffer" / "rows.npy").unlink()
-    with pytest.raises(DamagedError, match=r"rows.npy is missing"):
-        fresh.load_replay_buffer(tmp_path / "buffer")
