@@ -159,10 +159,10 @@ def check_options(model: MultiTaskAttributes) -> None:
     _check_ent_coef(model)
     _check_demonstrations(model)
     balanced = model.replay_buffer_kwargs.get("balanced", True)
-    if model.batch_size < 1 or (balanced and model.batch_size % model.num_tasks):
+    if balanced and model.batch_size % model.num_tasks:
         raise ValueError(
             f"`batch_size` must be a multiple of the {model.num_tasks} tasks, got {model.batch_size}; for instance "
-            f"{max(1, -(-model.batch_size // model.num_tasks)) * model.num_tasks}. It may be any number with "
+            f"{-(-model.batch_size // model.num_tasks) * model.num_tasks}. It may be any number with "
             'replay_buffer_kwargs={"balanced": False}.'
         )
     if isinstance(model.task_names, str):

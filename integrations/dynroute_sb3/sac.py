@@ -238,7 +238,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         read_numbers(self)
         self.num_tasks = count_tasks(self.env, self.num_tasks, policy_kwargs=self.policy_kwargs)
         self.task_names = self.task_names or [str(task) for task in range(self.num_tasks)]
-        self.batch_size = self.batch_size or 128 * self.num_tasks
+        if self.batch_size is None:
+            self.batch_size = 128 * self.num_tasks
         check_options(self)
         if self.replay_buffer_class is None:
             self.replay_buffer_class = RouteReplayBuffer

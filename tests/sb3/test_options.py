@@ -252,6 +252,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"batch_size": 1},
         r"`batch_size` must be a multiple of the 4 tasks, got 1; for instance 4\.",
     ),
+    "batch_size of 0": ({"batch_size": 0}, r"`batch_size` must be at least 1, got 0\."),
     "batch_size of -4": ({"batch_size": -4}, r"`batch_size` must be at least 1, got -4\."),
     **{
         f"reward_scale of {scale}": (
