@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .options import FRACTIONS, INTEGERS, LIMITS, OPTIONS, STEPS
+from .options import LIMITS, OPTIONS
 from .policies import POLICIES
 from .storage import DamagedError, Member
 
@@ -21,20 +21,17 @@ STATE = ("options", "policy", "network", "critics", "spaces", "progress", "repor
 COUNTERS: Mapping[str, int] = {
     "n_envs": 1,
     "num_tasks": 1,
+    "batch_size": 1,
     "num_timesteps": 0,
     "_total_timesteps": 0,
     "_episode_num": 0,
     "_n_updates": 0,
     "updates_due": 0,
 }
-"""The smallest value of each integer beside the options that users choose."""
+"""The smallest value of integers that a model takes as they are; it checks its other options itself.
 
-RANGES: Mapping[str, tuple[float, float]] = {
-    **{name: (least, math.inf) for name, least in {**INTEGERS, **COUNTERS}.items()},
-    **FRACTIONS,
-    "_current_progress_remaining": (-math.inf, 1),
-}
-"""The smallest and the largest value of each number."""
+A model may be made without a batch size, but has one.
+"""
 
 SIZES = ("network_kwargs", "critic_kwargs", "net_arch", "n_critics", "num_tasks", "bins")
 """The keywords of a policy that are sizes of its networks, or hold them."""
@@ -137,15 +134,13 @@ def check_buffer(state: Any, num_tasks: int, capacity: int, path: Path | Member)
 
 
 def _check_number(path: Path | Member, name: str, value: Any) -> None:
-    if name not in RANGES or callable(value) or (isinstance(value, dict) and "$missing" in value):
+    if name in COUNTERS:
+        rule, valid = f"an integer of at least {COUNTERS[name]}", isinstance(value, int) and value >= COUNTERS[name]
+    elif name == "_current_progress_remaining":
+        rule, valid = "a number of at most 1", isinstance(value, (int, float)) and value <= 1
+    else:
         return
-    least, most = RANGES[name]
-    fraction = name in (*FRACTIONS, "_current_progress_remaining")
-    whole = name in (*STEPS, "_total_timesteps") and isinstance(value, float) and value.is_integer()  # written as 1e6
-    kinds = (int, float) if fraction or whole else (int,)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most or value == math.inf:
-        kind = "number" if fraction else "integer"
-        rule = f"a finite {kind} of at least {least}" if most == math.inf else f"a {kind} in {least}..{most}"
+    if not valid or isinstance(value, bool):
         raise _wrong(path, f"as `{name.lstrip('_')}` {rule}", value)
 
 

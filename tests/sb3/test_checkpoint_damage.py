@@ -175,8 +175,8 @@ WIDE = ("options", "policy_kwargs", "network_kwargs", "width")
 
 
 MADE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "NaN": (put("options", "gamma", value=math.nan), r"as `gamma` a number in 0..1, got nan"),
-    "infinite": (put("options", "learning_rate", value=math.inf), "as `learning_rate` a finite number of at least 0"),
+    "NaN": (put("options", "gamma", value=math.nan), r"gamma=nan is not"),
+    "infinite": (put("options", "learning_rate", value=math.inf), "learning_rate=inf is not"),
     "NaN inside": (put("options", "replay_buffer_kwargs", "x", value=math.nan), "replay_buffer_kwargs.x=nan is not"),
     "NaN limit": (put("options", "max_grad_norm", value=math.nan), "max_grad_norm=nan is not"),
     "a method": (put("options", "learn", value=3), "holds 'learn', which is none of the options"),
@@ -193,8 +193,21 @@ MADE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "holds another network|must hold .* with the shape",
     ),
     "buffer": (put("options", "buffer_size", value=10**18), "needs more memory than there is|array is too big"),
-    "batch": (put("options", "batch_size", value=-4), "as `batch_size` a finite integer of at least 1, got -4"),
-    "steps": (put("progress", "num_timesteps", value="many"), "as `num_timesteps` a finite integer of at least 0"),
+    "batch": (put("options", "batch_size", value=-4), "as `batch_size` an integer of at least 1, got -4"),
+    "no batch": (put("options", "batch_size", value=None), "as `batch_size` an integer of at least 1, got None"),
+    "discount": (
+        put("options", "gamma", value=1.5),
+        "changed cannot be restored: `gamma` must be .*at most 1, got 1.5",
+    ),
+    "a text": (put("options", "tau", value="0.1"), "`tau` must be a number, got '0.1'"),
+    "half a step": (put("options", "learning_starts", value=20.5), "`learning_starts` must be an integer, got 20.5"),
+    "critics' bins": (put("options", "bins", value=1), "changed cannot be restored: `bins` must be at least 2, got 1"),
+    "steps": (put("progress", "num_timesteps", value="many"), "as `num_timesteps` an integer of at least 0"),
+    "total": (put("progress", "_total_timesteps", value=54.0), "as `total_timesteps` an integer of at least 0, got 54"),
+    "left": (
+        put("progress", "_current_progress_remaining", value=2),
+        "as `current_progress_remaining` a number of at most 1",
+    ),
     "unit": (put("options", "train_freq", value=[1, "year"]), "changed cannot be restored: The frequency of `train_f"),
     "paths": (put("options", "actor_paths", value="best"), "changed cannot be restored: `actor_paths` must be one of"),
     "policy": (put("policy", value=["MlpPolicy"]), "must hold 'policy' as it was written"),
