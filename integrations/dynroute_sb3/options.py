@@ -13,7 +13,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
 from dynroute import SampleK, Soft, TopK
-from dynroute.arguments import check_choice, check_count, check_flag, check_interval, shown
+from dynroute.arguments import check_choice, check_count, check_flag, check_interval, check_number, shown
 
 from .attributes import MultiTaskAttributes, MultiTaskOptions
 from .demonstrations import DemonstrationBuffer
@@ -26,14 +26,11 @@ from .vec_normalize import MultiTaskVecNormalize
 __all__ = [
     "BINS",
     "CRITIC_LOSSES",
-    "FRACTIONS",
-    "INTEGERS",
     "LIMITS",
     "NOT_OFFERED",
     "OPTIONS",
     "PATHS",
     "PRECISIONS",
-    "STEPS",
     "VALUE_RANGE",
     "WARMUP_ACTIONS",
     "check_buffer_is_there",
@@ -80,26 +77,30 @@ INTEGERS: Mapping[str, int] = {
 }
 """The smallest value of each option that is an integer."""
 
-FRACTIONS: Mapping[str, tuple[float, float]] = {
-    "learning_rate": (0, math.inf),
-    "tau": (0, 1),
-    "gamma": (0, 1),
-    "reward_scale": (0, math.inf),
-    "ent_coef_beta1": (0, 1),
-    "log_prob_epsilon": (0, 1),
-    "demonstration_weight": (0, math.inf),
-    "route_balance": (0, math.inf),
+NUMBERS: Mapping[str, Mapping[str, float]] = {
+    "learning_rate": {"at_least": 0},
+    "tau": {"at_least": 0, "at_most": 1},
+    "gamma": {"at_least": 0, "at_most": 1},
+    "reward_scale": {"above": 0},
+    "ent_coef_beta1": {"at_least": 0, "below": 1},
+    "log_prob_epsilon": {"at_least": 0, "below": 1},
+    "demonstration_weight": {"at_least": 0},
+    "route_balance": {"at_least": 0},
+    "ent_coef_lr": {"above": 0},
+    "shared_lr": {"above": 0},
+    "router_lr": {"above": 0},
+    "demonstration_decay": {"at_least": 1},
 }
-"""The smallest and the largest value of each option that is a finite number, whole or not."""
+"""The bounds of each option that is a finite number, whole or not."""
+
+OPTIONAL = ("ent_coef_lr", "shared_lr", "router_lr", "demonstration_decay")
+"""Those of them that may also be None."""
 
 STEPS = ("buffer_size", "learning_starts")
 """The numbers of steps, which may be written as 1e6."""
 
 LIMITS = ("max_task_loss", "max_grad_norm", "max_ent_coef", "max_ent_coef_grad_norm")
 """The options that are positive numbers or None; infinity is no limit, as None."""
-
-FINITE = ("ent_coef_lr", "shared_lr", "router_lr", "demonstration_decay")
-"""The options that are positive and finite numbers or None."""
 
 WARMUP_ACTIONS = ("random", "policy")
 """The actions before learning starts are uniform noise or those of the initial policy."""
@@ -368,34 +369,13 @@ def _check_numbers(model: MultiTaskAttributes) -> None:
     """Raises an error unless all numeric options are numbers in their ranges, before other checks compare them."""
     for name, at_least in INTEGERS.items():
         check_count(name.lstrip("_"), getattr(model, name), at_least=at_least)
-    for name, (least, most) in FRACTIONS.items():
+    for name, bounds in NUMBERS.items():
         value = getattr(model, name)
-        if name == "learning_rate" and callable(value):
-            continue
-        _check_kind(name, value, "a number")
-        if name == "reward_scale" and not 0 < value < math.inf:
-            raise ValueError(f"`{name}` must be positive and finite, got {value}.")
-        if name in ("log_prob_epsilon", "ent_coef_beta1") and not 0 <= value < 1:
-            raise ValueError(f"`{name}` must be at least 0 and below 1, got {value}.")
-        if not least <= value <= most or value == math.inf:
-            upper = "finite" if most == math.inf else f"at most {most}"
-            raise ValueError(f"`{name}` must be at least {least} and {upper}, got {value}.")
-    for name in (*LIMITS, *FINITE):
-        value = getattr(model, name)
-        if value is None:
-            continue
-        _check_kind(name, value, "a number or None")
-        if name == "demonstration_decay" and not value >= 1:
-            raise ValueError(f"`{name}` must be at least 1 and finite, or None, got {value}.")
-        if not value > 0:
-            raise ValueError(f"`{name}` must be positive or None, got {value}.")
-        if name in FINITE and value == math.inf:
-            raise ValueError(f"`{name}` must be finite or None, got {value}.")
-
-
-def _check_kind(name: str, value: object, kind: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` must be {kind}, got {shown(value)}.")
+        if not (value is None and name in OPTIONAL) and not (callable(value) and name == "learning_rate"):
+            check_number(name, value, **bounds)
+    for name in LIMITS:
+        if (value := getattr(model, name)) is not None and value != math.inf:
+            check_number(name, value, above=0)
 
 
 def _check_ent_coef(model: MultiTaskAttributes) -> None:

@@ -695,7 +695,7 @@ def test_what_is_left_of_other_steps(done: Run) -> None:
         ({"target_entropy": "low"}, "`target_entropy` must be a number or one of auto, auto_NUMBER, got 'low'"),
         ({"device": "cda"}, "`device` must be cpu, cuda or auto, got 'cda'"),
         ({"seed": 2**40}, "`seed` must be an integer in"),
-        ({"reward_scale": 0.0}, "`reward_scale` must be positive"),
+        ({"reward_scale": 0.0}, "`reward_scale` must be above 0"),
     ],
 )
 def test_a_run_that_cannot_start_leaves_nothing(changes: dict[str, Any], told: str, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"shared_ent_coef": True, "ent_coef": 0.1},
         r"`shared_ent_coef` needs coefficients that are learned, ent_coef=\"auto\", got ent_coef=0.1",
     ),
-    "moment": ({"ent_coef_beta1": 1.0}, r"`ent_coef_beta1` must be at least 0 and below 1, got 1.0"),
+    "moment": ({"ent_coef_beta1": 1.0}, r"`ent_coef_beta1` must be below 1, got 1.0"),
     "moment of text": ({"ent_coef_beta1": "0.5"}, r"`ent_coef_beta1` must be a number, got '0.5'"),
     "moment of nothing": ({"ent_coef_beta1": 0.5, "ent_coef": 0.1}, r"`ent_coef_beta1` needs coefficients that are"),
     "factor": ({"target_entropy": "auto_-1"}, r"`target_entropy` must be a finite number, .* got 'auto_-1'"),
