@@ -31,7 +31,7 @@ from dynroute_command import choices
 from dynroute_command.options import GROUPS, IMITATION_ALONE, Options, kinds_of
 from dynroute_command.parser import EXAMPLES, METAVARS, _commands, _parser, completion, given_options
 from dynroute_command.parser import parse as read
-from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, RunError, read_metrics
+from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, read_metrics
 from dynroute_metaworld import cli as commands
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.report.curves import draw_curves
@@ -540,18 +540,6 @@ def test_the_ways_to_write_a_benchmark() -> None:
     assert len(keys) == 1
 
 
-def test_a_run_whose_benchmark_was_written_in_another_way_goes_on(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", Configuration(benchmark="MT10"))
-    dataclasses.replace(run.configuration, benchmark="mt10").write(run.folder / "config.json")  # of an earlier version
-    run = Run.open(run.folder)
-    run.agree({"benchmark": "MT10"})
-    with pytest.raises(RunError, match=r"holds a run with benchmark='mt10', got \['MT10'\]"):
-        run.agree({"benchmark": ["MT10"]})
-    assert run.configuration.benchmark == "mt10"  # as it was sealed
-    with pytest.raises(RunError, match="holds a run with benchmark='mt10', got 'MT50'"):
-        run.agree({"benchmark": "MT50"})
-
-
 def test_completion_needs_shtab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
     error = told(capsys, "completion", "zsh")
@@ -778,11 +766,12 @@ def test_the_run_to_start_from_is_noted_by_its_whole_path(
     monkeypatch.chdir(tmp_path)
     main(["train", "--benchmark", "reach", "--run", "second", "--warm-start", "first/"])
     assert [one.warm_start for one in started] == [str(tmp_path / "first")]
-    second = Run.open("second")
-    second.configuration = dataclasses.replace(second.configuration, warm_start="first")  # as in earlier versions
-    second.agree({"warm_start": str(tmp_path / "first")})
-    with pytest.raises(RunError, match="holds a run with warm_start='first', got"):
-        second.agree({"warm_start": str(tmp_path / "third")})
+    main(["train", "--run", "second", "--warm-start", "first", "--resume"])
+    third = Run.create("third", Configuration(benchmark="reach", warm_start="first"))
+    assert [one.warm_start for one in (*started, third.configuration)] == [str(tmp_path / "first")] * 3
+    assert "holds a run with warm_start=" in told(
+        capsys, "train", "--run", "second", "--warm-start", "third", "--resume"
+    )
     assert "`episodes` must be at least 1, got 0" in (
         told(capsys, "evaluate", "scripted", "--benchmark", "reach", "--goals", "fixed", "--episodes", "0")
     )

@@ -442,7 +442,6 @@ def test_a_replaced_worker_does_not_change_what_a_seed_means() -> None:
             kill(env, 0)
             firsts.append(env.reset())
         assert np.array_equal(*firsts)
-        env.set_state({name: value for name, value in state.items() if name != "replaced"})  # of an earlier version
 
 
 class Failing(TaskEnvironment):

@@ -738,18 +738,3 @@ def test_threads_are_told(nearly: Run, capsys: pytest.CaptureFixture[str], monke
     told = describe_threads(nearly.configuration, 2)
     assert told.startswith("2 threads for ")
     assert "they wait for each other by OMP_WAIT_POLICY=PASSIVE" in told
-
-
-def test_runs_that_did_not_choose_keep_their_threads(nearly: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", used.append)
-    (session,) = nearly.sessions
-    session["machine"]["threads"] = 5
-    (nearly.folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
-    for name in ("config.json", "checkpoints/step_72/notes.json"):
-        path = nearly.folder / name
-        path.write_text(path.read_text().replace('"threads": 1', '"threads": null'))
-    reseal(nearly.checkpoints / "step_72", "notes.json")
-    before = torch.get_num_threads()
-    train(Run.open(nearly.folder))
-    assert used == [5, before]

@@ -215,7 +215,7 @@ class MetaWorldVecEnv(VecEnv):
         self._ask("reset")
         self._ask("set_state", state["states"])
         self._lost.clear()
-        self._seed, self._replaced = state["seed"], state.get("replaced", 0)  # earlier versions did not store it
+        self._seed, self._replaced = state["seed"], state["replaced"]
 
     def close(self) -> None:
         """Ends the workers."""

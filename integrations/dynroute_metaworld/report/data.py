@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynroute_sb3 import DamagedError, latest_checkpoint
-from dynroute_sb3.own_networks import samples_routes
 
-from ..runs.methods import build_actor
 from ..runs.metrics import read_lines
 from ..runs.result import EvaluationResult
 from ..runs.run import Run
@@ -228,10 +226,7 @@ def read_run(folder: str | Path, *, name: str | None = None) -> RunData:
     run = Run.open(folder)
     tasks = run.configuration.tasks
     notes: list[str] = []
-    logged = [metric for metric in BY_TASK if not metric.startswith("evaluation")]
-    if not samples_routes(build_actor(run.configuration)):  # earlier versions logged a temperature without effect
-        logged.remove("route_temperature")
-    names = [f"{metric}/{task}" for metric in logged for task in tasks]
+    names = [f"{metric}/{task}" for metric in BY_TASK if not metric.startswith("evaluation") for task in tasks]
     metrics = read_curves(run.metrics, names)
     if run.configuration.steps:  # a run that only imitates logs no metrics
         notes += metrics.notes

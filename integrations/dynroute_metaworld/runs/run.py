@@ -15,7 +15,6 @@ from typing import Any, Self
 import filelock
 
 from dynroute.files import is_leftover, writing_file
-from dynroute_command.choices import benchmark_name, split_benchmark
 from dynroute_sb3 import DamagedError, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
 from dynroute_sb3.storage import digest
@@ -107,7 +106,9 @@ class Run:
         configuration = configuration.resolve()
         check_needs([configuration])
         check_network(configuration)
-        configuration = dataclasses.replace(configuration, threads=choose_threads(configuration))
+        start = configuration.warm_start  # which is to be found from another directory too
+        start = None if start is None else str(Path(start).resolve())
+        configuration = dataclasses.replace(configuration, threads=choose_threads(configuration), warm_start=start)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -130,10 +131,6 @@ class Run:
         for name, value in options.items():
             part = isinstance(value, dict) and not complete
             same = value.items() <= own[name].items() if part else value == own[name]
-            if name == "benchmark" and isinstance(value, str):  # earlier versions stored it as it was written
-                same = benchmark_name(split_benchmark(value)) == benchmark_name(self.configuration.benchmark_or_tasks)
-            if name == "warm_start" and None not in (value, own[name]):  # earlier versions stored the typed path
-                same = Path(value).resolve() == Path(own[name]).resolve()
             if name not in MOVABLE and not same:
                 where, flag = (f" from {source}", source.split()[0]) if source else ("", "it")
                 raise RunError(

@@ -80,7 +80,7 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
         if checkpoint is not None and (result := run.done()) is not None:
             return result
         ending.callback(torch.set_num_threads, threads)
-        torch.set_num_threads(configuration.threads or _threads_before(run) or threads)
+        torch.set_num_threads(configuration.threads or threads)
         remarks.append(describe_threads(configuration, torch.get_num_threads()))
         env = environments(configuration)
         ending.callback(env.close)
@@ -115,11 +115,6 @@ def _remarks(run: Run, checkpoint: Path) -> list[str]:
     if (changes := _changes(run)) is not None:
         remarks.append(f"results may differ in their last bits, since versions changed: {changes}")
     return remarks
-
-
-def _threads_before(run: Run) -> int | None:
-    """The threads of the last session, if the configuration has none: another number would change the last bits."""
-    return next((session["machine"]["threads"] for session in reversed(run.sessions) if "machine" in session), None)
 
 
 def _changes(run: Run) -> str | None:
