@@ -566,15 +566,7 @@ def test_a_configuration_that_was_altered(nearly: Run) -> None:
         Run.create(nearly.folder, small())
 
 
-def test_checkpoints_that_do_not_tell_of_other_files(nearly: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = nearly.checkpoints / "step_72"
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    del manifest["notes.json"]
-    (checkpoint / "notes.json").unlink()
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    alter(nearly.metrics)
-    assert train(nearly) is not None
-    assert "step_72 has no checksums of metrics and evaluations: they are taken as they are" in capsys.readouterr().out
+def test_checkpoints_that_do_not_tell_of_other_files(nearly: Run) -> None:
     for text in (
         "[]",
         "{}",
@@ -582,11 +574,19 @@ def test_checkpoints_that_do_not_tell_of_other_files(nearly: Run, capsys: pytest
         '{"files": {"a": 1}, "configuration": {}}',
         "[" * 9**5,
     ):
-        last = nearly.checkpoints / "step_96"
+        last = nearly.checkpoints / "step_72"
         (last / "notes.json").write_text(text)
         reseal(last, "notes.json")
-        with pytest.raises(DamagedError, match=r"step_96/notes\.json (is damaged|must have the options of the run)"):
+        with pytest.raises(DamagedError, match=r"step_72/notes\.json (is damaged|must have the options of the run)"):
             train(nearly)
+    manifest = json.loads((last / "manifest.json").read_text())
+    del manifest["notes.json"]
+    (last / "notes.json").unlink()
+    (last / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        DamagedError, match=r"step_72/notes\.json must have the options of the run.*, got None; take an"
+    ):
+        train(nearly)
 
 
 def reseal(folder: Path, name: str) -> None:
@@ -681,7 +681,9 @@ def test_goals_of_an_evaluation_are_not_those_of_training(done: Run, tmp_path: P
 def test_what_is_left_of_other_steps(done: Run) -> None:
     (done.evaluations / "step_20_old.json").touch()
     done.agree({"steps": 96})
-    done.start_session()
+    last = done.last_checkpoint()
+    assert last is not None
+    done.start_session(last, *done.check_files(last))
     names = ["step_20_old.json", "step_48.json", "step_96.json"]
     assert sorted(path.name for path in done.evaluations.iterdir()) == names  # the final one was of fewer steps
 

@@ -186,20 +186,19 @@ class Run:
         evaluations = sorted(f"evaluations/{path.name}" for path in self.evaluations.glob("step_*.json"))
         return Seal.of(self.folder, self._plain(), self.logged, [self.metrics.name, *evaluations]).notes()
 
-    def check_files(self, checkpoint: Path) -> list[str] | None:
+    def check_files(self, checkpoint: Path) -> tuple[Seal, list[str]]:
         """Raises an error if the configuration, metrics or evaluations were altered since a checkpoint.
 
         What was written after the checkpoint is not checked, and a removed file is not an error.
 
         Returns:
-            The names of removed files; None if the checkpoint has no checksums.
+            The seal in the checkpoint, and the names of removed files.
         """
-        if (seal := Seal.read(checkpoint)) is None:
-            return None
+        seal = Seal.read(checkpoint)
         seal.check_configuration(self.folder / "config.json", self._plain(), MOVABLE)
         last = self.sessions[-1:]
         again = last and last[0].get("steps") == checkpoint_steps(checkpoint)
-        return seal.missing(self.folder, done_without=last[0].get("without", ()) if again else ())
+        return seal, seal.missing(self.folder, done_without=last[0].get("without", ()) if again else ())
 
     def forget(self) -> None:
         """Removes the configuration of a new run that never started, so that its directory can be used again."""
@@ -262,10 +261,17 @@ class Run:
         last = latest_checkpoint(self.checkpoints)
         return self.finished() if last is None or self.is_at_end(last) else None
 
-    def start_session(self) -> None:
+    def start_session(
+        self, checkpoint: Path | None = None, seal: Seal | None = None, missing: Sequence[str] = ()
+    ) -> None:
         """Writes the command and the machine of a session, and removes what came after the last checkpoint.
 
         The run repeats the removed steps with the same results. Call it after loading the checkpoint.
+
+        Args:
+            checkpoint: The last checkpoint; None before the first one.
+            seal: Its seal, see :meth:`check_files`.
+            missing: The files that were removed.
         """
         session: dict[str, Any] = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -274,24 +280,20 @@ class Run:
             "versions": versions(),
             "machine": {**machine(), "waiting": waiting()},
         }
-        last = self.last_checkpoint()
-        session["steps"] = steps = checkpoint_steps(last) if last else 0
-        seal = None if last is None else Seal.read(last)
-        if last is None or seal is None:
+        session["steps"] = steps = checkpoint_steps(checkpoint) if checkpoint else 0
+        if missing:
+            session["without"] = [*missing]
+        if seal is None:
             forget_after(self.metrics, steps)
-            lines = read_metrics(self.metrics) if self.metrics.exists() else []
-            self.logged = int(lines[-1]["step"] or 0) if lines else 0
         else:
             self.logged = seal.logged
-            if missing := self.check_files(last):
-                session["without"] = missing
-            seal.cut_back(self.metrics, missing or ())
+            seal.cut_back(self.metrics, missing)
         self.evaluations.mkdir(exist_ok=True)
         for path in self.evaluations.glob("step_*.json"):
             number = path.stem.removeprefix("step_")
             if number.isdecimal() and int(number) > steps:
                 path.unlink()
-        if last is None or not self.is_at_end(last):
+        if checkpoint is None or not self.is_at_end(checkpoint):
             self._final.unlink(missing_ok=True)  # it was made after fewer steps
         self.configuration.write(self.folder / "config.json")
         self._write_sessions([*self.sessions, session])

@@ -56,10 +56,9 @@ class Seal:
         return cls(configuration, logged, files)
 
     @classmethod
-    def read(cls, checkpoint: Path) -> Self | None:
-        """The seal in the notes of a checkpoint; None if it has no notes."""
-        if (notes := read_notes(checkpoint)) is None:
-            return None
+    def read(cls, checkpoint: Path) -> Self:
+        """The seal in the notes of a checkpoint."""
+        notes: Any = read_notes(checkpoint)
         try:
             files = {str(name): (int(size), str(sha)) for name, (size, sha) in notes["files"].items()}
             return cls(dict(notes["configuration"]), int(notes["logged"]), files)

@@ -76,16 +76,20 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
         if rebuild and not starts:
             why = "no demonstrations" if checkpoint is None else "used its demonstrations already"
             raise ValueError(f"`rebuild` must be left out: {run.folder} has {why}.")
-        remarks = [] if checkpoint is None else _remarks(run, checkpoint)
-        if checkpoint is not None and (result := run.done()) is not None:
-            return result
+        seal, remarks = None, []
+        missing: list[str] = []
+        if checkpoint is not None:
+            seal, missing = run.check_files(checkpoint)
+            if (result := run.done()) is not None:
+                return result
+            remarks = _remarks(run, checkpoint, missing)
         ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(configuration.threads or threads)
         remarks.append(describe_threads(configuration, torch.get_num_threads()))
         env = environments(configuration)
         ending.callback(env.close)
         model = make_model(configuration, env) if checkpoint is None else _load(configuration, checkpoint, env)
-        run.start_session()  # after all checks
+        run.start_session(checkpoint, seal, missing)  # after all checks
         ending.callback(run.end_session)
         if starts:
             model = _load(configuration, start_from_demonstrations(run, model, rebuild=rebuild), env)
@@ -105,12 +109,10 @@ def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTask
         raise DamagedError(f"{error} {advice}") from error
 
 
-def _remarks(run: Run, checkpoint: Path) -> list[str]:
+def _remarks(run: Run, checkpoint: Path, missing: Sequence[str]) -> list[str]:
     """Remarks on a run that goes on from a checkpoint."""
-    missing, remarks = run.check_files(checkpoint), []
-    if missing is None:
-        remarks.append(f"{checkpoint.name} has no checksums of metrics and evaluations: they are taken as they are")
-    elif missing:
+    remarks = []
+    if missing:
         remarks.append(f"going on without files from before {checkpoint.name}, which are missing: {', '.join(missing)}")
     if (changes := _changes(run)) is not None:
         remarks.append(f"results may differ in their last bits, since versions changed: {changes}")
