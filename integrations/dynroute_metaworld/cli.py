@@ -19,10 +19,10 @@ from .bench import bench
 from .envs.workers import WorkerError
 from .report import analyze, render, write_report
 from .report.curves import draw_curves
-from .runs.configuration import MOVABLE, check_needs
+from .runs.configuration import MOVABLE
 from .runs.evaluation import evaluate
 from .runs.extraction import extract_task
-from .runs.methods import check_routes, methods_table
+from .runs.methods import methods_table
 from .runs.presets import AFTER_IMITATION, IMITATION_ALONE, preset, preset_options
 from .runs.progress import Display
 from .runs.provenance import versions
@@ -100,9 +100,7 @@ def _train(options: argparse.Namespace) -> int:
         run.agree(given)
         run.agree({name: getattr(wanted, name) for name in checked}, source=f"--preset {options.preset}")
     else:
-        check_needs([wanted], given)
-        check_routes([wanted], given)
-        run = Run.create(folder, wanted)
+        run = Run.create(folder, wanted, given)
     result = train(run, rebuild=options.rebuild)
     if result is None:
         return 130

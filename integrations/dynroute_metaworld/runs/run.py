@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from dynroute_sb3.checkpoint import checkpoint_steps
 from dynroute_sb3.storage import digest
 
 from .configuration import MOVABLE, Configuration, check_needs
-from .methods import check_network
+from .methods import check_network, check_routes
 from .metrics import forget_after, read_lines, read_metrics
 from .provenance import commit, machine, typed, versions
 from .result import EvaluationResult
@@ -87,8 +87,14 @@ class Run:
         return cls(folder, Configuration.read(folder / "config.json"))
 
     @classmethod
-    def create(cls, folder: str | Path, configuration: Configuration) -> Self:
-        """Creates a run, in a directory that is empty or does not exist."""
+    def create(cls, folder: str | Path, configuration: Configuration, given: Collection[str] = ()) -> Self:
+        """Creates a run, in a directory that is empty or does not exist.
+
+        Args:
+            folder: The directory.
+            configuration: The configuration.
+            given: The options that were given: they must have an effect although they have their default.
+        """
         folder = Path(folder)
         if (folder / "config.json").exists():
             raise FileExistsError(f"{folder} holds a run already; --resume goes on with it, --run names another one.")
@@ -104,7 +110,8 @@ class Run:
                 f"{len(os.fsencode(folder.absolute()))}; --run names a shorter one."
             )
         configuration = configuration.resolve()
-        check_needs([configuration])
+        check_needs([configuration], given)
+        check_routes([configuration], given)
         check_network(configuration)
         start = configuration.warm_start  # which is to be found from another directory too
         start = None if start is None else str(Path(start).resolve())
