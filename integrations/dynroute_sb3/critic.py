@@ -47,20 +47,12 @@ class MultiTaskCritic(BaseModel):
         self.value_range = value_range
         self.normalizer = StateNormalizer(task_space.state_features, dtype=next(self.parameters()).dtype)
 
-    def forward(
-        self,
-        observations: Tensor,
-        actions: Tensor,
-        *,
-        path: Tensor | None = None,
-        sample: bool = False,
-        temperature: float | Tensor = 1.0,
-    ) -> Tensor:
-        """Computes the values of actions, with shape ``[critics, batch]``, by default along the best routes.
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Computes the values of actions along the best routes, with shape ``[critics, batch]``.
 
         The arguments are as in :meth:`outputs`. The value of a distribution is its expectation.
         """
-        outputs, _ = self.outputs(observations, actions, path=path, sample=sample, temperature=temperature)
+        outputs, _ = self.outputs(observations, actions)
         return outputs.squeeze(-1) if self.value_range is None else expectation(outputs, self.value_range)
 
     def outputs(
