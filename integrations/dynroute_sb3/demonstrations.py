@@ -104,14 +104,14 @@ class DemonstrationBuffer(RouteReplayBuffer):
     def _shape(self) -> dict[str, Any]:
         return {**super()._shape(), "demonstrations": self.wanted.shape[1]}
 
-    def save(self, folder: str | Path | Member) -> dict[str, Any]:
-        (inner := (Path(folder) if isinstance(folder, str) else folder) / "demonstrations").mkdir()
+    def save(self, folder: Path | Member) -> dict[str, Any]:
+        (inner := folder / "demonstrations").mkdir()
         write_rows(inner / "wanted.npy", self.wanted, self.shown.counts)
         return {**super().save(folder), "shown": self.shown.save(inner)}
 
-    def load(self, folder: str | Path | Member, state: dict[str, Any]) -> None:
+    def load(self, folder: Path | Member, state: dict[str, Any]) -> None:
         super().load(folder, state)
-        inner = (Path(folder) if isinstance(folder, str) else folder) / "demonstrations"
+        inner = folder / "demonstrations"
         self.shown.load(inner, state["shown"])
         read_rows(inner / "wanted.npy", self.wanted, self.shown.counts)
 

@@ -33,11 +33,11 @@ class StateNormalizer(nn.Module):
         self.register_buffer("scale", torch.ones(features, device=device, dtype=dtype))
 
     @torch.no_grad()
-    def fit(self, states: Tensor, *, least: float = 1e-3) -> None:
-        """Sets mean and deviation from states; a feature with a deviation below `least` is only centred."""
+    def fit(self, states: Tensor) -> None:
+        """Sets mean and deviation from states; a feature with a deviation below 0.001 is only centred."""
         deviation = states.std(dim=0, correction=0)
         self.mean.copy_(states.mean(dim=0))
-        self.scale.copy_(torch.where(deviation < least, 1.0, 1 / deviation))
+        self.scale.copy_(torch.where(deviation < 1e-3, 1.0, 1 / deviation))
 
     def forward(self, state: Tensor) -> Tensor:
         """Normalizes states."""

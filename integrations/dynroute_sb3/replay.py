@@ -480,28 +480,27 @@ class RouteReplayBuffer(ReplayBuffer):
             rows.append(self.topology.unpack(torch.from_numpy(self.paths[task, places])))
         return rows
 
-    def save(self, folder: str | Path | Member) -> dict[str, Any]:
+    def save(self, folder: Path | Member) -> dict[str, Any]:
         """Writes the transitions to files of a folder or an archive.
 
         Returns:
             The rest of the state, plain data and arrays, for :meth:`load`.
         """
-        place = Path(folder) if isinstance(folder, str) else folder
         for name, array in self._arrays().items():
-            write_rows(place / f"{name}.npy", array, self.counts)
+            write_rows(folder / f"{name}.npy", array, self.counts)
         numbers = {name: getattr(self, name) for name in ("positions", "counts", "vector_steps", "most_at_once")}
         return {**self._shape(), **numbers, "latest": self._latest}
 
-    def load(self, folder: str | Path | Member, state: dict[str, Any]) -> None:
+    def load(self, folder: Path | Member, state: dict[str, Any]) -> None:
         """Restores a buffer that :meth:`save` wrote; raises an error if it has another shape."""
         for name, expected in self._shape().items():
             if (stored := state[name]) != expected:
                 raise ValueError(
                     f"the stored buffer must have {name} {expected}, got {stored}; is it from another run?"
                 )
-        place, counts = Path(folder) if isinstance(folder, str) else folder, np.asarray(state["counts"], dtype=np.int64)
+        counts = np.asarray(state["counts"], dtype=np.int64)
         for name, array in self._arrays().items():
-            read_rows(place / f"{name}.npy", array, counts)
+            read_rows(folder / f"{name}.npy", array, counts)
         self.positions, self.counts = np.asarray(state["positions"], dtype=np.int64).copy(), counts.copy()
         self.vector_steps, self.added, self.version = int(state["vector_steps"]), counts.copy(), self.version + 1
         self.most_at_once, self._latest = int(state["most_at_once"]), np.asarray(state["latest"], dtype=np.int64)

@@ -152,12 +152,12 @@ def check_folder(folder: Path, advice: str = ADVICE) -> None:
             )
 
 
-def read_sealed(folder: Path, name: str, advice: str = ADVICE) -> bytes | None:
+def read_sealed(folder: Path, name: str) -> bytes | None:
     """Reads one file of such a folder after checking it; None if the manifest does not list it."""
-    sealed = _read_manifest(folder, advice)
+    sealed = _read_manifest(folder, ADVICE)
     if name not in sealed:
         return None
-    _check_file(folder / name, *sealed[name], advice)
+    _check_file(folder / name, *sealed[name], ADVICE)
     return (folder / name).read_bytes()
 
 

@@ -58,9 +58,9 @@ def save(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
     return written
 
 
-def metric_panels(metrics: Sequence[str], height: float = 2.4) -> tuple[Figure, Any]:
+def metric_panels(metrics: Sequence[str]) -> tuple[Figure, Any]:
     """Makes a panel for each metric; only the last of the panels with the same unit names it."""
-    figure = Figure(figsize=(9, height * len(metrics)), layout="constrained")
+    figure = Figure(figsize=(9, 2.4 * len(metrics)), layout="constrained")
     units = [unit_of(metric) for metric in metrics]
     axes = figure.subplots(len(metrics), 1, sharex=len({*units}) == 1, squeeze=False)[:, 0]
     for axis, unit, below in zip(axes, units, [*units[1:], None], strict=True):

@@ -42,9 +42,9 @@ def choose_threads(configuration: Configuration, environment: Mapping[str, str] 
     return torch.get_num_threads()
 
 
-def waiting(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+def waiting() -> dict[str, str]:
     """The environment variables that set how threads wait for each other."""
-    return {name: environment[name] for name in (*WAITING, "GOMP_SPINCOUNT") if name in environment}
+    return {name: os.environ[name] for name in (*WAITING, "GOMP_SPINCOUNT") if name in os.environ}
 
 
 def describe_threads(configuration: Configuration, threads: int) -> str:
