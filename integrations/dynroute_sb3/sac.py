@@ -521,9 +521,11 @@ class MultiTaskSAC(MultiTaskAttributes):
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[Any] | None = None) -> None:
         super()._update_info_buffer(infos, dones)
-        for i in [i for i, info in enumerate(infos) if "episode" in info]:
+        if ended := [i for i, info in enumerate(infos) if "episode" in info]:
             assert isinstance(self._last_obs, np.ndarray)
-            self.report.add_episode(self.policy.task_space.tasks(self._last_obs)[i], infos[i])
+            tasks = self.policy.task_space.tasks(self._last_obs)
+            for i in ended:
+                self.report.add_episode(tasks[i], infos[i])
 
     def dump_logs(self) -> None:
         if self._logged_at != self.num_timesteps:  # episodes of several tasks may end at the same step
