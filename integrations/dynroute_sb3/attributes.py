@@ -1,6 +1,6 @@
 """The attributes of MultiTaskSAC as a base class, so that its parts need not import it."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from stable_baselines3 import SAC
 from torch import Tensor
@@ -67,6 +67,9 @@ class MultiTaskAttributes(MultiTaskOptions, SAC):
         >>> issubclass(MultiTaskSAC, MultiTaskAttributes)
         True
     """
+
+    overlaps: ClassVar[bool] = False
+    """Whether the model learns while environments step, as :class:`dynroute_sb3.OverlappedSAC` does."""
 
     policy: MultiTaskPolicy
     actor: MultiTaskActor  # type: ignore[assignment]

@@ -194,7 +194,7 @@ def _restore(
 ) -> "Model":
     options, policy = _with_functions(state["options"], state["policy"], replace, folder)
     model = cls(policy, env, device=device, _init_setup_model=False)  # type: ignore[arg-type]
-    if "updates_due" in state["progress"] and not hasattr(model, "updates_due"):
+    if "updates_due" in state["progress"] and not model.overlaps:
         raise ValueError(f"{folder} is of an OverlappedSAC; load it by OverlappedSAC.load_checkpoint.")
     saved_spaces = {name: _box(saved) for name, saved in state["spaces"].items()}
     for name, space in saved_spaces.items():

@@ -267,7 +267,7 @@ def size_keyword(model: MultiTaskSAC) -> str:
         raise ValueError(
             "`compile_networks` must be False for networks that grow, got True: what is compiled is fixed."
         )
-    if hasattr(model, "updates_due"):
+    if model.overlaps:
         raise ValueError("`model` must not learn while environments step to grow, got an OverlappedSAC.")
     return keyword
 

@@ -1,7 +1,7 @@
 """Updates that run while the environments step."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
@@ -26,6 +26,7 @@ class OverlappedSAC(MultiTaskSAC):
         1
     """
 
+    overlaps: ClassVar[bool] = True
     updates_due: int = 0
 
     def learn(
