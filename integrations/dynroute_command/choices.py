@@ -4,7 +4,7 @@ Packages that import torch or MuJoCo repeat some of these lists; a test compares
 """
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 __all__ = [
     "BENCHMARKS",
@@ -13,6 +13,7 @@ __all__ = [
     "MAX_HORIZON",
     "METHODS",
     "PRESETS",
+    "REWARD_VERSIONS",
     "STATES",
     "SUCCESS",
     "benchmark_name",
@@ -38,11 +39,18 @@ GOALS = ("fixed", "random", "benchmark")
 MAX_HORIZON = 500
 """The number of steps after which Meta-World itself ends an episode."""
 
+REWARD_VERSIONS = ("v1", "v2")
+"""The versions of Meta-World's rewards."""
+
 SUCCESS = ("any", "last")
 """The steps of an episode that count when a policy is evaluated."""
 
-FORMATS = ("torch", "export", "onnx", "executorch")
-"""The formats of an extracted policy."""
+FORMATS: Mapping[str, str] = {"torch": ".safetensors", "export": ".pt2", "onnx": ".onnx", "executorch": ".pte"}
+"""The formats of an extracted policy, with the extensions of their files.
+
+"torch" is a :class:`dynroute.Program`, whose file cannot run code. "export" is a file of ``torch.export``: only torch
+reads it, and it must come from a trusted source. "onnx" is a file of ``torch.onnx``. "executorch" is a file of
+ExecuTorch, for phones and small devices; it takes one state at a time."""
 
 STATES = ("policy", "demonstrations")
 """The states to extract a policy for are from episodes of the policy or from demonstrations."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .choices import GOALS, MAX_HORIZON, METHODS, check_choice
+from .choices import GOALS, MAX_HORIZON, METHODS, REWARD_VERSIONS, check_choice
 
 __all__ = ["AXES", "GROUPS", "IMITATION_ALONE", "KEYWORDS", "Options", "check_option", "check_range", "kinds_of"]
 
@@ -233,7 +233,7 @@ class Options:
     precision: str = _option(
         "float32", "of the networks' products while they learn", MACHINE, ("float32", "bf16"), sac=True
     )
-    reward_version: str = _option("v2", "of Meta-World's rewards", WHAT, ("v1", "v2"))
+    reward_version: str = _option("v2", "of Meta-World's rewards", WHAT, REWARD_VERSIONS)
     bootstrap_timeouts: bool = _option(True, "treat the horizon as a truncation: values go on beyond it", CRITICS)
     actor_paths: str | None = _option(
         None, "paths of the actor's loss; default: replayed (Eq. 8) where paths are chosen", TASKS, _PATHS

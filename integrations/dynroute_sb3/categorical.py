@@ -4,7 +4,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["combine_distributions", "cross_entropy", "expectation", "outside_share", "project", "support"]
+__all__ = [
+    "VALUE_RANGE",
+    "combine_distributions",
+    "cross_entropy",
+    "expectation",
+    "outside_share",
+    "project",
+    "support",
+]
+
+VALUE_RANGE = (-10.0, 10.0)
+"""The usual values of the first bin and of the last."""
 
 
 def support(bins: int, value_range: tuple[float, float], *, like: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from dynroute import SampleK, Soft, TopK
 from dynroute.arguments import check_choice, check_count, check_flag, check_interval, check_number, shown
 
 from .attributes import MultiTaskAttributes, MultiTaskOptions
+from .categorical import VALUE_RANGE
 from .demonstrations import DemonstrationBuffer
 from .losses import MASK_RULES, Q_TARGETS, TASK_WEIGHTS, TEMPERATURES
 from .policies import POLICIES, MultiTaskPolicy
@@ -31,7 +32,6 @@ __all__ = [
     "OPTIONS",
     "PATHS",
     "PRECISIONS",
-    "VALUE_RANGE",
     "WARMUP_ACTIONS",
     "check_buffer_is_there",
     "check_keywords",
@@ -60,9 +60,6 @@ CRITIC_LOSSES = ("mse", "categorical")
 
 BINS = 101
 """The usual number of bins of a distribution of values."""
-
-VALUE_RANGE = (-10.0, 10.0)
-"""The usual values of the first bin and of the last."""
 
 INTEGERS: Mapping[str, int] = {
     "buffer_size": 1,

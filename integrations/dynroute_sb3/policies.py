@@ -18,6 +18,7 @@ from dynroute import Topology, networks
 from dynroute.arguments import check_count, shown
 
 from .actor import MultiTaskActor
+from .categorical import VALUE_RANGE
 from .critic import MultiTaskCritic
 from .gaussian import LOG_STD_RANGE
 from .layers import NetArch, layer_keywords
@@ -121,7 +122,7 @@ class MultiTaskPolicy(SACPolicy):
         net_arch: NetArch | None = None,
         activation_fn: Callable[[], nn.Module] | None = None,
         bins: int | None = None,
-        value_range: tuple[float, float] = (-10.0, 10.0),
+        value_range: tuple[float, float] = VALUE_RANGE,
         log_std: str = "clamp",
         log_std_range: tuple[float, float] = LOG_STD_RANGE,
         critic_kwargs: Mapping[str, Any] | None = None,

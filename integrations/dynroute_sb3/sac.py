@@ -25,13 +25,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from . import captured
 from .archive import saved_names
 from .attributes import MultiTaskAttributes
+from .categorical import VALUE_RANGE
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
 from .denormals import CLEAR_EVERY, clear_denormals
 from .losses import path_temperature
 from .observation import check_observation_space, count_tasks
 from .options import (
     BINS,
-    VALUE_RANGE,
     check_buffer_is_there,
     check_keywords,
     check_n_steps,

@@ -38,11 +38,10 @@ from dynroute_metaworld.report.curves import draw_curves
 from dynroute_metaworld.runs.configuration import OPTIMIZERS
 from dynroute_metaworld.runs.methods import PUBLISHED, count_parameters, methods_table
 from dynroute_metaworld.runs.metrics import MetricsFile, forget_after
-from dynroute_metaworld.runs.policy_files import FORMATS
 from dynroute_metaworld.runs.presets import RELEASED, preset
 from dynroute_metaworld.runs.progress import Display
 from dynroute_metaworld.runs.seeds import settings_key
-from dynroute_sb3 import gaussian, losses
+from dynroute_sb3 import categorical, gaussian, losses
 from dynroute_sb3 import options as learner
 
 META_WORLD = {"MT10": env_dict.MT10_V3, "MT25": env_dict.MT25_V3, "MT50": env_dict.MT50_V3}
@@ -318,7 +317,6 @@ def test_commands_of_the_help_and_the_pages_are_understood() -> None:
 def test_lists_that_the_command_shows_without_importing_what_has_them() -> None:
     assert available() == choices.METHODS
     assert tuple(PRESETS) == choices.PRESETS
-    assert tuple(FORMATS) == choices.FORMATS
     named = {name: tuple(kind.removesuffix("-v3") for kind in kinds) for name, kinds in META_WORLD.items()}
     assert named == choices.BENCHMARKS
     assert {name.removesuffix("-v3") for name in env_dict.ALL_V3_ENVIRONMENTS} == {*named["MT50"]}
@@ -339,7 +337,7 @@ def test_lists_that_the_command_shows_without_importing_what_has_them() -> None:
         assert of[name].metadata["choices"] == words, name
     assert of["route_temperature"].metadata["words"] == losses.TEMPERATURES
     assert of["bins"].default == learner.BINS
-    assert (of["value_low"].default, of["value_high"].default) == learner.VALUE_RANGE
+    assert (of["value_low"].default, of["value_high"].default) == categorical.VALUE_RANGE
     assert (of["log_std_low"].default, of["log_std_high"].default) == gaussian.LOG_STD_RANGE
 
 

@@ -14,10 +14,11 @@ from small_runs import CLONED as OPTIONS
 from small_runs import CLOSING as TASKS
 
 from dynroute import Program
+from dynroute_command.choices import FORMATS
 from dynroute_metaworld import Run, cli, evaluate, load_model, make_envs, train
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.runs.extraction import ELSEWHERE, ExtractedTask, extract_task, run_episodes, task_states
-from dynroute_metaworld.runs.policy_files import EXPORTERS, FORMATS, load_policy, save_policy
+from dynroute_metaworld.runs.policy_files import EXPORTERS, load_policy, save_policy
 from dynroute_metaworld.runs.presets import preset
 from dynroute_metaworld.runs.recorder import evaluate_run
 from dynroute_sb3 import MultiTaskSAC, extract_policy

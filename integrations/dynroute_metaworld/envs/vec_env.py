@@ -12,7 +12,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 from dynroute.arguments import check_choice
-from dynroute_command.choices import GOALS, MAX_HORIZON, task_names
+from dynroute_command.choices import GOALS, MAX_HORIZON, REWARD_VERSIONS, task_names
 
 from .environment import STATE_FEATURES, TaskEnvironment
 from .tasks import derive_seed, goals_of
@@ -62,7 +62,7 @@ def make_envs(
     _check_integer("horizon", horizon, 1, MAX_HORIZON, "where Meta-World ends an episode")
     _check_integer("workers", workers, 0, len(rows), "the number of environments")
     _check_integer("seed", seed, 0, 2**32 - 1, "the seeds of numpy")
-    if reward_version not in ("v1", "v2"):
+    if reward_version not in REWARD_VERSIONS:
         raise ValueError(f"`reward_version` must be 'v1' or 'v2', got {reward_version!r}; v3 is the tasks' version.")
     if not 0 < reward_scale < np.inf:
         raise ValueError(f"`reward_scale` must be positive, got {reward_scale!r}.")

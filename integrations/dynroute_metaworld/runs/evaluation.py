@@ -15,7 +15,7 @@ from torch import nn
 import dynroute
 from dynroute import Route
 from dynroute.arguments import check_choice, check_count
-from dynroute_command.choices import BENCHMARKS, benchmark_name, task_names
+from dynroute_command.choices import BENCHMARKS, SUCCESS, benchmark_name, task_names
 from dynroute_sb3 import MultiTaskPolicy, MultiTaskSAC
 from dynroute_sb3.actor import MultiTaskActor
 from dynroute_sb3.randomness import random_state, set_random_state
@@ -81,7 +81,7 @@ def evaluate(
         array([1., 1.])
     """
     names = task_names(benchmark)
-    check_choice("success", success, ("any", "last"))
+    check_choice("success", success, SUCCESS)
     check_count("episodes", episodes, at_least=1)
     if policy == "scripted":
         policy = ScriptedPolicy(benchmark)

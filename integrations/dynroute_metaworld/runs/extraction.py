@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dynroute import Extraction
 from dynroute.arguments import check_choice, check_count
-from dynroute_command.choices import STATES
+from dynroute_command.choices import FORMATS, STATES
 from dynroute_sb3 import MultiTaskSAC, extract_policy
 from dynroute_sb3.task_policy import whole_policy
 
@@ -27,7 +27,7 @@ from ..envs.vec_env import make_envs
 from ..imitation.collection import collect
 from .configuration import Configuration
 from .evaluation import unseen
-from .policy_files import FORMATS, Act, check_exporter, load_policy, save_policy
+from .policy_files import Act, check_exporter, load_policy, save_policy
 from .result import format_table
 from .run import Run
 from .threads import one_thread
@@ -175,7 +175,7 @@ def extract_task(
         run: The run.
         model: Its model, from :func:`~dynroute_metaworld.load_model`.
         task: The task.
-        form: The format, one of :data:`~dynroute_metaworld.runs.policy_files.FORMATS`.
+        form: The format, one of :data:`~dynroute_command.choices.FORMATS`.
         output: The file; by default it has the name of the task, in the directory of the run.
         coverage: The share of the states whose routes are kept whole.
         states: Where the states come from, one of :data:`~dynroute_command.choices.STATES`.

@@ -15,14 +15,7 @@ from torch import Tensor, nn
 from dynroute import Program, trace_program
 from dynroute.files import writing_file
 
-__all__ = ["FORMATS", "check_exporter", "load_policy", "save_policy"]
-
-FORMATS: Mapping[str, str] = {"torch": ".safetensors", "export": ".pt2", "onnx": ".onnx", "executorch": ".pte"}
-"""The formats of a policy, with the extensions of their files.
-
-"torch" is a :class:`dynroute.Program`, whose file cannot run code. "export" is a file of ``torch.export``: only torch
-reads it, and it must come from a trusted source. "onnx" is a file of ``torch.onnx``. "executorch" is a file of
-ExecuTorch, for phones and small devices; it takes one state at a time."""
+__all__ = ["check_exporter", "load_policy", "save_policy"]
 
 EXPORTERS = {"onnx": ("onnx", "onnxscript"), "executorch": ("executorch",)}
 """The packages that a format needs besides torch."""
@@ -41,7 +34,7 @@ def check_exporter(form: str) -> None:
 
 
 def save_policy(policy: nn.Module, path: Path, form: str, example: Tensor, notes: Mapping[str, Any]) -> None:
-    """Saves a policy in one of :data:`FORMATS`; the file appears whole or not at all.
+    """Saves a policy in one of :data:`~dynroute_command.choices.FORMATS`; the file appears whole or not at all.
 
     Args:
         policy: The policy, from states to actions.
