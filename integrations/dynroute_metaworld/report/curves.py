@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from dynroute.files import writing_file
-
 from ..runs.run import Run
 from .data import read_run
 
@@ -16,13 +14,8 @@ def draw_curves(run: Run) -> Path | None:
     It needs matplotlib (the extra `report`), and no display. Without matplotlib, or without curves, it returns None.
     """
     try:
+        from .canvas import save
         from .figures import learning
     except ImportError:
         return None
-    figure = learning(read_run(run.folder))
-    if figure is None:
-        return None
-    path = run.folder / "curves.png"
-    with writing_file(path) as part:
-        figure.savefig(part, dpi=110)
-    return path
+    return next(iter(save(run.folder, {"curves": learning(read_run(run.folder))})), None)
