@@ -46,7 +46,7 @@ from .options import (
     kinds_of,
 )
 
-__all__ = ["SHELLS", "completion", "given_options", "key_value", "parse", "read_variants"]
+__all__ = ["completion", "given_options", "parse", "read_variants"]
 
 EXAMPLES = """
 examples:
@@ -193,14 +193,8 @@ def _read_value(kinds: tuple[type, ...], word: str) -> Any:
         return word  # check_option tells what is wrong
 
 
-def key_value(text: str) -> tuple[str, Any]:
-    """Reads NAME=VALUE; the value is JSON, a literal of Python, or else text.
-
-    Example:
-        >>> from dynroute_command.parser import key_value
-        >>> key_value("trunk_sizes=[64, 64]"), key_value("layer_norm=True"), key_value("attention=dot")
-        (('trunk_sizes', [64, 64]), ('layer_norm', True), ('attention', 'dot'))
-    """
+def _key_value(text: str) -> tuple[str, Any]:
+    """Reads NAME=VALUE; the value is JSON, a literal of Python, or else text."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} must be name=value, for instance num_modules=8")
@@ -272,7 +266,7 @@ class _Parser(argparse.ArgumentParser):
             if kind is bool:
                 flag["action"] = argparse.BooleanOptionalAction
             elif kind is dict:
-                flag |= {"nargs": "+", "type": key_value, "metavar": "NAME=VALUE"}
+                flag |= {"nargs": "+", "type": _key_value, "metavar": "NAME=VALUE"}
             else:
                 optional = about["none"] or (bool(others) and option.default is not None)
                 flag |= {"type": kind, "optional": optional, "choices": about["choices"] or None}

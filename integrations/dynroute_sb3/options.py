@@ -28,7 +28,6 @@ __all__ = [
     "BINS",
     "CRITIC_LOSSES",
     "LIMITS",
-    "NOT_OFFERED",
     "OPTIONS",
     "PATHS",
     "PRECISIONS",

@@ -19,7 +19,6 @@ from ..runs.start import ERRORS
 
 __all__ = [
     "BY_TASK",
-    "LIMIT",
     "SHARES",
     "Curve",
     "Metrics",

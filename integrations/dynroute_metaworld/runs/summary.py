@@ -16,7 +16,7 @@ from .result import EvaluationResult, format_table
 from .run import Run
 from .seeds import over_seeds
 
-__all__ = ["FORMAT", "ROW", "SUMMARY", "read_sweep", "summarize", "summary_rows", "summary_table"]
+__all__ = ["FORMAT", "ROW", "SUMMARY", "read_sweep", "summarize", "summary_rows", "summary_table", "worst_tasks"]
 
 FORMAT = "dynroute sweep 1"
 """The format of ``sweep.json``, which names the runs of a sweep."""
