@@ -279,7 +279,7 @@ class _Bag(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_values = _plain_bag(gradient, weights, reader, members, len(values))
         if ctx.needs_input_grad[1] and (wants_more(gradient) or values.dtype not in _BAGGED):
-            grad_weights = (gradient.index_select(0, reader) * values.index_select(0, members)).sum(dim=-1)
+            grad_weights = (gradient.index_select(0, reader) * values.index_select(0, members).conj()).sum(dim=-1)
         elif ctx.needs_input_grad[1]:
             grad_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(
                 gradient.contiguous(), values, members, offsets, reader, 0

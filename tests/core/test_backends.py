@@ -411,6 +411,24 @@ def test_inputs_of_other_types(batch: int) -> None:
         torch.testing.assert_close(net(x, task), expected)
 
 
+@pytest.mark.parametrize("backend", ["sparse", "auto"])
+@pytest.mark.parametrize("batch", [1, 300])
+def test_complex_experts_teach_the_router_as_the_reference_does(batch: int, backend: str) -> None:
+    nodes = [nn.Linear(5, 2, dtype=torch.complex128) for _ in range(4)]
+    net = ModelRouting(nodes, TopK(2), LinearRouter(3, Topology.parallel(4), dtype=torch.float64))
+    x = torch.randn(batch, 5, dtype=torch.complex128, requires_grad=True)
+    context = torch.randn(batch, 3, dtype=torch.float64)
+    outcomes = []
+    for name in ("reference", backend):
+        with dynroute.backend(name):
+            loss = net(x, context).abs().square().sum()
+        first = torch.autograd.grad(loss, [x, *net.parameters()], create_graph=True)
+        penalty = sum(each.abs().square().sum() for each in first)
+        outcomes.append([*first, *torch.autograd.grad(penalty, [x, *net.parameters()])])
+    for mine, theirs in zip(*outcomes, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 300])
 def test_all_backends_refuse_a_shortcut_over_another_width(batch: int) -> None:
     topology = dynroute.Topology.dag(3)
