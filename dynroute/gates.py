@@ -152,7 +152,7 @@ class Gate(nn.Module, ABC):
             noise: Gumbel noise that was drawn before, with the shape of `logits`.
             scores: Scores that choose in place of the logits, with their shape, for instance with the noise of a
                 router. The weights still come from the logits. A source of score -inf is chosen only if the row has no
-                other.
+                other; one with a logit of -inf never is.
 
         Returns:
             The route. Its logits are -inf in slots that do not exist.
@@ -176,6 +176,7 @@ class Gate(nn.Module, ABC):
         path = self.choose(scores, candidates, temperature=temperature, sample=sample, generator=generator, noise=noise)
         if is_own(type(self).choose):
             _check_choice(f"{type(self).__name__}.choose", path, scores, candidates, self.may_be_empty)
+        path = path & (logits != -torch.inf)  # gates choose closed sources in a row with few open ones
         path = self._limit(logits, path, allowed, sample)
         weights = _with_nan(logits, self._weights(logits, path))
         self.follow(weights)
@@ -493,11 +494,11 @@ class BalancedTopK(_Mixing):
             if counts:
                 self._move_bias()
             probability = mask_softmax(logits, allowed)
-            scores = torch.where(logits > -torch.inf, probability + self.bias, -torch.inf)
-            path = best_k(scores, self.k, allowed)
+            open_ = logits > -torch.inf
+            path = best_k(torch.where(open_, probability + self.bias, -torch.inf), self.k, allowed)
             if counts:
                 assert self.load is not None
-                load = path.reshape(-1, *path.shape[-2:]).sum(dim=0)
+                load = (path & open_).reshape(-1, *path.shape[-2:]).sum(dim=0)
                 self.load.add_(load if self._processes is None else self._processes.sum(load))
         return path
 
@@ -638,7 +639,7 @@ def _with_scores(scores: Tensor, logits: Tensor, allowed: Tensor) -> tuple[Tenso
         lambda index: f"`scores` must be finite or -inf, got {scores[index].item()} at index {index}.",
     )
     scores = torch.where(allowed, scores.to(logits.dtype), -torch.inf)
-    candidates = allowed & ((scores > -torch.inf) | (logits == -torch.inf))
+    candidates = allowed & (scores > -torch.inf) & (logits != -torch.inf)
     any_left = candidates.any(dim=-1, keepdim=True)
     return torch.where(any_left, scores, logits), torch.where(any_left, candidates, allowed)
 
@@ -656,8 +657,8 @@ def _check_values(logits: Tensor, allowed: Tensor, may_be_empty: bool) -> None:
         return
     values = logits.detach()
     try:
-        best = values.amax(dim=-1)  # NaN if any value is
-        if best.amax() < torch.inf and (may_be_empty or best.amin() > -torch.inf):
+        lowest, highest = values.amax(dim=-1).aminmax()  # NaN if any value is
+        if highest.item() < torch.inf and (may_be_empty or lowest.item() > -torch.inf):
             return
     except RuntimeError:  # vmap and fake tensors hide their values
         return

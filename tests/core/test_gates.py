@@ -168,6 +168,28 @@ def test_gates_that_may_be_empty_take_rows_without_any_score() -> None:
         assert weights[0, 0, 0] == 1
 
 
+@pytest.mark.parametrize(
+    "gate", [*GATES.values(), BalancedTopK(2), TopK(5), TopP(1.0), TopK(2, capacity=9.0), ExpertChoice(4.0)], ids=str
+)
+@pytest.mark.parametrize("samples", [2, 3000])
+def test_closed_sources_are_not_on_the_path(gate: Gate, samples: int) -> None:
+    logits = torch.tensor([[[-torch.inf, 0.0, -torch.inf, -torch.inf]], [[0.0, 1.0, -torch.inf, 2.0]]])
+    logits = logits.repeat(samples // 2, 1, 1)
+    gate.train()
+    for scores in (None, torch.where(torch.rand(samples, 1, 4) < 0.5, -torch.inf, 1.0)):
+        route = gate(logits, scores=scores)
+        assert not (route.path & (logits == -torch.inf)).any()
+        assert (route.path.sum(-1) <= (gate.max_sources or 4)).all()
+        assert torch.equal(gate(logits, path=route).weights, route.weights)
+    if isinstance(gate, BalancedTopK):
+        assert gate.load[0, 2] == 0
+    if gate.may_be_empty:
+        logits[0] = -torch.inf
+        route = gate(logits)
+        assert not route.path[0].any()
+        assert torch.equal(gate(logits, path=route).weights, route.weights)
+
+
 def test_a_row_without_slots_is_no_error() -> None:
     allowed = torch.tensor([[True, True], [False, False]])
     assert Soft()(torch.zeros(2, 2), allowed=allowed).weights.tolist() == [[0.5, 0.5], [0, 0]]

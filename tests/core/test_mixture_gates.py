@@ -317,6 +317,32 @@ def test_a_sample_without_experts_gives_zeros_and_the_shared_ones_remain() -> No
         assert torch.equal(y[empty], net.shared[0](x)[empty])
 
 
+class Padded(Router):
+    """Closes all sources of tokens that are zero."""
+
+    def __init__(self, topology: Topology) -> None:
+        super().__init__(topology)
+        self.layer = nn.Linear(5, topology.num_edges)
+
+    def score(self, context: Tensor) -> Tensor:
+        return self.layer(context).masked_fill((context == 0).all(-1, keepdim=True), -torch.inf)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused", "auto"])
+def test_padding_that_a_router_closes_is_no_load(backend: str) -> None:
+    gate = BalancedTopK(2, rate=0.1, capacity=4.0)
+    net = ModelRouting([nn.Linear(5, 5) for _ in range(4)], gate, Padded(Topology.parallel(4)), backend=backend)
+    x = torch.zeros(300, 5)
+    x[:30] = torch.randn(30, 5)
+    with dynroute.record(net) as recorded:
+        y, route = net(x, return_route=True)
+    assert gate.load.sum() == 60
+    assert gate.dropped == 0
+    assert recorded[""].metrics()["unrouted"] == pytest.approx(0.9)
+    assert not y[30:].any()
+    assert torch.equal(net(x, path=route), y)
+
+
 def test_other_gates_still_refuse_empty_paths() -> None:
     path = torch.zeros(2, 1, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"row .* has none; was an empty record replayed"):
