@@ -1,7 +1,7 @@
 """Auxiliary losses: pure functions of a route.
 
 Except for :func:`compute_cost` they average over the samples and the destinations. Slots that do not exist have logits
-of -inf.
+of -inf. A row without an open source counts as 0 in :func:`router_z_loss` and :func:`route_entropy`.
 """
 
 from collections.abc import Sequence
@@ -127,7 +127,8 @@ def router_z_loss(route: Route) -> Tensor:
         tensor(0.)
     """
     _check_route(route)
-    return _batch_mean(route.logits.logsumexp(dim=-1).square(), feature_dims=1).mean()
+    logits, is_open = _open_rows(route)
+    return _batch_mean(logits.logsumexp(dim=-1).square().masked_fill(~is_open, 0.0), feature_dims=1).mean()
 
 
 def route_entropy(route: Route) -> Tensor:
@@ -143,7 +144,7 @@ def route_entropy(route: Route) -> Tensor:
     """
     _check_route(route)
     allowed = _allowed(route)
-    log_probability = route.logits.log_softmax(dim=-1).masked_fill(~allowed, 0.0)
+    log_probability = _open_rows(route)[0].log_softmax(dim=-1).masked_fill(~allowed, 0.0)
     return _batch_mean(-(log_probability.exp() * log_probability).sum(dim=-1), feature_dims=1).mean()
 
 
@@ -194,6 +195,12 @@ def _prices(costs: Sequence[float] | Tensor | None, logits: Tensor, topology: To
 
 def _allowed(route: Route) -> Tensor:
     return route.logits != -torch.inf  # a NaN stays one, so that divergence shows
+
+
+def _open_rows(route: Route) -> tuple[Tensor, Tensor]:
+    """The logits, with zeros in rows without an open source, whose gradients would be NaN; and a mark of the others."""
+    is_open = _allowed(route).any(dim=-1)
+    return torch.where(is_open.unsqueeze(-1), route.logits, 0.0), is_open
 
 
 def _batch_mean(values: Tensor, *, feature_dims: int = 2) -> Tensor:

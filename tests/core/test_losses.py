@@ -65,6 +65,19 @@ def test_any_batch_gives_a_finite_number_with_finite_gradients(loss: object, bat
     assert logits.grad.any() or loss is importance
 
 
+@pytest.mark.parametrize("loss", [route_entropy, router_z_loss])
+def test_a_row_without_an_open_source_counts_as_zero(loss: object) -> None:
+    logits = torch.randn(4, 1, 3, requires_grad=True)
+    closed = torch.tensor([0.0, -torch.inf, 0.0, -torch.inf])[:, None, None]
+    gate = TopK(2, capacity=9.0)
+    value = loss(gate(logits + closed))
+    torch.testing.assert_close(value, loss(gate(logits[::2])) / 2)
+    value.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert torch.equal(logits.grad.any(-1), closed[..., 0] == 0)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_an_empty_batch_gives_zero(loss: object) -> None:
     assert float(loss(Soft()(torch.zeros(0, 3, 3), allowed=DAG.allowed))) == 0.0
