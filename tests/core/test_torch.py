@@ -202,6 +202,33 @@ def test_autocast_keeps_the_router_in_float32(level: str) -> None:
     assert torch.equal(under_autocast, foreign.route(x.bfloat16().float()).logits)
 
 
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("backend", ["sparse", "fused", "auto"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ModelRouting.ffn(16, 32, 4, TopK(2)),
+        lambda: ModuleRouting.mlp(16, 16, 4, 2, gate=TopK(2)),
+        lambda: LayerRouting.mlp(16, 16, [3, 3], 2),
+        lambda: LayerRouting.mlp(16, 16, [3, 3], 2, gate=TopK(2)),
+        lambda: OutputRouting.mlp(16, 8, 3, 2),
+    ],
+    ids=["model", "module", "layer", "layer top-k", "output"],
+)
+def test_the_backward_pass_may_run_under_autocast(make: Callable[[], RoutedGraph], backend: str, again: bool) -> None:
+    net, x = make(), torch.randn(300, 16, requires_grad=True)
+    inputs = (x, torch.arange(300) % 3) if isinstance(net, OutputRouting) else (x,)
+    tensors = [x, *net.parameters()]
+    net.backend = "reference"
+    expected = torch.autograd.grad(net(*inputs).square().sum(), tensors)
+    net.backend = backend
+    loss = net(*inputs).square().sum()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        grads = torch.autograd.grad(loss, tensors, create_graph=again)
+    for mine, theirs in zip(grads, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.05, atol=0.05 * float(theirs.abs().max() + 1e-3))
+
+
 @pytest.mark.parametrize("level", LEARNED)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_to_another_type(level: str, dtype: torch.dtype) -> None:

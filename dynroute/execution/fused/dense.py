@@ -15,7 +15,7 @@ from torch import Tensor
 from ...banks import stacked
 from ...checks import full_precision
 from ..plan import Layer, Pass, Plan
-from .double_backward import Equations, wants_more
+from .double_backward import Equations, in_full_precision, wants_more
 from .linear import IDENTITY, LinearNode, entering
 from .products import Scratch, Vectors, entered_gradient, parameter_gradients, products
 
@@ -81,6 +81,7 @@ class _DenseGraph(torch.autograd.Function):
         return mixed
 
     @staticmethod
+    @in_full_precision
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         program: _Program = ctx.program
         x, weights, suitable, *rest = ctx.saved_tensors

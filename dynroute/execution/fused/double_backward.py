@@ -1,17 +1,32 @@
 """Gradients that can be differentiated again, for autograd functions with hand-written gradients."""
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ...checks import full_precision
 from ..plan import Pass, Plan
 from ..reference import run_reference
 from .linear import Perceptron
 
-__all__ = ["Equations", "wants_more"]
+__all__ = ["Equations", "in_full_precision", "wants_more"]
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def in_full_precision(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
+    """Suspends autocast in the backward pass of a function, which may be called inside of it; the types are given."""
+
+    @wraps(backward)
+    def run(ctx: Any, *gradients: Tensor) -> Gradients:
+        with full_precision(gradients[0]):
+            return backward(ctx, *gradients)
+
+    return run
 
 
 def wants_more(gradient: Tensor) -> bool:

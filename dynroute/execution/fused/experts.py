@@ -14,7 +14,7 @@ from torch import Tensor
 from ...checks import full_precision
 from ..plan import Pass
 from ..rows import fill_up, multiples
-from .double_backward import Equations, wants_more
+from .double_backward import Equations, in_full_precision, wants_more
 from .linear import Perceptron, entering, row_multiple
 
 __all__ = ["run_experts"]
@@ -108,6 +108,7 @@ class _FusedExperts(torch.autograd.Function):
         return mixed.to(x.dtype)
 
     @staticmethod
+    @in_full_precision
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         program: _Program = ctx.program
         x, weights, suitable, shares, outputs, *rest = ctx.saved_tensors

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...checks import full_precision
 from ..plan import Pass, Plan
 from ..rows import Rows, rows_of
-from .double_backward import Equations, wants_more
+from .double_backward import Equations, in_full_precision, wants_more
 from .linear import IDENTITY, LinearNode, entering, row_multiple
 
 __all__ = ["run_fused"]
@@ -79,6 +79,7 @@ class _FusedGraph(torch.autograd.Function):
         return mixed
 
     @staticmethod
+    @in_full_precision
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         program: _Program = ctx.program
         rows, last = program.rows, len(program.linear)

@@ -20,7 +20,7 @@ from ...banks import stacked
 from ...checks import full_precision
 from ...topology import Topology
 from ..plan import Pass, Plan
-from .double_backward import Equations, wants_more
+from .double_backward import Equations, in_full_precision, wants_more
 from .linear import IDENTITY, Activation, LinearNode, computed_type, entering
 
 __all__ = ["ACTIVATIONS", "MAX_WIDTH", "SMALL_BATCH", "run_tile", "tiles"]
@@ -150,6 +150,7 @@ class _TileGraph(torch.autograd.Function):
         return result
 
     @staticmethod
+    @in_full_precision
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         from .tile_kernels import walk_backward
 
