@@ -12,6 +12,7 @@ __all__ = [
     "checks_values",
     "full_precision",
     "hides_values",
+    "hooks_everywhere",
     "in_forward_mode",
     "is_autocast",
     "is_hooked",
@@ -83,6 +84,17 @@ def is_hooked(module: nn.Module) -> bool:
         or attributes["_backward_hooks"]
         or attributes["_backward_pre_hooks"]
         or "forward" in attributes
+    )
+
+
+def hooks_everywhere() -> bool:
+    """Whether global hooks are registered, which a call of any module runs."""
+    module = torch.nn.modules.module
+    return bool(
+        module._global_forward_hooks
+        or module._global_forward_pre_hooks
+        or module._global_backward_hooks
+        or module._global_backward_pre_hooks
     )
 
 

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..arguments import check_count, check_dtype, check_sizes
-from ..checks import is_hooked
+from ..checks import hooks_everywhere, is_hooked
 from ..topology import Topology
 from .base import EdgeParameter, Router
 
@@ -122,7 +122,12 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
                 else "a context defaults to the input of the routed layer."
             )
         )
-    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward or is_hooked(layer):
+    if (
+        not isinstance(layer, nn.Linear)
+        or type(layer).forward is not nn.Linear.forward
+        or is_hooked(layer)
+        or hooks_everywhere()
+    ):
         return _called(layer, x)
     weight, bias = layer.weight, layer.bias
     if x.dtype == weight.dtype == torch.float32:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from dynroute import CascadeRouter, LinearRouter, MLPRouter, Router, TableRouter, TaskRouter, Topology
 
@@ -80,6 +81,19 @@ def test_layers_that_are_replaced_or_hooked_are_called(name: str) -> None:
     assert not torch.equal(after, before)
     assert (after == -torch.inf).equal(before == -torch.inf)
     assert router.bfloat16()(context.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "cascade"])
+def test_hooks_of_all_modules_see_the_layers_of_routers(name: str) -> None:
+    router, context = ROUTERS[name]
+    before = router(context)
+    calls: list[nn.Module] = []
+    hook = register_module_forward_hook(lambda layer, *_: calls.append(layer))
+    try:
+        assert torch.equal(router(context), before)
+    finally:
+        hook.remove()
+    assert {layer for layer in router.modules() if isinstance(layer, nn.Linear)} <= set(calls)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch deprecates its quantization

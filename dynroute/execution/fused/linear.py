@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...checks import is_autocast, is_hooked
+from ...checks import hooks_everywhere, is_autocast, is_hooked
 from ..plan import Pass
 
 __all__ = [
@@ -162,7 +162,7 @@ def perceptrons(call: Pass) -> list[Perceptron] | str:
     """
     nodes: list[Perceptron] = []
     for i, module in enumerate(call.nodes[:-1]):
-        layers = () if _hooks_everywhere() else _layers(module)
+        layers = () if hooks_everywhere() else _layers(module)
         if not layers or layers[0].before is not IDENTITY:
             return f"module {i} is not a plain nn.Linear, or a sequence of them, with {_SUPPORTED}"
         nodes.append(layers)
@@ -238,13 +238,13 @@ def linear_node(module: Callable[[Tensor], Tensor]) -> LinearNode | None:
 
     It is checked at every call, since hooks may be added and removed.
     """
-    layers = () if _hooks_everywhere() else _layers(module)
+    layers = () if hooks_everywhere() else _layers(module)
     return layers[0] if len(layers) == 1 else None
 
 
 def lean_modules(modules: Sequence[Callable[[Tensor], Tensor]]) -> list[Callable[[Tensor], Tensor]]:
     """Replaces modules by functions that compute the same at a lower cost per call, if possible."""
-    if _hooks_everywhere():
+    if hooks_everywhere():
         return list(modules)
     return [layers[0] if len(layers := _layers(module)) == 1 else module for module in modules]
 
@@ -288,14 +288,3 @@ def _is_plain(linear: nn.Linear) -> bool:
         return False
     out = (linear.out_features,)
     return weight.shape == (*out, linear.in_features) and (bias is None or bias.shape == out)
-
-
-def _hooks_everywhere() -> bool:
-    """Whether global hooks are registered."""
-    module = torch.nn.modules.module
-    return bool(
-        module._global_forward_hooks
-        or module._global_forward_pre_hooks
-        or module._global_backward_hooks
-        or module._global_backward_pre_hooks
-    )
