@@ -136,6 +136,11 @@ class Router(nn.Module, ABC):
             torch.Size([7, 1, 4])
         """
         self.check_noise(context, drawn)
+        if (self.noise or self.dropout) and logits.shape[:-2] != self._edges_of(context)[:-1]:
+            raise ValueError(
+                "`noise` and `dropout` must be 0 for a router that pools dimensions of its context, got logits of "
+                f"batch shape {tuple(logits.shape[:-2])} for a context of shape {tuple(context.shape)}; use `jitter`."
+            )
         with torch.no_grad():
             scores = logits.detach()
             if drawn.jitter is not None:

@@ -628,6 +628,26 @@ def test_noise_of_another_batch_is_refused() -> None:
             net(x, router_noise=net.router.draw_noise(torch.randn(other, 5)))
 
 
+class Pooled(Router):
+    def __init__(self, **options: float) -> None:
+        super().__init__(Topology.parallel(4), **options)
+        self.layer = nn.Linear(5, 4)
+
+    def score(self, context: Tensor) -> Tensor:
+        return self.layer(context.mean(1))
+
+
+@pytest.mark.parametrize("shape", [(6, 7, 5), (7, 7, 5), (1, 7, 5)], ids=str)
+def test_routers_that_pool_take_jitter_alone(shape: tuple[int, ...]) -> None:
+    x, nodes = torch.randn(shape), [nn.Linear(5, 5) for _ in range(4)]
+    assert ModelRouting(nodes, TopK(2), Pooled(jitter=0.1))(x).shape == shape
+    for option in ({"noise": 1.0}, {"dropout": 0.5}):
+        net = ModelRouting(nodes, TopK(2), Pooled(**option))
+        with pytest.raises(ValueError, match=r"`noise` and `dropout` must be 0 for a router that pools dimensions"):
+            net(x)
+        assert net.eval()(x).shape == shape
+
+
 def test_expert_choice_needs_a_capacity() -> None:
     gate = ExpertChoice(1.0)
     with pytest.raises(TypeError, match="`capacity` must be a number, got None"):
