@@ -239,6 +239,12 @@ def _of_graph(graph: RoutedGraph, context: Tensor, coverage: float, x: Tensor | 
         nodes = used[covered].any(dim=0).nonzero().flatten().tolist()
         live = (paths & used[:, list(topology.destinations), None])[covered]
         edges = topology.to_edges(live.any(dim=0)).nonzero().flatten().tolist()
+        for node, reads in zip(topology.destinations, live.any(dim=0).any(dim=-1).tolist(), strict=True):
+            if node in nodes and not reads:  # alone, it would read the input
+                raise ValueError(
+                    f"`context` must lead to a source of every node that runs, but node {node} reads none for all "
+                    "contexts; add contexts for which it reads one."
+                )
 
         one_path = bool((live == live[0]).all())
         weights = topology.to_edges(route.weights.reshape(-1, *topology.path_shape))[covered]

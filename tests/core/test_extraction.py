@@ -39,6 +39,15 @@ from dynroute.functional import mask_softmax, topk_path
 from dynroute.networks import available, build
 
 
+class Positive(Gate):
+    """Reads all sources with positive logits, if any."""
+
+    may_be_empty = True
+
+    def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
+        return allowed & (logits > 0)
+
+
 class Threshold(Gate):
     """Reads all sources above a probability, which depends on every logit."""
 
@@ -357,6 +366,17 @@ def test_shared_experts_stay(contexts: int) -> None:
     torch.testing.assert_close(small(x), net(x))
     assert small.report.parameters == sum(parameter.numel() for parameter in small.parameters())
     assert len(small.shared) == 2
+
+
+@pytest.mark.parametrize("contexts", [1, 6])
+def test_a_node_that_never_reads_is_refused(contexts: int) -> None:
+    net = ModuleRouting.mlp(5, 5, 3, 5, gate=Positive(), router_sizes=())
+    with torch.no_grad():
+        net.router.layers[0].weight.zero_()
+        net.router.layers[0].bias.copy_(torch.tensor([-1.0] * (net.topology.num_edges - 1) + [1.0]))
+    message = "`context` must lead to a source of every node that runs, but node 2 reads none for all contexts"
+    with pytest.raises(ValueError, match=message):
+        extract(net, torch.randn(contexts, 5))
 
 
 def test_a_gate_that_looks_at_the_batch_is_refused() -> None:
