@@ -59,7 +59,10 @@ class Extraction(NamedTuple):
     """The number of parameters of the whole net."""
 
     reads: str
-    """The part of routing that is left, "nothing", "weights" of one path, or "routes"."""
+    """The part of routing that is left, "nothing", "weights" of one path, or "routes".
+
+    "nothing" is right only if the router sees no other context later, such as the one-hot of one task.
+    """
 
 
 class Extracted(nn.Module):
@@ -138,9 +141,11 @@ def extract(
     """Makes a module with only the parts that the routes of some contexts use in evaluation.
 
     With a coverage of 1 it computes the same as the net for these contexts, up to rounding, and for others whose routes
-    use the same edges. With a lower coverage the least used nodes are removed while the routes of this share of the
-    contexts stay complete; :attr:`Extraction.deviation` measures the error for the others. The net is not changed and
-    shares no memory with the result.
+    use the same edges. But if the contexts and their routes are all equal, as for a single one, the weights become
+    constants, which fit no other context; :attr:`Extraction.reads` is then "nothing". With a lower coverage the least
+    used nodes are removed while the routes of this share of the contexts stay complete;
+    :attr:`Extraction.deviation` measures the error for the others. The net is not changed and shares no memory with
+    the result.
 
     Args:
         net: A routed graph, or one of the networks of :mod:`dynroute.networks`.
