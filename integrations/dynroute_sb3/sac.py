@@ -574,7 +574,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         """Writes everything that training depends on to a new folder, atomically.
 
         Attributes that a subclass adds are not stored, and a warning names them: set them after
-        :meth:`load_checkpoint`, which makes the model without them, or use SB3's :meth:`save`, which pickles them.
+        :meth:`load_checkpoint`, which makes the model without them, or use SB3's ``save``, which pickles them.
 
         Args:
             folder: The folder.
