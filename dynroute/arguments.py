@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
@@ -102,26 +103,30 @@ def check_sizes(name: str, sizes: Sequence[int], *, at_least: int = 1) -> None:
 
 def check_number(
     name: str,
-    value: float,
+    value: float | None,
     *,
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    optional: bool = False,
 ) -> None:
-    """Raises an error unless a value is a finite number between bounds."""
+    """Raises an error unless a value is a finite number between bounds, or None if it is optional."""
+    if optional and value is None:
+        return
+    other = " or None" if optional else ""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"`{name}` must be a number, got {shown(value)}.")
+        raise TypeError(f"`{name}` must be a number{other}, got {shown(value)}.")
     rules = [
         (f"above {above}", above is None or value > above),
         (f"at least {at_least}", at_least is None or value >= at_least),
         (f"at most {at_most}", at_most is None or value <= at_most),
         (f"below {below}", below is None or value < below),
-        ("finite", math.isfinite(value)),
+        ("finite", abs(value) <= sys.float_info.max),  # an integer may be too large for a float
     ]
     for rule, holds in rules:
         if not holds:
-            raise ValueError(f"`{name}` must be {rule}, got {value}.")
+            raise ValueError(f"`{name}` must be {rule}{other}, got {value}.")
 
 
 def check_flag(name: str, value: object) -> None:

@@ -154,6 +154,14 @@ def limit_modules(route: Route, topology: Topology, limit: int) -> Tensor:
     heights: list[int] = []
     for parents in topology.parents:
         heights.append(1 + min((heights[j] for j in parents), default=0))
+    refuse_where(
+        route.logits,
+        lambda logits: (logits == -torch.inf) & topology.on(logits.device).allowed,
+        lambda index: (
+            f"`route` must leave all sources open to be cut, but row {index[:-1]} has a logit of -inf in slot "
+            f"{index[-1]}; let the router use a low number instead."
+        ),
+    )
     check_count("limit", limit, at_least=1)
     if limit < heights[-1]:
         raise ValueError(f"`limit` must be at least {heights[-1]}, the shortest chain to the output, got {limit}.")

@@ -61,7 +61,7 @@ class Extraction(NamedTuple):
     reads: str
     """The part of routing that is left, "nothing", "weights" of one path, or "routes".
 
-    "nothing" is right only if the router sees no other context later, such as the one-hot of one task.
+    "nothing" is right only if the router sees the same context later, for instance the one-hot of one task.
     """
 
 

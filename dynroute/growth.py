@@ -24,6 +24,7 @@ Growth leaves the evaluation unchanged and lets new nodes learn as follows:
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -199,7 +200,7 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
         )
     if isinstance(modules, int):
         owners = [part for part in net.modules() if hasattr(part, "reset_module") and graph in part.modules()]
-        reset: Any = owners[-1].reset_module if owners else reset_all
+        reset: Any = owners[-1].reset_module if owners else partial(reset_all, "net.nodes[-2]")
         new = _fresh(graph, modules, at_model_level, reset)
     else:
         new = check_modules("modules", modules)

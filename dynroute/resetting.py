@@ -1,6 +1,6 @@
 """Resetting: drawing the parameters of modules anew by their own methods."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
@@ -19,10 +19,33 @@ def reset_parts(module: nn.Module) -> None:
     Some modules of torch, such as ``nn.MultiheadAttention``, have ``_reset_parameters``, which follows their parts. A
     module that has neither, but parameters of its own, is an error, before anything is reset.
     """
+    resets, entered = _find(module.named_children())
+    for reset in resets:
+        reset()
+    _reset_wholes(entered)
+
+
+def reset_all(name: str, module: nn.Module) -> None:
+    """Resets a module and all its parts, also those that the ``reset_parameters`` of another part leaves as they are.
+
+    Args:
+        name: The name of the module, for the error of :func:`reset_parts`.
+        module: The module.
+    """
+    _find([(name, module)])
+    parts = list(module.modules())
+    for part in parts:
+        if callable(reset := getattr(part, "reset_parameters", None)):
+            reset()
+    _reset_wholes(parts)
+
+
+def _find(modules: Iterable[tuple[str, nn.Module]]) -> tuple[list[Callable[[], object]], list[nn.Module]]:
+    """The outermost ``reset_parameters`` inside of named modules, and the modules around these."""
     done: set[nn.Module] = set()
     entered: list[nn.Module] = []
     resets: list[Callable[[], object]] = []
-    queue = list(module.named_children())
+    queue = list(modules)
     while queue:
         name, part = queue.pop(0)
         if part in done:
@@ -40,16 +63,14 @@ def reset_parts(module: nn.Module) -> None:
             )
         queue += [(f"{name}.{child}", inner) for child, inner in part.named_children()]
         entered.append(part)
-    for reset in resets:
-        reset()
-    for part in reversed(entered):  # inner ones first
-        if isinstance(part, _WITH_PARTS):
-            part._reset_parameters()
+    return resets, entered
 
 
-def reset_all(module: nn.Module) -> None:
-    """Resets a module as :func:`reset_parts` resets its parts."""
-    reset_parts(nn.ModuleDict({"module": module}))
+def _reset_wholes(modules: Sequence[nn.Module]) -> None:
+    """Calls ``_reset_parameters`` of those of torch's modules that have it, inner ones first."""
+    for module in reversed(modules):
+        if isinstance(module, _WITH_PARTS):
+            module._reset_parameters()
 
 
 def _own_parameters(module: nn.Module) -> list[str]:

@@ -75,7 +75,7 @@ class Network(nn.Module, ABC):
         Args:
             module: The module.
         """
-        reset_all(module)
+        reset_all("module", module)
 
     def constructor_arguments(self, **others: Any) -> dict[str, Any]:
         """The arguments that construct an equal network, for :func:`dynroute.save_pretrained`.

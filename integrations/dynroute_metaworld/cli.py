@@ -69,8 +69,6 @@ def _methods(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     given, alone = given_options(options), options.command == "imitate"
-    if given.get("warm_start") is not None:
-        given["warm_start"] = str(Path(given["warm_start"]).resolve())  # as a run stores it
     defaults = dict(IMITATION_ALONE) if alone else {}
     if options.resume and options.run is not None and options.preset is None and (options.run / "config.json").exists():
         run = Run.open(options.run)

@@ -48,7 +48,8 @@ def reading_archive(source: Path | io.BufferedIOBase, *, what: str, marker: str)
         marker: The file inside that identifies an archive of this kind.
     """
     if isinstance(source, Path) and not source.is_file():
-        raise FileNotFoundError(f"{source} must be a file that holds {what}, there is none.")
+        found = "got a folder" if source.is_dir() else "there is none"
+        raise FileNotFoundError(f"{source} must be a file that holds {what}, {found}.")
     name = source if isinstance(source, Path) else "the file object"
     if _is_pickle(source):
         raise ValueError(

@@ -90,7 +90,7 @@ NUMBERS: Mapping[str, Mapping[str, float]] = {
 """The bounds of each option that is a finite number, whole or not."""
 
 OPTIONAL = ("ent_coef_lr", "shared_lr", "router_lr", "demonstration_decay")
-"""Those of them that may also be None."""
+"""The options among them that may also be None."""
 
 STEPS = ("buffer_size", "learning_starts")
 """The numbers of steps, which may be written as 1e6."""
@@ -367,11 +367,12 @@ def _check_numbers(model: MultiTaskAttributes) -> None:
         check_count(name.lstrip("_"), getattr(model, name), at_least=at_least)
     for name, bounds in NUMBERS.items():
         value = getattr(model, name)
-        if not (value is None and name in OPTIONAL) and not (callable(value) and name == "learning_rate"):
-            check_number(name, value, **bounds)
+        if not (callable(value) and name == "learning_rate"):
+            check_number(name, value, **bounds, optional=name in OPTIONAL)
     for name in LIMITS:
-        if (value := getattr(model, name)) is not None and value != math.inf:
-            check_number(name, value, above=0)
+        value = getattr(model, name)
+        if not (isinstance(value, float) and value == math.inf):
+            check_number(name, value, above=0, optional=True)
 
 
 def _check_ent_coef(model: MultiTaskAttributes) -> None:

@@ -273,6 +273,7 @@ def test_a_cut_path_runs_everywhere(backend: str) -> None:
 
 DAG = Topology.dag(4)
 ROUTE = TopK(2)(torch.zeros(2, 3, 3), allowed=DAG.allowed)
+CLOSED = ROUTE._replace(logits=ROUTE.logits.masked_fill(torch.arange(18).view(2, 3, 3) == 16, -torch.inf))
 NAN = torch.full((4,), torch.nan)
 
 
@@ -320,6 +321,7 @@ def test_a_budget_takes_a_device_and_a_type() -> None:
         (lambda: limit_modules(ROUTE, None, 2), "`topology` must be a Topology, got None; `net.topology` is one."),
         (lambda: limit_modules(ROUTE, DAG, 1), "`limit` must be at least 2, the shortest chain to the output, got 1."),
         (lambda: limit_modules(ROUTE, DAG, 2.0), "`limit` must be an integer, got 2.0."),
+        (lambda: limit_modules(CLOSED, DAG, 2), "`route` must leave all sources open to be cut, but row (1, 2) has a"),
         (lambda: limit_modules(ROUTE, Topology.dag(5), 2), "`path` must have shape (*, 4, 4), got (2, 3, 3); was it"),
     ],
 )  # fmt: skip

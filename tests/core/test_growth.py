@@ -81,9 +81,30 @@ def test_copies_of_modules_that_nothing_draws_anew_are_refused() -> None:
             return x @ self.weight
 
     net = ModuleRouting([nn.Linear(5, 8), nn.Sequential(Own()), nn.Linear(8, 2)], Soft())
-    with pytest.raises(TypeError, match=r"^`module\.0` must have a method `reset_parameters` .*\(weight\), but"):
+    with pytest.raises(
+        TypeError, match=r"^`net\.nodes\[-2\]\.0` must have a method `reset_parameters` .*\(weight\), but"
+    ):
         grow(net, 2)
     assert len(net.nodes) == 3
+
+
+def test_parts_of_a_module_that_draws_its_own_parameters_alone_are_drawn_anew() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.scale = nn.Linear(8, 8), nn.Parameter(torch.randn(8))
+
+        def reset_parameters(self) -> None:
+            nn.init.normal_(self.scale)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) * self.scale
+
+    net = ModuleRouting([nn.Linear(5, 8), Block(), nn.Linear(8, 2)], Soft())
+    grow(net, 1)
+    pattern, new = net.nodes[1], net.nodes[2]
+    for (name, parameter), drawn in zip(pattern.named_parameters(), new.parameters(), strict=True):
+        assert not torch.equal(parameter, drawn), name
 
 
 # Evaluation protects nothing; which edges are protected while a net learns is asked of grown graphs below.

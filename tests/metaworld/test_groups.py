@@ -309,7 +309,7 @@ def test_budgets_of_hours_are_compared(tmp_path: Path) -> None:
 def test_names_do_not_depend_on_how_a_benchmark_was_written(tmp_path: Path) -> None:
     folders = [untrained(tmp_path / f"{w}-{s}", width=w, seed=s) for w in (32, 64) for s in (1, 2)]
     for folder in folders[:2]:
-        path = folder / "config.json"  # earlier versions stored what was written
+        path = folder / "config.json"  # a configuration that was written by hand
         path.write_text(path.read_text().replace("drawer-close,reach", "drawer-close, reach-v3"))
     assert names_of(*folders) == ["d2r (width=32)", "d2r (width=64)"]
 

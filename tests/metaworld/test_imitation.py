@@ -588,7 +588,7 @@ def test_options_that_would_teach_nothing(
 
 def test_a_run_that_has_options_without_effect_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.create(tmp_path / "run", Configuration(benchmark="reach"))
-    dataclasses.replace(run.configuration, patience=20).write(run.folder / "config.json")  # as earlier versions took it
+    dataclasses.replace(run.configuration, patience=20).write(run.folder / "config.json")  # written by hand
     monkeypatch.setattr(commands, "train", lambda run, **_: print(run.configuration.patience))
     assert Run.open(run.folder).configuration.patience == 20
     for more in ([], ["--benchmark", "reach", "--patience", "20"]):
@@ -611,7 +611,7 @@ def test_demonstrations_that_no_batch_has_are_not_cloned(tmp_path: Path, monkeyp
     stored = Configuration(demonstrations=3, demonstration_share=0, demonstration_weight=0.5)
     with pytest.raises(ValueError, match=r"`demonstration_share` must be above 0 .*, got 0 with 0\.5; --demonstr"):
         Run.create(tmp_path / "other", stored)
-    stored.write(tmp_path / "config.json")  # as earlier versions took it
+    stored.write(tmp_path / "config.json")  # written by hand
     assert Configuration.read(tmp_path / "config.json") == stored
 
 

@@ -143,6 +143,7 @@ def test_more_steps(straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(Run.create(folder, small(steps=28)))  # between the steps at which something is due
     run = Run.open(folder)
+    run.agree({"benchmark": f"{run.configuration.benchmark}-v3"})  # another name of the same task
     run.agree({"steps": 48, "workers": 1})  # nothing of what is computed depends on these
     train(run)
     assert outcome(folder) == outcome(straight)
@@ -201,7 +202,7 @@ def test_minutes_of_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     clock = [0.0]
     monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     run = Run.create(tmp_path / "run", small(hours=1.0))
-    run.start_session()
+    run.start_session(None, None, ())
     clock[0] = 90.0
     run.keep_minutes()
     assert [session["minutes_kept"] for session in run.sessions] == [1.5]
@@ -209,7 +210,7 @@ def test_minutes_of_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert run.seconds_left() == 3480.0
     run.end_session()
     assert run.minutes == 2.0
-    run.start_session()
+    run.start_session(None, None, ())
     clock[0] = 180.0
     assert Run.open(run.folder).seconds_left() == 3480.0  # another process does not know of this session's minute
     assert run.seconds_left() == 3420.0

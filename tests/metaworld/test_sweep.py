@@ -627,7 +627,7 @@ def write_result(
 ) -> None:
     """A run that is finished, with the success of each episode of the tasks reach and push."""
     run = Run.create(folder, Configuration(benchmark="reach,push", **options))
-    run.start_session()
+    run.start_session(None, None, ())
     (session,) = run.sessions
     (folder / "sessions.jsonl").write_text(json.dumps({**session, "minutes": minutes}) + "\n")
     used = None if modules is None else np.full(np.shape(rates), modules)

@@ -154,6 +154,6 @@ def test_replay_buffer(stored: Path, tmp_path: Path) -> None:
     before = everything(other)
     with pytest.raises(ValueError, match="the stored buffer must have capacity 30, got 50"):
         other.load_replay_buffer(tmp_path / "buffer")
-    with pytest.raises(FileNotFoundError, match="must be a file that holds a replay buffer, there is none"):
+    with pytest.raises(FileNotFoundError, match="must be a file that holds a replay buffer, got a folder"):
         other.load_replay_buffer(stored)  # a checkpoint is no buffer
     assert_same(everything(other), before)

@@ -317,8 +317,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "epsilon": ({"log_prob_epsilon": -1e-6}, r"`log_prob_epsilon` must be at least 0, got -1e-06"),
     "large epsilon": ({"log_prob_epsilon": 1.0}, r"`log_prob_epsilon` must be below 1, got 1.0"),
-    "norm": ({"max_ent_coef_grad_norm": 0}, r"`max_ent_coef_grad_norm` must be above 0, got 0"),
-    "rate": ({"shared_lr": -1.0}, r"`shared_lr` must be above 0, got -1.0"),
+    "norm": ({"max_ent_coef_grad_norm": 0}, r"`max_ent_coef_grad_norm` must be above 0 or None, got 0"),
+    "rate": ({"shared_lr": -1.0}, r"`shared_lr` must be above 0 or None, got -1.0"),
     "nothing shared": ({"shared_lr": 1e-4}, r"`shared_lr` must be None where .* got 0.0001 for a DynamicDepthRouting"),
     "fixed": (
         {"ent_coef": 0.1, "ent_coef_after_step": True},

@@ -19,7 +19,7 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def in_full_precision(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
-    """Suspends autocast in the backward pass of a function, which may be called inside of it; the types are given."""
+    """Suspends autocast in a hand-written backward pass; its tensors have their types already."""
 
     @wraps(backward)
     def run(ctx: Any, *gradients: Tensor) -> Gradients:

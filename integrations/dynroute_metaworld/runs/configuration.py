@@ -192,7 +192,7 @@ def check_needs(configurations: Sequence[Configuration], given: Collection[str] 
 
     An error is also raised if demonstrations are to be cloned in any run whose batches have none.
 
-    It is for new runs: those of earlier versions may hold such options, and go on.
+    It is for new runs, and is not asked when one goes on.
 
     Args:
         configurations: The configurations of the runs.

@@ -83,6 +83,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "ent_coef": "auto_0.01",
         "ent_coef_lr": 3e-4,
         "task_weights": "none",
+        "route_temperature": "inverse-alpha-mean",
         "log_every": 300,
         "checkpoint_every": 3000,
         "evaluate_every": 3000,

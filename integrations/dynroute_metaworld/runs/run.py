@@ -15,6 +15,7 @@ from typing import Any, Self
 import filelock
 
 from dynroute.files import is_leftover, writing_file
+from dynroute_command.choices import benchmark_name, split_benchmark
 from dynroute_sb3 import DamagedError, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
 from dynroute_sb3.storage import digest
@@ -135,6 +136,7 @@ class Run:
             source: The flag that the options come from, if they were not given by name.
         """
         own = dataclasses.asdict(self.configuration)
+        options = {name: _as_stored(name, value) for name, value in options.items()}
         for name, value in options.items():
             part = isinstance(value, dict) and not complete
             same = value.items() <= own[name].items() if part else value == own[name]
@@ -268,9 +270,7 @@ class Run:
         last = latest_checkpoint(self.checkpoints)
         return self.finished() if last is None or self.is_at_end(last) else None
 
-    def start_session(
-        self, checkpoint: Path | None = None, seal: Seal | None = None, missing: Sequence[str] = ()
-    ) -> None:
+    def start_session(self, checkpoint: Path | None, seal: Seal | None, missing: Sequence[str]) -> None:
         """Writes the command and the machine of a session, and removes what came after the last checkpoint.
 
         The run repeats the removed steps with the same results. Call it after loading the checkpoint.
@@ -348,3 +348,12 @@ def _why_no_run(folder: Path) -> str:
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
     few = ", ".join(inside[:5]) + ", ..." * (len(inside) > 5)
     return "it has no config.json" + (f"; the runs inside of it are {few}" if inside else "")
+
+
+def _as_stored(name: str, value: Any) -> Any:
+    """An option as a run stores it: tasks by their usual names, and the run it starts from by its whole path."""
+    if name == "benchmark" and isinstance(value, str):
+        return benchmark_name(split_benchmark(value))
+    if name == "warm_start" and value is not None:
+        return str(Path(value).resolve())
+    return value
