@@ -189,7 +189,7 @@ def test_wrong_arguments() -> None:
     [
         ("actor_starts", -1, "at least 0"),
         ("demonstration_weight", -0.5, "at least 0"),
-        ("demonstration_decay", 0, "at least 1"),
+        ("demonstration_decay", 0, "at least 1 or None"),
         ("route_balance", -1, "at least 0"),
     ],
 )
