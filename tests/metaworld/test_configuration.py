@@ -176,6 +176,8 @@ def test_the_presets_of_brc() -> None:
     small = preset("brc-small", {"method": "mt-sac", "gamma": 0.98}).resolve()
     assert (small.benchmark, small.batch_rows, small.updates, small.gamma) == ("MT10", 512, 1, 0.98)
     assert PRESETS["brc"]["method"] == PRESETS["brc-small"]["method"] == "brc"
+    blocks = {name: preset(name, {}).critic_network["blocks"] for name in ("brc", "brc-small")}
+    assert blocks == {"brc": 2, "brc-small": 1}
 
 
 def test_critics_of_another_size(two_tasks: Any) -> None:
