@@ -203,14 +203,10 @@ NIGHT_SIZES: Mapping[str, Mapping[str, Any]] = {
 
 BRC_SIZES: Mapping[str, Mapping[str, Any]] = {
     "brc": {"actor": {"width": 256, "blocks": 1}, "critics": {"width": 4096, "blocks": 2}},
-    "brc-small": {
-        "actor": {"width": 256, "blocks": 1},
-        "critics": {"width": 256, "blocks": 1},
-    },  # two learned no faster
+    "brc-small": {"actor": {"width": 256, "blocks": 1}, "critics": {"width": 256, "blocks": 1}},
 }
 """The sizes of BRC's networks under its presets; with two blocks in the critics, an update of "brc-small" takes half as
-long again. ``--width`` sets the width of actor and critics, and
-``--critic-network width=512`` the width of the critics alone."""
+long again. ``--width`` sets the width of all networks, and ``--critic-network width=512`` that of the critics alone."""
 
 
 def preset_options(name: str, method: str) -> Mapping[str, Any]:
