@@ -114,8 +114,7 @@ class Run:
         check_needs([configuration], given)
         check_routes([configuration], given)
         check_network(configuration)
-        start = configuration.warm_start  # which is to be found from another directory too
-        start = None if start is None else str(Path(start).resolve())
+        start = _as_stored("warm_start", configuration.warm_start)  # it is to be found from another directory too
         configuration = dataclasses.replace(configuration, threads=choose_threads(configuration), warm_start=start)
         try:
             folder.mkdir(parents=True, exist_ok=True)
