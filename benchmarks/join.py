@@ -1,23 +1,39 @@
-"""Joins the summaries of a sweep that was run in parts, on machines without a shared folder.
+"""Joins the summaries of a sweep that was run in parts, on machines without a shared folder, and single runs.
 
-The parts may differ only in their runs. This is checked for the flags of the commands except methods, seeds, variants
-and folders, and for versions, threads, tasks and episodes. A finished run replaces an unfinished one of another part. A
-run that is finished in two parts must have the same results.
+    python -m benchmarks.join docs/results/scratch-mt10-random.json runs/MT10-mt-sac-seed3 --output new.json
+
+The parts may differ only in their runs. This is checked for the flags of the commands except methods, seeds, variants,
+folders and hours, and for versions, threads, tasks and episodes. A finished run replaces an unfinished one of another
+part. A run that is finished in two parts must have the same results.
 """
 
 import argparse
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynroute_metaworld.runs.summary import SUMMARY, summary_rows, summary_table
+from dynroute_metaworld import Run
+from dynroute_metaworld.runs.summary import SUMMARY, read_run, summary_rows, summary_table
 
 from .outputs import file, write
 
-FREE = ("methods", "seeds", "vary", "folder", "address")
-"""The flags of `dynroute sweep` in which parts may differ; variants have separate rows."""
+FREE = ("methods", "seeds", "vary", "folder", "address", "method", "seed", "run", "resume", "hours")
+"""The flags of `dynroute sweep` and `dynroute train` in which parts may differ; variants have separate rows."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads a summary, or makes that of a single run from its folder."""
+    if not path.is_dir():
+        summary: dict[str, Any] = json.loads(path.read_text())
+        return summary
+    own, figures = Run.open(path).configuration, read_run(path)
+    for session in figures["sessions"]:
+        session["command"] = re.sub(r"(--run[ =])\S*/", r"\1runs/", session["command"])  # not the paths of a machine
+    run = {"benchmark": own.benchmark, "method": own.method, "seed": own.seed, "variant": "", **figures}
+    return {"format": SUMMARY, "runs": {path.name: run}}
 
 
 def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -71,10 +87,10 @@ def _flags(command: str) -> list[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", type=Path, nargs="+", help="summary.json of each part")
+    parser.add_argument("parts", type=Path, nargs="+", help="summary.json of each part, or the folder of a run")
     parser.add_argument("--output", type=file, required=True, help="the JSON file")
     options = parser.parse_args()
-    summary = join([json.loads(part.read_text()) for part in options.parts])
+    summary = join([read(part) for part in options.parts])
     write(options.output, summary, allow_nan=False)
     print(summary_table(summary))
 

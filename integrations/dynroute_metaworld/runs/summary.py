@@ -16,7 +16,17 @@ from .result import EvaluationResult, format_table
 from .run import Run
 from .seeds import over_seeds
 
-__all__ = ["FORMAT", "ROW", "SUMMARY", "read_sweep", "summarize", "summary_rows", "summary_table", "worst_tasks"]
+__all__ = [
+    "FORMAT",
+    "ROW",
+    "SUMMARY",
+    "read_run",
+    "read_sweep",
+    "summarize",
+    "summary_rows",
+    "summary_table",
+    "worst_tasks",
+]
 
 FORMAT = "dynroute sweep 1"
 """The format of ``sweep.json``, which names the runs of a sweep."""
@@ -55,7 +65,7 @@ def summarize(folder: str | Path) -> dict[str, Any]:
         folder: The folder of the sweep.
     """
     folder = Path(folder)
-    runs = {name: {**noted, **_figures(folder / name)} for name, noted in read_sweep(folder)["runs"].items()}
+    runs = {name: {**noted, **read_run(folder / name)} for name, noted in read_sweep(folder)["runs"].items()}
     summary = {"format": SUMMARY, "rows": summary_rows(runs.values()), "runs": runs}
     with writing_file(folder / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
@@ -85,8 +95,8 @@ def _by_settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
-def _figures(folder: Path) -> dict[str, Any]:
-    """The figures of a run; its success is None until it is finished."""
+def read_run(folder: Path) -> dict[str, Any]:
+    """The sessions, minutes and success of a run, as a summary has them; its success is None until it is finished."""
     figures: dict[str, Any] = {"sessions": [], "success": None, "modules_used": None, "minutes": None}
     if not (folder / "config.json").exists():
         return figures
