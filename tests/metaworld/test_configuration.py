@@ -173,8 +173,10 @@ def test_the_presets_of_brc() -> None:
     assert (published.gamma, published.tau, published.learning_rate, published.reward_scale) == (0.99, 0.005, 3e-4, 1.0)
     assert (published.max_ent_coef, published.max_task_loss, published.max_grad_norm) == (None,) * 3
     assert (published.task_weights, published.ent_coef, published.ent_coef_lr) == ("none", "auto_0.1", None)
+    assert published.n_steps == 1
     small = preset("brc-small", {"method": "mt-sac", "gamma": 0.98}).resolve()
     assert (small.benchmark, small.batch_rows, small.updates, small.gamma) == ("MT10", 512, 1, 0.98)
+    assert (small.n_steps, small.learning_starts, small.learning_rate, small.ent_coef) == (3, 1000, 1e-3, "auto_0.01")
     assert PRESETS["brc"]["method"] == PRESETS["brc-small"]["method"] == "brc"
     blocks = {name: preset(name, {}).critic_network["blocks"] for name in ("brc", "brc-small")}
     assert blocks == {"brc": 2, "brc-small": 1}

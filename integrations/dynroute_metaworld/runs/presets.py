@@ -124,14 +124,22 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "final_episodes": 20,
     },
     "brc": {**_BRC, "benchmark": "MT50"},
-    "brc-small": {**_BRC, "updates": 1, "mixed_batch_size": 512},
+    "brc-small": {
+        **_BRC,
+        "updates": 1,
+        "mixed_batch_size": 512,
+        "n_steps": 3,
+        "learning_starts": 1000,
+        "learning_rate": 1e-3,
+        "ent_coef": "auto_0.01",
+    },
 }
 """Settings by name.
 
 "paper" is the D2R paper. "released" changes what differs in its released code, whose network is the method
 d2r-released; :data:`RELEASED` has the changes for other methods. "quick" is for a first look on two CPU cores, "night"
 for a night on a CPU core, and "refine" for some minutes of SAC after imitation. "brc" is BRC, and "brc-small" is BRC
-for MT10 on a CPU core."""
+for MT10 on a CPU core, where the published settings are slow to start."""
 
 _SOFT_MODULARIZATION: Mapping[str, Any] = {
     "ent_coef_lr": None,
