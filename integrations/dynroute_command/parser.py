@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         raise ValueError(f"`--device` is for networks, and scripts have none; got {options.device}.")
     if given.get("benchmark") is not None:
         options.benchmark = benchmark_name(split_benchmark(options.benchmark))
-    if "benchmarks" in given:
+    if given.get("benchmarks") is not None:
         options.benchmarks = [benchmark_name(split_benchmark(benchmark)) for benchmark in options.benchmarks]
     if "task" in given:
         check_task(options.task)
@@ -117,6 +117,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def _read_sweep(options: argparse.Namespace) -> None:
     """Reads the axes of a sweep, and refuses what no run of it uses."""
     options.vary = read_variants(options.vary)
+    options.seeds = options.seeds or [1, 2, 3]
     given = {
         **{name: _flag(name) for name in vars(options)},
         **{name: f"--vary {_flag(name)[2:]}" for name in options.vary},
@@ -248,7 +249,7 @@ class _Parser(argparse.ArgumentParser):
             usual = "on" if usual else "off"
         default = "" if usual in (None, "", dict, argparse.SUPPRESS) else f" ({usual})"
         kind, choices = keywords.get("type", str), keywords.get("choices")
-        if "action" not in keywords and kind in METAVARS:
+        if keywords.get("action", "extend") == "extend" and kind in METAVARS:
             if choices or flags[0].startswith("--"):
                 keywords.setdefault("metavar", METAVARS[kind])
             keywords["type"] = Path if kind is Path else _reader(kind, optional=optional)
@@ -266,7 +267,7 @@ class _Parser(argparse.ArgumentParser):
             if kind is bool:
                 flag["action"] = argparse.BooleanOptionalAction
             elif kind is dict:
-                flag |= {"nargs": "+", "type": _key_value, "metavar": "NAME=VALUE"}
+                flag |= {"nargs": "+", "action": "extend", "type": _key_value, "metavar": "NAME=VALUE"}
             else:
                 optional = about["none"] or (bool(others) and option.default is not None)
                 flag |= {"type": kind, "optional": optional, "choices": about["choices"] or None}
@@ -389,9 +390,10 @@ def _parser() -> _Parser:
         description="Runs methods x benchmarks x seeds, as many at a time as there are cores, and prints the results.\n"
         "The same command goes on after a stop, a crash or a kill. Flags of `train` apply to every run.",
     )
-    sweeping.option(WHAT, "--methods", nargs="+", default=[], choices=METHODS, about="networks")
-    sweeping.option(WHAT, "--benchmarks", nargs="+", default=["MT10"], about="benchmarks")
-    sweeping.option(WHAT, "--seeds", nargs="+", type=int, default=[1, 2, 3], about="seeds")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    sweeping.option(WHAT, "--methods", **several, default=[], choices=METHODS, about="networks")
+    sweeping.option(WHAT, "--benchmarks", **several, usual="that of the preset, or MT10", about="benchmarks")
+    sweeping.option(WHAT, "--seeds", **several, type=int, usual="1 2 3", about="seeds")
     vary = "another axis: protect=rsg,none"
     sweeping.option(WHAT, "--vary", action="append", default=[], metavar="FLAG=VALUE,...", about=vary)
     sweeping.option(WHAT, "--imitate", action="store_true", about="run `imitate` instead of `train`")

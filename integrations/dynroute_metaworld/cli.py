@@ -23,7 +23,7 @@ from .runs.configuration import MOVABLE
 from .runs.evaluation import evaluate
 from .runs.extraction import extract_task
 from .runs.methods import methods_table
-from .runs.presets import AFTER_IMITATION, IMITATION_ALONE, preset, preset_options
+from .runs.presets import AFTER_IMITATION, IMITATION_ALONE, preset, preset_options, usual_benchmarks
 from .runs.progress import Display
 from .runs.provenance import versions
 from .runs.recorder import evaluate_run
@@ -110,14 +110,15 @@ def _train(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     given = given_options(options)
-    name = "-".join(benchmark.replace(",", "-") for benchmark in options.benchmarks)
+    benchmarks = options.benchmarks or usual_benchmarks(options.preset)
+    name = "-".join(benchmark.replace(",", "-") for benchmark in benchmarks)
     folder = options.folder or Path("sweeps") / f"{name}{'-imitation' * options.imitate}"
     failures: dict[str, str] = {}
     if not options.summary:
         failures = sweep(
             folder,
             options.methods,
-            options.benchmarks,
+            benchmarks,
             options.seeds,
             options=given,
             vary=options.vary,

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from metaworld import env_dict
-from processes import wait_until
+from processes import PATIENCE, wait_until
 from rich.console import Console
 
 import dynroute
@@ -157,7 +157,7 @@ def test_a_batch_size_that_has_no_effect_is_refused(tmp_path: Path, capsys: pyte
 
 def test_a_reader_that_has_enough_sees_no_traceback() -> None:
     command = f"{sys.executable} -m dynroute_command completion bash | head -1"
-    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert process.stdout.count("\n") == 1
     assert process.stderr == ""
 
@@ -247,6 +247,12 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
         "sweep",
         {"folder": Path("sweeps/MT10"), "methods": ["sm"], "benchmarks": ["MT10"], "seeds": [1, 2, 3]}
         | {"settings": "paper", "imitate": False, "vary": {}, "cores_per_run": 1, "gpus_per_run": 0}
+        | {"address": None, "options": {}, "finish": draw_curves},
+    ),
+    "sweep --methods sm --preset brc": (
+        "sweep",
+        {"folder": Path("sweeps/MT50"), "methods": ["sm"], "benchmarks": ["MT50"], "seeds": [1, 2, 3]}
+        | {"settings": "brc", "imitate": False, "vary": {}, "cores_per_run": 1, "gpus_per_run": 0}
         | {"address": None, "options": {}, "finish": draw_curves},
     ),
 }
@@ -533,6 +539,15 @@ def test_the_ways_to_write_a_benchmark() -> None:
     assert given_options(read(["train", "--benchmark", "mt10"]))["benchmark"] == "MT10"
     assert given_options(read(["train", "--benchmark", "reach-v3, push"]))["benchmark"] == "reach,push"
     assert read(["sweep", "--methods", "d2r", "--benchmarks", "mt10", "push-v3"]).benchmarks == ["MT10", "push"]
+
+
+def test_values_of_a_flag_that_is_given_twice_are_all_taken() -> None:
+    words = "--methods d2r --methods sm --seeds 4 --seeds 5 6 --benchmarks reach --benchmarks push"
+    options = read(["sweep", *words.split(), "--network", "width=8", "--network", "num_modules=4"])
+    assert (options.methods, options.seeds, options.benchmarks) == (["d2r", "sm"], [4, 5, 6], ["reach", "push"])
+    assert given_options(options)["network"] == {"width": 8, "num_modules": 4}
+    critics = read(["train", "--critic-network", "width=8", "--critic-network", "blocks=2"])
+    assert given_options(critics)["critic_network"] == {"width": 8, "blocks": 2}
     assert Configuration(benchmark="mt50").resolve().benchmark == "MT50"
     keys = {settings_key(Configuration(benchmark=name)) for name in ("mt10", "MT10", " MT10")}
     assert len(keys) == 1

@@ -19,6 +19,7 @@ __all__ = [
     "RELEASED_NETWORKS",
     "preset",
     "preset_options",
+    "usual_benchmarks",
 ]
 
 _BRC: Mapping[str, Any] = {
@@ -224,6 +225,12 @@ def preset_options(name: str, method: str) -> Mapping[str, Any]:
     if name == "refine" and not method.startswith(("d2r", "sm")):
         by_method = {"task_weights": "none"}  # as its settings were chosen, and its stored results made
     return {**PRESETS[name], **by_method}
+
+
+def usual_benchmarks(name: str) -> list[str]:
+    """The benchmark of a preset, in a list; MT10 if it names none."""
+    check_choice("preset", name, PRESETS)
+    return [PRESETS[name].get("benchmark", "MT10")]
 
 
 def preset(name: str, options: Mapping[str, Any]) -> Configuration:

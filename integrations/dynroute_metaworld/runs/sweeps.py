@@ -22,7 +22,7 @@ from ..envs.signals import handling
 from .cluster import check_nodes, check_room, joined, run_all
 from .configuration import Configuration, check_needs
 from .methods import check_network, check_routes
-from .presets import IMITATION_ALONE, preset
+from .presets import IMITATION_ALONE, preset, usual_benchmarks
 from .run import Run, RunError
 from .seeds import origin
 from .summary import FORMAT, ROW, read_sweep
@@ -34,7 +34,7 @@ __all__ = ["sweep"]
 def sweep(
     folder: str | Path,
     methods: Sequence[str],
-    benchmarks: Sequence[str] = ("MT10",),
+    benchmarks: Sequence[str] | None = None,
     seeds: Sequence[int] = (1, 2, 3),
     *,
     options: Mapping[str, Any] | None = None,
@@ -55,7 +55,7 @@ def sweep(
     Args:
         folder: The folder of the sweep; all nodes of a cluster must see it.
         methods: The networks.
-        benchmarks: Benchmarks, or tasks with commas between them.
+        benchmarks: Benchmarks, or tasks with commas between them; by default that of the preset, or MT10.
         seeds: The seeds.
         options: Other options of all runs, as :class:`~dynroute_metaworld.Configuration` takes them. By default, runs
             use as many threads as cores, and a GPU only if `gpus_per_run` is more than 0.
@@ -78,6 +78,7 @@ def sweep(
         usual["device"] = "cpu"
     if wrong := sorted(set(AXES) & set(vary or {})):
         raise ValueError(f"`vary` must name other options, got {wrong}, which have arguments of their own.")
+    benchmarks = usual_benchmarks(settings) if benchmarks is None else benchmarks
     values = {"benchmark": benchmarks, "method": methods, **(vary or {}), "seed": seeds}
     free = set(usual) - {"device", *IMITATION_ALONE, *(options or {}), *values}  # a run goes on with its own threads
     usual = {name: value for name, value in usual.items() if name not in values}
