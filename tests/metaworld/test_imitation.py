@@ -545,6 +545,7 @@ WITHOUT_EFFECT = {
     "train --ent-coef 0 --ent-coef-lr 0.1": (
         "`ent_coef_lr` needs a coefficient of entropy that is learned, such as --ent-coef auto, got 0.1 with 0."
     ),
+    "train --ent-coef 0.1 --target-entropy -2": "`target_entropy` needs a coefficient of entropy that is learned, such",
     "train --ent-coef 0.1 --max-ent-coef 0.01": "`max_ent_coef` needs a coefficient of entropy that is learned, such",
     "sweep --imitate --methods d2r paco --cloning-importance 1": (
         "`cloning_importance` must be 0 for the method paco, which has no learned routes, got 1."
@@ -571,6 +572,9 @@ def test_an_option_that_some_runs_of_a_sweep_use_is_accepted() -> None:
     learned = [Configuration(ent_coef=ent_coef, ent_coef_lr=0.1) for ent_coef in ("0", "auto")]
     check_needs(learned, ["ent_coef", "ent_coef_lr"])
     check_needs(learned[:1], ["ent_coef"])
+    normalized = [Configuration(ent_coef="0.1", target_entropy="-2", normalize_returns=each) for each in (True, False)]
+    check_needs(normalized, ["target_entropy"])  # returns are normalized by it
+    check_needs(normalized[1:], [])  # in Python, or by a preset
     check_needs([Configuration(ent_coef="0", max_ent_coef=None)], ["max_ent_coef"])
     check_needs([Configuration(restart=False)], ["restart"])  # --no-restart asks for nothing
     check_needs([Configuration(num_modules=4, network={"num_modules": 6})])  # in Python, the option goes first

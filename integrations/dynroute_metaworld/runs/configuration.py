@@ -218,7 +218,10 @@ def check_needs(configurations: Sequence[Configuration], given: Collection[str] 
                 f"batches, got {each.demonstration_share:g} with {each.demonstration_weight:g}; "
                 "--demonstration-weight 0 leaves out that of a preset."
             )
-    for name in ("ent_coef_lr", "max_ent_coef") if not any(each.learns_ent_coef for each in configurations) else ():
+    of_learning = [] if any(each.learns_ent_coef for each in configurations) else ["ent_coef_lr", "max_ent_coef"]
+    if of_learning and not any(each.normalize_returns for each in configurations):  # these have a share of it
+        of_learning.append("target_entropy")
+    for name in of_learning:
         values = [value for each in configurations if (value := getattr(each, name)) is not None]
         if name in given and values:
             raise ValueError(
