@@ -644,6 +644,18 @@ def test_where_an_analysis_cannot_be_is_said_at_once(
     (run / "analysis").touch()
     with pytest.raises(NotADirectoryError, match="`output` must be a directory"):
         analyze([run])
+    for taken in ("sweep.json", "config.json"):
+        (folder := tmp_path / f"of-{taken}").mkdir()
+        (folder / taken).touch()
+        with pytest.raises(FileExistsError, match=rf"`output` must be a directory apart .* which has a {taken};"):
+            analyze([runs["d2r-1"]], folder)
+
+
+def test_runs_have_folders_of_their_own_in_an_analysis() -> None:
+    names = ["a-b/c", "a/b-c", "c", "a-b-c-2", "a/b/c"]
+    inside = export._inside(names)
+    assert list(inside) == names
+    assert [*inside.values()] == ["a-b-c", "a-b-c-2", "c", "a-b-c-2-2", "a-b-c-3"]
 
 
 def test_the_first_policy_of_a_group_that_can_act(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,15 @@ def analyze(
     if not existing.is_dir():
         why = f"where {existing.name} is a file; name another place"
         raise NotADirectoryError(f"`output` must be a directory, got {folder}, {why}.")
+    if taken := next((name for name in ("config.json", "sweep.json") if (folder / name).exists()), None):
+        raise FileExistsError(
+            f"`output` must be a directory apart from those of runs and sweeps, whose files would be replaced, got "
+            f"{folder}, which has a {taken}; name another, such as {folder / 'analysis'}."
+        )
     analysis = inspect_runs(folders, episodes=episodes, device=device, tell=tell)
     folder.mkdir(parents=True, exist_ok=True)
-    _clear(folder, [run.name for run in analysis.runs])
+    inside = _inside([run.name for run in analysis.runs])
+    _clear(folder, inside)
     found = (GroupRoutes.of(group, analysis.routes) for group in analysis.groups)
     group_routes = [sharing for sharing in found if sharing is not None]
     write_tables(analysis, group_routes, folder)
@@ -74,7 +80,7 @@ def analyze(
         advice = "figures need matplotlib; type: pip install 'dynroute[report]'"
         notes.append(f"The only figures are those of routes; the data is complete: {advice} ({error})")
     for run in analysis.runs:
-        where = folder if len(analysis.runs) == 1 else folder / _inside(run.name)
+        where = folder if len(analysis.runs) == 1 else folder / inside[run.name]
         where.mkdir(exist_ok=True)
         routes = analysis.routes.get(run.name)
         points = None
@@ -100,16 +106,24 @@ def analyze(
     return folder
 
 
-def _inside(name: str) -> str:
-    """The name of a run's folder in the folder of an analysis."""
-    return name.replace("/", "-")
+def _inside(names: Iterable[str]) -> dict[str, str]:
+    """The names of runs' folders in the folder of an analysis, by the names of the runs."""
+    inside: dict[str, str] = {}
+    for name in names:
+        folder = plain = name.replace("/", "-")
+        number = 1
+        while folder in inside.values():
+            number += 1
+            folder = f"{plain}-{number}"
+        inside[name] = folder
+    return inside
 
 
-def _clear(folder: Path, names: Sequence[str]) -> None:
+def _clear(folder: Path, inside: Mapping[str, str]) -> None:
     """Removes the files of an earlier analysis, so that no old file is left; other files stay."""
     try:
         former = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        former_runs = {_inside(name) for name in (*names, *former.get("runs", ()))}
+        former_runs = {*inside.values(), *_inside(former.get("runs", ())).values()}
     except (OSError, ValueError, AttributeError, TypeError):
         return
     if not {"methods", "notes"} <= set(former):
