@@ -241,11 +241,12 @@ def test_paco_starts_with_copies_of_one_set() -> None:
 
 def test_two_networks_share_one_table() -> None:
     actor = small("paco")
-    critic = build("paco", STATE + 1, TASKS, 1, num_sets=2, hidden_sizes=(5,), composition=actor.composition)
+    critic = build("paco", STATE + 1, TASKS, 1, num_sets=2, hidden_sizes=(5,), **actor.shared)
     assert isinstance(actor, PaCo)
     assert critic.composition is actor.composition
     critic(torch.randn(5, STATE + 1), torch.arange(5) % TASKS).sum().backward()
     assert actor.composition.grad is not None
+    assert not small("d2r").shared
 
 
 def test_a_row_becomes_a_convex_combination_of_others() -> None:
@@ -272,13 +273,6 @@ def test_a_table_stays_where_every_task_or_none_is_extreme() -> None:
     assert torch.equal(net.composition, before)
     with pytest.raises(ValueError, match=r"`extreme` must be boolean with shape \(5,\).* got torch.int64 with shape"):
         net.reinitialize(torch.tensor(1))
-
-
-def test_networks_share_what_the_method_shares() -> None:
-    actor = small("paco")
-    critic = build("paco", STATE + 1, TASKS, 1, num_sets=2, hidden_sizes=(5,), **actor.shared)
-    assert critic.composition is actor.composition
-    assert not small("d2r").shared
 
 
 def test_a_diverged_row_is_repaired() -> None:

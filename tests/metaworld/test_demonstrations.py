@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import wait_until
+from processes import PATIENCE, wait_until
 
 from dynroute_metaworld import WorkerError, make_envs
 from dynroute_metaworld.envs.scripted import ScriptedPolicy
@@ -245,7 +245,7 @@ def test_what_was_killed_goes_on_and_leaves_no_process(
     assert told[:2] == ["1", "2"]
     children = [int(pid) for pid in told[2:]]
     assert len(children) == workers
-    for _ in range(600):
+    for _ in range(10 * PATIENCE):
         if not any(map(lives, children)):
             break
         time.sleep(0.1)

@@ -334,14 +334,13 @@ def test_runs_that_started_elsewhere_are_no_group(tmp_path: Path) -> None:
 
 def test_the_origin_of_a_run(tmp_path: Path) -> None:
     def of(seed: int, start: Path | str | None) -> object:
-        found = origin(Configuration(seed=seed, warm_start=None if start is None else str(start)))
-        assert hash(found) == hash(found)
-        return found
+        return origin(Configuration(seed=seed, warm_start=None if start is None else str(start)))
 
     assert of(1, None) is None
     first, second = (untrained(tmp_path / f"seed{n}", seed=n, device="auto") for n in (1, 2))
     other = untrained(tmp_path / "other", gamma=0.5)
     assert of(1, first) == of(2, second) == of(3, first)
+    assert hash(of(1, first)) == hash(of(2, second))  # runs are grouped by it
     assert of(1, first) != of(1, other)
     # Where those started in turn counts as well.
     next_first, next_second, next_other = (

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import PATIENCE
 from small_runs import draws, there_is, write_metrics
 
 from dynroute_metaworld import EvaluationResult
@@ -390,7 +391,7 @@ def browse(browser: str, text: str, folder: Path, width: int, color: str) -> tup
         "--dump-dom",
         f"file://{folder / 'frame.html'}",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     (found,) = re.findall(r'<pre id="found">(.*?)</pre>', done.stdout, flags=re.DOTALL)
     return json.loads(html.unescape(found)), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
@@ -509,7 +510,9 @@ def check_in_node(data: dict[str, Any]) -> bool:
     }}));
     """
     sent = json.dumps({"graph": graph, "weights": weights})
-    done = subprocess.run([node, "-e", program], input=sent, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [node, "-e", program], input=sent, capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
     found = json.loads(done.stdout)
     for row, used in zip(weights, found["reached"], strict=True):
         assert [i for i, runs in enumerate(used) if runs] == reached(graph, row)

@@ -261,8 +261,14 @@ def test_a_task_without_samples_has_losses_of_zero(network: str, counts: Sequenc
         assert [bool(loss) for loss in losses] == [count > 0 for count in counts]
 
 
-def test_the_coefficient_of_a_task_without_samples_stays() -> None:
-    assert_updated_as_specified(*make("mt-sac"), updates=1, counts=(6, 0, 2))
+def test_a_task_without_samples_gives_its_coefficient_no_gradient() -> None:
+    model, sac = make("mt-sac")
+    assert_updated_as_specified(model, sac, updates=1, counts=(6, 0, 2))
+    assert_updated_as_specified(model, sac, updates=2, counts=(4, 4, 4))
+    before = model.log_ent_coef.detach().clone()
+    assert_updated_as_specified(model, sac, updates=1, counts=(6, 0, 2))
+    assert model.log_ent_coef[1] != before[1]  # Adam goes on with the gradients of before
+    assert model.log_ent_coef.grad[1] == 0
 
 
 def test_rows_can_be_in_any_order() -> None:
