@@ -461,6 +461,29 @@ def test_batches_hold_as_much_of_each_task(tmp_path: Path) -> None:
     assert actions.abs().max() <= 1
 
 
+def test_the_generator_of_cloning_fits_every_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device "meta" stands for a GPU, on which a run may begin and a CPU go on."""
+    plain = cloning(tmp_path, demonstrations(), method="d2r")
+    plain.model.device = torch.device("meta")
+    plain.actor.to("meta")
+    run = Cloning(plain.model, [demonstrations()], plain.options, plain.steps, tmp_path)
+    assert run.generator.device.type == "cpu"
+    made: list[Any] = []
+
+    class Generator(torch.Generator):
+        """Meta has none of its own."""
+
+        def __new__(cls, device: torch.device) -> Any:
+            made.append((device.type, super().__new__(cls)))
+            return made[-1][1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "Generator", Generator)
+        assert [run._loss(*run._batch()).device.type for _ in range(2)] == ["meta", "meta"]
+    assert [device for device, _ in made] == ["meta", "meta"]
+    assert made[0][1].initial_seed() != made[1][1].initial_seed()  # each update draws other routes
+
+
 def test_cloning_stops_when_nothing_is_gained(tmp_path: Path) -> None:
     run = cloning(tmp_path, demonstrations(), method="mt-sac", cloning_rate=0.0, patience=1, cloning_steps=1000)
     assert run.run() < math.inf

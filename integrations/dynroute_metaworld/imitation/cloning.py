@@ -112,7 +112,7 @@ class Cloning:
         if self.growth is not None:
             self.growth.init_callback(model)
             self.growth.on_training_start({}, {})
-        self.generator = torch.Generator(model.device).manual_seed(options.seed)
+        self.generator = torch.Generator().manual_seed(options.seed)  # of the CPU, so that any device can go on
         self.update = self.best_update = 0
         self.best, self.best_error = self._networks(), math.inf
         self.best_growth = copy.deepcopy(model.growth_state)
@@ -168,20 +168,27 @@ class Cloning:
         states, actions = self.learned
         tasks, count = states.shape[:2]
         shape = (tasks, self.options.batch_size)
-        rows = torch.randint(count, shape, generator=self.generator, device=states.device)
+        rows = torch.randint(count, shape, generator=self.generator).to(states.device)
         which = torch.arange(tasks, device=states.device).unsqueeze(1)
         observations = self.actor.task_space.join(states[which, rows].flatten(0, 1), which.expand(shape).flatten())
         return observations, actions[which, rows].flatten(0, 1)
 
     def _loss(self, observations: Tensor, actions: Tensor) -> Tensor:
-        sample = self.options.sample
-        mean, log_std, route = self.actor.distribution(observations, sample=sample, generator=self.generator)
+        sample, generator = self.options.sample, self._route_generator()
+        mean, log_std, route = self.actor.distribution(observations, sample=sample, generator=generator)
         loss = (torch.tanh(mean) - actions).square().mean()
         loss = loss + 0.01 * (log_std - math.log(self.options.std)).square().mean()
         if route is not None:
             for name, weight in self.options.route_losses.items():
                 loss = loss + weight * ROUTE_LOSSES[name](route)
         return loss
+
+    def _route_generator(self) -> torch.Generator:
+        """The generator of routes: on a CPU that of batches, on another device a new one with a seed from that."""
+        if self.model.device.type == "cpu":
+            return self.generator
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return torch.Generator(self.model.device).manual_seed(seed)
 
     @torch.no_grad()
     def _check(self) -> Tensor:
