@@ -264,7 +264,8 @@ def test_corrections_are_rewarded_as_the_environments_reward(version: str, clone
 
 def test_corrections_have_the_goals_of_the_problem(cloned: Run) -> None:
     model, names = load_model(cloned, "cpu"), TASKS.split(",")
-    shown = correct(model, names, episodes=1, goals="fixed", horizon=5, seed=1, number=2)
+    shown = correct(model, names, episodes=3, goals="fixed", horizon=5, seed=1, number=2)
+    assert shown.solved.shape == (2, 1)  # further episodes would be the same
     with contextlib.closing(make_envs(names, goals="fixed", horizon=5, seed=1)) as env:
         assert np.array_equal(shown.observations[:, 0, 0], env.reset()[:, :39])
 
@@ -482,6 +483,14 @@ def test_the_generator_of_cloning_fits_every_device(tmp_path: Path, monkeypatch:
         assert [run._loss(*run._batch()).device.type for _ in range(2)] == ["meta", "meta"]
     assert [device for device, _ in made] == ["meta", "meta"]
     assert made[0][1].initial_seed() != made[1][1].initial_seed()  # each update draws other routes
+
+
+def test_a_single_correction_is_not_held_out(tmp_path: Path) -> None:
+    data = demonstrations()
+    (_, single), plain = data.split(1), cloning(tmp_path, data, method="mt-sac")
+    run = Cloning(plain.model, [data, single], plain.options, plain.steps, tmp_path)
+    assert [part.shape[1] for part in (plain.learned[0], run.learned[0])] == [6 * 30, 7 * 30]
+    assert all(torch.equal(one, other) for one, other in zip(plain.held_out, run.held_out, strict=True))
 
 
 def test_cloning_stops_when_nothing_is_gained(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class CloningOptions:
 
     Attributes:
         held_out: The number of held-out episodes of each task, which decide when to stop; the last ones of each part.
+            A part with a single episode has none.
         batch_size: The samples of each task in an update.
         rate: The highest learning rate, see :func:`one_cycle`.
         sample: Whether routes are sampled, as in SAC.
@@ -105,7 +106,9 @@ class Cloning:
         self.model, self.actor, self.options, self.folder = model, model.actor, options, folder
         self.steps = steps
         self.fingerprint = " ".join(part.fingerprint for part in demonstrations)
-        learned, held_out = zip(*(part.split(options.held_out) for part in demonstrations), strict=True)
+        # A part with one episode holds corrections at fixed goals, which are learned.
+        splits = [part.split(options.held_out if part.solved.shape[1] > 1 else 0) for part in demonstrations]
+        learned, held_out = zip(*splits, strict=True)
         self.learned, self.held_out = self._tensors(learned), self._tensors(held_out)
         self.optimizer = self._optimizer()
         self.growth = options.growth

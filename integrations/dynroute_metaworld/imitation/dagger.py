@@ -30,7 +30,11 @@ def correct(
     reward_version: str = "v2",
     progress: Callable[[int, int], object] | None = None,
 ) -> Demonstrations:
-    """Episodes in which a policy acts, along its best routes, with the scripted policies' actions at each step."""
+    """Episodes in which a policy acts, along its best routes, with the scripted policies' actions at each step.
+
+    With fixed goals there is one of each task, since all would be equal.
+    """
+    episodes = 1 if goals == "fixed" else episodes
     drawn = derive_seed(seed, number) if goals == "random" else seed  # fixed and benchmark goals never change
     env = make_envs(benchmark, goals=goals, horizon=horizon, seed=drawn, workers=workers, reward_version=reward_version)
     shape = (env.num_envs, episodes, horizon)
