@@ -270,6 +270,17 @@ def test_corrections_have_the_goals_of_the_problem(cloned: Run) -> None:
         assert np.array_equal(shown.observations[:, 0, 0], env.reset()[:, :39])
 
 
+def test_rounds_draw_the_goals_of_the_benchmark_in_orders_of_their_own(cloned: Run) -> None:
+    model, names, problem = load_model(cloned, "cpu"), TASKS.split(","), {"goals": "benchmark", "horizon": 1, "seed": 1}
+    rounds = [correct(model, names, episodes=50, number=number, **problem).observations[:, :, 0] for number in (1, 2)]
+    with contextlib.closing(make_envs(names, **problem)) as env:
+        evaluated = np.stack([env.reset()[:, :39] for _ in range(50)], axis=1)
+    for task in range(2):
+        orders = [[tuple(row) for row in drawn[task].tolist()] for drawn in (*rounds, evaluated, evaluated[:, ::-1])]
+        assert len({tuple(order) for order in orders}) == 4
+        assert len({frozenset(order) for order in orders}) == 1
+
+
 @pytest.mark.slow
 def test_dagger_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dynroute_metaworld.imitation.cloning.CHECK_EVERY", 10)

@@ -133,6 +133,10 @@ class TaskEnvironment:
         self.env.seed(seed)
         self.order: list[int] = []
 
+    def reverse_goals(self) -> None:
+        """Reverses the order in which the benchmark's goals come once; other kinds of goals do not change."""
+        self.order = self.rng.permutation(len(self.tasks)).tolist()[::-1]
+
     def reset(self) -> NDArray[np.float32]:
         """Starts an episode with its goal."""
         if self.goals == "benchmark":

@@ -67,8 +67,9 @@ def collect(
     Args:
         benchmark: "MT10", "MT25", "MT50", a task, or a list of tasks.
         episodes: The number of episodes of each task.
-        goals: Where the goal of an episode comes from, as in :func:`make_envs` with the same seed. An evaluation has
-            another seed, and its random goals are new.
+        goals: Where the goal of an episode comes from, as in :func:`make_envs` with the same seed; the benchmark's 50
+            come in reverse. An evaluation of a run has another seed for random goals, which are new, and the same
+            for the benchmark's, which repeat only if both have more than 50 episodes together.
         horizon: The number of steps of an episode, at most 500.
         noise: The standard deviations of the Gaussian noise on executed actions, one for each episode, in turn. Noise
             leads to states that a learner reaches by its errors. At 0.3 most tasks are still solved; push, assembly
@@ -125,6 +126,8 @@ def _settings(benchmark: str | Sequence[str], episodes: int, noise: ArrayLike, r
     drawn_for = benchmark_name(benchmark).replace(",", ", ")  # the goals of a benchmark's tasks are drawn together
     settings = {"format": FORMAT, "benchmark": drawn_for, "tasks": names, "episodes": episodes, "noise": levels, **rest}
     settings |= {"observation": STATE_FEATURES, **{name: version(name) for name in ("metaworld", "mujoco")}}
+    if rest["goals"] == "benchmark":
+        settings["order"] = "reversed"
     return dict(json.loads(json.dumps(settings, default=int)))  # numbers may be of numpy's types
 
 
@@ -253,6 +256,7 @@ def _episodes(specification: Specification, settings: dict[str, Any]) -> dict[st
         return np.asarray(np.clip(wanted + noise[number - 1], -1, 1), np.float32)
 
     with contextlib.closing(MetaWorldVecEnv([specification], seed=settings["seed"], workers=0)) as env:
+        env.environments[0].reverse_goals()
         for step in play(env, act, episodes):
             i, t = step.episode, step.number - 1
             observations[i, t], observations[i, t + 1] = step.observations[0, :STATE_FEATURES], step.states[0]

@@ -35,8 +35,10 @@ def correct(
     With fixed goals there is one of each task, since all would be equal.
     """
     episodes = 1 if goals == "fixed" else episodes
-    drawn = derive_seed(seed, number) if goals == "random" else seed  # fixed and benchmark goals never change
+    own = derive_seed(seed, number)
+    drawn = own if goals == "random" else seed  # fixed and benchmark goals never change
     env = make_envs(benchmark, goals=goals, horizon=horizon, seed=drawn, workers=workers, reward_version=reward_version)
+    env.seed(own)  # the order of benchmark goals
     shape = (env.num_envs, episodes, horizon)
     observations, following = (np.empty((*shape, STATE_FEATURES), np.float32) for _ in range(2))
     actions, executed = (np.empty((*shape, 4), np.float32) for _ in range(2))
