@@ -414,7 +414,7 @@ def _parser() -> _Parser:
     evaluating.option(PLACE, "--output", **path, about="a file for all figures, as JSON")
     evaluating.option(EVALUATION, "--success", choices=SUCCESS, usual="any", about="which steps of an episode count")
     evaluating.run_options(["goals", "horizon", "workers"], note="as in the run")
-    evaluating.run_options(["seed"], note="a seed whose random goals are new")
+    evaluating.run_options(["seed"], note="for random goals 1000000, otherwise the run's, and 0 for scripts")
     evaluating.option(MACHINE, "--device", default="auto", about=NETWORKS)
 
     extracting = command(
