@@ -496,11 +496,13 @@ def test_the_generator_of_cloning_fits_every_device(tmp_path: Path, monkeypatch:
     assert made[0][1].initial_seed() != made[1][1].initial_seed()  # each update draws other routes
 
 
-def test_a_single_correction_is_not_held_out(tmp_path: Path) -> None:
+def test_a_single_correction_is_learned_as_much_as_the_demonstrations(tmp_path: Path) -> None:
     data = demonstrations()
     (_, single), plain = data.split(1), cloning(tmp_path, data, method="mt-sac")
     run = Cloning(plain.model, [data, single], plain.options, plain.steps, tmp_path)
-    assert [part.shape[1] for part in (plain.learned[0], run.learned[0])] == [6 * 30, 7 * 30]
+    assert [part.shape[1] for part in (plain.learned[0], run.learned[0])] == [6 * 30, 12 * 30]
+    corrections = torch.tensor(single.observations)
+    assert torch.equal(run.learned[0][:, 6 * 30 :], corrections.repeat(1, 6, 1, 1).flatten(1, 2))
     assert all(torch.equal(one, other) for one, other in zip(plain.held_out, run.held_out, strict=True))
 
 

@@ -246,9 +246,14 @@ class Cloning:
         return {name: tensor.clone() for name, tensor in self.actor.state_dict().items()}
 
     def _tensors(self, parts: Sequence[Demonstrations]) -> tuple[Tensor, Tensor]:
-        """The states and the actions of each task, with shape ``[tasks, steps, features]``."""
+        """The states and the actions of each task, with shape ``[tasks, steps, features]``.
+
+        A part with a single episode counts as much as the first part.
+        """
+        episodes = parts[0].solved.shape[1]
         arrays = [
-            np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("observations", "actions")
+            np.concatenate([np.repeat(a, episodes if a.shape[1] == 1 else 1, axis=1) for a in each], axis=1)
+            for each in ([getattr(part, name) for part in parts] for name in ("observations", "actions"))
         ]
         states, actions = (torch.as_tensor(array, device=self.model.device).flatten(1, 2) for array in arrays)
         return states, actions
