@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .arguments import check_count, check_number, check_tensor, shown
 from .banks import own_memory
+from .checks import is_own
 from .functional import mask_softmax
 from .gates import ExpertChoice, Gate, SampleK, Soft, TopK
 from .growth import find_graph, has_slices, slice_edges
@@ -176,6 +177,7 @@ def extract(
             "`net` must have a gate that decides each sample on its own, got ExpertChoice: what a sample uses depends "
             "on the others of its batch."
         )
+    _check_plain(graph)
     check_tensor("context", context)
     check_number("coverage", coverage, above=0, at_most=1)
     if graph is net:
@@ -195,6 +197,21 @@ def extract(
     if task >= net.num_tasks:
         raise ValueError(f"`task` must be less than {net.num_tasks}, the number of tasks, got {task}.")
     return _of_network(net, context, float(coverage), task)
+
+
+def _check_plain(graph: RoutedGraph) -> None:
+    """Raises an error if a call of a graph does more than route, which the extracted module would leave out."""
+    name = type(graph).__name__
+    if is_own(type(graph).forward) or "forward" in vars(graph):
+        raise ValueError(
+            f"`net` must have the forward of a routed graph, got a {name} with its own, which the result would leave "
+            "out; put that code into a module around the graph, and extract the graph."
+        )
+    if graph._forward_hooks or graph._forward_pre_hooks:
+        raise ValueError(
+            f"`net` must not have forward hooks on its graph, which the result would leave out, got a {name} with some;"
+            " remove them first."
+        )
 
 
 def _of_network(net: Network, state: Tensor, coverage: float, task: int) -> TaskNetwork:

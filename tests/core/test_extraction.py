@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ from dynroute import (
     extract,
     freeze_modules,
     grow,
+    record,
 )
 from dynroute.functional import mask_softmax, topk_path
 from dynroute.networks import available, build
@@ -356,6 +358,28 @@ C = torch.randn(6, 3)
 def test_messages(call: Callable[[], object], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
         call()
+
+
+class Block(ModelRouting):
+    """Does more than a routed graph does."""
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Any:
+        return x + super().forward(x, *args, **options)
+
+
+def test_graphs_that_do_more_than_route_are_refused() -> None:
+    block = Block([nn.Linear(5, 5) for _ in range(4)], TopK(2))
+    hooked = [copy.deepcopy(D2R), copy.deepcopy(D2R)]
+    hooked[0].graph.register_forward_hook(lambda module, args, output: output)
+    hooked[1].graph.register_forward_pre_hook(lambda module, args: None)
+    with pytest.raises(ValueError, match="`net` must have the forward of a routed graph, got a Block with its own, wh"):
+        extract(block, torch.randn(6, 5))
+    for net in hooked:
+        with pytest.raises(ValueError, match="`net` must not have forward hooks on its graph, which the result would"):
+            extract(net, torch.randn(6, 5), task=1)
+    with record(D2R):  # needs no hooks
+        D2R(torch.randn(6, 5), torch.ones(6, dtype=torch.long))
+        extract(D2R, torch.randn(6, 5), task=1)
 
 
 @pytest.mark.parametrize("contexts", [1, 32])
