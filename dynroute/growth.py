@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, compress
 from typing import Any, NamedTuple
 
 import torch
@@ -92,6 +92,8 @@ class Resized:
     _new: list[list[nn.Parameter]] = field(default_factory=list, repr=False)
     _old_names: dict[nn.Parameter, str] = field(default_factory=dict, repr=False)
     _new_names: dict[nn.Parameter, str] = field(default_factory=dict, repr=False)
+    _takers: dict[torch.optim.Optimizer, int] = field(default_factory=dict, repr=False)
+    """The optimizers that took the parameters of new modules, and how far from them was the nearest that each held."""
 
     @property
     def num_modules(self) -> int:
@@ -104,6 +106,9 @@ class Resized:
         New slices of the router start with the mean state of the slices that they were made from. Parameters of new
         modules start without state, behind those of the module before them, as in a new optimizer. State with another
         shape than its parameter is dropped. Parameter names are updated.
+
+        Among several optimizers, in any order, the one that holds the nearest module before the new ones takes their
+        parameters, else the one of the output, else that of the router. Carry all of them before the next step.
 
         Args:
             optimizer: An optimizer of some or all parameters of the net; its other parameters are not changed.
@@ -133,17 +138,22 @@ class Resized:
         gone = [parameter for node in self.dropped for parameter in self._old[node] if parameter not in kept]
         successors: dict[nn.Parameter, list[nn.Parameter]] = {parameter: [] for parameter in gone}
         successors |= {before: [change.after] for before, change in changes.items()}
-        fresh = [parameter for node in self.added for parameter in self._new[node] if parameter not in held]
-        if fresh:
-            earlier = [*chain.from_iterable(self._new[: self.added[0]])][::-1]
-            behind = next((parameter for parameter in earlier if parameter in held), None)
-            before = next((parameter for parameter in (*self._new[-1], *changes) if parameter in held), None)
-            if behind is not None:
-                successors[behind] = [behind, *fresh]
-            elif before is not None:
-                successors[before] = [*fresh, *successors.get(before, [before])]
-            else:
+        added = [parameter for node in self.added for parameter in self._new[node]]
+        fresh = [parameter for parameter in added if parameter not in held]
+        earlier = [*chain.from_iterable(self._new[: self.added[0]])][::-1] if added else []
+        near = [*added, *earlier, *self._new[-1], *changes] if added else []
+        distance = next((i for i, parameter in enumerate(near) if parameter in held), len(near))
+        if added and distance <= min(self._takers.values(), default=distance):
+            for taker in [taker for taker, other in self._takers.items() if other > distance]:
+                _remove(taker, set(added))
+                del self._takers[taker]
+            self._takers[optimizer] = distance
+            if distance == len(near):
                 optimizer.param_groups[0]["params"].extend(fresh)
+            elif distance < len(added) + len(earlier):
+                successors[near[distance]] = [near[distance], *fresh]
+            else:
+                successors[near[distance]] = [*fresh, *successors.get(near[distance], [near[distance]])]
         for group in optimizer.param_groups:
             group["params"] = [new for old in group["params"] for new in successors.get(old, [old])]
         for parameter in (*gone, *changes):
@@ -500,6 +510,16 @@ def _names(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
     """The names of an optimizer's parameters; empty if it was made without them."""
     named = [group for group in optimizer.param_groups if "param_names" in group]
     return dict(pair for group in named for pair in zip(group["params"], group["param_names"], strict=True))
+
+
+def _remove(optimizer: torch.optim.Optimizer, parameters: set[nn.Parameter]) -> None:
+    """Removes parameters from an optimizer, with their names and their state."""
+    for group in optimizer.param_groups:
+        stays = [parameter not in parameters for parameter in group["params"]]
+        for entry in {"params", "param_names"} & group.keys():
+            group[entry] = [*compress(group[entry], stays)]
+    for parameter in parameters:
+        optimizer.state.pop(parameter, None)
 
 
 def _prefix(names: dict[nn.Parameter, str], graph_names: dict[nn.Parameter, str]) -> str | None:

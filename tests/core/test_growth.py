@@ -368,6 +368,36 @@ def test_parameters_of_others_and_groups_stay_in_their_place() -> None:
     assert {id(one) for one in routers.param_groups[0]["params"]} >= {id(one) for one in fresh}
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("split", ["nodes and router", "trunk and head", "all and all", "head and router"])
+def test_one_of_several_optimizers_takes_new_modules(split: str, reverse: bool) -> None:
+    net = module_level(TopK(2), modules=3)
+    parts: dict[str, tuple[list[tuple[str, nn.Parameter]], ...]] = {
+        name: tuple(
+            [(label, one) for label, one in net.named_parameters() if label.startswith(prefixes)] for prefixes in halves
+        )
+        for name, halves in {
+            "nodes and router": (("nodes",), ("router",)),
+            "trunk and head": (("nodes.0", "nodes.1", "nodes.2"), ("nodes.3", "router")),
+            "all and all": (("",), ("",)),
+            "head and router": (("nodes.3",), ("router",)),
+        }.items()
+    }
+    optimizers = [torch.optim.SGD(part, lr=0.1) for part in parts[split]]
+    grown = grow(net, 2)
+    for optimizer in optimizers[::-1] if reverse else optimizers:
+        grown.carry(optimizer)
+    names = [name for name, _ in net.named_parameters()]
+    fresh = {name for name in names if name.startswith(("nodes.3", "nodes.4"))}
+    held = [optimizer.param_groups[0]["param_names"] for optimizer in optimizers]
+    for optimizer in optimizers:
+        (group,) = optimizer.param_groups
+        parameters = dict(net.named_parameters())
+        assert [id(one) for one in group["params"]] == [id(parameters[name]) for name in group["param_names"]]
+    assert set(held[0]) >= fresh
+    assert fresh <= set(held[1]) if split == "all and all" else not fresh & set(held[1])
+
+
 def test_new_nodes_learn_beside_frozen_ones() -> None:
     net = module_level(TopK(2)).requires_grad_(False)
     grow(net, 1)
