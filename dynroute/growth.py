@@ -7,7 +7,8 @@ Growth leaves the evaluation unchanged and lets new nodes learn as follows:
    therefore :math:`\bar z - b`, the mean of the other logits minus b, for every context, and its probability among n
    old sources is at most :math:`e^{-b} / n`, by the inequality of the means. With b = 20 this is less than half a
    rounding error of float32, so neither gates nor protection notice it. A gate that reads k sources may choose a new
-   source if an old one is as unlikely; its weight is then negligible too.
+   source if an old one is as unlikely; its weight is then negligible too. The mean leaves out sources that the router
+   closes, by a bias of -inf or one more than 2b below the best; a new node would be closed for good otherwise.
 2. Sampling does not draw new nodes for the same reason. Noise on the choice would not help, since weights come from the
    clean logits: a node without weight learns nothing. :func:`open_nodes` raises the logits, at once or a little with
    each update. At a distance b a new source is drawn first with a probability of at most :math:`e^{-b} / n`. From b = 2
@@ -410,14 +411,15 @@ def _resize(
     moved = [edge for edge, shift in enumerate(shifts) if shift]
 
     changes = []
+    averaged = _without_closed(router, origins)
     for place in router.edge_parameters():
         owner, name, dim, takes_shift = place
         parameter = getattr(owner, name)
         with torch.no_grad():
-            values = _slices(parameter, dim, origins)
+            values = _slices(parameter, dim, averaged, only_open=takes_shift)
             if takes_shift and moved:
                 values.index_add_(dim, *_shift(values, dim, moved, shifts[moved[0]]))
-        changes.append(_Change(parameter, _set(place, values), dim, origins))
+        changes.append(_Change(parameter, _set(place, values), dim, averaged))
     router.topology = after
 
     def slots(values: Tensor) -> Tensor:
@@ -481,14 +483,36 @@ def _fresh(graph: RoutedGraph, count: int, at_model_level: bool, reset: Callable
     return modules
 
 
-def _slices(tensor: Tensor, dim: int, origins: Sequence[Origin]) -> Tensor:
-    """Stacks the mean slice of each origin along a dimension."""
+def _slices(tensor: Tensor, dim: int, origins: Sequence[Origin], *, only_open: bool = False) -> Tensor:
+    """Stacks the mean slice of each origin along a dimension, of all its numbers or of those that close no edge."""
     rows = tensor.detach().movedim(dim, 0)
     means = rows[[origin[0] for origin in origins]]
     for edge, origin in enumerate(origins):
         if len(origin) > 1:
-            means[edge] = rows[list(origin)].mean(dim=0)
+            values = rows[list(origin)]
+            means[edge] = values.mean(dim=0)
+            if only_open and not (opens := _opens(values)).all():  # a table may close a source for one task alone
+                mean = values.masked_fill(~opens, torch.nan).nanmean(dim=0)
+                means[edge] = torch.where(opens.any(dim=0), mean, means[edge])
     return means.movedim(0, dim).contiguous()
+
+
+def _opens(shifts: Tensor) -> Tensor:
+    """Which of the numbers that are added to logits, with one row for each edge, do not close their edge."""
+    finite = shifts.isfinite()
+    best = shifts.masked_fill(~finite, -torch.inf).amax(dim=0)
+    return finite & (shifts >= best - 2 * CLOSED)
+
+
+def _without_closed(router: Router, origins: Sequence[Origin]) -> list[Origin]:
+    """Leaves out the edges that a router closes for every context; keeps an origin whose edges are all closed."""
+    places = [place for place in router.edge_parameters() if place.shifts]
+    shifts = [getattr(place.owner, place.name).detach().movedim(place.dim, 0) for place in places]
+    left: dict[Origin, Origin] = {}
+    for origin in set(origins):
+        opens = [_opens(rows[list(origin)]).reshape(len(origin), -1).any(dim=1).tolist() for rows in shifts]
+        left[origin] = tuple(compress(origin, map(all, zip(*opens, strict=True)))) or origin
+    return [left[origin] for origin in origins]
 
 
 def _shift(tensor: Tensor, dim: int, edges: Sequence[int], by: float) -> tuple[Tensor, Tensor]:

@@ -430,6 +430,38 @@ def test_sampling_reaches_new_nodes_once_they_are_open_and_evaluation_does_not()
     torch.testing.assert_close(logits[:, node], logits[:, :node].mean(dim=-1), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("closed", [-torch.inf, -1e9, -1e4])
+def test_sources_that_are_closed_do_not_close_new_nodes(closed: float) -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 3, 4, Soft(), router_sizes=()).eval()
+    x, context = inputs(net)
+    row = net.topology.edge_numbers()[1, 4]
+    with torch.no_grad():
+        net.router.layers[-1].bias[row] = closed
+    optimizer = torch.optim.SGD(net.router.parameters(), lr=0.1)
+    optimizer.state[net.router.layers[-1].bias] = {"buffer": torch.arange(10.0)}
+    before = net(x, context)
+    grown = grow(net, 2)
+    grown.carry(optimizer)
+    torch.testing.assert_close(net(x, context), before, atol=1e-6, rtol=1e-6)
+    open_nodes(net, grown.added, by=dynroute.growth.CLOSED)
+    logits = net.route(context).logits
+    opened = logits[:, -1, [0, 2, 3]].mean(dim=-1)
+    for node in grown.added:
+        torch.testing.assert_close(logits[:, -1, node], opened, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits[:, node - 1, 1], logits[:, -1, 1])  # reads the same sources as the output
+    moments = optimizer.state[net.router.layers[-1].bias]["buffer"]
+    torch.testing.assert_close(moments[net.topology.edge_numbers()[4, 6]], torch.tensor((6 + 8 + 9) / 3))
+
+
+def test_a_source_may_be_closed_for_one_task_alone() -> None:
+    net = ModelRouting([nn.Linear(5, 2) for _ in range(3)], Soft(), TableRouter(3, Topology.parallel(3))).eval()
+    table = torch.tensor([[1.0, 2.0, -torch.inf], [3.0, 5.0, 1.0], [-torch.inf] * 3])
+    net.router.table.data = table
+    open_nodes(net, grow(net, 1).added, by=dynroute.growth.CLOSED)
+    assert net.router.table[:, 3].tolist() == [1.5, 3.0, -torch.inf]
+    assert torch.equal(net.router.table[:, :3], table)
+
+
 @pytest.mark.parametrize("name", GATES)
 def test_learning_uses_a_node_that_is_open(name: str) -> None:
     net = module_level(GATES[name](), modules=3)
