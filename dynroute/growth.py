@@ -361,7 +361,7 @@ def has_slices(router: Router) -> bool:
         >>> dynroute.growth.has_slices(LinearRouter(5, Topology.dag(3))), dynroute.growth.has_slices(TaskRouter(3))
         (True, False)
     """
-    parameters = router.edge_parameters()
+    parameters = _edge_parameters(router)
     return bool(parameters) and all(place.name in place.owner._parameters for place in parameters)
 
 
@@ -376,6 +376,15 @@ def slice_edges(router: Router, edges: Sequence[int]) -> None:
     """
     for place in router.edge_parameters():
         _set(place, _slices(getattr(place.owner, place.name), place.dim, [(edge,) for edge in edges]))
+
+
+def _edge_parameters(router: nn.Module) -> list[EdgeParameter]:
+    """The edge parameters of a router; none if a subclass of the class that lists them computes other logits."""
+    if not isinstance(router, Router):
+        return []
+    first = {name: i for i, owner in reversed([*enumerate(type(router).__mro__)]) for name in vars(owner)}
+    is_known = first["edge_parameters"] <= min(first["score"], first["forward"])
+    return router.edge_parameters() if is_known else []
 
 
 def _set(place: EdgeParameter, values: Tensor) -> nn.Parameter:
@@ -447,12 +456,12 @@ def _find_independent(net: nn.Module) -> RoutedGraph:
 def _router(graph: RoutedGraph) -> Router:
     """Returns the router of a graph; raises an error unless it can change its size."""
     router = graph.router
-    parameters = router.edge_parameters() if isinstance(router, Router) else []
+    parameters = _edge_parameters(router)
     name = type(router).__name__
     if not any(place.shifts for place in parameters):
         raise ValueError(
             f"`net` must have a router whose edges can be added and dropped, got a {name}; an MLPRouter, a "
-            "LinearRouter or a TableRouter can, or your own router that overrides `edge_parameters`."
+            "LinearRouter or a TableRouter can, or your own router that overrides `edge_parameters` beside `score`."
         )
     for place in parameters:
         if place.name not in place.owner._parameters:

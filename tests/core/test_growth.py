@@ -32,6 +32,7 @@ from dynroute import (
     TopK,
     Topology,
     TopP,
+    extract,
     grow,
     open_nodes,
     prune,
@@ -40,6 +41,7 @@ from dynroute.banks import are_adjacent
 from dynroute.growth import find_graph
 from dynroute.inspect import summarize
 from dynroute.networks import DynamicDepthRouting, MixtureOfExperts, ScaleMoE, build
+from dynroute.routers import EdgeParameter
 from dynroute.testing import assert_routed
 
 GATES: dict[str, Callable[[], Gate]] = {
@@ -460,6 +462,55 @@ def test_a_source_may_be_closed_for_one_task_alone() -> None:
     open_nodes(net, grow(net, 1).added, by=dynroute.growth.CLOSED)
     assert net.router.table[:, 3].tolist() == [1.5, 3.0, -torch.inf]
     assert torch.equal(net.router.table[:, :3], table)
+
+
+class Cosine(LinearRouter):
+    """Its logits are not linear in its weights."""
+
+    def score(self, context: Tensor) -> Tensor:
+        return 8 * nn.functional.normalize(super().score(context), dim=-1)
+
+
+class Masked(LinearRouter):
+    """Its logits are linear in its weights, but a buffer has a number for each edge."""
+
+    def __init__(self, context_features: int, topology: Topology) -> None:
+        super().__init__(context_features, topology)
+        self.register_buffer("mask", torch.zeros(topology.num_edges))
+
+    def forward(self, context: Tensor) -> Tensor:
+        assert isinstance(self.mask, Tensor)
+        return super().forward(context) + self.mask
+
+
+class Scaled(LinearRouter):
+    """Says that its logits are linear in its weights."""
+
+    def score(self, context: Tensor) -> Tensor:
+        return super().score(2 * context)
+
+    def edge_parameters(self) -> list[EdgeParameter]:
+        return super().edge_parameters()
+
+
+@pytest.mark.parametrize("router", [Cosine, Masked])
+def test_a_router_with_other_logits_than_its_parents_is_not_cut(router: type[LinearRouter]) -> None:
+    net = ModelRouting([nn.Linear(5, 5) for _ in range(8)], TopK(2), router(5, Topology.parallel(8))).eval()
+    x = torch.randn(3, 5)
+    before = net(x)
+    torch.testing.assert_close(extract(net, x)(x), before)
+    for call in (lambda: grow(net, 1), lambda: prune(net, torch.tensor([1.0, *[0.0] * 7, 1.0]))):
+        with pytest.raises(ValueError, match="`net` must have a router whose edges can be added and dropped, got a "):
+            call()
+    assert torch.equal(net(x), before)
+
+
+def test_a_router_that_says_its_logits_are_linear_grows() -> None:
+    net = ModelRouting([nn.Linear(5, 5) for _ in range(3)], TopK(2), Scaled(5, Topology.parallel(3))).eval()
+    x = torch.randn(3, 5)
+    before = net(x)
+    grow(net, 1)
+    torch.testing.assert_close(net(x), before, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", GATES)
