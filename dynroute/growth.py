@@ -218,9 +218,18 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
     if not new:
         raise ValueError("`modules` must hold at least one module, got none.")
     existing = set(graph.modules())
+    kinds = {(one.dtype, one.device) for one in graph.nodes.parameters() if one.is_floating_point()}
     for i, module in enumerate(new):
         if module in existing or module in new[:i]:
             raise ValueError(f"`modules[{i}]` must be a new module, got one that the net has; copy.deepcopy copies it.")
+        like = next((one for one in module.parameters() if one.is_floating_point()), None)
+        if like is not None and kinds and (like.dtype, like.device) not in kinds:
+            expected = " or ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+            raise TypeError(
+                f"`modules[{i}]` must have parameters of {expected} like the net, got {like.dtype} on {like.device}; "
+                "`module.to(...)` converts it."
+            )
+    for module in new:
         module.train(graph.training)
 
     last, count = before.num_nodes - 1, before.num_nodes + len(new)

@@ -649,6 +649,14 @@ def parametrized() -> RoutedGraph:
         (lambda: grow(NET, []), "`modules` must hold at least one module, got none."),
         (lambda: grow(NET, nn.ReLU()), "`modules` must list modules, got ReLU()"),
         (lambda: grow(NET, [NET.nodes[1]]), "`modules[0]` must be a new module, got one that the net has; copy.deepco"),
+        (
+            lambda: grow(NET, [nn.Linear(8, 8), nn.Linear(8, 8).double()]),
+            "`modules[1]` must have parameters of torch.float32 on cpu like the net, got torch.float64 on cpu; ",
+        ),
+        (
+            lambda: grow(NET, [nn.Linear(8, 8, device="meta")]),
+            "`modules[0]` must have parameters of torch.float32 on cpu like the net, got torch.float32 on meta; ",
+        ),
         (lambda: grow(module_level(Soft(), modules=1), 1), "`modules` must list modules where the net has one alone,"),
         (lambda: prune(NET, [1.0]), "`usage` must be a tensor, got list"),
         (lambda: prune(NET, torch.ones(2, 5)), "`usage` must have shape (*, 6), a column for each node, got (2, 5);"),
