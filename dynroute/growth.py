@@ -336,6 +336,8 @@ def open_nodes(net: nn.Module, nodes: Sequence[int], by: float) -> None:
         check_count(f"nodes[{i}]", node, at_least=0)
         if node not in topology.parents[-1]:
             raise ValueError(f"`nodes[{i}]` must be a source of the output, one of {list(topology.parents[-1])}.")
+        if node in nodes[:i]:
+            raise ValueError(f"`nodes[{i}]` must differ from the nodes before it, got {node} again; list it once.")
     numbers = topology.edge_numbers()
     edges = [numbers[node, topology.num_nodes - 1] for node in nodes]
     with torch.no_grad():

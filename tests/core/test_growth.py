@@ -669,6 +669,7 @@ def parametrized() -> RoutedGraph:
         (lambda: open_nodes(NET, 4, 1.0), "`nodes` must list nodes, got 4; for instance those that `grow` added."),
         (lambda: open_nodes(NET, ["a"], 1.0), "`nodes[0]` must be an integer, got 'a'."),
         (lambda: open_nodes(NET, [5], 1.0), "`nodes[0]` must be a source of the output, one of [0, 1, 2, 3, 4]."),
+        (lambda: open_nodes(NET, [4, 4], 1.0), "`nodes[1]` must differ from the nodes before it, got 4 again;"),
         (lambda: Topology.dag(3).lift(torch.ones(2, 2).bool().tril(), 4), "`to` must be a Topology, got 4; for insta"),
         (
             lambda: Topology.dag(4).lift(torch.ones(3, 3).bool().tril(), Topology.dag(3)),
