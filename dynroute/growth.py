@@ -174,7 +174,8 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
     networks stand beside the others. Evaluation stays the same to 1e-6 for every gate that decides each sample
     independently, so :class:`~dynroute.ExpertChoice` is refused. The docstring of :mod:`dynroute.growth` gives the
     reasons, and says how :func:`open_nodes` lets the new nodes learn. The state dict of the net fits a network built
-    with the new size, see :attr:`Resized.num_modules`.
+    with the new size, see :attr:`Resized.num_modules`. The router grows with the graph, so another graph
+    that shares it can no longer use it.
 
     Args:
         net: A graph at module or model level, or a network that contains one, such as
@@ -254,8 +255,9 @@ def prune(net: nn.Module, usage: Tensor | Summary, *, at_most: float = 0.0) -> R
 
     With :class:`~dynroute.TopK` and :class:`~dynroute.SampleK` the evaluation of samples that used no dropped node does
     not change. With :class:`~dynroute.Hard` the choice does not change, but the weight is slightly larger, since it is
-    the probability among fewer sources. :class:`~dynroute.Soft` uses every node. For an exact copy for inference see
-    :func:`dynroute.extract`.
+    the probability among fewer sources. With :class:`~dynroute.BalancedTopK` and :class:`~dynroute.TopP` the choice may
+    change too, since they choose by probabilities, which are larger among fewer sources. :class:`~dynroute.Soft` uses
+    every node. For an exact copy for inference see :func:`dynroute.extract`.
 
     Args:
         net: A routed graph, or a network that contains one, with any topology and any gate except
