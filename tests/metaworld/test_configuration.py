@@ -235,6 +235,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "`ent_coef` must be a number or one of auto, auto_NUMBER, got 'auto_nan",
     ),
     "rate inf": ({"learning_rate": float("inf")}, r"`learning_rate` must be at least 0 and finite, got inf"),
+    "rate of many digits": ({"learning_rate": 10**400}, r"`learning_rate` must be at least 0 and finite, got inf"),
+    "value of many digits": ({"value_high": 10**400}, r"`value_low, value_high` must be finite, got \(-10.0, inf\)"),
     "seed": ({"seed": True}, r"`seed` must be of type int, got True"),
     "modules": ({"method": "sm", "num_modules": 3}, r"`num_modules` is not an option of the method sm; .* d2r, d2r-re"),
     "keyword": ({"network": {"zz": 3}}, r"`zz` is not an option of the method d2r; it has level, num_modules"),

@@ -16,7 +16,7 @@ from dynroute_metaworld.report.comparison import RESAMPLES, group_runs
 from dynroute_metaworld.report.curves import draw_curves
 from dynroute_metaworld.report.data import Curve, read_curves, read_run, read_runs, thin
 from dynroute_metaworld.runs.intervals import bootstrap_interval
-from dynroute_metaworld.runs.seeds import origin
+from dynroute_metaworld.runs.seeds import origin, settings_key
 
 # Curves
 
@@ -285,6 +285,14 @@ def test_hours_do_not_split_seeds(tmp_path: Path) -> None:
     groups, _ = group_runs(read_runs(runs))
     assert [group.seeds for group in groups] == [[1, 2, 3, 5], [4]]
     assert names_of(*runs) == ["d2r (steps=60)", "d2r (steps=80)"]
+
+
+def test_whole_numbers_do_not_split_seeds(tmp_path: Path) -> None:
+    whole, fraction = (Configuration(reward_scale=scale, max_ent_coef=scale) for scale in (1, 1.0))
+    assert settings_key(whole) == settings_key(fraction)
+    whole.write(tmp_path / "config.json")
+    assert settings_key(Configuration.read(tmp_path / "config.json")) == settings_key(fraction)
+    assert isinstance(whole.seed, int)
 
 
 def test_the_window_splits_runs_that_grow_by_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dynroute.arguments import check_interval
 from dynroute.files import writing_file
 from dynroute.networks import PRESETS as NETWORKS
 from dynroute_command.choices import benchmark_name, split_benchmark, task_names
-from dynroute_command.options import IMITATION, Options, check_option
+from dynroute_command.options import IMITATION, Options, check_option, kinds_of
 from dynroute_sb3 import DamagedError
 
 from ..imitation.cloning import ROUTE_LOSSES, CloningOptions
@@ -47,6 +47,9 @@ class Configuration(Options):
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
+            kinds, value = kinds_of(option.type), getattr(self, option.name)
+            if type(value) is int and float in kinds:
+                object.__setattr__(self, option.name, _as_float(value))
             check_option(option, getattr(self, option.name))
         if self.workers > len(self.tasks):
             raise ValueError(f"`workers` must be at most the {len(self.tasks)} tasks, got {self.workers}.")
@@ -246,6 +249,14 @@ def check_needs(configurations: Sequence[Configuration], given: Collection[str] 
 
 MOVABLE = tuple(option.name for option in dataclasses.fields(Configuration) if option.metadata["movable"])
 """The options that may change when a run is resumed, since nothing computed before depends on them."""
+
+
+def _as_float(value: int) -> float:
+    """An integer as a float, so that 1 and 1.0 are the same setting."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _keywords(method: str) -> list[str]:
