@@ -603,6 +603,21 @@ def test_rows_hold_runs_of_the_same_settings(tmp_path: Path) -> None:
         sweep(tmp_path, ["sm"], ["reach"], [2], vary={"seed": [1], "method": ["sm"]})
 
 
+def test_sizes_may_be_tuples(tmp_path: Path) -> None:
+    sizes = {"network": {"hidden_sizes": (16, 16)}, "critic_network": {"hidden_sizes": (8,)}}
+    combined = [
+        _combine("quick", sizes, {"benchmark": ["reach"], "method": ["mt-sac"], "seed": [seed]}) for seed in (1, 2)
+    ]
+    (first, noted), (second, new) = combined
+    run = Run.create(tmp_path / "reach-mt-sac-seed1", first["reach-mt-sac-seed1"])
+    _note(tmp_path, noted)
+    _open(run.folder, first["reach-mt-sac-seed1"], ())
+    _check_rows(tmp_path, second, new)
+    Run.open(run.folder).agree(sizes)
+    with pytest.raises(RunError, match=r"'hidden_sizes': \[16, 16\]}, got {'hidden_sizes': \[16\]}"):
+        Run.open(run.folder).agree({"network": {"hidden_sizes": (16,)}})
+
+
 def test_rows_start_from_runs_of_the_same_settings(tmp_path: Path) -> None:
     base = {"benchmark": "reach", "method": "sm"}
     for name, seed, demonstrations in (("few-1", 1, 5), ("few-2", 2, 5), ("many-2", 2, 20)):

@@ -20,7 +20,7 @@ from dynroute_sb3 import DamagedError
 
 from ..imitation.cloning import ROUTE_LOSSES, CloningOptions
 
-__all__ = ["MOVABLE", "OPTIMIZERS", "Configuration", "check_needs"]
+__all__ = ["MOVABLE", "OPTIMIZERS", "Configuration", "check_needs", "with_lists"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """The optimizers of actor and critics, by the value of `optimizer`."""
@@ -51,6 +51,8 @@ class Configuration(Options):
             if type(value) is int and float in kinds:
                 object.__setattr__(self, option.name, _as_float(value))
             check_option(option, getattr(self, option.name))
+            if isinstance(value, dict):
+                object.__setattr__(self, option.name, with_lists(value))
         if self.workers > len(self.tasks):
             raise ValueError(f"`workers` must be at most the {len(self.tasks)} tasks, got {self.workers}.")
         for name in ("value", "log_std"):
@@ -249,6 +251,13 @@ def check_needs(configurations: Sequence[Configuration], given: Collection[str] 
 
 MOVABLE = tuple(option.name for option in dataclasses.fields(Configuration) if option.metadata["movable"])
 """The options that may change when a run is resumed, since nothing computed before depends on them."""
+
+
+def with_lists(value: Any) -> Any:
+    """A value of a configuration as it is read back from JSON, with lists in place of tuples."""
+    if isinstance(value, dict):
+        return {name: with_lists(each) for name, each in value.items()}
+    return [with_lists(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _as_float(value: int) -> float:

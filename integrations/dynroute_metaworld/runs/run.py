@@ -20,7 +20,7 @@ from dynroute_sb3 import DamagedError, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
 from dynroute_sb3.storage import digest
 
-from .configuration import MOVABLE, Configuration, check_needs
+from .configuration import MOVABLE, Configuration, check_needs, with_lists
 from .methods import check_network, check_routes
 from .metrics import forget_after, read_lines, read_metrics
 from .provenance import commit, machine, typed, versions
@@ -350,9 +350,9 @@ def _why_no_run(folder: Path) -> str:
 
 
 def _as_stored(name: str, value: Any) -> Any:
-    """An option as a run stores it: tasks by their usual names, and the run it starts from by its whole path."""
+    """An option as a run stores it: usual names of tasks, the whole path of `warm_start`, lists in place of tuples."""
     if name == "benchmark" and isinstance(value, str):
         return benchmark_name(split_benchmark(value))
     if name == "warm_start" and value is not None:
         return str(Path(value).resolve())
-    return value
+    return with_lists(value)
