@@ -350,6 +350,8 @@ def test_the_origin_of_a_run(tmp_path: Path) -> None:
     assert of(1, first) == of(2, second) == of(3, first)
     assert hash(of(1, first)) == hash(of(2, second))  # runs are grouped by it
     assert of(1, first) != of(1, other)
+    evaluated = untrained(tmp_path / "evaluated", final_episodes=9)  # which does not change its actor
+    assert of(1, first) == of(1, evaluated)
     # Where those started in turn counts as well.
     next_first, next_second, next_other = (
         untrained(tmp_path / f"next-{i}", seed=i, warm_start=str(start))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def settings_key(configuration: Configuration) -> object:
 def origin(configuration: Configuration) -> object:
     """The run that a run started from, as a key that is equal for runs that differ only in their seeds.
 
-    The key has the options of the other run, and of the run which that one started from, and so on. If the directory of
-    the other run is gone, the key has its path instead, without the number of the seed: ``seed1`` becomes ``seed``.
+    The key has the options of the other run that can change its actor, and those of the run which that one started
+    from, and so on. If the directory of the other run is gone, the key has its path instead, without the number of the
+    seed: ``seed1`` becomes ``seed``.
 
     Returns:
         A value that can be compared and hashed; None for a run that started from no other run.
@@ -69,11 +71,12 @@ def _origin(configuration: Configuration, passed: frozenset[Path]) -> object:
         return without_seed(str(folder), configuration.seed)
     if place in passed:  # directories that were renamed may lead in a circle
         return without_seed(str(folder), configuration.seed)
-    return _comparable(start), _origin(start, passed | {place})
+    return _comparable(start, without=("final_episodes",)), _origin(start, passed | {place})
 
 
-def _comparable(configuration: Configuration) -> str:
-    return json.dumps(configuration.result_options, sort_keys=True)
+def _comparable(configuration: Configuration, without: Collection[str] = ()) -> str:
+    options = {name: value for name, value in configuration.result_options.items() if name not in without}
+    return json.dumps(options, sort_keys=True)
 
 
 def without_seed(text: str, seed: int) -> str:
