@@ -38,6 +38,7 @@ from dynroute_metaworld.report.comparison import group_runs
 from dynroute_metaworld.report.curves import draw_curves
 from dynroute_metaworld.report.data import read_run
 from dynroute_metaworld.runs import run as runs
+from dynroute_metaworld.runs import summary
 from dynroute_metaworld.runs.evaluation import SEEDS
 from dynroute_metaworld.runs.recorder import Recorder, evaluate_run
 from dynroute_metaworld.runs.threads import choose_threads, describe_threads
@@ -687,6 +688,17 @@ def test_what_is_left_of_other_steps(done: Run) -> None:
     done.start_session(last, *done.check_files(last))
     names = ["step_20_old.json", "step_48.json", "step_96.json"]
     assert sorted(path.name for path in done.evaluations.iterdir()) == names  # the final one was of fewer steps
+
+
+def test_a_final_evaluation_of_other_episodes_is_not_shown(done: Run) -> None:
+    done.agree({"final_episodes": 3})
+    last = done.last_checkpoint()
+    assert last is not None
+    done.start_session(last, *done.check_files(last))  # and is interrupted before it evaluates
+    again = Run.open(done.folder)
+    assert again.finished() is None
+    assert summary.read_run(done.folder)["success"] is None
+    assert not read_run(done.folder).is_finished
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,8 @@ class Run:
     def start_session(self, checkpoint: Path | None, seal: Seal | None, missing: Sequence[str]) -> None:
         """Writes the command and the machine of a session, and removes what came after the last checkpoint.
 
-        The run repeats the removed steps with the same results. Call it after loading the checkpoint.
+        The run repeats the removed steps with the same results, and evaluates again at its end. Call it if the run is
+        not :meth:`done`, after loading the checkpoint.
 
         Args:
             checkpoint: The last checkpoint; None before the first one.
@@ -299,8 +300,7 @@ class Run:
             number = path.stem.removeprefix("step_")
             if number.isdecimal() and int(number) > steps:
                 path.unlink()
-        if checkpoint is None or not self.is_at_end(checkpoint):
-            self._final.unlink(missing_ok=True)  # it was made after fewer steps
+        self._final.unlink(missing_ok=True)  # it was made after fewer steps, or has other episodes than configured now
         self.configuration.write(self.folder / "config.json")
         self._write_sessions([*self.sessions, session])
         (self.folder / "curves.png").unlink(missing_ok=True)  # it is drawn at the end, and would be old until then
