@@ -574,13 +574,28 @@ def test_every_run_starts_from_its_own(tmp_path: Path, monkeypatch: pytest.Monke
     configurations, _ = _combine("quick", {"warm_start": pattern}, values)
     starts = [configuration.warm_start for configuration in configurations.values()]
     assert starts == [str(tmp_path / f"reach-mt-sac-seed{seed}") for seed in (1, 2)]
+    of_sm: dict[str, Any] = {"folder": "new", "methods": ["sm"], "benchmarks": ["reach"], "settings": "quick"}
     with pytest.raises(FileNotFoundError, match="reach-sm-seed1 is not the directory of a run"):
-        _combine("quick", {"warm_start": pattern}, {**values, "method": ["sm"]})
+        sweep(**of_sm, options={"warm_start": pattern})
     with pytest.raises(RunError, match="`warm_start` must be a run with the same tasks, method and sizes, sm on reach"):
-        _combine("quick", {"warm_start": "reach-mt-sac-seed1"}, {**values, "method": ["sm"]})
+        sweep(**of_sm, options={"warm_start": "reach-mt-sac-seed1"})
+    assert not Path("new").exists()
     for wrong in ("{network}", "{", "{0}"):
         with pytest.raises(ValueError, match=re.escape(f"the values of the new run, got {wrong!r}")):
             _combine("quick", {"warm_start": wrong}, values)
+
+
+def test_a_sweep_goes_on_when_the_runs_it_started_from_are_gone(tmp_path: Path) -> None:
+    options = {"warm_start": str(tmp_path / "gone-seed{seed}"), "threads": 1, "device": "cpu", "final_episodes": 1}
+    first, noted = _combine("quick", options, {"benchmark": ["reach,push"], "method": ["mt-sac"], "seed": [1]})
+    folder = tmp_path / "sweep"
+    run = Run.create(folder / "reach,push-mt-sac-seed1", first["reach,push-mt-sac-seed1"])
+    _note(folder, noted)
+    run.start_session(None, None, ())
+    result_of([[True], [True]]).save(run.evaluations / "final.json")
+    assert sweep(folder, ["mt-sac"], ["reach,push"], [1], options=options, settings="quick") == {}
+    with pytest.raises(FileNotFoundError, match="gone-seed2 is not the directory of a run"):
+        sweep(folder, ["mt-sac"], ["reach,push"], [1, 2], options=options, settings="quick")
 
 
 def test_rows_hold_runs_of_the_same_settings(tmp_path: Path) -> None:

@@ -83,7 +83,11 @@ def sweep(
     free = set(usual) - {"device", *IMITATION_ALONE, *(options or {}), *values}  # a run goes on with its own threads
     usual = {name: value for name, value in usual.items() if name not in values}
     configurations, noted = _combine(settings, {**usual, **(options or {})}, values)
-    if not any((folder / name / "config.json").exists() for name in configurations):  # else flags must stay as they are
+    new = [each for name, each in configurations.items() if not (folder / name / "config.json").exists()]
+    for configuration in new:
+        if configuration.warm_start is not None:
+            check_start(configuration, Run.open(configuration.warm_start))
+    if len(new) == len(configurations):  # else flags must stay as they are
         for check in (check_needs, check_routes):
             check([*configurations.values()], {*(options or {}), *values})
     resources = {"num_cpus": cores_per_run, "num_gpus": gpus_per_run}
@@ -107,7 +111,7 @@ def sweep(
 def _combine(
     settings: str, options: Mapping[str, Any], values: Mapping[str, Sequence[Any]]
 ) -> tuple[dict[str, Configuration], dict[str, dict[str, Any]]]:
-    """The configurations of all runs, and their notes for ``sweep.json``, by name; all are checked first."""
+    """The configurations of all runs, and their notes for ``sweep.json``, by name; their networks are checked."""
     plurals = {"benchmark": "benchmarks", "method": "methods", "seed": "seeds"}
     for name, several in values.items():
         word = plurals.get(name, f"vary` of `{name}")
@@ -176,7 +180,7 @@ def _note(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _started(configuration: Configuration) -> Configuration:
-    """A configuration with the path of its `warm_start` filled in; that run must exist and fit."""
+    """A configuration with the path of its `warm_start` filled in."""
     if configuration.warm_start is None:
         return configuration
     try:
@@ -187,9 +191,7 @@ def _started(configuration: Configuration) -> Configuration:
             f"`warm_start` must be the directory of a run, where {fields} stand for the values of the new run, "
             f"got {configuration.warm_start!r}."
         ) from error
-    other = Run.open(Path(named).resolve())
-    check_start(configuration, other)
-    return dataclasses.replace(configuration, warm_start=str(other.folder))
+    return dataclasses.replace(configuration, warm_start=str(Path(named).resolve()))
 
 
 def _check_rows(
