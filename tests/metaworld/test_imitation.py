@@ -32,7 +32,7 @@ from dynroute_metaworld.runs.methods import check_network, check_routes
 from dynroute_metaworld.runs.presets import AFTER_IMITATION, preset
 from dynroute_metaworld.runs.progress import Display
 from dynroute_metaworld.runs.recorder import Recorder
-from dynroute_metaworld.runs.training import environments, make_model
+from dynroute_metaworld.runs.training import check_start, environments, make_model
 from dynroute_sb3 import DamagedError, DemonstrationBuffer, GrowOnDemand, MultiTaskSAC
 from dynroute_sb3.growth import network_size
 
@@ -134,6 +134,20 @@ def test_sac_goes_on_from_there(cloned: Run, tmp_path: Path) -> None:
             RunError, match=r"`warm_start` must be a run with the same tasks, method and sizes, .*, got .*cloned"
         ):
             train(other_run)
+    for i, (changed, told) in enumerate(
+        [
+            (
+                {"gate": "soft"},
+                r"same `gate`, Soft\(\), got .*cloned with SampleK\(2\); repeat the --gate of that run, or",
+            ),
+            ({"state_free": True}, "same `state_free`, True, got .*cloned with False; repeat the --state-free of"),
+            ({"network": {"shortcut": False}}, "same `shortcut`, False, .* with True; repeat the --network shortcut=V"),
+        ]
+    ):
+        with pytest.raises(RunError, match=f"`warm_start` must be a run with the {told}"):
+            train(Run.create(tmp_path / f"changed-{i}", preset("quick", {**options, **changed}).resolve()))
+    same = {"gate": "sample-2", "protect": "none", "network": {"shortcut": True, "hidden_init": "released"}}
+    check_start(preset("quick", {**options, **same}), cloned)
     squashed = Run.create(tmp_path / "squashed", preset("quick", {**options, "log_std": "tanh"}).resolve())
     told = r"`warm_start` must be a run with the same range of deviations, .*tanh.*, got .*cloned with "
     with pytest.raises(RunError, match=told):

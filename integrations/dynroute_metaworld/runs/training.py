@@ -10,8 +10,10 @@ import torch
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from torch import nn
 
 from dynroute.growth import CLOSED
+from dynroute.networks import Network
 from dynroute_sb3 import (
     DamagedError,
     DemonstrationBuffer,
@@ -27,7 +29,7 @@ from dynroute_sb3.options import keywords_of
 from dynroute_sb3.randomness import random_state, set_random_state
 
 from ..envs.vec_env import MetaWorldVecEnv, make_envs
-from .configuration import Configuration
+from .configuration import NETWORK_FLAGS, Configuration
 from .methods import build_actor
 from .metrics import MetricsFile, TensorBoardFolder
 from .progress import Display
@@ -55,6 +57,9 @@ RENAMED = {
     "compile": "compile_networks",
 }
 """The keywords of MultiTaskSAC for options of another name."""
+
+LEARNING = ("protect", "hidden_init", "output_init", "learn_embedding", "backend")
+"""The keywords of networks that do not change what a trained actor computes, and may differ from those of its start."""
 
 
 def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
@@ -304,6 +309,14 @@ def check_start(configuration: Configuration, run: Run) -> None:
             f"{', '.join(own.tasks)} with {own.network_kwargs or 'the usual sizes'}, got {run.folder} with "
             f"{other.method} on {', '.join(other.tasks)} with {other.network_kwargs or 'the usual sizes'}."
         )
+    wanted, found = (_choices(build_actor(each)) for each in (own, other))
+    for name in wanted | found:
+        if wanted.get(name) != found.get(name):
+            flag = f"--{name.replace('_', '-')}" if name in NETWORK_FLAGS else f"--network {name}=VALUE"
+            raise RunError(
+                f"`warm_start` must be a run with the same `{name}`, {wanted.get(name)}, got {run.folder} with "
+                f"{found.get(name)}; repeat the {flag} of that run, or leave it out if that run had none."
+            )
     heads = [{"log_std": (each.log_std, each.log_std_low, each.log_std_high)} for each in (own, other)]
     if heads[0] != heads[1]:
         raise RunError(
@@ -311,6 +324,16 @@ def check_start(configuration: Configuration, run: Run) -> None:
             f"{heads[0]['log_std']}, got {run.folder} with {heads[1]['log_std']}; give the --log-std, --log-std-low "
             "and --log-std-high of that run."
         )
+
+
+def _choices(actor: nn.Module) -> dict[str, str]:
+    """The keywords of an actor that change what it computes; sizes are left out, which its shapes show."""
+    assert isinstance(actor, Network)
+    return {
+        name: repr(value)
+        for name, value in actor.constructor_arguments().items()
+        if name not in LEARNING and (isinstance(value, bool) or not isinstance(value, int | tuple | list | None))
+    }
 
 
 def _shapes(configuration: Configuration) -> dict[str, torch.Size]:
