@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -154,6 +155,18 @@ def test_sac_goes_on_from_there(cloned: Run, tmp_path: Path) -> None:
         train(squashed)
     distributions = preset("quick", {**options, "critic_loss": "categorical"}).resolve()  # critics are not taken over
     assert train(Run.create(tmp_path / "distributions", distributions)) is not None
+
+
+def test_a_start_must_be_finished(cloned: Run, tmp_path: Path) -> None:
+    start = Run.open(shutil.copytree(cloned.folder, tmp_path / "start"))
+    options = {"benchmark": TASKS, "warm_start": str(start.folder), "horizon": 10, "device": "cpu"}
+    configuration = preset("quick", options).resolve()
+    check_start(configuration, start)
+    (start.evaluations / "final.json").unlink()
+    with pytest.raises(RunError, match=r"must be a finished run, got .*start, which lacks .*--resume` finishes it"):
+        check_start(configuration, start)
+    assert main(["train", "--run", str(start.folder), "--resume", "--final-episodes", "1"]) == 0
+    check_start(configuration, Run.open(start.folder))
 
 
 def test_seeds_that_start_from_one_run_draw_differently(cloned: Run) -> None:

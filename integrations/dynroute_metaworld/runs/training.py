@@ -324,6 +324,11 @@ def check_start(configuration: Configuration, run: Run) -> None:
             f"{heads[0]['log_std']}, got {run.folder} with {heads[1]['log_std']}; give the --log-std, --log-std-low "
             "and --log-std-high of that run."
         )
+    if run.done() is None:
+        raise RunError(
+            f"`warm_start` must be a finished run, got {run.folder}, which lacks steps or its evaluation at the end; "
+            f"`dynroute train --run {run.folder} --resume` finishes it, and --steps N lets it end earlier."
+        )
 
 
 def _choices(actor: nn.Module) -> dict[str, str]:
