@@ -200,6 +200,13 @@ def _of_export(exported: Any, features: int, notes: Mapping[str, Any]) -> Progra
         if node not in needed:
             needed.add(node)
             queue += node.all_input_nodes
+    changed = {*signature.buffers_to_mutate.values(), *getattr(signature, "parameters_to_mutate", {}).values()}
+    for node in needed:
+        if stored.get(node.name) in changed:
+            raise ValueError(
+                f"`module` must compute the same at each call, but it changes {stored[node.name]}, which its output "
+                "depends on."
+            )
     names: dict[fx.Node, str] = {}
     tensors: dict[str, Tensor] = {}
     operations: list[Operation] = []

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from dynroute import Hard, LayerRouting, ModelRouting, ModuleRouting, Program, Soft, TopP, extract, trace_program
+from dynroute import Hard, LayerRouting, ModelRouting, ModuleRouting, Program, Soft, TopK, TopP, extract, trace_program
 from dynroute.networks import build
 
 SIZES = {"num_modules": 4, "width": 8, "trunk_sizes": (8,), "router_sizes": (6,)}
@@ -193,6 +193,26 @@ def test_bad_arguments() -> None:
 class Random(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.bernoulli(x.sigmoid())
+
+
+class Counter(nn.Module):
+    """Multiplies by the number of calls, a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return x * self.calls
+
+
+def test_a_buffer_that_changes_must_not_matter() -> None:
+    with pytest.raises(ValueError, match=r"^`module` must compute the same at each call, but it changes 1\.calls,"):
+        trace_program(nn.Sequential(nn.Linear(5, 5), Counter()), torch.randn(4, 5))
+    net = ModelRouting.ffn(5, 8, 4, gate=TopK(2, capacity=1.0)).eval()  # sets gate.dropped
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(trace_program(net, x)(x), net(x))
 
 
 class Halves(nn.Module):
