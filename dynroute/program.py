@@ -30,6 +30,8 @@ FORMAT = "dynroute program 1"
 EXTRA = ("linear.default", "linalg_vector_norm.default", "sort.stable")
 """The operations allowed in a program beside torch's core ones."""
 
+_TEXTS = ("none", "tanh", "floor", "trunc")  # of gelu and div: the only text that arguments may be
+
 Operation = tuple[str, str, list[Any], dict[str, Any]]
 """The name of a value, the operation that computes it, and its arguments as plain data."""
 
@@ -269,6 +271,8 @@ def _plain(value: Any, names: Mapping[fx.Node, str]) -> Any:
         return {"float": str(value)}
     if isinstance(value, bool | int | float) or value is None:
         return value
+    if isinstance(value, str) and value in _TEXTS:
+        return {"text": value}
     raise TypeError(f"`module` must have operations with numbers as arguments, got {shown(value)}.")
 
 
@@ -293,6 +297,8 @@ def _compile(
                 return value
             case {"float": "inf" | "-inf" | "nan" as text}:
                 return float(text)
+            case {"text": str(text)} if text in _TEXTS:
+                return _TEXTS[_TEXTS.index(text)]
             case {"device": True}:
                 return device
             case list():

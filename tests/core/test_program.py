@@ -21,6 +21,15 @@ from dynroute.networks import build
 
 SIZES = {"num_modules": 4, "width": 8, "trunk_sizes": (8,), "router_sizes": (6,)}
 
+
+class Texts(nn.Module):
+    """Has operations with a text as an argument."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = [torch.div(x, 0.3, rounding_mode=mode) for mode in ("floor", "trunc")]
+        return nn.functional.gelu(x, approximate="tanh") + rounded[0] * rounded[1]
+
+
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "module": lambda: ModuleRouting.mlp(5, 8, 4, 3),
     "module hard": lambda: ModuleRouting.mlp(5, 8, 4, 3, gate=Hard()),
@@ -28,6 +37,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "model": lambda: ModelRouting.mlp(5, 8, 3, 3),
     "top-p": lambda: ModelRouting.ffn(5, 8, 4, gate=TopP(0.6)),
     "perceptron": lambda: nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 3)),
+    "texts": lambda: Texts(),
     "extracted": lambda: extract(build("d2r", 5, 3, 2, **SIZES), torch.randn(32, 5), task=1),
     "extracted without a router": lambda: extract(
         build("d2r", 5, 3, 2, **SIZES, state_free=True), torch.randn(32, 5), task=1
@@ -140,6 +150,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no operation": (lambda told: operation(told).__setitem__(1, "linear"), "'linear' is not an operation"),
     "random": (lambda told: operation(told).__setitem__(1, "rand.default"), "'rand.default' draws random numbers"),
     "text": (lambda told: operation(told)[2].append("x"), "an argument must be a number, a value or a list, got 'x'"),
+    "text as such": (
+        lambda told: operation(told)[3].update(approximate={"text": "tanh'"}),
+        r"an argument must be a number, a value or a list, got .*tanh",
+    ),
     "no type": (lambda told: operation(told)[2].append({"dtype": "load"}), "'load' is not a dtype"),
     "a keyword": (lambda told: operation(told)[3].update({"a=b": 1}), "keywords must be names"),
     "a later value": (lambda told: operation(told)[2].__setitem__(0, {"value": "v5"}), "'v5'$"),
