@@ -146,8 +146,8 @@ def trace_program(module: nn.Module, x: Tensor, *, notes: Mapping[str, Any] | No
     """Traces a module in evaluation mode to a program for batches of any size.
 
     Args:
-        module: A module with one input that ``torch.export`` can export. Samples need not take the routes of the
-            example.
+        module: A module with one input and one output that ``torch.export`` can export. Samples need not take the
+            routes of the example.
         x: An example of the input, with shape ``[batch, features]`` and at least two rows.
         notes: Further plain data to store.
 
@@ -188,6 +188,9 @@ def trace_program(module: nn.Module, x: Tensor, *, notes: Mapping[str, Any] | No
 def _of_export(exported: Any, features: int, notes: Mapping[str, Any]) -> Program:
     """Converts an exported program."""
     signature = exported.graph_signature
+    kind = exported.call_spec.out_spec.type or type(signature.user_outputs[0])  # a tensor is given by its name
+    if kind is not str:
+        raise TypeError(f"`module` must return a tensor, got {kind.__name__}.")
     (input_name,), (result,) = signature.user_inputs, signature.user_outputs
     stored = {
         **signature.inputs_to_parameters,

@@ -229,6 +229,31 @@ def test_a_buffer_that_changes_must_not_matter() -> None:
     torch.testing.assert_close(trace_program(net, x)(x), net(x))
 
 
+class Returns(nn.Module):
+    """Calls a function of its input."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (lambda x: (x, x + 1), "tuple"),
+        (lambda x: {"a": x + 1}, "dict"),
+        (lambda x: None, "NoneType"),
+        (lambda x: 3, "int"),
+    ],
+)
+def test_a_module_that_returns_no_tensor_is_refused(function: Callable[[Tensor], Any], kind: str) -> None:
+    with pytest.raises(TypeError, match=f"^`module` must return a tensor, got {kind}\\.$"):
+        trace_program(Returns(function), torch.randn(4, 5))
+
+
 class Halves(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.view(2 * x.shape[0], -1)
