@@ -154,14 +154,27 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
     )
 
 
-@contextmanager
-def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[tuple[Tensor, int]]]]:
-    """Collects the outputs of activations by name, and the input and output width of each linear layer.
+class _LayerInput(NamedTuple):
+    """The input of a linear layer."""
 
-    Units are moved to the last dimension.
+    tensor: Tensor
+    """The tensor itself, which tells whether two layers read the same."""
+
+    values: Tensor
+    """A copy of its values when the layer ran."""
+
+    width: int
+    """The width of the output."""
+
+
+@contextmanager
+def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[_LayerInput]]]:
+    """Collects the outputs of activations by name, and the inputs of linear layers.
+
+    They are copies, since the network may change its tensors in place. Units are moved to the last dimension.
     """
     units: dict[str, Tensor] = {}
-    layer_inputs: list[tuple[Tensor, int]] = []
+    layer_inputs: list[_LayerInput] = []
     behind_channels = 0  # the dimensions behind the channels of the last convolution or linear layer
 
     def keep_output(name: str) -> Any:
@@ -171,14 +184,14 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[tuple[Ten
                 count += 1
                 label = f"{name} ({count})"
             spatial = behind_channels if output.dim() > behind_channels + 1 else 0
-            units[label] = output.movedim(-1 - spatial, -1)
+            units[label] = output.movedim(-1 - spatial, -1).clone()
 
         return hook
 
     def keep_input(module: nn.Module, inputs: Any, output: Tensor) -> None:
         nonlocal behind_channels
         behind_channels = 0
-        layer_inputs.append((inputs[0], output.shape[-1]))
+        layer_inputs.append(_LayerInput(inputs[0], inputs[0].clone(), output.shape[-1]))
 
     def keep_dimensions(module: _ConvNd, inputs: Any, output: Tensor) -> None:
         nonlocal behind_channels
@@ -202,10 +215,10 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[tuple[Ten
             handle.remove()
 
 
-def _features(layer_inputs: list[tuple[Tensor, int]], out_features: int | None) -> Tensor | None:
+def _features(layer_inputs: list[_LayerInput], out_features: int | None) -> Tensor | None:
     """The distinct inputs of the output layers, concatenated."""
-    inputs = [x for x, width in layer_inputs if width == out_features] or [x for x, _ in layer_inputs[-1:]]
-    distinct = {id(x): x.reshape(-1, x.shape[-1]) for x in inputs}.values()
+    last = [each for each in layer_inputs if each.width == out_features] or layer_inputs[-1:]
+    distinct = {id(each.tensor): each.values.reshape(-1, each.values.shape[-1]) for each in last}.values()
     return torch.cat(list(distinct), dim=-1) if distinct else None
 
 

@@ -184,6 +184,34 @@ def test_a_module_that_is_called_again_is_another_layer() -> None:
     assert list(layers) == ["1", "1 (2)"]
 
 
+class InPlace(nn.Module):
+    """Changes its activations and its features in place after they were computed."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2)
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.first(x))
+        h = h.add_(100.0) if self.in_place else h + 100.0
+        y: Tensor = self.last(h)
+        h = h.zero_() if self.in_place else h * 0
+        return y + h[..., :2]
+
+
+def test_what_changes_in_place_later_is_measured_as_it_was() -> None:
+    net, twin = InPlace(True), InPlace(False)
+    with torch.no_grad():
+        net.first.bias[:4] = -100.0
+    twin.load_state_dict(net.state_dict())
+    x = torch.randn(32, 5)
+    found, expected = measure(net, x), measure(twin, x)
+    assert found == expected
+    assert found.layers["act"] >= 0.5
+    assert found.rank > 0
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_every_network_can_be_measured(name: str) -> None:
     net = small(name).eval()
