@@ -198,7 +198,9 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[_LayerInp
         behind_channels = len(module.kernel_size)
 
     handles = []
-    routing = {part for router in net.modules() if isinstance(router, Router) for part in router.modules()}
+    routers = [part.router for part in net.modules() if isinstance(part, RoutedGraph)]
+    routers += [part for part in net.modules() if isinstance(part, Router)]
+    routing = {part for router in routers for part in router.modules()}
     for name, part in net.named_modules():
         if part in routing:
             continue

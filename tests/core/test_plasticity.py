@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
-from dynroute import LinearRouter, ModelRouting, TopK, Topology, inspect, networks
+from dynroute import LinearRouter, MLPRouter, ModelRouting, TopK, Topology, inspect, networks
 from dynroute.plasticity import Plasticity, dormant_units, effective_rank, measure
 from dynroute_sb3 import MultiTaskSAC, PlasticityLogger, callbacks, critic_plasticity, point_tasks
 from dynroute_sb3.randomness import random_state
@@ -175,6 +175,18 @@ def test_the_input_of_a_router_is_no_feature() -> None:
     net = ModelRouting([nn.Linear(5, 3) for _ in range(3)], TopK(2), LinearRouter(9, Topology.parallel(3)))
     net.out_features = 3  # as many as the router has logits
     assert measure(net, torch.randn(50, 5), torch.randn(50, 9)).features == 5
+
+
+def test_the_layers_of_a_router_of_ones_own_are_no_layers_of_the_network() -> None:
+    topology = Topology.parallel(3)
+    own = nn.Sequential(nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 3), nn.Unflatten(-1, (1, 3)))
+    for router in (own, MLPRouter(9, topology, (16,))):
+        experts = [nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)) for _ in range(3)]
+        net = ModelRouting(experts, TopK(2), router)
+        net.out_features = 3  # as many as the router has logits
+        found = measure(net, torch.randn(50, 5), torch.randn(50, 9))
+        assert list(found.layers) == ["nodes.0.1", "nodes.1.1", "nodes.2.1"]
+        assert found.features == 24
 
 
 def test_a_module_that_is_called_again_is_another_layer() -> None:
