@@ -121,7 +121,7 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
     All modules of a routed graph run for every sample, on its route or not; their use shows in the flow.
 
     Args:
-        net: The network; its training mode is kept.
+        net: The network; its training mode is kept, and its buffers, such as the statistics of batch normalization.
         inputs: The arguments of the call.
         tau: See :func:`dormant_units`.
         share: See :func:`effective_rank`.
@@ -137,7 +137,7 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
         raise TypeError(f"`net` must be a module, got {shown(net)}.")
     graphs = any(isinstance(part, RoutedGraph) for part in net.modules())
     recording: AbstractContextManager[Mapping[str, Record]] = record(net) if graphs else nullcontext({})
-    with backend("reference"), _watched(net) as (units, layer_inputs), recording as routes:
+    with backend("reference"), _kept_buffers(net), _watched(net) as (units, layer_inputs), recording as routes:
         net(*inputs, **keywords)
     masks = {
         name: dormant_units(outputs, tau=tau) if outputs.isfinite().all() else outputs.new_full(outputs.shape[-1:], nan)
@@ -152,6 +152,20 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
         features=0 if features is None else features.shape[-1],
         flow={name: flow(layer.topology, layer.route).flatten(0, -2).mean(dim=0) for name, layer in routes.items()},
     )
+
+
+@contextmanager
+def _kept_buffers(net: nn.Module) -> Iterator[None]:
+    """Runs a network with copies of its buffers, since a pass in training mode moves running statistics."""
+    kept = [(part, dict(part._buffers)) for part in net.modules()]
+    copies = {buffer: buffer.clone() for buffer in net.buffers()}
+    try:
+        for part, buffers in kept:
+            part._buffers.update({name: copies[buffer] for name, buffer in buffers.items() if buffer is not None})
+        yield
+    finally:
+        for part, buffers in kept:
+            part._buffers.update(buffers)
 
 
 class _LayerInput(NamedTuple):

@@ -246,6 +246,34 @@ def test_every_network_can_be_measured(name: str) -> None:
     torch.testing.assert_close(flow, inspect.flow(net.topology, route).mean(dim=0))
 
 
+class Calls(nn.Module):
+    """Counts its calls by a buffer that is new each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return x
+
+
+def test_a_measured_network_has_the_buffers_that_it_had() -> None:
+    mixture = ModelRouting.ffn(6, 8, 4, TopK(2, capacity=0.5))
+    net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), Calls(), mixture)
+    mixture.gate.dropped.fill_(7)
+    buffers = dict(net.named_buffers())
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    assert {"1.running_mean", "1.running_var", "1.num_batches_tracked", "3.calls", "4.gate.dropped"} <= before.keys()
+    for _ in range(2):
+        measure(net.train(), torch.randn(32, 5))
+        for name, buffer in net.named_buffers():
+            assert buffer is buffers[name]
+            assert torch.equal(buffer, before[name])
+        with pytest.raises(RuntimeError):
+            measure(net, torch.randn(32, 4))
+
+
 def test_an_expert_that_nobody_chooses_has_no_flow() -> None:
     net = ModelRouting.mlp(4, 8, 3, 2, gate=TopK(2), router_sizes=())
     with torch.no_grad():
