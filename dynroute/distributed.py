@@ -65,6 +65,13 @@ class RemoteExpert(nn.Module):
             "`dynroute.distributed.gather_state_dict`."
         )
 
+    def constructor_arguments(self) -> dict[str, Any]:
+        """Raises an error, since :func:`dynroute.save_pretrained` would save a part of the experts."""
+        raise ValueError(
+            "`module` must have all its modules on this process to be saved, but some live on others; gather them with "
+            "`dynroute.distributed.gather_state_dict` and load them into a module that is not sharded."
+        )
+
     def extra_repr(self) -> str:
         return f"process={self.process}"
 

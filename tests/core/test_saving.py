@@ -39,6 +39,7 @@ from dynroute import (
     TopK,
     Topology,
     TopP,
+    distributed,
     extract,
     from_pretrained,
     grow,
@@ -334,6 +335,14 @@ def test_what_cannot_be_made_again_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
     with pytest.raises(TypeError, match="`folder` must be a path, got 3"):
         save_pretrained(nn.ReLU(), 3)
+
+
+def test_a_mixture_with_experts_on_other_processes_is_not_saved(tmp_path: Path) -> None:
+    layer = ModelRouting.ffn(8, 16, 4)
+    distributed._shard(layer, distributed._Sharded(None, 0, distributed._shares(4, 2), average=True))
+    with pytest.raises(ValueError, match=r"^`module` must have all .* to be saved, .*gather_state_dict` and load"):
+        save_pretrained(nn.Sequential(layer), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
