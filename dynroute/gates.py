@@ -216,7 +216,8 @@ class Gate(nn.Module, ABC):
                     self.dropped.zero_()
                     return
                 if self.dropped.device != count.device:  # a capacity may be set on a gate that has moved
-                    self.dropped = torch.zeros_like(count)
+                    with torch.inference_mode(False):  # training changes it
+                        self.dropped = torch.zeros_like(count)
                 self.dropped.copy_(count)
 
     def extra_repr(self) -> str:

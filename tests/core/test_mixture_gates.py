@@ -257,6 +257,16 @@ def test_what_is_counted_is_where_the_network_is(gate: Callable[[], Gate]) -> No
     assert net.gate.dropped.device.type == "meta"
 
 
+def test_what_is_counted_first_in_inference_mode_can_be_counted_in_training() -> None:
+    net = ModelRouting.ffn(8, 16, 4, device="meta")
+    net.gate.capacity = 1.0  # counts on the CPU until a pass
+    x = torch.randn(4, 8, device="meta")
+    with torch.inference_mode():
+        net(x)
+    assert net.gate.dropped.device.type == "meta"
+    net(x).sum().backward()
+
+
 @pytest.mark.parametrize("rate", [0.5, 0.9, 1.0])
 def test_dropout_of_a_router_leaves_out_sources_of_a_soft_gate(rate: float) -> None:
     router = LinearRouter(5, Topology.parallel(4), dropout=rate)
