@@ -438,7 +438,7 @@ class RoutedGraph(Pretrained):
 
 
 def _default_router(nodes: Sequence[nn.Module], topology: Topology, context_features: int | None) -> Router:
-    """A linear router of the width of the input, with the type and device of the modules."""
+    """A linear router of the width of the input, with the device and the first floating type of the modules."""
     if context_features is None:
         widths = {input_features(nodes[node]) for node, parents in enumerate(topology.parents) if not parents}
         context_features = widths.pop() if len(widths) == 1 else None
@@ -447,8 +447,9 @@ def _default_router(nodes: Sequence[nn.Module], topology: Topology, context_feat
                 "`context_features` must be given where no router is, unless all modules that read the input begin "
                 "with a linear layer of one width; for instance context_features=64, or router=LinearRouter(...)."
             )
-    like = next((parameter for node in nodes for parameter in node.parameters()), None)
-    device, dtype = (None, None) if like is None else (like.device, like.dtype)
+    parameters = [parameter for node in nodes for parameter in node.parameters()]
+    device = next((parameter.device for parameter in parameters), None)
+    dtype = next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
     return LinearRouter(context_features, topology, device=device, dtype=dtype)
 
 

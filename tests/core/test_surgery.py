@@ -60,6 +60,30 @@ def test_upcycling_takes_a_router_and_the_mode() -> None:
     assert dynroute.upcycle(nn.Conv2d(3, 4, 1), 2, context_features=7).router.layers[0].in_features == 7
 
 
+class Quantized(nn.Module):
+    """A linear layer with integers of 8 bits as weights."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_features = 6
+        self.weight = nn.Parameter(torch.randint(-9, 9, (6, 6), dtype=torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(6, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.to(x.dtype) * self.scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_router_has_the_type_of_the_first_floating_parameter(dtype: torch.dtype) -> None:
+    dense, x = Quantized(dtype), torch.randn(5, 6, dtype=dtype)
+    net = dynroute.upcycle(dense, 3)
+    assert net.router.layers[0].weight.dtype == dtype
+    torch.testing.assert_close(net(x), dense(x))
+    del dense.scale
+    dense.scale = 0.5  # no parameter has a floating type
+    assert dynroute.upcycle(dense, 3).router.layers[0].weight.dtype == torch.get_default_dtype()
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
