@@ -50,7 +50,8 @@ def freeze_modules(net: nn.Module, *, heads: bool = False) -> Frozen:
     """Freezes the modules of routed graphs, shared networks included, so that only their routers learn.
 
     Optimizers skip parameters without a gradient. Parts outside of routed graphs, such as the embedding of a task, keep
-    learning; ``requires_grad_(False)`` freezes those.
+    learning; ``requires_grad_(False)`` freezes those. Batch normalization in frozen modules still moves its running
+    statistics in training mode; call ``.eval()`` of those modules after each ``net.train()`` to keep them.
 
     Args:
         net: A routed graph, or a model that contains some.

@@ -32,7 +32,8 @@ def compute_cost(route: Route, topology: Topology, costs: Sequence[float] | Tens
     :math:`\lambda` such that the sum over the sources is k (Rosén, 1972), and 1 if every source is drawn.
 
     The cost is exact if nodes read one source, as for :class:`~dynroute.Hard`, or all. Otherwise it treats the readers
-    of a node as independent, and is within a tenth of the exact value on graphs that are small enough to enumerate.
+    of a node as independent; on graphs of up to eight nodes, whose paths the tests enumerate, it is within 12 % of the
+    exact value.
     :class:`~dynroute.Soft` runs all nodes, and no gradient changes that.
 
     The gradient flows to the router and lowers the probability of sources that few other nodes read.

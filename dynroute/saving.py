@@ -142,7 +142,7 @@ def save_pretrained(module: nn.Module, folder: str | Path) -> None:
 
     It saves classes of dynroute and ``torch.nn``, and your own if each argument of their constructor is an attribute of
     the same name or they have a method ``constructor_arguments``. Before anything is written, the module is constructed
-    again as a test. Hooks are not saved. A :class:`~dynroute.Program` has a file of its own, and
+    again as a test. Hooks and ``requires_grad`` are not saved. A :class:`~dynroute.Program` has a file of its own, and
     :func:`~dynroute.trace_program` makes one of whatever :func:`~dynroute.extract` returns.
 
     Needs safetensors: ``pip install 'dynroute[safetensors]'``.
