@@ -30,7 +30,8 @@ from torch import Tensor
 from dynroute import Route, Topology, inspect
 from dynroute.functional import suitable
 from dynroute_metaworld import Run
-from dynroute_metaworld.runs.training import algorithm, environments
+from dynroute_metaworld.runs.learner import algorithm
+from dynroute_metaworld.runs.training import environments
 from dynroute_sb3 import MultiTaskSAC, latest_checkpoint
 from dynroute_sb3.replay import RouteReplayBuffer, RouteReplaySamples
 from dynroute_sb3.update import update

@@ -617,6 +617,11 @@ WITHOUT_EFFECT = {
     "train --ent-coef 0 --ent-coef-lr 0.1": (
         "`ent_coef_lr` needs a coefficient of entropy that is learned, such as --ent-coef auto, got 0.1 with 0."
     ),
+    "train --method mt-sac --max-grad-norm 0": "`max_grad_norm` must be above 0 or None, got 0.0.",
+    "train --method d2r --bins 51": "`bins` needs critics that predict distributions, critic_loss",
+    "sweep --methods mt-sac --vary reward-scale=1,0": "`reward_scale` must be above 0, got 0.0.",
+    "sweep --methods mt-sac --vary mask-rule=each,total": '`mask_rule` can be "total" with joint_update=True',
+    "sweep --methods d2r --route-temperature 0": "`route_temperature` must be a positive number or one of",
     "train --ent-coef 0.1 --target-entropy -2": "`target_entropy` needs a coefficient of entropy that is learned, such",
     "train --ent-coef 0.1 --max-ent-coef 0.01": "`max_ent_coef` needs a coefficient of entropy that is learned, such",
     "sweep --imitate --methods d2r paco --cloning-importance 1": (

@@ -21,6 +21,7 @@ from dynroute_sb3.checkpoint import checkpoint_steps
 from dynroute_sb3.storage import digest
 
 from .configuration import MOVABLE, Configuration, check_needs, with_lists
+from .learner import check_learner
 from .methods import check_network, check_routes
 from .metrics import forget_after, read_lines, read_metrics
 from .provenance import commit, machine, typed, versions
@@ -114,6 +115,7 @@ class Run:
         check_needs([configuration], given)
         check_routes([configuration], given)
         check_network(configuration)
+        check_learner(configuration)
         start = _as_stored("warm_start", configuration.warm_start)  # it is to be found from another directory too
         configuration = dataclasses.replace(configuration, threads=choose_threads(configuration), warm_start=start)
         try:

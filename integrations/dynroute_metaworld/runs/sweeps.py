@@ -21,6 +21,7 @@ from dynroute_command.options import AXES
 from ..envs.signals import handling
 from .cluster import check_nodes, check_room, joined, run_all
 from .configuration import Configuration, check_needs
+from .learner import check_learner
 from .methods import check_network, check_routes
 from .presets import IMITATION_ALONE, preset, usual_benchmarks
 from .run import Run, RunError
@@ -90,6 +91,8 @@ def sweep(
     if len(new) == len(configurations):  # else flags must stay as they are
         for check in (check_needs, check_routes):
             check([*configurations.values()], {*(options or {}), *values})
+    for configuration in new:
+        check_learner(configuration)
     resources = {"num_cpus": cores_per_run, "num_gpus": gpus_per_run}
     with handling(_interrupt, signal.SIGTERM), _locked(folder), _quiet(folder / "ray.txt") as tell:
         token = _note(folder, {})

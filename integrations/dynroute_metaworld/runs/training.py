@@ -1,35 +1,25 @@
 """Training from a configuration, in the directory of a run."""
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from dynroute.growth import CLOSED
 from dynroute.networks import Network
-from dynroute_sb3 import (
-    DamagedError,
-    DemonstrationBuffer,
-    GrowOnDemand,
-    MultiTaskSAC,
-    OverlappedSAC,
-    RouteReplayBuffer,
-    latest_checkpoint,
-)
+from dynroute_sb3 import DamagedError, GrowOnDemand, MultiTaskSAC, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoints
 from dynroute_sb3.growth import network_size, open_newest
-from dynroute_sb3.options import keywords_of
 from dynroute_sb3.randomness import random_state, set_random_state
 
 from ..envs.vec_env import MetaWorldVecEnv, make_envs
 from .configuration import NETWORK_FLAGS, Configuration
+from .learner import algorithm, model_options
 from .methods import build_actor
 from .metrics import MetricsFile, TensorBoardFolder
 from .progress import Display
@@ -44,19 +34,6 @@ __all__ = ["check_device", "check_start", "environments", "load_model", "make_mo
 
 GROW_EVERY = 10_000
 """The default number of steps from one check for stalled tasks to the next."""
-
-SAME = {option.name for option in dataclasses.fields(Configuration)} & keywords_of(SAC.__init__, MultiTaskSAC.__init__)
-SAME -= {"batch_size", "learning_starts"}  # options count for each task, and keywords for all together
-"""The options that are keywords of MultiTaskSAC as they are."""
-
-RENAMED = {
-    "window": "stats_window_size",
-    "update_every": "train_freq",
-    "updates": "gradient_steps",
-    "target_update_every": "target_update_interval",
-    "compile": "compile_networks",
-}
-"""The keywords of MultiTaskSAC for options of another name."""
 
 LEARNING = ("protect", "hidden_init", "output_init", "learn_embedding", "backend")
 """The keywords of networks that do not change what a trained actor computes, and may differ from those of its start."""
@@ -209,19 +186,9 @@ def make_model(configuration: Configuration, env: Any) -> MultiTaskSAC:
     """A new model with the options of a configuration."""
     configuration = configuration.resolve()
     other = None if configuration.warm_start is None else _start(configuration)
-    buffer = _buffer_kwargs(configuration)
-    options: dict[str, Any] = {name: getattr(configuration, name) for name in SAME}
-    options |= {keyword: getattr(configuration, name) for name, keyword in RENAMED.items()}
-    options |= {name: _number_or_word(options[name]) for name in ("ent_coef", "target_entropy", "route_temperature")}
-    options |= {
-        "task_names": configuration.tasks,
-        "learning_starts": configuration.learning_starts * len(configuration.tasks),
-        "batch_size": configuration.batch_rows,
-        "value_range": (configuration.value_low, configuration.value_high),
-        "policy_kwargs": configuration.policy_kwargs if other is None else _grown_kwargs(configuration, other),
-        "replay_buffer_class": DemonstrationBuffer if "demonstrations" in buffer else RouteReplayBuffer,
-        "replay_buffer_kwargs": buffer,
-    }
+    options = model_options(configuration)
+    if other is not None:
+        options["policy_kwargs"] = _grown_kwargs(configuration, other)
     model = algorithm(configuration)("MultiTaskPolicy", env, **options)
     if other is not None:
         _take_actor(model, other, grows=configuration.grow_to is not None)
@@ -237,25 +204,6 @@ def _start(configuration: Configuration) -> MultiTaskSAC:
     model = load_model(run, configuration.device)
     set_random_state(before)  # otherwise all runs that start from it draw the same numbers
     return model
-
-
-def _buffer_kwargs(configuration: Configuration) -> dict[str, Any]:
-    kwargs: dict[str, Any] = {"handle_timeout_termination": configuration.bootstrap_timeouts}
-    if configuration.mixed_batch_size is not None:
-        kwargs["balanced"] = False
-    if configuration.demonstrations and configuration.demonstration_share:
-        kwargs["demonstrations"] = configuration.demonstrations * configuration.horizon
-        kwargs["demonstration_share"] = configuration.demonstration_share
-    if configuration.memory_map is not None:
-        kwargs["memory_map"] = configuration.memory_map
-    return kwargs
-
-
-def _number_or_word(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
@@ -343,8 +291,3 @@ def _choices(actor: nn.Module) -> dict[str, str]:
 
 def _shapes(configuration: Configuration) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in build_actor(configuration).state_dict().items()}
-
-
-def algorithm(configuration: Configuration) -> type[MultiTaskSAC]:
-    """The class of a configuration's model."""
-    return OverlappedSAC if configuration.overlap else MultiTaskSAC
