@@ -202,7 +202,8 @@ def extract(
 def _check_plain(graph: RoutedGraph) -> None:
     """Raises an error if a call of a graph does more than route, which the extracted module would leave out."""
     name = type(graph).__name__
-    if is_own(type(graph).forward) or "forward" in vars(graph):
+    own = vars(graph).get("forward")
+    if is_own(type(graph).forward) or (own is not None and not hasattr(own, "_torchdynamo_orig_callable")):
         raise ValueError(
             f"`net` must have the forward of a routed graph, got a {name} with its own, which the result would leave "
             "out; put that code into a module around the graph, and extract the graph."

@@ -139,7 +139,8 @@ class Resized:
         gone = [parameter for node in self.dropped for parameter in self._old[node] if parameter not in kept]
         successors: dict[nn.Parameter, list[nn.Parameter]] = {parameter: [] for parameter in gone}
         successors |= {before: [change.after] for before, change in changes.items()}
-        added = [parameter for node in self.added for parameter in self._new[node]]
+        before_growth = {*chain.from_iterable(self._old)}
+        added = [p for node in self.added for p in self._new[node] if p not in before_growth]
         fresh = [parameter for parameter in added if parameter not in held]
         earlier = [*chain.from_iterable(self._new[: self.added[0]])][::-1] if added else []
         near = [*added, *earlier, *self._new[-1], *changes] if added else []
@@ -223,12 +224,14 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
     for i, module in enumerate(new):
         if module in existing or module in new[:i]:
             raise ValueError(f"`modules[{i}]` must be a new module, got one that the net has; copy.deepcopy copies it.")
-        like = next((one for one in module.parameters() if one.is_floating_point()), None)
-        if like is not None and kinds and (like.dtype, like.device) not in kinds:
-            expected = " or ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        found = {(one.dtype, one.device) for one in module.parameters() if one.is_floating_point()}
+        if found and kinds and not found & kinds:  # parts of another type, such as norms, are for the module to fit
+            expected, got = (
+                " or ".join(sorted(f"{dtype} on {device}" for dtype, device in each)) for each in (kinds, found)
+            )
             raise TypeError(
-                f"`modules[{i}]` must have parameters of {expected} like the net, got {like.dtype} on {like.device}; "
-                "`module.to(...)` converts it."
+                f"`modules[{i}]` must have parameters of {expected} like the net, got {got}; `module.to(...)` converts "
+                "it."
             )
     for module in new:
         module.train(graph.training)
@@ -393,7 +396,7 @@ def slice_edges(router: Router, edges: Sequence[int]) -> None:
 
 def _edge_parameters(router: nn.Module) -> list[EdgeParameter]:
     """The edge parameters of a router; none if a subclass of the class that lists them computes other logits."""
-    if not isinstance(router, Router):
+    if not isinstance(router, Router) or {"score", "forward"} & vars(router).keys():
         return []
     first = {name: i for i, owner in reversed([*enumerate(type(router).__mro__)]) for name in vars(owner)}
     is_known = first["edge_parameters"] <= min(first["score"], first["forward"])
@@ -474,7 +477,8 @@ def _router(graph: RoutedGraph) -> Router:
     if not any(place.shifts for place in parameters):
         raise ValueError(
             f"`net` must have a router whose edges can be added and dropped, got a {name}; an MLPRouter, a "
-            "LinearRouter or a TableRouter can, or your own router that overrides `edge_parameters` beside `score`."
+            "LinearRouter or a TableRouter can, or your own router that overrides `edge_parameters` beside `score` or "
+            "`forward`, by `return super().edge_parameters()` if its logits are linear in them."
         )
     for place in parameters:
         if place.name not in place.owner._parameters:

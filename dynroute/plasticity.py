@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from .arguments import check_number, check_tensor, shown
 from .compositional import CompositionalLinear
@@ -157,11 +158,12 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
 @contextmanager
 def _kept_buffers(net: nn.Module) -> Iterator[None]:
     """Runs a network with copies of its buffers, since a pass in training mode moves running statistics."""
-    kept = [(part, dict(part._buffers)) for part in net.modules()]
-    copies = {buffer: buffer.clone() for buffer in net.buffers()}
+    parts = [part for part in net.modules() if isinstance(part._buffers, dict)]  # TorchScript's are of another type
+    kept = [(part, {n: b for n, b in part._buffers.items() if b is not None and not is_lazy(b)}) for part in parts]
+    copies = {buffer: buffer.clone() for _, buffers in kept for buffer in buffers.values()}
     try:
         for part, buffers in kept:
-            part._buffers.update({name: copies[buffer] for name, buffer in buffers.items() if buffer is not None})
+            part._buffers.update({name: copies[buffer] for name, buffer in buffers.items()})
         yield
     finally:
         for part, buffers in kept:
@@ -189,6 +191,7 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[_LayerInp
     """
     units: dict[str, Tensor] = {}
     layer_inputs: list[_LayerInput] = []
+    out_features = getattr(net, "out_features", None)
     behind_channels = 0  # the dimensions behind the channels of the last convolution or linear layer
 
     def keep_output(name: str) -> Any:
@@ -205,6 +208,7 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[_LayerInp
     def keep_input(module: nn.Module, inputs: Any, output: Tensor) -> None:
         nonlocal behind_channels
         behind_channels = 0
+        layer_inputs[:] = [each for each in layer_inputs if each.width == out_features]  # and the last, see _features
         layer_inputs.append(_LayerInput(inputs[0], inputs[0].clone(), output.shape[-1]))
 
     def keep_dimensions(module: _ConvNd, inputs: Any, output: Tensor) -> None:
@@ -214,7 +218,10 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[_LayerInp
     handles = []
     routers = [part.router for part in net.modules() if isinstance(part, RoutedGraph)]
     routers += [part for part in net.modules() if isinstance(part, Router)]
-    routing = {part for router in routers for part in router.modules()}
+    named = [(f"{name}." if name else "", part) for name, part in net.named_modules(remove_duplicate=False)]
+    places = tuple(name for name, part in named if part in routers)
+    elsewhere = {part for name, part in named if not name.startswith(places)}  # such as a trunk that a router shares
+    routing = {part for router in routers for part in router.modules()} - elsewhere
     for name, part in net.named_modules():
         if part in routing:
             continue

@@ -189,7 +189,8 @@ class Router(nn.Module, ABC):
         """The parameters that grow and shrink with the edges; all others fit any topology.
 
         Override it in a router that is to be grown, pruned or extracted with fewer rows. A subclass that overrides
-        :meth:`score` without it counts as a router without such parameters, since its logits may not be linear in them.
+        ``score`` or ``forward`` without it counts as a router without such parameters, since its logits may not be
+        linear in them.
 
         Example:
             >>> [(name, dim) for _, name, dim, _ in LinearRouter(5, Topology.dag(3)).edge_parameters()]

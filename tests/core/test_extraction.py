@@ -377,6 +377,11 @@ def test_graphs_that_do_more_than_route_are_refused() -> None:
     for net in hooked:
         with pytest.raises(ValueError, match="`net` must not have forward hooks on its graph, which the result would"):
             extract(net, torch.randn(6, 5), task=1)
+    compiled = ModelRouting([nn.Linear(5, 5) for _ in range(4)], TopK(2)).eval()
+    x = torch.randn(6, 5)
+    expected = compiled(x)
+    compiled.forward = torch.compile(compiled.forward, backend="eager")  # type: ignore[method-assign]
+    torch.testing.assert_close(extract(compiled, x)(x), expected)
     with record(D2R):  # needs no hooks
         D2R(torch.randn(6, 5), torch.ones(6, dtype=torch.long))
         extract(D2R, torch.randn(6, 5), task=1)

@@ -493,6 +493,40 @@ class Scaled(LinearRouter):
         return super().edge_parameters()
 
 
+def test_a_router_whose_score_was_replaced_is_not_cut() -> None:
+    net = ModelRouting([nn.Linear(5, 5) for _ in range(3)], TopK(2))
+    score = net.router.score
+    net.router.score = lambda context: score(context).tanh()  # type: ignore[method-assign, operator]
+    with pytest.raises(ValueError, match="overrides `edge_parameters` beside `score` or `forward`"):
+        grow(net, 1)
+
+
+def test_modules_may_have_parts_of_another_type() -> None:
+    net = ModelRouting([nn.Linear(8, 8).bfloat16() for _ in range(3)], TopK(2)).eval()
+    x = torch.randn(3, 8).bfloat16()
+    before = net(x)
+    grow(net, [nn.Sequential(nn.Linear(8, 8).bfloat16(), nn.LayerNorm(8))])
+    assert torch.equal(net(x), before)
+
+
+def test_new_modules_that_share_a_parameter_keep_their_place_in_an_optimizer() -> None:
+    class Tied(nn.Module):
+        def __init__(self, tied: nn.Parameter) -> None:
+            super().__init__()
+            self.tied, self.layer = tied, nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.tied * self.layer(x)
+
+    tied = nn.Parameter(torch.ones(8))
+    net = ModelRouting([Tied(tied) for _ in range(3)], TopK(2), context_features=8)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    grow(net, [Tied(tied)]).carry(optimizer)
+    held = optimizer.param_groups[0]["params"]
+    assert len(held) == len([*net.parameters()])
+    assert all(one is other for one, other in zip(held, net.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("router", [Cosine, Masked])
 def test_a_router_with_other_logits_than_its_parents_is_not_cut(router: type[LinearRouter]) -> None:
     net = ModelRouting([nn.Linear(5, 5) for _ in range(8)], TopK(2), router(5, Topology.parallel(8))).eval()

@@ -274,6 +274,29 @@ def test_a_measured_network_has_the_buffers_that_it_had() -> None:
             measure(net, torch.randn(32, 4))
 
 
+def test_a_trunk_that_a_router_shares_is_measured() -> None:
+    trunk = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
+    router = nn.Sequential(trunk, nn.Linear(6, 3), nn.Unflatten(-1, (1, 3)))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = trunk
+            self.routed = ModelRouting([nn.Linear(6, 2) for _ in range(3)], TopK(2), router)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.routed(self.trunk(x), x)
+
+    assert set(measure(Net(), torch.randn(50, 4)).layers) == {"trunk.1", "trunk.1 (2)"}
+
+
+def test_networks_with_parts_that_are_compiled_or_not_yet_made_are_measured() -> None:
+    scripted = torch.jit.trace(nn.Linear(5, 5), torch.ones(1, 5))
+    lazy = nn.Sequential(nn.LazyLinear(6), nn.LazyBatchNorm1d(), nn.ReLU(), nn.Linear(6, 2))
+    assert list(measure(nn.Sequential(scripted, nn.ReLU(), nn.Linear(5, 2)), torch.randn(9, 5)).layers) == ["1"]
+    assert list(measure(lazy, torch.randn(9, 5)).layers) == ["2"]
+
+
 def test_an_expert_that_nobody_chooses_has_no_flow() -> None:
     net = ModelRouting.mlp(4, 8, 3, 2, gate=TopK(2), router_sizes=())
     with torch.no_grad():

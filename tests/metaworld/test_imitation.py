@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ def test_sac_goes_on_from_there(cloned: Run, tmp_path: Path) -> None:
     ):
         with pytest.raises(RunError, match=f"`warm_start` must be a run with the {told}"):
             train(Run.create(tmp_path / f"changed-{i}", preset("quick", {**options, **changed}).resolve()))
-    same = {"gate": "sample-2", "protect": "none", "network": {"shortcut": True, "hidden_init": "released"}}
+    same = {"gate": "top-2", "protect": "none", "network": {"shortcut": True, "hidden_init": "released"}}
     check_start(preset("quick", {**options, **same}), cloned)
     squashed = Run.create(tmp_path / "squashed", preset("quick", {**options, "log_std": "tanh"}).resolve())
     told = r"`warm_start` must be a run with the same range of deviations, .*tanh.*, got .*cloned with "
@@ -163,7 +164,7 @@ def test_a_start_must_be_finished(cloned: Run, tmp_path: Path) -> None:
     configuration = preset("quick", options).resolve()
     check_start(configuration, start)
     (start.evaluations / "final.json").unlink()
-    with pytest.raises(RunError, match=r"must be a finished run, got .*start, which lacks .*--resume` finishes it"):
+    with pytest.raises(RunError, match=r"must be a finished run, got .*start, which has not .*--resume` finishes it"):
         check_start(configuration, start)
     assert main(["train", "--run", str(start.folder), "--resume", "--final-episodes", "1"]) == 0
     check_start(configuration, Run.open(start.folder))
@@ -521,6 +522,16 @@ def test_the_generator_of_cloning_fits_every_device(tmp_path: Path, monkeypatch:
         assert [run._loss(*run._batch()).device.type for _ in range(2)] == ["meta", "meta"]
     assert [device for device, _ in made] == ["meta", "meta"]
     assert made[0][1].initial_seed() != made[1][1].initial_seed()  # each update draws other routes
+
+
+def test_cloning_goes_on_from_a_generator_of_a_gpu(tmp_path: Path) -> None:
+    run = cloning(tmp_path, demonstrations(), method="mt-sac")
+    run.generator = SimpleNamespace(get_state=lambda: torch.zeros(16, dtype=torch.uint8))  # of the size of CUDA's
+    run.update = 7
+    run._write()
+    other = Cloning(run.model, [demonstrations()], run.options, run.steps, run.folder)
+    assert other.update == 7
+    assert other.generator.initial_seed() == run.options.seed + 7
 
 
 def test_a_single_correction_is_learned_as_much_as_the_demonstrations(tmp_path: Path) -> None:

@@ -106,10 +106,13 @@ class Cloning:
         self.model, self.actor, self.options, self.folder = model, model.actor, options, folder
         self.steps = steps
         self.fingerprint = " ".join(part.fingerprint for part in demonstrations)
-        # A part with one episode holds corrections at fixed goals, which are learned.
-        splits = [part.split(options.held_out if part.solved.shape[1] > 1 else 0) for part in demonstrations]
+        # A part with one episode holds corrections at fixed goals: they are learned, as much as the first part.
+        single = [part.solved.shape[1] == 1 for part in demonstrations]
+        splits = [part.split(0 if one else options.held_out) for part, one in zip(demonstrations, single, strict=True)]
         learned, held_out = zip(*splits, strict=True)
-        self.learned, self.held_out = self._tensors(learned), self._tensors(held_out)
+        episodes = learned[0].solved.shape[1]
+        self.learned = self._tensors(learned, [episodes if one else 1 for one in single])
+        self.held_out = self._tensors(held_out, [1] * len(splits))
         self.optimizer = self._optimizer()
         self.growth = options.growth
         if self.growth is not None:
@@ -245,15 +248,11 @@ class Cloning:
     def _networks(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.actor.state_dict().items()}
 
-    def _tensors(self, parts: Sequence[Demonstrations]) -> tuple[Tensor, Tensor]:
-        """The states and the actions of each task, with shape ``[tasks, steps, features]``.
-
-        A part with a single episode counts as much as the first part.
-        """
-        episodes = parts[0].solved.shape[1]
+    def _tensors(self, parts: Sequence[Demonstrations], times: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The states and the actions of each task, with shape ``[tasks, steps, features]``, each part so many times."""
         arrays = [
-            np.concatenate([np.repeat(a, episodes if a.shape[1] == 1 else 1, axis=1) for a in each], axis=1)
-            for each in ([getattr(part, name) for part in parts] for name in ("observations", "actions"))
+            np.concatenate([np.repeat(getattr(p, name), n, axis=1) for p, n in zip(parts, times, strict=True)], axis=1)
+            for name in ("observations", "actions")
         ]
         states, actions = (torch.as_tensor(array, device=self.model.device).flatten(1, 2) for array in arrays)
         return states, actions
@@ -298,7 +297,10 @@ class Cloning:
             self.model.critic.load_state_dict(state["critics"])
         self.actor.load_state_dict(state["networks"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        if len(state["generator"]) == len(self.generator.get_state()):
+            self.generator.set_state(state["generator"])
+        else:  # it was written on a GPU by a version whose generator was there
+            self.generator.manual_seed(self.options.seed + state["update"])
         for name in ("update", "best", "best_error", "best_update"):
             setattr(self, name, state[name])
 

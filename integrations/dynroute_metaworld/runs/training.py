@@ -259,7 +259,8 @@ def check_start(configuration: Configuration, run: Run) -> None:
         )
     wanted, found = (_choices(build_actor(each)) for each in (own, other))
     for name in wanted | found:
-        if wanted.get(name) != found.get(name):
+        # In evaluation SampleK takes the best sources, as TopK does.
+        if wanted.get(name, "").replace("SampleK", "TopK") != found.get(name, "").replace("SampleK", "TopK"):
             flag = f"--{name.replace('_', '-')}" if name in NETWORK_FLAGS else f"--network {name}=VALUE"
             raise RunError(
                 f"`warm_start` must be a run with the same `{name}`, {wanted.get(name)}, got {run.folder} with "
@@ -273,9 +274,10 @@ def check_start(configuration: Configuration, run: Run) -> None:
             "and --log-std-high of that run."
         )
     if run.done() is None:
+        earlier = ", and --steps N lets it end earlier" if other.steps else ""
         raise RunError(
-            f"`warm_start` must be a finished run, got {run.folder}, which lacks steps or its evaluation at the end; "
-            f"`dynroute train --run {run.folder} --resume` finishes it, and --steps N lets it end earlier."
+            f"`warm_start` must be a finished run, got {run.folder}, which has not reached its evaluation at the end; "
+            f"`dynroute train --run {run.folder} --resume` finishes it{earlier}."
         )
 
 
