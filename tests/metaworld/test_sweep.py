@@ -36,8 +36,8 @@ from dynroute_metaworld.runs.summary import SUMMARY, read_sweep, summarize, summ
 from dynroute_metaworld.runs.sweeps import _check_rows, _combine, _locked, _note, _open, sweep
 from dynroute_sb3 import DamagedError
 
-SMALL = ["--methods", "mt-sac", "--benchmarks", "reach", "--horizon", "20", "--final-episodes", "2"]
-SMALL += ["--network", "hidden_sizes=[8]"]
+PROBLEM = ["--benchmarks", "reach", "--horizon", "20", "--final-episodes", "2"]
+SMALL = ["--methods", "mt-sac", "--network", "hidden_sizes=[8]", *PROBLEM]
 CLONING = ["--imitate", *SMALL, "--demonstrations", "3", "--held-out", "1", "--cloning-batch-size", "4"]
 CLONING += ["--cloning-steps", "1500", "--patience", "100"]
 NODE = {"num_cpus": 1, "object_store_memory": 10**8}
@@ -164,7 +164,7 @@ def test_stopped_twice_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) ->
     folder = tmp_path / "sweep"
     learning = ["--learning-starts", "20", "--batch-size", "4", "--log-every", "20", "--buffer-size", "1000"]
     command = [
-        *SMALL,
+        *PROBLEM,
         "--methods",
         "d2r",
         "--network",
