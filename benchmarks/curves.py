@@ -12,7 +12,6 @@ runs are compared over days, and folders of earlier ones need not be there. With
 import argparse
 import dataclasses
 import json
-import re
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,7 +22,7 @@ from dynroute_metaworld.runs.metrics import read_metrics
 from dynroute_sb3 import latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
 
-from .outputs import file, write
+from .outputs import anonymous, file, write
 
 
 def read_curve(run: Run, every: int) -> dict[str, float]:
@@ -82,9 +81,8 @@ def compare(folders: list[Path], every: int | None = None, former: dict[str, Any
         row = {"run": name, "options": differing, "success": read_curve(run, former["every"])}
         stored.append({**row, "evaluated": read_evaluations(run), "minutes": run.minutes})
         for session in run.sessions:
-            command = re.sub(r"(--run )\S*/", r"\1runs/", session["command"])  # not the paths of a machine
             provenance = {key: session[key] for key in ("commit", "versions", "machine")}
-            sessions.append({"run": name, "command": command, **provenance})
+            sessions.append({"run": name, "command": anonymous(session["command"]), **provenance})
     return {**former, "rows": stored, "sessions": sessions}
 
 

@@ -9,7 +9,6 @@ part. A run that is finished in two parts must have the same results.
 
 import argparse
 import json
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from dynroute_metaworld import Run
 from dynroute_metaworld.runs.summary import SUMMARY, read_run, summary_rows, summary_table
 
-from .outputs import file, write
+from .outputs import anonymous, file, write
 
 FREE = ("methods", "seeds", "vary", "folder", "address", "method", "seed", "run", "resume", "hours")
 """The flags of `dynroute sweep` and `dynroute train` in which parts may differ; variants have separate rows."""
@@ -31,7 +30,7 @@ def read(path: Path) -> dict[str, Any]:
         return summary
     own, figures = Run.open(path).configuration, read_run(path)
     for session in figures["sessions"]:
-        session["command"] = re.sub(r"(--run[ =])\S*/", r"\1runs/", session["command"])  # not the paths of a machine
+        session["command"] = anonymous(session["command"])
     run = {"benchmark": own.benchmark, "method": own.method, "seed": own.seed, "variant": "", **figures}
     return {"format": SUMMARY, "runs": {path.name: run}}
 

@@ -34,6 +34,11 @@ def file(text: str) -> Path:
     return path
 
 
+def anonymous(command: str) -> str:
+    """A command of a run, with the folder of the run in ``runs/`` in place of its path on a machine."""
+    return re.sub(r"(--run[ =])\S*/", r"\1runs/", command)
+
+
 def parse(parser: argparse.ArgumentParser, name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the options of a program whose results the documentation shows.
 

@@ -31,7 +31,7 @@ def finished(folder: Path, seed: int, solved: int, flags: str = "--steps 100") -
 
 
 def joined(output: Path, *parts: Path) -> dict[str, Any]:
-    """What the command writes."""
+    """Runs the command, and returns the summary that it writes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["join", *map(str, parts), "--output", str(output)])
         join.main()
