@@ -10,7 +10,6 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -522,16 +521,6 @@ def test_the_generator_of_cloning_fits_every_device(tmp_path: Path, monkeypatch:
         assert [run._loss(*run._batch()).device.type for _ in range(2)] == ["meta", "meta"]
     assert [device for device, _ in made] == ["meta", "meta"]
     assert made[0][1].initial_seed() != made[1][1].initial_seed()  # each update draws other routes
-
-
-def test_cloning_goes_on_from_a_generator_of_a_gpu(tmp_path: Path) -> None:
-    run = cloning(tmp_path, demonstrations(), method="mt-sac")
-    run.generator = SimpleNamespace(get_state=lambda: torch.zeros(16, dtype=torch.uint8))  # of the size of CUDA's
-    run.update = 7
-    run._write()
-    other = Cloning(run.model, [demonstrations()], run.options, run.steps, run.folder)
-    assert other.update == 7
-    assert other.generator.initial_seed() == run.options.seed + 7
 
 
 def test_a_single_correction_is_learned_as_much_as_the_demonstrations(tmp_path: Path) -> None:

@@ -297,10 +297,7 @@ class Cloning:
             self.model.critic.load_state_dict(state["critics"])
         self.actor.load_state_dict(state["networks"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if len(state["generator"]) == len(self.generator.get_state()):
-            self.generator.set_state(state["generator"])
-        else:  # it was written on a GPU by a version whose generator was there
-            self.generator.manual_seed(self.options.seed + state["update"])
+        self.generator.set_state(state["generator"])
         for name in ("update", "best", "best_error", "best_update"):
             setattr(self, name, state[name])
 
