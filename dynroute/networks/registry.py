@@ -50,7 +50,7 @@ PRESETS: Mapping[str, Preset] = {
         "Soft Modularization as released, two layers of two wider modules",
         {"layer_sizes": (2, 2), "width": 256, "output_init": 3e-3},
     ),
-    "care": Preset(CARE, "a mixture of encoders, attended by metadata of the task"),
+    "care": Preset(CARE, "a mixture of encoders, attended by metadata of the task or by a learned embedding"),
     "paco": Preset(PaCo, "every layer composed of shared parameter sets"),
     "d2r": Preset(DynamicDepthRouting, "dynamic depth routing by the rules of the paper"),
     "d2r-released": Preset(

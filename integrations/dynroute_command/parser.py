@@ -150,7 +150,7 @@ def completion(shell: str) -> str:
             action.choices = ["auto", "cpu", "cuda"]
         elif action.dest == "gate":
             action.choices = [choice.replace("K", "2") for choice in action.choices or ()]
-        elif action.type is Path or action.dest in ("run", "warm_start", "memory_map"):
+        elif action.type is Path or action.dest in ("run", "warm_start", "memory_map", "metadata"):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     return str(shtab.complete(parser, shell))
 

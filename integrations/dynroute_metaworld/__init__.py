@@ -19,6 +19,7 @@ except (AttributeError, RuntimeError) as error:  # MuJoCo raises these if the li
 
 from dynroute_command.choices import BENCHMARKS, task_names
 
+from .envs.descriptions import task_descriptions
 from .envs.scripted import ScriptedPolicy
 from .envs.vec_env import MetaWorldVecEnv, make_envs
 from .envs.workers import WorkerError
@@ -60,6 +61,7 @@ __all__ = [
     "render",
     "summarize",
     "sweep",
+    "task_descriptions",
     "task_names",
     "train",
     "wilson_interval",

@@ -18,6 +18,7 @@ from dynroute_command.choices import benchmark_name, split_benchmark, task_names
 from dynroute_command.options import IMITATION, Options, check_option, kinds_of
 from dynroute_sb3 import DamagedError
 
+from ..envs.descriptions import read_metadata
 from ..imitation.cloning import ROUTE_LOSSES, CloningOptions
 
 __all__ = ["MOVABLE", "OPTIMIZERS", "Configuration", "check_needs", "with_lists"]
@@ -26,7 +27,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, 
 """The optimizers of actor and critics, by the value of `optimizer`."""
 
 
-NETWORK_FLAGS = ("gate", "protect", "num_modules", "width", "state_free")
+NETWORK_FLAGS = ("gate", "protect", "num_modules", "width", "state_free", "metadata")
 """The keywords of networks that are options of their own."""
 
 
@@ -77,6 +78,8 @@ class Configuration(Options):
                 f"`held_out` must be less than the {self.demonstrations} demonstrations, got {self.held_out}."
             )
         _ = self.noise_levels
+        if self.metadata is not None:  # it is to be found from another directory too
+            object.__setattr__(self, "metadata", str(Path(self.metadata).resolve()))
         for name in (*self.network_kwargs, *self.critic_network):
             if name not in (keywords := _keywords(self.method)):
                 fit = [method for method in NETWORKS if name in _keywords(method)]
@@ -113,7 +116,7 @@ class Configuration(Options):
         """The keywords of :class:`dynroute_sb3.MultiTaskPolicy`."""
         kwargs: dict[str, Any] = {
             "network": self.method,
-            "network_kwargs": self.network_kwargs,
+            "network_kwargs": self.given_kwargs,
             "critic_kwargs": self.critic_network,
             "log_std": self.log_std,
             "log_std_range": (self.log_std_low, self.log_std_high),
@@ -154,6 +157,14 @@ class Configuration(Options):
         """The keywords of the network; `critic_network` changes them for the critics."""
         named = {name: getattr(self, name) for name in NETWORK_FLAGS}
         return {**self.network, **{name: value for name, value in named.items() if value is not None}}
+
+    @property
+    def given_kwargs(self) -> dict[str, Any]:
+        """The keywords of the network, with the vectors of tasks in place of the name of their file."""
+        kwargs = self.network_kwargs
+        if "metadata" in kwargs:
+            kwargs["metadata"] = read_metadata(kwargs["metadata"], self.benchmark_or_tasks)
+        return kwargs
 
     @property
     def result_options(self) -> dict[str, Any]:
@@ -271,4 +282,4 @@ def _as_float(value: int) -> float:
 def _keywords(method: str) -> list[str]:
     """The keywords of a method's network that a configuration can hold."""
     names = list(inspect.signature(NETWORKS[method].network).parameters)[3:]
-    return [name for name in names if name not in ("metadata", "composition", "embedding", "device", "dtype")]
+    return [name for name in names if name not in ("composition", "embedding", "device", "dtype")]

@@ -31,11 +31,11 @@ PUBLISHED = {
 def build_actor(configuration: Configuration, **sizes: Any) -> nn.Module:
     """The network of a configuration's actor, without memory for its parameters; `sizes` override its keywords."""
     shape = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
-    return build(configuration.method, *shape, device="meta", **{**configuration.network_kwargs, **sizes})
+    return build(configuration.method, *shape, device="meta", **{**configuration.given_kwargs, **sizes})
 
 
 def _build_critic(configuration: Configuration, actor: nn.Module) -> nn.Module:
-    sizes = {**configuration.network_kwargs, **configuration.critic_network, **getattr(actor, "shared", {})}
+    sizes = {**configuration.given_kwargs, **configuration.critic_network, **getattr(actor, "shared", {})}
     return build(configuration.method, STATE_FEATURES + ACTIONS, len(configuration.tasks), 1, device="meta", **sizes)
 
 

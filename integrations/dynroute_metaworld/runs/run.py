@@ -352,9 +352,9 @@ def _why_no_run(folder: Path) -> str:
 
 
 def _as_stored(name: str, value: Any) -> Any:
-    """An option as a run stores it: usual names of tasks, the whole path of `warm_start`, lists in place of tuples."""
+    """An option as a run stores it: usual names of tasks, whole paths, lists in place of tuples."""
     if name == "benchmark" and isinstance(value, str):
         return benchmark_name(split_benchmark(value))
-    if name == "warm_start" and value is not None:
+    if name in ("warm_start", "metadata") and value is not None:
         return str(Path(value).resolve())
     return with_lists(value)

@@ -1,0 +1,96 @@
+"""Descriptions of tasks, and the vectors made from them that CARE attends to in a run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dynroute_metaworld import BENCHMARKS, Configuration, Run, load_model, task_descriptions, train
+from dynroute_metaworld.envs.descriptions import read_metadata
+
+TASKS = ["reach", "push"]
+
+
+def vectors(**changed: Tensor) -> dict[str, Tensor]:
+    return {name: torch.full((5,), float(i)) for i, name in enumerate(BENCHMARKS["MT10"])} | changed
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save_file(vectors(), tmp_path / "vectors.safetensors")
+    return tmp_path / "vectors.safetensors"
+
+
+def test_every_task_has_a_sentence_of_its_own() -> None:
+    for name, tasks in BENCHMARKS.items():
+        assert list(task_descriptions(name)) == list(tasks)
+    sentences = task_descriptions("MT50").values()
+    assert len(set(sentences)) == 50
+    assert all(sentence[0].isupper() and sentence.endswith(".") for sentence in sentences)
+
+
+def test_vectors_are_in_the_order_of_the_tasks(file: Path) -> None:
+    assert read_metadata(file, ["push", "reach-v3"]).tolist() == [[1.0] * 5, [0.0] * 5]
+    assert read_metadata(file, "MT10").shape == (10, 5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (
+            {"push": torch.zeros(2, 5)},
+            r"vector of real numbers for each task, got torch.float32 of shape \(2, 5\)",
+        ),
+        ({"push": torch.zeros(0)}, r"got torch.float32 of shape \(0,\) for push"),
+        ({"push": torch.full((5,), torch.nan)}, "finite numbers, got NaN or inf for push in"),
+        ({"push": torch.zeros(4)}, "vectors of one length, got 5 and then 4 for push in"),
+    ],
+)
+def test_vectors_that_do_not_fit_are_refused(tmp_path: Path, changed: dict[str, Tensor], sentence: str) -> None:
+    save_file(vectors(**changed), tmp_path / "bad")
+    with pytest.raises(ValueError, match=rf"^`metadata` must have .*{sentence}"):
+        read_metadata(tmp_path / "bad", TASKS)
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: Path, file: Path) -> None:
+    with pytest.raises(ValueError, match=r"^`metadata` must have a vector for each task .* has none for soccer"):
+        read_metadata(file, ["reach", "soccer"])
+    file.write_bytes(file.read_bytes()[:40])
+    for path in (file, tmp_path / "missing"):
+        with pytest.raises(ValueError, match=r"^`metadata` must be a file of safetensors .*, got "):
+            Run.create(tmp_path / "run", Configuration(method="care", benchmark="reach,push", metadata=str(path)))
+        assert not (tmp_path / "run").exists()
+
+
+def test_only_care_has_metadata(file: Path) -> None:
+    with pytest.raises(ValueError, match="`metadata` is not an option of the method d2r; methods that have it: care"):
+        Configuration(method="d2r", metadata=str(file))
+
+
+def test_a_run_keeps_its_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    configuration = Configuration(
+        method="care",
+        benchmark="reach,push",
+        metadata=file.name,
+        network={"hidden_sizes": [8], "num_encoders": 2, "encoder_sizes": [8], "context_sizes": [8]},
+        steps=4,
+        horizon=4,
+        learning_starts=0,
+        batch_size=2,
+        final_episodes=1,
+        threads=1,
+    )
+    run = Run.create(tmp_path / "run", configuration)
+    assert run.configuration.metadata == str(file)
+    train(run)
+    monkeypatch.chdir("/")
+    resumed = Run.open(run.folder)
+    resumed.agree({"steps": 6, "metadata": str(file)})
+    train(resumed)
+    file.unlink()
+    model = load_model(resumed)  # a checkpoint has the vectors
+    for net in (model.actor.net, *model.critic.nets, *model.critic_target.nets):
+        assert net.metadata.tolist() == [[0.0] * 5, [1.0] * 5]
