@@ -6,7 +6,8 @@ The paper leaves sizes and some of the wiring open, and its code differs from it
    context in the code (`attention="gate"`, our default, for which the table of D2R gives sizes).
 2. Metadata: the paper embeds descriptions of the tasks with a frozen language model. Here the embeddings are an
    argument, replaced by a learned embedding if missing. The code applies ReLU and a projection to them first.
-3. Sizes: our defaults keep every size that D2R states for CARE. Their numbers of parameters, 1,226,757 and 1,260,037,
+3. Sizes: the paper has six encoders, and ten for fifty tasks. Our defaults keep every size that D2R states for CARE,
+   which has six. Their numbers of parameters, 1,226,757 and 1,260,037,
    round to those that it reports, 1.23 M and 1.26 M for an actor and a critic of 10 and 50 tasks. To reach them, the
    embedding is 16 wide and the trunk also reads the one-hot, which neither paper nor code does (`task_in_trunk=False`).
 """

@@ -1,7 +1,7 @@
 """Dynamic depth routing (D2R), at module level as published, and its relatives at layer and model level (Fig. 7d).
 
-The defaults are the paper's. The released network differs as follows; for differences of the algorithm see the
-page on the papers in the documentation:
+The defaults are the paper's, but for 3, 6, 7 and 8, which are the release's. The released network differs as follows;
+for differences of the algorithm see the page on the papers in the documentation:
 
 1. `protect="rsg"` is Eq. 11-12, where the shortcut mixes protected sources too; "input" is the release, which protects
    only the input of a module.
@@ -16,6 +16,8 @@ page on the papers in the documentation:
 6. The first module reads ReLU(F(s)) in the release and here, and F(s) in the paper.
 7. The mix that the output reads is protected in the release and here, as Eq. 11 has it, but not in the paper's
    Algorithm 1.
+8. The release and we have a linear output behind the 16 modules, which is routed too: 17 nodes. In the paper the output
+   is one of the modules.
 """
 
 from collections.abc import Sequence

@@ -21,7 +21,8 @@ class MixtureOfExperts(Network):
     .. math:: y = \sum_j \operatorname{softmax}(G(s, \mathcal T))_j \, M^j(s, \mathcal T)
 
     There is no released code. Our reading of "four experts like MT-SAC and a gate": experts and gate are MLPs
-    that read the state and the one-hot, and outputs are mixed, not features.
+    that read the state and the one-hot, and outputs are mixed, not features. The experts have the layers of D2R's
+    MT-SAC; ``depth=3`` gives those of the multi-head baseline of Soft Modularization.
 
     Args:
         state_features: The width of the state, without the task.
