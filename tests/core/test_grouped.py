@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dynroute
 from dynroute import Gate, Hard, LinearBank, LinearRouter, ModelRouting, SampleK, Soft, TopK, Topology
 from dynroute.execution import backends
+from dynroute.execution.fused import grouped, groups, perceptrons
 from dynroute.execution.plan import Pass
 
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::item", "aten::bincount"}
@@ -165,3 +166,17 @@ def test_a_replayed_path_takes_another_form(unseen: list[str]) -> None:
 def test_mixtures_run_on_the_meta_device(dtype: torch.dtype) -> None:
     net = ModelRouting.ffn(8, 16, 8, device="meta", dtype=dtype)
     assert net(torch.randn(3, 8, device="meta", dtype=dtype)).shape == (3, 8)
+
+
+def test_an_older_gpu_runs_another_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, net = torch.device("cuda:0"), mixture(TopK(2))
+    call = Pass(net._plan, list(net.nodes), torch.zeros(4, 8), torch.zeros(4, 1, 6), None, "none", max_sources=2)
+    experts = perceptrons(call)
+    assert not isinstance(experts, str)
+    assert groups(call, experts) is None
+    older = "a grouped product needs a GPU of compute capability 9.0, and cuda:0 has 8.9"
+    for found, reason in (((8, 9), older), ((9, 0), None)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=found: found)
+        assert grouped._loops_on(gpu) == reason
+    monkeypatch.setattr(grouped, "_loops_on", lambda device: "it is too old")
+    assert groups(call, experts) == "it is too old"

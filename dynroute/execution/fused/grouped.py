@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...checks import full_precision
+from ...checks import full_precision, older_gpu
 from ..plan import Pass
 from .linear import Perceptron, entering
 
@@ -40,7 +40,12 @@ def groups(call: Pass, experts: Sequence[Perceptron]) -> str | None:
     widths = {x.shape[-1], *(parameter.shape[0] for parameter in parameters if parameter is not None)}
     if any(width * x.element_size() % ALIGNED for width in widths):
         return f"grouped products take rows of a multiple of {ALIGNED} bytes, and the widths are {sorted(widths)}"
-    return None
+    return _loops_on(x.device)
+
+
+def _loops_on(device: torch.device) -> str | None:
+    """The reason why torch computes a grouped product by a loop, which reads the rows of each expert; None if not."""
+    return older_gpu("a grouped product", device, 9) if device.type == "cuda" else None
 
 
 def run_grouped(call: Pass, experts: Sequence[Perceptron]) -> Tensor:
