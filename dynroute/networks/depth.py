@@ -147,7 +147,7 @@ class DynamicDepthRouting(Network):
         set_output_range(head, output_init)
 
         def router(topology: Topology) -> MLPRouter:
-            return MLPRouter(features, topology, router_sizes, **factory)
+            return MLPRouter(features, topology, router_sizes, **factory)  # 3: one MLP, split by destination
 
         def module(depth: int) -> nn.Module:
             return make_module(
@@ -163,7 +163,7 @@ class DynamicDepthRouting(Network):
         if level == "module":
             count = 16 if num_modules is None else num_modules
             check_count("num_modules", count, at_least=1)
-            nodes = [*map(module, range(count)), head]
+            nodes = [*map(module, range(count)), head]  # 8: the output is a node of its own
             self.graph = ModuleRouting(
                 nodes, gate, router(Topology.dag(len(nodes))), shortcut=shortcut, protect=protect, backend=backend
             )
@@ -195,7 +195,7 @@ class DynamicDepthRouting(Network):
             self.graph = RoutedGraph(
                 [*models, head], topology, gate, router(topology), protect=protect, backend=backend
             )
-        set_hidden_init(self, hidden_init, outputs=[head])
+        set_hidden_init(self, hidden_init, outputs=[head])  # 5
 
     @property
     def num_modules(self) -> int | None:
@@ -218,4 +218,4 @@ class DynamicDepthRouting(Network):
         context = self.task(task)
         if not self.state_free:
             context = features * context
-        return self.graph(features.relu(), context, return_route=True, **routing)
+        return self.graph(features.relu(), context, return_route=True, **routing)  # 6: ReLU(F(s))

@@ -120,20 +120,20 @@ class SoftModularization(Network):
         router = CascadeRouter(
             features,
             topology,
-            router_sizes if released else (),
-            cascade="probabilities" if released else "logits",
-            score_output=released,
+            router_sizes if released else (),  # 1
+            cascade="probabilities" if released else "logits",  # 3
+            score_output=released,  # 5
             **factory,
         )
         head: nn.Module
         layers: Sequence[Sequence[nn.Module]]
         if released:
-            layers = activated_layers(features, width, layer_sizes, module_kind, **factory)
+            layers = activated_layers(features, width, layer_sizes, module_kind, **factory)  # 4
             head = nn.Sequential(nn.ReLU(), nn.Linear(width, out_features, **factory))
             set_output_range(head, output_init)
         else:
             layers = _summed_layers(features, width, layer_sizes, out_features, module_kind, **factory)
-            head = _Sum(layer_sizes[-1])
+            head = _Sum(layer_sizes[-1])  # 5
             for module in layers[-1]:
                 set_output_range(module, output_init)
         self.modular = LayerRouting(layers, gate, router, head=head, protect=protect, backend=backend)
@@ -146,7 +146,7 @@ class SoftModularization(Network):
         features = self.trunk(state)
         context = features * self.task(task)
         if self.equations == "released":
-            return self.modular(features.relu(), context.relu(), return_route=True, **routing)
+            return self.modular(features.relu(), context.relu(), return_route=True, **routing)  # 2, 1
         return self.modular(features, context, return_route=True, **routing)
 
 
