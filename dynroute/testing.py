@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from .gates import Gate
 from .route import Route
@@ -24,9 +25,13 @@ def assert_routed(module: nn.Module, x: Tensor, context: Tensor | None = None, *
        :attr:`dynroute.Gate.may_be_empty`), and no weight off its path;
     2. replaying a route, or its path alone, reproduces the output bit for bit;
     3. a generator decides the sampled paths, and evaluation is deterministic;
-    4. samples do not influence each other, and the batch may have any number of dimensions, none included;
+    4. in evaluation, samples do not influence each other, and the batch may have any number of dimensions, none
+       included;
     5. copies and restored state dicts compute the same;
     6. every parameter receives a finite gradient, and nodes that no sample uses receive exact zeros.
+
+    `module` must treat each sample on its own in evaluation mode alone, so it may hold batch normalization. It may not
+    draw random numbers beside its route: set the rate of dropout to 0.
 
     Args:
         module: The routed layer.
@@ -59,7 +64,7 @@ def _call(module: nn.Module, x: Tensor, context: Tensor | None, **keywords: Any)
     result = module(x, context, return_route=True, **keywords)
     with torch.no_grad():
         for buffer, before in buffers:
-            buffer.copy_(before)
+            buffer.data.copy_(before)  # `data` is not counted as a change, which the backward pass would refuse
     assert isinstance(result, tuple), f"`return_route=True` must return a tuple, got {type(result).__name__}."
     assert len(result) == 2, f"`return_route=True` must return (output, route), got {len(result)} values."
     output, route = result
@@ -72,7 +77,10 @@ def _assert_route(module: nn.Module, x: Tensor, context: Tensor | None) -> None:
     topology = _topology(module)
     output, route = _call(module, x, context)
 
-    assert output.shape[:1] == x.shape[:1], f"the output must keep the batch shape, got {tuple(output.shape)}."
+    assert output.shape[:1] == x.shape[:1], (
+        f"the output must keep the batch shape, got {tuple(output.shape)} for `x` of shape {tuple(x.shape)}; "
+        "`x` must be a batch of at least 2 samples."
+    )
     assert output.isfinite().all(), "the output of a finite input must be finite."
     shape = (x.shape[0], *topology.path_shape)
     for name, tensor in route._asdict().items():
@@ -88,9 +96,11 @@ def _assert_route(module: nn.Module, x: Tensor, context: Tensor | None) -> None:
 
 def _assert_replay(module: nn.Module, x: Tensor, context: Tensor | None) -> None:
     output, route = _call(module, x, context)
+    random = [name for name, part in module.named_modules() if isinstance(part, _DropoutNd)]
+    hint = f"; `{random[0]}` is dropout, which draws random numbers: set its rate to 0" if random else ""
     for record in (route, route.path):
         again, replayed = _call(module, x, context, path=record)
-        assert torch.equal(again, output), "replaying a route must reproduce the output bit for bit."
+        assert torch.equal(again, output), f"replaying a route must reproduce the output bit for bit{hint}."
         assert torch.equal(replayed.path, route.path), "replaying a route must return its path."
 
 

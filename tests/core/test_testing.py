@@ -51,6 +51,27 @@ class Plain(Wrapped):
         return self.inner(x, context, **(keywords | {"return_route": False}))
 
 
+class Normalized(Wrapped):
+    """Batch normalization couples the samples in training, and treats each on its own in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, **keywords: Any) -> Any:
+        normalized = self.norm(x.reshape(-1, 5)).reshape(x.shape)
+        return self.inner(normalized, x if context is None else context, **keywords)
+
+
+class Dropping(Wrapped):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, **keywords: Any) -> Any:
+        return self.inner(self.drop(x), x if context is None else context, **keywords)
+
+
 class Sampling(Wrapped):
     def forward(self, x: Tensor, context: Tensor | None = None, **keywords: Any) -> Any:
         return self.inner(x, context, **keywords, sample=True)
@@ -145,9 +166,14 @@ def test_a_sound_layer_passes_and_stays_untouched() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_batch_normalization_passes() -> None:
+    assert_routed(Normalized(), X)
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
+        (Dropping, "bit for bit; `drop` is dropout, which draws random numbers: set its rate to 0"),
         (Forgetful, "replaying a route must"),
         (Unseeded, "equal generators must give equal outputs"),
         (Noisy, "replaying a route must reproduce the output bit for bit"),
@@ -177,3 +203,7 @@ def test_misuse_is_told_apart_from_failure() -> None:
         assert_routed(nn.Linear(5, 2), X)
     with pytest.raises(ValueError, match=r"`x` must hold at least 2 samples, got shape \(1, 5\)"):
         assert_routed(ModuleRouting.mlp(5, 8, 3, 2, gate=TopK(2)), X[:1])
+    with pytest.raises(
+        AssertionError, match=r"\(2,\) for `x` of shape \(5,\); `x` must be a batch of at least 2 samples"
+    ):
+        assert_routed(ModuleRouting.mlp(5, 8, 3, 2, gate=TopK(2)), X[0])
