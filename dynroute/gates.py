@@ -75,7 +75,8 @@ class Gate(nn.Module, ABC):
         if capacity is not None:
             check_number("capacity", capacity, above=0.0)
             if "dropped" not in self._buffers:
-                self.register_buffer("dropped", torch.zeros((), dtype=torch.long), persistent=False)
+                with torch.inference_mode(False):  # training changes it
+                    self.register_buffer("dropped", torch.zeros((), dtype=torch.long), persistent=False)
         self._capacity = capacity
 
     @property

@@ -267,6 +267,13 @@ def test_what_is_counted_first_in_inference_mode_can_be_counted_in_training() ->
     net(x).sum().backward()
 
 
+def test_a_capacity_that_is_set_in_inference_mode_counts_in_training() -> None:
+    net = ModelRouting.ffn(8, 16, 4)
+    with torch.inference_mode():
+        net.gate.capacity = 1.0
+    net(torch.randn(4, 8)).sum().backward()
+
+
 @pytest.mark.parametrize("rate", [0.5, 0.9, 1.0])
 def test_dropout_of_a_router_leaves_out_sources_of_a_soft_gate(rate: float) -> None:
     router = LinearRouter(5, Topology.parallel(4), dropout=rate)
