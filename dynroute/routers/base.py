@@ -59,6 +59,9 @@ class Router(nn.Module, ABC):
                 [0., 0.]])
     """
 
+    takes_ids = True
+    """Whether an integer context holds ids of tasks, which have no dimension of features."""
+
     def __init__(self, topology: Topology, *, jitter: float = 0.0, noise: float = 0.0, dropout: float = 0.0) -> None:
         super().__init__()
         if not isinstance(topology, Topology):
@@ -156,7 +159,7 @@ class Router(nn.Module, ABC):
 
     def _edges_of(self, context: Tensor) -> tuple[int, ...]:
         """The shape of one number for each edge."""
-        ids = not (context.is_floating_point() or context.dtype == torch.bool)  # task ids have no feature dimension
+        ids = self.takes_ids and not (context.is_floating_point() or context.dtype == torch.bool)
         return (*(context.shape if ids else context.shape[:-1]), self.topology.num_edges)
 
     def check_noise(self, context: Tensor, drawn: RouterNoise) -> None:

@@ -49,6 +49,8 @@ class CascadeRouter(Router):
         torch.Size([3, 13, 4])
     """
 
+    takes_ids = False
+
     def __init__(
         self,
         context_features: int,

@@ -38,6 +38,8 @@ class MLPRouter(Router):
         torch.Size([3, 16, 16])
     """
 
+    takes_ids = False
+
     def __init__(
         self,
         context_features: int,

@@ -587,6 +587,15 @@ def test_noise_chooses_and_does_not_weigh(option: dict[str, float], kind: Callab
     assert not torch.equal(net.route(x, sample=True).path, clean.path)
 
 
+@pytest.mark.parametrize("kind", [LinearRouter, MLPRouter, CascadeRouter])
+@pytest.mark.parametrize("option", [{"noise": 1.0}, {"dropout": 0.4}])
+def test_noise_beside_features_that_are_integers(option: dict[str, float], kind: Callable[..., Router]) -> None:
+    net, x = noisy(kind, **option), torch.randn(9, 5)
+    context = torch.randint(0, 3, (9, 5))
+    drawn = net.router.draw_noise(context)
+    assert torch.equal(net(x, context, router_noise=drawn), net(x, context.float(), router_noise=drawn))
+
+
 def test_noise_can_be_drawn_before() -> None:
     net = noisy(jitter=0.5, noise=1.0, dropout=0.3)
     x = torch.randn(50, 5)
