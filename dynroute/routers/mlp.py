@@ -121,7 +121,7 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
             + (
                 "pass ids of tasks as a one-hot, or to a TableRouter."
                 if ids
-                else "a context defaults to the input of the routed layer."
+                else "where no context was given, the router reads the input: pass one by `net(x, context)`."
             )
         )
     if (

@@ -210,7 +210,8 @@ def test_bad_tasks_are_refused(router: Router) -> None:
 
 @pytest.mark.parametrize("name", ["linear", "mlp", "cascade", "cascade on a dag"])
 def test_a_context_of_the_wrong_width_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"`context` must have shape \(\*, 4\) for this router, got \(2, 5\); a"):
+    message = r"`context` must have shape \(\*, 4\) for this router, got \(2, 5\); where no context was given"
+    with pytest.raises(ValueError, match=message):
         ROUTERS[name][0](torch.zeros(2, 5))
 
 
