@@ -9,7 +9,7 @@ from torch import Tensor
 from .arguments import check_count, check_tensor
 from .checks import refuse_where
 from .route import Route
-from .topology import Topology
+from .topology import Topology, check_topology
 
 __all__ = ["draw", "draw_grid", "draw_load"]
 
@@ -41,6 +41,7 @@ def draw(topology: Topology, route: Route | Tensor, *, used: Tensor | None = Non
         >>> draw(net.topology, route).startswith("<svg")
         True
     """
+    check_topology(topology)
     name, lines, width, height = _picture(topology, route, used, title)
     return _svg(name, lines, width, height, role="img")
 
@@ -74,7 +75,10 @@ def draw_grid(
         >>> picture.count("<circle")
         8
     """
+    check_topology(topology)
+    check_tensor("weights", weights)
     check_count("columns", columns, at_least=1)
+    title = str(title)
     if weights.dim() != 3 or len(weights) == 0 or len(weights) != len(titles):
         raise ValueError(
             f"`weights` must have shape (N, T, S) with one of {len(titles)} titles for each picture, "
@@ -114,6 +118,7 @@ def draw_load(load: Tensor, *, title: str = "Load over time") -> str:
         4
     """
     check_tensor("load", load)
+    title = str(title)
     if load.dim() != 2 or 0 in load.shape:
         raise ValueError(
             f"`load` must have shape (time, nodes), a row for each point of time, got {tuple(load.shape)}; "
@@ -160,6 +165,8 @@ def _picture(
     topology: Topology, route: Route | Tensor, used: Tensor | None, title: str | None
 ) -> tuple[str, list[str], float, float]:
     """The name of a picture, its SVG elements, its width and its height."""
+    if not isinstance(route, Route):
+        check_tensor("route", route)
     weights = (route.weights if isinstance(route, Route) else route).detach()
     path = route.path if isinstance(route, Route) else weights > 0
     refuse_where(
@@ -180,7 +187,7 @@ def _picture(
     places = _places(column)
     every = [(j, node) for node in topology.destinations for j in topology.parents[node]]
     above = max(_bend(column, edge) for edge in every) / 2
-    name = title or f"Route through {sum(share > 0 for share in shares)} of {topology.num_nodes} nodes"
+    name = str(title) if title else f"Route through {sum(share > 0 for share in shares)} of {topology.num_nodes} nodes"
     width = max(2 * _MARGIN + max(x for x, _ in places), _room(name))
     height = 2 * _MARGIN + _LINE + above + max(y for _, y in places)
 

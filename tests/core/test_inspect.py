@@ -80,6 +80,10 @@ def test_a_batch_is_refused() -> None:
         (lambda: inspect.summarize(ROUTE, DAG), "`topology` must be a Topology, got an object of class Route"),
         (lambda: inspect.live_path(ROUTE, DAG), "`topology` must be a Topology, got an object of class Route"),
         (lambda: inspect.flow(ROUTE, DAG), "`topology` must be a Topology, got an object of class Route"),
+        (lambda: draw(ROUTE, DAG), "`topology` must be a Topology, got an object of class Route"),
+        (lambda: draw(DAG, 3), "`route` must be a tensor, got int"),
+        (lambda: draw_grid(3, PATH, titles=[], title=""), "`topology` must be a Topology, got 3; `net.topology` is"),
+        (lambda: draw_grid(DAG, ROUTE, titles=[], title=""), "`weights` must be a tensor, got Route"),
         (lambda: inspect.flow(DAG, PATH), "`weights` must be a floating tensor or a Route, got a tensor of torch.bool"),
         (lambda: inspect.flow(DAG, DAG), "`weights` must be a tensor, got Topology"),
         (lambda: inspect.entropy(PATH), "`weights` must be a floating tensor or a Route, got a tensor of torch.bool"),
@@ -302,6 +306,15 @@ def test_rows_of_a_tall_column_are_denser() -> None:
         assert places[1] - places[0] == (30 if count == 50 else 64)  # the circles, of radius 13, stay apart
     assert heights[1] - heights[0] == 64
     assert heights[-1] < 1600
+
+
+def test_a_title_may_be_a_number() -> None:
+    route = random_route(DAG, 2)
+    assert draw(DAG, route.sample(0), title=3) == draw(DAG, route.sample(0), title="3")
+    grid = draw_grid(DAG, route.weights, titles=[1, 2], title=3)
+    assert grid == draw_grid(DAG, route.weights, titles=["1", "2"], title="3")
+    load = torch.ones(2, 3)
+    assert inspect.draw_load(load, title=3) == inspect.draw_load(load, title="3")
 
 
 def test_a_long_title_widens_the_picture() -> None:
