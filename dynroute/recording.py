@@ -77,9 +77,12 @@ class Record:
 
     @property
     def load_history(self) -> Tensor:
-        """The share of the samples for which each node runs, without the output, with shape ``[passes, nodes]``."""
-        used = [self.topology.used(route.path)[..., :-1] for route in self.passes]
-        return torch.stack([nodes.reshape(-1, nodes.shape[-1]).double().mean(dim=0) for nodes in used])
+        """The share of the samples for which each node runs, without the output, with shape ``[passes, nodes]``.
+
+        It is 0 for a pass without samples.
+        """
+        used = [self.topology.used(route.path)[..., :-1].flatten(0, -2).double() for route in self.passes]
+        return torch.stack([nodes.sum(dim=0) / max(len(nodes), 1) for nodes in used])
 
     def metrics(self, *, nodes: bool = True) -> dict[str, float]:
         """Computes statistics of all passes as plain numbers for a logger, see :func:`dynroute.inspect.metrics`.

@@ -56,7 +56,7 @@ def summarize(topology: Topology, route: Route, task: Tensor | None = None, *, n
 
     Args:
         topology: The graph.
-        route: The routes, with batch shape ``*``.
+        route: The routes of at least one sample, with batch shape ``*``.
         task: The task id of each sample, integers with shape ``[*]``; all 0 if None.
         num_tasks: The number of tasks; default: the largest id plus one.
 
@@ -69,6 +69,7 @@ def summarize(topology: Topology, route: Route, task: Tensor | None = None, *, n
     check_topology(topology)
     check_route(route)
     used, path = topology.used(route.path), live_path(topology, route.path)
+    _check_samples(route)
     if task is None:
         task = torch.zeros(route.path.shape[:-2], dtype=torch.long, device=route.path.device)
     runs = used[..., list(topology.destinations)]
@@ -238,8 +239,7 @@ def metrics(
     with torch.no_grad():  # these calls also check the route
         z_loss, balance, mean_entropy = router_z_loss(route), load_balance(route), route_entropy(route)
     topology.check_shape("route", route.weights)
-    if not route.path.shape[:-2].numel():
-        raise ValueError(f"`route` must hold at least one sample, got batch shape {tuple(route.path.shape[:-2])}.")
+    _check_samples(route)
     use = topology.used(route.path)[..., :-1].reshape(-1, topology.num_nodes - 1).double().mean(dim=0)
     figures = {f"load/{node}": share for node, share in enumerate(use.tolist())} if nodes else {}
     figures["load_max"] = float(use.max() / use.mean()) if use.any() else 1.0
@@ -292,6 +292,12 @@ def similarity(figures: Tensor) -> Tensor:
     shared = torch.minimum(rows[:, None], rows).sum(dim=-1)
     either = torch.maximum(rows[:, None], rows).sum(dim=-1)
     return shared / either
+
+
+def _check_samples(route: Route) -> None:
+    batch = route.path.shape[:-2]
+    if not batch.numel():
+        raise ValueError(f"`route` must hold at least one sample, got batch shape {tuple(batch)}.")
 
 
 def _read_weights(weights: Tensor | Route) -> Tensor:
