@@ -181,6 +181,14 @@ class Recording(Mapping[str, Record]):
                     f"`names` must name every task by its id, got {len(names)} names and the id {task[index].item()}."
                 ),
             )
+        number = len(self._labels)
+        batches = {tuple(each[number].path.shape[:-2]) for each in self._passes.values() if len(each) > number}
+        if batches and tuple(task.shape) not in batches:
+            raise ValueError(
+                f"`task` must label every sample of pass {number}, with batch shape "
+                f"{' or '.join(map(str, sorted(batches)))}, got {tuple(task.shape)}; label each pass once, and each "
+                "token of a sequence."
+            )
         self._labels += (task.detach(),)
         self._task_names = self._task_names if names is None else tuple(map(str, names))
 

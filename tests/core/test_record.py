@@ -252,10 +252,15 @@ def test_what_routes_nothing_is_refused() -> None:
         pass
 
 
-def labelled() -> dynroute.Recording:
+def unlabelled() -> dynroute.Recording:
     model = Body()
     with record(model) as routes:
         model(torch.randn(6, 5))
+    return routes
+
+
+def labelled() -> dynroute.Recording:
+    routes = unlabelled()
     routes.label(torch.tensor([0, 0, 0, 2, 2, 2]), names=["open <door>", "absent", "close"])
     return routes
 
@@ -277,12 +282,46 @@ def test_labels_and_their_errors() -> None:
         routes.label(torch.eye(6))
     with pytest.raises(ValueError, match=r"`names` must name every task by its id, got 2 names and the id 2\."):
         routes.label(torch.tensor([0, 2]), names=["push", "pull"])
+    for shape in ((), (5,), (6, 1)):
+        with pytest.raises(
+            ValueError, match=r"`task` must label every sample of pass 0, with batch shape \(6,\), got \("
+        ):
+            unlabelled().label(torch.zeros(shape, dtype=torch.long))
     routes.label(torch.zeros(2, dtype=torch.long))
     with pytest.raises(
         ValueError, match=r"`task` must label every sample .* shape \(6,\), got \(8,\); label each pass"
     ):
         _ = routes["first.1"].task
     assert "must label every sample" in routes._repr_html_(), "a notebook says what is wrong"
+
+
+def test_labels_of_layers_that_see_other_samples() -> None:
+    inner = ModelRouting.mlp(8, 8, 3, 8, gate=TopK(2))
+    model = ModuleRouting([nn.Linear(5, 8), inner, nn.Linear(8, 2)], TopK(2), LinearRouter(5, Topology.dag(3)))
+    with record(model) as routes:
+        for size in (6, 4):
+            model(torch.randn(size, 5))
+    routes.label(torch.zeros(6, dtype=torch.long))
+    with pytest.raises(
+        ValueError, match=r"`task` must label every sample of pass 1, with batch shape \(4,\), got \(6,\)"
+    ):
+        routes.label(torch.zeros(6, dtype=torch.long))
+    routes.label(torch.ones(4, dtype=torch.long))
+    assert routes[""].summary().samples.tolist() == [6, 4]
+
+
+def test_passes_without_samples() -> None:
+    net = ModelRouting.mlp(5, 8, 3, 2, gate=TopK(2))
+    with record(net) as routes:
+        net(torch.randn(4, 5))
+        net(torch.randn(0, 5))
+    assert routes[""].load_history[1].tolist() == [0, 0, 0]
+    assert routes[""].draw_load().startswith("<svg")
+    with record(net) as routes:
+        net(torch.randn(2, 0, 5))
+    with pytest.raises(ValueError, match=r"`route` must hold at least one sample, got batch shape \(2, 0\)"):
+        routes[""].summary()
+    assert "`route` must hold at least one sample" in routes._repr_html_()
 
 
 def test_a_notebook_shows_pictures_and_tables() -> None:
