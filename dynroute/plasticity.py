@@ -118,7 +118,8 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
 
     Units are the outputs of the modules in :data:`ACTIVATIONS`: their features, or their channels between a
     convolution and the next linear layer. Features are the inputs of the output layers, which are the linear layers of
-    width ``net.out_features``, or the last linear layer that runs if there is no such attribute.
+    width ``net.out_features`` that read as many rows as the last of them, or the last linear layer that runs if there
+    is no such attribute.
     All modules of a routed graph run for every sample, on its route or not; their use shows in the flow.
 
     Args:
@@ -151,8 +152,13 @@ def measure(net: nn.Module, *inputs: Any, tau: float = 0.025, share: float = 0.9
         layers={name: float(mask.float().mean()) for name, mask in masks.items()},
         rank=0 if features is None else effective_rank(features, share=share),
         features=0 if features is None else features.shape[-1],
-        flow={name: flow(layer.topology, layer.route).flatten(0, -2).mean(dim=0) for name, layer in routes.items()},
+        flow={name: _mean_flow(layer) for name, layer in routes.items()},
     )
+
+
+def _mean_flow(layer: Record) -> Tensor:
+    """The mean over the samples of all passes, whose batches may differ in shape."""
+    return torch.cat([flow(layer.topology, route).flatten(0, -2) for route in layer.passes]).mean(dim=0)
 
 
 @contextmanager
@@ -205,11 +211,12 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[_LayerInp
 
         return hook
 
-    def keep_input(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def keep_input(module: nn.Module, inputs: Any, keywords: Any, output: Tensor) -> None:
         nonlocal behind_channels
         behind_channels = 0
         layer_inputs[:] = [each for each in layer_inputs if each.width == out_features]  # and the last, see _features
-        layer_inputs.append(_LayerInput(inputs[0], inputs[0].clone(), output.shape[-1]))
+        read = inputs[0] if inputs else keywords["input" if isinstance(module, nn.Linear) else "x"]
+        layer_inputs.append(_LayerInput(read, read.clone(), output.shape[-1]))
 
     def keep_dimensions(module: _ConvNd, inputs: Any, output: Tensor) -> None:
         nonlocal behind_channels
@@ -228,7 +235,7 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[_LayerInp
         if isinstance(part, ACTIVATIONS):
             handles.append(part.register_forward_hook(keep_output(name)))
         elif isinstance(part, (nn.Linear, CompositionalLinear)):
-            handles.append(part.register_forward_hook(keep_input))
+            handles.append(part.register_forward_hook(keep_input, with_kwargs=True))
         elif isinstance(part, _ConvNd):
             handles.append(part.register_forward_hook(keep_dimensions))
     try:
@@ -239,10 +246,11 @@ def _watched(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], list[_LayerInp
 
 
 def _features(layer_inputs: list[_LayerInput], out_features: int | None) -> Tensor | None:
-    """The distinct inputs of the output layers, concatenated."""
+    """The distinct inputs of the output layers, concatenated; a layer of tokens reads other rows than the last."""
     last = [each for each in layer_inputs if each.width == out_features] or layer_inputs[-1:]
-    distinct = {id(each.tensor): each.values.reshape(-1, each.values.shape[-1]) for each in last}.values()
-    return torch.cat(list(distinct), dim=-1) if distinct else None
+    distinct = {id(each.tensor): each.values.reshape(-1, each.values.shape[-1]) for each in last}
+    alike = [rows for rows in distinct.values() if len(rows) == len(distinct[id(last[-1].tensor)])]
+    return torch.cat(alike, dim=-1) if alike else None
 
 
 def _rows(name: str, values: Tensor) -> Tensor:

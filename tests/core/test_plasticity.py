@@ -307,6 +307,34 @@ def test_an_expert_that_nobody_chooses_has_no_flow() -> None:
     torch.testing.assert_close(flow[[0, 2]].sum(), torch.tensor(1.0))
 
 
+class Tokens(nn.Module):
+    """Pools what a layer of tokens computes, which is as wide as the output."""
+
+    out_features = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.last = nn.Linear(5, 8), nn.Linear(6, 8)
+        self.route = ModelRouting([nn.Linear(8, 6) for _ in range(3)], TopK(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.tokens(input=x)
+        y: Tensor = self.last(input=self.route(h).mean(1) + self.route(h.mean(1)))
+        return y
+
+
+def test_layers_of_tokens_are_no_output_layers() -> None:
+    net, x = Tokens(), torch.randn(4, 7, 5)
+    found = measure(net, x)
+    with torch.no_grad():
+        h = net.tokens(x)
+        features = net.route(h).mean(1) + net.route(h.mean(1))
+    assert (found.features, found.rank) == (6, effective_rank(features))
+    routes = [net.route.route(context) for context in (h, h.mean(1))]
+    flows = torch.cat([inspect.flow(net.route.topology, route).flatten(0, -2) for route in routes])
+    torch.testing.assert_close(found.flow["route"], flows.mean(dim=0))
+
+
 # Critics --------------------------------------------------------------------------------------------------------------
 
 
