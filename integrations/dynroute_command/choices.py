@@ -83,10 +83,11 @@ def likely(value: object, choices: Collection[str], *, count: int = 1, otherwise
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
-    """Raises an error unless a value is one of the choices."""
+    """Raises an error unless a value is one of the choices; it suggests the closest one with the same first letter."""
     if value not in choices:
         message = f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}"
-        raise ValueError(message + likely(value, choices))
+        alike = [choice for choice in choices if choice[:1] == str(value)[:1]]  # bfloat16 is not float32
+        raise ValueError(message + likely(value, alike))
 
 
 def check_task(task: str) -> None:

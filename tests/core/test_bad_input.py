@@ -495,6 +495,10 @@ def noisy_pass(*, sample: bool | None = None, replay: bool = False, **options: A
         (lambda: TaskRouter(3)(torch.zeros(3) * 1j), "`task` must hold integer ids or a one-hot, got torch.complex64."),
         (lambda: MLPRouter("5", DAG), "`context_features` must be an integer, got '5'."),
         (lambda: MLPRouter(5, DAG, (0,)), "`hidden_sizes[0]` must be at least 1, got 0."),
+        (
+            lambda: dynroute.arguments.check_choice("precision", "bfloat16", ("float32", "bf16")),
+            "`precision` must be one of 'float32', 'bf16', got 'bfloat16'; did you mean 'bf16'?",
+        ),
         (lambda: CascadeRouter(5, DAG, cascade=[1]), "`cascade` must be one of 'probabilities', 'logits', got [1]."),
         (lambda: ModuleRouting(nn.ReLU(), Soft(), nn.ReLU()), "`modules` must list modules, got ReLU(); for instance"),
         (lambda: OutputRouting(["a"]), "`heads[0]` must be a module, got 'a'."),

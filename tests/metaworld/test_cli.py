@@ -422,6 +422,7 @@ MISTYPED = {
     "train --goals rand": "`goals` must be one of 'fixed', 'random', 'benchmark', got 'rand'; did you mean 'random'?",
     "train --gate tpo-2": "`gate` must be one of 'soft', {}, got 'tpo-2'; did you mean 'top-K'?",
     "train --protect rgs": "`protect` must be one of 'rsg', {}, got 'rgs'; did you mean 'rsg'?",
+    "train --precision bfloat16": "`precision` must be one of {}, got 'bfloat16'; did you mean 'bf16'?",
     "train --steps=-1": "`steps` must be at least 0, got -1.",
     "sweep --benchmarks MT10 reahc": "`benchmark` must be MT10, {}, got 'reahc'; did you mean 'reach'?",
     "extract runs/first --task reahc": "`task` must be a task of Meta-World, got 'reahc'; did you mean 'reach'?",
