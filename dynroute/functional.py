@@ -488,7 +488,7 @@ def route_temperature(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
         >>> route_temperature(torch.tensor([0.1, 0.3]))
         tensor([0.7500, 0.2500])
     """
-    check_floating("alpha", alpha)
+    _check_tasks(alpha)
     refuse_where(
         alpha,
         lambda alpha: ~(alpha > 0),
@@ -513,8 +513,16 @@ def task_weights(alpha: Tensor, *, normalize: str = "sum") -> Tensor:
         >>> task_weights(torch.tensor([0.2, 0.2]), normalize="mean")
         tensor([1., 1.])
     """
-    check_floating("alpha", alpha)
+    _check_tasks(alpha)
     return _normalized(torch.softmax(-alpha, dim=-1), normalize)
+
+
+def _check_tasks(alpha: Tensor) -> None:
+    check_floating("alpha", alpha)
+    if not alpha.dim():
+        raise ValueError(
+            "`alpha` must have shape (*, N), one coefficient for each task, got a tensor without dimensions."
+        )
 
 
 def _normalized(shares: Tensor, normalize: str) -> Tensor:

@@ -173,6 +173,11 @@ def test_bad_arguments_are_refused() -> None:
     for rule in (route_temperature, task_weights):
         with pytest.raises(ValueError, match="`normalize` must be one of 'sum', 'mean', got 'max'"):
             rule(torch.ones(3), normalize="max")
+        for normalize in ("sum", "mean"):
+            with pytest.raises(
+                ValueError, match=r"`alpha` must have shape \(\*, N\), one coefficient for each task, got"
+            ):
+                rule(torch.tensor(0.2), normalize=normalize)
     with pytest.raises(TypeError, match="`temperature` must be a number or a tensor, got list"):
         samplek_path(logits, 1, temperature=[1.0, 2.0])
 
