@@ -51,7 +51,11 @@ class TableRouter(Router):
         nn.init.normal_(self.table)
 
     def score(self, context: Tensor) -> Tensor:
-        ids = task_one_hot(context, self.num_tasks).int().argmax(dim=-1)
+        if _is_one_hot(context, self.num_tasks):
+            numbers = torch.arange(1, self.num_tasks + 1, device=context.device)
+            ids = (numbers * (context == 1)).sum(dim=-1) - 1  # a row without a 1 has no row of the table either
+        else:
+            ids = context.long()
         rows = self.table.index_select(0, ids.reshape(-1)).reshape(*ids.shape, self.table.shape[1])
         return rows.to(torch.promote_types(self.table.dtype, torch.float32))
 
@@ -87,25 +91,31 @@ class TaskRouter(Router):
 
 def task_one_hot(task: Tensor, num_tasks: int) -> Tensor:
     """Returns the boolean one-hot of a task given as ids (integers) or as one-hot (floating or boolean)."""
+    if _is_one_hot(task, num_tasks):
+        return task == 1
+    return task.unsqueeze(-1) == torch.arange(num_tasks, device=task.device)
+
+
+def _is_one_hot(task: Tensor, num_tasks: int) -> bool:
+    """Whether tasks are given as one-hots, not as ids; raises an error unless they are tasks."""
     check_tensor("task", task)
     if task.is_complex():
         raise TypeError(f"`task` must hold integer ids or a one-hot, got {task.dtype}.")
-    if task.is_floating_point() or task.dtype == torch.bool:
-        if task.shape[-1:] != (num_tasks,):
-            raise ValueError(
-                f"`task` must have shape (*, {num_tasks}) as a one-hot, got {tuple(task.shape)}; "
-                "task ids are integers: convert them with `.long()`."
-            )
-        one_hot = task == 1
+    if not (task.is_floating_point() or task.dtype == torch.bool):
         refuse_where(
             task,
-            lambda task: (task != one_hot).any(dim=-1) | (one_hot.sum(dim=-1) != 1),
-            lambda row: f"`task` must have exactly one 1 in every row of a one-hot, row {row} is {task[row].tolist()}.",
+            lambda task: (task < 0) | (task >= num_tasks),
+            lambda index: f"`task` must be in 0..{num_tasks - 1}, got {int(task[index])} at index {index}.",
         )
-        return one_hot
+        return False
+    if task.shape[-1:] != (num_tasks,):
+        raise ValueError(
+            f"`task` must have shape (*, {num_tasks}) as a one-hot, got {tuple(task.shape)}; "
+            "task ids are integers: convert them with `.long()`."
+        )
     refuse_where(
         task,
-        lambda task: (task < 0) | (task >= num_tasks),
-        lambda index: f"`task` must be in 0..{num_tasks - 1}, got {int(task[index])} at index {index}.",
+        lambda task: (task != (task == 1)).any(dim=-1) | ((task == 1).sum(dim=-1) != 1),
+        lambda row: f"`task` must have exactly one 1 in every row of a one-hot, row {row} is {task[row].tolist()}.",
     )
-    return task.unsqueeze(-1) == torch.arange(num_tasks, device=task.device)
+    return True

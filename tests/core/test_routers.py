@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from dynroute import CascadeRouter, LinearRouter, MLPRouter, Router, TableRouter, TaskRouter, Topology
+from dynroute import CascadeRouter, LinearRouter, MLPRouter, Router, TableRouter, TaskRouter, Topology, set_checks
 
 DAG = Topology.dag(5)
 LAYERED = Topology.layered([2, 3, 3])
@@ -180,6 +180,16 @@ def test_a_table_holds_one_row_for_each_task() -> None:
     logits[0][DAG.allowed].sum().backward()
     assert router.table.grad is not None
     assert router.table.grad.abs().sum(-1).tolist() == [0, 0, 10]
+
+
+@pytest.mark.parametrize("task", [torch.tensor([0, 3]), torch.tensor([-1]), torch.zeros(2, 3)], ids=str)
+def test_a_table_has_no_row_for_other_tasks_where_values_are_not_checked(task: Tensor) -> None:
+    set_checks(False)
+    try:
+        with pytest.raises(IndexError, match="out of range"):
+            TableRouter(3, DAG)(task)
+    finally:
+        set_checks(None)
 
 
 def test_a_task_does_not_see_the_rows_of_others() -> None:
