@@ -19,7 +19,7 @@ __all__ = ["LayerRouting"]
 
 
 class LayerRouting(RoutedGraph):
-    r"""Routes between the modules of neighbouring layers (Soft Modularization, Eq. 8 and 9).
+    r"""Routes between the modules of neighbouring layers (Soft Modularization, Eq. 8).
 
     .. math:: g^{l+1}_i = \sum_j \hat p^l_{ij} \, M^l_j(g^l_j)
 
@@ -114,6 +114,10 @@ class LayerRouting(RoutedGraph):
         dtype: torch.dtype | None = None,
     ) -> "LayerRouting":
         """Builds a routed network of linear modules, each followed by an activation, and a linear head.
+
+        The defaults are no published network: modules end in ReLU as in the paper of Soft Modularization, and the
+        router reads probabilities and scores the output as in its release. The published networks are
+        :class:`~dynroute.networks.SoftModularization`.
 
         Args:
             in_features: The width of the input.

@@ -30,6 +30,9 @@ class CascadeRouter(Router):
     2. :math:`E` is the context itself in the paper (`hidden_sizes=()`), and in the release the output of two linear
        layers of 256 that read the context's ReLU (`hidden_sizes=(256, 256)`, on a context after ReLU).
 
+    The defaults mix both: `cascade` and `score_output` are the release's, `hidden_sizes` is the paper's. The published
+    networks are :class:`~dynroute.networks.SoftModularization`.
+
     Args:
         context_features: The width of the context.
         topology: The graph whose edges are scored, usually ``Topology.layered``; neighbouring nodes that read the same
