@@ -98,7 +98,7 @@ def topk_path(logits: Tensor, k: int, *, allowed: Tensor | None = None) -> Tenso
         tensor([ True,  True, False])
     """
     check_count("k", k, at_least=1)
-    return best_k(logits, k, expand_allowed(allowed, logits))
+    return best_k(logits, k, _choosable(allowed, logits))
 
 
 def best_k(logits: Tensor, k: int, allowed: Tensor) -> Tensor:
@@ -164,6 +164,7 @@ def samplek_path(
     wide = scores.to(torch.float32 if logits.device.type == "mps" else torch.float64, copy=True)
     lowest = torch.finfo(wide.dtype).min
     best = wide.amax(dim=-1, keepdim=True).clamp(min=lowest)
+    refuse_where(best, torch.isnan, _nan_in_row)
     if hides_values(logits):
         wide = (wide - best) / temperature + noise
     else:
@@ -195,7 +196,7 @@ def topp_path(logits: Tensor, p: float, *, allowed: Tensor | None = None) -> Ten
         tensor([ True,  True, False])
     """
     check_number("p", p, above=0.0, at_most=1.0)
-    return likeliest(logits, p, expand_allowed(allowed, logits))
+    return likeliest(logits, p, _choosable(allowed, logits))
 
 
 def likeliest(logits: Tensor, p: float, allowed: Tensor) -> Tensor:
@@ -232,7 +233,7 @@ def expert_choice_path(logits: Tensor, capacity: float, *, allowed: Tensor | Non
                 [False,  True]])
     """
     check_number("capacity", capacity, above=0.0)
-    return chosen_by_sources(logits, capacity, expand_allowed(allowed, logits))
+    return chosen_by_sources(logits, capacity, _choosable(allowed, logits))
 
 
 def chosen_by_sources(logits: Tensor, capacity: float, allowed: Tensor) -> Tensor:
@@ -360,9 +361,22 @@ def suitable(logits: Tensor, *, allowed: Tensor | None = None) -> Tensor:
         >>> suitable(torch.tensor([0.0, 0.0, -9.0]))
         tensor([ True,  True, False])
     """
-    mask = expand_allowed(allowed, logits)
+    mask = _choosable(allowed, logits)
     sources = logits.shape[-1] if allowed is None else allowed.sum(dim=-1, keepdim=True)
     return suitable_masked(logits.detach().masked_fill(~mask, -math.inf), sources)
+
+
+def _choosable(allowed: Tensor | None, logits: Tensor) -> Tensor:
+    """The mask of the allowed sources in the shape of the logits, none of which may be NaN."""
+    mask = expand_allowed(allowed, logits)
+    refuse_where(logits, lambda z: (z.isnan() & mask).any(dim=-1, keepdim=True), _nan_in_row)
+    return mask
+
+
+def _nan_in_row(index: tuple[int, ...]) -> str:
+    return (
+        f"`logits` must not be NaN, but one of row {index[:-1]} is; did the router's input or its parameters diverge?"
+    )
 
 
 def suitable_masked(logits: Tensor, sources: Tensor | int) -> Tensor:

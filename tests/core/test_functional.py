@@ -1,6 +1,7 @@
 """Properties of the equations, over logits of every scale."""
 
 import math
+from collections.abc import Callable
 
 import oracle
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dynroute import BalancedTopK, ExpertChoice, Gate, Hard, SampleK, Soft, TopK, TopP, set_checks
 from dynroute.functional import (
+    expert_choice_path,
     gumbel_noise,
     mask_softmax,
     route_temperature,
@@ -18,6 +20,7 @@ from dynroute.functional import (
     suitable,
     task_weights,
     topk_path,
+    topp_path,
 )
 
 
@@ -78,6 +81,23 @@ def test_permuted_sources_give_permuted_weights(case: tuple[Tensor, Tensor], ran
     torch.testing.assert_close(mask_softmax(logits, path)[:, order], mask_softmax(logits[:, order], path[:, order]))
     distinct = logits + torch.arange(logits.shape[1]) * 1e-9 * max(1.0, float(logits.abs().max()))
     assert torch.equal(topk_path(distinct, 2)[:, order], topk_path(distinct[:, order], 2))
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda logits, **mask: topk_path(logits, 2, **mask),
+        lambda logits, **mask: samplek_path(logits, 2, **mask),
+        lambda logits, **mask: topp_path(logits, 0.5, **mask),
+        lambda logits, **mask: expert_choice_path(logits.unsqueeze(1), 1.0, **mask),
+        suitable,
+    ],
+)
+def test_logits_that_are_nan_are_refused_where_they_count(choose: Callable[..., Tensor]) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0], [1.0, torch.nan, 3.0]])
+    with pytest.raises(ValueError, match=r"^`logits` must not be NaN, but one of row \(1,( 0)?\) is; did the router's"):
+        choose(logits)
+    assert choose(logits, allowed=torch.tensor([True, False, True])).any()
 
 
 @given(masked_rows(), st.integers(1, 9))
@@ -311,7 +331,7 @@ def test_sums_of_temperature_are_one_for_many_tasks() -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize("case", ["distinct", "ties", "never", "nan"])
-def test_many_rows_choose_as_one_row_does(case: str, k: int) -> None:
+def test_many_rows_choose_as_one_row_does(case: str, k: int, request: pytest.FixtureRequest) -> None:
     generator = torch.Generator().manual_seed(k)
     logits = torch.randn(1500, 6, generator=generator)
     allowed = torch.rand(1500, 6, generator=generator) < 0.7
@@ -322,6 +342,8 @@ def test_many_rows_choose_as_one_row_does(case: str, k: int) -> None:
         logits = logits.masked_fill(torch.rand(1500, 6, generator=generator) < 0.3, -math.inf)
     elif case == "nan":
         logits[7, 2] = math.nan
+        request.addfinalizer(lambda: set_checks(None))
+        set_checks(False)
     together = topk_path(logits, k, allowed=allowed)
     for i in (0, 3, 7, 11, 1499):
         assert torch.equal(together[i], topk_path(logits[i], k, allowed=allowed[i]))
