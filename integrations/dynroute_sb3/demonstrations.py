@@ -12,10 +12,11 @@ from torch import Tensor
 from dynroute import Topology
 
 from .attributes import MultiTaskAttributes
-from .replay import RouteReplayBuffer, RouteReplaySamples, to_device
+from .replay import GOES_ON, OUT_OF_TIME, RouteReplayBuffer, RouteReplaySamples, to_device
+from .returns import ReturnBounds
 from .storage import Member, read_rows, write_rows
 
-__all__ = ["DemonstrationBuffer", "add_demonstrations", "shown_first"]
+__all__ = ["DemonstrationBuffer", "add_demonstrations", "add_returns", "shown_first"]
 
 ROWS = 4096
 """The number of observations that the actor routes at once."""
@@ -198,9 +199,15 @@ def add_demonstrations(
         )
     buffer.wanted[:] = wanted
     if model.return_bounds is not None:
-        cut = np.asarray(timeouts, dtype=bool) & buffer.handle_timeout_termination
-        for task in range(tasks):
-            model.return_bounds.add_episodes(task, rewards[task], np.asarray(dones[task], dtype=bool), cut[task])
+        add_returns(model.return_bounds, buffer)
+
+
+def add_returns(bounds: ReturnBounds, buffer: DemonstrationBuffer) -> None:
+    """Adds the demonstrations of a buffer to bounds of returns."""
+    for task, (rows, count) in enumerate(zip(buffer.shown.rows, buffer.shown.counts, strict=True)):
+        if count:
+            rewards, ends = rows[:count, -2:].T
+            bounds.add_episodes(task, rewards, ends != GOES_ON, ends == OUT_OF_TIME)
 
 
 @torch.no_grad()

@@ -343,7 +343,10 @@ class RouteReplayBuffer(ReplayBuffer):
         infos: Sequence[list[dict[str, Any]]],
         paths: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Adds several steps; the arguments are as in :meth:`add`, with a first dimension of steps."""
+        """Adds several steps; the arguments are as in :meth:`add`, with a first dimension of steps.
+
+        The buffer of a model with `normalize_returns` needs ``model.return_bounds.add_buffer(buffer)`` afterwards.
+        """
         parts = {"next_obs": next_obs, "action": action, "reward": reward, "done": done, "infos": infos, "paths": paths}
         for name, values in parts.items():
             if values is not None and len(values) != len(obs):

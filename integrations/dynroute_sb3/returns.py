@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .replay import to_device
+from .replay import GOES_ON, OUT_OF_TIME, RouteReplayBuffer, to_device
 
 __all__ = ["ReturnBounds", "discounted_returns"]
 
@@ -104,6 +104,26 @@ class ReturnBounds:
         for before, end in zip([-1, *ends], ends, strict=False):
             self._end(task, rewards[before + 1 : end + 1].tolist(), bool(truncated[end]))
         _widen(self.rewards[task], rewards)
+        self._changed = True
+
+    def add_buffer(self, buffer: RouteReplayBuffer) -> None:
+        """Adds the transitions of a replay buffer, whose episodes are followed from state to state.
+
+        Episodes that have not ended count by their extreme rewards alone, as in :meth:`add`.
+        """
+        n = buffer.task_space.state_features
+        for task, (ring, count) in enumerate(zip(buffer.rows, buffer.counts, strict=True)):
+            oldest_first = (buffer.positions[task] - count + np.arange(count)) % buffer.capacity
+            open_episodes: dict[bytes, list[float]] = {}
+            for row in ring[oldest_first]:
+                rewards = open_episodes.pop(row[:n].tobytes(), [])
+                rewards.append(float(row[-2]))
+                if row[-1] == GOES_ON:
+                    open_episodes[row[n : 2 * n].tobytes()] = rewards
+                else:
+                    self._end(task, rewards, bool(row[-1] == OUT_OF_TIME))
+            if count:
+                _widen(self.rewards[task], ring[:count, -2])
         self._changed = True
 
     def forget_running(self) -> None:

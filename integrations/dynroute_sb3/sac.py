@@ -27,6 +27,7 @@ from .archive import saved_names
 from .attributes import MultiTaskAttributes
 from .categorical import VALUE_RANGE
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
+from .demonstrations import DemonstrationBuffer, add_returns
 from .denormals import CLEAR_EVERY, clear_denormals
 from .losses import path_temperature
 from .observation import check_observation_space, count_tasks
@@ -546,6 +547,8 @@ class MultiTaskSAC(MultiTaskAttributes):
     def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """Reads a file of :meth:`save_replay_buffer`, which cannot run code, and makes a buffer if there is none.
 
+        With `normalize_returns`, rewards are then normalized by the episodes of the file too.
+
         Args:
             path: The name of the file, or a file object.
             truncate_last_traj: Has no effect; SB3 uses it for HerReplayBuffer only.
@@ -553,6 +556,10 @@ class MultiTaskSAC(MultiTaskAttributes):
         buffer = self._make_replay_buffer() if self.replay_buffer is None else self.replay_buffer
         load_buffer(buffer, path)
         self.replay_buffer = buffer
+        if self.return_bounds is not None:
+            self.return_bounds.add_buffer(buffer)
+            if isinstance(buffer, DemonstrationBuffer):
+                add_returns(self.return_bounds, buffer)
 
     def _make_replay_buffer(self) -> RouteReplayBuffer:
         assert self.replay_buffer_class is not None

@@ -1,5 +1,6 @@
 """Normalized returns: the extremes of every task are those of its episodes, whatever interrupts them."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,67 @@ def test_demonstrations_count() -> None:
         expected.append([min(0.0, *returns), max(0.0, *returns)])
     np.testing.assert_allclose(model.return_bounds.update().numpy(), expected)
     model.learn(4 * 40)
+
+
+def bounds_of(model: MultiTaskSAC) -> np.ndarray:
+    assert model.return_bounds is not None
+    return model.return_bounds.update().numpy()
+
+
+@pytest.mark.parametrize("environments", ["several of each task", "normalized states"])
+def test_bounds_hold_the_episodes_of_a_loaded_buffer(environments: str, tmp_path: Path) -> None:
+    """A model with the buffer of another one has the bounds of that model."""
+
+    def env() -> VecEnv:
+        several = DummyVecEnv(point_tasks() * 2)
+        return several if environments == "several of each task" else MultiTaskVecNormalize(several, norm_reward=False)
+
+    model = make(env(), learning_starts=10**6).learn(8 * 30)
+    model.learn(8 * 30)  # starts new episodes in the middle of the second
+    model.save_replay_buffer(tmp_path / "buffer")
+    other = make(env(), learning_starts=0)
+    other.load_replay_buffer(tmp_path / "buffer")
+    np.testing.assert_allclose(bounds_of(other), bounds_of(model), rtol=1e-6)
+    before = bounds_of(other).copy()
+    other.learn(8 * 30)
+    assert (bounds_of(other)[:, 0] <= before[:, 0]).all()
+
+
+def test_bounds_hold_the_rewards_of_a_loaded_buffer_without_an_end(tmp_path: Path) -> None:
+    model, other = make(learning_starts=10**6).learn(4 * 9), make()
+    model.save_replay_buffer(tmp_path / "buffer")
+    other.load_replay_buffer(tmp_path / "buffer")
+    np.testing.assert_allclose(bounds_of(other), bounds_of(model), rtol=1e-6)
+    assert (bounds_of(other)[:, 0] < 0).all()
+
+
+def test_bounds_of_a_buffer_that_wrapped_around_are_those_of_what_is_left(tmp_path: Path) -> None:
+    model, other = (make(learning_starts=10**6, buffer_size=4 * 33) for _ in range(2))
+    model.learn(4 * 75).save_replay_buffer(tmp_path / "buffer")
+    other.load_replay_buffer(tmp_path / "buffer")
+    buffer = other.replay_buffer
+    assert buffer is not None
+    expected = []
+    for task in range(TASKS):
+        kept = np.roll(buffer.rows[task], -buffer.positions[task], axis=0)
+        ends = [0, *(np.flatnonzero(kept[:, -1]) + 1)]
+        episodes = [kept[start:end, -2].tolist() for start, end in itertools.pairwise(ends)]
+        returns = [r for episode in episodes for r in oracle_sac.returns_of_an_episode(episode, 0.9, True)]
+        expected.append([min(0.0, *returns), max(0.0, *returns)])
+    np.testing.assert_allclose(bounds_of(other), expected, rtol=1e-6)
+
+
+def test_bounds_hold_loaded_demonstrations(tmp_path: Path) -> None:
+    options = {"replay_buffer_class": DemonstrationBuffer, "replay_buffer_kwargs": {"demonstrations": 6}}
+    model, other = make(**options), make(**options)
+    observations = np.tile(DummyVecEnv(point_tasks()).reset()[:, None], (1, 6, 1))
+    rewards, dones = np.arange(24.0).reshape(4, 6) - 10, np.zeros((4, 6), dtype=bool)
+    dones[:, [1, 3]] = True
+    add_demonstrations(model, observations, np.zeros((4, 6, 2)), observations, rewards, dones, timeouts=dones)
+    model.save_replay_buffer(tmp_path / "buffer")
+    other.load_replay_buffer(tmp_path / "buffer")
+    np.testing.assert_allclose(bounds_of(other), bounds_of(model))
+    assert bounds_of(other).any(axis=1).all()
 
 
 def test_what_updates_read_stays_in_its_place() -> None:
