@@ -498,8 +498,9 @@ class RouteReplayBuffer(ReplayBuffer):
         """Restores a buffer that :meth:`save` wrote; raises an error if it has another shape."""
         for name, expected in self._shape().items():
             if (stored := state[name]) != expected:
+                hint = ", or from before the model grew" if name in ("graph", "parents") else ""
                 raise ValueError(
-                    f"the stored buffer must have {name} {expected}, got {stored}; is it from another run?"
+                    f"the stored buffer must have {name} {expected}, got {stored}; is it from another run{hint}?"
                 )
         counts = np.asarray(state["counts"], dtype=np.int64)
         for name, array in self._arrays().items():
@@ -509,11 +510,16 @@ class RouteReplayBuffer(ReplayBuffer):
         self.most_at_once, self._latest = int(state["most_at_once"]), np.asarray(state["latest"], dtype=np.int64)
 
     def _shape(self) -> dict[str, Any]:
-        width = self.rows.shape[-1]
-        path_bytes = 0 if self.paths is None else self.paths.shape[-1]
-        shape = {"num_tasks": self.num_tasks, "capacity": self.capacity, "row_width": width, "path_bytes": path_bytes}
-        shape["order_bytes"] = 0 if self.back is None else self.back.itemsize
-        return {**shape, "demonstrations": 0}  # which a DemonstrationBuffer has
+        return {
+            "num_tasks": self.num_tasks,
+            "capacity": self.capacity,
+            "state_features": self.task_space.state_features,
+            "action_dim": self.action_dim,
+            "graph": str(self.topology),
+            "parents": None if self.topology is None else [list(row) for row in self.topology.parents],
+            "order_bytes": 0 if self.back is None else self.back.itemsize,
+            "demonstrations": 0,  # which a DemonstrationBuffer has
+        }
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         arrays = {"rows": self.rows, "paths": self.paths, "back": self.back}

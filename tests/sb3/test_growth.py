@@ -80,6 +80,20 @@ def test_stored_paths_are_lifted() -> None:
     assert batch.paths.shape == (16, 4, 4)
 
 
+def test_a_buffer_from_before_the_growth_is_refused(tmp_path: Path) -> None:
+    model = make("d2r").learn(60)
+    model.save_replay_buffer(tmp_path / "buffer")
+    grow_networks(model)
+    assert model.replay_buffer is not None
+    before = model.replay_buffer.paths.copy()
+    told = r"must have graph Topology\(num_nodes=5, .*, got Topology\(num_nodes=4, .*, or from before the model grew\?"
+    with pytest.raises(ValueError, match=told):
+        model.load_replay_buffer(tmp_path / "buffer")
+    assert (model.replay_buffer.paths == before).all()
+    model.save_replay_buffer(tmp_path / "grown")
+    model.load_replay_buffer(tmp_path / "grown")
+
+
 def test_paths_of_demonstrations_are_lifted() -> None:
     model = make(replay_buffer_class=DemonstrationBuffer, replay_buffer_kwargs={"demonstrations": 4})
     grow_networks(model)

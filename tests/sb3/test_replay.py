@@ -19,7 +19,7 @@ from replay_cases import ACTION, STATE, TASKS, TOPOLOGY, fill, make, observe, tr
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 
-from dynroute import networks
+from dynroute import Topology, networks
 from dynroute_sb3 import MultiTaskSAC, RouteReplayBuffer, point_tasks
 from dynroute_sb3.device_replay import DeviceReplay
 
@@ -341,6 +341,12 @@ def test_save_and_load(history: list[tuple[int, list[int]]], paths: bool, mapped
     assert snapshot(other) == snapshot(buffer)
 
 
+def with_paths(topology: Topology) -> RouteReplayBuffer:
+    buffer = make(paths=False)
+    buffer.keep_paths(topology)
+    return buffer
+
+
 @pytest.mark.parametrize(
     ("ours", "message"),
     [
@@ -348,19 +354,40 @@ def test_save_and_load(history: list[tuple[int, list[int]]], paths: bool, mapped
         (lambda: make(5), "capacity 5, got 4"),
         (
             lambda: RouteReplayBuffer(12, spaces.Box(-1, 1, (9,)), spaces.Box(-1, 1, (2,)), "cpu", num_tasks=3),
-            "row_width 16, got 8",
+            "state_features 6, got 2",
         ),
-        (lambda: make(paths=False), "path_bytes 0, got 2"),
+        (  # rows of the same width
+            lambda: RouteReplayBuffer(12, spaces.Box(-1, 1, (4,)), spaces.Box(-1, 1, (4,)), "cpu", num_tasks=3),
+            "state_features 1, got 2",
+        ),
+        (
+            lambda: RouteReplayBuffer(12, spaces.Box(-1, 1, (5,)), spaces.Box(-1, 1, (3,)), "cpu", num_tasks=3),
+            "action_dim 3, got 2",
+        ),
+        (lambda: make(paths=False), "graph None, got Topology(num_nodes=6, num_edges=15, path_shape=(5, 5))"),
+        (  # paths of the same number of bytes
+            lambda: with_paths(Topology.layered([2, 3])),
+            "graph Topology(num_nodes=6, num_edges=9, path_shape=(4, 3)), got Topology(num_nodes=6, num_edges=15, "
+            "path_shape=(5, 5))",
+        ),
     ],
-    ids=["tasks", "capacity", "width", "paths"],
+    ids=["tasks", "capacity", "states", "states and actions", "actions", "paths", "graph"],
 )
 def test_another_shape_is_refused_by_name(ours: Any, message: str, tmp_path: Path) -> None:
     buffer = ours()
     state = fill(make(), 3).save(tmp_path)
     before = snapshot(buffer)
-    with pytest.raises(ValueError, match=f"the stored buffer must have {message}; is it from another run?"):
+    with pytest.raises(ValueError, match=re.escape(f"the stored buffer must have {message}; is it from another run")):
         buffer.load(tmp_path, state)
     assert snapshot(buffer) == before
+
+
+def test_another_graph_of_the_same_size_is_refused(tmp_path: Path) -> None:
+    one, other = (Topology([[], [], [0], [i], [2, 3]]) for i in (0, 1))
+    state = with_paths(one).save(tmp_path)
+    told = "the stored buffer must have parents [[], [], [0], [1], [2, 3]], got [[], [], [0], [0], [2, 3]]"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        with_paths(other).load(tmp_path, state)
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
