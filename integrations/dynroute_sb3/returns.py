@@ -142,15 +142,20 @@ class ReturnBounds:
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that later bounds depend on."""
         arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in ("returns", "rewards", "ended")}
-        return {**arrays, "running": [list(rewards) for rewards in self.running]}
+        return {**arrays, "running": [list(rewards) for rewards in self.running], "gamma": self.gamma}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
-        """Restores the state returned by :meth:`state_dict`; it must be complete, whatever `strict` says."""
+        """Restores the state returned by :meth:`state_dict`; it must be complete, whatever `strict` says.
+
+        Of bounds with another discount factor only the extreme rewards are taken, until an episode ends.
+        """
         for name in ("returns", "rewards", "ended"):
             current, stored = getattr(self, name), state[name].cpu().numpy()
             if stored.shape != current.shape:
                 raise ValueError(f"`{name}` of bounds must have shape {current.shape}, got {stored.shape}.")
             current[...] = stored
+        if state["gamma"] != self.gamma:
+            self.returns[...], self.ended[...] = 0, False
         self.running = [[float(reward) for reward in rewards] for rewards in state["running"]]
         self._changed = True
 

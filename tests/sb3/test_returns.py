@@ -175,6 +175,18 @@ def test_bounds_are_saved(how: str, tmp_path: Path) -> None:
         again.return_bounds.load_state_dict(ReturnBounds(3, 0.9, "cpu").state_dict())
 
 
+def test_bounds_of_another_discount_are_forgotten(tmp_path: Path) -> None:
+    make().learn(4 * 30).save(tmp_path / "model")
+    loaded = MultiTaskSAC.load(tmp_path / "model", DummyVecEnv(point_tasks()), device="cpu", gamma=0.5)
+    assert loaded.return_bounds is not None
+    extremes = loaded.return_bounds.rewards.copy()
+    assert extremes.any(axis=1).all()
+    np.testing.assert_allclose(bounds_of(loaded), extremes / (1 - 0.5))
+    episodes = Episodes()
+    loaded.learn(4 * 30, episodes)
+    np.testing.assert_allclose(bounds_of(loaded), episodes.bounds())
+
+
 def test_demonstrations_count() -> None:
     kwargs = {"demonstrations": 6}
     model = make(replay_buffer_class=DemonstrationBuffer, replay_buffer_kwargs=kwargs, gamma=0.5)
