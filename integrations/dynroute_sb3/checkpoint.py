@@ -222,6 +222,8 @@ def _restore(
     vars(model).update({**options, **saved_spaces, "replay_buffer_class": BUFFERS.get(kind, kind)})
     model._setup_model()
     model.set_parameters(state["parameters"], exact_match=True)
+    if model.return_bounds is not None:  # with the episodes that the environments are in
+        model.return_bounds.load_state_dict(state["parameters"]["return_bounds"])
     if model.log_ent_coef is not None:
         model.log_ent_coef.data.copy_(state["log_ent_coef"])
     if env is None:

@@ -649,7 +649,10 @@ class MultiTaskSAC(MultiTaskAttributes):
         """
         if exact_match and isinstance(load_path_or_dict, dict):
             check_parts(self, load_path_or_dict)
+        running = None if self.return_bounds is None else self.return_bounds.running
         super().set_parameters(load_path_or_dict, exact_match, device)
+        if self.return_bounds is not None and running is not None:
+            self.return_bounds.running = running  # the episodes of its own environments
 
     def _excluded_save_params(self) -> list[str]:
         kept_apart = ("report", "rollout_actor", "return_bounds")

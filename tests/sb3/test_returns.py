@@ -169,10 +169,20 @@ def test_bounds_are_saved(how: str, tmp_path: Path) -> None:
         again.set_parameters(model.get_parameters())
     assert again.return_bounds is not None
     assert torch.equal(again.return_bounds.update(), model.return_bounds.update())
-    assert again.return_bounds.running == model.return_bounds.running
+    # Where environments start anew, so do their episodes.
+    assert again.return_bounds.running == (model.return_bounds.running if how == "checkpoint" else [])
     again.learn(4 * 30, reset_num_timesteps=False)
     with pytest.raises(ValueError, match=r"`returns` of bounds must have shape \(4, 2\), got \(3, 2\)"):
         again.return_bounds.load_state_dict(ReturnBounds(3, 0.9, "cpu").state_dict())
+
+
+def test_parameters_leave_the_running_episodes() -> None:
+    model, other = make().learn(4 * 30), make().learn(4 * 10)
+    assert other.return_bounds is not None
+    running = [list(rewards) for rewards in other.return_bounds.running]
+    other.set_parameters(model.get_parameters())
+    assert other.return_bounds.running == running
+    np.testing.assert_array_equal(bounds_of(other), bounds_of(model))
 
 
 def test_bounds_of_another_discount_are_forgotten(tmp_path: Path) -> None:
