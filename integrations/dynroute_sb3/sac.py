@@ -626,6 +626,13 @@ class MultiTaskSAC(MultiTaskAttributes):
         if not kwargs.keys() <= known:
             check_keywords(kwargs, known | saved_names(path), of=f"{cls.__name__} and not an attribute of the model")
         model = super().load(path, *args, **kwargs)
+        due = 0 if cls.overlaps else vars(model).pop("updates_due", 0)
+        if due:
+            warnings.warn(
+                f"{due} updates that were due are dropped, since a {cls.__name__} does not learn while environments "
+                "step; OverlappedSAC.load keeps them.",
+                stacklevel=2,
+            )
         if model.ent_coef_optimizer is not None and model.log_ent_coef is not None:
             count = 1 if model.shared_ent_coef else model.entropy_coefficients.numel()
             if model.log_ent_coef.numel() != count:

@@ -241,6 +241,16 @@ def test_what_waits_in_an_overlapped_model_is_not_lost(tmp_path: Path) -> None:
     assert OverlappedSAC.load_checkpoint(tmp_path / "there", points()).updates_due == model.updates_due
 
 
+def test_an_overlapped_model_can_go_on_without_overlap(tmp_path: Path) -> None:
+    file = saved(model := OverlappedSAC("MlpPolicy", points(), learning_starts=8, device="cpu").learn(40))
+    assert OverlappedSAC.load(file, points(), "cpu").updates_due == model.updates_due == 1
+    file.seek(0)
+    with pytest.warns(UserWarning, match="1 updates that were due are dropped, .* OverlappedSAC.load keeps them"):
+        loaded = MultiTaskSAC.load(file, points(), "cpu")
+    loaded.learn(20).save_checkpoint(tmp_path / "there")
+    assert not hasattr(MultiTaskSAC.load_checkpoint(tmp_path / "there", points(), "cpu"), "updates_due")
+
+
 def test_an_option_that_a_checkpoint_hangs_on_stays(tmp_path: Path) -> None:
     model = make_plain().learn(40)
     model.lag_rollouts = True
