@@ -191,6 +191,12 @@ def check_options(model: MultiTaskAttributes) -> None:
             "`env` must leave the one-hot of the task as it is, and VecNormalize would normalize it with the state; "
             "use MultiTaskVecNormalize, or VecNormalize(norm_obs=False)."
         )
+    if normalizer is not None and normalizer.observation_space.shape != model.observation_space.shape:
+        raise ValueError(
+            f"`env` must have its {type(normalizer).__name__} around wrappers that change the shape of observations, "
+            f"such as VecFrameStack, got one inside, with shape {normalizer.observation_space.shape} before "
+            f"{model.observation_space.shape}; make {type(normalizer).__name__}(VecFrameStack(...))."
+        )
 
 
 def check_keywords(names: Iterable[str], known: Collection[str], *, of: str) -> None:

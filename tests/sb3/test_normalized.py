@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import (
     CheckpointCallback,
     EvalCallback,
 )
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from dynroute_sb3 import (
     DemonstrationBuffer,
@@ -49,6 +49,14 @@ def test_observations_must_not_be_normalized(how: str, tmp_path: Path) -> None:
     }[how]
     with pytest.raises(ValueError, match=r"`env` must leave the one-hot of the task as it is.*norm_obs=False"):
         call(VecNormalize(points()))
+
+
+@pytest.mark.parametrize("kind", [MultiTaskVecNormalize, lambda env: VecNormalize(env, norm_obs=False)])
+def test_frames_are_stacked_before_they_are_normalized(kind: Callable[[VecEnv], VecNormalize]) -> None:
+    told = r"^`env` must have its \w*VecNormalize around .* VecFrameStack, got one inside, with shape \(8,\) before"
+    with pytest.raises(ValueError, match=told):
+        make_plain(env=VecFrameStack(kind(points()), 2))
+    make_plain(env=MultiTaskVecNormalize(VecFrameStack(points(), 2)), learning_starts=4).learn(12)
 
 
 def normalized(**options: Any) -> MultiTaskVecNormalize:
