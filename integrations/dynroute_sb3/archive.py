@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.save_util import open_path
 
@@ -14,7 +15,7 @@ from dynroute.files import writing_file
 
 from .storage import DamagedError, Member
 
-__all__ = ["reading_archive", "saved_names", "writing_archive"]
+__all__ = ["reading_archive", "saved_attributes", "writing_archive"]
 
 
 @contextlib.contextmanager
@@ -89,14 +90,14 @@ def _is_pickle(source: Path | io.BufferedIOBase) -> bool:
     return start in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
 
 
-def saved_names(path: str | Path | io.BufferedIOBase) -> set[str]:
-    """Reads the names of the attributes in a file of SB3's `save`; none if it is not such a file."""
+def saved_attributes(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
+    """Reads the attributes in a file of SB3's `save`, those that are plain data; none if it is not such a file."""
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
-            return set(json.loads(archive.read("data")))
+            return dict(json.loads(archive.read("data")))
     except (zipfile.BadZipFile, KeyError):
-        return set()
+        return {}
     finally:
         if isinstance(path, str | Path):
             file.close()

@@ -19,7 +19,7 @@ from .attributes import MultiTaskAttributes, MultiTaskOptions
 from .categorical import VALUE_RANGE
 from .demonstrations import DemonstrationBuffer
 from .losses import MASK_RULES, Q_TARGETS, TASK_WEIGHTS, TEMPERATURES
-from .policies import POLICIES, MultiTaskPolicy
+from .policies import NO_SDE, POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
 from .router_rates import router_parameters
 from .vec_normalize import MultiTaskVecNormalize
@@ -41,6 +41,7 @@ __all__ = [
     "check_parts",
     "check_policy_name",
     "check_precision",
+    "check_replaced",
     "keywords_of",
     "n_step_keywords",
     "read_numbers",
@@ -218,6 +219,29 @@ def keywords_of(*functions: Callable[..., Any]) -> set[str]:
     """
     parameters = [one for function in functions for one in inspect.signature(function).parameters.values()]
     return {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)} - {"self"}
+
+
+def check_replaced(given: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raises an error for options that cannot be replaced when a model is loaded.
+
+    Args:
+        given: The keywords of `load`.
+        saved: The attributes in the file.
+    """
+    if given.get("use_sde"):
+        raise ValueError(NO_SDE)
+    for name, why in (("policy", "the file tells the policy"), ("n_envs", "`env` tells their number")):
+        if name in given:
+            raise TypeError(f"`{name}` must not be given to load, got {shown(given[name])}: {why}.")
+    fixed = ("critic_loss", "bins", "value_range") if saved.get("critic_loss") == "categorical" else ("critic_loss",)
+    for name in fixed:
+        kept = saved.get(name, given.get(name))
+        if name in given and not np.array_equal(given[name], kept):
+            kept = tuple(kept) if isinstance(kept, list) else kept  # JSON has no tuples
+            raise ValueError(
+                f"`{name}` must stay {kept!r}, with which the model was saved, got {shown(given[name])}; make another "
+                "model."
+            )
 
 
 NOT_OFFERED = {

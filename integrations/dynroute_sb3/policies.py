@@ -43,6 +43,13 @@ __all__ = [
 
 NetworkLike = str | Callable[..., nn.Module]
 
+NO_SDE = (
+    "`use_sde` must be False: state-dependent exploration draws a matrix for the last features of one MLP and keeps it "
+    "for many steps, and a routed network has no such features for all routes. For noise that lasts, give "
+    "`action_noise`, for instance OrnsteinUhlenbeckActionNoise."
+)
+"""The error of an option of SB3 that no policy supports."""
+
 
 def build_network(
     network: NetworkLike, space: TaskSpace, out_features: int, *, extra_features: int = 0, **sizes: Any
@@ -130,11 +137,7 @@ class MultiTaskPolicy(SACPolicy):
         **others: Any,
     ) -> None:
         if use_sde:
-            raise ValueError(
-                "`use_sde` must be False: state-dependent exploration draws a matrix for the last features of one "
-                "MLP and keeps it for many steps, and a routed network has no such features for all routes. For "
-                "noise that lasts, give `action_noise`, for instance OrnsteinUhlenbeckActionNoise."
-            )
+            raise ValueError(NO_SDE)
         _refuse_others(others)
         if optimizer_kwargs is None:
             optimizer_kwargs = {"fused": True} if optimizer_class in (torch.optim.Adam, torch.optim.AdamW) else {}

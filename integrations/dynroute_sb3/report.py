@@ -110,7 +110,8 @@ class Report:
             return
         self.told_of_range = True
         worst = max(tasks, key=lambda name: tasks[name])
-        advice = "raise `value_range`" if model.normalize_returns else "raise it, or give normalize_returns=True"
+        advice = "make another model with a wider one"
+        advice += "" if model.normalize_returns else ", or with normalize_returns=True"
         warnings.warn(
             f"`value_range` must hold the values that critics learn, and at step {model.num_timesteps} most of them "
             f"lie outside of {model.value_range} for the tasks {list(tasks)} ({tasks[worst]:.0%} for {worst}): they "

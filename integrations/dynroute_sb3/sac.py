@@ -23,7 +23,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from . import captured
-from .archive import saved_names
+from .archive import saved_attributes
 from .attributes import MultiTaskAttributes
 from .categorical import VALUE_RANGE
 from .checkpoint import load_buffer, load_checkpoint, save_buffer, save_checkpoint
@@ -42,6 +42,7 @@ from .options import (
     check_parts,
     check_policy_name,
     check_precision,
+    check_replaced,
     keywords_of,
     n_step_keywords,
     read_numbers,
@@ -619,12 +620,16 @@ class MultiTaskSAC(MultiTaskAttributes):
         Args:
             path: The name of the file, or a file object.
             args: As in SB3, the environments first.
-            kwargs: As in SB3; options of the model replace those of the file.
+            kwargs: As in SB3; options of the model replace those of the file. Those that its networks depend on must
+                stay, such as `critic_loss`, `bins` and `value_range` of critics that learn distributions.
         """
         known = keywords_of(cls.__init__, MultiTaskSAC.__init__, SAC.__init__, SAC.load) | {"replay_buffer"}
         known |= {name for name in dir(cls) if not callable(getattr(cls, name))}
-        if not kwargs.keys() <= known:
-            check_keywords(kwargs, known | saved_names(path), of=f"{cls.__name__} and not an attribute of the model")
+        saved = saved_attributes(path) if kwargs else {}
+        check_keywords(kwargs, {*known, *saved}, of=f"{cls.__name__} and not an attribute of the model")
+        check_replaced(kwargs, saved)
+        if "stats_window_size" in kwargs:
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # the name of the attribute
         model = super().load(path, *args, **kwargs)
         due = 0 if cls.overlaps else vars(model).pop("updates_due", 0)
         if due:

@@ -192,7 +192,8 @@ def test_a_range_that_values_exceed_by_far_is_told_once() -> None:
     model = learner(critic_loss="categorical", value_range=(0.0, 0.01), learning_starts=40)
     model.set_logger(Logger(None, []))
     told = (
-        r"`value_range` must hold .* outside of \(0.0, 0.01\) for the tasks \['0', '1', '2', '3'\] .* normalize_returns"
+        r"`value_range` must hold .* outside of \(0.0, 0.01\) for the tasks \['0', '1', '2', '3'\] .* "
+        "make another model with a wider one, or with normalize_returns=True"
     )
     with pytest.warns(UserWarning, match=told):
         model.learn(200)

@@ -202,6 +202,9 @@ def test_loading_with_other_rates() -> None:
     assert loaded.policy.shared_optimizer.param_groups[0]["lr"] == 1e-4
 
 
+DISTRIBUTIONS = {"critic_loss": "categorical"}
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
@@ -215,6 +218,12 @@ def test_loading_with_other_rates() -> None:
         ({"ent_coef": 0.1}, {"ent_coef": "auto"}, "`ent_coef` must stay a number, .* got 'auto'"),
         ({}, {"shared_ent_coef": True}, "`shared_ent_coef` must stay False, .* got True"),
         ({"shared_ent_coef": True}, {"shared_ent_coef": False}, "`shared_ent_coef` must stay True, .* got False"),
+        (DISTRIBUTIONS, {"bins": 51}, "`bins` must stay 101, with which the model was saved, got 51; make another"),
+        (DISTRIBUTIONS, {"value_range": (-20, 20)}, r"`value_range` must stay \(-10.0, 10.0\), .* got \(-20, 20\)"),
+        (DISTRIBUTIONS, {"critic_loss": "mse"}, "`critic_loss` must stay 'categorical', .* got 'mse'"),
+        ({}, DISTRIBUTIONS, "`critic_loss` must stay 'mse', .* got 'categorical'"),
+        ({}, {"bins": 51}, "`bins` needs critics that predict distributions"),
+        ({}, {"use_sde": True}, "`use_sde` must be False: state-dependent exploration"),
     ],
     ids=str,
 )
@@ -276,12 +285,23 @@ def test_load_refuses_keywords_that_have_no_effect(as_file: bool, tmp_path: Path
             MultiTaskSAC.load(file, env=points(), device="cpu", gamma=0.5, **{wrong: 5.0})
     with pytest.raises(TypeError, match="`train` is not a keyword of MultiTaskSAC"):
         MultiTaskSAC.load(file, env=points(), device="cpu", train=3)
+    for given in ({"policy": "D2RPolicy"}, {"n_envs": 3}):
+        with pytest.raises(TypeError, match=f"^`{next(iter(given))}` must not be given to load, got "):
+            MultiTaskSAC.load(file, env=points(), device="cpu", **given)
     right: dict[str, Any] = {"custom_objects": None, "verbose": 0, "tensorboard_log": None, "capture": False}
     right["replay_buffer"] = make_plain().replay_buffer
     loaded = MultiTaskSAC.load(
         file, env=points(), device="cpu", tau=0.5, _stats_window_size=3, num_timesteps=7, **right
     )
     assert (loaded.tau, loaded._stats_window_size, loaded.num_timesteps, loaded.capture) == (0.5, 3, 7, False)
+    loaded = MultiTaskSAC.load(file, env=points(), device="cpu", stats_window_size=5)
+    assert loaded._stats_window_size == loaded.report.returns[0].maxlen == 5
+
+
+def test_load_takes_the_distributions_of_the_file() -> None:
+    file = saved(make_model(**DISTRIBUTIONS))
+    same_again = {"critic_loss": "categorical", "bins": 101, "value_range": (-10, 10)}
+    assert MultiTaskSAC.load(file, points(), "cpu", **same_again).value_range == (-10, 10)
 
 
 def test_the_constructor_names_a_misspelt_keyword() -> None:
