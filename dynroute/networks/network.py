@@ -1,7 +1,9 @@
 """The base class of the networks, from a state and a task to a vector."""
 
 import copy
+import difflib
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -198,8 +200,13 @@ def gate_named(gate: Gate | str) -> Gate:
         return CHOOSING[kind](int(k))
     if kind in ("soft", "hard") and gate == kind:
         return Soft() if kind == "soft" else Hard()
+    number = re.findall(r"\d+$", gate) if isinstance(gate, str) else []
+    names = ["soft", "hard", *(f"{kind}-{(number or ['2'])[0]}" for kind in CHOOSING)]
+    near = difflib.get_close_matches(str(gate), names, n=1)
+    hint = f'; did you mean "{near[0]}"?' if near else "."
     raise ValueError(
-        f'`gate` must be a Gate or one of "soft", "hard", "top-2", "sample-2", "balanced-2", ..., got {shown(gate)}.'
+        '`gate` must be a Gate or one of "soft", "hard", "top-2", "sample-2", "balanced-2", ..., got '
+        f"{shown(gate)}{hint}"
     )
 
 

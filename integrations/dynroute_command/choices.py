@@ -4,6 +4,7 @@ Packages that import torch or MuJoCo repeat some of these lists; a test compares
 """
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 __all__ = [
@@ -83,11 +84,16 @@ def likely(value: object, choices: Collection[str], *, count: int = 1, otherwise
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
-    """Raises an error unless a value is one of the choices; it suggests the closest one with the same first letter."""
-    if value not in choices:
-        message = f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}"
-        alike = [choice for choice in choices if choice[:1] == str(value)[:1]]  # bfloat16 is not float32
-        raise ValueError(message + likely(value, alike))
+    """Raises an error unless a value is one of the choices; it suggests the closest one with the same first letter.
+
+    In a choice, "-K" at the end stands for "-2" and the like.
+    """
+    number = re.findall(r"\d+$", str(value)) or ["2"]
+    known = [re.sub("-K$", f"-{number[0]}", choice) for choice in choices]
+    if value not in known:
+        listed = ", ".join(map(repr, choices)) + " with a number for K" * (known != [*choices])
+        alike = [choice for choice in known if choice[:1] == str(value)[:1]]  # bfloat16 is not float32
+        raise ValueError(f"`{name}` must be one of {listed}, got {value!r}{likely(value, alike)}")
 
 
 def check_task(task: str) -> None:

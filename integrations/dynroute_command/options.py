@@ -6,7 +6,6 @@ Each is declared once, here, without heavy imports. Flags, help and completion c
 
 import dataclasses
 import math
-import re
 import types
 import typing
 from collections.abc import Mapping
@@ -63,7 +62,7 @@ def _about(
 ) -> dict[str, Any]:
     """The metadata of a field: the line in the help and the rules for its value.
 
-    In a choice, a "K" at the end stands for any number. With `words`, the value is one of them or a number as text; a
+    In a choice, a "-K" at the end stands for any number. With `words`, the value is one of them or a number as text; a
     word that ends with "_" is followed by a number. `sac` marks options that runs without SAC do not use; all options
     of the learner are among them. `changes_result` marks options that the results depend on, and `movable` options that
     may change when a run is resumed. `none` is for a value that "none" removes, for instance that of a preset. `needs`
@@ -344,7 +343,7 @@ def check_option(option: dataclasses.Field[Any], value: Any) -> None:
         names = " or ".join("none" if kind is types.NoneType else kind.__name__ for kind in kinds)
         raise ValueError(f"`{option.name}` must be of type {names}, got {value!r}.")
     choices, least, most, words = (option.metadata[name] for name in ("choices", "least", "most", "words"))
-    if choices and value is not None and re.sub(r"\d+$", "K", value) not in choices:
+    if choices and value is not None:
         check_choice(option.name, value, choices)
     if words and not _is_number_or(words, value):
         wanted = ", ".join(f"{word}NUMBER" if word.endswith("_") else word for word in words)
