@@ -125,7 +125,14 @@ def test_what_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "rum is not the directory of a run: it does not exist" in error
     run = Run.create(tmp_path / "run", Configuration().resolve())
     assert "no config.json; the runs inside of it are run." in told(capsys, "evaluate", str(tmp_path))
-    assert "has no checkpoint yet" in told(capsys, "evaluate", str(run.folder))
+    assert "has no checkpoint yet; training writes one every" in told(capsys, "evaluate", str(run.folder))
+    cloned = {"demonstrations": 3, "cloning_steps": 10}
+    for steps, command in ((0, "imitate"), (20, "train")):
+        run = Run.create(tmp_path / "runs" / command, Configuration(steps=steps, **cloned).resolve())
+        sentence = f"has no checkpoint yet: its cloning has not ended; `dynroute {command} --run {run.folder} --resume`"
+        assert sentence in told(capsys, "evaluate", str(run.folder))
+        assert sentence in told(capsys, "extract", str(run.folder), "--task", "reach")
+    run = Run.open(tmp_path / "run")
     assert "a run is evaluated on its own tasks" in told(capsys, "evaluate", str(run.folder), "--benchmark", "MT50")
     (run.folder / "config.json").write_text("{")
     assert "config.json is not the configuration of a run" in told(capsys, "evaluate", str(run.folder))

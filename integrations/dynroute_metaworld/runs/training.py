@@ -211,9 +211,11 @@ def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
     check_device(device)
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
-        raise FileNotFoundError(
-            f"{run.folder} has no checkpoint yet; training writes one every --checkpoint-every steps, and on Ctrl-C."
-        )
+        why = "; training writes one every --checkpoint-every steps, and on Ctrl-C."
+        if run.configuration.cloning_steps:
+            command = "train" if run.configuration.steps else "imitate"
+            why = f": its cloning has not ended; `dynroute {command} --run {run.folder} --resume` goes on with it."
+        raise FileNotFoundError(f"{run.folder} has no checkpoint yet{why}")
     return algorithm(run.configuration).load_checkpoint(checkpoint, device=device)
 
 
