@@ -120,7 +120,7 @@ class Options:
     )
     hours: float | None = _option(
         None,
-        "hours of all sessions, after which to stop and evaluate (default: no limit)",
+        "hours of all sessions, after which to stop and evaluate; default: no limit",
         LENGTH,
         least=0,
         sac=True,
@@ -206,7 +206,7 @@ class Options:
         False, "critics and actor use the coefficient of entropy after its update", ENTROPY
     )
     max_ent_coef_grad_norm: float | None = _option(
-        None, "limit of the gradient norm of its logarithm (default: none)", ENTROPY, least=0, none=True
+        None, "limit of the gradient norm of its logarithm; default: no limit", ENTROPY, least=0, none=True
     )
     max_ent_coef: float | None = _option(1.0, "the largest coefficient of entropy", ENTROPY, least=0)
     task_weights: str | None = _option(
@@ -256,7 +256,7 @@ class Options:
     held_out: int = _option(
         2, "demonstrations of each task that decide when to stop cloning", IMITATION, least=1, needs="cloning_steps"
     )
-    cloning_steps: int = _option(0, "updates of the actor by cloning, before SAC", IMITATION, least=0)
+    cloning_steps: int = _option(0, "updates of the actor by cloning, which come first", IMITATION, least=0)
     cloning_batch_size: int = _option(
         64, "samples of each task in an update", IMITATION, least=1, needs="cloning_steps"
     )

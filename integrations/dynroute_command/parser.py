@@ -271,7 +271,8 @@ class _Parser(argparse.ArgumentParser):
             else:
                 optional = about["none"] or (bool(others) and option.default is not None)
                 flag |= {"type": kind, "optional": optional, "choices": about["choices"] or None}
-                flag["about"] += ", or none" * optional
+                if optional:
+                    flag["about"] += f"; none {'restores the default' if option.default is None else 'turns it off'}"
             self.option(about["group"], _flag(name), **flag)
 
     def format_help(self) -> str:

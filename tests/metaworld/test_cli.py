@@ -300,9 +300,17 @@ def test_help_tells_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert " | ".join(option.metadata["choices"]) in words
     for name in (*PRESETS, "(MT10)", "(paper)", "(0.0003)"):
         assert name in words
+    for line in (
+        "of adamw; default: torch's, 0.01; none restores the default --joint",
+        "after which to stop and evaluate; default: no limit; none restores the default --horizon",
+        "a task with a larger loss is left out of an update; none turns it off (3000.0)",
+    ):
+        assert line in words
     titles = [f"\n{title}:\n" for title in GROUPS]
     assert sorted(titles, key=printed.index) == titles  # what one needs first comes first
-    assert "episodes of each task (20)" in helped(capsys, "imitate")
+    alone = helped(capsys, "imitate")
+    assert "episodes of each task (20)" in alone
+    assert "before SAC" not in alone
     assert "episodes of each task (0)" in printed
 
 
