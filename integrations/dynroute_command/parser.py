@@ -322,12 +322,22 @@ def _reader(kind: type, *, optional: bool) -> Callable[[str], Any]:
         if optional and text.lower() == "none":
             return None
         try:
-            return kind(text.replace("_", "") if kind is int else text)
-        except ValueError as error:
+            return _whole(text) if kind is int else kind(text)
+        except (ValueError, OverflowError) as error:
             wanted = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} must be {wanted}") from error
 
     return read
+
+
+def _whole(text: str) -> int:
+    """Reads a whole number, which may be written like 1e5."""
+    digits = text.replace("_", "")
+    if "e" not in digits.lower():
+        return int(digits)
+    if (number := float(digits)) != int(number):
+        raise ValueError
+    return int(number)
 
 
 def _commands(parser: _Parser) -> dict[str, _Parser]:

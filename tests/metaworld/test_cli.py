@@ -377,7 +377,8 @@ def test_flags_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
         ("report", "run", "--episodes"),
         ("train", "--steps"),
     ):
-        assert f"argument {flags[-1]}: '1.5' must be a whole number" in refused(capsys, *flags, "1.5")
+        for number in ("1.5", "1e-3", "1e999"):
+            assert f"argument {flags[-1]}: '{number}' must be a whole number" in refused(capsys, *flags, number)
     assert "unrecognized arguments: --verson; did you mean --version?" in refused(capsys, "--verson")
     required = "arguments are required: --methods, or --summary for the results so far, with --folder PATH"
     assert required in refused(capsys, "sweep")
@@ -600,6 +601,7 @@ def test_options_that_are_given() -> None:
     assert parse() == {}
     given = parse("--max-grad-norm", "none", "--no-bootstrap-timeouts", "--steps", "10_000", "--ent-coef", "0.1")
     assert given == {"max_grad_norm": None, "bootstrap_timeouts": False, "steps": 10_000, "ent_coef": "0.1"}
+    assert parse("--steps", "1e5", "--buffer-size", "2.5E4") == {"steps": 100_000, "buffer_size": 25_000}
     assert parse("--network", "a=[1, 2]", "b=dot", "c=0.5") == {"network": {"a": [1, 2], "b": "dot", "c": 0.5}}
     words = ["d=true", "e=True", "f=[False, None]", "g=null", "h=top-2"]
     assert parse("--network", *words)["network"] == {"d": True, "e": True, "f": [False, None], "g": None, "h": "top-2"}
