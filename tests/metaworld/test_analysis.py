@@ -462,6 +462,30 @@ def test_modules_are_drawn_against_when_tasks_were_learned(tmp_path: Path, drawn
     assert draw(dataclasses.replace(some, metrics=Metrics())) is None
 
 
+def test_names_of_folders_are_plain_text_in_figures(
+    runs: dict[str, Path], routes: Routes, tmp_path: Path, drawn: dict[str, Any]
+) -> None:
+    names = ["_old", r"$\frac$", "a$b$c", "$d"]
+
+    def check(figure: Figure, texts: list[str]) -> None:
+        figure.draw_without_rendering()  # matplotlib raises an error where it reads the name as maths
+        assert [text.split(",")[0].split(":")[0].strip().replace(r"\$", "$") for text in texts] == names
+
+    run = learned_so(tmp_path / "run", {task: [0.0, 0.9] for task in TASKS}, [2.0, 4.0, 3.0])
+    write_groups(tmp_path, [Group(name, (run,)) for name in names], [], {})
+    legends = {name: figure.legends[0] for name, figure in drawn.items() if figure is not None}
+    assert legends.keys() == {"curves", "success", "modules_by_method", "learned"}
+    run = read_run(runs["d2r-1"])
+    groups = [Group(name, (run,)) for name in names]
+    points = np.array([[0.0, 1.0, 2.0, 5.0]])
+    write_groups(tmp_path, groups, [GroupRoutes(one, {run.name: routes}) for one in groups], {run.name: points})
+    legends["sparsity_by_method"] = drawn["sparsity_by_method"].legends[0]
+    for drawing in legends.values():
+        check(drawing.figure, [text.get_text() for text in drawing.get_texts()])
+    for name in ("similarity_by_method", "paths_by_method"):
+        check(drawn[name], [title for axis in drawn[name].axes if (title := axis.get_title(loc="left"))])
+
+
 def test_noise_does_not_look_like_a_change() -> None:
     axes = Figure().subplots(1, 3)
     for axis, values in zip(axes, ([0.0, 0.0], [0.5, 0.50001], [5.0, 9.0]), strict=True):

@@ -129,7 +129,7 @@ def _bands(groups: Sequence[Group]) -> Figure | None:
     figure, axes = metric_panels(list(found))
     for axis, (metric, lines) in zip(axes, found.items(), strict=True):
         for number, band in lines:
-            plot(axis, band.steps, band.center, number, groups[number].name)
+            plot(axis, band.steps, band.center, number, _label(groups[number]))
             axis.fill_between(band.steps, band.low, band.high, color=f"C{number % 10}", alpha=0.2, linewidth=0)
             if len(band.steps) == 1:
                 axis.vlines(band.steps, band.low, band.high, color=f"C{number % 10}", linewidth=0.8)
@@ -161,7 +161,7 @@ def _by_task(groups: Sequence[Group], value: str, interval: str, name: str) -> F
     for place, (number, bars) in enumerate(filled):
         x = np.array([tasks.index(row["task"]) for row in bars]) + (place - (len(filled) - 1) / 2) * width
         y = np.array([row[value] for row in bars])
-        label = f"{groups[number].name}, {_counted(len(groups[number].scores))}"
+        label = f"{_label(groups[number])}, {_counted(len(groups[number].scores))}"
         with_interval = [i for i, row in enumerate(bars) if row[interval] is not None]
         if over and not with_interval:
             label += ", no interval"
@@ -200,7 +200,7 @@ def _learned(groups: Sequence[Group]) -> Figure | None:
         used = [row["modules_used"] for row in rows]
         correlations = group.late_correlations()
         center = f"; rank correlation {', '.join(f'{value:.2f}' for value in correlations)}" if correlations else ""
-        axis.scatter(late, used, label=f"{group.name}{center}", alpha=0.7, **mark(number))
+        axis.scatter(late, used, label=f"{_label(group)}{center}", alpha=0.7, **mark(number))
     if any(row["learned"] is None for _, _, rows in found for row in rows):
         axis.axvline(1.05 * end, color="grey", linewidth=0.8)
         place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
@@ -274,7 +274,7 @@ def _paths(group_routes: Sequence[GroupRoutes], points: Mapping[str, NDArray[np.
         seeds = {run.name: run.run.configuration.seed for run in routes.group.runs}
         for axis, name in zip(line, names, strict=False):
             scatter(axis, routes.group.tasks, points[name], tasks, size=150.0)
-            axis.set_title(f"{routes.group.name}, seed {seeds[name]}", loc="left", fontsize="small")
+            axis.set_title(f"{_label(routes.group)}, seed {seeds[name]}", loc="left", fontsize="small")
         for axis in line[len(names) :]:
             axis.set_axis_off()
     for handle in legend(figure, axes.flat).legend_handles:
@@ -283,8 +283,13 @@ def _paths(group_routes: Sequence[GroupRoutes], points: Mapping[str, NDArray[np.
     return figure
 
 
+def _label(group: Group) -> str:
+    """The name of a group as text of a figure: matplotlib reads "$" as maths, and has no legend for a first "_"."""
+    return " " * group.name.startswith("_") + group.name.replace("$", r"\$")
+
+
 def _named(routes: GroupRoutes) -> str:
-    return f"{routes.group.name}, {_counted(len(routes.routes))}"
+    return f"{_label(routes.group)}, {_counted(len(routes.routes))}"
 
 
 def _counted(seeds: int) -> str:
