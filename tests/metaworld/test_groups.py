@@ -70,6 +70,10 @@ def test_damaged_lines_are_named_and_left_out(tmp_path: Path) -> None:
     assert "2 more damaged lines of metrics.jsonl are left out." in metrics.notes
     assert "The last line of metrics.jsonl, line 8, is cut short and left out." in metrics.notes
     assert read_curves(tmp_path / "no.jsonl", ["a"]).notes == ("There is no no.jsonl: nothing was logged.",)
+    path.write_text(f'{{"step": 1, "a": {10**400}}}\n{{"step": 2, "a": 3}}\n')
+    metrics = read_curves(path, ["a"])
+    assert metrics.curves["a"].values.tolist() == [3]
+    assert metrics.notes == ("a was not finite once; those points are left out.",)
     path.write_text("")
     assert read_curves(path, ["a"]).notes == ("metrics.jsonl holds no whole line: nothing was logged.",)
 
@@ -84,6 +88,7 @@ def test_evidence_of_imitation(runs: dict[str, Path], tmp_path: Path) -> None:
         (folder / "cloning" / f"round_{number}").mkdir(parents=True)
         path = folder / "cloning" / f"round_{number}" / "errors.jsonl"
         path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    shutil.copytree(folder / "cloning" / "round_0", folder / "cloning" / "round_0.bak")  # a copy of one's own
     curve = read_run(folder).curves("cloning_error")["reach"]
     assert curve.steps.tolist() == [100, 200, 300]  # rounds follow each other
     assert curve.values.tolist() == [0.5, 0.4, 0.3]

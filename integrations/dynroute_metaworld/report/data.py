@@ -1,6 +1,6 @@
 """Reads the files of a run: its curves, its evaluation, and notes about what is missing."""
 
-import math
+import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -91,7 +91,7 @@ def read_curves(path: Path, names: Iterable[str]) -> Metrics:
             continue
         lines += 1
         for name in points.keys() & entry.keys():
-            if isinstance(value := entry[name], (int, float)) and math.isfinite(value):
+            if isinstance(value := entry[name], (int, float)) and abs(value) <= sys.float_info.max:
                 points[name][0].append(step)
                 points[name][1].append(value)
             else:
@@ -296,10 +296,10 @@ def _evaluation_curves(run: Run, evaluations: dict[int, EvaluationResult]) -> di
 def _cloning_curves(run: Run) -> dict[str, Curve]:
     """The errors of cloning; the updates of a round of DAgger are counted on from the round before."""
     names = [f"cloning_error/{task}" for task in run.configuration.tasks]
-    rounds = sorted(run.folder.glob("cloning/round_*"), key=lambda path: int(path.name.removeprefix("round_")))
+    numbers = [path.name.removeprefix("round_") for path in run.folder.glob("cloning/round_*")]
     curves: dict[str, Curve] = {}
-    for folder in rounds:
-        for name, curve in read_curves(folder / ERRORS, names).curves.items():
+    for number in sorted(int(number) for number in numbers if number.isdecimal()):
+        for name, curve in read_curves(run.folder / "cloning" / f"round_{number}" / ERRORS, names).curves.items():
             before = curves.get(name, Curve(np.zeros(0), np.zeros(0)))
             start = before.steps[-1] if len(before.steps) else 0.0
             curves[name] = Curve(
