@@ -29,7 +29,7 @@ from .runs.configuration import Configuration
 from .runs.evaluation import evaluate
 from .runs.intervals import bootstrap_interval, iqm, wilson_interval
 from .runs.metrics import read_metrics
-from .runs.presets import PRESETS
+from .runs.presets import PRESETS, preset
 from .runs.result import EvaluationResult
 from .runs.run import Run, RunError
 from .runs.summary import summarize
@@ -57,6 +57,7 @@ __all__ = [
     "iqm",
     "load_model",
     "make_envs",
+    "preset",
     "read_metrics",
     "render",
     "summarize",

@@ -14,10 +14,10 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dynroute.networks import available, build
-from dynroute_metaworld import PRESETS, Configuration, Run, RunError
+from dynroute_metaworld import PRESETS, Configuration, Run, RunError, preset
 from dynroute_metaworld.runs import training
 from dynroute_metaworld.runs.methods import check_network
-from dynroute_metaworld.runs.presets import NIGHT_SIZES, QUICK_SIZES, preset
+from dynroute_metaworld.runs.presets import NIGHT_SIZES, QUICK_SIZES
 from dynroute_metaworld.runs.threads import pass_size
 from dynroute_metaworld.runs.training import make_model
 from dynroute_sb3 import DamagedError, MultiTaskSAC, OneHotTask

@@ -236,8 +236,12 @@ def usual_benchmarks(name: str) -> list[str]:
 def preset(name: str, options: Mapping[str, Any]) -> Configuration:
     """The configuration of a preset, with `options` in place of its own.
 
+    Args:
+        name: A name of :data:`~dynroute_metaworld.runs.presets.PRESETS`.
+        options: Arguments of :class:`Configuration`.
+
     Example:
-        >>> from dynroute_metaworld.runs.presets import preset
+        >>> from dynroute_metaworld import preset
         >>> preset("quick", {"method": "d2r", "steps": 500}).batch_size
         32
     """
