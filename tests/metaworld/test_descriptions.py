@@ -34,6 +34,8 @@ def test_every_task_has_a_sentence_of_its_own() -> None:
 def test_vectors_are_in_the_order_of_the_tasks(file: Path) -> None:
     assert read_metadata(file, ["push", "reach-v3"]).tolist() == [[1.0] * 5, [0.0] * 5]
     assert read_metadata(file, "MT10").shape == (10, 5)
+    save_file({"reach": torch.ones(2, dtype=torch.float8_e4m3fn), "push": torch.ones(2, dtype=torch.int8)}, file)
+    assert read_metadata(file, TASKS).equal(torch.ones(2, 2))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,9 @@ def test_vectors_are_in_the_order_of_the_tasks(file: Path) -> None:
             r"vector of real numbers for each task, got torch.float32 of shape \(2, 5\)",
         ),
         ({"push": torch.zeros(0)}, r"got torch.float32 of shape \(0,\) for push"),
-        ({"push": torch.full((5,), torch.nan)}, "finite numbers, got NaN or inf for push in"),
+        ({"push": torch.full((5,), torch.nan)}, "numbers that are finite in float32, got NaN or inf for push in"),
+        ({"push": torch.full((5,), 1e300, dtype=torch.float64)}, "finite in float32, got NaN or inf for push in"),
+        ({"push": torch.zeros(5, dtype=torch.complex64)}, r"got torch.complex64 of shape \(5,\) for push in"),
         ({"push": torch.zeros(4)}, "vectors of one length, got 5 and then 4 for push in"),
     ],
 )

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dynroute_command.choices import task_names
@@ -91,25 +90,28 @@ def read_metadata(path: str | Path, benchmark: str | Sequence[str]) -> Tensor:
         path: The file: a vector for each task under its name. Further vectors are not read.
         benchmark: As :func:`task_descriptions` takes it.
     """
+    names = task_names(benchmark)
     try:
-        stored = load_file(path)
+        with safe_open(path, "pt") as file:
+            stored = {name: file.get_tensor(name) for name in {*names} & {*file.keys()}}
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"`metadata` must be a file of safetensors with a vector for each task, got {path}: {error}"
         ) from error
     vectors: list[Tensor] = []
-    for name in task_names(benchmark):
+    for name in names:
         if name not in stored:
             raise ValueError(f"`metadata` must have a vector for each task by its name, {path} has none for {name}.")
-        vectors.append(vector := stored[name])
+        vector = stored[name]
         found = f"for {name} in {path}"
         if vector.dim() != 1 or not len(vector) or vector.is_complex():
             kind = f"{vector.dtype} of shape {tuple(vector.shape)}"
             raise ValueError(f"`metadata` must have a vector of real numbers for each task, got {kind} {found}.")
+        vectors.append(vector := vector.float())
         if not vector.isfinite().all():
-            raise ValueError(f"`metadata` must have finite numbers, got NaN or inf {found}.")
+            raise ValueError(f"`metadata` must have numbers that are finite in float32, got NaN or inf {found}.")
         if len(vector) != len(vectors[0]):
             raise ValueError(
                 f"`metadata` must have vectors of one length, got {len(vectors[0])} and then {len(vector)} {found}."
             )
-    return torch.stack([vector.float() for vector in vectors])
+    return torch.stack(vectors)
