@@ -1,5 +1,7 @@
 """Descriptions of tasks, and the vectors made from them that CARE attends to in a run."""
 
+import contextlib
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dynroute_metaworld import BENCHMARKS, Configuration, Run, load_model, task_descriptions, train
+from dynroute_metaworld import BENCHMARKS, Configuration, Run, RunError, load_model, task_descriptions, train
 from dynroute_metaworld.envs.descriptions import read_metadata
+from dynroute_metaworld.runs.training import environments, make_model
 
 TASKS = ["reach", "push"]
 
@@ -94,7 +97,16 @@ def test_a_run_keeps_its_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     resumed = Run.open(run.folder)
     resumed.agree({"steps": 6, "metadata": str(file)})
     train(resumed)
-    file.unlink()
+    moved = file.rename(file.with_name("moved"))
+    start = {"warm_start": str(run.folder), "metadata": str(moved)}  # not all files need to stay where they were
+    with contextlib.closing(environments(configuration)) as env:
+        model = make_model(dataclasses.replace(configuration, **start), env)
+    assert model.actor.net.metadata.equal(model.critic.nets[0].metadata)
+    save_file(vectors(push=torch.full((5,), 7.0)), tmp_path / "other")
+    with pytest.raises(RunError, match=r"must be a run with the same vectors of tasks, those in .*other"):
+        make_model(dataclasses.replace(configuration, **start | {"metadata": str(tmp_path / "other")}), None)
+    with pytest.raises(RunError, match=r"with the same `metadata`, None, got .*; repeat the --metadata of that run"):
+        make_model(dataclasses.replace(configuration, **start | {"metadata": None}), None)
     model = load_model(resumed)  # a checkpoint has the vectors
     for net in (model.actor.net, *model.critic.nets, *model.critic_target.nets):
         assert net.metadata.tolist() == [[0.0] * 5, [1.0] * 5]

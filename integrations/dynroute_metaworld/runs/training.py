@@ -1,6 +1,7 @@
 """Training from a configuration, in the directory of a run."""
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -200,8 +201,12 @@ def _start(configuration: Configuration) -> MultiTaskSAC:
     assert configuration.warm_start is not None
     run = Run.open(configuration.warm_start)
     check_start(configuration, run)
+    return _load_start(run, configuration.device)
+
+
+def _load_start(run: Run, device: str) -> MultiTaskSAC:
     before = random_state()
-    model = load_model(run, configuration.device)
+    model = load_model(run, device)
     set_random_state(before)  # otherwise all runs that start from it draw the same numbers
     return model
 
@@ -253,11 +258,19 @@ def _take_actor(model: MultiTaskSAC, other: MultiTaskSAC, *, grows: bool) -> Non
 def check_start(configuration: Configuration, run: Run) -> None:
     """Raises an error unless a run with this configuration can start from the actor of another run."""
     own, other = configuration, run.configuration
-    if (own.tasks, own.method, _shapes(own)) != (other.tasks, other.method, _shapes(other)):
+    same = (own.tasks, own.method) == (other.tasks, other.method)
+    if same and (own.metadata is None) != (other.metadata is None):
+        raise RunError(
+            f"`warm_start` must be a run with the same `metadata`, {own.metadata}, got {run.folder} with "
+            f"{other.metadata}; repeat the --metadata of that run, or leave it out if that run had none."
+        )
+    if same:
+        other = dataclasses.replace(other, metadata=own.metadata)  # its vectors are compared below, without its file
+    if not same or _shapes(own) != _shapes(other):
         raise RunError(
             f"`warm_start` must be a run with the same tasks, method and sizes, {own.method} on "
             f"{', '.join(own.tasks)} with {own.network_kwargs or 'the usual sizes'}, got {run.folder} with "
-            f"{other.method} on {', '.join(other.tasks)} with {other.network_kwargs or 'the usual sizes'}."
+            f"{other.method} on {', '.join(other.tasks)} with {run.configuration.network_kwargs or 'the usual sizes'}."
         )
     wanted, found = (_choices(build_actor(each)) for each in (own, other))
     for name in wanted | found:
@@ -280,6 +293,13 @@ def check_start(configuration: Configuration, run: Run) -> None:
         raise RunError(
             f"`warm_start` must be a finished run, got {run.folder}, which has not reached its evaluation at the end; "
             f"`dynroute train --run {run.folder} --resume` finishes it{earlier}."
+        )
+    if own.metadata is not None and not torch.equal(
+        own.given_kwargs["metadata"], _load_start(run, "cpu").actor.net.get_buffer("metadata")
+    ):
+        raise RunError(
+            f"`warm_start` must be a run with the same vectors of tasks, those in {own.metadata}, got {run.folder} "
+            "with others; give the --metadata of that run."
         )
 
 
