@@ -245,6 +245,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "brc", "network": {"embedding": 3}},
         r"`embedding` is not an option of the method brc; it has",
     ),
+    "metadata": (
+        {"method": "care", "network": {"metadata": "a.safetensors"}},
+        "`network` must not set `metadata`; --metadata FILE gives it to all networks",
+    ),
+    "metadata of critics": (
+        {"method": "care", "metadata": "a", "critic_network": {"metadata": "b"}},
+        "`critic_network` must not set `metadata`; --metadata FILE",
+    ),
     "critics": ({"critic_network": 3}, r"`critic_network` must be of type dict, got 3"),
     "type": ({"steps": "many"}, r"`steps` must be of type int or none, got 'many'"),
     "weights": ({"task_weights": "alpha"}, r"`task_weights` must be one of 'none', 'alpha-sum'"),

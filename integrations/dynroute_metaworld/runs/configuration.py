@@ -15,7 +15,7 @@ from dynroute.arguments import check_interval
 from dynroute.files import writing_file
 from dynroute.networks import PRESETS as NETWORKS
 from dynroute_command.choices import benchmark_name, split_benchmark, task_names
-from dynroute_command.options import IMITATION, Options, check_option, kinds_of
+from dynroute_command.options import IMITATION, KEYWORDS, Options, check_option, kinds_of
 from dynroute_sb3 import DamagedError
 
 from ..envs.descriptions import read_metadata
@@ -80,6 +80,9 @@ class Configuration(Options):
         _ = self.noise_levels
         if self.metadata is not None:  # it is to be found from another directory too
             object.__setattr__(self, "metadata", str(Path(self.metadata).resolve()))
+        for part in KEYWORDS:  # all networks have the same vectors, which JSON does not hold
+            if "metadata" in getattr(self, part):
+                raise ValueError(f"`{part}` must not set `metadata`; --metadata FILE gives it to all networks.")
         for name in (*self.network_kwargs, *self.critic_network):
             if name not in (keywords := _keywords(self.method)):
                 fit = [method for method in NETWORKS if name in _keywords(method)]
