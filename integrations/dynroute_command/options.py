@@ -314,7 +314,9 @@ class Options:
     )
     width: int | None = _option(None, "features of a module", NETWORK, least=1)
     state_free: bool | None = _option(None, "d2r routes by the task alone", NETWORK)
-    metadata: str | None = _option(None, "a safetensors file with a vector for each task, which care reads", NETWORK)
+    metadata: str | None = _option(
+        None, "a safetensors file with a vector for each task, which care reads", NETWORK, none=True
+    )
     network: dict[str, Any] = field(
         default_factory=dict, metadata=_about("any other keyword of the network: layer_norm=true", NETWORK)
     )

@@ -177,14 +177,14 @@ def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise ValueError(
                 f"`vary` must be an option of a run and its values, for instance protect=rsg,none, got {text!r}{hint}"
             )
-        kinds = kinds_of(FIELDS[name].type)
-        values[name] = values.get(name, []) + [_read_value(kinds, word.strip()) for word in listed.split(",")]
+        values[name] = values.get(name, []) + [_read_value(FIELDS[name], word.strip()) for word in listed.split(",")]
     return values
 
 
-def _read_value(kinds: tuple[type, ...], word: str) -> Any:
+def _read_value(option: dataclasses.Field[Any], word: str) -> Any:
+    kinds = kinds_of(option.type)
     if str in kinds:
-        return word
+        return None if option.metadata["none"] and word.lower() == "none" else word
     if bool in kinds:
         return {"true": True, "false": False}.get(word, word)
     (kind,) = set(kinds) - {types.NoneType}

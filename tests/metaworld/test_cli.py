@@ -519,6 +519,7 @@ def test_completion_for_bash(tmp_path: Path) -> None:
         ("imitate", "--ent"): [],
         ("extract", "run", "--task", "drawer-c"): ["drawer-close"],
         ("train", "--run", f"{tmp_path}/d"): [str(program)],
+        ("imitate", "--metadata", f"{tmp_path}/d"): [str(program)],
     }.items():
         line = " ".join(f"'{word}'" for word in ("dynroute", *words))
         script = f"source {program}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; _shtab_dynroute"

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from dynroute_metaworld import BENCHMARKS, Configuration, Run, RunError, load_model, task_descriptions, train
 from dynroute_metaworld.envs.descriptions import read_metadata
+from dynroute_metaworld.report.comparison import group_runs
+from dynroute_metaworld.report.data import read_runs
+from dynroute_metaworld.runs.sweeps import _combine
 from dynroute_metaworld.runs.training import environments, make_model
 
 TASKS = ["reach", "push"]
@@ -76,6 +79,21 @@ def test_only_care_has_metadata(file: Path) -> None:
         Configuration(method="d2r", metadata=str(file))
 
 
+def test_files_are_called_by_their_names(tmp_path: Path, file: Path) -> None:
+    other = tmp_path / "folder" / "other"
+    other.parent.mkdir()
+    save_file(vectors(push=torch.ones(5)), other)
+    values = {"benchmark": ["reach,push"], "method": ["care"], "metadata": [str(file), str(other), None], "seed": [1]}
+    configurations, noted = _combine("quick", {}, values)
+    variants = ["metadata=vectors.safetensors", "metadata=other", "metadata=None"]
+    assert [run["variant"] for run in noted.values()] == variants
+    assert [*noted] == [f"reach,push-care-{variant}-seed1" for variant in variants]
+    runs = [Run.create(tmp_path / str(i), each) for i, each in enumerate(configurations.values())]
+    again = Run.create(tmp_path / "again", dataclasses.replace(runs[0].configuration, seed=2))
+    groups, _ = group_runs(read_runs([run.folder for run in (*runs, again)]))
+    assert [group.name for group in groups] == [f"care ({variant.replace('None', 'none')})" for variant in variants]
+
+
 def test_a_run_keeps_its_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     monkeypatch.chdir(tmp_path)
     configuration = Configuration(
@@ -98,7 +116,7 @@ def test_a_run_keeps_its_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     resumed.agree({"steps": 6, "metadata": str(file)})
     train(resumed)
     moved = file.rename(file.with_name("moved"))
-    start = {"warm_start": str(run.folder), "metadata": str(moved)}  # not all files need to stay where they were
+    start = {"warm_start": str(run.folder), "metadata": str(moved)}
     with contextlib.closing(environments(configuration)) as env:
         model = make_model(dataclasses.replace(configuration, **start), env)
     assert model.actor.net.metadata.equal(model.critic.nets[0].metadata)

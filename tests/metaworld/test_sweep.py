@@ -502,6 +502,7 @@ def test_what_is_planned() -> None:
         "ent_coef": ["auto", "0.1", "0.2"],
         "gamma": [0.9],
     }
+    assert read_variants(["metadata=a/b.safetensors,none"]) == {"metadata": ["a/b.safetensors", None]}
     with pytest.raises(ValueError, match="`vary` must give runs of different names, got two of reach-"):
         _combine("paper", {}, {"benchmark": ["reach"], "method": ["sm"], "memory_map": ["a/b", "a b"], "seed": [1]})
 

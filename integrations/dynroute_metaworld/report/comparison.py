@@ -332,6 +332,8 @@ def _settings(configuration: Configuration) -> dict[str, str]:
     critics = {f"critic_{name}": value for name, value in configuration.critic_network.items()}
     merged = {**configuration.result_options, **configuration.network_kwargs, **critics}
     options = {name: value for name, value in merged.items() if name not in KEYWORDS}
+    if configuration.metadata is not None:
+        options["metadata"] = Path(configuration.metadata).name
     if configuration.warm_start is not None:
         name = without_seed(Path(configuration.warm_start).name, configuration.seed)
         options["warm_start"] = re.sub(r"[-_]?seed$", "", name)

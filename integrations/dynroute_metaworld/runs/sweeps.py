@@ -128,7 +128,10 @@ def _combine(
         axes = dict(zip(values, chosen, strict=True))
         configuration = _started(preset(settings, {**options, **axes}).resolve())
         check_network(configuration)  # so that a typo costs nothing
-        variant = ",".join(f"{name}={value}" for name, value in axes.items() if name not in AXES)
+        shown = {name: value for name, value in axes.items() if name not in AXES}
+        if shown.get("metadata") is not None:
+            shown["metadata"] = Path(shown["metadata"]).name  # wherever the file is
+        variant = ",".join(f"{name}={value}" for name, value in shown.items())
         parts = (configuration.benchmark, configuration.method, variant, f"seed{configuration.seed}")
         name = re.sub(r"[^\w.,=+-]", "_", "-".join(part for part in parts if part))
         if name in configurations:
