@@ -21,6 +21,7 @@ import torch
 from metaworld import env_dict
 from processes import PATIENCE, wait_until
 from rich.console import Console
+from safetensors.torch import save_file
 
 import dynroute
 import dynroute_command
@@ -413,13 +414,14 @@ def test_flags_of_sac_are_refused_where_nothing_learns_by_it(capsys: pytest.Capt
     assert "--ent-coef is for runs of SAC only, not with --imitate" in error
 
 
-def test_each_option_of_imitation_alone_reaches_a_part_of_it() -> None:
+def test_each_option_of_imitation_alone_reaches_a_part_of_it(tmp_path: Path) -> None:
     parts = (
         *("benchmark", "method", "seed", "device", "threads", "problem", "noise_levels", "demonstrations"),
         *("cloning_steps", "dagger_rounds", "cloning", "warm_start", "policy_kwargs", "final_episodes"),
     )
     words: dict[str, Any] = {"benchmark": "MT50", "device": "cpu", "noise": "0.5", "warm_start": "runs/other"}
-    words |= {"gate": "hard", "network": {"width": 8}}
+    words |= {"gate": "hard", "network": {"width": 8}, "metadata": str(tmp_path / "vectors")}
+    save_file({task: torch.zeros(2) for task in choices.BENCHMARKS["MT10"]}, tmp_path / "vectors")
     plain = Configuration(**{**IMITATION_ALONE, "dagger_rounds": 1})
     for option in dataclasses.fields(Options):
         if not option.metadata["sac"]:
@@ -427,8 +429,9 @@ def test_each_option_of_imitation_alone_reaches_a_part_of_it() -> None:
             flags = (False, True) if bool in kinds_of(option.type) else ()
             others = (words.get(option.name), *option.metadata["choices"], *flags)
             changed = next((one for one in others if one not in (None, value)), None)
-            other = dataclasses.replace(plain, **{option.name: (value or 0) + 1 if changed is None else changed})
-            assert any(getattr(plain, part) != getattr(other, part) for part in parts), option.name
+            base = dataclasses.replace(plain, method="care") if option.name == "metadata" else plain
+            other = dataclasses.replace(base, **{option.name: (value or 0) + 1 if changed is None else changed})
+            assert any(getattr(base, part) != getattr(other, part) for part in parts), option.name
 
 
 MISTYPED = {
