@@ -10,7 +10,7 @@ from ..arguments import Factory, Makes, check_flag, check_sizes
 from ..levels import OutputRouting
 from ..levels.perceptron import perceptron
 from ..route import Route
-from .network import Network, Routing
+from .network import Network, Routing, set_hidden_init, set_output_range
 
 __all__ = ["MultiHead"]
 
@@ -27,6 +27,10 @@ class MultiHead(Network):
         hidden_sizes: The widths of the layers of the trunk, at least one.
         activation: Makes the activation behind each of these layers.
         layer_norm: Whether the output of each of these layers is normalized before its activation.
+        hidden_init: The initialization of the trunk: "torch", or "released" for U(-1/sqrt(n), 1/sqrt(n)), where n is
+            the width of a layer's output, and biases of 0.1, as in the released code of Soft Modularization.
+        output_init: The heads are drawn from U(-output_init, output_init), 0.003 in that code; torch's initialization
+            if None.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -44,6 +48,8 @@ class MultiHead(Network):
         hidden_sizes: Sequence[int] = (400,) * 5,
         activation: Callable[[], nn.Module] = nn.ReLU,
         layer_norm: bool = False,
+        hidden_init: str = "torch",
+        output_init: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -52,10 +58,15 @@ class MultiHead(Network):
         check_sizes("hidden_sizes", hidden_sizes)
         check_flag("layer_norm", layer_norm)
         self.hidden_sizes, self.layer_norm = hidden_sizes, layer_norm
+        self.hidden_init, self.output_init = hidden_init, output_init
         self.trunk = perceptron(
             (state_features + num_tasks, *hidden_sizes), activation, layer_norm=layer_norm, **factory
         )
-        self.heads = OutputRouting(nn.Linear(hidden_sizes[-1], out_features, **factory) for _ in range(num_tasks))
+        heads = [nn.Linear(hidden_sizes[-1], out_features, **factory) for _ in range(num_tasks)]
+        for head in heads:
+            set_output_range(head, output_init)
+        self.heads = OutputRouting(heads)
+        set_hidden_init(self, hidden_init, outputs=heads)
 
     @property
     def routed(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_choice, check_counts, check_floating, check_input, check_number, shown
+from ..compositional import CompositionalLinear
 from ..gates import BalancedTopK, Gate, Hard, SampleK, Soft, TopK
 from ..levels import RoutedGraph
 from ..levels.graph import Routing
@@ -26,6 +27,9 @@ __all__ = ["Network", "Routing", "check_table", "gate_named", "set_hidden_init",
 
 CHOOSING = {"top": TopK, "sample": SampleK, "balanced": BalancedTopK}
 """The gates whose names end in the number of sources that they read."""
+
+LINEAR = (nn.Linear, CompositionalLinear)
+"""The layers that :func:`set_hidden_init` and :func:`set_output_range` initialize."""
 
 
 class Network(nn.Module, ABC):
@@ -215,8 +219,9 @@ def set_output_range(layer: nn.Module, bound: float | None) -> None:
     if bound is None:
         return
     check_number("output_init", bound, at_least=0)
-    for parameter in [part for part in layer.modules() if isinstance(part, nn.Linear)][-1].parameters():
-        nn.init.uniform_(parameter, -bound, bound)
+    last = [part for part in layer.modules() if isinstance(part, LINEAR)][-1]
+    for parameter in (last.weight, last.bias):
+        _draw_uniform(last, parameter, bound)
 
 
 def set_hidden_init(net: nn.Module, rule: str, *, outputs: Sequence[nn.Module]) -> None:
@@ -233,10 +238,18 @@ def set_hidden_init(net: nn.Module, rule: str, *, outputs: Sequence[nn.Module]) 
         return
     excluded = {layer for module in outputs for layer in module.modules()}
     for layer in net.modules():
-        if isinstance(layer, nn.Linear) and layer not in excluded:
-            bound = 1 / math.sqrt(layer.out_features)
-            nn.init.uniform_(layer.weight, -bound, bound)
+        if isinstance(layer, LINEAR) and layer not in excluded:
+            _draw_uniform(layer, layer.weight, 1 / math.sqrt(layer.out_features))
             nn.init.constant_(layer.bias, 0.1)
+
+
+@torch.no_grad()
+def _draw_uniform(layer: nn.Module, parameter: Tensor, bound: float) -> None:
+    """Draws a parameter from U(-bound, bound); the sets of a composed layer stay equal, as they are made."""
+    if isinstance(layer, CompositionalLinear):
+        parameter.copy_(nn.init.uniform_(torch.empty_like(parameter[0]), -bound, bound))
+    else:
+        nn.init.uniform_(parameter, -bound, bound)
 
 
 def check_table(name: str, table: object, shape: tuple[int, int], columns: str, layers: nn.Module) -> None:

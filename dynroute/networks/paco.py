@@ -11,7 +11,7 @@ from ..arguments import Factory, check_count, check_dtype, check_generator, chec
 from ..checks import hides_values
 from ..compositional import CompositionalLinear
 from ..route import Route
-from .network import Network, Routing, check_table
+from .network import Network, Routing, check_table, set_hidden_init, set_output_range
 
 __all__ = ["PaCo"]
 
@@ -35,6 +35,11 @@ class PaCo(Network):
         num_sets: The number K of parameter sets.
         hidden_sizes: The widths of the hidden layers.
         composition: The table of another network to share, with shape ``[num_tasks, num_sets]``; a new one if None.
+        hidden_init: The initialization of the hidden layers: "torch", or "released" for U(-1/sqrt(n), 1/sqrt(n)), where
+            n is the width of a layer's output, and biases of 0.1, as the released code of D2R draws D2R. All sets still
+            start equal, and the table is not changed.
+        output_init: The output layer is drawn from U(-output_init, output_init), 0.003 in that code; torch's
+            initialization if None.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -54,6 +59,8 @@ class PaCo(Network):
         num_sets: int = 5,
         hidden_sizes: Sequence[int] = (400,) * 3,
         composition: nn.Parameter | None = None,
+        hidden_init: str = "torch",
+        output_init: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -65,12 +72,15 @@ class PaCo(Network):
         if composition is None:
             composition = nn.Parameter(torch.randn(num_tasks, num_sets, **factory))
         self.num_sets, self.hidden_sizes = num_sets, hidden_sizes
+        self.hidden_init, self.output_init = hidden_init, output_init
         self.layers = nn.ModuleList(
             CompositionalLinear(num_sets, width, following, **factory)
             for width, following in pairwise((state_features, *hidden_sizes, out_features))
         )
         check_table("composition", composition, (num_tasks, num_sets), "sets", self.layers)
         self.composition = composition
+        set_output_range(self.layers, output_init)
+        set_hidden_init(self, hidden_init, outputs=[self.layers[-1]])
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         flat, one_hot = state.reshape(-1, self.state_features), task.reshape(-1, self.num_tasks)

@@ -8,7 +8,7 @@ import torch
 from small_networks import SMALL, STATE, TASKS, head, layers, normalized, small
 from torch import Tensor, nn
 
-from dynroute import networks
+from dynroute import CompositionalLinear, networks
 from dynroute.functional import gumbel_noise, route_temperature, task_weights
 from dynroute.networks import (
     CARE,
@@ -367,6 +367,82 @@ def test_the_initialization_of_released_code(name: str) -> None:
     assert small == {"sm": 5, "sm-shallow": 3}.get(name, 1)
 
 
+BASELINES = ["mt-sac", "mh-sac", "paco"]
+
+
+def uniform(values: Tensor, bound: float) -> bool:
+    """Whether many numbers look like draws from U(-bound, bound)."""
+    inside = values.detach().abs().max() <= bound
+    return bool(inside and abs(float(values.detach().std()) * 3**0.5 / bound - 1) < 0.05)
+
+
+def layers_with_sets(net: nn.Module) -> list[nn.Module]:
+    return [part for part in net.modules() if isinstance(part, (nn.Linear, CompositionalLinear))]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("output_init", [3e-3, None])
+def test_baselines_have_the_initialization_of_released_code(name: str, output_init: float | None) -> None:
+    torch.manual_seed(0)
+    net = build(name, 39, 10, 8, hidden_init="released", output_init=output_init)
+    last = 10 if name == "mh-sac" else 1  # one output layer for each task
+    hidden, output = layers_with_sets(net)[:-last], layers_with_sets(net)[-last:]
+    assert len(hidden) == (3 if name == "paco" else 5)
+    for layer in hidden:
+        assert uniform(layer.weight, layer.out_features**-0.5)
+        assert (layer.bias == 0.1).all()
+    for layer in output:
+        assert layer.out_features == 8
+        assert uniform(layer.weight, 400**-0.5 if output_init is None else output_init)
+    biases = torch.cat([layer.bias.flatten() for layer in output])
+    assert 0 < float(biases.detach().abs().max()) <= (400**-0.5 if output_init is None else output_init)
+    assert len({layer.weight.detach().flatten()[0].item() for layer in output}) == last
+
+
+def test_layer_norm_is_not_initialized_as_a_hidden_layer() -> None:
+    net = build("mt-sac", 5, 3, 2, hidden_sizes=(6,), layer_norm=True, hidden_init="released")
+    norm = net.layers[1]
+    assert (norm.weight == 1).all()
+    assert not norm.bias.any()
+
+
+@pytest.mark.parametrize("name", ["mt-sac", "paco"])
+def test_a_network_without_hidden_layers_is_an_output_layer(name: str) -> None:
+    net = build(name, 39, 10, 8, hidden_sizes=(), hidden_init="released", output_init=3e-3)
+    (layer,) = layers_with_sets(net)
+    assert layer.bias.detach().abs().max() <= 3e-3
+    assert uniform(layer.weight, 3e-3)
+
+
+def test_the_sets_of_paco_start_equal_under_released_initialization() -> None:
+    torch.manual_seed(0)
+    net = build("paco", 39, 10, 8, hidden_init="released", output_init=3e-3)
+    for layer in net.layers:
+        assert (layer.weight == layer.weight[0]).all()
+        assert (layer.bias == layer.bias[0]).all()
+    torch.manual_seed(0)
+    assert torch.equal(build("paco", 39, 10, 8).composition, net.composition)
+    critic = build("paco", 43, 10, 1, hidden_init="released", output_init=3e-3, **net.shared)
+    assert critic.composition is net.composition
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_are_drawn_by_torch_unless_told_otherwise(name: str) -> None:
+    torch.manual_seed(0)
+    net = build(name, 39, 10, 8)
+    torch.manual_seed(0)
+    if name == "paco":
+        assert torch.equal(net.composition, torch.randn(10, 5))
+    for layer in layers_with_sets(net):
+        expected = nn.Linear(layer.in_features, layer.out_features)
+        assert (layer.weight == expected.weight).all()
+        assert (layer.bias == expected.bias).all()
+    following = torch.rand(1)
+    torch.manual_seed(0)
+    build(name, 39, 10, 8, hidden_init="torch", output_init=None)
+    assert torch.equal(torch.rand(1), following)
+
+
 def test_released_initialization_makes_routing_less_even() -> None:
     torch.manual_seed(0)
     state, task = torch.randn(100, 39), torch.eye(10)[torch.arange(100) % 10]
@@ -382,8 +458,9 @@ def test_released_initialization_makes_routing_less_even() -> None:
 
 
 def test_initializations_have_names() -> None:
-    with pytest.raises(ValueError, match="`hidden_init` must be one of 'torch', 'released', got 'paper'"):
-        build("sm", 39, 10, 8, hidden_init="paper")
+    for name in ("sm", *BASELINES):
+        with pytest.raises(ValueError, match="`hidden_init` must be one of 'torch', 'released', got 'paper'"):
+            build(name, 39, 10, 8, hidden_init="paper")
 
 
 def test_the_plain_sum_keeps_its_range_under_released_initialization() -> None:
