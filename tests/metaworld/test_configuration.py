@@ -49,7 +49,11 @@ def test_presets() -> None:
     assert (sm.mask_rule, sm.reward_scale, sm.gamma, sm.updates) == ("each", 1.0, 0.9, 200)
     assert sm.network_kwargs == {"hidden_init": "torch"}
     assert preset("released", {"method": "paco"}).shared_lr == 1e-4
-    assert preset("released", {"method": "mt-sac"}).network_kwargs == {}
+    for method in ("mt-sac", "mh-sac", "paco"):
+        both = {"hidden_init": "released", "output_init": 3e-3}
+        assert preset("released", {"method": method}).network_kwargs == both
+        assert preset("paper", {"method": method}).network_kwargs == {}
+    assert preset("released", {"method": "care"}).network_kwargs == {}
     quick = preset("quick", {"num_modules": 4, "network": {"router_sizes": [16]}})
     assert quick.network_kwargs == {**QUICK_SIZES["d2r"], "num_modules": 4, "router_sizes": [16]}
     assert set(QUICK_SIZES) == set(available())
