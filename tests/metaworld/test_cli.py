@@ -37,6 +37,7 @@ from dynroute_metaworld import cli as commands
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.report.curves import draw_curves
 from dynroute_metaworld.runs.configuration import OPTIMIZERS
+from dynroute_metaworld.report.data import read_run
 from dynroute_metaworld.runs.methods import PUBLISHED, count_parameters, methods_table
 from dynroute_metaworld.runs.metrics import MetricsFile, forget_after
 from dynroute_metaworld.runs.presets import RELEASED, preset
@@ -919,6 +920,7 @@ def test_a_run_of_the_learner_of_brc(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert lines[0]["step"] == lines[1]["step"] == 30
     for name in ("critic_loss/reach", "outside_range/reach", "ent_coef/reach"):
         assert lines[0][name] == lines[1][name]
+    assert read_run(parts).curves("outside_range")["reach"].values[-1] == lines[1]["outside_range/reach"]
     error = told(capsys, "train", "--run", str(parts), "--resume", "--critic-loss", "mse")
     assert "holds a run with critic_loss='categorical', got 'mse'; leave it out to go on" in error
     error = told(capsys, "train", "--run", str(parts), "--resume", "--bins", "21")

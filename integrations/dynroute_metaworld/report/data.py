@@ -145,11 +145,12 @@ BY_TASK = {
     "route_temperature": "route temperature τ",
     "ent_coef": "coefficient of entropy",
     "critic_loss": "loss of the critics",
+    "outside_range": "share of the critics' targets outside of their range",
     "cloning_error": "error of cloning on held-out episodes",
 }
 """The metrics that are shown, with titles. Each has a curve for each task, such as ``success/reach``."""
 
-SHARES = ("evaluation", "success")
+SHARES = ("evaluation", "success", "outside_range")
 """The metrics that are shares, from 0 to 1."""
 
 
