@@ -36,8 +36,8 @@ from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, re
 from dynroute_metaworld import cli as commands
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.report.curves import draw_curves
-from dynroute_metaworld.runs.configuration import OPTIMIZERS
 from dynroute_metaworld.report.data import read_run
+from dynroute_metaworld.runs.configuration import OPTIMIZERS
 from dynroute_metaworld.runs.methods import PUBLISHED, count_parameters, methods_table
 from dynroute_metaworld.runs.metrics import MetricsFile, forget_after
 from dynroute_metaworld.runs.presets import RELEASED, preset
