@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 import matplotlib
+import numpy as np
 from cycler import cycler
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -20,6 +21,7 @@ from result_tables import Named, provenance, table
 from sphinx.application import Sphinx
 
 from dynroute_metaworld.report.canvas import style
+from dynroute_metaworld.runs.seeds import over_seeds
 
 COLUMNS = 8
 """The largest number of steps that a table shows unless they are named."""
@@ -138,28 +140,64 @@ WHAT = {
 }
 """The attributes of a curve that tables show."""
 
+OVER_SEEDS = (
+    "A row is the mean over its seeds, where all of them have a figure; in brackets, the 95 % interval of a bootstrap "
+    "over seeds, which with two or three of them reaches from the lowest to the highest."
+)
+"""What a table with a row for each group of seeds shows."""
+
 
 def curve_lines(
-    stored: Mapping[str, Any], steps: Sequence[int] | None = None, shown: str = "success", by_folder: bool = False
+    stored: Mapping[str, Any],
+    steps: Sequence[int] | None = None,
+    shown: str = "success",
+    by_folder: bool = False,
+    seeds: bool = False,
 ) -> list[str]:
-    """The table of the curves with its notes, as lines of reStructuredText."""
+    """The table of the curves with its notes, as lines of reStructuredText.
+
+    Args:
+        stored: What `benchmarks.curves` stored.
+        steps: The columns; some evenly spaced ones, if None.
+        shown: The attribute of a curve that is shown, see `WHAT`.
+        by_folder: Whether the folders of the runs name the methods.
+        seeds: Whether a row is the mean over the seeds of a method and its settings, with an interval.
+    """
     curves, notes = read_curves(stored, by_folder)
     curves = [curve for curve in curves if getattr(curve, shown)]
     steps = steps or columns([getattr(curve, shown) for curve in curves])
     settings = ["other settings"] if names(curves) else []
-    rows = [["method", "seed", *settings, *(f"{step:,}" for step in steps)]]
+    rows = [["method", "seeds" if seeds else "seed", *settings, *(f"{step:,}" for step in steps)]]
+    for group in grouped(curves).values() if seeds else ([curve] for curve in curves):
+        first = group[0]
+        rates = [getattr(curve, shown) for curve in group]
+        cells = [rate_cell([rate[step] for rate in rates if step in rate], len(group)) for step in steps]
+        which = len(group) if seeds else first.seed
+        rows.append([first.method, str(which), *(written(first.settings) for _ in settings), *cells])
+    notes = [WHAT[shown].format(window=stored["window"]), *([OVER_SEEDS] if seeds else []), *notes]
+    return [*table(rows), "", " ".join(notes)]
+
+
+def grouped(curves: Sequence[Curve]) -> dict[tuple[str, str], list[Curve]]:
+    """The curves by method and settings."""
+    groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
-        rates = getattr(curve, shown)
-        cells = [f"{rates[step]:.2f}" if step in rates else "" for step in steps]
-        rows.append([curve.method, str(curve.seed), *(written(curve.settings) for _ in settings), *cells])
-    return [*table(rows), "", " ".join([WHAT[shown].format(window=stored["window"]), *notes])]
+        groups.setdefault(curve.group, []).append(curve)
+    return groups
+
+
+def rate_cell(rates: Sequence[float], seeds: int) -> str:
+    """The mean of the success of some seeds with its interval; nothing if one of the seeds has no figure."""
+    if len(rates) < seeds:
+        return ""
+    figures = over_seeds(np.array(rates)[:, None])
+    interval = "" if figures["mean_interval"] is None else " ({:.2f} to {:.2f})".format(*figures["mean_interval"])
+    return f"{figures['mean']:.2f}{interval}"
 
 
 def draw_curves(stored: Mapping[str, Any], description: str, by_folder: bool = False) -> str:
     """Draws the mean over the seeds of each method, and single seeds as thin lines, as SVG text."""
-    groups: dict[tuple[str, str], list[Curve]] = {}
-    for curve in read_curves(stored, by_folder)[0]:
-        groups.setdefault(curve.group, []).append(curve)
+    groups = grouped(read_curves(stored, by_folder)[0])
     # Groups of one method need strokes of their own, and so do methods that no other figure has.
     known = len({method for method, _ in groups}) == len(groups) and all(method in METHODS for method, _ in groups)
     looks = {group: style(METHODS.index(group[0]) if known else place) for place, group in enumerate(groups)}
@@ -197,7 +235,8 @@ class Curves(Named):
 
     ``:steps:`` names the columns of the table. ``:figure:`` describes a figure of all steps, drawn above the table.
     ``:evaluated:`` shows the evaluations in place of the episodes in which a run learned. With ``:by-folder:`` the
-    folders of the runs name the methods.
+    folders of the runs name the methods. With ``:seeds:`` a row is the mean over the seeds of a method and its
+    settings.
     """
 
     option_spec: ClassVar[dict[str, Any]] = {
@@ -205,6 +244,7 @@ class Curves(Named):
         "figure": directives.unchanged_required,
         "evaluated": directives.flag,
         "by-folder": directives.flag,
+        "seeds": directives.flag,
     }
 
     def run(self) -> list[nodes.Node]:
@@ -219,7 +259,8 @@ class Curves(Named):
     def lines(self, stored: Mapping[str, Any]) -> list[str]:
         evaluated = "evaluated" in self.options
         shown = "evaluated" if evaluated else "success"
-        lines = curve_lines(stored, self.options.get("steps"), shown, "by-folder" in self.options)
+        flags = ("by-folder" in self.options, "seeds" in self.options)
+        lines = curve_lines(stored, self.options.get("steps"), shown, *flags)
         commands = [session["command"] for session in stored["sessions"]]
         return lines if evaluated else [*lines, "", *provenance(commands, stored)]
 

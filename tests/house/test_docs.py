@@ -4,7 +4,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from dynroute_metaworld import bootstrap_interval
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -62,6 +65,31 @@ def test_evaluations_are_shown_of_runs_that_have_some() -> None:
     lines = curve_lines(curves, shown="evaluated")
     assert cells(lines) == [["method", "seed", "10", "20"], ["mt-sac", "2", "0.75", "1.00"]]
     assert lines[-1].startswith("Success in evaluations over steps of each task")
+
+
+def test_curves_of_seeds_are_a_mean_with_the_interval_of_the_other_tables() -> None:
+    from learning_curves import OVER_SEEDS, curve_lines
+
+    rates = [0.1, 0.2, 0.3, 0.8]
+    rows = [({"seed": seed}, {"10": rate, "20": rate}) for seed, rate in enumerate(rates, start=1)]
+    rows[3][1].pop("20")  # without a seed, the mean would be of fewer runs than the row says
+    rows += [({"batch_size": 16}, {"10": 0.5}), ({"method": "d2r", "seed": 1}, {"20": 1.0})]
+    lines = curve_lines(stored(*rows), seeds=True)
+    low, high = bootstrap_interval([[rate] for rate in rates], np.mean)
+    assert 0.1 < low < 0.35 < high < 0.8
+    assert cells(lines) == [
+        ["method", "seeds", "other settings", "10", "20"],
+        ["mt-sac", "4", "", f"0.35 ({low:.2f} to {high:.2f})", ""],
+        ["mt-sac", "1", "``batch_size=16``", "0.50", ""],
+        ["d2r", "1", "", "", "1.00"],
+    ]
+    assert OVER_SEEDS in lines[-1]
+
+
+def test_the_interval_of_three_seeds_is_their_range() -> None:
+    from learning_curves import rate_cell
+
+    assert rate_cell([0.5, 0.25, 0.0], 3) == "0.25 (0.00 to 0.50)"  # as the tables say
 
 
 def test_curves_have_few_columns_and_the_last_step() -> None:
