@@ -116,6 +116,8 @@ def test_what_a_run_leaves(straight: Path) -> None:
     assert {"success/reach", "return/window-close", "ent_coef/reach", "modules_used/reach"} <= set(lines[-1])
     assert "evaluation/reach" in lines[2]
     assert "evaluation/reach" not in lines[1]
+    minutes = [line["time/minutes"] or 0.0 for line in lines]
+    assert 0 < minutes[0] < minutes[-1] < (Run.open(straight).minutes or 0.0)
     assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["step_72", "step_96"]
     names = ["final.json", "step_48.json", "step_96.json"]
     assert sorted(path.name for path in (straight / "evaluations").iterdir()) == names
@@ -217,6 +219,34 @@ def test_minutes_of_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert run.seconds_left() == 3420.0
     run.end_session()
     assert run.minutes == 3.0
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_minutes_in_the_log_go_on_in_the_next_session(
+    killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def advance(recorder: Recorder) -> bool:
+        clock[0] += 60.0  # a minute for each step of all tasks
+        if killed and clock[0] == 28 * 60.0:  # four steps after a checkpoint, which are done again
+            raise KeyboardInterrupt
+        return True
+
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(Recorder, "_on_step", advance)
+    run = Run.create(tmp_path / "run", small(steps=28))
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        if killed:
+            patched.setattr(Run, "end_session", lambda _: None)
+        train(run)
+    clock[0] += 1e6  # between the sessions
+    run = Run.open(run.folder)
+    assert latest_checkpoint(run.checkpoints) == run.checkpoints / ("step_48" if killed else "step_56")
+    run.agree({"steps": 48})
+    train(run)
+    logged = {line["step"]: line["time/minutes"] for line in read_metrics(run.metrics)}
+    assert logged == pytest.approx({step: step / 2 for step in (20, 40, 48, 60, 80, 96)})
 
 
 def test_no_steps_at_all(tmp_path: Path) -> None:

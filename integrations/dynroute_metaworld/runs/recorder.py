@@ -74,6 +74,8 @@ class Recorder(BaseCallback):
                 if evaluated or self._is_due(configuration.log_every):
                     # SB3 records it in updates, and right after an interruption there was none.
                     self.logger.record("train/learning_rate", self.model.actor.optimizer.param_groups[0]["lr"])
+                    # SB3's own time begins anew in each session.
+                    self.logger.record("time/minutes", self.run.minutes_used())
                     if configuration.grow_to is not None:
                         self.logger.record("growth/modules", network_size(self.model.actor.net)[1])
                     self.model.dump_logs()

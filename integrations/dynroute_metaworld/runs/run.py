@@ -243,14 +243,16 @@ class Run:
         steps = (self.configuration.steps or 0) * len(self.configuration.tasks)
         return checkpoint_steps(checkpoint) >= steps or self.seconds_left() <= 0
 
-    def seconds_left(self) -> float:
-        """The seconds that the run may still learn; a killed session counts up to its last checkpoint."""
-        if self.configuration.hours is None:
-            return math.inf
+    def minutes_used(self) -> float:
+        """The minutes of all sessions up to now; a killed session counts up to its last checkpoint."""
         now, sessions = self._minutes_now(), self.sessions
         ended = sessions if now is None else sessions[:-1]
-        used = sum(session.get("minutes", session.get("minutes_kept", 0)) for session in ended) + (now or 0)
-        return float(60 * (60 * self.configuration.hours - used))
+        return float(sum(session.get("minutes", session.get("minutes_kept", 0)) for session in ended) + (now or 0))
+
+    def seconds_left(self) -> float:
+        """The seconds that the run may still learn, of its `hours`."""
+        hours = self.configuration.hours
+        return math.inf if hours is None else 60 * (60 * hours - self.minutes_used())
 
     def finished(self) -> EvaluationResult | None:
         """The final evaluation; None if there is none, or one with other steps or episodes than configured."""
