@@ -4,7 +4,8 @@
 
 A row names the options in which a run differs from the first one, and has the success over steps of each task: the mean
 over tasks of the newest episodes, which the policy drew while it learned, and that of each evaluation, along the best
-actions. Results stay the same if a run is longer. Minutes are those of all its sessions, None if one was killed.
+actions. Results stay the same if a run is longer. Minutes are those of all its sessions, None if one was killed, and
+those until each figure, where the run logged them.
 With ``--add`` a file that is there keeps its rows, and those of the runs that are named join them or take their places:
 runs are compared over days, and folders of earlier ones need not be there. Without it, the file must be a new one.
 """
@@ -34,6 +35,16 @@ def read_curve(run: Run, every: int) -> dict[str, float]:
         if rates and not rest and steps % every == 0:
             curve[str(steps)] = fmean(rates)
     return curve
+
+
+def read_minutes(run: Run) -> dict[str, float]:
+    """The minutes of all sessions until a line of the log, by the steps of each task; older runs did not log them."""
+    minutes = {}
+    for line in read_metrics(run.metrics):
+        steps, rest = divmod(int(line["step"] or 0), len(run.configuration.tasks))
+        if (passed := line.get("time/minutes")) is not None and not rest:
+            minutes[str(steps)] = passed
+    return minutes
 
 
 def read_evaluations(run: Run) -> dict[str, float]:
@@ -78,8 +89,10 @@ def compare(folders: list[Path], every: int | None = None, former: dict[str, Any
         if (run.configuration.window, options["tasks"]) != (former["window"], usual["tasks"]):
             raise ValueError(f"{run.folder} has another window or other tasks than the first run")
         differing = {option: value for option, value in options.items() if value != usual[option]}
-        row = {"run": name, "options": differing, "success": read_curve(run, former["every"])}
-        stored.append({**row, "evaluated": read_evaluations(run), "minutes": run.minutes})
+        success, evaluated = read_curve(run, former["every"]), read_evaluations(run)
+        passed = {steps: minutes for steps, minutes in read_minutes(run).items() if steps in {**success, **evaluated}}
+        row = {"run": name, "options": differing, "success": success, "evaluated": evaluated}
+        stored.append({**row, "minutes_at": passed, "minutes": run.minutes})
         for session in run.sessions:
             provenance = {key: session[key] for key in ("commit", "versions", "machine")}
             sessions.append({"run": name, "command": anonymous(session["command"]), **provenance})

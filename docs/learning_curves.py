@@ -38,13 +38,20 @@ METHODS = ("mt-sac", "mh-sac", "d2r", "sm", "paco", "care")
 
 @dataclasses.dataclass
 class Curve:
-    """The success of a run over its steps, and the settings that tell it from other runs."""
+    """The success of a run over its steps, and the settings that tell it from other runs.
+
+    Attributes:
+        hours: The hours of learning by steps, as far as they are known.
+        ended: The hours when the run ended, or those of its last figure.
+    """
 
     method: str
     seed: int
     settings: dict[str, Any]
-    success: dict[int, float]
-    evaluated: dict[int, float]
+    success: dict[float, float]
+    evaluated: dict[float, float]
+    hours: dict[float, float]
+    ended: float
 
     @property
     def group(self) -> tuple[str, str]:
@@ -70,7 +77,9 @@ def read_curves(stored: Mapping[str, Any], by_folder: bool = False) -> tuple[lis
         if method in ("mt-sac", "mh-sac"):  # a run keeps options without an effect, too
             settings = {name: value for name, value in settings.items() if not name.startswith("route")}
         rates = ({int(step): rate for step, rate in row.get(name, {}).items()} for name in ("success", "evaluated"))
-        curves.append(Curve(method, seed, settings, *rates))
+        hours = {int(step): minutes / 60 for step, minutes in row.get("minutes_at", {}).items()}
+        ended = max([(row.get("minutes") or 0) / 60, *hours.values()])
+        curves.append(Curve(method, seed, settings, *rates, hours, ended))
     common = leave_out_common(curves)
     notes = [f"Every {method} has {written(settings)}." for method, settings in common.items() if settings]
     usual = {name: first[name] for name in names(curves) if name in first}
@@ -128,17 +137,51 @@ def leave_out_companions(curves: Sequence[Curve]) -> list[str]:
     return notes
 
 
-def columns(curves: Sequence[Mapping[int, float]]) -> list[int]:
+def over_hours(curves: Sequence[Curve], shown: str, columns: Sequence[float] | None = None) -> list[Curve]:
+    """The curves whose time is known, over hours in place of steps.
+
+    Args:
+        curves: The curves.
+        shown: The attribute of a curve that is wanted over hours.
+        columns: The hours at which a curve has the newest figure by then; those of all its figures, if None.
+    """
+    points = [
+        [(curve.hours[step], rate) for step, rate in sorted(getattr(curve, shown).items()) if step in curve.hours]
+        for curve in curves
+    ]
+    columns = sorted({hour for known in points for hour, _ in known}) if columns is None else columns
+    moved = []
+    for curve, known in zip(curves, points, strict=True):
+        newest = {at: [rate for hour, rate in known if hour <= at][-1:] for at in columns if at <= curve.ended}
+        rates = {at: rate for at, found in newest.items() for rate in found}
+        moved += [dataclasses.replace(curve, **{shown: rates})] if rates else []
+    return moved
+
+
+def hour_columns(longest: float) -> list[float]:
+    """At most `COLUMNS` round numbers of hours, evenly spaced, up to the longest time."""
+    unit = 10 ** math.floor(math.log10(longest / COLUMNS))
+    apart = next(unit * times for times in (1, 2, 5, 10) if longest < (COLUMNS + 1) * unit * times)
+    return [apart * place for place in range(1, COLUMNS + 1) if apart * place <= longest]
+
+
+def columns(curves: Sequence[Mapping[float, float]]) -> list[float]:
     """At most `COLUMNS` steps, evenly spaced, the last one among them."""
     steps = sorted({step for curve in curves for step in curve})
     return steps[:: -math.ceil(len(steps) / COLUMNS)][::-1]
 
 
 WHAT = {
-    "success": "Success over steps of each task: the mean over tasks of their newest {window} episodes.",
-    "evaluated": "Success in evaluations over steps of each task, along the best actions: the mean over tasks.",
+    "success": "Success over {axis}: the mean over tasks of their newest {window} episodes.",
+    "evaluated": "Success in evaluations over {axis}, along the best actions: the mean over tasks.",
 }
 """The attributes of a curve that tables show."""
+
+OVER_HOURS = (
+    "The hours are those of all sessions of a run, with its evaluations. A cell has the newest figure by then; it is "
+    "empty before the first one and after the end of the run."
+)
+"""What a table over hours shows."""
 
 OVER_SEEDS = (
     "A row is the mean over its seeds, where all of them have a figure; in brackets, the 95 % interval of a bootstrap "
@@ -153,6 +196,7 @@ def curve_lines(
     shown: str = "success",
     by_folder: bool = False,
     seeds: bool = False,
+    hours: Sequence[float] | None = None,
 ) -> list[str]:
     """The table of the curves with its notes, as lines of reStructuredText.
 
@@ -162,20 +206,32 @@ def curve_lines(
         shown: The attribute of a curve that is shown, see `WHAT`.
         by_folder: Whether the folders of the runs name the methods.
         seeds: Whether a row is the mean over the seeds of a method and its settings, with an interval.
+        hours: The columns of a table over hours, of the runs whose time is known; some evenly spaced ones, if empty.
     """
     curves, notes = read_curves(stored, by_folder)
-    curves = [curve for curve in curves if getattr(curve, shown)]
-    steps = steps or columns([getattr(curve, shown) for curve in curves])
+    if hours is None:
+        curves = [curve for curve in curves if getattr(curve, shown)]
+        places = steps or columns([getattr(curve, shown) for curve in curves])
+        axis, header = "steps of each task", [f"{step:,}" for step in places]
+    else:
+        known = over_hours(curves, shown)
+        if not known:
+            raise ValueError("the table over hours needs a run that logged its minutes, got none")
+        places = hours or hour_columns(max(curve.ended for curve in known))
+        axis, header = "hours of learning", [f"{hour:g} h" for hour in places]
+        curves = over_hours(curves, shown, places)
     settings = ["other settings"] if names(curves) else []
-    rows = [["method", "seeds" if seeds else "seed", *settings, *(f"{step:,}" for step in steps)]]
+    rows = [["method", "seeds" if seeds else "seed", *settings, *header]]
     for group in grouped(curves).values() if seeds else ([curve] for curve in curves):
         first = group[0]
         rates = [getattr(curve, shown) for curve in group]
-        cells = [rate_cell([rate[step] for rate in rates if step in rate], len(group)) for step in steps]
+        cells = [rate_cell([rate[at] for rate in rates if at in rate], len(group)) for at in places]
         which = len(group) if seeds else first.seed
         rows.append([first.method, str(which), *(written(first.settings) for _ in settings), *cells])
-    notes = [WHAT[shown].format(window=stored["window"]), *([OVER_SEEDS] if seeds else []), *notes]
-    return [*table(rows), "", " ".join(notes)]
+    explained = [WHAT[shown].format(window=stored["window"], axis=axis)]
+    explained += [OVER_HOURS] if hours is not None else []
+    explained += [OVER_SEEDS] if seeds else []
+    return [*table(rows), "", " ".join([*explained, *notes])]
 
 
 def grouped(curves: Sequence[Curve]) -> dict[tuple[str, str], list[Curve]]:
@@ -195,9 +251,10 @@ def rate_cell(rates: Sequence[float], seeds: int) -> str:
     return f"{figures['mean']:.2f}{interval}"
 
 
-def draw_curves(stored: Mapping[str, Any], description: str, by_folder: bool = False) -> str:
+def draw_curves(stored: Mapping[str, Any], description: str, by_folder: bool = False, by_hours: bool = False) -> str:
     """Draws the mean over the seeds of each method, and single seeds as thin lines, as SVG text."""
-    groups = grouped(read_curves(stored, by_folder)[0])
+    curves = read_curves(stored, by_folder)[0]
+    groups = grouped(over_hours(curves, "success") if by_hours else curves)
     # Groups of one method need strokes of their own, and so do methods that no other figure has.
     known = len({method for method, _ in groups}) == len(groups) and all(method in METHODS for method, _ in groups)
     looks = {group: style(METHODS.index(group[0]) if known else place) for place, group in enumerate(groups)}
@@ -216,9 +273,14 @@ def draw_curves(stored: Mapping[str, Any], description: str, by_folder: bool = F
             which = f"mean of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0].seed}"
             name = ", ".join(filter(None, [method, others.replace("``", ""), which]))
             axis.plot(shared, means, **look, label=name, linewidth=2 if len(seeds) > 1 else 1)
-        axis.set(xlabel="steps of each task", ylabel="success", xlim=(0, None), ylim=(0, None))
+        axis.set(
+            xlabel="hours of learning" if by_hours else "steps of each task",
+            ylabel="success",
+            xlim=(0, None),
+            ylim=(0, None),
+        )
         axis.spines[["top", "right"]].set_visible(False)
-        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.xaxis.set_major_formatter("{x:g}" if by_hours else "{x:,.0f}")
         axis.grid(color="#808080", alpha=0.3)
         axis.legend(frameon=False, fontsize="small", loc="upper left")
         file = io.StringIO()
@@ -233,7 +295,8 @@ def draw_curves(stored: Mapping[str, Any], description: str, by_folder: bool = F
 class Curves(Named):
     """Shows what `benchmarks.curves` stored: how success rose in runs with other settings; the argument is the stem.
 
-    ``:steps:`` names the columns of the table. ``:figure:`` describes a figure of all steps, drawn above the table.
+    ``:steps:`` names the columns of the table; ``:hours:`` has columns of hours in their place, which it may name, and
+    shows the runs that logged their minutes. ``:figure:`` describes a figure of all steps, drawn above the table.
     ``:evaluated:`` shows the evaluations in place of the episodes in which a run learned. With ``:by-folder:`` the
     folders of the runs name the methods. With ``:seeds:`` a row is the mean over the seeds of a method and its
     settings.
@@ -241,6 +304,7 @@ class Curves(Named):
 
     option_spec: ClassVar[dict[str, Any]] = {
         "steps": lambda text: [int(step) for step in text.split()],
+        "hours": lambda text: [float(hour) for hour in (text or "").split()],
         "figure": directives.unchanged_required,
         "evaluated": directives.flag,
         "by-folder": directives.flag,
@@ -251,7 +315,8 @@ class Curves(Named):
         shown = super().run()
         if "figure" not in self.options:
             return shown
-        drawing = draw_curves(json.loads(self.path.read_text()), self.options["figure"], "by-folder" in self.options)
+        flags = ("by-folder" in self.options, "hours" in self.options)
+        drawing = draw_curves(json.loads(self.path.read_text()), self.options["figure"], *flags)
         figure = nodes.figure("", nodes.raw("", side_by_side([drawing]), format="html"))
         figure += nodes.caption("", "The runs of the table below. Thin lines are single seeds.")
         return [figure, *shown]
@@ -260,7 +325,7 @@ class Curves(Named):
         evaluated = "evaluated" in self.options
         shown = "evaluated" if evaluated else "success"
         flags = ("by-folder" in self.options, "seeds" in self.options)
-        lines = curve_lines(stored, self.options.get("steps"), shown, *flags)
+        lines = curve_lines(stored, self.options.get("steps"), shown, *flags, self.options.get("hours"))
         commands = [session["command"] for session in stored["sessions"]]
         return lines if evaluated else [*lines, "", *provenance(commands, stored)]
 

@@ -38,15 +38,27 @@ def test_a_row_has_what_differs_and_the_mean_over_tasks(tmp_path: Path, monkeypa
     curves.main()
     stored = json.loads(output.read_text())
     second = {"run": "b", "options": {"batch_size": 16, "seed": 2}, "success": {"100": 0.25}}
+    unknown: dict[str, Any] = {"evaluated": {}, "minutes_at": {}}  # these runs logged no minutes
     assert stored["rows"] == [
-        {"run": "a", "options": {}, "success": {"100": 0.25, "200": 0.75}, "evaluated": {}, "minutes": None},
-        {**second, "evaluated": {}, "minutes": 2.5},
+        {"run": "a", "options": {}, "success": {"100": 0.25, "200": 0.75}, **unknown, "minutes": None},
+        {**second, **unknown, "minutes": 2.5},
     ]
     assert [session["command"] for session in stored["sessions"]] == [
         "dynroute train --run runs/a --seed 1",
         "dynroute train --run runs/b --seed 1",
     ]
     assert str(tmp_path) not in output.read_text()
+
+
+def test_the_minutes_of_a_curve_are_those_of_its_figures(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", {100: [0.5, 0.0]}, goals="fixed", steps=300)
+    lines = [{"step": 2 * steps, "success/reach": 0.5, "time/minutes": steps / 10} for steps in (120, 150, 200, 250)]
+    run.metrics.write_text(run.metrics.read_text() + "".join(json.dumps(line) + "\n" for line in lines))
+    run.evaluations.mkdir()
+    result_of([[True], [True]], goals="fixed").save(run.evaluations / "step_300.json")
+    (row,) = curves.compare([run.folder], every=100)["rows"]
+    assert (list(row["success"]), list(row["evaluated"])) == (["100", "200"], ["150"])
+    assert row["minutes_at"] == {"150": 15.0, "200": 20.0}  # before 120 steps it logged none
 
 
 def test_evaluations_are_those_of_their_steps_and_the_last_one_is_final(tmp_path: Path) -> None:

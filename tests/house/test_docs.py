@@ -92,6 +92,63 @@ def test_the_interval_of_three_seeds_is_their_range() -> None:
     assert rate_cell([0.5, 0.25, 0.0], 3) == "0.25 (0.00 to 0.50)"  # as the tables say
 
 
+def timed() -> dict[str, Any]:
+    """Curves of two seeds that logged their minutes, of one that did not, and of another method."""
+    rates = {"10": 0.25, "20": 0.5}
+    d2r = {"method": "d2r", "seed": 1}
+    curves = stored(({}, rates), ({"seed": 2}, {"10": 0.75, "20": 1.0}), ({"seed": 3}, rates), (d2r, {"10": 1.0}))
+    curves["rows"][0] |= {"minutes_at": {"10": 30.0, "20": 60.0}, "minutes": 75.0}
+    curves["rows"][1] |= {"minutes_at": {"10": 45.0, "20": 96.0}, "minutes": None}
+    curves["rows"][2] |= {"evaluated": {"20": 1.0}}
+    curves["rows"][3] |= {"minutes_at": {"10": 90.0}, "minutes": 90.0}
+    return curves
+
+
+def test_curves_over_hours_have_the_newest_figures_of_runs_whose_time_is_known() -> None:
+    from learning_curves import OVER_HOURS, curve_lines
+
+    lines = curve_lines(timed(), hours=[0.5, 1, 1.25, 1.5, 2])
+    assert cells(lines) == [
+        ["method", "seed", "0.5 h", "1 h", "1.25 h", "1.5 h", "2 h"],
+        ["mt-sac", "1", "0.25", "0.50", "0.50", "", ""],
+        ["mt-sac", "2", "", "0.75", "0.75", "0.75", ""],
+        ["d2r", "1", "", "", "", "1.00", ""],
+    ]
+    assert lines[-1].startswith("Success over hours of learning: the mean over tasks")
+    assert OVER_HOURS in lines[-1]
+    lines = curve_lines(timed(), seeds=True, hours=[1, 1.5])
+    assert cells(lines)[1:] == [["mt-sac", "2", "0.62 (0.50 to 0.75)", ""], ["d2r", "1", "", "1.00"]]
+    assert cells(curve_lines(timed(), hours=[]))[0][2:] == [f"{hour / 5:g} h" for hour in range(1, 9)]
+    with pytest.raises(ValueError, match="the table over hours needs a run that logged its minutes, got none"):
+        curve_lines(timed(), shown="evaluated", hours=[])
+
+
+@pytest.mark.parametrize(
+    ("longest", "columns"),
+    [
+        (0.085, [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08]),
+        (0.5, [0.1, 0.2, 0.3, 0.4, 0.5]),
+        (2.46, [0.5, 1.0, 1.5, 2.0]),
+        (8.0, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (9.0, [2, 4, 6, 8]),
+        (75.0, [10, 20, 30, 40, 50, 60, 70]),
+    ],
+)
+def test_columns_of_hours_are_few_and_round(longest: float, columns: list[float]) -> None:
+    from learning_curves import hour_columns
+
+    assert hour_columns(longest) == pytest.approx(columns)
+
+
+def test_a_drawing_over_hours_has_the_runs_whose_time_is_known() -> None:
+    from learning_curves import draw_curves
+
+    drawing = draw_curves(timed(), "Hours.", by_hours=True)
+    assert "hours of learning</text>" in drawing
+    assert "mt-sac, mean of 2 seeds</text>" in drawing
+    assert "steps of each task" not in drawing
+
+
 def test_curves_have_few_columns_and_the_last_step() -> None:
     from learning_curves import curve_lines
 
