@@ -199,7 +199,7 @@ def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
     assert len({one.name for one in found}) == 3
     assert found[2].name.endswith("again")
     groups, notes = group_runs(found)
-    assert [group.name for group in groups] == ["d2r (gate=none)", "d2r (gate=soft)"]
+    assert [group.name for group in groups] == ["d2r (gate=default)", "d2r (gate=soft)"]
     elsewhere = shutil.copytree(runs["d2r-1"], tmp_path / "elsewhere")
     text = (
         (elsewhere / "config.json")
@@ -267,6 +267,26 @@ def test_several_seeds_are_called_by_few_settings(tmp_path: Path) -> None:
     assert names_of(runs[0], again, cloned) == ["d2r (steps=60)", "d2r (steps=0)"]
     started = untrained(tmp_path / "started", **options[0], warm_start=str(tmp_path / "cloned-seed1"))
     assert names_of(runs[0], again, started) == ["d2r (warm_start=none)", "d2r (warm_start=cloned)"]
+
+
+def test_groups_of_an_ablation_are_called_by_what_each_changes(tmp_path: Path) -> None:
+    parts: list[dict[str, Any]] = [
+        {"gate": "top-2"},
+        {"protect": "none"},
+        {"actor_paths": "sampled"},
+        {"route_temperature": "1.0"},
+        {"state_free": True, "num_modules": 9},
+    ]
+    folders = [untrained(tmp_path / f"{i}", **chosen) for i, chosen in enumerate([{}, {"seed": 2}, *parts])]
+    assert names_of(*folders) == [
+        "d2r",
+        "d2r (gate=top-2)",
+        "d2r (protect=none)",
+        "d2r (actor_paths=sampled)",
+        "d2r (route_temperature=1.0)",
+        "d2r (num_modules=9, state_free=true)",
+    ]
+    assert names_of(*folders[:2], folders[3]) == ["d2r (protect=default)", "d2r (protect=none)"]
 
 
 def test_names_of_groups_are_unique(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from dynroute import Topology
 from dynroute_command.options import KEYWORDS
 
-from ..runs.configuration import Configuration
+from ..runs.configuration import NETWORK_FLAGS, Configuration
 from ..runs.intervals import bootstrap_interval
 from ..runs.result import EvaluationResult
 from ..runs.seeds import over_seeds, settings_key, without_seed
@@ -309,29 +310,39 @@ def _differences(configuration: Configuration, alike: Sequence[Configuration]) -
     near = [other for other in alike if other.result_options["benchmark"] == benchmark]
     count = benchmark.count(",") + 1
     where = f" on {benchmark if count == 1 else f'{count} tasks'}" if len(near) < len(alike) else ""
-    settings = [_settings(other) for other in near]
-    all_names = dict.fromkeys(name for setting in settings for name in setting)
-    # Networks have different keywords.
-    values = {name: [setting.get(name, "none") for setting in settings] for name in all_names}
-    differ = [name for name in values if len(set(values[name])) > 1]
-    chosen = next(
+    values = _differing(near)
+    differ = list(values)
+    chosen: Sequence[str] | None = next(
         (
             names
             for count in range(1, MAX_SETTINGS + 1)
             for names in itertools.combinations(differ, count)
             if len(set(zip(*(values[name] for name in names), strict=True))) == len(near)
         ),
-        differ[:MAX_SETTINGS],
+        None,
     )
+    if chosen is None:  # as in an ablation, where each group may change another setting
+        usual = {name: statistics.mode(texts) for name, texts in values.items()}
+        chosen = [name for name in differ if values[name][near.index(configuration)] != usual[name]][:MAX_SETTINGS]
     differences = ", ".join(f"{name}={values[name][near.index(configuration)]}" for name in chosen)
     return f"{where} ({differences})" if differences else where
+
+
+def _differing(configurations: Sequence[Configuration]) -> dict[str, list[str]]:
+    """The options that differ, each with its values as texts."""
+    settings = [_settings(configuration) for configuration in configurations]
+    names = dict.fromkeys(name for setting in settings for name in setting)
+    values = {name: [setting.get(name, "default") for setting in settings] for name in names}
+    return {name: texts for name, texts in values.items() if len(set(texts)) > 1}
 
 
 def _settings(configuration: Configuration) -> dict[str, str]:
     """The options as texts for a name."""
     critics = {f"critic_{name}": value for name, value in configuration.critic_network.items()}
-    merged = {**configuration.result_options, **configuration.network_kwargs, **critics}
+    unset = dict.fromkeys(NETWORK_FLAGS, "default")  # none is a value of some of them
+    merged = {**configuration.result_options, **unset, **configuration.network_kwargs, **critics}
     options = {name: value for name, value in merged.items() if name not in KEYWORDS}
+    options |= {"metadata": "none", "warm_start": "none"}
     if configuration.metadata is not None:
         options["metadata"] = Path(configuration.metadata).name
     if configuration.warm_start is not None:
