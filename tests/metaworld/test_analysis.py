@@ -25,7 +25,7 @@ from dynroute_metaworld.report import analysis as analyses
 from dynroute_metaworld.report import export, figures
 from dynroute_metaworld.report.analysis import inspect_runs
 from dynroute_metaworld.report.canvas import legend, mark, metric_panels, scale, scatter, style
-from dynroute_metaworld.report.comparison import Group, GroupRoutes, group_runs
+from dynroute_metaworld.report.comparison import Group, GroupRoutes, group_runs, setting_rows
 from dynroute_metaworld.report.curves import draw_curves
 from dynroute_metaworld.report.data import Curve, Metrics, RunData, read_run, read_runs
 from dynroute_metaworld.report.export import OF_A_RUN, OF_ALL, analyze
@@ -321,9 +321,11 @@ def test_the_sources_of_a_run_are_drawn(
 TASKS = ("reach", "push", "door-open")
 
 
-def learned_so(folder: Path, success: dict[str, list[float]], used: list[float], seed: int = 1) -> RunData:
+def learned_so(
+    folder: Path, success: dict[str, list[float]], used: list[float], seed: int = 1, **changed: Any
+) -> RunData:
     """A run whose tasks succeed so often after 10, 20, ... steps, and use so many modules in its evaluation."""
-    options = {**SMALL, "benchmark": ",".join(TASKS), "horizon": 10, "window": 2, "seed": seed}
+    options = {**SMALL, "benchmark": ",".join(TASKS), "horizon": 10, "window": 2, "seed": seed, **changed}
     run = Run.create(folder, Configuration(**options).resolve())
     curves = {f"success/{task}": Curve(10.0 * np.arange(1, 1 + len(of)), np.array(of)) for task, of in success.items()}
     result = EvaluationResult(
@@ -416,6 +418,104 @@ def test_tasks_of_methods_are_drawn(tmp_path: Path, drawn: dict[str, Any]) -> No
     assert axis.get_title(loc="left") == "success in each task, the hardest first"
 
 
+def succeeded(run: RunData, *rates: float) -> RunData:
+    """The same run with these success rates of its tasks: 0, 0.5 or 1."""
+    assert run.result is not None
+    first = np.array([[3 if rate > 0 else -1, 3 if rate == 1 else -1] for rate in rates])
+    return dataclasses.replace(run, result=dataclasses.replace(run.result, first_success=first))
+
+
+def of_settings(folder: Path, *settings: dict[str, Any]) -> list[RunData]:
+    """A run with each of these options; all succeed in one task always, in one half of the time and in one never."""
+    return [learned_so(folder / f"{i}", {}, [2.0, 4.0, 3.0], **chosen) for i, chosen in enumerate(settings)]
+
+
+def test_success_is_drawn_against_the_one_number_that_differs(tmp_path: Path, drawn: dict[str, Any]) -> None:
+    numbers = [{"num_modules": 32}, {"num_modules": 32, "seed": 2}, {"num_modules": 2}, {"num_modules": 8}]
+    large, again, small, middle = of_settings(tmp_path, *numbers)
+    early = dataclasses.replace(succeeded(small, 0, 0, 0), is_finished=False)
+    early = dataclasses.replace(early, name="early")  # it is left out, since another of its group is finished
+    new = dataclasses.replace(learned_so(tmp_path / "new", {}, [2.0, 4.0, 3.0], num_modules=5), result=None)
+    groups, notes = group_runs([large, succeeded(again, 1, 1, 1), small, early, succeeded(middle, 0, 0, 0), new])
+    assert "d2r (num_modules=2): not finished and left out of its success: early." in notes
+    assert "d2r (num_modules=5): not evaluated yet and left out of its success: new." in notes
+    low, high = groups[0].row()["mean_interval"]
+    assert low < 0.75 < high
+    alone = {"setting": "num_modules", "seeds": 1, "low": None, "high": None}
+    two = {"setting": "num_modules", "seeds": 2, "low": low, "high": high}
+    assert setting_rows(groups) == [
+        {**alone, "method": "d2r (num_modules=2)", "value": 2, "success": 0.5},
+        {**alone, "method": "d2r (num_modules=8)", "value": 8, "success": 0},
+        {**two, "method": "d2r (num_modules=32)", "value": 32, "success": 0.75},
+    ]
+    write_groups(tmp_path, groups, [], {})
+    (axis,) = drawn["settings"].axes
+    (line,) = axis.lines
+    assert line.get_xydata().tolist() == [[2, 0.5], [8, 0], [32, 0.75]]
+    assert (line.get_marker(), axis.get_xlabel(), axis.get_ylabel()) == ("o", "num_modules", "success")
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["2\n1 seed", "8\n1 seed", "32\n2 seeds"]
+    assert axis.get_xscale() == "log"
+    (interval,) = axis.collections[1].get_segments()
+    assert interval.tolist() == [[32, low], [32, high]]
+    told = "success: mean over tasks and seeds; 95 % intervals, too narrow for few seeds"
+    assert drawn["settings"].get_suptitle() == told
+    write_groups(tmp_path, [group for group in groups if group.runs[0] is not small], [], {})
+    assert drawn["settings"].axes[0].get_xscale() == "linear"  # from 8 to 32
+
+
+def test_success_is_drawn_by_names_where_no_number_differs(tmp_path: Path, drawn: dict[str, Any]) -> None:
+    first, again, soft = of_settings(tmp_path, {}, {"seed": 2}, {"gate": "soft"})
+    never = succeeded(learned_so(tmp_path / "never", {}, [2.0, 4.0, 3.0], protect="none", state_free=True), 0, 0, 0)
+    new = dataclasses.replace(learned_so(tmp_path / "new", {}, [2.0, 4.0, 3.0], gamma=0.5), result=None)
+    groups, _ = group_runs([new, first, succeeded(again, 1, 1, 1), soft, never])
+    write_groups(tmp_path, groups, [], {})
+    (axis,) = drawn["settings"].axes
+    bars = next(part for part in axis.containers if isinstance(part, BarContainer))
+    assert [bar.get_width() for bar in bars] == [0.75, 0.5, 0]
+    assert [to_hex(bar.get_facecolor()) for bar in bars] == [to_hex(f"C{number}") for number in (1, 2, 3)]
+    labels = [label.get_text().replace("\n", " ") for label in axis.get_yticklabels()]
+    counted = ("2 seeds", "1 seed, no interval", "1 seed, no interval")
+    assert labels == [f"{group.name}, {told}" for group, told in zip(groups[1:], counted, strict=True)]
+    assert [text.get_text() for text in axis.texts] == ["0.5", "0"]  # bars of zero, and those without an interval
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first is above the others
+    drawn["settings"].draw_without_rendering()
+    assert min(label.get_window_extent().x0 for label in axis.get_yticklabels()) >= 0
+    write_groups(tmp_path, groups[2:], [], {})
+    assert drawn["settings"].get_suptitle() == "success: mean over tasks"
+    for few in (groups[:1], groups[:2], groups[2:3]):  # those that were evaluated are one at most
+        write_groups(tmp_path, few, [], {})
+        assert drawn["settings"] is None
+        assert setting_rows(few) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ([{"width": 8}, {"width": 4}], ("width", [4, 8])),
+        ([{"learning_rate": 1e-3}, {"learning_rate": 0.0}], ("learning_rate", [0, 1e-3])),
+        ([{"route_temperature": "1.0"}, {"route_temperature": "0.5"}], ("route_temperature", [0.5, 1])),
+        ([{"network": {"trunk_sizes": [8], "output_init": x}} for x in (0.5, 0.25)], ("output_init", [0.25, 0.5])),
+        ([{"critic_network": {"width": x}} for x in (16, 8)], ("critic_width", [8, 16])),
+        ([{"width": 8, "hours": 1.0}, {"width": 4, "hours": 2.0}], ("width", [4, 8])),  # they are limits of time
+        ([{"hours": 2.0}, {"hours": 1.0}], ("hours", [1, 2])),  # of one seed
+        ([{"width": 8}, {"width": 4, "gamma": 0.5}], None),
+        ([{"width": 8}, {"width": None}], None),
+        ([{"state_free": True}, {"state_free": False}], None),
+        ([{"route_temperature": "1.0"}, {}], None),
+        ([{"warm_start": "1"}, {"warm_start": "2"}], None),
+        ([{"benchmark": "reach,push,door-open"}, {"benchmark": "push,reach,door-open"}], None),
+        ([{"width": 8}, {"width": 4}, {"width": 4, "warm_start": "gone"}], None),
+    ],
+)
+def test_which_setting_is_an_axis(
+    settings: list[dict[str, Any]], found: tuple[str, list[float]] | None, tmp_path: Path
+) -> None:
+    rows = setting_rows(group_runs(of_settings(tmp_path, *settings))[0])
+    assert len(rows) == len(settings)
+    drawn = [(found[0], value) for value in found[1]] if found else [(None, None)] * len(settings)
+    assert [(row["setting"], row["value"]) for row in rows] == drawn
+
+
 def test_curves_of_methods_are_means(tmp_path: Path, drawn: dict[str, Any]) -> None:
     halves = {"reach": [0.0, 1.0], "push": [0.5, 1.0], "door-open": [0.0, 0.0]}
     first = learned_so(tmp_path / "first", halves, [2.0, 4.0, 3.0])
@@ -473,6 +573,8 @@ def test_names_of_folders_are_plain_text_in_figures(
 
     run = learned_so(tmp_path / "run", {task: [0.0, 0.9] for task in TASKS}, [2.0, 4.0, 3.0])
     write_groups(tmp_path, [Group(name, (run,)) for name in names], [], {})
+    bars = drawn.pop("settings")
+    check(bars, [label.get_text() for label in bars.axes[0].get_yticklabels()])
     legends = {name: figure.legends[0] for name, figure in drawn.items() if figure is not None}
     assert legends.keys() == {"curves", "success", "modules_by_method", "learned"}
     run = read_run(runs["d2r-1"])
@@ -526,6 +628,7 @@ def test_one_task_is_like_no_other(tmp_path: Path, unpainted: None) -> None:
     assert train(run) is not None
     folder = analyze([run.folder], episodes=1, device="cpu", tell=lambda _: None)
     assert not (folder / "similarity_by_method.csv").exists()
+    assert not any((folder / f"settings.{kind}").exists() for kind in ("csv", "png"))  # nor any other setting
     assert [row["node"] for row in rows(folder / "sparsity_by_method.csv")] == ["1", "2", "3", "4"]
     (method,) = json.loads((folder / "summary.json").read_text())["methods"]
     assert method["similarity"] is None
@@ -553,6 +656,9 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     one = read_run(runs["d2r-1"])
     assert {"learned.csv", "learned.png"} < names
+    against = rows(folder / "settings.csv")
+    assert (folder / "settings.png").exists()
+    assert [(row["method"], row["setting"], row["value"]) for row in against] == [("d2r", "", ""), ("mt-sac", "", "")]
     learned = [(row["method"], row["run"], row["seed"], row["task"]) for row in rows(folder / "learned.csv")]
     assert learned == [("d2r", "d2r-1", "1", "drawer-close"), ("d2r", "d2r-1", "1", "reach")]
     used = [float(row["modules_used"]) for row in rows(folder / "learned.csv")]
@@ -567,6 +673,7 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     assert {row["method"] for row in rows(folder / "curves_by_method.csv")} == {"d2r", "mt-sac"}
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["method"] for row in summary["methods"]] == ["d2r", "mt-sac"]
+    assert [float(row["success"]) for row in against] == pytest.approx([row["mean"] for row in summary["methods"]])
     shared = [row for row in rows(folder / "similarity_by_method.csv") if row["other"]]
     assert [(row["method"], row["task"], row["other"]) for row in shared] == [("d2r", "drawer-close", "reach")]
     stored = np.load(folder / "d2r-1" / "routes.npz")["similarity"]

@@ -1,7 +1,9 @@
 """Groups runs that differ only in their seeds, and computes their curves, figures and routes, with intervals."""
 
+import contextlib
 import itertools
 import json
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,7 +25,7 @@ from ..runs.seeds import over_seeds, settings_key, without_seed
 from .data import RunData
 from .routes import THRESHOLD, Routes
 
-__all__ = ["Band", "Group", "GroupRoutes", "group_runs"]
+__all__ = ["Band", "Group", "GroupRoutes", "group_runs", "setting_rows"]
 
 POINTS, RESAMPLES = 50, 500
 
@@ -351,6 +353,40 @@ def _settings(configuration: Configuration) -> dict[str, str]:
     options["hours"] = configuration.hours  # the last, since groups that differ otherwise may have several
     words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
     return {name: "none" if word == "null" else word for name, word in words.items()}
+
+
+def setting_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The success of each group that was evaluated, a mean over tasks and seeds; empty with fewer than two groups.
+
+    If the groups differ in exactly one option, whose values are numbers, `setting` is its name, and the rows are in the
+    order of `value`; otherwise both are None.
+    """
+    evaluated = [group for group in groups if group.results]
+    if len(evaluated) < 2:
+        return []
+    name, values = _numeric_setting([group.runs[0].run.configuration for group in evaluated])
+    rows = []
+    for group, value in zip(evaluated, values, strict=True):
+        figures = over_seeds(scores := group.scores)
+        low, high = figures["mean_interval"] or (None, None)
+        row = {"method": group.name, "setting": name, "value": value, "seeds": len(scores)}
+        rows.append({**row, "success": figures["mean"], "low": low, "high": high})
+    return rows if name is None else sorted(rows, key=lambda row: row["value"])
+
+
+def _numeric_setting(configurations: Sequence[Configuration]) -> tuple[str | None, list[float | None]]:
+    """The one option that differs and its values, if they are numbers; otherwise None, and None for each value."""
+    differing = _differing(configurations)
+    hours = differing.pop("hours", None)  # they distinguish groups that are otherwise equal
+    if not differing and hours is not None:
+        differing = {"hours": hours}
+    if len(differing) == 1 and not differing.keys() & {"warm_start", "metadata"}:  # a path may be a number
+        (name, texts), *_ = differing.items()
+        with contextlib.suppress(ValueError):
+            values = [float(text) for text in texts]
+            if len({*values}) == len(values) and all(map(math.isfinite, values)):
+                return name, [*values]
+    return None, [None] * len(configurations)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 from dynroute.files import writing_file
 
 from .analysis import Analysis, default_output, inspect_runs
-from .comparison import GroupRoutes
+from .comparison import GroupRoutes, setting_rows
 from .data import BY_TASK
 from .drawings import draw_moments, draw_routes
 from .routes import embed
@@ -19,9 +19,9 @@ from .routes import embed
 __all__ = ["analyze", "write_tables"]
 
 OF_ALL = (
-    *("curves.csv", "curves_by_method.csv", "success.csv", "learned.csv"),
+    *("curves.csv", "curves_by_method.csv", "success.csv", "settings.csv", "learned.csv"),
     *("similarity_by_method.csv", "sparsity_by_method.csv"),
-    *("curves.png", "success.png", "modules_by_method.png", "learned.png"),
+    *("curves.png", "success.png", "settings.png", "modules_by_method.png", "learned.png"),
     *("similarity_by_method.png", "sparsity_by_method.png", "paths_by_method.png", "notes.txt", "summary.json"),
 )
 OF_A_RUN = (
@@ -168,6 +168,8 @@ def write_tables(analysis: Analysis, group_routes: Sequence[GroupRoutes], folder
         row["low"], row["high"] = row.pop("interval") or (None, None)
         row["modules_low"], row["modules_high"] = row.pop("modules_interval") or (None, None)
     _csv(folder / "success.csv", names, ([row[name] for name in names] for row in rows))
+    if settings := setting_rows(analysis.groups):
+        _csv(folder / "settings.csv", list(settings[0]), ([*row.values()] for row in settings))
     if learned := [{"method": group.name, **row} for group in analysis.groups for row in group.learned_rows()]:
         _csv(folder / "learned.csv", list(learned[0]), ([*row.values()] for row in learned))
     for kind, rows_of in (("similarity", GroupRoutes.similarity_rows), ("sparsity", GroupRoutes.sparsity_rows)):

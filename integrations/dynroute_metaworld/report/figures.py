@@ -1,5 +1,6 @@
 """Figures of one run, and of methods side by side, by matplotlib, which the extra `report` installs."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .canvas import INK, heat_map, legend, mark, metric_panels, plot, save, scale, scatter, style
-from .comparison import LEARNED, Group, GroupRoutes
+from .comparison import LEARNED, Group, GroupRoutes, setting_rows
 from .data import BY_TASK, RunData
 from .routes import THRESHOLD, Routes
 
@@ -96,6 +97,15 @@ def _run_sparsity(routes: Routes) -> Figure:
 LABELLED = 24
 """The largest number of bars without intervals that are labelled with their values."""
 
+TOO_NARROW = ", too narrow for few seeds"
+"""The warning about intervals over seeds in titles."""
+
+LETTERS = 50
+"""The largest number of letters in a line of a label beside a bar."""
+
+WIDE = 10
+"""The axis of a setting is logarithmic if its largest value is this many times the smallest one."""
+
 
 def write_groups(
     folder: Path,
@@ -107,6 +117,7 @@ def write_groups(
     figures = {
         "curves": _bands(groups),
         "success": _by_task(groups, "success", "interval", "success"),
+        "settings": _settings(groups),
         "modules_by_method": _by_task(groups, "modules_used", "modules_interval", "modules used"),
         "learned": _learned(groups),
         "similarity_by_method": _similarity(group_routes),
@@ -180,9 +191,54 @@ def _by_task(groups: Sequence[Group], value: str, interval: str, name: str) -> F
     axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right", fontsize="small")
     axis.set_ylim(0, 1.02 if value == "success" else None)
     axis.set_ylabel(name)
-    intervals = "; 95 % intervals" + ", too narrow for few seeds" * ("seeds" in over) if over else ""
+    intervals = "; 95 % intervals" + TOO_NARROW * ("seeds" in over) if over else ""
     axis.set_title(f"{name} in each task, the hardest first{intervals}", loc="left")
     legend(figure, [axis])
+    return figure
+
+
+def _settings(groups: Sequence[Group]) -> Figure | None:
+    """Draws success against the one setting that differs, or a bar for each group (D2R, Fig. 7, 11 and 12)."""
+    if not (rows := setting_rows(groups)):
+        return None
+    success = np.array([row["success"] for row in rows])
+    known = np.array([row["low"] is not None for row in rows])
+    ends = np.array([(row["low"], row["high"]) if row["low"] is not None else (np.nan,) * 2 for row in rows])
+    setting = rows[0]["setting"]
+    figure = Figure(figsize=(9, 4 if setting else 1.2 + 0.45 * len(rows)), layout="constrained")
+    axis: Any = figure.subplots()
+    if setting:
+        values = np.array([row["value"] for row in rows])
+        axis.plot(values, success, marker="o", color=INK)
+        axis.fill_between(values, *ends.T, color=INK, alpha=0.2, linewidth=0)
+        axis.vlines(values[known], *ends[known].T, color=INK, linewidth=0.8)  # a band has no width at a single value
+        if values[0] > 0 and values[-1] >= WIDE * values[0]:
+            axis.set_xscale("log")
+            axis.minorticks_off()
+        axis.set_xticks(values, [f"{row['value']:.6g}\n{_counted(row['seeds'])}" for row in rows])
+        axis.tick_params(axis="x", labelsize="small")
+        scale(axis, "evaluation")
+        axis.set(xlabel=setting, ylabel="success")
+    else:
+        numbers = [group.name for group in groups]
+        colors = [f"C{numbers.index(row['method']) % 10}" for row in rows]
+        places = np.arange(len(rows))
+        axis.barh(places, success, color=colors)
+        sides = np.abs(ends - success[:, None])[known].T
+        axis.errorbar(success[known], places[known], xerr=sides, fmt="none", ecolor="black", capsize=2, elinewidth=0.8)
+        for place, row, color in zip(places, rows, colors, strict=True):
+            if row["low"] is None or row["success"] == 0:  # a bar of zero cannot be seen
+                spot: dict[str, Any] = {"xytext": (2, 0), "textcoords": "offset points", "va": "center"}
+                axis.annotate(f"{row['success']:.3g}", (row["success"], place), color=color, fontsize="x-small", **spot)
+        labels = [f"{row['method']}, {_counted(row['seeds'])}" for row in rows]
+        if known.any():
+            labels = [f"{label}{', no interval' * (not drawn)}" for label, drawn in zip(labels, known, strict=True)]
+        axis.set_yticks(places, [_plain(textwrap.fill(label, LETTERS)) for label in labels], fontsize="small")
+        axis.invert_yaxis()
+        axis.set(xlim=(0, 1.02), xlabel="success")
+    over = "tasks and seeds" if known.any() else "tasks"
+    intervals = "; 95 % intervals" + TOO_NARROW if known.any() else ""
+    figure.suptitle(f"success: mean over {over}{intervals}", x=0.02, ha="left")
     return figure
 
 
@@ -284,8 +340,13 @@ def _paths(group_routes: Sequence[GroupRoutes], points: Mapping[str, NDArray[np.
 
 
 def _label(group: Group) -> str:
-    """The name of a group as text of a figure: matplotlib reads "$" as maths, and has no legend for a first "_"."""
-    return " " * group.name.startswith("_") + group.name.replace("$", r"\$")
+    """The name of a group as text of a figure: matplotlib has no legend for a first "_"."""
+    return " " * group.name.startswith("_") + _plain(group.name)
+
+
+def _plain(text: str) -> str:
+    """A text in which matplotlib does not read "$" as maths."""
+    return text.replace("$", r"\$")
 
 
 def _named(routes: GroupRoutes) -> str:
