@@ -69,9 +69,10 @@ def shown(value: object) -> str:
 def check_choice(name: str, value: object, choices: Collection[str | None]) -> None:
     """Raises an error unless a value is one of the choices; it suggests the closest one with the same first letter."""
     if not (value is None or isinstance(value, str)) or value not in choices:
-        alike = [choice for choice in choices if choice and choice[0] == str(value)[:1]]  # bfloat16 is not float32
-        near = difflib.get_close_matches(str(value), alike, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        text = str(value).lower()
+        alike = {choice.lower(): choice for choice in choices if choice and choice[0].lower() == text[:1]}
+        near = difflib.get_close_matches(text, alike, n=1)  # bfloat16 is not float32
+        hint = f"; did you mean {alike[near[0]]!r}?" if near else "."
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {shown(value)}{hint}")
 
 

@@ -18,7 +18,6 @@ __all__ = [
     "is_hooked",
     "is_own",
     "is_traced",
-    "older_gpu",
     "records_gradients",
     "refuse_where",
     "set_checks",
@@ -64,14 +63,6 @@ def refuse_where(tensor: Tensor, bad: Callable[[Tensor], Tensor], explain: Calla
         return
     if refused:
         raise ValueError(explain(tuple(int(i) for i in marked.nonzero()[0])))
-
-
-def older_gpu(what: str, device: torch.device, needed: int) -> str | None:
-    """The reason why a GPU has no fast form of something; None if its compute capability is at least `needed`."""
-    major, minor = torch.cuda.get_device_capability(device)
-    if major >= needed:
-        return None
-    return f"{what} needs a GPU of compute capability {needed}.0, and {device} has {major}.{minor}"
 
 
 def under_transform() -> bool:

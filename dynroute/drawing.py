@@ -187,7 +187,8 @@ def _picture(
     places = _places(column)
     every = [(j, node) for node in topology.destinations for j in topology.parents[node]]
     above = max(_bend(column, edge) for edge in every) / 2
-    name = str(title) if title else f"Route through {sum(share > 0 for share in shares)} of {topology.num_nodes} nodes"
+    runs = sum(share > 0 for share in shares)
+    name = f"Route through {runs} of {topology.num_nodes} nodes" if title in (None, "") else str(title)
     width = max(2 * _MARGIN + max(x for x, _ in places), _room(name))
     height = 2 * _MARGIN + _LINE + above + max(y for _, y in places)
 

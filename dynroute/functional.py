@@ -374,9 +374,8 @@ def _choosable(allowed: Tensor | None, logits: Tensor) -> Tensor:
 
 
 def _nan_in_row(index: tuple[int, ...]) -> str:
-    return (
-        f"`logits` must not be NaN, but one of row {index[:-1]} is; did the router's input or its parameters diverge?"
-    )
+    where = f" of row {index[:-1]}" if len(index) > 1 else ""
+    return f"`logits` must not be NaN, but one{where} is; did the router's input or its parameters diverge?"
 
 
 def suitable_masked(logits: Tensor, sources: Tensor | int) -> Tensor:

@@ -182,7 +182,10 @@ class Recording(Mapping[str, Record]):
                 ),
             )
         number = len(self._labels)
-        batches = {tuple(each[number].path.shape[:-2]) for each in self._passes.values() if len(each) > number}
+        known = [[route.path.shape[:-2] for route in each] for each in self._passes.values() if len(each) > number]
+        batches = {tuple(shapes[number]) for shapes in known}
+        if not number:  # or all samples at once, if the passes are done
+            batches |= {(sum(shape[0] for shape in shapes), *shapes[0][1:]) for shapes in known if all(shapes)}
         if batches and tuple(task.shape) not in batches:
             raise ValueError(
                 f"`task` must label every sample of pass {number}, with batch shape "

@@ -77,9 +77,9 @@ def _assert_route(module: nn.Module, x: Tensor, context: Tensor | None) -> None:
     topology = _topology(module)
     output, route = _call(module, x, context)
 
+    hint = "" if x.dim() > 1 else "; `x` must be a batch of at least 2 samples"
     assert output.shape[:1] == x.shape[:1], (
-        f"the output must keep the batch shape, got {tuple(output.shape)} for `x` of shape {tuple(x.shape)}; "
-        "`x` must be a batch of at least 2 samples."
+        f"the output must keep the batch shape, got {tuple(output.shape)} for `x` of shape {tuple(x.shape)}{hint}."
     )
     assert output.isfinite().all(), "the output of a finite input must be finite."
     shape = (x.shape[0], *topology.path_shape)
@@ -96,7 +96,9 @@ def _assert_route(module: nn.Module, x: Tensor, context: Tensor | None) -> None:
 
 def _assert_replay(module: nn.Module, x: Tensor, context: Tensor | None) -> None:
     output, route = _call(module, x, context)
-    random = [name for name, part in module.named_modules() if isinstance(part, _DropoutNd)]
+    random = [
+        name for name, part in module.named_modules() if isinstance(part, _DropoutNd) and part.p and part.training
+    ]
     hint = f"; `{random[0]}` is dropout, which draws random numbers: set its rate to 0" if random else ""
     for record in (route, route.path):
         again, replayed = _call(module, x, context, path=record)

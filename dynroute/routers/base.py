@@ -142,7 +142,8 @@ class Router(nn.Module, ABC):
         if (self.noise or self.dropout) and logits.shape[:-2] != self._edges_of(context)[:-1]:
             raise ValueError(
                 "`noise` and `dropout` must be 0 for a router that pools dimensions of its context, got logits of "
-                f"batch shape {tuple(logits.shape[:-2])} for a context of shape {tuple(context.shape)}; use `jitter`."
+                f"batch shape {tuple(logits.shape[:-2])} for a context of shape {tuple(context.shape)}; use `jitter`, "
+                "or set `takes_ids = True` in the class of a router that reads ids of tasks."
             )
         with torch.no_grad():
             scores = logits.detach()

@@ -52,10 +52,11 @@ class TableRouter(Router):
 
     def score(self, context: Tensor) -> Tensor:
         if _is_one_hot(context, self.num_tasks):
-            numbers = torch.arange(1, self.num_tasks + 1, device=context.device)
-            ids = (numbers * (context == 1)).sum(dim=-1) - 1  # a row without a 1 has no row of the table either
+            one_hot = context == 1
+            ids = torch.where(one_hot.sum(dim=-1) == 1, one_hot.int().argmax(dim=-1), self.num_tasks)
         else:
-            ids = context.long()
+            ids = torch.where(context < 0, self.num_tasks, context.long())
+        # What is no task has no row of the table, where values are not checked either; -1 would be the last row.
         rows = self.table.index_select(0, ids.reshape(-1)).reshape(*ids.shape, self.table.shape[1])
         return rows.to(torch.promote_types(self.table.dtype, torch.float32))
 

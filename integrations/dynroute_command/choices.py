@@ -92,8 +92,11 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     known = [re.sub("-K$", f"-{number[0]}", choice) for choice in choices]
     if value not in known:
         listed = ", ".join(map(repr, choices)) + " with a number for K" * (known != [*choices])
-        alike = [choice for choice in known if choice[:1] == str(value)[:1]]  # bfloat16 is not float32
-        raise ValueError(f"`{name}` must be one of {listed}, got {value!r}{likely(value, alike)}")
+        text = str(value).lower()
+        alike = {choice.lower(): choice for choice in known if choice[:1].lower() == text[:1]}
+        near = difflib.get_close_matches(text, alike, n=1)  # bfloat16 is not float32
+        hint = f"; did you mean {alike[near[0]]!r}?" if near else "."
+        raise ValueError(f"`{name}` must be one of {listed}, got {value!r}{hint}")
 
 
 def check_task(task: str) -> None:

@@ -47,7 +47,7 @@ __all__ = [
 
 Model = TypeVar("Model", bound=MultiTaskAttributes)
 
-FORMAT = 2
+FORMAT = 3
 NOTES = "notes.json"
 
 BUFFERS: Mapping[Any, type[RouteReplayBuffer]] = {

@@ -1,5 +1,6 @@
 """Bounds of the returns of each task, which normalize rewards."""
 
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,18 +110,21 @@ class ReturnBounds:
     def add_buffer(self, buffer: RouteReplayBuffer) -> None:
         """Adds the transitions of a replay buffer, whose episodes are followed from state to state.
 
-        Episodes that have not ended count by their extreme rewards alone, as in :meth:`add`.
+        Episodes that have not ended count by their extreme rewards alone, as in :meth:`add`, and so do those that were
+        truncated and whose beginning the ring may have overwritten: the mean of what is left says little.
         """
         n = buffer.task_space.state_features
         for task, (ring, count) in enumerate(zip(buffer.rows, buffer.counts, strict=True)):
             oldest_first = (buffer.positions[task] - count + np.arange(count)) % buffer.capacity
-            open_episodes: dict[bytes, list[float]] = {}
-            for row in ring[oldest_first]:
-                rewards = open_episodes.pop(row[:n].tobytes(), [])
+            cut = buffer.most_at_once if count == buffer.capacity else 0  # episodes that may have begun before
+            open_episodes: dict[bytes, deque[tuple[list[float], bool]]] = defaultdict(deque)  # several in one state
+            for number, row in enumerate(ring[oldest_first]):
+                before = open_episodes[row[:n].tobytes()]
+                rewards, whole = before.popleft() if before else ([], number >= cut)
                 rewards.append(float(row[-2]))
                 if row[-1] == GOES_ON:
-                    open_episodes[row[n : 2 * n].tobytes()] = rewards
-                else:
+                    open_episodes[row[n : 2 * n].tobytes()].append((rewards, whole))
+                elif whole or row[-1] != OUT_OF_TIME:
                     self._end(task, rewards, bool(row[-1] == OUT_OF_TIME))
             if count:
                 _widen(self.rewards[task], ring[:count, -2])

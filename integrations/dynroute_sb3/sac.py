@@ -634,8 +634,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         due = 0 if cls.overlaps else vars(model).pop("updates_due", 0)
         if due:
             warnings.warn(
-                f"{due} updates that were due are dropped, since a {cls.__name__} does not learn while environments "
-                "step; OverlappedSAC.load keeps them.",
+                f"the updates that were due ({due}) are dropped, since a {cls.__name__} does not learn while "
+                "environments step; OverlappedSAC.load keeps them.",
                 stacklevel=2,
             )
         if model.ent_coef_optimizer is not None and model.log_ent_coef is not None:
@@ -663,8 +663,8 @@ class MultiTaskSAC(MultiTaskAttributes):
             check_parts(self, load_path_or_dict)
         running = None if self.return_bounds is None else self.return_bounds.running
         super().set_parameters(load_path_or_dict, exact_match, device)
-        if self.return_bounds is not None and running is not None:
-            self.return_bounds.running = running  # the episodes of its own environments
+        if self.return_bounds is not None and (running or self._last_obs is None):
+            self.return_bounds.running = running or []  # the episodes of its own environments
 
     def _excluded_save_params(self) -> list[str]:
         kept_apart = ("report", "rollout_actor", "return_bounds")

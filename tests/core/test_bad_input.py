@@ -499,6 +499,10 @@ def noisy_pass(*, sample: bool | None = None, replay: bool = False, **options: A
             lambda: dynroute.arguments.check_choice("precision", "bfloat16", ("float32", "bf16")),
             "`precision` must be one of 'float32', 'bf16', got 'bfloat16'; did you mean 'bf16'?",
         ),
+        (
+            lambda: dynroute.arguments.check_choice("protect", "RSG", ("rsg", "none")),
+            "`protect` must be one of 'rsg', 'none', got 'RSG'; did you mean 'rsg'?",
+        ),
         (lambda: CascadeRouter(5, DAG, cascade=[1]), "`cascade` must be one of 'probabilities', 'logits', got [1]."),
         (lambda: ModuleRouting(nn.ReLU(), Soft(), nn.ReLU()), "`modules` must list modules, got ReLU(); for instance"),
         (lambda: OutputRouting(["a"]), "`heads[0]` must be a module, got 'a'."),

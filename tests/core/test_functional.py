@@ -97,6 +97,9 @@ def test_logits_that_are_nan_are_refused_where_they_count(choose: Callable[..., 
     logits = torch.tensor([[0.0, 1.0, 2.0], [1.0, torch.nan, 3.0]])
     with pytest.raises(ValueError, match=r"^`logits` must not be NaN, but one of row \(1,( 0)?\) is; did the router's"):
         choose(logits)
+    if choose is suitable:
+        with pytest.raises(ValueError, match=r"^`logits` must not be NaN, but one is; did"):
+            choose(logits[1])
     assert choose(logits, allowed=torch.tensor([True, False, True])).any()
 
 

@@ -174,8 +174,13 @@ def test_an_older_gpu_runs_another_form(monkeypatch: pytest.MonkeyPatch) -> None
     experts = perceptrons(call)
     assert not isinstance(experts, str)
     assert groups(call, experts) is None
-    older = "a grouped product needs a GPU of compute capability 9.0, and cuda:0 has 8.9"
-    for found, reason in (((8, 9), older), ((9, 0), None)):
+    older = "torch computes grouped products by a loop on cuda:0, of compute capability {}.{}"
+    for found, reason in (
+        ((8, 9), older.format(8, 9)),
+        ((9, 0), None),
+        ((10, 3), None),
+        ((12, 0), older.format(12, 0)),
+    ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=found: found)
         assert grouped._loops_on(gpu) == reason
     monkeypatch.setattr(grouped, "_loops_on", lambda device: "it is too old")

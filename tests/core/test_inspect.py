@@ -310,7 +310,8 @@ def test_rows_of_a_tall_column_are_denser() -> None:
 
 def test_a_title_may_be_a_number() -> None:
     route = random_route(DAG, 2)
-    assert draw(DAG, route.sample(0), title=3) == draw(DAG, route.sample(0), title="3")
+    for number in (0, 3):
+        assert draw(DAG, route.sample(0), title=number) == draw(DAG, route.sample(0), title=str(number))
     grid = draw_grid(DAG, route.weights, titles=[1, 2], title=3)
     assert grid == draw_grid(DAG, route.weights, titles=["1", "2"], title="3")
     load = torch.ones(2, 3)

@@ -356,3 +356,14 @@ def test_without_labels_all_samples_are_one_picture() -> None:
     picture = inspect.draw(net.topology, summary.weights[0], used=summary.used[0], title="mean")
     assert routes[""].draw(title="mean") == picture
     assert '<th scope="row">all</th><td>20</td>' in html
+
+
+def test_one_label_for_all_passes() -> None:
+    net = ModelRouting.mlp(5, 8, 4, 2)
+    with dynroute.record(net) as routes:
+        for part in torch.randn(10, 5).split(6):
+            net(part)
+    with pytest.raises(ValueError, match=r"of pass 0, with batch shape \(6,\) or \(10,\), got \(4,\)"):
+        routes.label(torch.zeros(4, dtype=torch.long))
+    routes.label(torch.arange(10) % 2)
+    assert routes[""].summary().samples.tolist() == [5, 5]

@@ -182,7 +182,9 @@ def test_a_table_holds_one_row_for_each_task() -> None:
     assert router.table.grad.abs().sum(-1).tolist() == [0, 0, 10]
 
 
-@pytest.mark.parametrize("task", [torch.tensor([0, 3]), torch.tensor([-1]), torch.zeros(2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "task", [torch.tensor([0, 3]), torch.tensor([-1]), torch.zeros(2, 3), torch.tensor([[1.0, 1, 0]])], ids=str
+)
 def test_a_table_has_no_row_for_other_tasks_where_values_are_not_checked(task: Tensor) -> None:
     set_checks(False)
     try:

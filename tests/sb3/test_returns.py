@@ -25,6 +25,7 @@ from dynroute_sb3 import (
     point_tasks,
 )
 from dynroute_sb3.losses import return_scale
+from dynroute_sb3.replay import GOES_ON, OUT_OF_TIME
 from dynroute_sb3.returns import ReturnBounds, discounted_returns
 from dynroute_sb3.update import update
 
@@ -250,7 +251,7 @@ def test_bounds_hold_the_rewards_of_a_loaded_buffer_without_an_end(tmp_path: Pat
 
 
 def test_bounds_of_a_buffer_that_wrapped_around_are_those_of_what_is_left(tmp_path: Path) -> None:
-    model, other = (make(learning_starts=10**6, buffer_size=4 * 33) for _ in range(2))
+    model, other = (make(learning_starts=10**6, buffer_size=4 * 45) for _ in range(2))
     model.learn(4 * 75).save_replay_buffer(tmp_path / "buffer")
     other.load_replay_buffer(tmp_path / "buffer")
     buffer = other.replay_buffer
@@ -258,11 +259,45 @@ def test_bounds_of_a_buffer_that_wrapped_around_are_those_of_what_is_left(tmp_pa
     expected = []
     for task in range(TASKS):
         kept = np.roll(buffer.rows[task], -buffer.positions[task], axis=0)
-        ends = [0, *(np.flatnonzero(kept[:, -1]) + 1)]
+        ends = (np.flatnonzero(kept[:, -1]) + 1).tolist()  # the mean of what is left of the first episode says little
         episodes = [kept[start:end, -2].tolist() for start, end in itertools.pairwise(ends)]
         returns = [r for episode in episodes for r in oracle_sac.returns_of_an_episode(episode, 0.9, True)]
         expected.append([min(0.0, *returns), max(0.0, *returns)])
     np.testing.assert_allclose(bounds_of(other), expected, rtol=1e-6)
+    before = bounds_of(model)
+    model.load_replay_buffer(tmp_path / "buffer")
+    np.testing.assert_array_equal(bounds_of(model), before)
+
+
+def test_environments_in_the_same_state_have_episodes_of_their_own(tmp_path: Path) -> None:
+    model, other = (make(DummyVecEnv(point_tasks() * 2), learning_starts=10**6) for _ in range(2))
+    model.learn(8)
+    buffer = model.replay_buffer
+    assert buffer is not None
+    n, steps = buffer.task_space.state_features, 6
+    for task, ring in enumerate(buffer.rows):  # both walk through the same states, one with ten times the reward
+        for step in range(steps):
+            for k in range(2):
+                row = ring[2 * step + k]
+                row[:n], row[n : 2 * n] = step, step + 1
+                row[-2], row[-1] = 10**k * (task + 1), OUT_OF_TIME if step == steps - 1 else GOES_ON
+        buffer.counts[task] = buffer.positions[task] = 2 * steps
+    model.save_replay_buffer(tmp_path / "buffer")
+    other.load_replay_buffer(tmp_path / "buffer")
+    expected = [
+        [0, max(oracle_sac.returns_of_an_episode([10.0 * (task + 1)] * steps, 0.9, True))] for task in range(TASKS)
+    ]
+    np.testing.assert_allclose(bounds_of(other), expected, rtol=1e-6)
+
+
+def test_episodes_that_go_on_after_a_load_keep_their_rewards(tmp_path: Path) -> None:
+    env = DummyVecEnv(point_tasks())
+    model = make(env, learning_starts=10**6).learn(4 * 7)
+    model.save(tmp_path / "model")
+    for force, lengths in ((False, [7] * 4), (True, [])):
+        bounds = MultiTaskSAC.load(tmp_path / "model", env, force_reset=force).return_bounds
+        assert bounds is not None
+        assert [len(rewards) for rewards in bounds.running] == lengths
 
 
 def test_bounds_hold_loaded_demonstrations(tmp_path: Path) -> None:

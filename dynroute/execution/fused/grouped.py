@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...checks import full_precision, older_gpu
+from ...checks import full_precision
 from ..plan import Pass
 from .linear import Perceptron, entering
 
@@ -45,7 +45,12 @@ def groups(call: Pass, experts: Sequence[Perceptron]) -> str | None:
 
 def _loops_on(device: torch.device) -> str | None:
     """The reason why torch computes a grouped product by a loop, which reads the rows of each expert; None if not."""
-    return older_gpu("a grouped product", device, 9) if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    if major in (9, 10) and torch.version.hip is None:
+        return None
+    return f"torch computes grouped products by a loop on {device}, of compute capability {major}.{minor}"
 
 
 def run_grouped(call: Pass, experts: Sequence[Perceptron]) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...banks import stacked
-from ...checks import full_precision, older_gpu
+from ...checks import full_precision
 from ...topology import Topology
 from ..plan import Pass, Plan
 from .double_backward import Equations, in_full_precision, wants_more
@@ -54,7 +54,7 @@ def tiles(call: Pass, linear: Sequence[LinearNode]) -> str | None:
         return "only some nodes have a shortcut"
     if not _has_triton():
         return "Triton is not installed"
-    return older_gpu("its kernel", call.x.device, 8) if call.x.is_cuda else None
+    return _no_kernel(call.x.device) if call.x.is_cuda else None
 
 
 def run_tile(call: Pass, linear: Sequence[LinearNode]) -> Tensor:
@@ -235,6 +235,12 @@ def _tables(topology: Topology, device: torch.device) -> _Tables:
     ]
     with torch.inference_mode(False):  # training uses the cached tables too
         return _Tables(*(torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in lists))
+
+
+def _no_kernel(device: torch.device) -> str | None:
+    """The reason why a GPU cannot run the kernel; None if it can."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"its kernel needs a GPU of compute capability 8.0, and {device} has {major}.{minor}" if major < 8 else None
 
 
 @functools.cache
