@@ -254,7 +254,7 @@ def test_an_overlapped_model_can_go_on_without_overlap(tmp_path: Path) -> None:
     file = saved(model := OverlappedSAC("MlpPolicy", points(), learning_starts=8, device="cpu").learn(40))
     assert OverlappedSAC.load(file, points(), "cpu").updates_due == model.updates_due == 1
     file.seek(0)
-    with pytest.warns(UserWarning, match=r"the updates that were due \(1\) are dropped, .* OverlappedSAC.load keeps them"):
+    with pytest.warns(UserWarning, match=r"the updates that were due \(1\) are dropped, .* OverlappedSAC.load keeps"):
         loaded = MultiTaskSAC.load(file, points(), "cpu")
     loaded.learn(20).save_checkpoint(tmp_path / "there")
     assert not hasattr(MultiTaskSAC.load_checkpoint(tmp_path / "there", points(), "cpu"), "updates_due")
