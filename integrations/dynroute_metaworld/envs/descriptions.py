@@ -1,4 +1,4 @@
-"""What each task of Meta-World asks for, in a sentence, and vectors made from such sentences (CARE's metadata)."""
+"""A sentence on each task of Meta-World, and vectors made from such sentences (CARE's metadata)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +66,7 @@ _DESCRIPTIONS: Mapping[str, str] = {
 
 
 def task_descriptions(benchmark: str | Sequence[str]) -> dict[str, str]:
-    """What each task of a benchmark asks for, by its name, in the order of the one-hot.
+    """Describes each task of a benchmark in a sentence, by its name, in the order of the one-hot.
 
     The sentences are ours. Any sentence encoder makes vectors of them, the metadata that CARE attends to. Neither
     library nor a run needs the encoder: the vectors are kept in a file of safetensors, under the names of the tasks,
