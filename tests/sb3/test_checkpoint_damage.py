@@ -46,6 +46,7 @@ from dynroute_sb3 import (
     latest_checkpoint,
     storage,
 )
+from dynroute_sb3.checkpoint import FORMAT
 
 
 def flip(data: bytes, place: int, mask: int = 1) -> bytes:
@@ -340,7 +341,7 @@ def test_attributes_of_wrappers_that_would_be_replaced(tmp_path: Path) -> None:
 def test_a_state_that_is_deep_or_none(changed: Path) -> None:
     for text, told in (
         ("[" * 99_999, r"model.json or .safetensors is missing or damaged"),
-        ("[]", "must have format 2"),
+        ("[]", f"must have format {FORMAT}"),
     ):
         (changed / "model.json").write_text(text)
         manifest = json.loads((changed / "manifest.json").read_text())
@@ -396,10 +397,10 @@ def test_whatever_is_changed_is_a_sentence(changed: Path) -> None:
     assert {("options",), ("policy",), ("progress",), ("report",), ("spaces",)} <= refused
 
 
-@pytest.mark.parametrize("number", [0, 1, 3, None, "2"])
+@pytest.mark.parametrize("number", [0, FORMAT - 1, FORMAT + 1, None, str(FORMAT)])
 def test_another_format(number: Any, changed: Path) -> None:
     rewrite(changed, lambda state: state.update(format=number))
-    with pytest.raises(ValueError, match=f"changed must have format 2, got {number}; it was written by another vers"):
+    with pytest.raises(ValueError, match=f"changed must have format {FORMAT}, got {number}; it was written by anoth"):
         load(changed)
 
 
