@@ -271,7 +271,9 @@ def test_a_capacity_that_is_set_in_inference_mode_counts_in_training() -> None:
     net = ModelRouting.ffn(8, 16, 4)
     with torch.inference_mode():
         net.gate.capacity = 1.0
-    net(torch.randn(4, 8)).sum().backward()
+    net(torch.ones(4, 8)).sum().backward()
+    assert not net.gate.dropped.is_inference()
+    assert int(net.gate.dropped) > 0, "equal samples choose the same experts, which have no room for all"
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.9, 1.0])
