@@ -181,13 +181,13 @@ OVER_HOURS = (
     "The hours are those of all sessions of a run, with its evaluations. A cell has the newest figure by then; it is "
     "empty before the first one and after the end of the run."
 )
-"""What a table over hours shows."""
+"""The note under a table over hours."""
 
 OVER_SEEDS = (
     "A row is the mean over its seeds, where all of them have a figure; in brackets, the 95 % interval of a bootstrap "
     "over seeds, which with two or three of them reaches from the lowest to the highest."
 )
-"""What a table with a row for each group of seeds shows."""
+"""The note under a table with a row for each group of seeds."""
 
 
 def curve_lines(
