@@ -136,6 +136,14 @@ class Options:
     log_every: int = _option(
         1000, "steps from one line of metrics to the next", PLACE, least=1, sac=True, changes_result=False
     )
+    plasticity_every: int | None = _option(
+        None,
+        "steps from one measurement of the critics' plasticity to the next; default: none",
+        PLACE,
+        least=1,
+        sac=True,
+        changes_result=False,
+    )
     window: int = _option(
         20, "number of newest episodes in the logged success", PLACE, least=1, sac=True, changes_result=False
     )

@@ -23,7 +23,8 @@ class PlasticityLogger(BaseCallback):
 
     It logs means over the critics: ``plasticity/dormant``, the share of dormant units, and ``plasticity/rank``, the
     effective rank of the features. For critics with routes it logs ``plasticity/flow_<critic>_<node>`` for each of
-    them, in a mixture the mean weight of an expert. Training is not affected.
+    them, in a mixture the mean weight of an expert, or ``plasticity/flow_<critic>_<layer>_<node>`` if they have several
+    routed layers. Training is not affected.
 
     Args:
         every: The number of environment steps between measurements.
@@ -68,9 +69,10 @@ class PlasticityLogger(BaseCallback):
         self.logger.record("plasticity/dormant", sum(critic.dormant for critic in critics) / len(critics))
         self.logger.record("plasticity/rank", sum(critic.rank for critic in critics) / len(critics))
         for number, critic in enumerate(critics):
-            for flows in critic.flow.values():
+            for layer, flows in enumerate(critic.flow.values()):
+                place = f"{number}_{layer}" if len(critic.flow) > 1 else f"{number}"
                 for node, share in enumerate(flows[:-1].tolist()):  # the flow of the output is always 1
-                    self.logger.record(f"plasticity/flow_{number}_{node}", share, exclude="stdout")
+                    self.logger.record(f"plasticity/flow_{place}_{node}", share, exclude="stdout")
 
 
 class CheckpointDirectory(BaseCallback):

@@ -422,6 +422,15 @@ def test_the_means_of_the_critics_are_logged_at_intervals(monkeypatch: pytest.Mo
     }
 
 
+def test_flows_of_several_routed_layers_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = {"first": torch.tensor([0.25, 1.0]), "second": torch.tensor([0.75, 1.0])}
+    critic = Plasticity(dormant=0.0, layers={}, rank=3, features=8, flow=flow)
+    monkeypatch.setattr(callbacks, "critic_plasticity", lambda model, batch_size: [critic])
+    logged = make("BRCPolicy").learn(60, callback=PlasticityLogger(24, 32)).logger.name_to_value
+    flows = {name: value for name, value in logged.items() if name.startswith("plasticity/flow")}
+    assert flows == {"plasticity/flow_0_0_0": 0.25, "plasticity/flow_0_1_0": 0.75}
+
+
 def test_any_number_of_transitions_can_be_asked_for() -> None:
     model = make("BRCPolicy").learn(80)
     assert critic_plasticity(model, 63)[0].rank <= 60  # as many of each of the four tasks

@@ -603,6 +603,46 @@ def test_noise_does_not_look_like_a_change() -> None:
     assert style(1)["linestyle"] != style(0)["linestyle"]
 
 
+def test_the_plasticity_of_critics_over_steps(runs: dict[str, Path], tmp_path: Path, drawn: dict[str, Any]) -> None:
+    folder = shutil.copytree(runs["d2r-1"], tmp_path / "run")
+    measured = (("dormant", 0.1), ("rank", 5), ("flow_0_0", 0.75))
+    logged = [
+        {"step": step, **{f"plasticity/{name}": value for name, value in (*measured, (of, 1))}}
+        for step in (40, 80)
+        for of in ("flow_0_1", "flow_1_0_0")
+    ]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in logged))
+    run = read_run(folder)
+    assert not run.metrics.notes
+    figures.write_run(tmp_path, run, None, None)
+    axes = drawn["plasticity"].axes
+    assert [axis.get_title("left") for axis in axes] == [
+        "share of dormant units in the critics",
+        "effective rank of the critics' features",
+        "mean flow through the nodes of critic 0",
+        "mean flow through the nodes of critic 1, routed layer 0",
+    ]
+    lines = [[(line.get_label(), *line.get_xydata()[-1].tolist()) for line in axis.lines] for axis in axes]
+    assert lines[0] == [("_", 40.0, 0.1)]  # steps of each of two tasks
+    assert lines[2] == [("node 0", 40.0, 0.75), ("node 1", 40.0, 1.0)]
+    (names,) = drawn["plasticity"].legends
+    assert [text.get_text() for text in names.get_texts()] == ["node 0", "node 1"]
+    analyze([folder], tmp_path / "out", episodes=1, device="cpu", tell=lambda _: None)
+    ranks = [row for row in rows(tmp_path / "out" / "curves.csv") if row["metric"] == "plasticity/rank"]
+    assert {(row["task"], row["value"]) for row in ranks} == {("", "5")}
+
+
+def test_networks_without_measured_plasticity_have_no_figure_of_it(
+    runs: dict[str, Path], tmp_path: Path, drawn: dict[str, Any]
+) -> None:
+    run = read_run(runs["d2r-1"])
+    figures.write_run(tmp_path, run, None, None)
+    assert drawn["plasticity"] is None
+    rank = {"plasticity/rank": Curve(np.array([20.0]), np.array([5.0]))}  # that of dense critics
+    figures.write_run(tmp_path, dataclasses.replace(run, metrics=Metrics(rank)), None, None)
+    assert not drawn["plasticity"].legends
+
+
 def test_all_lines_are_named_inside_the_figure() -> None:
     for count, width in ((3, 9.0), (12, 9.0), (13, 9.0), (50, 9.0), (50, 5.5)):
         figure, axes = metric_panels(["success", "return"])

@@ -152,6 +152,21 @@ def test_more_steps(straight: Path, tmp_path: Path) -> None:
     assert outcome(folder) == outcome(straight)
 
 
+def test_plasticity_is_measured_at_fixed_steps_and_changes_nothing(straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = Run.create(folder, small(plasticity_every=16, steps=28))
+    train(run)
+    run.agree({"steps": 48})
+    train(run)
+    lines = {line["step"]: line for line in read_metrics(run.metrics)}
+    measured = {step: {name for name in line if name.startswith("plasticity/")} for step, line in lines.items()}
+    assert list(lines) == [20, 32, 40, 48, 60, 64, 80, 96]
+    assert [step for step, names in measured.items() if names] == [32, 64, 96]
+    names = {"dormant", "rank", *(f"flow_{critic}_{node}" for critic in range(2) for node in range(3))}
+    assert measured[32] == {f"plasticity/{name}" for name in names}
+    assert outcome(folder)[1:] == outcome(straight)[1:]
+
+
 def test_the_time_is_up(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, left = tmp_path / "run", [math.inf]
     monkeypatch.setattr(Run, "seconds_left", lambda _: left[0])

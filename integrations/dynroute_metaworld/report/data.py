@@ -2,7 +2,7 @@
 
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Metrics:
     notes: tuple[str, ...] = ()
 
 
-def read_curves(path: Path, names: Iterable[str]) -> Metrics:
+def read_curves(path: Path, names: Iterable[str], group: str | None = None) -> Metrics:
     """Reads some metrics of a file, line by line.
 
     Damaged lines are left out and noted; :func:`~dynroute_metaworld.read_metrics` raises an error instead.
@@ -73,6 +73,7 @@ def read_curves(path: Path, names: Iterable[str]) -> Metrics:
     Args:
         path: The file, which may be missing.
         names: The metrics.
+        group: A group of which all metrics are read, too, such as "plasticity" for ``plasticity/rank``.
     """
     if not path.exists():
         return Metrics(notes=(f"There is no {path.name}: nothing was logged.",))
@@ -90,6 +91,9 @@ def read_curves(path: Path, names: Iterable[str]) -> Metrics:
                 notes.append(f"{path.name} is damaged in line {line.number}, which is left out.")
             continue
         lines += 1
+        for name in entry if group is not None else ():
+            if name not in points and name.startswith(f"{group}/"):
+                points[name], gaps[name] = (array("d"), array("d")), 0
         for name in points.keys() & entry.keys():
             if isinstance(value := entry[name], (int, float)) and abs(value) <= sys.float_info.max:
                 points[name][0].append(step)
@@ -220,6 +224,20 @@ class RunData:
         """The same curves with at most `limit` points each, see :func:`thin`."""
         return {task: Curve(*thin(curve.steps, curve.values, limit)) for task, curve in self.curves(metric).items()}
 
+    @property
+    def plasticity(self) -> dict[str, Curve]:
+        """Measures of the critics, such as ``plasticity/rank``, thinned; a run has them with ``--plasticity-every``."""
+        curves = {name: curve for name, curve in self.metrics.curves.items() if name.startswith("plasticity/")}
+        return {name: Curve(*thin(curve.steps, curve.values)) for name, curve in curves.items()}
+
+    def all_drawn(self) -> Iterator[tuple[str, str, Curve]]:
+        """Metric, task and thinned curve of all curves; measures of critics have no task, and an empty name for it."""
+        for metric in BY_TASK:
+            for task, curve in self.drawn(metric).items():
+                yield metric, task, curve
+        for name, curve in self.plasticity.items():
+            yield name, "", curve
+
 
 def read_run(folder: str | Path, *, name: str | None = None) -> RunData:
     """Reads the files of a run and notes which are missing or damaged; ``config.json`` must be valid."""
@@ -227,7 +245,7 @@ def read_run(folder: str | Path, *, name: str | None = None) -> RunData:
     tasks = run.configuration.tasks
     notes: list[str] = []
     names = [f"{metric}/{task}" for metric in BY_TASK if not metric.startswith("evaluation") for task in tasks]
-    metrics = read_curves(run.metrics, names)
+    metrics = read_curves(run.metrics, names, "plasticity")
     if run.configuration.steps:  # a run that only imitates logs no metrics
         notes += metrics.notes
     evaluations = _evaluations(run, notes)

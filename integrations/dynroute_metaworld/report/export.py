@@ -26,7 +26,7 @@ OF_ALL = (
 )
 OF_A_RUN = (
     *("routes.npz", "routes.svg", "moments.svg", "paths.csv", "learning.png", "balance.png", "modules.png"),
-    *("similarity.png", "sparsity.png", "paths.png"),
+    *("similarity.png", "sparsity.png", "paths.png", "plasticity.png"),
 )
 """The files of an analysis."""
 
@@ -145,8 +145,7 @@ def write_tables(analysis: Analysis, group_routes: Sequence[GroupRoutes], folder
         (
             (run.name, metric, task, step, value)
             for run in analysis.runs
-            for metric in BY_TASK
-            for task, curve in run.drawn(metric).items()
+            for metric, task, curve in run.all_drawn()
             for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True)
         ),
     )

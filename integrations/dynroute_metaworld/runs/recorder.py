@@ -1,4 +1,4 @@
-"""Logs, evaluates and writes checkpoints during a run, at fixed numbers of steps."""
+"""Logs, measures, evaluates and writes checkpoints during a run, at fixed numbers of steps."""
 
 import signal
 import time
@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from dynroute.arguments import check_count
-from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC, latest_checkpoint
+from dynroute_sb3 import CheckpointDirectory, MultiTaskSAC, PlasticityLogger, latest_checkpoint
 from dynroute_sb3.growth import network_size
 
 from ..envs.signals import handling
@@ -31,7 +31,7 @@ class Stopped(Exception):  # noqa: N818 - it is not an error
 
 
 class Recorder(BaseCallback):
-    """Logs, evaluates and writes checkpoints between rollouts, where a run can be interrupted and resumed.
+    """Logs, measures, evaluates and writes checkpoints between rollouts, where a run can be interrupted and resumed.
 
     What is due depends only on the number of steps, so that an interruption changes nothing.
     """
@@ -42,11 +42,13 @@ class Recorder(BaseCallback):
         super().__init__()
         self.run, self.display = run, display
         self.checkpoints = CheckpointDirectory(1, run.checkpoints, notes=run.seal)
+        self.plasticity = PlasticityLogger(1)
         self.stopping = False
         self.deadline = time.monotonic() + run.seconds_left()
 
     def _init_callback(self) -> None:
         self.checkpoints.init_callback(self.model)
+        self.plasticity.init_callback(self.model)
         self.start, self.times_grown = self.model.num_timesteps, self._times_grown()
 
     def _on_step(self) -> bool:
@@ -71,7 +73,10 @@ class Recorder(BaseCallback):
                 evaluated = steps > 0 and self._is_due(configuration.evaluate_every)
                 if evaluated:
                     self._evaluate()
-                if evaluated or self._is_due(configuration.log_every):
+                measured = self.model._n_updates > 0 and self._is_due(configuration.plasticity_every)
+                if measured:
+                    self.plasticity.write()
+                if evaluated or measured or self._is_due(configuration.log_every):
                     # SB3 records it in updates, and right after an interruption there was none.
                     self.logger.record("train/learning_rate", self.model.actor.optimizer.param_groups[0]["lr"])
                     # SB3's own time begins anew in each session.
@@ -93,8 +98,10 @@ class Recorder(BaseCallback):
     def _times_grown(self) -> int:
         return 0 if self.model.growth_state is None else len(self.model.growth_state["grown_at"])
 
-    def _is_due(self, every: int) -> bool:
-        """Whether the steps of each task passed a multiple of `every` since the previous rollout."""
+    def _is_due(self, every: int | None) -> bool:
+        """Whether the steps of each task passed a multiple of `every` since the previous rollout; never, if None."""
+        if every is None:
+            return False
         steps = self.model.num_timesteps // self.model.n_envs
         return steps // every > (steps - self.run.configuration.update_every) // every
 
