@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["check_not_file", "flush", "is_leftover", "writing_file"]
+__all__ = ["check_file_place", "check_not_file", "flush", "is_leftover", "writing_file"]
 
 
 def check_not_file(name: str, folder: Path) -> None:
@@ -15,6 +15,14 @@ def check_not_file(name: str, folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise FileExistsError(f"`{name}` must be a folder, or a new name, got {folder}, and {existing} is a file.")
+
+
+def check_file_place(name: str, path: Path) -> None:
+    """Raises an error unless a file can be where a path is: in an existing directory, and not itself one."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"`{name}` must be in an existing directory, got {path}.")
+    if path.is_dir():
+        raise IsADirectoryError(f"`{name}` must be a file, got the directory {path}; name a file in it.")
 
 
 @contextlib.contextmanager

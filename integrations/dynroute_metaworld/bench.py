@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
 
-from dynroute.files import writing_file
+from dynroute.arguments import check_number
+from dynroute.files import check_file_place, writing_file
 
 from .envs.vec_env import MetaWorldVecEnv, make_envs
 from .runs.configuration import Configuration
@@ -40,11 +41,11 @@ def bench(
         device: Where the networks are.
         output: A JSON file for the same figures; its folder is made.
     """
-    if not seconds > 0:
-        raise ValueError(f"`seconds` must be positive, got {seconds}.")
+    check_number("seconds", seconds, above=0)
     check_device(device)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)  # before anything is measured
+        check_file_place("output", output)
     configurations = [Configuration(benchmark=benchmark, method=method, device=device).resolve() for method in methods]
     tasks, before = configurations[0].tasks, torch.get_num_threads()
     workers = min(workers, len(tasks))

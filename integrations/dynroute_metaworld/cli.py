@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import dynroute_command
+from dynroute.files import check_file_place
 from dynroute_command.choices import split_benchmark, task_names
 from dynroute_command.parser import given_options
 
@@ -137,10 +138,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if options.output is not None and not options.output.parent.is_dir():
-        raise FileNotFoundError(f"`--output` must be in an existing directory, got {options.output}.")
-    if options.output is not None and options.output.is_dir():
-        raise IsADirectoryError(f"`--output` must be a file, got the directory {options.output}.")
+    if options.output is not None:
+        check_file_place("--output", options.output)
     names = ("goals", "horizon", "seed", "success", "workers")
     chosen = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     total = 100 if options.episodes is None else options.episodes

@@ -9,13 +9,13 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import Tensor, nn
 
 from dynroute import Extraction, TaskNetwork, extract
-from dynroute.arguments import check_count, check_tensor
+from dynroute.arguments import check_count, check_number, check_tensor
 from dynroute.networks import Network
 
 from .normalizer import StateNormalizer
 from .sac import MultiTaskSAC
 
-__all__ = ["TaskPolicy", "extract_policy", "whole_policy"]
+__all__ = ["TaskPolicy", "check_extractable", "extract_policy", "whole_policy"]
 
 
 class TaskPolicy(nn.Module):
@@ -96,12 +96,7 @@ def extract_policy(model: MultiTaskSAC, states: Tensor, *, task: int, coverage: 
             f"`states` must have shape (samples, {features}), without the one-hot of the task, got "
             f"{tuple(states.shape)}."
         )
-    net = model.actor.net
-    if not isinstance(net, Network) or net.routed is None:
-        raise ValueError(
-            f"`model` must have a network of dynroute.networks that contains a routed graph, got a "
-            f"{type(net).__name__}, of which every task uses all."
-        )
+    check_extractable(model, coverage)
     whole = whole_policy(model, task=task)
     states = states.to("cpu", whole.center.dtype)
     with torch.no_grad():
@@ -111,6 +106,17 @@ def extract_policy(model: MultiTaskSAC, states: Tensor, *, task: int, coverage: 
         deviation = float((policy(states) - whole(states)).abs().max())
     small.report = small.report._replace(deviation=deviation)
     return policy
+
+
+def check_extractable(model: MultiTaskSAC, coverage: float) -> None:
+    """Raises the error of :func:`extract_policy` for a model of which nothing can be left out, or for a coverage."""
+    net = model.actor.net
+    if not isinstance(net, Network) or net.routed is None:
+        raise ValueError(
+            f"`model` must have a network of dynroute.networks that contains a routed graph, got a "
+            f"{type(net).__name__}, of which every task uses all."
+        )
+    check_number("coverage", coverage, above=0, at_most=1)
 
 
 def whole_policy(model: MultiTaskSAC, *, task: int) -> TaskPolicy:

@@ -30,7 +30,7 @@ from dynroute_metaworld.report.curves import draw_curves
 from dynroute_metaworld.report.data import Curve, Metrics, RunData, read_run, read_runs
 from dynroute_metaworld.report.export import OF_A_RUN, OF_ALL, analyze
 from dynroute_metaworld.report.figures import write_groups
-from dynroute_metaworld.report.routes import THRESHOLD, Routes, collect_routes, embed
+from dynroute_metaworld.report.routes import EMBEDDED, THRESHOLD, Routes, collect_routes, embed
 from dynroute_metaworld.runs.intervals import bootstrap_interval
 
 
@@ -134,6 +134,23 @@ def test_places_of_routes(routes: Routes) -> None:
     assert len(points) == len(pairs)  # equal routes of a task have one place
     same = Routes(**{**vars(routes), "route": routes.route._replace(path=choices[:1].expand_as(choices))})
     assert embed(same) == (None, "There is no t-SNE: fewer than three different routes were taken.")
+
+
+@pytest.mark.parametrize("tasks", [12, 50])
+def test_routes_of_every_task_are_placed(tasks: int) -> None:
+    # As they are collected: ten tasks at a time, one step of each after the other.
+    groups = [range(start, min(start + 10, tasks)) for start in range(0, tasks, 10)]
+    task = torch.tensor([task for group in groups for _ in range(100) for task in group])
+    topology = Topology([[], [0], [0, 1], [0, 1, 2]])
+    path = topology.allowed & (torch.arange(3) <= torch.arange(len(task))[:, None, None] % 3)
+    route = Route(path.double(), path, path.double())
+    nothing = np.zeros((tasks, 1), np.int64)
+    mixed = Routes(tuple(map(str, range(tasks))), topology, route, task, torch.ones_like(task), nothing, ())
+    points, _ = embed(mixed)
+    assert points is not None
+    assert points[:, 3].sum() <= EMBEDDED
+    counts = np.bincount(points[:, 0].astype(int), points[:, 3], minlength=tasks)
+    assert counts.min() >= counts.max() - 1 > 0
 
 
 def test_what_cannot_be_asked_of_routes(runs: dict[str, Path]) -> None:

@@ -89,7 +89,9 @@ def test_a_run_from_the_command_line(
     assert f"{folder} holds a run with horizon=5, got 150 from --preset quick; leave --preset out to go on" in error
     missing = told(capsys, "evaluate", str(folder), "--output", "nowhere/result.json")
     assert "`--output` must be in an existing directory, got nowhere" in missing
-    assert "`--output` must be a file, got the directory ." in told(capsys, "evaluate", str(folder), "--output", ".")
+    assert "`--output` must be a file, got the directory .; name a file in it" in told(
+        capsys, "evaluate", str(folder), "--output", "."
+    )
     assert "`--device` is for networks, and scripts have none; got cpu" in (
         told(capsys, "evaluate", "scripted", "--device", "cpu")
     )
@@ -197,8 +199,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
-def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "`seconds` must be positive, got 0.0" in told(capsys, "bench", "--seconds", "0")
+def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "`seconds` must be above 0, got 0.0" in told(capsys, "bench", "--seconds", "0")
+    assert "`seconds` must be finite, got inf" in told(capsys, "bench", "--seconds", "inf")
+    assert "`output` must be a file, got the directory" in told(capsys, "bench", "--output", str(tmp_path))
     command = ["bench", "--benchmark", "reach", "--methods", "mt-sac", "--workers", "0", "--seconds", "0.1"]
     assert main([*command, "--device", "cpu"]) == 0
     printed = capsys.readouterr().out

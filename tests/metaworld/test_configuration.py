@@ -1,6 +1,8 @@
 """The options of a run: presets, sizes of networks, options of the learner, and what is refused."""
 
+import contextlib
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from dynroute.networks import available, build
 from dynroute_metaworld import PRESETS, Configuration, Run, RunError, preset
 from dynroute_metaworld.runs import training
+from dynroute_metaworld.runs.learner import check_learner
 from dynroute_metaworld.runs.methods import check_network
 from dynroute_metaworld.runs.presets import NIGHT_SIZES, QUICK_SIZES
 from dynroute_metaworld.runs.threads import pass_size
@@ -154,6 +157,24 @@ def test_options_of_the_same_name_in_the_learner_reach_it(two_tasks: Any) -> Non
     usual: dict[str, Any] = {"benchmark": "reach,push", "device": "cpu", "network": QUICK_SIZES["d2r"]}
     model = make_model(Configuration(**usual, demonstrations=3, **options), two_tasks)
     assert {name: getattr(model, name) for name in options} == options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": 1.0}, "`normalize_returns` needs a `gamma` below 1, got 1"),
+        ({"value_low": 1.0}, "`normalize_returns` needs a `value_range` with 0 inside"),
+        ({"target_entropy": "3"}, "`normalize_returns` needs a `target_entropy` of at most 0, got 3"),
+        ({"target_entropy": "auto_0.5"}, None),
+        ({}, None),
+    ],
+)
+def test_what_normalized_returns_need_is_asked_before_there_are_environments(
+    options: dict[str, Any], message: str | None
+) -> None:
+    configuration = Configuration(benchmark="reach", normalize_returns=True, **options).resolve()
+    with contextlib.nullcontext() if message is None else pytest.raises(ValueError, match=re.escape(message)):
+        check_learner(configuration)
 
 
 def test_every_option_that_is_a_keyword_of_the_learner_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from dynroute import Program
 from dynroute_command.choices import FORMATS
 from dynroute_metaworld import Run, cli, evaluate, load_model, make_envs, train
 from dynroute_metaworld.cli import main
+from dynroute_metaworld.runs import extraction
 from dynroute_metaworld.runs.extraction import ELSEWHERE, ExtractedTask, extract_task, run_episodes, task_states
 from dynroute_metaworld.runs.policy_files import EXPORTERS, load_policy, save_policy
 from dynroute_metaworld.runs.presets import preset
@@ -174,8 +175,13 @@ class OneTask:
 WRONG = {
     "task": (["--task", "reach"], "`task` must be one of 'drawer-close', 'window-close', got 'reach'"),
     "format": (["--format", "pt"], "`format` must be one of 'torch', 'export', 'onnx', 'executorch', got 'pt'"),
-    "coverage": (["--coverage", "0", "--collect", "1"], "`coverage` must be above 0, got 0.0"),
+    "coverage": (["--coverage", "0"], "`coverage` must be above 0, got 0.0"),
+    "more than all": (["--coverage", "2"], "`coverage` must be at most 1, got 2.0"),
     "folder": (["--output", "no/p.safetensors"], "`output` must be in an existing directory, got no/p.safetensors"),
+    "a folder": (
+        ["--output", "p.safetensors"],
+        "`output` must be a file, got the directory p.safetensors; name a file in",
+    ),
     "end": (["--output", "p.pt"], "`output` must end with .safetensors in the format torch, got p.pt"),
     "states": (["--states", "replay"], "`states` must be one of 'policy', 'demonstrations', got 'replay'"),
     "collect": (["--collect", "0"], "`collect` must be at least 1, got 0"),
@@ -188,18 +194,25 @@ def test_what_the_command_refuses(
     name: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if name == "a folder":
+        (tmp_path / "p.safetensors").mkdir()
+    if name != "states" and name != "collect":
+        monkeypatch.setattr(extraction, "task_states", None)  # nothing is done before
     flags, message = WRONG[name]
     assert main(["extract", str(run.folder), "--task", "drawer-close", *flags]) == 1
     assert message in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert not any(path.is_file() for path in tmp_path.iterdir())
 
 
-def test_a_network_that_has_nothing_to_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_that_has_nothing_to_leave_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {**OPTIONS, "method": "mt-sac", "horizon": 10, "cloning_steps": 2, "demonstrations": 3}
     run = Run.create(tmp_path / "run", preset("quick", options).resolve())
     train(run)
     capsys.readouterr()
-    assert main(["extract", str(run.folder), "--task", "drawer-close", "--collect", "1"]) == 1
+    monkeypatch.setattr(extraction, "task_states", None)  # nothing is done before
+    assert main(["extract", str(run.folder), "--task", "drawer-close"]) == 1
     told = "`model` must have a network of dynroute.networks that contains a routed graph, got a MultiTaskMLP"
     assert told in capsys.readouterr().err
 

@@ -196,6 +196,9 @@ def test_films_that_are_refused(runs: dict[str, Path], tmp_path: Path, blind: No
         render(folder, "reach", tmp_path / "film.avi")
     with pytest.raises(FileNotFoundError, match="`output` must be in an existing directory"):
         render(folder, "reach", tmp_path / "no" / "film.gif")
+    (tmp_path / "taken.gif").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"`output` must be a file, got the directory .*taken.gif; name a file"):
+        render(folder, "reach", tmp_path / "taken.gif")
     with pytest.raises(OpenGLError, match="neither MUJOCO_GL=egl nor MUJOCO_GL=osmesa does; install a graphics driver"):
         render(folder, "reach", tmp_path / "film.gif")
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dynroute import Route
 from dynroute.arguments import check_choice, check_count
-from dynroute.files import writing_file
+from dynroute.files import check_file_place, writing_file
 
 from ..runs.run import Run
 from ..runs.threads import one_thread
@@ -70,8 +70,7 @@ def render(
         raise ValueError(f"`output` must end with .gif or .mp4, got {path.name!r}.")
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ImportError("an MP4 needs imageio-ffmpeg; type: pip install imageio-ffmpeg, or name a file .gif")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"`output` must be in an existing directory, got {path}.")
+    check_file_place("output", path)
     find_opengl()
     tell(f"filming {name} ...")
     with one_thread(), writing_file(path) as part:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynroute import Route, Topology
-from dynroute.files import writing_file
+from dynroute.files import check_file_place, writing_file
 from dynroute.inspect import draw
 
 from .analysis import Analysis, default_output, inspect_runs
@@ -259,11 +259,8 @@ def write_report(
     Returns:
         The file.
     """
-    if output is not None and not Path(output).parent.is_dir():
-        raise FileNotFoundError(f"`output` must be in an existing directory, got {output}.")
     path = default_output(folders, "report.html") if output is None else Path(output)
-    if path.is_dir():
-        raise IsADirectoryError(f"`output` must be a file, got the directory {path}; {path / 'report.html'} is one.")
+    check_file_place("output", path)
     chosen: dict[str, Any] = {"episodes": episodes, "frames": frames, "device": device}
     analysis = inspect_runs(folders, every=False, tell=tell, **chosen)
     text, notes = page(analysis)

@@ -260,7 +260,8 @@ def embed(routes: Routes) -> tuple[NDArray[np.float64] | None, str | None]:
         number of samples. If there are no rows, the second value is a sentence with the reason.
     """
     features = routes.features()
-    kept = torch.arange(0, len(features), -(-len(features) // EMBEDDED))
+    # Samples alternate between tasks, so that a stride over them as they come could pass over some tasks.
+    kept = routes.task.argsort(stable=True)[:: -(-len(features) // EMBEDDED)]
     # Equal routes are placed once: t-SNE would spread copies in meaningless rings, and take longer.
     different, which = torch.unique(features[kept], dim=0, return_inverse=True)
     if len(different) < 3:

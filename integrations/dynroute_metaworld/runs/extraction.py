@@ -17,9 +17,10 @@ from torch import Tensor
 
 from dynroute import Extraction
 from dynroute.arguments import check_choice, check_count
+from dynroute.files import check_file_place
 from dynroute_command.choices import FORMATS, STATES
 from dynroute_sb3 import MultiTaskSAC, extract_policy
-from dynroute_sb3.task_policy import whole_policy
+from dynroute_sb3.task_policy import check_extractable, whole_policy
 
 from ..envs.environment import STATE_FEATURES
 from ..envs.episodes import play
@@ -192,9 +193,9 @@ def extract_task(
     path = run.folder / f"{task}{FORMATS[form]}" if output is None else output
     if path.suffix != FORMATS[form]:
         raise ValueError(f"`output` must end with {FORMATS[form]} in the format {form}, got {path}.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"`output` must be in an existing directory, got {path}.")
+    check_file_place("output", path)
     check_exporter(form)
+    check_extractable(model, coverage)
     index = configuration.tasks.index(task)
     whole = whole_policy(model, task=index)
 

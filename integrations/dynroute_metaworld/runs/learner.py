@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 
 from dynroute_sb3 import DemonstrationBuffer, MultiTaskSAC, OverlappedSAC, RouteReplayBuffer
-from dynroute_sb3.options import check_options, keywords_of, read_numbers, read_target_entropy
+from dynroute_sb3.options import check_normalization, check_options, keywords_of, read_numbers, read_target_entropy
 
 from .configuration import Configuration
 from .methods import ACTIONS
@@ -54,11 +54,13 @@ def check_learner(configuration: Configuration) -> None:
     """Raises the error of a model with the options of a configuration, unless only its networks could tell."""
     tasks = len(configuration.tasks)
     options = {**model_options(configuration), "device": "cpu"}  # the run itself checks its device
-    read_target_entropy(options["target_entropy"], spaces.Box(-1, 1, (ACTIONS,)))
+    entropy = read_target_entropy(options["target_entropy"], spaces.Box(-1, 1, (ACTIONS,)))
     model = algorithm(configuration)("MultiTaskPolicy", None, num_tasks=tasks, _init_setup_model=False, **options)  # type: ignore[arg-type]
     model.n_envs = tasks
     read_numbers(model)
     check_options(model)
+    model.target_entropy = -ACTIONS if entropy == "auto" else entropy
+    check_normalization(model)
 
 
 def _buffer_kwargs(configuration: Configuration) -> dict[str, Any]:
