@@ -4,7 +4,8 @@
 
 A row names the options in which a run differs from the first one, and has the success over steps of each task: the mean
 over tasks of the newest episodes, which the policy drew while it learned, and that of each evaluation, along the best
-actions. Results stay the same if a run is longer. Minutes are those of all its sessions, None if one was killed, and
+actions, both also task by task. Results stay the same if a run is longer. The multiply-adds are those of a critic for a
+sample (:mod:`benchmarks.arithmetic`). Minutes are those of all its sessions, None if one was killed, and
 those until each figure, where the run logged them.
 With ``--add`` a file that is there keeps its rows, and those of the runs that are named join them or take their places:
 runs are compared over days, and folders of earlier ones need not be there. Without it, the file must be a new one.
@@ -13,6 +14,7 @@ runs are compared over days, and folders of earlier ones need not be there. With
 import argparse
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,17 +25,18 @@ from dynroute_metaworld.runs.metrics import read_metrics
 from dynroute_sb3 import latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
 
+from .arithmetic import of_critic
 from .outputs import anonymous, file, write
 
 
-def read_curve(run: Run, every: int) -> dict[str, float]:
-    """The mean success over tasks, by the steps of each task, at multiples of `every` steps."""
-    curve = {}
+def read_curve(run: Run, every: int) -> dict[str, list[float | None]]:
+    """The success of each task, by the steps of each task, at multiples of `every` steps; None without an episode."""
+    curve, tasks = {}, run.configuration.tasks
     for line in read_metrics(run.metrics):
-        rates = [rate for name, rate in line.items() if name.startswith("success/") and rate is not None]
-        steps, rest = divmod(int(line["step"] or 0), len(run.configuration.tasks))
-        if rates and not rest and steps % every == 0:
-            curve[str(steps)] = fmean(rates)
+        rates = [line.get(f"success/{task}") for task in tasks]
+        steps, rest = divmod(int(line["step"] or 0), len(tasks))
+        if any(rate is not None for rate in rates) and not rest and steps % every == 0:
+            curve[str(steps)] = rates
     return curve
 
 
@@ -47,18 +50,23 @@ def read_minutes(run: Run) -> dict[str, float]:
     return minutes
 
 
-def read_evaluations(run: Run) -> dict[str, float]:
-    """The mean success of each evaluation, by the steps of each task."""
+def read_evaluations(run: Run) -> dict[str, list[float]]:
+    """The success of each task in each evaluation, by the steps of each task."""
     own = run.configuration
     places = {int(path.stem.removeprefix("step_")) // len(own.tasks): path for path in run.evaluations.glob("step_*")}
-    rates = {steps: EvaluationResult.load(path).mean_success for steps, path in places.items()}
+    rates = {steps: EvaluationResult.load(path).success_rates.tolist() for steps, path in places.items()}
     if (final := run.finished()) is not None:
         last = latest_checkpoint(run.checkpoints)  # a run may have ended by its hours
-        rates[own.steps if last is None else checkpoint_steps(last) // len(own.tasks)] = final.mean_success
+        rates[own.steps if last is None else checkpoint_steps(last) // len(own.tasks)] = final.success_rates.tolist()
     return {str(steps): rates[steps] for steps in sorted(rates)}
 
 
-FORMAT = "dynroute curves 3"
+def means(by_task: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+    """The mean over the tasks that have a figure."""
+    return {steps: fmean(rate for rate in rates if rate is not None) for steps, rates in by_task.items()}
+
+
+FORMAT = "dynroute curves 4"
 
 
 def compare(folders: list[Path], every: int | None = None, former: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -89,9 +97,11 @@ def compare(folders: list[Path], every: int | None = None, former: dict[str, Any
         if (run.configuration.window, options["tasks"]) != (former["window"], usual["tasks"]):
             raise ValueError(f"{run.folder} has another window or other tasks than the first run")
         differing = {option: value for option, value in options.items() if value != usual[option]}
-        success, evaluated = read_curve(run, former["every"]), read_evaluations(run)
-        passed = {steps: minutes for steps, minutes in read_minutes(run).items() if steps in {**success, **evaluated}}
-        row = {"run": name, "options": differing, "success": success, "evaluated": evaluated}
+        by_task = {"success": read_curve(run, former["every"]), "evaluated": read_evaluations(run)}
+        shown = {steps for rates in by_task.values() for steps in rates}
+        passed = {steps: minutes for steps, minutes in read_minutes(run).items() if steps in shown}
+        row = {"run": name, "options": differing, **{kind: means(rates) for kind, rates in by_task.items()}}
+        row |= {"by_task": by_task, "multiply_adds": of_critic(run.configuration)}
         stored.append({**row, "minutes_at": passed, "minutes": run.minutes})
         for session in run.sessions:
             provenance = {key: session[key] for key in ("commit", "versions", "machine")}

@@ -41,6 +41,9 @@ class Curve:
     """The success of a run over its steps, and the settings that tell it from other runs.
 
     Attributes:
+        by_task: The success of each task in place of the means, by the names of the attributes above, then by steps;
+            None where a task had no episode. Curves that were stored first have none.
+        multiply_adds: Those of a critic for a sample.
         hours: The hours of learning by steps, as far as they are known.
         ended: The hours when the run ended, or those of its last figure.
     """
@@ -50,6 +53,8 @@ class Curve:
     settings: dict[str, Any]
     success: dict[float, float]
     evaluated: dict[float, float]
+    by_task: dict[str, dict[float, list[float | None]]]
+    multiply_adds: float
     hours: dict[float, float]
     ended: float
 
@@ -76,10 +81,13 @@ def read_curves(stored: Mapping[str, Any], by_folder: bool = False) -> tuple[lis
             method = row["run"].partition("-")[2].removesuffix(f"-seed{seed}")
         if method in ("mt-sac", "mh-sac"):  # a run keeps options without an effect, too
             settings = {name: value for name, value in settings.items() if not name.startswith("route")}
-        rates = ({int(step): rate for step, rate in row.get(name, {}).items()} for name in ("success", "evaluated"))
+        rates = ({int(step): rate for step, rate in row.get(name, {}).items()} for name in WHAT)
+        by_task = {
+            name: {int(step): each for step, each in of_steps.items()} for name, of_steps in row["by_task"].items()
+        }
         hours = {int(step): minutes / 60 for step, minutes in row.get("minutes_at", {}).items()}
         ended = max([(row.get("minutes") or 0) / 60, *hours.values()])
-        curves.append(Curve(method, seed, settings, *rates, hours, ended))
+        curves.append(Curve(method, seed, settings, *rates, by_task, row["multiply_adds"], hours, ended))
     common = leave_out_common(curves)
     notes = [f"Every {method} has {written(settings)}." for method, settings in common.items() if settings]
     usual = {name: first[name] for name in names(curves) if name in first}
@@ -189,6 +197,17 @@ OVER_SEEDS = (
 )
 """The note under a table with a row for each group of seeds."""
 
+OF_TASKS = (
+    "The IQM is over tasks and seeds, where the success of single tasks was stored, with the interval of :doc:`index`."
+)
+"""The note under a table with a column of IQMs."""
+
+ARITHMETIC = (
+    "Multiply-adds are those of a critic for a sample in training, counted by a program, without those of modules that "
+    "no output depends on."
+)
+"""The note under a table with a column of multiply-adds."""
+
 
 def curve_lines(
     stored: Mapping[str, Any],
@@ -197,6 +216,7 @@ def curve_lines(
     by_folder: bool = False,
     seeds: bool = False,
     hours: Sequence[float] | None = None,
+    arithmetic: bool = False,
 ) -> list[str]:
     """The table of the curves with its notes, as lines of reStructuredText.
 
@@ -207,6 +227,7 @@ def curve_lines(
         by_folder: Whether the folders of the runs name the methods.
         seeds: Whether a row is the mean over the seeds of a method and its settings, with an interval.
         hours: The columns of a table over hours, of the runs whose time is known; some evenly spaced ones, if empty.
+        arithmetic: Whether there is a column of multiply-adds.
     """
     curves, notes = read_curves(stored, by_folder)
     if hours is None:
@@ -221,16 +242,23 @@ def curve_lines(
         axis, header = "hours of learning", [f"{hour:g} h" for hour in places]
         curves = over_hours(curves, shown, places)
     settings = ["other settings"] if names(curves) else []
-    rows = [["method", "seeds" if seeds else "seed", *settings, *header]]
-    for group in grouped(curves).values() if seeds else ([curve] for curve in curves):
+    groups = [*grouped(curves).values()] if seeds else [[curve] for curve in curves]
+    iqms = [iqm_cell(group, shown, places[-1]) for group in groups] if seeds and hours is None else []
+    pooled = [f"IQM at {header[-1]}"] if any(iqms) else []
+    counted = ["multiply-adds"] if arithmetic else []
+    rows = [["method", "seeds" if seeds else "seed", *settings, *counted, *header, *pooled]]
+    for place, group in enumerate(groups):
         first = group[0]
         rates = [getattr(curve, shown) for curve in group]
         cells = [rate_cell([rate[at] for rate in rates if at in rate], len(group)) for at in places]
         which = len(group) if seeds else first.seed
-        rows.append([first.method, str(which), *(written(first.settings) for _ in settings), *cells])
+        named = [first.method, str(which), *(written(first.settings) for _ in settings)]
+        rows.append([*named, *(f"{first.multiply_adds:,.0f}" for _ in counted), *cells, *(iqms[place] for _ in pooled)])
     explained = [WHAT[shown].format(window=stored["window"], axis=axis)]
     explained += [OVER_HOURS] if hours is not None else []
     explained += [OVER_SEEDS] if seeds else []
+    explained += [OF_TASKS] if pooled else []
+    explained += [ARITHMETIC] if counted else []
     return [*table(rows), "", " ".join([*explained, *notes])]
 
 
@@ -244,11 +272,19 @@ def grouped(curves: Sequence[Curve]) -> dict[tuple[str, str], list[Curve]]:
 
 def rate_cell(rates: Sequence[float], seeds: int) -> str:
     """The mean of the success of some seeds with its interval; nothing if one of the seeds has no figure."""
-    if len(rates) < seeds:
-        return ""
-    figures = over_seeds(np.array(rates)[:, None])
-    interval = "" if figures["mean_interval"] is None else " ({:.2f} to {:.2f})".format(*figures["mean_interval"])
-    return f"{figures['mean']:.2f}{interval}"
+    return "" if len(rates) < seeds else figure_cell(over_seeds(np.array(rates)[:, None]), "mean")
+
+
+def iqm_cell(curves: Sequence[Curve], shown: str, step: float) -> str:
+    """The IQM over seeds and tasks with its interval; nothing if a task or a seed has no figure of its own."""
+    rates = [curve.by_task.get(shown, {}).get(step, [None]) for curve in curves]
+    return "" if any(None in each for each in rates) else figure_cell(over_seeds(np.array(rates)), "iqm")
+
+
+def figure_cell(figures: Mapping[str, Any], name: str) -> str:
+    """A figure, with its interval in brackets if several seeds have one."""
+    interval = figures[f"{name}_interval"]
+    return f"{figures[name]:.2f}" + ("" if interval is None else " ({:.2f} to {:.2f})".format(*interval))
 
 
 def draw_curves(stored: Mapping[str, Any], description: str, by_folder: bool = False, by_hours: bool = False) -> str:
@@ -296,7 +332,8 @@ class Curves(Named):
     """Shows what `benchmarks.curves` stored: how success rose in runs with other settings; the argument is the stem.
 
     ``:steps:`` names the columns of the table; ``:hours:`` has columns of hours in their place, which it may name, and
-    shows the runs that logged their minutes. ``:figure:`` describes a figure of all steps, drawn above the table.
+    shows the runs that logged their minutes. ``:arithmetic:`` adds a column of multiply-adds. ``:figure:`` describes a
+    figure of all steps, drawn above the table.
     ``:evaluated:`` shows the evaluations in place of the episodes in which a run learned. With ``:by-folder:`` the
     folders of the runs name the methods. With ``:seeds:`` a row is the mean over the seeds of a method and its
     settings.
@@ -309,6 +346,7 @@ class Curves(Named):
         "evaluated": directives.flag,
         "by-folder": directives.flag,
         "seeds": directives.flag,
+        "arithmetic": directives.flag,
     }
 
     def run(self) -> list[nodes.Node]:
@@ -325,7 +363,14 @@ class Curves(Named):
         evaluated = "evaluated" in self.options
         shown = "evaluated" if evaluated else "success"
         flags = ("by-folder" in self.options, "seeds" in self.options)
-        lines = curve_lines(stored, self.options.get("steps"), shown, *flags, self.options.get("hours"))
+        lines = curve_lines(
+            stored,
+            self.options.get("steps"),
+            shown,
+            *flags,
+            self.options.get("hours"),
+            "arithmetic" in self.options,
+        )
         commands = [session["command"] for session in stored["sessions"]]
         return lines if evaluated else [*lines, "", *provenance(commands, stored)]
 

@@ -12,6 +12,9 @@ from results import result_of
 from benchmarks import curves
 from dynroute_metaworld import Configuration, Run
 
+MT_SAC = (39 + 4 + 2) * 400 + 4 * 400 * 400 + 400
+"""The multiply-adds of a critic of mt-sac, with five hidden layers, which reads states, actions and two tasks."""
+
 
 def write_run(folder: Path, rates: dict[int, list[float]], **options: Any) -> Run:
     run = Run.create(
@@ -39,9 +42,11 @@ def test_a_row_has_what_differs_and_the_mean_over_tasks(tmp_path: Path, monkeypa
     stored = json.loads(output.read_text())
     second = {"run": "b", "options": {"batch_size": 16, "seed": 2}, "success": {"100": 0.25}}
     unknown: dict[str, Any] = {"evaluated": {}, "minutes_at": {}}  # these runs logged no minutes
+    by_task = [{"100": [0.5, 0.0], "200": [1.0, 0.5]}, {"100": [0.25, 0.25]}]
+    tasks = [{"multiply_adds": MT_SAC, "by_task": {"success": rates, "evaluated": {}}} for rates in by_task]
     assert stored["rows"] == [
-        {"run": "a", "options": {}, "success": {"100": 0.25, "200": 0.75}, **unknown, "minutes": None},
-        {**second, **unknown, "minutes": 2.5},
+        {"run": "a", "options": {}, "success": {"100": 0.25, "200": 0.75}, **unknown, **tasks[0], "minutes": None},
+        {**second, **unknown, **tasks[1], "minutes": 2.5},
     ]
     assert [session["command"] for session in stored["sessions"]] == [
         "dynroute train --run runs/a --seed 1",
@@ -66,9 +71,13 @@ def test_evaluations_are_those_of_their_steps_and_the_last_one_is_final(tmp_path
     run.evaluations.mkdir()
     result_of([[True], [True]], goals="fixed").save(run.evaluations / "step_400.json")
     result_of([[False], [True]], goals="fixed").save(run.evaluations / "step_80.json")
-    assert curves.read_evaluations(run) == {"40": 0.5, "200": 1.0}
+    assert curves.read_evaluations(run) == {"40": [0.0, 1.0], "200": [1.0, 1.0]}
     result_of([[False], [False]], goals="fixed").save(run.evaluations / "final.json")
-    assert list(curves.read_evaluations(run).items()) == [("40", 0.5), ("200", 1.0), ("300", 0.0)]
+    assert list(curves.read_evaluations(run).items()) == [
+        ("40", [0.0, 1.0]),
+        ("200", [1.0, 1.0]),
+        ("300", [0.0, 0.0]),
+    ]
     (run.checkpoints / "step_500").mkdir(parents=True)  # where its hours ended
     assert list(curves.read_evaluations(run)) == ["40", "200", "250"]
 
@@ -135,5 +144,5 @@ def test_what_cannot_be_compared_is_refused(
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {100: [0.5, 0.0]})
-    with pytest.raises(ValueError, match="the file has the format 'dynroute curves 1', not 'dynroute curves 3'"):
+    with pytest.raises(ValueError, match="the file has the format 'dynroute curves 1', not 'dynroute curves 4'"):
         curves.compare([tmp_path / "a"], former={"format": "dynroute curves 1"})

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynroute_metaworld import bootstrap_interval
+from dynroute_metaworld import bootstrap_interval, iqm
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -21,7 +21,7 @@ def _modules_of_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stored(*rows: tuple[dict[str, Any], dict[str, float]]) -> dict[str, Any]:
     first = {"method": "mt-sac", "seed": 1, "batch_size": 64, "ent_coef": "auto", "route_noise": 0, "network": {}}
-    written = [{"options": options, "success": success} for options, success in rows]
+    written = [{"options": options, "success": each, "by_task": {}, "multiply_adds": 1e3} for options, each in rows]
     return {"first": first, "window": 20, "rows": written, "sessions": []}
 
 
@@ -84,6 +84,34 @@ def test_curves_of_seeds_are_a_mean_with_the_interval_of_the_other_tables() -> N
         ["d2r", "1", "", "", "1.00"],
     ]
     assert OVER_SEEDS in lines[-1]
+
+
+def test_the_iqm_is_that_of_all_tasks_and_seeds_where_they_were_stored() -> None:
+    from learning_curves import OF_TASKS, curve_lines
+
+    rates = {1: [0.0, 0.5, 0.75, 1.0], 2: [0.0, 0.0, 0.25, 1.0]}
+    curves = stored(*(({"seed": seed}, {"10": 0.5, "20": 0.5}) for seed in rates), ({"batch_size": 16}, {"20": 0.5}))
+    for row, each in zip(curves["rows"], rates.values(), strict=False):
+        row["by_task"] = {"success": {"10": [0.0] * 4, "20": each}}
+    low, high = bootstrap_interval([*rates.values()])
+    assert 0 < low < iqm([*rates.values()]) < high
+    lines = curve_lines(curves, seeds=True)
+    header, two, one = cells(lines)
+    assert (header[-1], two[-1], one[-1]) == ("IQM at 20", f"0.38 ({low:.2f} to {high:.2f})", "")
+    assert OF_TASKS in lines[-1]
+    curves["rows"][1]["by_task"]["success"]["20"][0] = None  # the task had no episode
+    assert "IQM at 20" not in cells(curve_lines(curves, seeds=True))[0]
+
+
+def test_multiply_adds_are_shown_where_they_are_asked_for() -> None:
+    from learning_curves import ARITHMETIC, curve_lines
+
+    curves = stored(({}, {"10": 0.5}))
+    curves["rows"][0]["multiply_adds"] = 144896.0
+    lines = curve_lines(curves, arithmetic=True)
+    assert cells(lines) == [["method", "seed", "multiply-adds", "10"], ["mt-sac", "1", "144,896", "0.50"]]
+    assert ARITHMETIC in lines[-1]
+    assert "multiply-adds" not in "".join(curve_lines(curves))
 
 
 def test_the_interval_of_three_seeds_is_their_range() -> None:

@@ -14,7 +14,15 @@ from dynroute_sb3.own_networks import samples_routes
 from ..envs.environment import STATE_FEATURES
 from .configuration import Configuration
 
-__all__ = ["build_actor", "check_network", "check_routes", "count_parameters", "methods_table"]
+__all__ = [
+    "ACTIONS",
+    "build_actor",
+    "build_critic",
+    "check_network",
+    "check_routes",
+    "count_parameters",
+    "methods_table",
+]
 
 ACTIONS = 4
 PUBLISHED = {
@@ -28,21 +36,24 @@ PUBLISHED = {
 """Millions of parameters in D2R's table 8, for 10 and 50 tasks."""
 
 
-def build_actor(configuration: Configuration, **sizes: Any) -> nn.Module:
-    """The network of a configuration's actor, without memory for its parameters; `sizes` override its keywords."""
+def build_actor(configuration: Configuration, device: str = "meta", **sizes: Any) -> nn.Module:
+    """The network of a configuration's actor, by default without memory; `sizes` override its keywords."""
     shape = (STATE_FEATURES, len(configuration.tasks), 2 * ACTIONS)
-    return build(configuration.method, *shape, device="meta", **{**configuration.given_kwargs, **sizes})
+    return build(configuration.method, *shape, device=device, **{**configuration.given_kwargs, **sizes})
 
 
-def _build_critic(configuration: Configuration, actor: nn.Module) -> nn.Module:
+def build_critic(configuration: Configuration, actor: nn.Module, device: str = "meta") -> nn.Module:
+    """The network of a critic beside an actor on the same device, by default without memory."""
     sizes = {**configuration.given_kwargs, **configuration.critic_network, **getattr(actor, "shared", {})}
-    return build(configuration.method, STATE_FEATURES + ACTIONS, len(configuration.tasks), 1, device="meta", **sizes)
+    outputs = configuration.bins if configuration.critic_loss == "categorical" else 1
+    shape = (STATE_FEATURES + ACTIONS, len(configuration.tasks), outputs)
+    return build(configuration.method, *shape, device=device, **sizes)
 
 
 def check_network(configuration: Configuration) -> None:
     """Raises an error if the networks of a configuration cannot be built, or do not support its options."""
     network = build_actor(configuration)
-    critic = _build_critic(configuration, network)
+    critic = build_critic(configuration, network)
     _check_growth(configuration, network, critic)
     routed = getattr(network, "routed", None)
     if configuration.router_lr is not None:
@@ -69,7 +80,7 @@ def check_routes(configurations: Sequence[Configuration], given: Collection[str]
     if not (names := [name for name in ("actor_paths", "critic_paths", "route_temperature") if name in given]):
         return
     actors = [build_actor(each) for each in configurations]
-    nets = [*actors, *map(_build_critic, configurations, actors)]
+    nets = [*actors, *map(build_critic, configurations, actors)]
     routed = any(getattr(net, "routed", None) is not None for net in nets)
     for name in names:
         sampled = name == "route_temperature"
