@@ -14,15 +14,7 @@ from dynroute_sb3.own_networks import samples_routes
 from ..envs.environment import STATE_FEATURES
 from .configuration import Configuration
 
-__all__ = [
-    "ACTIONS",
-    "build_actor",
-    "build_critic",
-    "check_network",
-    "check_routes",
-    "count_parameters",
-    "methods_table",
-]
+__all__ = ["build_actor", "build_critic", "check_network", "check_routes", "count_parameters", "methods_table"]
 
 ACTIONS = 4
 PUBLISHED = {
