@@ -137,11 +137,11 @@ def test_a_price_that_learns_holds_each_task_at_its_target(gate: Gate) -> None:
     with torch.no_grad():
         router.table.mul_(0.1)
     budget = Budget(3.0 if isinstance(gate, Hard) else 5.0, num_tasks=3, initial=0.1)
-    learner = torch.optim.Adam(router.parameters(), lr=3e-2)
-    prices = torch.optim.Adam(budget.parameters(), lr=1e-2)
+    learner = torch.optim.Adam(router.parameters(), lr=6e-2)
+    prices = torch.optim.Adam(budget.parameters(), lr=2e-2)
     wanted = torch.tensor([6.0, 7.0, 8.0])
     costs = []
-    for _ in range(1200):
+    for _ in range(600):
         route = gate(router(tasks), allowed=topology.allowed, sample=True)
         cost = compute_cost(route, topology)
         learner.zero_grad()
