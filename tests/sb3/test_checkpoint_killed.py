@@ -22,7 +22,7 @@ from dynroute_sb3 import (
     storage,
 )
 
-STEPS, EVERY = 300, 20
+STEPS, EVERY = 200, 20
 
 
 TRACED = ("dynroute/files.py", "storage.py", "callbacks.py", "shutil.py")
@@ -31,7 +31,8 @@ TRACED = ("dynroute/files.py", "storage.py", "callbacks.py", "shutil.py")
 def train(folder: Path) -> None:
     """Trains in a folder, from its last checkpoint if there is one, as a user does again and again."""
     env, last = ENVIRONMENTS["dummy"](), latest_checkpoint(folder)
-    model = make_model(env) if last is None else MultiTaskSAC.load_checkpoint(last, env, "cpu")
+    one = {"n_critics": 1}  # is stored as two are, and learns faster
+    model = make_model(env, policy_kwargs=one) if last is None else MultiTaskSAC.load_checkpoint(last, env, "cpu")
     left = STEPS - model.num_timesteps
     model.learn(left, callback=CheckpointDirectory(EVERY, folder), reset_num_timesteps=last is None)
 
