@@ -283,17 +283,19 @@ def start(folder: Path, *more: str) -> subprocess.Popen[str]:
 def test_killed_at_three_moments(straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     moments = random.Random(0)
+    command, output = ["train", "--run", str(folder), "--resume", *flags()], tmp_path / "printed"
     # The moments are somewhere after something was written: a line, a checkpoint, another checkpoint.
     for part in ("metrics.jsonl", "checkpoints/step_24", "checkpoints/step_48"):
-        killed = fork_command(["train", "--run", str(folder), "--resume", *flags()], tmp_path / "printed")
+        killed = fork_command(command, output)
         wait_until(killed, (folder / part).exists)
         time.sleep(moments.uniform(0, 0.2))
         killed.kill()
         killed.join()
         assert killed.exitcode == -signal.SIGKILL
-    process = start(folder)
-    printed, _ = process.communicate()
-    assert process.returncode == 0, printed
+    process = fork_command(command, output)
+    process.join()
+    printed = output.read_text()
+    assert process.exitcode == 0, printed
     assert outcome(folder) == outcome(straight)
     assert "going on from step_" in printed
     assert "window-close" in printed.split("success at any step")[1]
@@ -302,14 +304,16 @@ def test_killed_at_three_moments(straight: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_in_use_and_interrupted_and_read_by_nobody(straight: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    process = start(folder)
-    wait_until(process, (folder / "checkpoints" / "step_24").exists)
+    folder, output = tmp_path / "run", tmp_path / "printed"
+    first = fork_command(["train", "--run", str(folder), "--resume", *flags()], output)
+    wait_until(first, (folder / "checkpoints" / "step_24").exists)
     with pytest.raises(RunError, match="is in use by another process, which must end first"):
         train(Run.open(folder))
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate()
-    assert process.returncode == 130, printed
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGINT)
+    first.join()
+    printed = output.read_text()
+    assert first.exitcode == 130, printed
     assert "--resume goes on" in printed
     assert "Traceback" not in printed
     process = start(folder)

@@ -22,7 +22,8 @@ PATIENCE = 900
 def fork_command(arguments: Sequence[str], output: Path) -> BaseProcess:
     """Starts a command of dynroute in a process that need not import what it runs, which would take seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dynroute_metaworld.cli"])
+    # With what torch and a run import late: else each process would.
+    context.set_forkserver_preload(["dynroute_metaworld.cli", "torch._dynamo", "torch.utils.tensorboard"])
     process = context.Process(target=_run, args=(list(arguments), output))
     process.start()
     return process
