@@ -64,12 +64,12 @@ lint: $(READY) ## Check style and formatting
 types: $(READY) ## Check types
 	$(BIN)/mypy
 
-# Beside other work, idle threads would spin.
+# In one process, so that torch and the packages are imported once; beside other work, idle threads would spin.
 docs: export OMP_NUM_THREADS := 1
 docs: $(READY) ## Build the documentation and run its examples
-	for builder in html coverage doctest; do \
-		$(BIN)/python -m sphinx -n -W --keep-going -q -b $$builder -d docs/_build/read docs docs/_build/$$builder || exit 1; \
-	done
+	$(BIN)/python -c "import sys; from sphinx.cmd.build import main; \
+		build = '-n -W --keep-going -q -d docs/_build/read docs docs/_build/{0} -b {0}'; \
+		sys.exit(any(main(build.format(name).split()) for name in ('html', 'coverage', 'doctest')))"
 	@echo "The documentation is docs/_build/html/index.html"
 
 release: $(READY) ## Build the sdist and the wheel into dist, and check both
