@@ -256,6 +256,8 @@ def test_every_backend_does_what_the_reference_does(
                     raise
                 continue
             assert_equal(found, expected, tolerance)
+        if order == 2:
+            return  # what follows has no gradients
         with torch.no_grad():
             for name in ("auto", "skip"):
                 with dynroute.backend(name):
