@@ -81,9 +81,7 @@ def test_state_dict_holds_parameters_under_plain_names() -> None:
 TRACED = [
     *(("module", gate) for gate in GATES),
     ("layer", "soft"),
-    ("layer", "topk"),
     ("model", "balanced"),
-    ("model", "expert choice"),
 ]
 
 
