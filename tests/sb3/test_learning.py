@@ -37,20 +37,21 @@ SIZES: dict[str, dict[str, Any]] = {
     "moe": {"num_experts": 3, "width": 32, "depth": 2, "router_sizes": (32,)},
     # Few paths would let two tasks begin with the same one, which they leave late: the state decides nothing.
     "hard": {**TRUNK, "layer_sizes": (8, 8)},
-    "sm": {**TRUNK, "layer_sizes": (2, 2, 2), "width": 16, "router_sizes": (32,)},
+    "sm": {**TRUNK, "layer_sizes": (2, 2), "width": 16, "router_sizes": (32,)},
     "sm-shallow": {**TRUNK, "router_sizes": (32,)},
     "care": {"embedding_features": 8, "num_encoders": 3, "hidden_sizes": (64, 64)}
     | {f"{part}_sizes": (32,) for part in ("encoder", "context", "gate")},
     "paco": {"num_sets": 4, "hidden_sizes": (128, 128)},
-    "d2r": {**TRUNK, "num_modules": 4, "router_sizes": (64,)},
-    "d2r-released": {**TRUNK, "num_modules": 4, "router_sizes": (64,)},
+    "d2r": {**TRUNK, "num_modules": 3, "router_sizes": (64,)},
+    "d2r-released": {**TRUNK, "num_modules": 3, "router_sizes": (64,)},
     "d2r-layer": {"layer_sizes": (2, 2), "width": 64, "trunk_sizes": (128,), "router_sizes": (128,)},
-    "d2r-model": {"num_models": 6, "model_depth": 1, "width": 64, "trunk_sizes": (128,), "router_sizes": (128,)},
+    "d2r-model": {"num_models": 4, "model_depth": 1, "width": 64, "trunk_sizes": (128,), "router_sizes": (128,)},
     "brc": {"width": 64, "blocks": 1, "embedding_features": 8},
     "scalemoe-feature": {"num_experts": 3, "width": 32, "embedding_features": 8},
     "scalemoe-output": {"num_experts": 3, "width": 32, "embedding_features": 8},
 }
 STEPS = 8000  # of all environments together
+FIRST, EVERY = 1200, 200  # the steps of the first evaluation, and those from one to the next
 
 
 def decaying(rate: float) -> Any:
@@ -105,12 +106,12 @@ def has_learned(returns: np.ndarray, successes: np.ndarray) -> bool:
 
 
 class UntilLearned(BaseCallback):
-    """Ends learning when every task is learned, by two evaluations 400 steps apart."""
+    """Ends learning when every task is learned, by two evaluations in a row."""
 
     in_a_row = 0
 
     def _on_step(self) -> bool:
-        if self.num_timesteps % 400 == 0:
+        if self.num_timesteps >= FIRST and self.num_timesteps % EVERY == 0:
             self.in_a_row = self.in_a_row + 1 if has_learned(*evaluate(self.model)) else 0
         return self.in_a_row < 2
 
