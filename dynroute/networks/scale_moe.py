@@ -171,9 +171,9 @@ class ScaleMoE(Network):
         return {"embedding": self.encoder.embedding}
 
     def become_actor(self) -> None:
-        self.encoder.learn_embedding = False
         if self.level == "output":
             self._merge_deviations()
+        self.encoder.learn_embedding = False
 
     def _merge_deviations(self) -> None:
         if self.out_features % 2:

@@ -286,8 +286,10 @@ def test_an_actor_that_dropped_all_experts_of_a_sample_is_finite() -> None:
 
 
 def test_an_actor_has_a_deviation_for_each_mean() -> None:
+    net = build("scalemoe-output", STATE, TASKS, 3, num_experts=2, width=4)
     with pytest.raises(ValueError, match=r"`out_features` must be even in an actor, .* got 3"):
-        build("scalemoe-output", STATE, TASKS, 3, num_experts=2, width=4).become_actor()
+        net.become_actor()
+    assert net.encoder.learn_embedding, "a call that is refused changes nothing"
     build("scalemoe-feature", STATE, TASKS, 3, num_experts=2, width=4).become_actor()
 
 
