@@ -215,6 +215,8 @@ def _check_plain(graph: RoutedGraph) -> None:
         )
 
 
+@torch.inference_mode(False)  # what this makes may be differentiated
+@torch.no_grad()
 def _of_network(net: Network, state: Tensor, coverage: float, task: int) -> TaskNetwork:
     net = copy.deepcopy(net).train(False)
     graph = find_graph("net", net)
@@ -226,8 +228,7 @@ def _of_network(net: Network, state: Tensor, coverage: float, task: int) -> Task
 
     ids = torch.full(state.shape[:-1], task, device=state.device)
     handle = graph.register_forward_pre_hook(keep_inputs, with_kwargs=True)
-    with torch.no_grad():
-        expected = net(state, ids)
+    expected = net(state, ids)
     handle.remove()
     before = _count(net)
     (x, context), one_hot = calls[0], torch.zeros(net.num_tasks, device=state.device)
@@ -238,53 +239,52 @@ def _of_network(net: Network, state: Tensor, coverage: float, task: int) -> Task
     setattr(net, name, _InPlace(body))
     embedding = net._modules.get("task")
     if type(embedding) is nn.Linear and embedding.in_features == net.num_tasks:
-        with torch.no_grad():
-            net.task = _Constant(embedding(one_hot.to(embedding.weight.dtype)))
+        net.task = _Constant(embedding(one_hot.to(embedding.weight.dtype)))
     small = TaskNetwork(net, one_hot, body.report)
-    with torch.no_grad():
-        deviation = _difference(small(state), expected)
+    deviation = _difference(small(state), expected)
     small.report = body.report._replace(deviation=deviation, parameters=_count(small), parameters_before=before)
     return small
 
 
+@torch.inference_mode(False)  # what this makes may be differentiated
+@torch.no_grad()
 def _of_graph(graph: RoutedGraph, context: Tensor, coverage: float, x: Tensor | None) -> Extracted:
     whole = copy.deepcopy(graph).train(False)
     topology = whole.topology
-    with torch.no_grad():
-        route = whole.route(context, sample=False)
-        paths = route.path.reshape(-1, *topology.path_shape)
-        if not len(paths):
-            raise ValueError(f"`context` must hold at least one context, got shape {tuple(context.shape)}.")
-        inputs = context if x is None else x
-        expected = _outputs(whole, inputs, context, needed=x is not None or coverage < 1)
-        used = topology.used(paths)
-        covered = _covered(used, coverage)
-        nodes = used[covered].any(dim=0).nonzero().flatten().tolist()
-        live = (paths & used[:, list(topology.destinations), None])[covered]
-        edges = topology.to_edges(live.any(dim=0)).nonzero().flatten().tolist()
-        for node, reads in zip(topology.destinations, live.any(dim=0).any(dim=-1).tolist(), strict=True):
-            if node in nodes and not reads:  # alone, it would read the input
-                raise ValueError(
-                    f"`context` must lead to a source of every node that runs, but node {node} reads none for all "
-                    "contexts; add contexts for which it reads one."
-                )
+    route = whole.route(context, sample=False)
+    paths = route.path.reshape(-1, *topology.path_shape)
+    if not len(paths):
+        raise ValueError(f"`context` must hold at least one context, got shape {tuple(context.shape)}.")
+    inputs = context if x is None else x
+    expected = _outputs(whole, inputs, context, needed=x is not None or coverage < 1)
+    used = topology.used(paths)
+    covered = _covered(used, coverage)
+    nodes = used[covered].any(dim=0).nonzero().flatten().tolist()
+    live = (paths & used[:, list(topology.destinations), None])[covered]
+    edges = topology.to_edges(live.any(dim=0)).nonzero().flatten().tolist()
+    for node, reads in zip(topology.destinations, live.any(dim=0).any(dim=-1).tolist(), strict=True):
+        if node in nodes and not reads:  # alone, it would read the input
+            raise ValueError(
+                f"`context` must lead to a source of every node that runs, but node {node} reads none for all "
+                "contexts; add contexts for which it reads one."
+            )
 
-        one_path = bool((live == live[0]).all())
-        weights = topology.to_edges(route.weights.reshape(-1, *topology.path_shape))[covered]
-        # A feature of the context that is small beside the others may still decide the route.
-        if one_path and _are_equal(context.reshape(len(paths), -1)) and _are_equal(weights[:, edges], ulps=64):
-            body: nn.Module = _Fixed(whole, nodes, edges, weights[0])
-            reads = "nothing"
-        else:
-            body = _routed(whole, nodes, edges, one_path=one_path)
-            reads = "weights" if one_path else "routes"
-        shared: Iterable[nn.Module] = whole.shared if isinstance(whole, ModelRouting) else []
-        report = Extraction(tuple(nodes), float(covered.float().mean()), None, 0, _count(graph), reads)
-        own_memory(body)
-        small = Extracted(body, report, shared)
-        small.report = report._replace(parameters=_count(small))
-        if expected is not None:
-            small.report = small.report._replace(deviation=_difference(small(inputs, context), expected))
+    one_path = bool((live == live[0]).all())
+    weights = topology.to_edges(route.weights.reshape(-1, *topology.path_shape))[covered]
+    # A feature of the context that is small beside the others may still decide the route.
+    if one_path and _are_equal(context.reshape(len(paths), -1)) and _are_equal(weights[:, edges], ulps=64):
+        body: nn.Module = _Fixed(whole, nodes, edges, weights[0])
+        reads = "nothing"
+    else:
+        body = _routed(whole, nodes, edges, one_path=one_path)
+        reads = "weights" if one_path else "routes"
+    shared: Iterable[nn.Module] = whole.shared if isinstance(whole, ModelRouting) else []
+    report = Extraction(tuple(nodes), float(covered.float().mean()), None, 0, _count(graph), reads)
+    own_memory(body)
+    small = Extracted(body, report, shared)
+    small.report = report._replace(parameters=_count(small))
+    if expected is not None:
+        small.report = small.report._replace(deviation=_difference(small(inputs, context), expected))
     return small
 
 

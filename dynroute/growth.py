@@ -413,6 +413,8 @@ def _set(place: EdgeParameter, values: Tensor) -> nn.Parameter:
     return parameter
 
 
+@torch.inference_mode(False)  # training uses what this makes
+@torch.no_grad()
 def _resize(
     graph: RoutedGraph,
     modules: Sequence[nn.Module],
@@ -440,10 +442,9 @@ def _resize(
     for place in router.edge_parameters():
         owner, name, dim, takes_shift = place
         parameter = getattr(owner, name)
-        with torch.no_grad():
-            values = _slices(parameter, dim, averaged, only_open=takes_shift)
-            if takes_shift and moved:
-                values.index_add_(dim, *_shift(values, dim, moved, shifts[moved[0]]))
+        values = _slices(parameter, dim, averaged, only_open=takes_shift)
+        if takes_shift and moved:
+            values.index_add_(dim, *_shift(values, dim, moved, shifts[moved[0]]))
         changes.append(_Change(parameter, _set(place, values), dim, averaged))
     router.topology = after
 
@@ -490,6 +491,8 @@ def _router(graph: RoutedGraph) -> Router:
     return router
 
 
+@torch.inference_mode(False)  # training uses what this makes
+@torch.no_grad()
 def _fresh(graph: RoutedGraph, count: int, at_model_level: bool, reset: Callable[[nn.Module], None]) -> list[nn.Module]:
     """Makes newly initialized copies of the last module before the output."""
     check_count("modules", count, at_least=1)
@@ -548,6 +551,8 @@ def _shift(tensor: Tensor, dim: int, edges: Sequence[int], by: float) -> tuple[T
     return torch.tensor(edges, device=tensor.device), tensor.new_full(shape, by)
 
 
+@torch.inference_mode(False)  # training uses what this makes
+@torch.no_grad()
 def _carried(state: dict[str, Any], change: _Change) -> dict[str, Any]:
     """The state of a parameter after its change; empty if some of it has another shape than the parameter."""
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.dim()}

@@ -408,6 +408,30 @@ def test_a_node_that_never_reads_is_refused(contexts: int) -> None:
         extract(net, torch.randn(contexts, 5))
 
 
+@pytest.mark.parametrize("contexts", [1, 30])
+@pytest.mark.parametrize("gate", ["topk", "own", "balanced"])
+def test_what_was_extracted_in_inference_mode_has_gradients(gate: str, contexts: int) -> None:
+    net = make("module", gate, 0, torch.float32).eval()
+    x = torch.randn(contexts, 5, requires_grad=True)
+    with torch.inference_mode():
+        context = torch.randn(contexts, 4)
+        small = extract(net, context)
+    context = context.clone()
+    small(x, context).sum().backward()
+    (expected,) = torch.autograd.grad(net(x, context).sum(), x)
+    torch.testing.assert_close(x.grad, expected)
+    assert not any(value.is_inference() for value in small.state_dict().values())
+
+
+def test_a_policy_that_was_extracted_in_inference_mode_has_gradients() -> None:
+    with torch.inference_mode():
+        small = extract(D2R, torch.randn(6, 5), task=1)
+    state = torch.randn(6, 5, requires_grad=True)
+    small(state).sum().backward()
+    assert state.grad is not None
+    assert not any(value.is_inference() for value in small.state_dict().values())
+
+
 def test_a_gate_that_looks_at_the_batch_is_refused() -> None:
     net = ModelRouting([nn.Linear(5, 2) for _ in range(4)], ExpertChoice(1.0))
     with pytest.raises(ValueError, match="`net` must have a gate that decides each sample on its own, got ExpertCh"):

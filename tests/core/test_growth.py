@@ -803,6 +803,28 @@ def test_the_bias_of_a_balanced_gate_comes_along(level: str) -> None:
     assert gate.bias.shape == pruned.after.path_shape
 
 
+@pytest.mark.parametrize("change", ["grow", "prune"])
+def test_a_net_that_changed_its_size_in_inference_mode_goes_on_learning(change: str) -> None:
+    net = module_level(BalancedTopK(2))
+    optimizer = torch.optim.Adam(net.parameters())
+    x, context = inputs(net)
+
+    def learn() -> None:
+        optimizer.zero_grad()
+        net(x, context).square().sum().backward()
+        optimizer.step()
+
+    learn()
+    with torch.inference_mode():
+        usage = torch.arange(net.topology.num_nodes) != 2
+        resized = grow(net, 1) if change == "grow" else prune(net, usage)
+        resized.carry(optimizer)
+    assert len(net.nodes) == 7 if change == "grow" else resized.dropped == (2,)
+    assert not any(value.is_inference() for value in net.state_dict().values())
+    for _ in range(3):  # the gate counts, waits for a backward pass and moves its bias
+        learn()
+
+
 def test_an_optimizer_with_one_vector_for_all_parameters_is_refused() -> None:
     net = ModuleRouting.mlp(5, 8, 4, 2)
     optimizer = torch.optim.LBFGS(net.parameters())
