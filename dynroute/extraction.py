@@ -398,11 +398,13 @@ class _Decided(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         logits = self.router(context)
         route: Route = self.gate(logits, allowed=self.topology.on(logits.device).allowed, sample=False)
-        decided = self._of_edges(torch.where(route.path, route.weights, 0.0).log())
-        # If no chosen source of a node is kept, it mixes the kept ones by the softmax.
-        scores = self._of_edges(route.logits)
+        weights = torch.where(route.path, route.weights, 0.0)
+        decided = self._of_edges(weights.log())
+        # If none of the sources that a node mixes is kept, it mixes the kept ones by the softmax.
+        mixes = (weights != 0).any(dim=-1, keepdim=True)
+        scores = self._of_edges(torch.where(mixes, route.logits, -torch.inf))
         fallback = mask_softmax(scores, scores > -torch.inf).log()
-        return torch.where((decided > -torch.inf).any(dim=-1, keepdim=True), decided, fallback)
+        return torch.where((decided != -torch.inf).any(dim=-1, keepdim=True), decided, fallback)
 
     def _of_edges(self, values: Tensor) -> Tensor:
         return self.small.from_edges(self.topology.to_edges(values).index_select(-1, self.edges), fill=-torch.inf)

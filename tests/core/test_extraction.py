@@ -50,6 +50,16 @@ class Positive(Gate):
         return allowed & (logits > 0)
 
 
+class Rectified(Gate):
+    """Reads all sources and weighs them by their logits, or by 0 where those are negative."""
+
+    def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
+        return allowed.expand_as(logits)
+
+    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
+        return logits.relu().masked_fill(~path, 0.0)
+
+
 class Threshold(Gate):
     """Reads all sources above a probability, which depends on every logit."""
 
@@ -406,6 +416,19 @@ def test_a_node_that_never_reads_is_refused(contexts: int) -> None:
     message = "`context` must lead to a source of every node that runs, but node 2 reads none for all contexts"
     with pytest.raises(ValueError, match=message):
         extract(net, torch.randn(contexts, 5))
+
+
+@pytest.mark.parametrize("gate", [Positive, Rectified])
+@pytest.mark.parametrize("level", LEVELS)
+def test_nodes_that_mix_nothing_for_some_samples_mix_nothing_afterwards(level: str, gate: type[Gate]) -> None:
+    net = LEVELS[level](gate()).double().eval()
+    for parameter in net.router.parameters():
+        nn.init.normal_(parameter, mean=-0.5)
+    context, x = torch.randn(200, 4, dtype=torch.float64), torch.randn(200, 5, dtype=torch.float64)
+    small = extract(net, context)
+    expected, route = net(x, context, return_route=True)
+    assert not (route.weights > 0).any(dim=-1).all()
+    torch.testing.assert_close(small(x, context), expected, atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("contexts", [1, 30])
