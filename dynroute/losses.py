@@ -165,10 +165,11 @@ def _draw_probability(probability: Tensor, draws: Tensor) -> Tensor:
         undrawn = torch.exp(-scale * p)
         missing = target - (1 - undrawn).sum(dim=-1, keepdim=True)
         scale = (scale + missing / (p * undrawn).sum(dim=-1, keepdim=True).clamp(min=least)).clamp(min=0.0, max=most)
-    # One more step has the gradient of the implicit function.
-    undrawn = torch.exp(-scale * probability)
-    slope = (p * undrawn.detach()).sum(dim=-1, keepdim=True).clamp(min=least)
-    scale = scale + (target - (1 - undrawn).sum(dim=-1, keepdim=True)) / slope
+    # Each more step, with a fixed slope, makes one more derivative that of the implicit function.
+    slope = (p * torch.exp(-scale * p)).sum(dim=-1, keepdim=True).clamp(min=least)
+    for _ in range(2):
+        undrawn = torch.exp(-scale * probability)
+        scale = scale + (target - (1 - undrawn).sum(dim=-1, keepdim=True)) / slope
 
     drawn = 1 - torch.exp(-scale * probability)
     return torch.where(draws_one, probability, torch.where(draws_all, (probability > 0).to(p.dtype), drawn))

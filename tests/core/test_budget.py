@@ -111,6 +111,19 @@ def test_the_gradient_of_the_cost(gate: Gate) -> None:
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("draws", [1, 2, 3])
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+def test_the_second_derivative_of_the_cost(topology: Topology, draws: int) -> None:
+    gate = Hard() if draws == 1 else TopK(draws)
+    logits = torch.randn(2, *topology.path_shape, dtype=torch.float64, requires_grad=True)
+    path = gate(logits, allowed=topology.allowed).path
+
+    def cost(logits: Tensor) -> Tensor:
+        return compute_cost(gate(logits, allowed=topology.allowed, path=path), topology)
+
+    assert torch.autograd.gradgradcheck(cost, logits)
+
+
 @pytest.mark.parametrize(("low", "dtype"), [(-86, torch.float32), (-95, torch.float32), (-740, torch.float64)])
 @pytest.mark.parametrize("k", [3, 5])
 def test_the_cost_of_sources_that_almost_underflow_is_that_without_them(k: int, low: float, dtype: torch.dtype) -> None:
