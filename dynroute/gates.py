@@ -453,7 +453,7 @@ class BalancedTopK(_Mixing):
         self.rate = rate
         self.register_buffer("bias", None)
         self.register_buffer("load", None)
-        self.register_buffer("learned", None)  # whether a backward pass ran since the last pass that counted
+        self.register_buffer("learned", None)  # 1 if a backward pass ran since the last pass that counted
         self.exists = None
 
     def bind(self, topology: Topology, device: torch.device | None = None) -> None:
@@ -529,12 +529,12 @@ class BalancedTopK(_Mixing):
             self.exists = exists.clone()
             self.bias = torch.zeros(exists.shape, dtype=torch.float32, device=device)
             self.load = torch.zeros(exists.shape, dtype=torch.long, device=device)
-            self.learned = torch.zeros((), dtype=torch.bool, device=device)
+            self.learned = torch.zeros((), dtype=torch.long, device=device)  # `AveragedModel` cannot average bools
 
     def _learn(self, _: Tensor | None = None) -> None:
         assert self.learned is not None
         with torch.no_grad():
-            self.learned.fill_(True)
+            self.learned.fill_(1)
 
     def _move_bias(self) -> None:
         """Moves the bias by the load if a backward pass ran; reads no value."""
@@ -547,8 +547,9 @@ class BalancedTopK(_Mixing):
             exists = exists.to(self.bias.device)
             self.exists = self.exists if exists.is_meta else exists
         mean = self.load.sum(dim=-1, keepdim=True) / exists.sum(dim=-1, keepdim=True).clamp(min=1)
-        self.bias.add_(torch.where(exists & self.learned, (mean - self.load).sign(), 0.0), alpha=self.rate)
-        self.load.mul_(~self.learned)
+        learned = self.learned.bool()
+        self.bias.add_(torch.where(exists & learned, (mean - self.load).sign(), 0.0), alpha=self.rate)
+        self.load.mul_(~learned)
         self.learned.zero_()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

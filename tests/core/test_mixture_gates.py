@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import dynroute
@@ -510,6 +511,25 @@ def test_the_bias_is_saved_copied_and_reset() -> None:
     net.reset_parameters()
     assert not net.gate.bias.any()
     assert not net.gate.load.any()
+
+
+@pytest.mark.parametrize("multi_avg_fn", [None, get_ema_multi_avg_fn(0.9)], ids=["mean", "moving"])
+def test_networks_are_averaged_with_their_bias(multi_avg_fn: Callable[..., None] | None) -> None:
+    net, x = balanced(rate=0.01), torch.randn(16, 5)
+    averaged = AveragedModel(net, multi_avg_fn=multi_avg_fn, use_buffers=True)
+    gate, expected = averaged.module.gate, torch.zeros_like(net.gate.bias)
+    for i in range(6):
+        learn(net, x)
+        if i % 2:
+            net(x)  # moves the bias, and no backward pass has run since
+        averaged.update_parameters(net)
+        expected.lerp_(net.gate.bias, 1 / (i + 1) if multi_avg_fn is None or i == 0 else 0.1)
+        assert int(gate.learned) in (0, 1)
+    assert expected.any()
+    torch.testing.assert_close(gate.bias, expected)
+    learn(averaged, x)
+    learn(averaged, x)
+    assert not torch.equal(gate.bias, expected)
 
 
 def test_the_arguments_of_a_balanced_graph_construct_an_equal_one() -> None:
