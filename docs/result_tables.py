@@ -293,20 +293,21 @@ class Inside(Rows):
         routed = [row for row in rows if row[2]]
         weights, paths, gradients = (
             [row[:6] for row in routed],
-            [row[:2] + row[6:-2] for row in routed],
-            [row[:2] + row[-2:] for row in rows],
+            [row[:2] + row[6:-6] for row in routed],
+            [row[:2] + row[-6:] for row in rows],
         )
         return [*table(weights), "", *table(paths), "", *table(gradients)]
 
     def header(self) -> list[str]:
         ages = [f"path {age:,} steps old" for age in self.settings["ages"]]
         routes = ["entropy of weights", "of a critic", "modules", "unsuitable sources", "path drawn again", *ages]
-        return ["network", "steps", *routes, "cosine of two tasks, actor", "critic"]
+        pairs = ["cosine of two tasks, actor", "critic", "opposed pairs of tasks, actor", "critic"]
+        return ["network", "steps", *routes, *pairs, "cosine of two batches of a task, actor", "critic"]
 
     def cells(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ages = [f"agreement {age}" for age in self.settings["ages"]]
         names = ["entropy", "critic entropy", "modules", "unsuitable 0", "drawn again", *ages]
-        names += ["actor all cosine", "critic all cosine"]
+        names += [f"{part} all {name}" for name in ("cosine", "opposed", "itself") for part in ("actor", "critic")]
         return [mean_and_range(rows, name) if name in rows[0] else "" for name in names]
 
 
