@@ -399,15 +399,20 @@ class _Decided(nn.Module):
         logits = self.router(context)
         route: Route = self.gate(logits, allowed=self.topology.on(logits.device).allowed, sample=False)
         weights = torch.where(route.path, route.weights, 0.0)
-        decided = self._of_edges(weights.log())
+        decided = self._of_edges(_log(weights))
         # If none of the sources that a node mixes is kept, it mixes the kept ones by the softmax.
         mixes = (weights != 0).any(dim=-1, keepdim=True)
         scores = self._of_edges(torch.where(mixes, route.logits, -torch.inf))
-        fallback = mask_softmax(scores, scores > -torch.inf).log()
+        fallback = _log(mask_softmax(scores, scores > -torch.inf))
         return torch.where((decided != -torch.inf).any(dim=-1, keepdim=True), decided, fallback)
 
     def _of_edges(self, values: Tensor) -> Tensor:
         return self.small.from_edges(self.topology.to_edges(values).index_select(-1, self.edges), fill=-torch.inf)
+
+
+def _log(weights: Tensor) -> Tensor:
+    """The logarithm of weights, -inf for those that are 0, which have no gradient."""
+    return torch.where(weights != 0, weights, 1.0).log().masked_fill(weights == 0, -torch.inf)
 
 
 class _AsDecided(Gate):

@@ -224,6 +224,11 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
     for i, module in enumerate(new):
         if module in existing or module in new[:i]:
             raise ValueError(f"`modules[{i}]` must be a new module, got one that the net has; copy.deepcopy copies it.")
+        if any(values.is_inference() for values in module.state_dict().values()):
+            raise ValueError(
+                f"`modules[{i}]` must be made outside of torch.inference_mode(), whose parameters cannot learn; give "
+                "the number of modules, or make it before."
+            )
         found = {(one.dtype, one.device) for one in module.parameters() if one.is_floating_point()}
         if found and kinds and not found & kinds:  # parts of another type, such as norms, are for the module to fit
             expected, got = (
@@ -491,8 +496,6 @@ def _router(graph: RoutedGraph) -> Router:
     return router
 
 
-@torch.inference_mode(False)  # training uses what this makes
-@torch.no_grad()
 def _fresh(graph: RoutedGraph, count: int, at_model_level: bool, reset: Callable[[nn.Module], None]) -> list[nn.Module]:
     """Makes newly initialized copies of the last module before the output."""
     check_count("modules", count, at_least=1)
@@ -501,14 +504,15 @@ def _fresh(graph: RoutedGraph, count: int, at_model_level: bool, reset: Callable
             "`modules` must list modules where the net has one alone, which reads the input: there is none to take as "
             f"a pattern, got {count}."
         )
-    modules = []
-    for _ in range(count):
-        module = deepcopy(graph.nodes[-2])
-        own_memory(module)
-        for parameter in module.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
-        reset(module)
-        modules.append(module)
+    modules, with_gradients = [], torch.is_grad_enabled()  # a module may need them to initialize itself
+    with torch.inference_mode(False), torch.set_grad_enabled(with_gradients):  # training uses what this makes
+        for _ in range(count):
+            module = deepcopy(graph.nodes[-2])
+            own_memory(module)
+            for parameter in module.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+            reset(module)
+            modules.append(module)
     return modules
 
 

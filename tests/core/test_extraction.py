@@ -443,7 +443,22 @@ def test_what_was_extracted_in_inference_mode_has_gradients(gate: str, contexts:
     small(x, context).sum().backward()
     (expected,) = torch.autograd.grad(net(x, context).sum(), x)
     torch.testing.assert_close(x.grad, expected)
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in small.parameters())
     assert not any(value.is_inference() for value in small.state_dict().values())
+
+
+@pytest.mark.parametrize("gate", [Hard, lambda: TopP(0.9), lambda: BalancedTopK(2), lambda: TopK(2), Soft])
+@pytest.mark.parametrize("level", ["module", "layer"])
+def test_gradients_are_those_of_the_whole_net(level: str, gate: Callable[[], Gate]) -> None:
+    torch.manual_seed(0)
+    options = {"gate": gate(), "dtype": torch.float64}
+    net = (
+        ModuleRouting.mlp(5, 8, 5, 2, **options) if level == "module" else LayerRouting.mlp(5, 8, [3, 2], 2, **options)
+    )
+    x = torch.randn(40, 5, dtype=torch.float64, requires_grad=True)
+    small = extract(net.eval(), x.detach())
+    found, expected = (torch.autograd.grad(of(x).square().sum(), x)[0] for of in (lambda x: small(x, x), net))
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-8)
 
 
 def test_a_policy_that_was_extracted_in_inference_mode_has_gradients() -> None:

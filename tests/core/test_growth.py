@@ -825,6 +825,28 @@ def test_a_net_that_changed_its_size_in_inference_mode_goes_on_learning(change: 
         learn()
 
 
+def test_a_module_may_need_gradients_to_initialize_itself() -> None:
+    class Scaled(nn.Linear):
+        def reset_parameters(self) -> None:
+            super().reset_parameters()
+            x = torch.ones(1, self.in_features)
+            (slope,) = torch.autograd.grad(self(x).square().sum(), self.weight)
+            with torch.no_grad():
+                self.weight /= slope.norm()
+
+    net = ModuleRouting([Scaled(8, 8) for _ in range(4)] + [nn.Linear(8, 2)], TopK(2))
+    grown = grow(net, 1)
+    assert grown.num_modules == 5
+
+
+def test_modules_that_were_made_in_inference_mode_are_refused() -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2)
+    with torch.inference_mode():
+        module = nn.Linear(8, 8)
+    with pytest.raises(ValueError, match=r"`modules\[0\]` must be made outside of torch.inference_mode"):
+        grow(net, [module])
+
+
 def test_an_optimizer_with_one_vector_for_all_parameters_is_refused() -> None:
     net = ModuleRouting.mlp(5, 8, 4, 2)
     optimizer = torch.optim.LBFGS(net.parameters())

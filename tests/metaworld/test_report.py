@@ -279,6 +279,10 @@ def test_where_a_page_cannot_be_is_said_at_once(
     monkeypatch.setattr(page_module, "inspect_runs", None)  # nothing is done before
     with pytest.raises(FileNotFoundError, match="`output` must be in an existing directory, got "):
         write_report(reported, tmp_path / "no" / "page.html")
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError, match="is not the directory of a run: it does not exist"):
+        write_report([tmp_path / "no"])
+    monkeypatch.setattr(page_module, "inspect_runs", None)
     with pytest.raises(IsADirectoryError, match=r"`output` must be a file, got the directory .*; name a file in it"):
         write_report(reported, tmp_path)
 

@@ -260,7 +260,8 @@ def write_report(
         The file.
     """
     path = default_output(folders, "report.html") if output is None else Path(output)
-    check_file_place("output", path)
+    if output is not None or path.parent.is_dir():  # else a run is missing, which is said below
+        check_file_place("output", path)
     chosen: dict[str, Any] = {"episodes": episodes, "frames": frames, "device": device}
     analysis = inspect_runs(folders, every=False, tell=tell, **chosen)
     text, notes = page(analysis)
