@@ -22,11 +22,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--dtype", default="float32", help="the type of the contract tests")
 
 
-def pytest_collection_finish() -> None:
-    """Leaves out of garbage collections what is there before the tests: modules are not freed before the end."""
-    gc.freeze()
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Loads the fixtures, but not in a process that only hands out tests to others, which would wait for torch."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
