@@ -224,10 +224,10 @@ def grow(net: nn.Module, modules: Iterable[nn.Module] | int) -> Resized:
     for i, module in enumerate(new):
         if module in existing or module in new[:i]:
             raise ValueError(f"`modules[{i}]` must be a new module, got one that the net has; copy.deepcopy copies it.")
-        if any(values.is_inference() for values in module.state_dict().values()):
+        if any(values.is_inference() for values in chain(module.parameters(), module.buffers())):
             raise ValueError(
-                f"`modules[{i}]` must be made outside of torch.inference_mode(), whose parameters cannot learn; give "
-                "the number of modules, or make it before."
+                f"`modules[{i}]` must be made outside of torch.inference_mode(), since parameters that are made inside "
+                "cannot learn; make it before, or give the number of modules."
             )
         found = {(one.dtype, one.device) for one in module.parameters() if one.is_floating_point()}
         if found and kinds and not found & kinds:  # parts of another type, such as norms, are for the module to fit

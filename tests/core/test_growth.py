@@ -839,6 +839,14 @@ def test_a_module_may_need_gradients_to_initialize_itself() -> None:
     assert grown.num_modules == 5
 
 
+def test_a_module_may_have_state_of_its_own_kind() -> None:
+    class Counted(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"count": 1}
+
+    assert grow(ModuleRouting.mlp(5, 8, 4, 2), [Counted(8, 8)]).num_modules == 5
+
+
 def test_modules_that_were_made_in_inference_mode_are_refused() -> None:
     net = ModuleRouting.mlp(5, 8, 4, 2)
     with torch.inference_mode():
