@@ -322,6 +322,17 @@ def test_the_first_curve_has_more_than_a_point() -> None:
         assert re.findall(r'value="(\d)" selected', curve_controls(views)) == [str(first)]
 
 
+def test_the_measures_of_critics_are_among_the_curves_of_their_run(reported: list[Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(reported[0], tmp_path / "run")
+    measured = {"plasticity/rank": 5, "plasticity/flow_0_0": 0.25, "plasticity/flow_0_1": 0.75}
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps({'step': step, **measured})}\n" for step in (40, 80)))
+    analysis = inspect_runs([folder], episodes=1, frames=False, every=False, device="cpu")
+    rank, flow = (view for view in page_module.views_of(analysis) if "critic" in view["title"])
+    assert (rank["group"], rank["unit"]) == ("run", "steps of each task")
+    assert rank["lines"] == [{"label": "mean over critics", "x": [20.0, 40.0], "y": [5.0, 5.0]}]
+    assert {line["label"]: line["y"][-1] for line in flow["lines"]} == {"node 0": 0.25, "node 1": 0.75}
+
+
 def test_pieces_of_a_page() -> None:
     assert (number(None), number(0.123, 1), span(None)) == ("-", "0.1", "-")
     made = table("a <b>", ["<i>", "x"], [["<u>", "<s>"]])

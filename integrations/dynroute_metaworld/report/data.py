@@ -154,6 +154,12 @@ BY_TASK = {
 }
 """The metrics that are shown, with titles. Each has a curve for each task, such as ``success/reach``."""
 
+OF_CRITICS = {
+    "dormant": "share of dormant units in the critics",
+    "rank": "effective rank of the critics' features",
+}
+"""The measures of plasticity that critics without routes have, too, with titles."""
+
 SHARES = ("evaluation", "success", "outside_range")
 """The metrics that are shares, from 0 to 1."""
 
@@ -224,18 +230,29 @@ class RunData:
         """The same curves with at most `limit` points each, see :func:`thin`."""
         return {task: Curve(*thin(curve.steps, curve.values, limit)) for task, curve in self.curves(metric).items()}
 
-    @property
-    def plasticity(self) -> dict[str, Curve]:
+    def plasticity(self, limit: int = LIMIT) -> dict[str, Curve]:
         """Measures of the critics, such as ``plasticity/rank``, thinned; a run has them with ``--plasticity-every``."""
         curves = {name: curve for name, curve in self.metrics.curves.items() if name.startswith("plasticity/")}
-        return {name: Curve(*thin(curve.steps, curve.values)) for name, curve in curves.items()}
+        return {name: Curve(*thin(curve.steps, curve.values, limit)) for name, curve in curves.items()}
+
+    def of_critics(self, limit: int = LIMIT) -> dict[str, dict[str, Curve]]:
+        """The same measures by the titles of their panels; the flow through nodes by the names of the nodes, too."""
+        panels: dict[str, dict[str, Curve]] = {}
+        for name, curve in self.plasticity(limit).items():
+            place, _, node = name.removeprefix("plasticity/flow_").rpartition("_")
+            if place.replace("_", "").isdecimal() and node.isdecimal():
+                title = f"mean flow through the nodes of critic {place.replace('_', ', routed layer ')}"
+                panels.setdefault(title, {})[f"node {node}"] = curve
+            elif (measure := name.removeprefix("plasticity/")) in OF_CRITICS:
+                panels[OF_CRITICS[measure]] = {"mean over critics": curve}
+        return panels
 
     def all_drawn(self) -> Iterator[tuple[str, str, Curve]]:
         """Metric, task and thinned curve of all curves; measures of critics have no task, and an empty name for it."""
         for metric in BY_TASK:
             for task, curve in self.drawn(metric).items():
                 yield metric, task, curve
-        for name, curve in self.plasticity.items():
+        for name, curve in self.plasticity().items():
             yield name, "", curve
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .canvas import INK, heat_map, legend, mark, metric_panels, plot, save, scale, scatter, style
 from .comparison import LEARNED, Group, GroupRoutes, setting_rows
-from .data import BY_TASK, Curve, RunData
+from .data import BY_TASK, RunData
 from .routes import THRESHOLD, Routes
 
 __all__ = ["learning", "write_groups", "write_run"]
@@ -51,25 +51,17 @@ def learning(run: RunData, metrics: dict[str, str] = BY_TASK) -> Figure | None:
 
 def _plasticity(run: RunData) -> Figure | None:
     """Draws dormant units, the rank of features, and the flow through the nodes of each critic, over steps."""
-    titles = {"dormant": "share of dormant units in the critics", "rank": "effective rank of the critics' features"}
-    panels: dict[str, list[tuple[int, str, Curve]]] = {}
-    for name, curve in run.plasticity.items():
-        place, _, node = name.removeprefix("plasticity/flow_").rpartition("_")
-        if place.replace("_", "").isdecimal() and node.isdecimal():
-            title = f"mean flow through the nodes of critic {place.replace('_', ', routed layer ')}"
-            panels.setdefault(title, []).append((int(node), f"node {node}", curve))
-        elif (measure := name.removeprefix("plasticity/")) in titles:
-            panels[titles[measure]] = [(0, "_", curve)]  # not in the legend
+    panels = run.of_critics()
     if not panels:
         return None
     figure, axes = metric_panels(list(panels))
-    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
-        for number, label, curve in lines:
-            plot(axis, curve.steps, curve.values, number, label)
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for number, (label, curve) in enumerate(curves.items()):
+            plot(axis, curve.steps, curve.values, number, label if len(curves) > 1 else "_")  # "_": not in the legend
         axis.set_title(title, loc="left", fontsize="medium")
         axis.set_ylim(0, None)
         axis.grid(alpha=0.3)
-    if any(label != "_" for lines in panels.values() for _, label, _ in lines):
+    if any(len(curves) > 1 for curves in panels.values()):
         legend(figure, axes)
     return figure
 

@@ -17,7 +17,7 @@ from dynroute.inspect import draw
 
 from .analysis import Analysis, default_output, inspect_runs
 from .comparison import Group
-from .data import BY_TASK, SHARES, RunData, unit_of
+from .data import BY_TASK, SHARES, Curve, RunData, unit_of
 from .drawings import data_uri, draw_routes
 from .routes import Routes
 
@@ -87,7 +87,7 @@ ROOM = 4_000_000
 
 
 def views_of(analysis: Analysis) -> list[dict[str, Any]]:
-    """The curves of the page: of methods side by side, and of the tasks of each run."""
+    """The curves of the page: of methods side by side, and of the tasks and critics of each run."""
     views: list[dict[str, Any]] = []
     over = "tasks and seeds" if any(len(group.runs) > 1 for group in analysis.groups) else "tasks"
     if len(analysis.runs) > 1:
@@ -102,11 +102,15 @@ def views_of(analysis: Analysis) -> list[dict[str, Any]]:
                 views.append(_view(f"methods, mean over {over}", f"Means over {over}", metric, about, lines))
     for run in analysis.runs:
         for metric, about in BY_TASK.items():
-            curves = run.drawn(metric, POINTS).items()
-            lines = [{"label": task, "x": _round(curve.steps), "y": _round(curve.values)} for task, curve in curves]
-            if lines:
+            if lines := _lines(run.drawn(metric, POINTS)):
                 views.append(_view(run.name, _of(run), metric, about, lines))
+        for about, curves in run.of_critics(POINTS).items():
+            views.append(_view(run.name, _of(run), "plasticity", about, _lines(curves)))
     return views
+
+
+def _lines(curves: dict[str, Curve]) -> list[dict[str, Any]]:
+    return [{"label": name, "x": _round(curve.steps), "y": _round(curve.values)} for name, curve in curves.items()]
 
 
 def _view(group: str, of: str, metric: str, about: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
