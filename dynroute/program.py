@@ -142,6 +142,7 @@ class Program(nn.Module):
         return f"{self.features} features, {len(self.operations)} operations, {self.parameter_count:,} numbers"
 
 
+@torch.inference_mode(False)  # what this makes may be differentiated
 def trace_program(module: nn.Module, x: Tensor, *, notes: Mapping[str, Any] | None = None) -> Program:
     """Traces a module in evaluation mode to a program for batches of any size.
 
@@ -172,7 +173,7 @@ def trace_program(module: nn.Module, x: Tensor, *, notes: Mapping[str, Any] | No
     training = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        exported = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        exported = torch.export.export(module, (x.clone(),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     finally:
         for part, mode in training.items():
             part.training = mode

@@ -101,6 +101,15 @@ def test_a_program_has_memory_of_its_own_and_leaves_the_module_as_it_was() -> No
     assert torch.equal(program(x), before)  # no dropout
 
 
+def test_a_program_that_was_traced_in_inference_mode_has_gradients() -> None:
+    module = nn.Sequential(nn.Linear(5, 3), nn.Tanh())
+    with torch.inference_mode():
+        program = trace_program(module, torch.randn(4, 5))
+    x = torch.randn(4, 5, requires_grad=True)
+    found, expected = (torch.autograd.grad(of(x).sum(), x)[0] for of in (program, module))
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_program_moves_and_takes_other_types(tmp_path: Path) -> None:
     program = traced("module")[1]
     program.save(tmp_path / "p.safetensors")
