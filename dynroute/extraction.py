@@ -276,6 +276,12 @@ def _of_graph(graph: RoutedGraph, context: Tensor, coverage: float, x: Tensor | 
         body: nn.Module = _Fixed(whole, nodes, edges, weights[0])
         reads = "nothing"
     else:
+        if bool((least := weights.min()) < 0):
+            raise ValueError(
+                "`net` must have a gate whose weights are at least 0 for contexts that differ, since the result "
+                f"computes with their logarithms, but {type(graph.gate).__name__} gives {float(least):.3g}; extract it "
+                "for one context at a time."
+            )
         body = _routed(whole, nodes, edges, one_path=one_path)
         reads = "weights" if one_path else "routes"
     shared: Iterable[nn.Module] = whole.shared if isinstance(whole, ModelRouting) else []

@@ -470,6 +470,23 @@ def test_a_policy_that_was_extracted_in_inference_mode_has_gradients() -> None:
     assert not any(value.is_inference() for value in small.state_dict().values())
 
 
+class _Signed(Gate):
+    def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
+        return allowed.expand_as(logits)
+
+    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
+        return logits.sin().masked_fill(~path, 0.0)
+
+
+def test_weights_below_zero_are_kept_as_constants_and_refused_for_contexts_that_differ() -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2, gate=_Signed()).eval()
+    x = torch.randn(20, 5)
+    one = extract(net, x[:1])
+    torch.testing.assert_close(one(x), net(x, x[:1].expand(20, 5)))
+    with pytest.raises(ValueError, match=r"`net` must have a gate whose weights are at least 0 .* _Signed gives -"):
+        extract(net, x)
+
+
 def test_a_gate_that_looks_at_the_batch_is_refused() -> None:
     net = ModelRouting([nn.Linear(5, 2) for _ in range(4)], ExpertChoice(1.0))
     with pytest.raises(ValueError, match="`net` must have a gate that decides each sample on its own, got ExpertCh"):
