@@ -24,6 +24,7 @@ from dynroute_metaworld.runs.configuration import MOVABLE
 from dynroute_metaworld.runs.metrics import read_metrics
 from dynroute_sb3 import latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
+from dynroute_sb3.storage import numbered
 
 from .arithmetic import of_critic
 from .outputs import anonymous, file, write
@@ -53,7 +54,8 @@ def read_minutes(run: Run) -> dict[str, float]:
 def read_evaluations(run: Run) -> dict[str, list[float]]:
     """The success of each task in each evaluation, by the steps of each task."""
     own = run.configuration
-    places = {int(path.stem.removeprefix("step_")) // len(own.tasks): path for path in run.evaluations.glob("step_*")}
+    files = numbered(run.evaluations, "step", ".json")
+    places = {steps // len(own.tasks): path for steps, path in files.items()}
     rates = {steps: EvaluationResult.load(path).success_rates.tolist() for steps, path in places.items()}
     if (final := run.finished()) is not None:
         last = latest_checkpoint(run.checkpoints)  # a run may have ended by its hours

@@ -29,7 +29,7 @@ from .options import OPTIONS, check_buffer_is_there
 from .policies import POLICIES
 from .randomness import random_state, set_random_state
 from .replay import RouteReplayBuffer
-from .storage import DamagedError, Member, check_folder, read_sealed, writing_folder
+from .storage import DamagedError, Member, check_folder, numbered, read_sealed, writing_folder
 from .stored import check_buffer, check_network, check_state, restoring
 from .tree import read_tree, write_tree
 from .wrappers import own_attributes
@@ -258,8 +258,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Lists the checkpoints that CheckpointDirectory wrote to a folder, oldest first."""
-    paths = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
-    return sorted(paths, key=checkpoint_steps)
+    return list(numbered(folder, "step").values())
 
 
 def checkpoint_steps(checkpoint: Path) -> int:

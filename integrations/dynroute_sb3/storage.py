@@ -22,6 +22,7 @@ __all__ = [
     "Member",
     "check_folder",
     "digest",
+    "numbered",
     "read_rows",
     "read_sealed",
     "remove_leftovers",
@@ -116,6 +117,17 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def numbered(folder: Path, prefix: str, suffix: str = "") -> dict[int, Path]:
+    """Lists the files or folders ``<prefix>_<number><suffix>`` of a folder by their numbers, in order.
+
+    Others, such as a copy that somebody made by hand, are left out.
+    """
+    found = {
+        path.name.removeprefix(f"{prefix}_").removesuffix(suffix): path for path in folder.glob(f"{prefix}_*{suffix}")
+    }
+    return dict(sorted((int(number), path) for number, path in found.items() if number.isdecimal()))
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:

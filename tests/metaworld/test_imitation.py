@@ -106,7 +106,9 @@ def test_cloning_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(DamagedError, match=r"manifest.json is missing or damaged; remove .*update_20, and --resume"):
         train(run)
     manifest.rename(folder / "update_20" / "manifest.json")
+    shutil.copytree(folder / "update_20", folder / "update_20.bak")  # a copy that somebody made is left alone
     train(run)
+    assert (folder / "update_20.bak").is_dir()
     one, other = networks(whole), networks(run)
     assert all(torch.equal(one[name], other[name]) for name in one)
     errors = read_metrics(folder / "errors.jsonl")

@@ -157,3 +157,13 @@ def test_replay_buffer(stored: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="must be a file that holds a replay buffer, got a folder"):
         other.load_replay_buffer(stored)  # a checkpoint is no buffer
     assert_same(everything(other), before)
+
+
+def test_numbered_files_are_in_order_and_copies_are_left_out(tmp_path: Path) -> None:
+    for name in ("step_10", "step_9", "step_9.bak", "step_", "step_x", ".step_8", "other_7"):
+        (tmp_path / name).mkdir()
+    assert list(storage.numbered(tmp_path, "step").items()) == [(9, tmp_path / "step_9"), (10, tmp_path / "step_10")]
+    (tmp_path / "step_3.json").touch()
+    (tmp_path / "step_3.json.bak").touch()
+    assert storage.numbered(tmp_path, "step", ".json") == {3: tmp_path / "step_3.json"}
+    assert storage.numbered(tmp_path / "missing", "step") == {}

@@ -16,7 +16,7 @@ from dynroute.growth import CLOSED
 from dynroute.losses import importance, load_balance, route_entropy, router_z_loss
 from dynroute_sb3 import GrowOnDemand, MultiTaskSAC
 from dynroute_sb3.growth import grow_networks, network_size, open_newest
-from dynroute_sb3.storage import check_folder, remove_leftovers, writing_folder
+from dynroute_sb3.storage import check_folder, numbered, remove_leftovers, writing_folder
 from dynroute_sb3.tree import read_tree, write_tree
 
 from .demonstrations import Demonstrations
@@ -302,7 +302,7 @@ class Cloning:
             setattr(self, name, state[name])
 
     def _written(self) -> list[Path]:
-        return sorted(self.folder.glob("update_*"), key=lambda path: int(path.name.removeprefix("update_")))
+        return list(numbered(self.folder, "update").values())
 
 
 def one_cycle(progress: float) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynroute_sb3 import DamagedError, latest_checkpoint
+from dynroute_sb3.storage import numbered
 
 from ..runs.metrics import read_lines
 from ..runs.result import EvaluationResult
@@ -295,12 +296,8 @@ def read_runs(folders: Sequence[str | Path]) -> list[RunData]:
 
 def _evaluations(run: Run, notes: list[str]) -> dict[int, EvaluationResult]:
     """The evaluations during training, by steps of all tasks."""
-    found = {}
-    for path in run.evaluations.glob("step_*.json"):
-        number = path.stem.removeprefix("step_")
-        if number.isdecimal() and (result := _load(run, path, notes)) is not None:
-            found[int(number)] = result
-    return dict(sorted(found.items()))
+    files = numbered(run.evaluations, "step", ".json").items()
+    return {number: result for number, path in files if (result := _load(run, path, notes)) is not None}
 
 
 def _load(run: Run, path: Path, notes: list[str]) -> EvaluationResult | None:
@@ -332,10 +329,9 @@ def _evaluation_curves(run: Run, evaluations: dict[int, EvaluationResult]) -> di
 def _cloning_curves(run: Run) -> dict[str, Curve]:
     """The errors of cloning; the updates of a round of DAgger are counted on from the round before."""
     names = [f"cloning_error/{task}" for task in run.configuration.tasks]
-    numbers = [path.name.removeprefix("round_") for path in run.folder.glob("cloning/round_*")]
     curves: dict[str, Curve] = {}
-    for number in sorted(int(number) for number in numbers if number.isdecimal()):
-        for name, curve in read_curves(run.folder / "cloning" / f"round_{number}" / ERRORS, names).curves.items():
+    for folder in numbered(run.folder / "cloning", "round").values():
+        for name, curve in read_curves(folder / ERRORS, names).curves.items():
             before = curves.get(name, Curve(np.zeros(0), np.zeros(0)))
             start = before.steps[-1] if len(before.steps) else 0.0
             curves[name] = Curve(

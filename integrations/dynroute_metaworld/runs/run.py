@@ -18,7 +18,7 @@ from dynroute.files import is_leftover, writing_file
 from dynroute_command.choices import benchmark_name, split_benchmark
 from dynroute_sb3 import DamagedError, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
-from dynroute_sb3.storage import digest
+from dynroute_sb3.storage import digest, numbered
 
 from .configuration import MOVABLE, Configuration, check_needs, with_lists
 from .learner import check_learner
@@ -300,9 +300,8 @@ class Run:
             self.logged = seal.logged
             seal.cut_back(self.metrics, missing)
         self.evaluations.mkdir(exist_ok=True)
-        for path in self.evaluations.glob("step_*.json"):
-            number = path.stem.removeprefix("step_")
-            if number.isdecimal() and int(number) > steps:
+        for number, path in numbered(self.evaluations, "step", ".json").items():
+            if number > steps:
                 path.unlink()
         self._final.unlink(missing_ok=True)  # it was made after fewer steps, or has other episodes than configured now
         self.configuration.write(self.folder / "config.json")
