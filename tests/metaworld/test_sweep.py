@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from processes import PATIENCE, wait_until
+from processes import PATIENCE, fork_command, wait_until
 from ray.cluster_utils import Cluster
 from results import result_of
 
@@ -62,11 +63,10 @@ def cluster(cache: None) -> Iterator[Cluster]:
     two.shutdown()
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "dynroute.command", "sweep", *arguments]
-    # What a shell starts behind itself ignores Ctrl-C, and so would all that it starts.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed)
+def ended(process: BaseProcess) -> int | None:
+    """The exit status of a process, once it has ended; None if that takes minutes."""
+    process.join(600)
+    return process.exitcode
 
 
 def attempts(folder: Path) -> list[str]:
@@ -93,7 +93,8 @@ def assert_undisturbed(folder: Path, tmp_path: Path) -> None:
 def test_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     (head, victim) = cluster.list_all_nodes()
-    process = start(*CLONING, "--folder", str(folder), "--seeds", "1", "2", "--address", cluster.address)
+    command = ["sweep", *CLONING, "--folder", str(folder), "--seeds", "1", "2", "--address", cluster.address]
+    process = fork_command(command, output := tmp_path / "printed")
 
     def on_victim() -> str | None:
         for seed in "12":
@@ -104,8 +105,8 @@ def test_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
 
     name = wait_until(process, on_victim, every=0.1)  # it reads many files
     cluster.remove_node(victim, allow_graceful=False)
-    printed, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, printed
+    assert ended(process) == 0, output.read_text()
+    printed = output.read_text()
     assert f"retried {name}: its process or node died" in printed
     assert printed.count("finished reach") == 2
     assert "2 of 2" in printed
@@ -129,28 +130,27 @@ def test_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "sweep"
-    command = [*CLONING, "--folder", str(folder), "--vary", "cloning_std=0.1", "--seeds", "1"]
-    run = folder / "reach-mt-sac-cloning_std=0.1-seed1"
-    process = start(*command)
+    command = ["sweep", *CLONING, "--folder", str(folder), "--vary", "cloning_std=0.1", "--seeds", "1"]
+    run, output = folder / "reach-mt-sac-cloning_std=0.1-seed1", tmp_path / "printed"
+    process = fork_command(command, output)
     wait_until(process, lambda: in_the_middle(run), every=0.05)
     process.kill()
     with suppress(ProcessLookupError):  # its worker too, which a fast machine would let finish before it is told
         os.kill(int(re.findall(r", process (\d+)", attempts(run)[0])[0]), signal.SIGKILL)
-    process.communicate(timeout=600)
+    assert ended(process) == -signal.SIGKILL
     assert not (run / "evaluations" / "final.json").exists()
-    process = start(*command)  # while what it started may not have ended yet
-    printed, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, printed
+    process = fork_command(command, output)  # while what it started may not have ended yet
+    assert ended(process) == 0, output.read_text()
     assert len(attempts(run)) == 2
     assert "   100 of 1,500 updates" not in attempts(run)[1]
     assert_undisturbed(run, tmp_path)
     # What is finished is left alone; what differs is refused, and what may change is done.
-    assert main(["sweep", *command]) == 0
+    assert main([*command]) == 0
     printed = capsys.readouterr().out
     assert "1 of 1 runs are finished already" in printed
     assert "cloning_std=0.1  1 of 1" in printed
     assert "One seed does not show how much seeds differ: it has no interval." in printed
-    assert main(["sweep", *command, "--cloning-steps", "200"]) == 1
+    assert main([*command, "--cloning-steps", "200"]) == 1
     told = capsys.readouterr().err
     assert "holds a run with cloning_steps=1500, got 200" in told
     assert "For a sweep, --folder names another directory." in told
@@ -163,19 +163,11 @@ def test_a_sweep_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_stopped_twice_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     learning = ["--learning-starts", "20", "--batch-size", "4", "--log-every", "20", "--buffer-size", "1000"]
-    command = [
-        *PROBLEM,
-        "--methods",
-        "d2r",
-        "--network",
-        "num_modules=3",
-        "width=8",
-        "trunk_sizes=[8]",
-        "router_sizes=[8]",
-    ]
+    command = ["sweep", *PROBLEM, "--methods", "d2r", "--network", "num_modules=3", "width=8"]
+    command += ["trunk_sizes=[8]", "router_sizes=[8]"]
     command += ["--critic-network", "num_modules=2", *learning]  # critics with another graph cannot replay paths
     command += ["--seeds", "1", "--folder", str(folder), "--address", cluster.address]
-    run = folder / "reach-d2r-critic_paths=sampled-seed1"
+    run, output = folder / "reach-d2r-critic_paths=sampled-seed1", tmp_path / "printed"
 
     def size() -> int:
         return (run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 0
@@ -186,18 +178,19 @@ def test_stopped_twice_and_a_run_that_fails(cluster: Cluster, tmp_path: Path) ->
     # The other variant, which fails, comes afterwards: it might or might not have failed before the interruption.
     for number in (signal.SIGINT, signal.SIGTERM):
         before = size()
-        process = start(*command, "--vary", "critic-paths=sampled", "--steps", "1000000")
+        process = fork_command([*command, "--vary", "critic-paths=sampled", "--steps", "1000000"], output)
         wait_until(process, functools.partial(grown, before), every=0.05)
-        process.send_signal(number)
-        printed, _ = process.communicate(timeout=600)
-        assert process.returncode == 130, printed
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        assert ended(process) == 130, output.read_text()
+        printed = output.read_text()
         assert "stopping 1 runs with checkpoints; Ctrl-C again stops at once" in printed
         assert "dynroute: stopped; the same command goes on" in printed
     first, steps = sorted(int(each.name.removeprefix("step_")) for each in (run / "checkpoints").glob("step_*"))
     assert 0 < first < steps  # the second attempt went on
-    process = start(*command, "--vary", "critic-paths=sampled,replayed", "--steps", str(steps + 10))
-    printed, _ = process.communicate(timeout=600)
-    assert process.returncode == 1
+    process = fork_command([*command, "--vary", "critic-paths=sampled,replayed", "--steps", str(steps + 10)], output)
+    assert ended(process) == 1
+    printed = output.read_text()
     assert f"[1/2] failed {run.name.replace('sampled', 'replayed')}: `critic_paths` can be 'replayed' where" in printed
     assert f"finished {run.name} with" in printed
     assert "0 of 1" in printed

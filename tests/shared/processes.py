@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,16 +25,21 @@ def fork_command(arguments: Sequence[str], output: Path) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     # With what torch and a run import late: else each process would.
     context.set_forkserver_preload(["dynroute_metaworld.cli", "torch._dynamo", "torch.utils.tensorboard"])
-    process = context.Process(target=_run, args=(list(arguments), output))
+    process = context.Process(target=_run, args=(list(arguments), output, dict(os.environ)))
     process.start()
     return process
 
 
-def _run(arguments: list[str], output: Path) -> None:
+def _run(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    os.environ.clear()  # it is that of the server, which may have started before a test changed its own
+    os.environ.update(environment)
+    # What a shell starts behind itself ignores Ctrl-C, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["dynroute", *arguments]
     with output.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
-    sys.exit(dynroute_command.run(arguments))
+    sys.exit(dynroute_command.main())
 
 
 def wait_until(process: subprocess.Popen[str] | BaseProcess, happened: Callable[[], Any], every: float = 0.01) -> Any:
