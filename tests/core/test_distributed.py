@@ -1,7 +1,8 @@
 """Several processes: DDP, FSDP, sharded experts and checkpoints, against one process that has the whole batch.
 
 Processes are started once for each number of them, and run all checks one after the other. A check that fails ends its
-process, and so the others; the error names it.
+process, and so the others; the error names it. They import what only they need of torch: it takes most of a second, and
+each process of tests reads this file.
 """
 
 import copy
@@ -11,11 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, distributed, multiprocessing, nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from dynroute import (
     BalancedTopK,
@@ -133,6 +131,8 @@ def _levels() -> dict[str, Callable[[], RoutedGraph]]:
 
 
 def fsdp_gives_the_same() -> None:
+    from torch.distributed.fsdp import fully_shard
+
     size, rank = distributed.get_world_size(), distributed.get_rank()
     mesh = init_device_mesh("cpu", (size,))
     some = slice(None) if size == 2 else slice(2)  # more processes take more time, and do nothing else
@@ -287,6 +287,8 @@ def _train(model: nn.Module, inputs: Iterable[Tensor], optimizer: torch.optim.Op
 
 
 def a_model_trains_as_on_one_process() -> None:
+    from torch.distributed.fsdp import fully_shard
+
     size, rank = distributed.get_world_size(), distributed.get_rank()
     torch.manual_seed(0)
     whole = _model()
@@ -310,6 +312,8 @@ def a_model_trains_as_on_one_process() -> None:
 
 
 def experts_are_sharded_one_way_and_copied_the_other() -> None:
+    from torch.distributed.fsdp import fully_shard
+
     if distributed.get_world_size() != 4:
         return
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "experts"))
@@ -403,6 +407,8 @@ def _trained() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 def save(folder: Path) -> None:
     """Trains on all processes, and saves."""
+    import torch.distributed.checkpoint as dcp
+
     model = shard_experts(_model())
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     torch.manual_seed(0)
@@ -413,6 +419,9 @@ def save(folder: Path) -> None:
 
 def load(folder: Path, model: nn.Module) -> None:
     """Loads what any number of processes saved, and compares it with what one learnt."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     state = _state(model, optimizer)
     dcp.load(state, checkpoint_id=folder / "checkpoint")
@@ -429,6 +438,8 @@ def load(folder: Path, model: nn.Module) -> None:
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
     return {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
 
 

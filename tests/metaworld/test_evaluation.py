@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from metaworld.policies import ENV_POLICY_MAP
-from scipy.stats import binomtest, trim_mean
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -498,6 +497,8 @@ def test_wilson_has_the_values_of_the_literature() -> None:
 
 
 def test_wilson_is_that_of_scipy() -> None:
+    from scipy.stats import binomtest  # takes most of a second, which the other tests need not wait for
+
     for trials, confidence in itertools.product((1, 7, 50), (0.5, 0.95, 0.99)):
         low, high = wilson_interval(range(trials + 1), trials, confidence)
         for successes in range(trials + 1):
@@ -515,6 +516,8 @@ def test_wilson_holds_the_rate_as_often_as_it_says() -> None:
 
 
 def test_the_interquartile_mean() -> None:
+    from scipy.stats import trim_mean
+
     assert iqm([8, 1, 2, 3, 4, 5, 6, 100]) == (3 + 4 + 5 + 6) / 4
     assert iqm([1, 2, 9]) == 4  # a quarter of three is no whole score
     rng = np.random.default_rng(0)
