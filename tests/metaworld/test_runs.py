@@ -11,8 +11,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -273,12 +271,6 @@ def test_no_steps_at_all(tmp_path: Path) -> None:
     assert len(run.sessions) == 1
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "dynroute.command", "train", "--run", str(folder), "--resume", *flags(), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
 @pytest.mark.slow
 def test_killed_at_three_moments(straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -305,7 +297,8 @@ def test_killed_at_three_moments(straight: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_in_use_and_interrupted_and_read_by_nobody(straight: Path, tmp_path: Path) -> None:
     folder, output = tmp_path / "run", tmp_path / "printed"
-    first = fork_command(["train", "--run", str(folder), "--resume", *flags()], output)
+    command = ["train", "--run", str(folder), "--resume", *flags()]
+    first = fork_command(command, output)
     wait_until(first, (folder / "checkpoints" / "step_24").exists)
     with pytest.raises(RunError, match="is in use by another process, which must end first"):
         train(Run.open(folder))
@@ -316,11 +309,12 @@ def test_in_use_and_interrupted_and_read_by_nobody(straight: Path, tmp_path: Pat
     assert first.exitcode == 130, printed
     assert "--resume goes on" in printed
     assert "Traceback" not in printed
-    process = start(folder)
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait() == 0
+    os.mkfifo(pipe := tmp_path / "pipe")
+    process = fork_command(command, pipe)
+    with pipe.open() as reader:
+        assert reader.readline()
+    process.join()
+    assert process.exitcode == 0
     assert outcome(folder) == outcome(straight)
 
 
