@@ -38,8 +38,9 @@ class PaCo(Network):
         hidden_init: The initialization of the hidden layers: "torch", or "released" for U(-1/sqrt(n), 1/sqrt(n)), where
             n is the width of a layer's output, and biases of 0.1, as the released code of D2R draws D2R. All sets still
             start equal, and the table is not changed.
-        output_init: The output layer is drawn from U(-output_init, output_init), 0.003 in that code; torch's
-            initialization if None.
+        output_init: The output layer is drawn from U(-output_init, output_init), 0.003 as in that code, so that most
+            policies start close to a standard Gaussian although each layer multiplies by the sum of a task's row;
+            torch's initialization if None.
         device: The device of the parameters.
         dtype: The type of the parameters.
 
@@ -60,7 +61,7 @@ class PaCo(Network):
         hidden_sizes: Sequence[int] = (400,) * 3,
         composition: nn.Parameter | None = None,
         hidden_init: str = "torch",
-        output_init: float | None = None,
+        output_init: float | None = 3e-3,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -1,5 +1,6 @@
 """The networks of the literature compute what their equations say, at the published sizes."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import oracle_networks as naive
@@ -20,6 +21,7 @@ from dynroute.networks import (
     ResidualMLP,
     ScaleMoE,
     SoftModularization,
+    available,
     build,
 )
 
@@ -429,7 +431,7 @@ def test_the_sets_of_paco_start_equal_under_released_initialization() -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_baselines_are_drawn_by_torch_unless_told_otherwise(name: str) -> None:
     torch.manual_seed(0)
-    net = build(name, 39, 10, 8)
+    net = build(name, 39, 10, 8, **({"output_init": None} if name == "paco" else {}))
     torch.manual_seed(0)
     if name == "paco":
         assert torch.equal(net.composition, torch.randn(10, 5))
@@ -441,6 +443,20 @@ def test_baselines_are_drawn_by_torch_unless_told_otherwise(name: str) -> None:
     torch.manual_seed(0)
     build(name, 39, 10, 8, hidden_init="torch", output_init=None)
     assert torch.equal(torch.rand(1), following)
+
+
+@pytest.mark.parametrize("name", [name for name in available() if not name.startswith(("brc", "scalemoe"))])
+def test_policies_start_near_a_standard_gaussian(name: str) -> None:
+    """D2R, Table 1. Each layer of PaCo multiplies by the sum of a task's row: large sums start elsewhere."""
+    task = torch.arange(10).repeat(16)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net = build(name, 39, 10, 8).requires_grad_(False)
+        usual = net.composition.sum(dim=1).abs() < 2.5 if name == "paco" else torch.full((10,), True)
+        assert usual.sum() >= 5
+        mean, log_std = net(torch.randn(160, 39), task).reshape(16, 10, 2, 4)[:, usual].unbind(dim=2)
+        assert mean.abs().max() < 0.5
+        assert log_std.abs().max() < math.log(2)
 
 
 def test_released_initialization_makes_routing_less_even() -> None:

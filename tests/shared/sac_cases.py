@@ -67,7 +67,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
         {"embedding_features": 4, "num_encoders": 2}
         | {f"{part}_sizes": (6,) for part in ("encoder", "context", "gate", "hidden")},
     ),
-    "paco": ("paco", {"num_sets": 2, "hidden_sizes": (6, 6)}),
+    "paco": ("paco", {"num_sets": 2, "hidden_sizes": (6, 6), "output_init": None}),
     "d2r": ("d2r", D2R),
     "d2r-input": ("d2r", D2R | {"protect": "input"}),
 }

@@ -42,7 +42,7 @@ SMALL: dict[str, dict[str, object]] = {
 
 def small(name: str, **sizes: object) -> Network:
     """A small network, its output layer not close to zero."""
-    changed = {"output_init": None} if name in ("hard", "sm", "sm-shallow") or name.startswith("d2r") else {}
+    changed = {"output_init": None} if name in ("hard", "sm", "sm-shallow", "paco") or name.startswith("d2r") else {}
     net = build(name, STATE, TASKS, OUT, **{**SMALL[name], **changed, **sizes})
     assert isinstance(net, Network)
     return net
