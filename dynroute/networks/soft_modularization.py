@@ -21,7 +21,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Factory, check_choice, check_count, check_sizes
+from ..arguments import Factory, check_choice, check_count, check_flag, check_sizes
 from ..banks import LinearBank
 from ..gates import Gate, Soft
 from ..levels import LayerRouting
@@ -59,6 +59,7 @@ class SoftModularization(Network):
         gate: Turns logits into a route, a :class:`~dynroute.Gate` or a name of :func:`~dynroute.networks.gate_named`.
         protect: How training stops the gradient to unsuitable modules; without shortcuts all modes but "none" are the
             same.
+        state_free: Whether the router reads only the task, h(z), as in the paper's ablation "w/o Obs".
         hidden_init: The initialization of the other layers: "torch", or "released" for U(-1/sqrt(n), 1/sqrt(n)), where
             n is the width of a layer's output, biases of 0.1, and :math:`W_d` from U(-0.003, 0.003), as in the released
             code.
@@ -86,6 +87,7 @@ class SoftModularization(Network):
         router_sizes: Sequence[int] = (256, 256),
         gate: Gate | str = "soft",
         protect: str = "none",
+        state_free: bool = False,
         hidden_init: str = "torch",
         output_init: float | None = None,
         backend: str = "auto",
@@ -100,6 +102,7 @@ class SoftModularization(Network):
         check_sizes("layer_sizes", layer_sizes, at_least=1 if equations == "released" else 2)
         check_sizes("router_sizes", router_sizes, at_least=0)
         check_count("width", width, at_least=1)
+        check_flag("state_free", state_free)
         gate = gate_named(gate)
         released = equations == "released"
         if not released and not isinstance(gate, Soft):
@@ -109,6 +112,7 @@ class SoftModularization(Network):
         self.equations = equations
         self.layer_sizes, self.width = layer_sizes, width
         self.trunk_sizes, self.router_sizes = trunk_sizes, router_sizes
+        self.state_free = state_free
         self.hidden_init, self.output_init = hidden_init, output_init
         self.module_kind = module_kind
         self.variant = f"{equations} equations" + ("" if module_kind == "linear" else f", {module_kind} modules")
@@ -144,7 +148,9 @@ class SoftModularization(Network):
 
     def compute(self, state: Tensor, task: Tensor, **routing: Unpack[Routing]) -> tuple[Tensor, Route | None]:
         features = self.trunk(state)
-        context = features * self.task(task)
+        context = self.task(task)
+        if not self.state_free:
+            context = features * context
         if self.equations == "released":
             return self.modular(features.relu(), context.relu(), return_route=True, **routing)  # 2, 1
         return self.modular(features, context, return_route=True, **routing)

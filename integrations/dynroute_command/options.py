@@ -321,7 +321,7 @@ class Options:
         sac=True,
     )
     width: int | None = _option(None, "features of a module", NETWORK, least=1)
-    state_free: bool | None = _option(None, "d2r routes by the task alone", NETWORK)
+    state_free: bool | None = _option(None, "d2r and sm route by the task alone", NETWORK)
     metadata: str | None = _option(
         None, "a safetensors file with a vector for each task, which care reads", NETWORK, none=True
     )

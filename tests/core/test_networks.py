@@ -151,9 +151,9 @@ def oracle_of(net: Network) -> Callable[..., naive.Routed | Tensor]:
     if isinstance(net, SoftModularization):
         router, released = graph.router, net.equations == "released"
         modules = layered(net, [rows for _, rows in router.stages])
-        variant: dict[str, object] = {"gating": layers(router.embed)}
+        variant: dict[str, object] = {"gating": layers(router.embed), "state_free": net.state_free}
         if not released:
-            variant = {"activate_state": False, "condition": "logits", "activate": "before", "last": "sum"}
+            variant |= {"activate_state": False, "condition": "logits", "activate": "before", "last": "sum"}
         down, up = layers(router.down), layers(router.up)
         output = head(net) if released else None
         return lambda *s, **k: naive.soft_modularization(f, h, modules, down, up, output, *s, **variant, **k)
@@ -241,6 +241,8 @@ def actor(gate: str) -> Network:
 VARIANTS: dict[str, Callable[[], Network]] = {
     **{name: lambda name=name: small(name, dtype=DOUBLE) for name in SMALL},
     "sm paper": lambda: small("sm", equations="paper", dtype=DOUBLE),
+    "sm state-free": lambda: small("sm", state_free=True, dtype=DOUBLE),
+    "sm paper state-free": lambda: small("sm", equations="paper", state_free=True, dtype=DOUBLE),
     "sm top-2": lambda: small("sm", gate="top-2", protect="sg", dtype=DOUBLE),
     "moe top-2": lambda: small("moe", gate="top-2", protect="sg", dtype=DOUBLE),
     "care dot": lambda: small("care", attention="dot", dtype=DOUBLE),

@@ -244,7 +244,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "residual layers": ("d2r-layer", {"module_kind": "residual", "output_init": None, "backend": "reference"}),
     "layers in double": ("d2r-layer", {"layer_sizes": (2, 3), "dtype": torch.float64}),
     "deep models": ("d2r-model", {"num_models": 3, "model_depth": 2, "module_kind": "layer-norm"}),
-    "paper": ("sm", {"equations": "paper", "layer_sizes": (2, 3), "output_init": None}),
+    "paper": ("sm", {"equations": "paper", "layer_sizes": (2, 3), "state_free": True, "output_init": None}),
     "tanh": ("mt-sac", {"hidden_sizes": (6,), "activation": lambda: nn.LeakyReLU(0.3)}),
     "linear": ("mt-sac", {"hidden_sizes": ()}),
     "normalized": ("mt-sac", {"layer_norm": True, "activation": nn.Tanh}),

@@ -19,7 +19,7 @@ from dynroute.networks import available, build
 from dynroute_metaworld import PRESETS, Configuration, Run, RunError, preset
 from dynroute_metaworld.runs import training
 from dynroute_metaworld.runs.learner import check_learner
-from dynroute_metaworld.runs.methods import check_network
+from dynroute_metaworld.runs.methods import build_actor, build_critic, check_network
 from dynroute_metaworld.runs.presets import NIGHT_SIZES, QUICK_SIZES
 from dynroute_metaworld.runs.threads import pass_size
 from dynroute_metaworld.runs.training import make_model
@@ -216,6 +216,16 @@ def test_critics_of_another_size(two_tasks: Any) -> None:
     assert pass_size(configuration) > 3 * pass_size(dataclasses.replace(configuration, critic_network={}))
     with pytest.raises(ValueError, match="`width` must be at least 1, got 0"):
         check_network(Configuration(method="brc", critic_network={"width": 0}))
+
+
+def test_methods_that_can_route_by_the_task_alone() -> None:
+    for method in ("sm", "sm-shallow", "d2r"):
+        configuration = Configuration(method=method, state_free=True)
+        actor = build_actor(configuration)
+        assert all(net.state_free is True for net in (actor, build_critic(configuration, actor)))
+    told = "`state_free` is not an option of the method moe; methods that have it: sm, sm-shallow, d2r, "
+    with pytest.raises(ValueError, match=told):
+        check_network(Configuration(method="moe", state_free=True))
 
 
 class Still(gym.Env[Any, Any]):

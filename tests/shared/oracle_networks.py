@@ -546,6 +546,7 @@ def soft_modularization(
     condition: str = "probabilities",
     activate: str = "after",
     last: str = "softmax",
+    state_free: bool = False,
     gate: str = "soft",
     path: Path | None = None,
     noise: Sequence[Sequence[float]] | None = None,
@@ -584,6 +585,7 @@ def soft_modularization(
         condition: Difference 3. The condition is not changed by the gate: always the softmax over all sources.
         activate: Difference 4.
         last: Difference 5.
+        state_free: Whether the router reads h(z) alone: E = h(z), or gating(ReLU(h(z))) in the release.
         gate: This and what follows are the keywords of every routed network.
         path: The recorded path.
         noise: The noise.
@@ -598,7 +600,9 @@ def soft_modularization(
     assert last in {"softmax", "sum"}
     assert len(down) == len(modules) - (last == "sum")
     features = perceptron(f, state)
-    embedding = features * perceptron(h, one_hot(task, num_tasks, state))
+    embedding = perceptron(h, one_hot(task, num_tasks, state))
+    if not state_free:
+        embedding = features * embedding
     if gating:
         embedding = perceptron(gating, relu(embedding))
     parents = layered([len(layers) for layers in modules])
