@@ -727,7 +727,9 @@ def test_the_files_of_an_analysis(runs: dict[str, Path], tmp_path: Path, capsys:
     plain = read_run(runs["mt-sac"]).result
     assert plain is not None
     assert float(success["mt-sac", "reach"]["success"]) == pytest.approx(plain.success_rates[1])
-    assert {row["method"] for row in rows(folder / "curves_by_method.csv")} == {"d2r", "mt-sac"}
+    by_method = rows(folder / "curves_by_method.csv")
+    assert {row["method"] for row in by_method} == {"d2r", "mt-sac"}
+    assert list(by_method[0])[3:] == ["mean", "low", "high", "first_quartile", "median", "third_quartile"]
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["method"] for row in summary["methods"]] == ["d2r", "mt-sac"]
     assert [float(row["success"]) for row in against] == pytest.approx([row["mean"] for row in summary["methods"]])

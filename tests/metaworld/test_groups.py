@@ -177,9 +177,14 @@ def test_groups_of_seeds(runs: dict[str, Path], tmp_path: Path) -> None:
         assert ends == pytest.approx(bootstrap_interval(table[..., k], np.mean, resamples=RESAMPLES))
     assert (band.low <= band.center + 1e-9).all()
     assert (band.center <= band.high + 1e-9).all()
+    lower, upper = np.sort(table.mean(axis=1), axis=0)  # the two seeds
+    assert (lower < upper).any()
+    assert band.first_quartile == pytest.approx(0.75 * lower + 0.25 * upper)
+    assert band.median == pytest.approx((lower + upper) / 2)
+    assert band.third_quartile == pytest.approx(0.25 * lower + 0.75 * upper)
     alone = groups[1].band("return")
     assert alone is not None
-    assert np.isnan(alone.low).all()
+    assert np.isnan([alone.low, alone.median, alone.third_quartile]).all()
     assert groups[1].band("modules_used") is None
 
     short = shutil.copytree(runs["d2r-2"], tmp_path / "short")

@@ -28,6 +28,7 @@ from .routes import THRESHOLD, Routes
 __all__ = ["Band", "Group", "GroupRoutes", "group_runs", "setting_rows"]
 
 POINTS, RESAMPLES = 50, 500
+QUARTILES = (0.25, 0.5, 0.75)
 
 MAX_SETTINGS = 3
 """The largest number of settings in the name of a group."""
@@ -50,12 +51,18 @@ class Band:
         center: The mean.
         low: The lower ends of the intervals; NaN with one run.
         high: The upper ends.
+        first_quartile: The first quartile over seeds of the mean over tasks (D2R, Fig. 5); NaN with one run.
+        median: Their median.
+        third_quartile: Their third quartile.
     """
 
     steps: NDArray[np.float64]
     center: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    first_quartile: NDArray[np.float64]
+    median: NDArray[np.float64]
+    third_quartile: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,12 +197,11 @@ class Group:
         if not len(whole):
             return None
         steps, table = steps[..., whole], table[..., whole]
-        limits = np.full((2, len(whole)), np.nan)
+        spread = np.full((5, len(whole)), np.nan)
         if len(curves) > 1:
-            limits = np.array(
-                [bootstrap_interval(now, np.mean, resamples=RESAMPLES) for now in table.transpose(2, 0, 1)]
-            ).T
-        return Band(steps.mean(axis=(0, 1)), table.mean(axis=(0, 1)), *limits)
+            intervals = [bootstrap_interval(now, np.mean, resamples=RESAMPLES) for now in table.transpose(2, 0, 1)]
+            spread = np.concatenate([np.transpose(intervals), np.quantile(table.mean(axis=1), QUARTILES, axis=0)])
+        return Band(steps.mean(axis=(0, 1)), table.mean(axis=(0, 1)), *spread)
 
 
 def _learned_rows(run: RunData) -> list[dict[str, Any]]:

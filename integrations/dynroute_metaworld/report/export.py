@@ -152,7 +152,7 @@ def write_tables(analysis: Analysis, group_routes: Sequence[GroupRoutes], folder
     bands = ((group, metric, group.band(metric)) for group in analysis.groups for metric in BY_TASK)
     _csv(
         folder / "curves_by_method.csv",
-        ["method", "metric", "steps", "mean", "low", "high"],
+        ["method", "metric", "steps", "mean", "low", "high", "first_quartile", "median", "third_quartile"],
         (
             (group.name, metric, *row)
             for group, metric, band in bands
