@@ -399,11 +399,46 @@ def test_runs_of_which_nothing_is_known_to_be_late(tmp_path: Path) -> None:
 
 def test_the_modules_of_a_run_are_drawn(tmp_path: Path, drawn: dict[str, Any]) -> None:
     run = learned_so(tmp_path / "run", {"reach": [1.0]}, [2.0, 4.0, 3.0])
+    assert run.result is not None
+    assert run.result.modules_used is not None
+    run.result.modules_used[1] += [-1, 1]  # the two episodes of the second task
     figures.write_run(tmp_path, run, None, None)
     (axis,) = drawn["modules"].axes
     assert [label.get_text() for label in axis.get_xticklabels()] == ["door-open", "push", "reach"]
     assert [bar.get_height() for bar in axis.patches] == [3, 4, 2]
     assert [text.get_text() for text in axis.texts] == ["0.00", "0.50", "1.00"]
+    assert ends_of_bars(axis) == [[3, 3], [3, 5], [2, 2]]
+    assert axis.get_title(loc="left").endswith("(evaluation)\nwith deviations over episodes")
+
+
+def test_modules_deviate_over_the_samples_of_routes(
+    runs: dict[str, Path], routes: Routes, tmp_path: Path, drawn: dict[str, Any]
+) -> None:
+    assert routes.topology is not None
+    assert routes.route is not None
+    shallow = routes.topology.allowed.cumsum(dim=-1) == 1  # every node reads the first: two nodes are used
+    chain = torch.eye(len(shallow), dtype=torch.bool)  # every node reads the one before: all are
+    is_deep = torch.arange(len(routes.task)) % 3 == 0
+    path = torch.where(is_deep[:, None, None], chain, shallow & routes.topology.allowed)
+    mixed = Routes(**{**vars(routes), "route": routes.route._replace(path=path)})
+    run = read_run(runs["d2r-1"])
+    assert run.result is not None
+    assert run.result.modules_used is not None
+    figures.write_run(tmp_path, run, mixed, None)
+    (axis,) = drawn["modules"].axes
+    used = np.where(is_deep, routes.topology.num_nodes, 2)
+    for label, ends in zip(axis.get_xticklabels(), ends_of_bars(axis), strict=True):
+        task = run.tasks.index(label.get_text())
+        mean, deviation = run.result.modules_used[task].mean(), used[routes.task == task].std()
+        assert deviation > 0
+        assert ends == pytest.approx([mean - deviation, mean + deviation])
+    assert axis.get_title(loc="left").endswith(f"with deviations over {len(used) // 2} samples of a task")
+
+
+def ends_of_bars(axis: Any) -> list[list[float]]:
+    """The ends of the error bars of an axis."""
+    (lines,) = axis.containers[-1].lines[2]
+    return [segment[:, 1].tolist() for segment in lines.get_segments()]
 
 
 def test_tasks_of_methods_are_drawn(tmp_path: Path, drawn: dict[str, Any]) -> None:

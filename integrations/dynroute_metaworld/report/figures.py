@@ -67,26 +67,33 @@ def _plasticity(run: RunData) -> Figure | None:
 
 
 def _modules(run: RunData, routes: Routes | None) -> Figure | None:
-    """Draws the number of modules that each task uses, the hardest task first (D2R, Fig. 8)."""
+    """Draws the number of modules that each task uses, with its deviation, the hardest task first (D2R, Fig. 8)."""
     used, success, source, returns = None, None, "", np.zeros(len(run.tasks))
+    spread, over = np.zeros(len(run.tasks)), "episodes"
     if run.result is not None and run.result.modules_used is not None:
         used, success, source = run.result.modules_used.mean(axis=1), run.result.success_rates, "evaluation"
-        returns = run.result.returns.mean(axis=1)
+        spread, returns = run.result.modules_used.std(axis=1), run.result.returns.mean(axis=1)
     elif routes is not None and routes.route is not None:
         used, source = routes.summary().num_used.numpy(), f"{routes.first_success.shape[1]} episodes"
         success = (routes.first_success > 0).mean(axis=1)
     if used is None or success is None:
         return None
+    if routes is not None and routes.route is not None:  # episodes vary less than their steps
+        counts, over = routes.modules_used().double(), f"{len(routes.task) // len(run.tasks)} samples of a task"
+        spread = np.array([float(counts[routes.task == task].std(correction=0)) for task in range(len(run.tasks))])
     order = np.lexsort((returns, success))
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axis = figure.subplots()
     axis.bar(range(len(order)), used[order], color=INK)
+    axis.errorbar(range(len(order)), used[order], yerr=spread[order], fmt="none", ecolor="grey", capsize=2)
     for place, task in enumerate(order):
-        axis.annotate(f"{success[task]:.2f}", (place, used[task]), ha="center", va="bottom", fontsize="x-small")
+        top = (place, used[task] + spread[task])
+        axis.annotate(f"{success[task]:.2f}", top, ha="center", va="bottom", fontsize="x-small")
     axis.margins(y=0.12)
     axis.set_xticks(range(len(order)), [run.tasks[task] for task in order], rotation=60, ha="right", fontsize="small")
     axis.set_ylabel("modules used")
-    axis.set_title(f"modules used, the output among them; success above, the hardest task first ({source})", loc="left")
+    title = f"modules used, the output among them; success above, the hardest task first ({source})"
+    axis.set_title(f"{title}\nwith deviations over {over}", loc="left", fontsize="medium")
     return figure
 
 

@@ -91,6 +91,11 @@ class Routes:
         features = self.features()
         return similarity(torch.stack([features[self.task == i].mean(dim=0) for i in range(len(self.tasks))]))
 
+    def modules_used(self) -> Tensor:
+        """The number of modules on the route of each sample, the output among them."""
+        topology, route = self._checked()
+        return topology.used(route.path).sum(dim=-1)
+
     def sources(self) -> Tensor:
         """The number of sources with a weight above :data:`THRESHOLD`, for each sample and node that reads others."""
         return (self._checked()[1].weights > THRESHOLD).sum(dim=-1)
@@ -107,7 +112,7 @@ class Routes:
             summary = self.summary()
             arrays |= {f"summary_{name}": value.numpy() for name, value in summary._asdict().items()}
             arrays |= {name: value.numpy() for name, value in self.route._asdict().items()}
-            arrays["modules_used"] = self.topology.used(self.route.path).sum(dim=-1).numpy()
+            arrays["modules_used"] = self.modules_used().numpy()
             arrays["similarity"], arrays["sources"] = self.similarity().numpy(), self.sources().numpy()
             arrays["parents"] = np.array([",".join(map(str, row)) for row in self.topology.parents])
         with writing_file(path) as part:
