@@ -35,10 +35,10 @@ NETWORK_FLAGS = ("gate", "protect", "num_modules", "width", "state_free", "metad
 class Configuration(Options):
     """How a method is trained on a benchmark; ``dynroute train --help`` explains each field.
 
-    The defaults come from the D2R paper, except the limits of the entropy coefficient and of the gradient norm: these
-    come from its released code, since the paper does not give them. Steps, transitions of a batch and episodes are
-    counted for each task, as in the paper; all tasks step together. None is a default that depends on the benchmark or
-    the method, see :meth:`resolve`.
+    The defaults come from the D2R paper where it gives them, and otherwise are those of SB3 or our own; the limits of
+    the entropy coefficient and of the gradient norm, and the paths of the critics, come from its released code. Steps,
+    transitions of a batch and episodes are counted for each task, as in the paper; all tasks step together. None is a
+    default that depends on the benchmark or the method, see :meth:`resolve`.
 
     Example:
         >>> configuration = Configuration(method="sm", benchmark="MT50", width=64).resolve()
