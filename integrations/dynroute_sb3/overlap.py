@@ -18,7 +18,8 @@ class OverlappedSAC(MultiTaskSAC):
 
     Updates that are due after a step run during the next one, so the actions of that step come from the networks before
     these updates. This saves time if environments run in separate processes with idle cores, or if the networks are on
-    a GPU. Results depend only on the seed, not on timing, and checkpoints store the updates that are due.
+    a GPU. Results depend only on the seed, not on timing, and checkpoints store the updates that are due. Updates
+    that are due while the replay buffer is empty, as after :meth:`load`, are dropped.
 
     Example:
         >>> model = OverlappedSAC("MlpPolicy", DummyVecEnv(point_tasks()), learning_starts=8)
@@ -50,6 +51,8 @@ class OverlappedSAC(MultiTaskSAC):
             super().train(gradient_steps, batch_size)
 
     def _catch_up(self) -> None:
+        if self.replay_buffer is not None and not self.replay_buffer.size():
+            self.updates_due = 0  # the model was loaded without its buffer, or the buffer was reset
         if self.updates_due:
             before = self._n_updates
             try:

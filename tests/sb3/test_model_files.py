@@ -250,6 +250,16 @@ def test_what_waits_in_an_overlapped_model_is_not_lost(tmp_path: Path) -> None:
     assert OverlappedSAC.load_checkpoint(tmp_path / "there", points()).updates_due == model.updates_due
 
 
+def test_an_overlapped_model_learns_again_from_an_empty_buffer() -> None:
+    model = OverlappedSAC("MlpPolicy", points(), learning_starts=8, batch_size=16, device="cpu").learn(40)
+    loaded = OverlappedSAC.load(saved(model), points(), "cpu")  # without the transitions
+    model.replay_buffer.reset()
+    for one in (model, loaded):
+        assert one.updates_due == 1
+        one.learn(20, reset_num_timesteps=False)
+        assert (one._n_updates, one.updates_due) == (7 + 4, 1)  # the update that was due had nothing to learn from
+
+
 def test_an_overlapped_model_can_go_on_without_overlap(tmp_path: Path) -> None:
     file = saved(model := OverlappedSAC("MlpPolicy", points(), learning_starts=8, device="cpu").learn(40))
     assert OverlappedSAC.load(file, points(), "cpu").updates_due == model.updates_due == 1
