@@ -25,7 +25,7 @@ from .archive import reading_archive, writing_archive
 from .attributes import MultiTaskAttributes
 from .demonstrations import DemonstrationBuffer
 from .environments import environment_states, set_environment_states, unstored_states
-from .options import OPTIONS, check_buffer_is_there
+from .options import OPTIONS, check_buffer_is_there, check_fixed
 from .policies import POLICIES
 from .randomness import random_state, set_random_state
 from .replay import RouteReplayBuffer
@@ -87,11 +87,8 @@ PROGRESS = (
 
 def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
     """Writes a model with everything that its training depends on to a new folder, and notes beside it."""
-    if (model.rollout_actor is not None) != model.lag_rollouts:
-        raise RuntimeError(
-            f"`lag_rollouts` must stay as it was when the model was made, got {model.lag_rollouts}: a checkpoint holds "
-            "the policy that lags behind; make another model."
-        )
+    check_buffer_is_there(model)
+    check_fixed(model)
     if model._step_pending:
         raise RuntimeError(
             "a checkpoint must not be written between a step of the environments and its storage; "
@@ -118,7 +115,6 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
             "load_checkpoint(), or name them in `_excluded_save_params` if they are not needed.",
             stacklevel=2,
         )
-    check_buffer_is_there(model)
     assert model.replay_buffer is not None
     options = {name: getattr(model, name) for name in OPTIONS}
     frequency, unit = options["train_freq"]

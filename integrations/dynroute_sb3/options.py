@@ -33,8 +33,8 @@ __all__ = [
     "PRECISIONS",
     "WARMUP_ACTIONS",
     "check_buffer_is_there",
+    "check_fixed",
     "check_keywords",
-    "check_n_steps",
     "check_network_options",
     "check_normalization",
     "check_options",
@@ -515,20 +515,34 @@ def check_parts(model: MultiTaskAttributes, parameters: Mapping[str, Any]) -> No
     """
     if "actor.optimizer" not in parameters or "critic.optimizer" not in parameters:
         return  # SB3 tells which names are missing
-    groups = len(parameters["actor.optimizer"].get("param_groups", ()))
-    parts = {
-        "normalize_returns": ("return_bounds" in parameters, model.return_bounds is not None),
-        "lag_rollouts": ("rollout_actor" in parameters, model.rollout_actor is not None),
-        "ent_coef": ("ent_coef_optimizer" in parameters, model.ent_coef_optimizer is not None),
-        "router_lr": (groups > 1, len(model.actor.optimizer.param_groups) > 1),
+    saved = {
+        "normalize_returns": "return_bounds" in parameters,
+        "lag_rollouts": "rollout_actor" in parameters,
+        "ent_coef": "ent_coef_optimizer" in parameters,
+        "router_lr": len(parameters["actor.optimizer"].get("param_groups", ())) > 1,
     }
-    for name, (saved, own) in parts.items():
-        if saved != own:
-            kept = {"ent_coef": "learned" if saved else "a number", "router_lr": "a rate" if saved else "None"}
+    for name, there in _parts(model).items():
+        if saved[name] != there:
             raise RuntimeError(
-                f"`{name}` must stay {kept.get(name, saved)}, as in the model whose parameters these are, got "
+                f"`{name}` must stay {_kept(name, saved[name])}, as in the model whose parameters these are, got "
                 f"{getattr(model, name)!r}; make another model."
             )
+
+
+def _parts(model: MultiTaskAttributes) -> dict[str, bool]:
+    """Whether a model has the parts that it has for some values of these options."""
+    return {
+        "normalize_returns": model.return_bounds is not None,
+        "lag_rollouts": model.rollout_actor is not None,
+        "ent_coef": model.ent_coef_optimizer is not None,
+        "router_lr": len(model.actor.optimizer.param_groups) > 1,
+    }
+
+
+def _kept(name: str, there: bool) -> str:
+    """The values of an option of a model that has its part, or lacks it."""
+    kept = {"ent_coef": ("a number", "learned"), "router_lr": ("None", "a rate")}
+    return kept.get(name, ("False", "True"))[there]
 
 
 def check_buffer_is_there(model: MultiTaskAttributes) -> None:
@@ -540,17 +554,27 @@ def check_buffer_is_there(model: MultiTaskAttributes) -> None:
         )
 
 
-def check_n_steps(model: MultiTaskAttributes) -> None:
-    """Raises an error if the replay buffer was made for other n-step returns than the model now has."""
-    buffer = model.replay_buffer
+def check_fixed(model: MultiTaskAttributes) -> None:
+    """Raises an error if an option changed by which the parts of the model were made."""
+    buffer, bounds, bins = model.replay_buffer, model.return_bounds, model.policy.bins
     assert buffer is not None
-    if buffer.n_steps != model.n_steps:
-        raise ValueError(
-            f"`n_steps` must stay {buffer.n_steps}, with which the model was made, got {model.n_steps}; make another "
-            "model, or load this one with another `n_steps`."
-        )
-    if model.n_steps > 1 and buffer.gamma != model.gamma:
-        raise ValueError(
-            f"`gamma` must stay {buffer.gamma}, with which the model was made, for n-step returns, got {model.gamma}; "
-            "make another model, or load this one with another `gamma`."
-        )
+    options = {"ent_coef": str(model.ent_coef).startswith("auto"), "router_lr": model.router_lr is not None}
+    for name, there in _parts(model).items():
+        if options.get(name, getattr(model, name)) != there:
+            _refuse_change(model, name, _kept(name, there))
+    made: dict[str, Any] = {"n_steps": buffer.n_steps, "critic_loss": "mse" if bins is None else "categorical"}
+    if bins is not None:
+        made |= {"bins": bins, "value_range": model.critic.value_range}
+    if bounds is not None or buffer.n_steps > 1:
+        made["gamma"] = buffer.gamma if bounds is None else bounds.gamma
+    for name, value in made.items():
+        if not np.array_equal(getattr(model, name), value):
+            loaded = f", or load this one with another `{name}`" if name in ("n_steps", "gamma") else ""
+            _refuse_change(model, name, repr(value), loaded)
+
+
+def _refuse_change(model: MultiTaskAttributes, name: str, kept: str, or_else: str = "") -> None:
+    raise ValueError(
+        f"`{name}` must stay {kept}, with which the model was made, got {shown(getattr(model, name))}; make another "
+        f"model{or_else}."
+    )

@@ -34,8 +34,8 @@ from .observation import check_observation_space, count_tasks
 from .options import (
     BINS,
     check_buffer_is_there,
+    check_fixed,
     check_keywords,
-    check_n_steps,
     check_network_options,
     check_normalization,
     check_options,
@@ -423,7 +423,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         batch_size = self.batch_size if batch_size is None else batch_size
         check_precision(self)
         check_buffer_is_there(self)
-        check_n_steps(self)
+        check_fixed(self)
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         for optimizer, rate in (

@@ -270,12 +270,39 @@ def test_an_overlapped_model_can_go_on_without_overlap(tmp_path: Path) -> None:
     assert not hasattr(MultiTaskSAC.load_checkpoint(tmp_path / "there", points(), "cpu"), "updates_due")
 
 
-def test_an_option_that_a_checkpoint_hangs_on_stays(tmp_path: Path) -> None:
-    model = make_plain().learn(40)
-    model.lag_rollouts = True
-    with pytest.raises(RuntimeError, match="`lag_rollouts` must stay as it was when the model was made, got True"):
+@pytest.mark.parametrize(
+    ("made", "change", "told"),
+    [
+        ({}, {"lag_rollouts": True}, "`lag_rollouts` must stay False, with which the model was made, got True; make a"),
+        ({}, {"normalize_returns": True}, "`normalize_returns` must stay False, .* got True; make another model"),
+        ({"normalize_returns": True}, {"normalize_returns": False}, "`normalize_returns` must stay True, .* got False"),
+        ({"normalize_returns": True}, {"gamma": 0.5}, "`gamma` must stay 0.99, .* or load this one with another `ga"),
+        ({}, {"router_lr": 1e-6}, "`router_lr` must stay None, .* got 1e-06; make another model"),
+        ({"router_lr": 1e-6}, {"router_lr": None}, "`router_lr` must stay a rate, .* got None; make another model"),
+        ({}, {"ent_coef": 0.1}, "`ent_coef` must stay learned, .* got 0.1; make another model"),
+        ({}, DISTRIBUTIONS, "`critic_loss` must stay 'mse', .* got 'categorical'; make another model"),
+        (DISTRIBUTIONS, {"bins": 51}, "`bins` must stay 101, .* got 51; make another model"),
+        (DISTRIBUTIONS, {"value_range": (-9, 9)}, r"`value_range` must stay \(-10.0, 10.0\), .* got \(-9, 9\); make"),
+    ],
+    ids=str,
+)
+def test_options_by_which_parts_were_made_stay(made: Any, change: Any, told: str, tmp_path: Path) -> None:
+    model = make_model(**made).learn(44)
+    vars(model).update(change)
+    before = copy.deepcopy(model.get_parameters())
+    with pytest.raises(ValueError, match=f"^{told}"):
+        model.train(1)
+    assert same(model.get_parameters(), before)
+    with pytest.raises(ValueError, match=f"^{told}"):
         model.save_checkpoint(tmp_path / "there")
     assert not (tmp_path / "there").exists()
+
+
+def test_options_that_change_in_a_run_take_effect() -> None:
+    model = make_model(router_lr=1e-6, normalize_returns=True).learn(44)
+    model.router_lr, model.value_range = 1e-5, (-1.0, 1.0)
+    model.learn(4, reset_num_timesteps=False)
+    assert [group["lr"] for group in model.actor.optimizer.param_groups] == [1e-3, 1e-5]
 
 
 def test_graphs_that_are_turned_off_stay_off(tmp_path: Path) -> None:

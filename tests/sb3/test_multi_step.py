@@ -263,7 +263,7 @@ def test_a_saved_model_takes_other_returns(options: dict[str, Any], tmp_path: An
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"gamma": 0.5}, r"`gamma` must stay 0\.9, with which the model was made, for n-step returns, got 0\.5"),
+        ({"gamma": 0.5}, r"`gamma` must stay 0\.9, with which the model was made, got 0\.5; make"),
         ({"n_steps": 2}, "`n_steps` must stay 3, with which the model was made, got 2; make another"),
     ],
     ids=str,
