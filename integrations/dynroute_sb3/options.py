@@ -508,21 +508,30 @@ def n_step_keywords(model: MultiTaskAttributes) -> dict[str, Any]:
     return keywords if model.n_steps > 1 else {}
 
 
-def check_parts(model: MultiTaskAttributes, parameters: Mapping[str, Any]) -> None:
+def check_parts(model: MultiTaskAttributes, parameters: Mapping[str, Any], *, exact_match: bool) -> None:
     """Raises an error if parameters are of a model with another option that decides which parts there are.
 
     It is a RuntimeError since SB3's `load` takes a ValueError for a file of an early version.
+
+    Args:
+        model: The model that gets the parameters.
+        parameters: The parameters of its parts.
+        exact_match: Whether every part must be given.
     """
-    if "actor.optimizer" not in parameters or "critic.optimizer" not in parameters:
+    optimizers = [parameters[name] for name in ("actor.optimizer", "critic.optimizer") if name in parameters]
+    if exact_match and len(optimizers) < 2:
         return  # SB3 tells which names are missing
     saved = {
         "normalize_returns": "return_bounds" in parameters,
         "lag_rollouts": "rollout_actor" in parameters,
         "ent_coef": "ent_coef_optimizer" in parameters,
-        "router_lr": len(parameters["actor.optimizer"].get("param_groups", ())) > 1,
     }
+    if not exact_match:
+        saved = {name: True for name, given in saved.items() if given}
+    if optimizers:
+        saved["router_lr"] = any(len(state.get("param_groups", ())) > 1 for state in optimizers)
     for name, there in _parts(model).items():
-        if saved[name] != there:
+        if saved.get(name, there) != there:
             raise RuntimeError(
                 f"`{name}` must stay {_kept(name, saved[name])}, as in the model whose parameters these are, got "
                 f"{getattr(model, name)!r}; make another model."

@@ -18,6 +18,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
@@ -659,8 +660,9 @@ class MultiTaskSAC(MultiTaskAttributes):
             exact_match: Whether every part must be given.
             device: The device to read a file to.
         """
-        if exact_match and isinstance(load_path_or_dict, dict):
-            check_parts(self, load_path_or_dict)
+        if not isinstance(load_path_or_dict, dict):
+            _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
+        check_parts(self, load_path_or_dict, exact_match=exact_match)
         running = None if self.return_bounds is None else self.return_bounds.running
         super().set_parameters(load_path_or_dict, exact_match, device)
         if self.return_bounds is not None and (running or self._last_obs is None):

@@ -112,6 +112,25 @@ def test_get_and_set_parameters(policy: str, tmp_path: Path) -> None:
     assert same(other.get_parameters(), model.get_parameters())
 
 
+def test_parameters_of_a_model_with_other_parts_are_refused(tmp_path: Path) -> None:
+    model, other = make_model(), make_model(router_lr=1e-4, normalize_returns=True, ent_coef=0.1)
+    model.save(tmp_path / "model")
+    other.save(tmp_path / "other")
+    given = model.get_parameters()
+    for exact in (True, False):
+        told = "`normalize_returns` must stay False, " if exact else "`ent_coef` must stay learned, "
+        for source in (str(tmp_path / "model"), given):
+            with pytest.raises(RuntimeError, match=told):
+                other.set_parameters(source, exact_match=exact)
+        with pytest.raises(RuntimeError, match="`normalize_returns` must stay True, "):
+            model.set_parameters(str(tmp_path / "other"), exact_match=exact)
+    for name in ("actor.optimizer", "critic.optimizer"):
+        with pytest.raises(RuntimeError, match="`router_lr` must stay None, "):
+            other.set_parameters({name: given[name]}, exact_match=False)
+    other.set_parameters({"policy": given["policy"]}, exact_match=False)  # the parts that are not given stay
+    assert same(other.get_parameters()["policy"], given["policy"])
+
+
 @pytest.mark.parametrize("policy", ["D2RPolicy", "PaCoPolicy", "BRCPolicy"])
 def test_deepcopy(policy: str) -> None:
     model = make_model(policy)
