@@ -214,7 +214,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             **sac,
         )
         self.num_tasks = num_tasks
-        self.task_names = task_names if isinstance(task_names, str | None) else list(task_names)  # type: ignore[assignment]
+        self.task_names = task_names  # type: ignore[assignment]
         self.ent_coef_lr, self.max_ent_coef = ent_coef_lr, max_ent_coef
         self.ent_coef_beta1, self.shared_ent_coef = ent_coef_beta1, shared_ent_coef
         self.critic_loss, self.bins, self.value_range = critic_loss, bins, value_range
@@ -240,7 +240,10 @@ class MultiTaskSAC(MultiTaskAttributes):
     def _setup_model(self) -> None:
         read_numbers(self)
         self.num_tasks = count_tasks(self.env, self.num_tasks, policy_kwargs=self.policy_kwargs)
-        self.task_names = self.task_names or [str(task) for task in range(self.num_tasks)]
+        if self.task_names is None:
+            self.task_names = [str(task) for task in range(self.num_tasks)]
+        elif not isinstance(self.task_names, str):  # check_options refuses it
+            self.task_names = list(self.task_names)
         if self.batch_size is None:
             self.batch_size = 128 * self.num_tasks
         check_options(self)

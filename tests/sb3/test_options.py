@@ -460,6 +460,14 @@ def test_a_string_is_no_list_of_names(tmp_path: Path) -> None:
         MultiTaskSAC.load(tmp_path / "model", task_names="abcd", device="cpu")
 
 
+def test_names_are_any_sequence(tmp_path: Path) -> None:
+    make_plain(task_names=np.array(list("abcd"))).save(tmp_path / "model")
+    for names in (np.array(list("efgh")), tuple("efgh"), list("efgh")):
+        assert MultiTaskSAC.load(tmp_path / "model", task_names=names, device="cpu").task_names == list("efgh")
+    with pytest.raises(ValueError, match="`task_names` must name 4 tasks, got 0 names"):
+        make_plain(task_names=[])
+
+
 def test_hindsight() -> None:
     with pytest.raises(
         ValueError, match=r"`replay_buffer_class` must be a RouteReplayBuffer, got HerReplayBuffer: goals"
