@@ -672,7 +672,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             self.return_bounds.running = running or []  # the episodes of its own environments
 
     def _excluded_save_params(self) -> list[str]:
-        kept_apart = ("report", "rollout_actor", "return_bounds")
+        kept_apart = ("report", "rollout_actor", "return_bounds", "ent_coef_tensor")  # the last is made of `ent_coef`
         passing = ("_behaviour_paths", "_learning", "_step_pending", "_graphs", "_runs_eagerly")
         return [*super()._excluded_save_params(), *kept_apart, *passing]
 
@@ -683,4 +683,5 @@ class MultiTaskSAC(MultiTaskAttributes):
             "rollout_actor": self.rollout_actor,
             "return_bounds": self.return_bounds,
         }
-        return [*states, *(name for name, part in parts.items() if part is not None)], tensors
+        learned = [name for name in tensors if name != "ent_coef_tensor"]
+        return [*states, *(name for name, part in parts.items() if part is not None)], learned

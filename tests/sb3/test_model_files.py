@@ -221,6 +221,14 @@ def test_loading_with_other_rates() -> None:
     assert loaded.policy.shared_optimizer.param_groups[0]["lr"] == 1e-4
 
 
+@pytest.mark.parametrize("options", [{"ent_coef": 0.5}, {"custom_objects": {"ent_coef": 0.5}}], ids=str)
+def test_loading_with_another_coefficient(options: dict[str, Any]) -> None:
+    file = saved(make_plain(ent_coef=0.1))
+    assert MultiTaskSAC.load(file, points(), "cpu").entropy_coefficients.tolist() == pytest.approx([0.1] * 4)
+    file.seek(0)
+    assert MultiTaskSAC.load(file, points(), "cpu", **options).entropy_coefficients.tolist() == [0.5] * 4
+
+
 DISTRIBUTIONS = {"critic_loss": "categorical"}
 
 
