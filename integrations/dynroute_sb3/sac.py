@@ -275,8 +275,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         check_normalization(self)
         if self.normalize_returns:
             self.return_bounds = ReturnBounds(self.num_tasks, self.gamma, self.device)
-        coefficients = self.entropy_coefficients.to(self.actor.temperature.device)
-        self.actor.temperature.copy_(path_temperature(self.route_temperature, coefficients))
+        self._set_temperature()
         if self.shared_lr is not None and self.policy.shared_optimizer is not None:
             update_learning_rate(self.policy.shared_optimizer, self.shared_lr)
         if self.router_lr is not None:
@@ -293,6 +292,13 @@ class MultiTaskSAC(MultiTaskAttributes):
         self.report = Report(self.num_tasks, self._stats_window_size, self.device)
         self._graphs: captured.CapturedUpdate | None = None
         self._runs_eagerly = False
+
+    def _set_temperature(self) -> None:
+        """Sets the temperature of path sampling by the option; each update does so before its step."""
+        coefficients = self.entropy_coefficients.to(self.actor.temperature.device)
+        for actor in (self.actor, self.rollout_actor):
+            if actor is not None:
+                actor.temperature.copy_(path_temperature(self.route_temperature, coefficients))
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         check_policy_name(policy_name, self.policy_aliases)
@@ -642,6 +648,8 @@ class MultiTaskSAC(MultiTaskAttributes):
                 "environments step; OverlappedSAC.load keeps them.",
                 stacklevel=2,
             )
+        if model.route_temperature != saved.get("route_temperature", model.route_temperature):
+            model._set_temperature()
         if model.ent_coef_optimizer is not None and model.log_ent_coef is not None:
             count = 1 if model.shared_ent_coef else model.entropy_coefficients.numel()
             if model.log_ent_coef.numel() != count:

@@ -229,6 +229,18 @@ def test_loading_with_another_coefficient(options: dict[str, Any]) -> None:
     assert MultiTaskSAC.load(file, points(), "cpu", **options).entropy_coefficients.tolist() == [0.5] * 4
 
 
+@pytest.mark.parametrize("lag", [False, True])
+def test_loading_with_another_temperature(lag: bool) -> None:
+    model = make_model(lag_rollouts=lag).learn(60)
+    file = saved(model)
+    assert same(MultiTaskSAC.load(file, points(), "cpu").get_parameters(), model.get_parameters())
+    for options in ({"route_temperature": 7.0}, {"custom_objects": {"route_temperature": 7.0}}):
+        file.seek(0)
+        loaded = MultiTaskSAC.load(file, points(), "cpu", **options)
+        for actor in [loaded.actor, *([loaded.rollout_actor] if lag else [])]:
+            assert actor.temperature.tolist() == [7.0] * 4
+
+
 DISTRIBUTIONS = {"critic_loss": "categorical"}
 
 
