@@ -20,6 +20,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv
 
 import dynroute
+from dynroute.arguments import shown
 
 from .archive import reading_archive, writing_archive
 from .attributes import MultiTaskAttributes
@@ -67,6 +68,9 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
 
 ELSEWHERE = ("replay_buffer_kwargs", "tensorboard_log", "verbose")
 """Options that may change when a checkpoint is loaded, for instance on another machine."""
+
+PLACES = ("memory_map",)
+"""The keywords of replay buffers among them; the others stay."""
 
 PROGRESS = (
     "num_timesteps",
@@ -345,7 +349,22 @@ def _with_functions(
 
     options = fill(options, "")
     moved = {name: value for name, value in replace.items() if name in ELSEWHERE}
+    if "replay_buffer_kwargs" in moved:
+        kept = {name: value for name, value in options["replay_buffer_kwargs"].items() if name not in PLACES}
+        moved["replay_buffer_kwargs"] = kept | _placed(kept, moved["replay_buffer_kwargs"] or {}, folder)
     return {**options, **moved}, given.get("policy", policy)
+
+
+def _placed(kept: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the keywords of a replay buffer that replace its place; raises an error for one that changes results."""
+    for name, value in given.items():
+        if name not in PLACES and not (name in kept and np.array_equal(kept[name], value)):
+            stored = shown(kept[name]) if name in kept else "its default"
+            raise ValueError(
+                f"`{name}` of `replay_buffer_kwargs` must stay {stored} as in {folder}, got {shown(value)}; of these "
+                f"keywords only {', '.join(PLACES)} may differ, and the others can be left out."
+            )
+    return dict(given)
 
 
 def _missing(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:

@@ -615,7 +615,8 @@ class MultiTaskSAC(MultiTaskAttributes):
             env: The environments, as many as before; without them the model can only predict, and has no replay buffer.
             device: The device of the networks.
             replace: Options that cannot be stored, such as a learning rate that is a function:
-                ``{"learning_rate": f}``.
+                ``{"learning_rate": f}``, and those that do not change results, such as
+                ``{"replay_buffer_kwargs": {"memory_map": folder}}``.
         """
         if not isinstance(folder, str | Path):
             raise TypeError(

@@ -37,6 +37,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from dynroute_sb3 import (
     CheckpointDirectory,
+    DemonstrationBuffer,
     GrowOnDemand,
     MultiTaskSAC,
     MultiTaskVecNormalize,
@@ -513,6 +514,29 @@ def test_what_does_not_change_results_may_be_replaced(tmp_path: Path) -> None:
     model = load(tmp_path / "there", replay_buffer_kwargs={}, verbose=0)
     assert isinstance(model.learn(40, reset_num_timesteps=False), MultiTaskSAC)
     assert model.replay_buffer.size() == 80
+
+
+def test_a_buffer_is_moved_with_its_other_options(tmp_path: Path) -> None:
+    kwargs = {"balanced": False, "handle_timeout_termination": False, "demonstrations": 2, "demonstration_share": 0.2}
+    options = {"replay_buffer_class": DemonstrationBuffer, "replay_buffer_kwargs": kwargs, "batch_size": 10}
+    make_model(ENVIRONMENTS["dummy"](), **options).save_checkpoint(tmp_path / "there")
+    for place in ({"memory_map": tmp_path}, {"memory_map": tmp_path, **kwargs}):
+        model = load(tmp_path / "there", replay_buffer_kwargs=place)
+        buffer = model.replay_buffer
+        assert isinstance(buffer, DemonstrationBuffer)
+        assert isinstance(buffer.rows, np.memmap)
+        assert (buffer.balanced, buffer.handle_timeout_termination, buffer.demonstration_share) == (False, False, 0.2)
+        assert model.replay_buffer_kwargs == {**kwargs, "memory_map": tmp_path, "num_tasks": 2}
+    for changed, told in (
+        ({"balanced": True}, r"`balanced` of `replay_buffer_kwargs` must stay False as in .*there, got True; of these"),
+        (
+            {"demonstration_share": 0.5},
+            r"`demonstration_share` of .* must stay 0\.2 as in .*, got 0\.5; .* only memory_map",
+        ),
+        ({"gamma": 0.5}, r"`gamma` of .* must stay its default as in .*, got 0\.5; .* the others can be left out"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            load(tmp_path / "there", replay_buffer_kwargs=changed)
 
 
 def test_a_callback_for_a_file_is_refused_at_once(tmp_path: Path) -> None:
