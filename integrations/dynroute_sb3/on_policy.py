@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dynroute.checks import checks_values
 
 from .observation import TaskSpace
-from .own_networks import run_network, takes_routing
+from .own_networks import check_apart, run_network, takes_routing
 from .policies import NetworkLike, build_network
 
 __all__ = ["MultiTaskActorCriticPolicy"]
@@ -85,6 +85,7 @@ class MultiTaskActorCriticPolicy(ActorCriticPolicy):
         actor = build_network(self.network, space, actions, **self.network_kwargs)
         shared: dict[str, nn.Parameter] = getattr(actor, "shared", {})
         value = build_network(self.network, space, 1, **{**self.network_kwargs, **shared})
+        check_apart([actor, value])
         self.mlp_extractor = _Networks(space, actor, value)  # type: ignore[assignment]
         # The networks compute the final outputs, so the layers that SB3 adds are identities.
         self.action_net = self.value_net = nn.Identity()  # type: ignore[assignment]

@@ -7,6 +7,7 @@ takes the keywords `path`, `temperature`, `sample`, `generator` and `return_rout
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from dynroute import Route
 from dynroute.arguments import shown
 from dynroute.networks import Network
 
-__all__ = ["check_factory", "run_network", "samples_routes", "takes_routing", "try_network"]
+__all__ = ["check_apart", "check_factory", "run_network", "samples_routes", "takes_routing", "try_network"]
 
 ROUTING = ("path", "temperature", "sample", "generator", "return_route")
 """The routing keywords that actor and critics pass to a network."""
@@ -34,6 +35,15 @@ def check_factory(network: Any) -> None:
         raise TypeError(
             "`network` must be a name of dynroute.networks.available(), or a class or function of (state_features, "
             f"num_tasks, out_features, **network_kwargs), got {shown(network)}."
+        )
+
+
+def check_apart(nets: Sequence[nn.Module]) -> None:
+    """Raises an error unless actor and critics are networks of their own."""
+    if len({id(net) for net in nets}) < len(nets):
+        raise ValueError(
+            f"`network` must make a new network at each call, it made the same {type(nets[0]).__name__} again: actor "
+            "and critics are networks of their own."
         )
 
 

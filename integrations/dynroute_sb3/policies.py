@@ -23,7 +23,7 @@ from .critic import MultiTaskCritic
 from .gaussian import LOG_STD_RANGE
 from .layers import NetArch, layer_keywords
 from .observation import TaskSpace
-from .own_networks import check_factory, try_network
+from .own_networks import check_apart, check_factory, try_network
 
 __all__ = [
     "POLICIES",
@@ -220,11 +220,7 @@ class MultiTaskPolicy(SACPolicy):
             build_network(self.network, self.task_space, self.bins or 1, extra_features=actions, **kwargs)
             for _ in range(self.n_critics)
         ]
-        if len({id(net) for net in [self.actor.net, *nets]}) <= self.n_critics:
-            raise ValueError(
-                f"`network` must make a new network at each call, it made the same {type(nets[0]).__name__} again: "
-                "actor and critics are networks of their own."
-            )
+        check_apart([self.actor.net, *nets])
         value_range = None if self.bins is None else self.value_range
         return MultiTaskCritic(self.observation_space, self.action_space, nets, self.task_space, value_range)
 

@@ -387,6 +387,18 @@ def test_a_network_that_is_made_once() -> None:
         make_plain(policy_kwargs={"network": lambda *sizes: nets.setdefault(sizes[-1], Plain(*sizes))})
 
 
+def test_on_policy_a_network_that_is_made_once() -> None:
+    nets: dict[int, nn.Module] = {}
+    with pytest.raises(ValueError, match="`network` must make a new network at each call, it made the same Plain"):
+        MultiTaskActorCriticPolicy(
+            spaces.Box(-2, 2, (8,)),
+            spaces.Box(-1, 1, (1,)),  # as many outputs as a value has
+            lambda _: 1e-3,
+            TASKS,
+            lambda *sizes: nets.setdefault(sizes[-1], Plain(*sizes)),
+        )
+
+
 def test_modes_of_training() -> None:
     model = make_plain(policy_kwargs={"network": Plain}).learn(60)
     nets = [model.actor.net, *model.critic.nets]
