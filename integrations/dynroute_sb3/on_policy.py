@@ -126,9 +126,12 @@ class _Networks(nn.Module):
         return self.forward_actor(features), self.forward_critic(features)
 
     def forward_actor(self, features: Tensor) -> Tensor:
-        state, task = self.space.split(features)
-        return run_network(self.actor, state, task, routing=self.actor_routing, sample=False)[0]
+        return self._run(self.actor, features, routing=self.actor_routing)
 
     def forward_critic(self, features: Tensor) -> Tensor:
-        state, task = self.space.split(features)
-        return run_network(self.value, state, task, routing=self.value_routing, sample=False)[0]
+        return self._run(self.value, features, routing=self.value_routing)
+
+    def _run(self, net: nn.Module, features: Tensor, *, routing: bool) -> Tensor:
+        """Runs a network in the type of its parameters, and returns its output in the type of the features."""
+        state, task = self.space.split(features.to(next(net.parameters()).dtype))
+        return run_network(net, state, task, routing=routing, sample=False)[0].to(features.dtype)

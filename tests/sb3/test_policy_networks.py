@@ -309,6 +309,19 @@ def test_on_policy_a_network_needs_a_state_and_a_task_alone() -> None:
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("network", ["d2r", "mt-sac"])
+def test_on_policy_networks_of_doubles(network: str) -> None:
+    sizes = {**(TINY if network == "d2r" else SIZES["MlpPolicy"]), "dtype": torch.float64}
+    kwargs = {"num_tasks": TASKS, "network": network, "network_kwargs": sizes}
+    model = PPO(MultiTaskActorCriticPolicy, points(), n_steps=8, batch_size=8, device="cpu", policy_kwargs=kwargs)
+    assert {p.dtype for p in model.policy.mlp_extractor.parameters()} == {torch.float64}
+    before = copy.deepcopy(model.policy.mlp_extractor.state_dict())
+    model.learn(32)
+    assert not same(model.policy.mlp_extractor.state_dict(), before)
+    actions, values, log_probs = model.policy(torch.as_tensor(observations()))
+    assert actions.dtype == values.dtype == log_probs.dtype == torch.float32
+
+
 def test_a_network_that_is_tried_draws_nothing() -> None:
     class Drawing(Plain):
         def forward(self, state: Tensor, task: Tensor) -> Any:
