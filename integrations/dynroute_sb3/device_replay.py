@@ -75,13 +75,18 @@ class _Rings:
         self, buffer: RouteReplayBuffer, device: torch.device | str, generator: torch.Generator | None
     ) -> None:
         self.buffer, self.device, self.generator = buffer, torch.device(device), generator
-        self.arrays = {
-            name: torch.empty(array.shape, dtype=torch.from_numpy(array[:0]).dtype, device=device)
-            for name, array in buffer._arrays().items()
-        }
+        self.arrays: dict[str, Tensor] = {}
+        self._allocate()
         self.numbers = torch.zeros(2, buffer.num_tasks, dtype=torch.int64, device=device)
         """The counts of the tasks, and their positions."""
         self.version, self.added = -1, buffer.added
+
+    def _allocate(self) -> None:
+        """Allocates the copies, anew where an array has another shape, as paths have after growth."""
+        for name, array in self.buffer._arrays().items():
+            if name not in self.arrays or self.arrays[name].shape != array.shape:
+                dtype = torch.from_numpy(array[:0]).dtype
+                self.arrays[name] = torch.empty(array.shape, dtype=dtype, device=self.device)
 
     def update(self) -> bool:
         """Copies new transitions; returns whether there were any."""
@@ -104,6 +109,7 @@ class _Rings:
             self.arrays[name].index_put_(at, to_device(array[tasks, places], self.device))
 
     def _copy_all(self) -> None:
+        self._allocate()
         for name, array in self.buffer._arrays().items():
             for task, count in enumerate(self.buffer.counts):
                 self.arrays[name][task, :count].copy_(torch.from_numpy(array[task, :count]))

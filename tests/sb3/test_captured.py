@@ -537,6 +537,16 @@ def test_a_copy_has_the_transitions_of_the_buffer(paths: bool, tmp_path: Path) -
     assert replay._own.numbers[0].tolist() == [5] * TASKS
 
 
+def test_a_copy_has_the_paths_of_a_graph_that_grew() -> None:
+    buffer = fill(make_buffer(5), 3)
+    replay = DeviceReplay(buffer, "cpu")
+    matching(buffer, replay, 4)
+    rows = replay._own.arrays["rows"]
+    buffer.lift_paths(dynroute.Topology.dag(7))  # a byte more
+    matching(buffer, replay, 4)
+    assert replay._own.arrays["rows"] is rows  # only what has another shape is allocated anew
+
+
 def test_a_copy_draws_evenly_from_all_places() -> None:
     buffer = fill(make_buffer(10), 4)
     replay = DeviceReplay(buffer, "cpu", torch.Generator().manual_seed(0))
