@@ -16,7 +16,7 @@ from .replay import GOES_ON, OUT_OF_TIME, RouteReplayBuffer, RouteReplaySamples,
 from .returns import ReturnBounds
 from .storage import Member, read_rows, write_rows
 
-__all__ = ["DemonstrationBuffer", "add_demonstrations", "add_returns", "shown_first"]
+__all__ = ["DemonstrationBuffer", "add_demonstrations", "add_returns", "check_share", "shown_first"]
 
 ROWS = 4096
 """The number of observations that the actor routes at once."""
@@ -94,7 +94,10 @@ class DemonstrationBuffer(RouteReplayBuffer):
         return shown_first(shown, own, to_device(self.wanted[tasks, places], self.device))
 
     def parts(self, batch_size: int) -> tuple[int, int]:
-        each = round(batch_size // self._drawn_alike * self.demonstration_share) if self.shown.size() else 0
+        whole = batch_size // self._drawn_alike
+        each = round(whole * self.demonstration_share) if self.shown.size() else 0
+        if whole and each == whole:
+            check_share(self.demonstration_share, whole, balanced=self.balanced)
         return self.each_task(batch_size - each * self._drawn_alike), each
 
     @property
@@ -115,6 +118,15 @@ class DemonstrationBuffer(RouteReplayBuffer):
         inner = folder / "demonstrations"
         self.shown.load(inner, state["shown"])
         read_rows(inner / "wanted.npy", self.wanted, self.shown.counts)
+
+
+def check_share(share: float, count: int, *, balanced: bool) -> None:
+    """Raises an error if a share leaves no demonstration or no own transition in the `count` of a task or a batch."""
+    if not 0 < round(count * share) < count:
+        raise ValueError(
+            f"`demonstration_share` must leave a demonstration and an own transition in the {count} of "
+            f"{'each task in a' if balanced else 'a'} batch, got {share!r}; raise `batch_size`, or change the share."
+        )
 
 
 def shown_first(shown: RouteReplaySamples, own: RouteReplaySamples, wanted: Tensor) -> RouteReplaySamples:

@@ -17,7 +17,7 @@ from dynroute.arguments import check_choice, check_count, check_flag, check_inte
 
 from .attributes import MultiTaskAttributes, MultiTaskOptions
 from .categorical import VALUE_RANGE
-from .demonstrations import DemonstrationBuffer
+from .demonstrations import DemonstrationBuffer, check_share
 from .losses import MASK_RULES, Q_TARGETS, TASK_WEIGHTS, TEMPERATURES
 from .policies import NO_SDE, POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
@@ -431,11 +431,8 @@ def _check_demonstrations(model: MultiTaskAttributes) -> None:
             "`demonstration_weight` needs demonstrations to clone: replay_buffer_class=DemonstrationBuffer with a "
             f"`demonstration_share` above 0, got {model.demonstration_weight!r}."
         )
-    if has_them and share and not 0 < round(each * share) < each:
-        raise ValueError(
-            f"`demonstration_share` must leave a demonstration and an own transition in the {each} of "
-            f"{'each task in a' if balanced else 'a'} batch, got {share!r}; raise `batch_size`, or change the share."
-        )
+    if has_them and share:
+        check_share(share, each, balanced=balanced)
 
 
 def check_network_options(model: MultiTaskAttributes) -> None:

@@ -211,6 +211,20 @@ def test_options_that_could_do_nothing() -> None:
         MultiTaskSAC("MlpPolicy", DummyVecEnv(point_tasks(TASKS)), device="cpu", demonstration_weight=0.5)
 
 
+@pytest.mark.parametrize("balanced", [True, False])
+def test_a_batch_that_demonstrations_would_fill(balanced: bool) -> None:
+    buffer = DemonstrationBuffer(
+        8, *SPACES, "cpu", num_tasks=TASKS, demonstrations=COUNT, demonstration_share=0.9, balanced=balanced
+    )
+    own_step(buffer)
+    own_step(buffer.shown)
+    size = TASKS if balanced else 1
+    place = "each task in a" if balanced else "a"
+    with pytest.raises(ValueError, match=f"^`demonstration_share` must leave .* in the 4 of {place} batch, got 0.9"):
+        buffer.sample(4 * size)
+    assert buffer.sample(10 * size).wanted.shape == (9 * size, 2)
+
+
 def test_other_buffers_are_refused(tmp_path: Path) -> None:
     model = make_model("MlpPolicy")
     shown_to(model)
