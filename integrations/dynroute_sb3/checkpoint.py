@@ -119,7 +119,9 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
             "load_checkpoint(), or name them in `_excluded_save_params` if they are not needed.",
             stacklevel=2,
         )
-    assert model.replay_buffer is not None
+    buffer = model.replay_buffer
+    assert buffer is not None
+    _warn_of_own_attributes(buffer)
     options = {name: getattr(model, name) for name in OPTIONS}
     frequency, unit = options["train_freq"]
     options["train_freq"] = (frequency, getattr(unit, "value", unit))
@@ -148,7 +150,7 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
         "environments": states,
     }
     with writing_folder(folder) as temporary:
-        write_tree(temporary, "model", {**state, "buffer": model.replay_buffer.save(temporary)})
+        write_tree(temporary, "model", {**state, "buffer": buffer.save(temporary)})
         if notes is not None:
             (temporary / NOTES).write_text(json.dumps(notes, indent=1))
 
@@ -268,8 +270,20 @@ def checkpoint_steps(checkpoint: Path) -> int:
 
 def save_buffer(buffer: RouteReplayBuffer, path: str | Path | io.BufferedIOBase) -> None:
     """Writes a replay buffer to a file, replacing an older one, or to a file object."""
+    _warn_of_own_attributes(buffer)
     with writing_archive(_file(path), marker="buffer.json") as place:
         write_tree(place, "buffer", buffer.save(place))
+
+
+def _warn_of_own_attributes(buffer: RouteReplayBuffer) -> None:
+    """Warns of attributes that the class of a user adds to a replay buffer, unless it writes the buffer itself."""
+    inherits = any(type(buffer).save is known.save for known in BUFFERS.values())
+    if inherits and (dropped := own_attributes(buffer)):
+        warnings.warn(
+            f"{', '.join(dropped)} of the replay buffer {type(buffer).__name__} will not be stored: if they change "
+            "while it is used, write and read them in methods `save` and `load` which extend the inherited ones.",
+            stacklevel=4,
+        )
 
 
 def load_buffer(buffer: RouteReplayBuffer, path: str | Path | io.BufferedIOBase) -> None:

@@ -592,7 +592,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         """Writes everything that training depends on to a new folder, atomically.
 
         Attributes that a subclass adds are not stored, and a warning names them: set them after
-        :meth:`load_checkpoint`, which makes the model without them, or use SB3's ``save``, which pickles them.
+        :meth:`load_checkpoint`, which makes the model without them, or use SB3's ``save``, which pickles them. The same
+        holds for a replay buffer of your own, unless its class overrides `save` and `load`.
 
         Args:
             folder: The folder.

@@ -43,6 +43,7 @@ from dynroute_sb3 import (
     MultiTaskVecNormalize,
     OverlappedSAC,
     PointTask,
+    RouteReplayBuffer,
     latest_checkpoint,
 )
 from dynroute_sb3.points import GOALS
@@ -320,6 +321,47 @@ def test_attributes_of_a_subclass_are_named(tmp_path: Path) -> None:
             warnings.simplefilter("always")
             model.save_checkpoint(tmp_path / kind.__name__)
         assert warned == []
+
+
+class Ranked(RouteReplayBuffer):
+    """Has attributes that RouteReplayBuffer does not have."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.ranks = np.zeros((self.num_tasks, self.capacity))
+
+    def add(self, *arguments: Any, **keywords: Any) -> None:
+        self.ranks += 1
+        super().add(*arguments, **keywords)
+
+
+class Keeping(Ranked):
+    """Stores them."""
+
+    def save(self, folder: Any) -> dict[str, Any]:
+        return {**super().save(folder), "ranks": self.ranks}
+
+    def load(self, folder: Any, state: dict[str, Any]) -> None:
+        super().load(folder, state)
+        self.ranks = state["ranks"]
+
+
+def test_attributes_of_a_buffer_of_ones_own_are_named(tmp_path: Path) -> None:
+    def make(kind: type[RouteReplayBuffer]) -> MultiTaskSAC:
+        return make_model(ENVIRONMENTS["dummy"](), replay_buffer_class=kind).learn(20)
+
+    told = "^ranks of the replay buffer Ranked will not be stored: if they change while it is used, write and read"
+    model = make(Ranked)
+    with pytest.warns(UserWarning, match=told):
+        model.save_checkpoint(tmp_path / "Ranked")
+    with pytest.warns(UserWarning, match=told):
+        model.save_replay_buffer(tmp_path / "buffer")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        make(Keeping).save_checkpoint(tmp_path / "Keeping")
+        make(type("Same", (RouteReplayBuffer,), {})).save_checkpoint(tmp_path / "Same")
+    assert warned == []
+    assert (load(tmp_path / "Keeping", replay_buffer_class=Keeping).replay_buffer.ranks == 10).all()
 
 
 def test_predicting_without_environments(tmp_path: Path) -> None:
