@@ -4,6 +4,10 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+if os.environ.get("MUJOCO_GL", "").strip().lower() == "osmesa":
+    # MuJoCo loads libOSMesa when it is imported. Triton, which torch imports with the first optimizer, crashes the
+    # process if it is loaded after that library, and not before it.
+    importlib.import_module("torch._dynamo")
 try:
     import metaworld as metaworld
     import stable_baselines3 as stable_baselines3

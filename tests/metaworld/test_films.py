@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,17 @@ def test_what_opengl_is_asked_for(blind: None, monkeypatch: pytest.MonkeyPatch) 
     scenes._works.cache_clear()
     with pytest.raises(OpenGLError, match="install"):
         find_opengl()
+
+
+def test_what_draws_by_osmesa_also_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)  # MuJoCo set it if this process has drawn
+    program = "import dynroute_metaworld, torch; torch.optim.Adam([torch.ones(1)])"
+    environment = {**os.environ, "MUJOCO_GL": "osmesa"}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    if there_is("libosmesa6", scenes._works("osmesa")):
+        assert (ended.returncode, ended.stderr) == (0, "")
+    else:
+        assert "cannot draw with MUJOCO_GL=osmesa; install the library (libosmesa6" in ended.stderr
 
 
 def test_large_graphs_fit_and_small_ones_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
