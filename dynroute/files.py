@@ -36,7 +36,11 @@ def writing_file(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(f".part-{secrets.token_hex(4)}-{path.name}")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        if part.stat().st_mode != mode:  # safetensors lets the owner alone read its files, whatever the umask
+            part.chmod(mode)
         flush(part)
         part.replace(path)
     finally:

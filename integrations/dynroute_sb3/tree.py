@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
+from dynroute.files import writing_file
+
 from .storage import DamagedError, Member
 
 __all__ = ["read_tree", "write_tree"]
@@ -37,7 +39,8 @@ def write_tree(folder: Path | Member, name: str, tree: Any) -> None:
         return
     (folder / f"{name}.json").write_text(text)
     try:
-        save_file(tensors, folder / f"{name}.safetensors")
+        with writing_file(folder / f"{name}.safetensors") as part:
+            save_file(tensors, part)
     except SafetensorError as error:  # it holds the system's error number only as text
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             if f"(os error {number})" in str(error):

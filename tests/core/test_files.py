@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from dynroute.files import is_leftover, writing_file
 
@@ -79,3 +81,18 @@ def test_leftovers_have_the_names_of_temporary_files(name: str) -> None:
     assert not is_leftover(Path("folder", name), "b.json")
     assert not is_leftover(Path("folder", name.replace("json", "json5")), "a.json")
     assert not is_leftover(Path("folder", name.replace(".json", "-json")), "a.json")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_have_the_permissions_of_the_umask(path: Path, umask: int) -> None:
+    def save(part: Path) -> None:
+        safetensors.torch.save_file({"x": torch.ones(1)}, part)
+
+    before = os.umask(umask)
+    try:
+        for write in (save, lambda part: part.write_text("new")):
+            with writing_file(path) as part:
+                write(part)
+            assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    finally:
+        os.umask(before)

@@ -1,5 +1,6 @@
 """Rows and trees of a checkpoint come back bit by bit, and an error names a value that cannot be stored."""
 
+import os
 import pickle
 import re
 from collections import deque
@@ -209,3 +210,13 @@ def test_trees_that_are_damaged(tmp_path: Path) -> None:
         tree.write_tree(tmp_path, "tree", {"a": torch.ones(3)})
         (tmp_path / "tree.safetensors").write_bytes(data)
         assert_refused()
+
+
+def test_both_files_of_a_tree_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        tree.write_tree(tmp_path, "model", {"x": torch.ones(1)})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"model.json": 0o640, "model.safetensors": 0o640}
