@@ -105,7 +105,6 @@ class Options:
         False,
         "replace a worker that dies, its episodes cut short, instead of stopping",
         MACHINE,
-        sac=True,
         changes_result=False,
         movable=True,
         needs="workers",

@@ -394,7 +394,8 @@ def test_a_worker_that_dies_is_named() -> None:
         env.reset()
         kill(env, 1)
         with pytest.raises(
-            WorkerError, match=r"the worker of the tasks push has died with exit code -9; was it killed"
+            WorkerError,
+            match=r"the worker of the tasks push has died with exit code -9; was it killed.* --restart, in P",
         ):
             roll(env, actions(2))
 
