@@ -482,14 +482,15 @@ def test_checkpoints_that_are_gone(done: Run) -> None:
     assert done.metrics.read_text() == before
 
 
-def test_a_damaged_checkpoint(done: Run) -> None:
-    (done.checkpoints / "step_96" / "model.safetensors").write_bytes(b"")
+@pytest.mark.parametrize("name", ["model.safetensors", "notes.json", "manifest.json"])
+def test_a_damaged_checkpoint(name: str, done: Run) -> None:
+    (done.checkpoints / "step_96" / name).write_bytes(b"")
     (done.evaluations / "final.json").unlink()  # or there is nothing to do
     with pytest.raises(DamagedError, match=r"Remove .*step_96, and --resume goes on from the one before"):
         train(done)
     shutil.rmtree(done.checkpoints / "step_96")
     (last,) = done.checkpoints.iterdir()
-    (last / "model.safetensors").write_bytes(b"")
+    (last / name).write_bytes(b"")
     with pytest.raises(DamagedError, match=r"There is no other: put back the file, or start another run"):
         train(done)
 

@@ -26,7 +26,7 @@ from .methods import check_network, check_routes
 from .metrics import forget_after, read_lines, read_metrics
 from .provenance import commit, machine, typed, versions
 from .result import EvaluationResult
-from .seals import Seal
+from .seals import Seal, advising
 from .threads import choose_threads, waiting
 
 __all__ = ["Run", "RunError"]
@@ -204,7 +204,8 @@ class Run:
         Returns:
             The seal in the checkpoint, and the names of removed files.
         """
-        seal = Seal.read(checkpoint)
+        with advising(checkpoint, "--resume goes on from the one before"):
+            seal = Seal.read(checkpoint)
         seal.check_configuration(self.folder / "config.json", self._plain(), MOVABLE)
         last = self.sessions[-1:]
         again = last and last[0].get("steps") == checkpoint_steps(checkpoint)

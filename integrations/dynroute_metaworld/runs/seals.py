@@ -1,18 +1,19 @@
 """Seals: the sizes and checksums of a run's files at a checkpoint, so that a resumed run has the same files."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from dynroute.files import flush
 from dynroute_sb3 import DamagedError
-from dynroute_sb3.checkpoint import read_notes
+from dynroute_sb3.checkpoint import checkpoints, read_notes
 from dynroute_sb3.storage import digest
 
-__all__ = ["Seal"]
+__all__ = ["Seal", "advising"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,23 @@ class Seal:
         size, _ = self.files.get(path.name, (0, ""))
         if path.exists():
             os.truncate(path, 0 if path.name in missing else size)
+
+
+@contextlib.contextmanager
+def advising(checkpoint: Path, without: str) -> Iterator[None]:
+    """Adds to the error of a damaged checkpoint what to do.
+
+    Args:
+        checkpoint: The checkpoint.
+        without: What happens after it was removed, where there is one before it.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        advice = "There is no other: put back the file, or start another run."
+        if len(checkpoints(checkpoint.parent)) > 1:
+            advice = f"Remove {checkpoint}, and {without}."
+        raise DamagedError(f"{error} {advice}") from error
 
 
 def _difference(path: Path, size: int, sha: str) -> str | None:

@@ -13,8 +13,7 @@ from torch import nn
 
 from dynroute.growth import CLOSED
 from dynroute.networks import Network
-from dynroute_sb3 import DamagedError, GrowOnDemand, MultiTaskSAC, latest_checkpoint
-from dynroute_sb3.checkpoint import checkpoints
+from dynroute_sb3 import GrowOnDemand, MultiTaskSAC, latest_checkpoint
 from dynroute_sb3.growth import network_size, open_newest
 from dynroute_sb3.randomness import random_state, set_random_state
 
@@ -28,6 +27,7 @@ from .provenance import versions
 from .recorder import Recorder, Stopped, TimeIsUp, evaluate_run
 from .result import EvaluationResult
 from .run import Run, RunError
+from .seals import advising
 from .start import describe, start_from_demonstrations
 from .threads import describe_threads
 
@@ -82,14 +82,8 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
 
 
 def _load(configuration: Configuration, checkpoint: Path, env: Any) -> MultiTaskSAC:
-    try:
+    with advising(checkpoint, "--resume goes on from the one before"):
         return algorithm(configuration).load_checkpoint(checkpoint, env, configuration.device)
-    except DamagedError as error:
-        if len(checkpoints(checkpoint.parent)) > 1:
-            advice = f"Remove {checkpoint}, and --resume goes on from the one before."
-        else:
-            advice = "There is no other: put back the file, or start another run."
-        raise DamagedError(f"{error} {advice}") from error
 
 
 def _remarks(run: Run, checkpoint: Path, missing: Sequence[str]) -> list[str]:
