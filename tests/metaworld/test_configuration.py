@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -356,7 +357,13 @@ def test_a_damaged_configuration(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", Configuration(method="sm"))
     assert Run.open(run.folder).configuration == run.configuration
     assert dataclasses.replace(run.configuration, threads=None) == Configuration(method="sm").resolve()
-    for text in ("{", "[]", '{"methd": "sm"}', '{"method": "xx"}'):
+    rest = '"benchmark": "MT10", "goals": "random", "seed": 1, "steps": 20}'
+    for text in ("{", "[]", f'{{"method": "sm", "methd": "sm", {rest}', f'{{"method": "xx", {rest}'):
         (run.folder / "config.json").write_text(text)
         with pytest.raises(DamagedError, match=r"config\.json is not the configuration of a run"):
+            Run.open(run.folder)
+    stored = dataclasses.asdict(run.configuration)
+    for name in ("method", "benchmark", "goals", "seed", "steps"):
+        (run.folder / "config.json").write_text(json.dumps({key: stored[key] for key in stored if key != name}))
+        with pytest.raises(DamagedError, match=rf"config\.json is not the configuration of a run: it has no {name}\."):
             Run.open(run.folder)

@@ -27,6 +27,9 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, 
 """The optimizers of actor and critics, by the value of `optimizer`."""
 
 
+STATED = ("method", "benchmark", "goals", "seed", "steps")
+"""The options that a stored configuration must have: with a default it would be of another run."""
+
 NETWORK_FLAGS = ("gate", "protect", "num_modules", "width", "state_free", "metadata")
 """The keywords of networks that are options of their own."""
 
@@ -201,7 +204,10 @@ class Configuration(Options):
     def read(cls, path: Path) -> Self:
         """Reads a file that :meth:`write` wrote."""
         try:
-            return cls(**json.loads(path.read_text()))
+            stored = {**json.loads(path.read_text())}
+            if missing := [name for name in STATED if name not in stored]:
+                raise ValueError(f"it has no {', '.join(missing)}.")
+            return cls(**stored)
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DamagedError(f"{path} is not the configuration of a run: {error}") from error
 
