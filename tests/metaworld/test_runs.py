@@ -652,13 +652,14 @@ def test_a_run_that_is_finished_is_left_as_it_is(done: Run) -> None:
     assert 0 < done.minutes < 60
 
 
-def test_notes_of_sessions_that_were_cut_short(done: Run) -> None:
+def test_notes_of_sessions_that_were_cut_short(done: Run, capsys: pytest.CaptureFixture[str]) -> None:
     path = done.folder / "sessions.jsonl"
     whole = path.read_text()
     path.write_text(whole + whole[:40])
     assert done.sessions == [json.loads(whole)]
     (done.evaluations / "final.json").unlink()  # or there is nothing to do
     train(done)
+    assert "without damaged lines of sessions.jsonl, whose minutes do not count: 2\n" in capsys.readouterr().out
     first, second = (json.loads(line) for line in path.read_text().splitlines())
     assert first == json.loads(whole)
     assert done.minutes == first["minutes"] + second["minutes"]

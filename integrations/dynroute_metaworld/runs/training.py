@@ -66,6 +66,9 @@ def train(run: Run, *, rebuild: bool = False) -> EvaluationResult | None:
             if (result := run.done()) is not None:
                 return result
             remarks = _remarks(run, checkpoint, missing)
+        if damaged := run.read_sessions()[1]:
+            lines = ", ".join(map(str, damaged))
+            remarks.append(f"going on without damaged lines of sessions.jsonl, whose minutes do not count: {lines}")
         ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(configuration.threads or threads)
         remarks.append(describe_threads(configuration, torch.get_num_threads()))
