@@ -488,6 +488,8 @@ def test_a_damaged_checkpoint(name: str, done: Run) -> None:
     (done.evaluations / "final.json").unlink()  # or there is nothing to do
     with pytest.raises(DamagedError, match=r"Remove .*step_96, and --resume goes on from the one before"):
         train(done)
+    with pytest.raises(DamagedError, match=r"Remove .*step_96, and the one before is taken"):
+        load_model(done)
     shutil.rmtree(done.checkpoints / "step_96")
     (last,) = done.checkpoints.iterdir()
     (last / name).write_bytes(b"")

@@ -218,7 +218,8 @@ def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
             command = "train" if run.configuration.steps else "imitate"
             why = f": its cloning has not ended; `dynroute {command} --run {run.folder} --resume` goes on with it."
         raise FileNotFoundError(f"{run.folder} has no checkpoint yet{why}")
-    return algorithm(run.configuration).load_checkpoint(checkpoint, device=device)
+    with advising(checkpoint, "the one before is taken"):
+        return algorithm(run.configuration).load_checkpoint(checkpoint, device=device)
 
 
 def _grown_kwargs(configuration: Configuration, other: MultiTaskSAC) -> dict[str, Any]:
