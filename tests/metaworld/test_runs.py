@@ -479,6 +479,8 @@ def test_checkpoints_that_are_gone(done: Run) -> None:
     shutil.rmtree(done.checkpoints)
     with pytest.raises(RunError, match=r"holds no checkpoint, but the run came to 96 steps; restore them"):
         train(done)
+    with pytest.raises(RunError, match=r"holds no checkpoint, but the run came to 96 steps; restore them"):
+        load_model(done)
     assert done.metrics.read_text() == before
 
 

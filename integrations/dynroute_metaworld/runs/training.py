@@ -213,6 +213,7 @@ def load_model(run: Run, device: str = "auto") -> MultiTaskSAC:
     check_device(device)
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
+        run.last_checkpoint()  # an error tells if checkpoints were removed
         why = "; training writes one every --checkpoint-every steps, and on Ctrl-C."
         if run.configuration.cloning_steps:
             command = "train" if run.configuration.steps else "imitate"
