@@ -17,7 +17,7 @@ from PIL import Image
 from small_runs import draws, there_is
 
 from dynroute import ModelRouting, ModuleRouting
-from dynroute_metaworld import Run, load_model, make_envs
+from dynroute_metaworld import Configuration, Run, load_model, make_envs
 from dynroute_metaworld.cli import main
 from dynroute_metaworld.report import film as films
 from dynroute_metaworld.report import scene as scenes
@@ -75,7 +75,7 @@ def test_what_stands_under_a_film_of_two_episodes(runs: dict[str, Path], monkeyp
     monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda drawing, place, text, **_: words.append(text))
     run = Run.open(runs["d2r-1"])
     pictures = list[Image.Image]()
-    _film(run, "reach", 2, 4, 64, "cpu", pictures.append)
+    _film(run, load_model(run, "cpu"), "reach", 2, 4, 64, pictures.append)
     assert len(pictures) == len(goals) == 22
     with contextlib.closing(make_envs(run.configuration.tasks, only=["reach"], seed=4, horizon=20)) as env:
         expected = [env.reset()[0, 36:39].tolist() for _ in range(2)]
@@ -202,6 +202,9 @@ def test_films_that_are_refused(runs: dict[str, Path], tmp_path: Path, blind: No
         render(folder, "reach", tmp_path / "taken.gif")
     with pytest.raises(OpenGLError, match="neither MUJOCO_GL=egl nor MUJOCO_GL=osmesa does; install a graphics driver"):
         render(folder, "reach", tmp_path / "film.gif")
+    untrained = Run.create(tmp_path / "untrained", Configuration(benchmark="reach").resolve())
+    with pytest.raises(FileNotFoundError, match="untrained has no checkpoint yet"):
+        render(untrained.folder, "reach")
 
 
 def test_an_mp4_needs_its_encoder(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dynroute import Route
 from dynroute.arguments import check_choice, check_count
 from dynroute.files import check_file_place, writing_file
+from dynroute_sb3 import MultiTaskSAC
 
 from ..runs.run import Run
 from ..runs.threads import one_thread
@@ -71,6 +72,7 @@ def render(
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ImportError("an MP4 needs imageio-ffmpeg; type: pip install imageio-ffmpeg, or name a file .gif")
     check_file_place("output", path)
+    model = load_model(run, device)
     find_opengl()
     tell(f"filming {name} ...")
     with one_thread(), writing_file(path) as part:
@@ -86,7 +88,7 @@ def render(
                     palette = picture.quantize(colors=128)
                 frames.append(picture.quantize(palette=palette, dither=Image.Dither.NONE))
 
-            _film(run, name, episodes, seed, size, device, keep)
+            _film(run, model, name, episodes, seed, size, keep)
             first, *others = frames
             first.save(part, save_all=True, append_images=others, duration=PAUSE, loop=0, optimize=False)
         else:
@@ -94,19 +96,25 @@ def render(
 
             film: Any
             with get_writer(part, fps=1000 / PAUSE, macro_block_size=2) as film:
-                _film(run, name, episodes, seed, size, device, lambda picture: film.append_data(np.asarray(picture)))
+                _film(run, model, name, episodes, seed, size, lambda picture: film.append_data(np.asarray(picture)))
     return path
 
 
 def _film(
-    run: Run, task: str, episodes: int, seed: int | None, size: int, device: str, keep: Callable[[Image.Image], object]
+    run: Run,
+    model: MultiTaskSAC,
+    task: str,
+    episodes: int,
+    seed: int | None,
+    size: int,
+    keep: Callable[[Image.Image], object],
 ) -> None:
     """Calls `keep` with each picture of a film, with the route of its step."""
     try:
         from .canvas import draw_graph
     except ImportError as error:
         raise ImportError("a film needs matplotlib; type: pip install 'dynroute[report]'") from error
-    model, font = load_model(run, device), ImageFont.load_default(size=15)
+    font = ImageFont.load_default(size=15)
     topology, horizon = model.policy.topology, run.configuration.horizon
 
     def before(episode: int, number: int, route: Route | None) -> None:
