@@ -14,10 +14,23 @@ from typing import Any
 
 from .choices import GOALS, MAX_HORIZON, METHODS, REWARD_VERSIONS, check_choice
 
-__all__ = ["AXES", "GROUPS", "IMITATION_ALONE", "KEYWORDS", "Options", "check_option", "check_range", "kinds_of"]
+__all__ = [
+    "AXES",
+    "GROUPS",
+    "IMITATION_ALONE",
+    "KEYWORDS",
+    "PATHS",
+    "Options",
+    "check_option",
+    "check_range",
+    "kinds_of",
+]
 
 KEYWORDS = ("network", "critic_network")
 """The options that hold keywords of networks, each with its value."""
+
+PATHS = ("warm_start", "memory_map", "metadata")
+"""The options that hold paths."""
 
 AXES = ("benchmark", "method", "seed")
 """The options of a run that every sweep varies."""

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import os
 import sys
 import textwrap
 import types
@@ -38,6 +39,7 @@ from .options import (
     KEYWORDS,
     LENGTH,
     MACHINE,
+    PATHS,
     PLACE,
     WHAT,
     Options,
@@ -143,14 +145,14 @@ def completion(shell: str) -> str:
     except ImportError as error:
         raise ImportError("completion needs shtab; type: pip install 'dynroute[metaworld]'") from error
     parser = _parser()
-    for action in [action for command in _commands(parser).values() for action in command._actions]:
+    for command, action in [(each, action) for each in _commands(parser).values() for action in each._actions]:
         if action.dest in ("benchmark", "benchmarks", "task"):
             action.choices = [*(() if action.dest == "task" else BENCHMARKS), *BENCHMARKS["MT50"]]
         elif action.dest == "device":
             action.choices = ["auto", "cpu", "cuda"]
         elif action.dest == "gate":
             action.choices = [choice.replace("K", "2") for choice in action.choices or ()]
-        elif action.type is Path or action.dest in ("run", "warm_start", "memory_map", "metadata"):
+        elif action.dest in command.paths:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     return str(shtab.complete(parser, shell))
 
@@ -184,7 +186,7 @@ def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
 def _read_value(option: dataclasses.Field[Any], word: str) -> Any:
     kinds = kinds_of(option.type)
     if str in kinds:
-        return None if option.metadata["none"] and word.lower() == "none" else word
+        return None if option.metadata["none"] and word.lower() == "none" else _text(word, option.name in PATHS)
     if bool in kinds:
         return {"true": True, "false": False}.get(word, word)
     (kind,) = set(kinds) - {types.NoneType}
@@ -220,6 +222,8 @@ class _Parser(argparse.ArgumentParser):
         """The sub-commands that need each extra."""
         self.least: dict[str, float | None] = {}
         """The smallest values of arguments that are numbers."""
+        self.paths: set[str] = set()
+        """The arguments that are paths."""
         self.sections = {title: self.add_argument_group(title) for title in GROUPS}
 
     def add_help_group(self) -> Any:
@@ -249,13 +253,17 @@ class _Parser(argparse.ArgumentParser):
             usual = "on" if usual else "off"
         default = "" if usual in (None, "", dict, argparse.SUPPRESS) else f" ({usual})"
         kind, choices = keywords.get("type", str), keywords.get("choices")
+        is_path = kind is Path or flags[0].lstrip("-").replace("-", "_") in (*PATHS, "run")
         if keywords.get("action", "extend") == "extend" and kind in METAVARS:
             if choices or flags[0].startswith("--"):
                 keywords.setdefault("metavar", METAVARS[kind])
-            keywords["type"] = Path if kind is Path else _reader(kind, optional=optional)
+            keywords["type"] = _reader(kind, optional=optional, is_path=is_path)
         text = f"{' | '.join(choices)}: {about}" if choices else about
         help_text = (text + default).replace("%", "%%")
-        self.least[self.sections[group].add_argument(*flags, help=help_text, **keywords).dest] = least
+        name = self.sections[group].add_argument(*flags, help=help_text, **keywords).dest
+        self.least[name] = least
+        if is_path:
+            self.paths.add(name)
 
     def run_options(self, names: Collection[str], usual: Mapping[str, Any] | None = None, note: str = "") -> None:
         """Adds flags for some options of a run; a flag that is not given sets no value."""
@@ -317,17 +325,24 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _reader(kind: type, *, optional: bool) -> Callable[[str], Any]:
+def _reader(kind: type, *, optional: bool, is_path: bool = False) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         if optional and text.lower() == "none":
             return None
         try:
-            return _whole(text) if kind is int else kind(text)
+            return _whole(text) if kind is int else kind(_text(text, is_path))
         except (ValueError, OverflowError) as error:
-            wanted = "a whole number" if kind is int else "a number"
+            wanted = "a path" if is_path else "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} must be {wanted}") from error
 
     return read
+
+
+def _text(text: str, is_path: bool) -> str:
+    """A text as it is; in a path, a "~" in front is the directory of the user, as in the words of a shell."""
+    if is_path and not text:
+        raise ValueError("a path must not be empty.")
+    return os.path.expanduser(text) if is_path else text
 
 
 def _whole(text: str) -> int:

@@ -30,7 +30,7 @@ from dynroute.levels.graph import PROTECT_MODES
 from dynroute.networks import available
 from dynroute_command import choices
 from dynroute_command.options import GROUPS, IMITATION_ALONE, Options, kinds_of
-from dynroute_command.parser import EXAMPLES, METAVARS, _commands, _parser, completion, given_options
+from dynroute_command.parser import EXAMPLES, METAVARS, _commands, _parser, completion, given_options, read_variants
 from dynroute_command.parser import parse as read
 from dynroute_metaworld import PRESETS, Configuration, EvaluationResult, Run, read_metrics
 from dynroute_metaworld import cli as commands
@@ -542,6 +542,33 @@ def test_a_place_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert error.startswith(f"dynroute: {tmp_path}/file/run cannot be made: not a directory; name another")
     error = told(capsys, "bench", "--output", f"{tmp_path}/file/table.json")
     assert error == f"dynroute: {tmp_path}/file: file exists.\n"
+
+
+PATHS = {
+    "train": ("--run", "--warm-start", "--memory-map", "--metadata"),
+    "sweep --methods d2r": ("--folder", "--warm-start"),
+    "bench": ("--output",),
+    "evaluate runs/a": ("--output",),
+    **dict.fromkeys(("evaluate", "extract --task reach", "render --task reach", "report", "analyze"), ("",)),
+}
+
+
+@pytest.mark.parametrize("words", PATHS)
+def test_paths_of_the_command(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for flag in PATHS[words]:
+        argument = f"{flag}=" if flag else ""
+        options = vars(read([*words.split(), f"{argument}~/a"]))
+        value = options[flag[2:].replace("-", "_") or ("runs" if "runs" in options else "run")]
+        assert str(value[0] if isinstance(value, list) else value) == "/home/me/a"
+        assert "'' must be a path" in refused(capsys, *words.split(), argument)
+
+
+def test_paths_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert read_variants(["metadata=~/a,none"]) == {"metadata": ["/home/me/a", None]}
+    with pytest.raises(ValueError, match="a path must not be empty"):
+        read_variants(["warm-start="])
 
 
 def test_a_limit_of_time_is_taken_off(tmp_path: Path) -> None:
