@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ def _train(options: argparse.Namespace) -> int:
         run.agree({name: getattr(wanted, name) for name in checked}, source=f"--preset {options.preset}")
     else:
         run = Run.create(folder, wanted, given)
+    _tell_equal(run.configuration.goals, given)
     result = train(run, rebuild=options.rebuild)
     if result is None:
         return 130
@@ -116,6 +117,7 @@ def _sweep(options: argparse.Namespace) -> int:
     folder = options.folder or Path("sweeps") / f"{name}{'-imitation' * options.imitate}"
     failures: dict[str, str] = {}
     if not options.summary:
+        _tell_equal(given.get("goals"), given)
         failures = sweep(
             folder,
             options.methods,
@@ -155,12 +157,19 @@ def _evaluate(options: argparse.Namespace) -> None:
         model = load_model(run, options.device)
         with _watched(str(run.folder)) as watch:
             result = evaluate_run(run, model, total, progress=watch, **chosen)
-    if options.episodes is not None and result.episodes < total:
-        why = "goals are fixed and actions deterministic, so all episodes of a task are equal"
-        print(f"dynroute: {why}: one is run, not {total}", file=sys.stderr)
+    if options.episodes is not None:
+        _tell_equal(result.goals, {"episodes": total})
     print(result)
     if options.output is not None:
         result.save(options.output)
+
+
+def _tell_equal(goals: str | None, given: Mapping[str, Any]) -> None:
+    """Tells if more episodes of a task were asked for than fixed goals have."""
+    asked = max(given.get(name, 1) for name in ("episodes", "evaluation_episodes", "final_episodes"))
+    if goals == "fixed" and asked > 1:
+        why = "goals are fixed and actions deterministic, so all episodes of a task are equal"
+        _tell(f"dynroute: {why}: one is run, not {asked}")
 
 
 def _extract(options: argparse.Namespace) -> None:

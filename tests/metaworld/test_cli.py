@@ -121,6 +121,23 @@ def test_scripted_policies_from_the_command_line(capsys: pytest.CaptureFixture[s
     assert "so all episodes of a task are equal: one is run, not 3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--final-episodes", "--evaluation-episodes"])
+def test_episodes_that_would_be_equal_are_told(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "train", lambda run, **_: None)
+    sentence = (
+        "dynroute: goals are fixed and actions deterministic, so all episodes of a task are equal: one is run, not 5"
+    )
+    fixed, goals = ["train", *TINY, flag], ["--goals", "random"]
+    assert told(capsys, *fixed, "5", "--run", str(tmp_path / "five"), status=130) == f"{sentence}\n"
+    assert told(capsys, *fixed, "5", "--run", str(tmp_path / "random"), *goals, status=130) == ""
+    assert told(capsys, *fixed, "1", "--run", str(tmp_path / "one"), status=130) == ""
+    monkeypatch.setattr(commands, "sweep", lambda *_, **__: {})
+    monkeypatch.setattr(commands, "summarize", lambda folder: {"rows": [], "runs": {}})
+    assert told(capsys, "sweep", "--methods", "sm", "--goals", "fixed", flag, "5", status=0) == f"{sentence}\n"
+
+
 def test_what_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{tmp_path} is not the directory of a run: it has no config.json" in told(capsys, "evaluate", str(tmp_path))
     (tmp_path / "file").touch()
@@ -279,7 +296,7 @@ def test_flags_are_the_arguments_of_what_a_command_calls(command: str, monkeypat
     def call(*arguments: Any, **keywords: Any) -> Any:
         shown = {word: value for word, value in keywords.items() if word not in ("progress", "tell")}
         calls.append(signature.bind(*arguments, **shown).arguments)
-        return {} if name == "sweep" else SimpleNamespace(episodes=3)
+        return {} if name == "sweep" else SimpleNamespace(episodes=3, goals="random")
 
     monkeypatch.setattr(Run, "open", lambda folder: SimpleNamespace(folder=str(folder)))
     monkeypatch.setattr(commands, "load_model", lambda run, device: f"{run.folder} on {device}")
