@@ -1,13 +1,17 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["check_file_place", "check_not_file", "flush", "is_leftover", "writing_file"]
+__all__ = ["FULL", "check_file_place", "check_not_file", "flush", "is_leftover", "writing_file"]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The numbers of the errors of a disk, a quota or a file that may not grow."""
 
 
 def check_not_file(name: str, folder: Path) -> None:
@@ -29,7 +33,8 @@ def check_file_place(name: str, path: Path) -> None:
 def writing_file(path: Path) -> Iterator[Path]:
     """Gives a temporary file to write to, which replaces the real one once it is on the disk.
 
-    After a failure only the old file is there. A process that is killed also leaves its temporary file.
+    After a failure only the old file is there; the error of a full disk names it. A process that is killed also leaves
+    its temporary file.
 
     Args:
         path: The file. The name of the temporary one has the same end, since the end tells some formats.
@@ -43,6 +48,11 @@ def writing_file(path: Path) -> Iterator[Path]:
             part.chmod(mode)
         flush(part)
         part.replace(path)
+    except Exception as error:
+        for number in FULL:  # the system names no file where it refuses to write, and safetensors has only its text
+            if getattr(error, "errno", None) == number or f"(os error {number})" in str(error):
+                raise OSError(number, os.strerror(number), str(path)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import dynroute_command
-from dynroute.files import check_file_place
+from dynroute.files import FULL, check_file_place
 from dynroute_command.choices import split_benchmark, task_names
 from dynroute_command.parser import given_options
 
@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
             message = f"{error.filename}: {error.strerror.lower()}."
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             message = f"a path must have at most 4095 bytes, and each name in it 255, got {error.filename!s:.60}..."
+        if isinstance(error, OSError) and error.errno in FULL:
+            message = f"there is no space left for {error.filename or 'a file'}; free some, and start again."
         for line in (f"dynroute: {message}", *getattr(error, "__notes__", ())):
             print(line, file=sys.stderr)
         return 1

@@ -1,8 +1,6 @@
 """Nested plain data with tensors, stored as JSON and safetensors, which cannot run code."""
 
-import errno
 import json
-import os
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -38,14 +36,8 @@ def write_tree(folder: Path | Member, name: str, tree: Any) -> None:
                 file.write(data)
         return
     (folder / f"{name}.json").write_text(text)
-    try:
-        with writing_file(folder / f"{name}.safetensors") as part:
-            save_file(tensors, part)
-    except SafetensorError as error:  # it holds the system's error number only as text
-        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            if f"(os error {number})" in str(error):
-                raise OSError(number, os.strerror(number), str(folder)) from error
-        raise
+    with writing_file(folder / f"{name}.safetensors") as part:
+        save_file(tensors, part)
 
 
 def read_tree(folder: Path | Member, name: str) -> Any:

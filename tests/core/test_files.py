@@ -2,14 +2,16 @@
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
+from safetensors.torch import save_file
 
 from dynroute.files import is_leftover, writing_file
 
@@ -45,9 +47,21 @@ def test_a_full_disk_leaves_the_old_file_alone(path: Path, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)  # some systems tell only then
-    with pytest.raises(OSError, match="No space left"), writing_file(path) as part:
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a.json'"), writing_file(path) as part:
         part.write_text("new")
     assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", [Path.write_bytes, lambda part, data: save_file({"x": torch.ones(999)}, part)])
+def test_a_file_that_may_not_grow_is_named(path: Path, write: Callable[[Path, bytes], object]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/a.json'"), writing_file(path) as part:
+            write(part, bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -86,7 +100,7 @@ def test_leftovers_have_the_names_of_temporary_files(name: str) -> None:
 @pytest.mark.parametrize("umask", [0o022, 0o027])
 def test_files_have_the_permissions_of_the_umask(path: Path, umask: int) -> None:
     def save(part: Path) -> None:
-        safetensors.torch.save_file({"x": torch.ones(1)}, part)
+        save_file({"x": torch.ones(1)}, part)
 
     before = os.umask(umask)
     try:

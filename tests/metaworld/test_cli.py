@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import functools
 import inspect
 import io
@@ -897,6 +898,22 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert main(["bench", "--device", name, "--seconds", "0.1"]) == 1
         assert capsys.readouterr().err.startswith(f"dynroute: {told}")
+
+
+def test_a_disk_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "evaluate", "scripted", "--benchmark", "reach", "--goals", "fixed", "--horizon", "1", "--output"
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    error = told(capsys, *words, f"{tmp_path}/a.json")
+    assert error.endswith(f"dynroute: there is no space left for {tmp_path}/a.json; free some, and start again.\n")
+    monkeypatch.setattr(EvaluationResult, "save", fail)
+    error = told(capsys, *words, f"{tmp_path}/a.json")
+    assert error.endswith("dynroute: there is no space left for a file; free some, and start again.\n")
 
 
 def test_paths_that_are_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

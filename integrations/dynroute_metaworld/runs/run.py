@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import errno
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from typing import Any, Self
 
 import filelock
 
-from dynroute.files import is_leftover, writing_file
+from dynroute.files import FULL, is_leftover, writing_file
 from dynroute_command.choices import benchmark_name, split_benchmark
 from dynroute_sb3 import DamagedError, latest_checkpoint
 from dynroute_sb3.checkpoint import checkpoint_steps
@@ -163,7 +162,7 @@ class Run:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in FULL:
                 raise
             last = latest_checkpoint(self.checkpoints)
             raise RunError(
