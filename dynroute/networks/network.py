@@ -198,7 +198,7 @@ def gate_named(gate: Gate | str) -> Gate:
     if isinstance(gate, Gate):
         return copy.deepcopy(gate)
     kind, _, k = gate.partition("-") if isinstance(gate, str) else ("", "", "")
-    if kind in CHOOSING and k == "1":
+    if kind in CHOOSING and k.isdecimal() and int(k) < 2:
         raise ValueError(f'`gate` must read at least 2 sources to learn from their weights, got {gate!r}; try "hard".')
     if kind in CHOOSING and k.isdecimal():
         return CHOOSING[kind](int(k))

@@ -355,7 +355,10 @@ def test_sizes_that_cannot_work_are_said(name: str) -> None:
         ("d2r", {"gate": "ten"}, '`gate` must be a Gate or one of "soft", "hard", "top-2", .* got \'ten\'\\.'),
         ("d2r", {"gate": "topk-3"}, "got 'topk-3'; did you mean \"top-3\"?"),
         ("d2r", {"gate": "topk"}, "got 'topk'; did you mean \"top-2\"?"),
-        ("d2r", {"gate": "top-1"}, "`gate` must read at least 2 sources .*, got 'top-1'; try \"hard\""),
+        *(
+            ("d2r", {"gate": f"top-{k}"}, f"`gate` must read at least 2 sources .*, got 'top-{k}'; try \"hard\"")
+            for k in (0, 1)
+        ),
         ("d2r", {"modules": 4}, "`modules` is not a keyword of the network d2r; did you mean `num_modules`"),
         ("care", {"attention": "none"}, "`attention` must be one of 'gate', 'dot', got 'none'"),
         ("care", {"attention": "dot", "context_sizes": (5, 3)}, 'must end alike for attention="dot", got 4 and 3'),
