@@ -194,6 +194,8 @@ def test_a_reader_that_has_enough_sees_no_traceback() -> None:
 def test_a_network_that_cannot_be_built_leaves_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = told(capsys, "train", "--run", str(tmp_path / "run"), "--gate", "top-1")
     assert "`gate` must read at least 2 sources to learn from their weights, got 'top-1'; try \"hard\"" in error
+    error = told(capsys, "train", "--run", str(tmp_path / "run"), "--gate", "top-17")
+    assert error == "dynroute: `gate` must read at most the 16 sources of a node, got 'top-17'; soft reads all.\n"
     assert not (tmp_path / "run").exists()
 
 

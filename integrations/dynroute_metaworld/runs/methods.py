@@ -48,6 +48,12 @@ def check_network(configuration: Configuration) -> None:
     critic = build_critic(configuration, network)
     _check_growth(configuration, network, critic)
     routed = getattr(network, "routed", None)
+    if configuration.gate is not None and routed is not None and configuration.grow_to is None:
+        most, sources = routed.gate.max_sources, routed.topology.path_shape[-1]
+        if most is not None and most > sources:
+            raise ValueError(
+                f"`gate` must read at most the {sources} sources of a node, got {configuration.gate!r}; soft reads all."
+            )
     if configuration.router_lr is not None:
         check_router_rate(configuration.router_lr, [network, critic])
     if configuration.route_balance:
