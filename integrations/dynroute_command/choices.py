@@ -150,7 +150,7 @@ def task_names(benchmark: str | Sequence[str]) -> tuple[str, ...]:
     names = tuple(name.removesuffix("-v3") for name in benchmark)
     for name in names:
         if name not in _MT50:
-            words, rest = [*_MT50, *(BENCHMARKS if alone else ())], "; BENCHMARKS['MT50'] names them all."
+            words, rest = [*_MT50, *(BENCHMARKS if alone else ())], f"; the tasks are {', '.join(_MT50)}."
             hint = likely(name, words, count=3, otherwise=rest)
             if name.upper() == "MT1":
                 hint = "; MT1 is a single task: give the name of the task."
