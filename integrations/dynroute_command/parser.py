@@ -294,7 +294,8 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help() + missing + "".join(f"{line}\n" for line in lines)
 
     def error(self, message: str) -> NoReturn:
-        wrong = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        words = message.partition(";")[0].split()  # a hint comes after it
+        wrong = [word.partition("=")[0] for word in words if word.startswith("--")]
         if "unrecognized" in message and wrong:
             flag, own = wrong[0], [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
             users = [f"dynroute {name}" for name, other in _commands(_parser()).items() if other.has(flag)]

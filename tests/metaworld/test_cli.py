@@ -409,7 +409,7 @@ def test_flags_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     required = "arguments are required: --methods, or --summary for the results so far, with --folder PATH"
     assert required in refused(capsys, "sweep")
     error = refused(capsys, "sweep", "--summary", "sweeps/first")
-    assert "unrecognized arguments: sweeps/first; the folder of a sweep is --folder sweeps/first" in error
+    assert "unrecognized arguments: sweeps/first; the folder of a sweep is --folder sweeps/first\n" in error
     error = refused(capsys)
     assert "    train     train a method on a benchmark\n" in error
     assert error.endswith("\ndynroute: error: a command is required, one of those above\n")
