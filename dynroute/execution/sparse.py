@@ -156,7 +156,7 @@ class _Touch(torch.autograd.Function):
 
     @staticmethod
     def forward(output: Tensor, *parameters: Tensor) -> Tensor:
-        return output.view_as(output)
+        return output.clone()  # torch forbids changes in place of a view from here
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
@@ -165,7 +165,7 @@ class _Touch(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         (gradient,), parameters = gradients, ctx.parameters
-        if not torch.compiler.is_compiling():  # compiled code has no second derivatives
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # compiled code has no second derivatives
             gradient = _Touch.apply(gradient, *parameters)  # type: ignore[no-untyped-call]
         return gradient, *(torch.zeros_like(parameter) for parameter in parameters)
 

@@ -494,11 +494,24 @@ class Sine(nn.Module):
         return output
 
 
-def first_two_of_four(experts: Sequence[nn.Module]) -> Tensor:
+def first_two_of_four(experts: Sequence[nn.Module], x: Tensor | None = None) -> Tensor:
     """The output of a mixture on a path that leaves its last two experts out."""
     net = ModelRouting(experts, TopK(2), context_features=4, backend="sparse")
-    output: Tensor = net(torch.randn(8, 4), path=torch.tensor([[True, True, False, False]]).expand(8, 1, 4))
+    x = torch.randn(8, 4) if x is None else x
+    output: Tensor = net(x, path=torch.tensor([[True, True, False, False]]).expand(8, 1, 4))
     return output
+
+
+@pytest.mark.parametrize("unread", [False, True])
+def test_outputs_and_gradients_may_be_overwritten_where_a_node_is_unused(unread: bool) -> None:
+    x = torch.randn(8, 4, requires_grad=True)
+    net = RoutedGraph([nn.Linear(4, 4) for _ in range(3)], Topology([[], [], [0]]), Soft())
+    output = net(x) if unread else first_two_of_four([Sine(nn.Linear(4, 3)) for _ in range(4)], x)
+    expected = 2 * output.detach()
+    output.mul_(2)
+    assert torch.equal(output.detach(), expected)
+    (gradient,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+    gradient.mul_(2)
 
 
 def test_experts_that_no_sample_needs_may_change_between_forward_and_backward() -> None:
