@@ -91,7 +91,10 @@ class Gate(nn.Module, ABC):
 
     @property
     def couples_samples(self) -> bool:
-        """Whether a path may depend on other samples too; a node that holds such a gate runs on all of them."""
+        """Whether a path, or what the gate learns, may depend on other samples.
+
+        A module that holds such a gate and is itself a node of a graph runs on all samples.
+        """
         return self.capacity is not None
 
     @property
@@ -455,6 +458,11 @@ class BalancedTopK(_Mixing):
         self.register_buffer("load", None)
         self.register_buffer("learned", None)  # 1 if a backward pass ran since the last pass that counted
         self.exists = None
+
+    @property
+    def couples_samples(self) -> bool:
+        """True in training, where samples are counted; see :attr:`dynroute.Gate.couples_samples`."""
+        return self.training or super().couples_samples
 
     def bind(self, topology: Topology, device: torch.device | None = None) -> None:
         """Makes the bias for a graph; a gate belongs to one graph only."""
