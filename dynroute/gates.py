@@ -427,9 +427,12 @@ class BalancedTopK(_Mixing):
 
     A pass counts if the gate is in training mode, gradients are recorded and no path is replayed. Loads accumulate, and
     the first pass after a backward pass moves the bias, once for all passes before. Replay, evaluation and
-    ``torch.no_grad()`` leave it unchanged. Activation checkpointing repeats a pass along the same path; with
-    ``use_reentrant=True`` no pass counts, and neither do functions under ``torch.func``. Compiled code moves the bias
-    at every pass. Bias and load are in the state dict. The bias stays in float32 if the layer is converted to 16 bits.
+    ``torch.no_grad()`` leave it unchanged. A backward pass counts if it reaches the weights of the route, unlike
+    ``loss.backward(inputs=...)`` with the parameters of modules alone. If the weights need no gradient, as with a
+    frozen router, the bias moves at every pass. Activation checkpointing repeats a pass along the same path, if no
+    other pass moved the bias in between; with ``use_reentrant=True`` no pass counts, and neither do functions under
+    ``torch.func``. Compiled code moves the bias at every pass. Bias and load are in the state dict. The bias stays in
+    float32 if the layer is converted to 16 bits.
 
     Args:
         k: The number of sources to read, at least 2; a node with fewer reads them all.

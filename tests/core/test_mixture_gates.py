@@ -440,6 +440,15 @@ def test_when_the_bias_moves() -> None:
     assert moves(lambda net, x: torch.compile(net, fullgraph=True, backend="aot_eager")(x))
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_backward_pass_counts_if_it_reaches_the_weights_or_they_need_none(frozen: bool) -> None:
+    net = balanced()
+    net.router.requires_grad_(not frozen)
+    for _ in range(2):
+        net(torch.randn(16, 5)).sum().backward(inputs=list(net.nodes[0].parameters()))
+    assert bool(net.gate.bias.any()) == frozen
+
+
 def test_checkpointing_runs_the_same_path_again() -> None:
     net, twin = balanced(rate=0.5), None
     for _ in range(4):
