@@ -1,6 +1,6 @@
 """The routed graph of any topology, which the four levels construct."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
@@ -495,10 +495,25 @@ def _linear_at(module: nn.Module, place: int) -> nn.Linear | None:
 
 def begins_in_place(module: nn.Module) -> nn.Module | None:
     """The layer that a module begins with, if it overwrites its input."""
-    first: nn.Module | None = module
-    while type(first) is nn.Sequential:
-        first = next((part for part in first if not isinstance(part, nn.Identity)), None)
-    return first if getattr(first, "inplace", False) else None
+    for layer in _layers(module):
+        if getattr(layer, "inplace", False):
+            return layer
+        if not isinstance(layer, _RETURN_THEIR_INPUT):
+            return None
+    return None
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a module in order, out of all plain sequences in it."""
+    if type(module) is not nn.Sequential:
+        yield module
+        return
+    for part in module:
+        yield from _layers(part)
+
+
+_RETURN_THEIR_INPUT = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
+"""Layers whose output may be their input, or a view of it."""
 
 
 def check_input_kept(name: str, module: nn.Module) -> None:

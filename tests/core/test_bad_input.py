@@ -525,6 +525,14 @@ def noisy_pass(*, sample: bool | None = None, replay: bool = False, **options: A
             "`modules[1]` must not begin with a layer that works in place, got ReLU(inplace=True): other modules or",
         ),
         (
+            lambda: OutputRouting([nn.Sequential(nn.Sequential(nn.Dropout(), nn.Flatten()), nn.ReLU(True))]),
+            "`heads[0]` must not begin with a layer that works in place, got ReLU(inplace=True): other modules or",
+        ),
+        (
+            lambda: OutputRouting([nn.Sequential(nn.AlphaDropout(), nn.Unflatten(1, (5, 1)), nn.ReLU(True))]),
+            "`heads[0]` must not begin with a layer that works in place, got ReLU(inplace=True): other modules or",
+        ),
+        (
             lambda: ModelRouting(linear(3), TopK(2), shared=[nn.Linear(5, 5), nn.ReLU(True)]),
             "`shared[1]` must not begin with a layer that works in place, got ReLU(inplace=True): other modules or",
         ),
