@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .arguments import check_tensor, shown
+from .checks import full_precision
 from .files import writing_file
 from .saving import import_safetensors
 
@@ -39,11 +40,15 @@ Operation = tuple[str, str, list[Any], dict[str, Any]]
 class Program(nn.Module):
     """A traced module as operations and tensors; :func:`trace_program` makes it.
 
+    It computes in the types that were traced: autocast does not change them, nor does ``program.half()``. For
+    other types, convert the module and trace it again.
+
     Args:
         operations: The operations in order, as plain data.
         output: The name of the value that is returned.
         tensors: The parameters, buffers and constants by name.
         features: The width of the input.
+        dtype: The type of the input.
         notes: Further plain data to store.
 
     Example:
@@ -64,10 +69,12 @@ class Program(nn.Module):
         output: str,
         tensors: Mapping[str, Tensor],
         features: int,
+        dtype: torch.dtype,
         notes: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        self.operations, self.output, self.features, self.notes = operations, output, features, dict(notes)
+        self.operations, self.output, self.notes = operations, output, dict(notes)
+        self.features, self.dtype = features, dtype
         self.tensors = list(tensors)
         for i, tensor in enumerate(tensors.values()):
             self.register_buffer(f"tensor_{i}", tensor)
@@ -77,9 +84,15 @@ class Program(nn.Module):
         """Computes the output for inputs with shape ``[batch, features]``."""
         if x.dim() != 2 or x.shape[1] != self.features:
             raise ValueError(f"`x` must have shape (batch, {self.features}), got {tuple(x.shape)}.")
+        if x.dtype != self.dtype:
+            raise TypeError(
+                f"`x` must be {self.dtype} like the input that was traced, got {x.dtype}; convert it with "
+                f"`x.to({self.dtype})`, or trace a module of that type."
+            )
         if x.device not in self._run:  # some operations name a device
             self._run[x.device] = _compile(self.operations, self.output, self.tensors, x.device)
-        return self._run[x.device](x, *self.buffers())
+        with full_precision(x):
+            return self._run[x.device](x, *self.buffers())
 
     @property
     def parameter_count(self) -> int:
@@ -100,6 +113,7 @@ class Program(nn.Module):
             "output": self.output,
             "tensors": self.tensors,
             "features": self.features,
+            "dtype": _plain(self.dtype, {}),
             "notes": self.notes,
         }
         metadata = {"format": "pt", "dynroute": FORMAT, "program": json.dumps(description, allow_nan=False)}
@@ -133,10 +147,19 @@ class Program(nn.Module):
         try:
             stored = json.loads(metadata["program"])
             ordered = {name: tensors[name] for name in stored["tensors"]}
-            program = cls(stored["operations"], stored["output"], ordered, int(stored["features"]), stored["notes"])
+            features, dtype = int(stored["features"]), _of_torch(stored["dtype"])
+            program = cls(stored["operations"], stored["output"], ordered, features, dtype, stored["notes"])
         except (LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:
             raise ValueError(f"`path` must hold operations that this torch has, {path} does not: {error}") from error
         return program.to(device).eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def convert(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)  # operations name their types
+
+        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def extra_repr(self) -> str:
         return f"{self.features} features, {len(self.operations)} operations, {self.parameter_count:,} numbers"
@@ -183,10 +206,10 @@ def trace_program(module: nn.Module, x: Tensor, *, notes: Mapping[str, Any] | No
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*treespec", FutureWarning)  # torch 2.13 warns about its own use
         exported = exported.run_decompositions(table)
-    return _of_export(exported, x.shape[1], plain)
+    return _of_export(exported, x, plain)
 
 
-def _of_export(exported: Any, features: int, notes: Mapping[str, Any]) -> Program:
+def _of_export(exported: Any, x: Tensor, notes: Mapping[str, Any]) -> Program:
     """Converts an exported program."""
     signature = exported.graph_signature
     kind = exported.call_spec.out_spec.type or type(signature.user_outputs[0])  # a tensor is given by its name
@@ -227,7 +250,7 @@ def _of_export(exported: Any, features: int, notes: Mapping[str, Any]) -> Progra
         args, kwargs = (_plain(part, names) for part in (list(node.args), dict(node.kwargs)))
         names[node] = f"v{len(operations)}"
         operations.append((names[node], _name(node.target), args, kwargs))
-    return Program(operations, names[nodes[result]], tensors, features, notes).eval()
+    return Program(operations, names[nodes[result]], tensors, x.shape[1], x.dtype, notes).eval()
 
 
 def _name(target: Any) -> str:
@@ -280,6 +303,15 @@ def _plain(value: Any, names: Mapping[fx.Node, str]) -> Any:
     raise TypeError(f"`module` must have operations with numbers as arguments, got {shown(value)}.")
 
 
+def _of_torch(tree: Mapping[str, str]) -> Any:
+    """Looks up a type, a layout or a memory format by name."""
+    ((kind, name),) = tree.items()
+    value = getattr(torch, name, None)
+    if not isinstance(value, getattr(torch, kind)):
+        raise ValueError(f"{name!r} is not a {kind} of torch.")
+    return value
+
+
 def _compile(
     operations: list[Operation], output: str, tensors: list[str], device: torch.device
 ) -> Callable[..., Tensor]:
@@ -293,12 +325,8 @@ def _compile(
         match tree:
             case {"value": str(name)}:
                 return values[name]
-            case {"dtype": str(name)} | {"layout": str(name)} | {"memory_format": str(name)}:
-                (kind,) = tree
-                value = getattr(torch, name, None)
-                if not isinstance(value, getattr(torch, kind)):
-                    raise ValueError(f"{name!r} is not a {kind} of torch.")
-                return value
+            case {"dtype": str()} | {"layout": str()} | {"memory_format": str()}:
+                return _of_torch(tree)
             case {"float": "inf" | "-inf" | "nan" as text}:
                 return float(text)
             case {"text": str(text)} if text in _TEXTS:

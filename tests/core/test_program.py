@@ -121,6 +121,19 @@ def test_a_program_moves_and_takes_other_types(tmp_path: Path) -> None:
     torch.testing.assert_close(trace_program(double, x)(x), double.eval()(x))
 
 
+def test_a_program_computes_in_the_types_that_were_traced(tmp_path: Path) -> None:
+    program = traced("module")[1]
+    program.save(tmp_path / "p.safetensors")
+    x = torch.randn(4, 5)
+    expected = program(x)
+    for other in (copy.deepcopy(program).half(), Program.load(tmp_path / "p.safetensors").double()):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(other(x), expected)
+        with pytest.raises(TypeError, match=r"`x` must be torch\.float32 like the input that was traced, got tor"):
+            other(x.double())
+    assert {tensor.device.type for tensor in copy.deepcopy(program).to("meta", torch.float64).buffers()} == {"meta"}
+
+
 def test_a_file_needs_neither_classes_nor_training(tmp_path: Path) -> None:
     program = traced("extracted")[1]
     program.save(tmp_path / "p.safetensors")
@@ -168,6 +181,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a later value": (lambda told: operation(told)[2].__setitem__(0, {"value": "v5"}), "'v5'$"),
     "no output": (lambda told: told.update(output="y"), "'y'$"),
     "a tensor": (lambda told: told["tensors"].append("more"), "'more'$"),
+    "no type of the input": (lambda told: told.update(dtype={"dtype": "load"}), "'load' is not a dtype"),
     "not a list": (lambda told: told.update(operations=3), "'int' object is not iterable$"),
     "nothing": (lambda told: told.clear(), "'tensors'$"),
 }
