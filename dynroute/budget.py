@@ -173,7 +173,7 @@ def limit_modules(route: Route, topology: Topology, limit: int) -> Tensor:
     kept = _chain(logits, path, weights, topology, limit, heights)
     kept = _fill(kept, used, flow(topology, weights), topology, limit, limit - heights[-1])
 
-    padded = torch.cat([kept, kept.new_zeros(len(kept), 1)], dim=-1)  # the index of padding is num_nodes
+    padded = torch.cat([kept, kept.new_zeros(kept.shape[0], 1)], dim=-1)  # the index of padding is num_nodes
     stays = padded[:, topology.on(path.device).sources]
     shorter = path & stays
     shorter = torch.where(shorter.any(dim=-1, keepdim=True), shorter, best_k(logits, 1, stays))
@@ -193,10 +193,10 @@ def _chain(logits: Tensor, path: Tensor, weights: Tensor, topology: Topology, li
     row = torch.zeros(topology.num_nodes + 1, dtype=torch.long, device=path.device)
     row[list(topology.destinations)] = torch.arange(len(topology.destinations), device=path.device)
     ends = torch.tensor([not parents for parents in topology.parents], device=path.device)
-    chain = path.new_zeros(len(path), topology.num_nodes + 1)
+    chain = path.new_zeros(path.shape[0], topology.num_nodes + 1)  # len() would make the batch a constant in an export
     node, samples = (
-        path.new_full((len(path),), topology.num_nodes - 1, dtype=torch.long),
-        torch.arange(len(path), device=path.device),
+        path.new_full((path.shape[0],), topology.num_nodes - 1, dtype=torch.long),
+        torch.arange(path.shape[0], device=path.device),
     )
     chain[:, -2] = True
     for left in range(limit - 1, 0, -1):

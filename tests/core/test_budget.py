@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynroute import (
     Budget,
@@ -288,6 +288,24 @@ DAG = Topology.dag(4)
 ROUTE = TopK(2)(torch.zeros(2, 3, 3), allowed=DAG.allowed)
 CLOSED = ROUTE._replace(logits=ROUTE.logits.masked_fill(torch.arange(18).view(2, 3, 3) == 16, -torch.inf))
 NAN = torch.full((4,), torch.nan)
+
+
+class Limited(nn.Module):
+    """A net that runs at most four modules for a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = ModuleRouting.mlp(5, 8, 6, 2, gate=TopK(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x, path=limit_modules(self.net.route(x), self.net.topology, 4))
+
+
+def test_a_net_with_a_limit_is_exported_for_any_batch() -> None:
+    net, x = Limited().eval(), torch.randn(32, 5)
+    exported = torch.export.export(net, (x[:8],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)).module()
+    for batch in (1, 32):
+        torch.testing.assert_close(exported(x[:batch]), net(x[:batch]))
 
 
 def test_a_limit_beyond_the_nodes_costs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
