@@ -71,7 +71,7 @@ class Record:
             raise ValueError(
                 f"`task` must label every sample of the route, with batch shape {tuple(path.shape[:-2])}, "
                 f"got {tuple(task.shape)}; label each pass once, and each token of a sequence. A layer inside a node "
-                "may not see all samples."
+                'may miss samples under any backend but "reference".'
             )
         return task
 
@@ -255,7 +255,8 @@ def record(module: nn.Module, *, device: torch.device | str | None = None, detac
     The modules are not modified, so copies and pickles made inside the block are as usual. The routes remain after the
     block. All forward passes of the thread are recorded, in training and in evaluation, whether they return their
     routes or not. Not counted are :meth:`RoutedGraph.route` alone, and a backward pass that runs inside the block, such
-    as the recomputation of activation checkpointing. A layer inside a node sees only the samples that reach it.
+    as the recomputation of activation checkpointing. A layer inside a node sees all samples under the backend
+    "reference"; under others it may see only those that reach it.
 
     Compiled and exported code does not report its routes; record the original model. A block in which no routed layer
     ran ends with a warning. Functions under ``torch.func`` raise an error.

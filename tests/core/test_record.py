@@ -310,6 +310,19 @@ def test_labels_of_layers_that_see_other_samples() -> None:
     assert routes[""].summary().samples.tolist() == [6, 4]
 
 
+@pytest.mark.parametrize("backend", ["reference", "sparse"])
+def test_the_backend_decides_which_samples_a_layer_inside_a_node_sees(backend: str) -> None:
+    experts = [ModelRouting.ffn(5, 8, 2, Soft()) for _ in range(2)]
+    model, path = ModelRouting(experts, Soft(), context_features=5, backend=backend), torch.eye(2, dtype=torch.bool)
+    with record(model) as routes:
+        model(torch.randn(6, 5), path=path.repeat(3, 1).unsqueeze(1))
+    assert len(routes["nodes.0"].route.path) == (6 if backend == "reference" else 3)
+    routes.label(torch.zeros(6, dtype=torch.long))
+    if backend == "sparse":
+        with pytest.raises(ValueError, match='layer inside a node may miss samples under any backend but "reference"'):
+            _ = routes["nodes.0"].task
+
+
 def test_passes_without_samples() -> None:
     net = ModelRouting.mlp(5, 8, 3, 2, gate=TopK(2))
     with record(net) as routes:
