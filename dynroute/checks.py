@@ -5,13 +5,14 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, is_in_torch_dispatch_mode
 
 __all__ = [
     "backward_pass",
     "checks_values",
     "full_precision",
     "hides_values",
+    "hiding_mode",
     "hooks_everywhere",
     "in_forward_mode",
     "is_autocast",
@@ -131,9 +132,17 @@ def full_precision(like: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if is_autocast(device) else nullcontext()
 
 
+def hiding_mode() -> str | None:
+    """The name of a dispatch mode of torch that may hide values, as fake tensors do; None if none is active."""
+    if not is_in_torch_dispatch_mode():
+        return None
+    modes = [type(mode) for mode in _get_current_dispatch_mode_stack()]
+    return next((mode.__name__ for mode in modes if mode.__module__ != "torch.utils.flop_counter"), None)
+
+
 def hides_values(tensor: Tensor) -> bool:
     """Whether code may not depend on the values of a tensor: while compiling or tracing, and off the CPU."""
-    hidden = torch.compiler.is_compiling() or under_transform() or is_in_torch_dispatch_mode()
+    hidden = torch.compiler.is_compiling() or under_transform() or hiding_mode() is not None
     return hidden or tensor.device.type != "cpu" or is_traced()
 
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules import pooling
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..arguments import check_choice
-from ..checks import in_forward_mode, is_traced, under_transform
+from ..checks import hiding_mode, in_forward_mode, is_traced, under_transform
 from .fused import (
     LinearNode,
     Perceptron,
@@ -197,8 +196,8 @@ def _no_fast_backend() -> str | None:
         return "it reads the path, which a transform such as vmap hides"
     if in_forward_mode():
         return "it has no forward-mode derivative"
-    if is_in_torch_dispatch_mode() and not torch.compiler.is_compiling():
-        return "it reads the path, which a traced or fake tensor hides"
+    if not torch.compiler.is_compiling() and (mode := hiding_mode()):
+        return f"it reads the path, which the dispatch mode {mode} may hide"
     if is_traced():
         return "it reads the path, which torch.jit.trace would keep for all inputs"
     return None

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import dynroute
 from dynroute import (
@@ -20,6 +22,7 @@ from dynroute import (
     RoutedGraph,
     SampleK,
     Soft,
+    TableRouter,
     TopK,
     Topology,
 )
@@ -187,6 +190,17 @@ def test_surroundings_that_rule_out_the_fast_backends_are_said() -> None:
     activated = ModuleRouting(modules, Soft(), LinearRouter(5, Topology.dag(3)), backend="fused")
     with pytest.raises(ValueError, match="module 0 reads 5 features and the input has 6"):
         activated(torch.randn(7, 6), torch.randn(7, 5))
+
+
+@pytest.mark.parametrize("backend", ["auto", "sparse"])
+def test_a_counter_of_operations_counts_those_of_the_backend(backend: str) -> None:
+    experts, router = [nn.Linear(16, 16) for _ in range(8)], TableRouter(8, Topology.parallel(8))
+    net, x = ModelRouting(experts, Hard(), router, backend=backend), torch.randn(512, 16, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        net(x, torch.arange(512) % 8).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 512 * 16 * 16  # one expert for each sample, forward and backward
+    with FakeTensorMode(), pytest.raises(ValueError, match="which the dispatch mode FakeTensorMode may hide"):
+        ModelRouting.mlp(5, 8, 4, 2, backend="sparse")(torch.randn(300, 5))
 
 
 def test_backward_twice_gives_the_same() -> None:
