@@ -91,11 +91,8 @@ def swap(model: nn.Module, where: Where, make: Callable[[nn.Module], nn.Module])
         raise TypeError(f"`make` must be a function of the old module, got {shown(make)}.")
     matches = _predicate(where)
 
-    old: dict[str, nn.Module] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        inside = any(name.startswith(f"{outer}.") for outer in old)
-        if name and not inside and matches(name, module):
-            old[name] = module
+    chosen = set(_outermost(model, matches).values())
+    old = _outermost(model, lambda _, module: module in chosen)  # under their other names too
     if not old:
         if matches("", model):
             raise ValueError(
@@ -109,7 +106,10 @@ def swap(model: nn.Module, where: Where, make: Callable[[nn.Module], nn.Module])
             "them all."
         )
 
-    new = {module: _replacement(name, module, make) for name, module in reversed(list(old.items()))}
+    new: dict[nn.Module, nn.Module] = {}
+    for name, module in old.items():
+        if module not in new:
+            new[module] = _replacement(name, module, make)
     for name, module in old.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new[module])
@@ -127,6 +127,16 @@ def _predicate(where: Where) -> Callable[[str, nn.Module], bool]:
     raise TypeError(
         f"`where` must be a pattern for names, a class of modules or a function of name and module, got {shown(where)}."
     )
+
+
+def _outermost(model: nn.Module, matches: Callable[[str, nn.Module], bool]) -> dict[str, nn.Module]:
+    """The parts of a model that match, apart from those inside others, by all names that match."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if name and not inside and matches(name, module):
+            found[name] = module
+    return found
 
 
 def _replacement(name: str, module: nn.Module, make: Callable[[nn.Module], nn.Module]) -> nn.Module:

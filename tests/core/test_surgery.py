@@ -130,6 +130,21 @@ def test_a_part_used_twice_is_replaced_by_one() -> None:
     assert model[0] is model[2]
 
 
+def test_a_part_is_replaced_under_names_that_do_not_match_too() -> None:
+    shared, calls = nn.Linear(6, 6), []
+
+    def make(part: nn.Module) -> nn.Module:
+        calls.append(part)
+        return nn.Linear(6, 6)
+
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Sequential(nn.Sequential(shared)))
+    old = dynroute.swap(model, lambda name, _: name in ("2", "3.0"), make)
+    assert list(old) == ["0", "2", "3.0"]
+    assert model[0] is model[2] is not shared
+    assert old["3.0"][0] is shared, "what is inside of an old part stays"
+    assert calls == [shared, old["3.0"]]
+
+
 def test_what_is_inside_a_replaced_part_is_left_alone() -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6))), nn.Linear(6, 2))
     old = dynroute.swap(model, lambda name, module: not isinstance(module, nn.Sequential) or name == "0", nn.Identity)
