@@ -44,7 +44,7 @@ class Record:
     """The names of the tasks, by id."""
 
     dropped: tuple[Tensor, ...] = ()
-    """The number of choices that each pass dropped, if the gate has a capacity (:attr:`dynroute.Gate.capacity`)."""
+    """The tensor ``gate.dropped`` after each pass, if the gate has a capacity (:attr:`dynroute.Gate.capacity`)."""
 
     @property
     def route(self) -> Route:

@@ -213,8 +213,9 @@ def metrics(
     dead           the number of nodes that no sample uses
     router_entropy the mean entropy of the router, in nats (:func:`dynroute.losses.route_entropy`)
     unrouted       the share of destinations without a source, which a gate with a capacity may leave
-    dropped        the number of choices that a capacity dropped, if given
-    dropped_share  the same as a share of all choices
+    dropped        the number of choices that a capacity dropped, if given; with ``ExpertChoice`` the number
+                   of samples without a source
+    dropped_share  the same as a share of all choices; with ``ExpertChoice`` read `unrouted` instead
     z_loss         :func:`dynroute.losses.router_z_loss`
     balance_loss   :func:`dynroute.losses.load_balance`
     ============== =========================================================================================
