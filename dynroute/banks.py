@@ -17,7 +17,8 @@ class LinearBank(nn.ModuleList):
 
     A bank is a list of ordinary modules, ``nn.Linear`` or ``nn.Sequential(nn.Linear, activation)``, for any routed
     layer. Its ``state_dict`` has the keys of separate modules. The parameters lie one behind the other, so the
-    fused backend multiplies with all of them without a copy; it stacks separate modules at every call. Saving the
+    fused backend multiplies with all of them without a copy; it stacks separate modules at every call. A bank in a
+    graph stays in one piece if the graph, or a model around it, is moved or converted as a whole. Saving the
     ``state_dict`` of a single member writes the memory of the whole bank.
 
     Args:

@@ -8,7 +8,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from itertools import count
+from itertools import chain, count
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -459,9 +459,9 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     types = {tensors[name].dtype for name in parameters if name in tensors and tensors[name].is_floating_point()}
     if len(types) == 1 and types != {parameter.dtype for parameter in parameters.values()}:
         module.to(types.pop())  # parameters that share memory keep it
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if name in tensors and tensors[name].dtype != tensor.dtype:
-            tensor.data = tensor.data.to(tensors[name].dtype)
+    named = chain(module.named_parameters(), module.named_buffers())
+    stored = {tensor: tensors[name].dtype for name, tensor in named if name in tensors}
+    module._apply(lambda tensor: tensor.to(stored.get(tensor, tensor.dtype)))  # type: ignore[no-untyped-call]
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

@@ -442,6 +442,17 @@ def test_banks_of_other_types_come_back_beside_a_bias_in_float32(dtype: torch.dt
     assert twin.gate.bias.dtype == torch.float32
 
 
+def test_a_bank_of_another_type_than_the_router_comes_back(tmp_path: Path) -> None:
+    router = LinearRouter(5, Topology.parallel(3))
+    net = ModelRouting(LinearBank(3, 5, 2, dtype=torch.float64), Soft(), router)
+    save_pretrained(net, tmp_path)
+    twin = ModelRouting.from_pretrained(tmp_path)
+    assert net.has_bank
+    assert twin.has_bank
+    x, context = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5)
+    assert torch.equal(twin(x, context), net(x, context))
+
+
 def test_a_failure_leaves_both_files_that_were_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = ModelRouting.ffn(5, 8, 3)
     net.save_pretrained(tmp_path)
