@@ -1,6 +1,8 @@
 """Limits on the number of modules that run: a learned price in training, and a hard limit in inference."""
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ class Budget(nn.Module):
     they cost less, like the entropy coefficient of SAC. Its logarithm is a parameter with a separate optimizer. Let it
     begin small and rise to what is needed within the first half of the training: earlier, it takes modules away before
     the network has learned what they are for, and modules that are no longer sampled do not come back; later, the
-    network is too settled to follow.
+    network is too settled to follow. The multiplier stays in float32 if the module is converted to 16 bits.
 
     Args:
         target: The largest mean cost, in the unit of :func:`dynroute.losses.compute_cost`.
@@ -94,6 +96,14 @@ class Budget(nn.Module):
         values, finite = self._of_samples(self.log_multiplier, cost, task), cost.isfinite()
         excess = torch.where(finite, cost.detach() - self.target, 0.0)
         return -(values * excess).sum() / finite.sum().clamp(min=1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def convert(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype.itemsize >= 4 else tensor.to(moved.device)  # 16 bits lose small steps
+
+        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def extra_repr(self) -> str:
         return f"target={self.target}" + ("" if self.num_tasks is None else f", num_tasks={self.num_tasks}")

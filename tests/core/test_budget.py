@@ -124,6 +124,19 @@ def test_the_second_derivative_of_the_cost(topology: Topology, draws: int) -> No
     assert torch.autograd.gradgradcheck(cost, logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_price_stays_in_float32(dtype: torch.dtype) -> None:
+    budget = Budget(4.0, 2)
+    budget.multiplier_loss(torch.tensor([5.0, 6.0]), torch.tensor([0, 1])).backward()
+    before = budget.log_multiplier.detach().clone()
+    prices = torch.optim.Adam(budget.to(dtype).parameters(), lr=3e-4)
+    assert torch.equal(budget.log_multiplier, before)
+    prices.step()
+    assert (budget.log_multiplier > before).all()
+    assert budget.log_multiplier.grad.dtype == torch.float32
+    assert budget.double().multiplier.dtype == torch.float64
+
+
 @pytest.mark.parametrize(("low", "dtype"), [(-86, torch.float32), (-95, torch.float32), (-740, torch.float64)])
 @pytest.mark.parametrize("k", [3, 5])
 def test_the_cost_of_sources_that_almost_underflow_is_that_without_them(k: int, low: float, dtype: torch.dtype) -> None:
