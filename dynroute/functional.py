@@ -340,7 +340,8 @@ def gumbel_noise(
         uniform = torch.rand(tuple(shape), dtype=torch.float32, device=device)
     else:
         uniform = torch.rand(tuple(shape), dtype=torch.float32, device=device, generator=generator)
-    return uniform.clamp_(min=_SMALLEST_DRAW).log_().neg_().log_().neg_()
+    # vmap has no rule for clamp_() and warns.
+    return uniform.clamp_min_(_SMALLEST_DRAW).log_().neg_().log_().neg_()
 
 
 def suitable(logits: Tensor, *, allowed: Tensor | None = None) -> Tensor:

@@ -302,6 +302,11 @@ def test_equal_generators_draw_equal_paths_whatever_the_type_of_the_logits() -> 
     assert torch.equal(paths[1], paths[2])
 
 
+def test_gumbel_noise_is_drawn_under_vmap_without_a_warning() -> None:
+    draw = torch.func.vmap(lambda _: gumbel_noise((3,)), randomness="different")
+    assert len(draw(torch.arange(2)).unique()) == 6
+
+
 def test_gumbel_noise_is_finite_float32_with_the_right_moments() -> None:
     noise = gumbel_noise((200_000,), generator=torch.Generator().manual_seed(0))
     assert noise.dtype == torch.float32
