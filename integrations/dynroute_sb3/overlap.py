@@ -19,7 +19,7 @@ class OverlappedSAC(MultiTaskSAC):
     Updates that are due after a step run during the next one, so the actions of that step come from the networks before
     these updates. This saves time if environments run in separate processes with idle cores, or if the networks are on
     a GPU. Results depend only on the seed, not on timing, and checkpoints store the updates that are due. Updates
-    that are due while the replay buffer is empty, as after :meth:`load`, are dropped.
+    that are due while the replay buffer is empty, as after ``load``, are dropped.
 
     Example:
         >>> model = OverlappedSAC("MlpPolicy", DummyVecEnv(point_tasks()), learning_starts=8)
