@@ -91,10 +91,7 @@ class Gate(nn.Module, ABC):
 
     @property
     def couples_samples(self) -> bool:
-        """Whether a path, or what the gate learns, may depend on other samples.
-
-        A module that holds such a gate and is itself a node of a graph runs on all samples.
-        """
+        """Whether a path may depend on other samples too; a node that holds such a gate runs on all of them."""
         return self.capacity is not None
 
     @property
@@ -431,8 +428,9 @@ class BalancedTopK(_Mixing):
     ``loss.backward(inputs=...)`` with the parameters of modules alone. If the weights need no gradient, as with a
     frozen router, the bias moves at every pass. Activation checkpointing repeats a pass along the same path, if no
     other pass moved the bias in between; with ``use_reentrant=True`` no pass counts, and neither do functions under
-    ``torch.func``. Compiled code moves the bias at every pass. Bias and load are in the state dict. The bias stays in
-    float32 if the layer is converted to 16 bits.
+    ``torch.func``. Compiled code moves the bias at every pass. In a layer that is a module of another one, samples are
+    those that the module is called with: the ones routed to it, or all under the backend "reference". Bias and load are
+    in the state dict. The bias stays in float32 if the layer is converted to 16 bits.
 
     Args:
         k: The number of sources to read, at least 2; a node with fewer reads them all.
@@ -461,11 +459,6 @@ class BalancedTopK(_Mixing):
         self.register_buffer("load", None)
         self.register_buffer("learned", None)  # 1 if a backward pass ran since the last pass that counted
         self.exists = None
-
-    @property
-    def couples_samples(self) -> bool:
-        """True in training, where samples are counted; see :attr:`dynroute.Gate.couples_samples`."""
-        return self.training or super().couples_samples
 
     def bind(self, topology: Topology, device: torch.device | None = None) -> None:
         """Makes the bias for a graph; a gate belongs to one graph only."""

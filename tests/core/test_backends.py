@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dynroute
 from dynroute import (
-    BalancedTopK,
     ExpertChoice,
     Gate,
     Hard,
@@ -269,7 +268,6 @@ class Centred(nn.Module):
 COUPLED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool, str]] = {
     "expert choice": (lambda: ModelRouting.ffn(7, 7, 4, gate=ExpertChoice(1.0)), (600, 7), False, "couples samples"),
     "capacity": (lambda: ModelRouting.ffn(7, 7, 4, gate=TopK(2, capacity=1.0)), (600, 7), True, "couples samples"),
-    "balanced": (lambda: ModelRouting.ffn(7, 7, 4, gate=BalancedTopK(2)), (600, 7), True, "couples samples"),
     "of one's own": (Centred, (600, 7), True, "couples samples, as its `couples_samples` says"),
     "softmax": (lambda: nn.Softmax(dim=1), (60, 10, 7), True, "is a Softmax over what may be a batch dimension"),
     "softmax from behind": (lambda: nn.Softmax(dim=-2), (60, 10, 7), True, "is a Softmax over what may be a batch"),
@@ -288,18 +286,6 @@ def test_auto_never_changes_modules_that_couple_samples(name: str) -> None:
     torch.testing.assert_close(net(x), expected)
     with dynroute.backend("sparse"), pytest.raises(ValueError, match=f"cannot: module 0 {told}"):
         net(x)
-
-
-def test_balanced_experts_inside_of_experts_count_all_samples_in_training_and_none_in_evaluation() -> None:
-    experts = [ModelRouting.ffn(7, 7, 4, gate=BalancedTopK(2)) for _ in range(5)]
-    net, x = ModelRouting(experts, TopK(2), context_features=7), torch.randn(600, 7)
-    net(x)
-    assert [int(expert.gate.load.sum()) for expert in experts] == 5 * [2 * 600]
-    net.eval()
-    with dynroute.backend("sparse"):
-        output = net(x)
-    net.backend = "reference"
-    torch.testing.assert_close(output, net(x))
 
 
 CHANNELS: dict[str, Callable[[], nn.Module]] = {
