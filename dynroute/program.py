@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from .arguments import check_tensor, shown
-from .checks import full_precision
+from .checks import full_precision, is_autocast
 from .files import writing_file
 from .saving import import_safetensors
 
 __all__ = ["EXTRA", "FORMAT", "Program", "trace_program"]
 
-FORMAT = "dynroute program 1"
+FORMAT = "dynroute program 2"
 """The name of the format, in the metadata of a file."""
 
 EXTRA = ("linear.default", "linalg_vector_norm.default", "sort.stable")
@@ -84,6 +84,8 @@ class Program(nn.Module):
         """Computes the output for inputs with shape ``[batch, features]``."""
         if x.dim() != 2 or x.shape[1] != self.features:
             raise ValueError(f"`x` must have shape (batch, {self.features}), got {tuple(x.shape)}.")
+        if is_autocast(x.device.type) and x.is_floating_point():
+            x = x.to(self.dtype)  # a layer before may have computed in 16 bits
         if x.dtype != self.dtype:
             raise TypeError(
                 f"`x` must be {self.dtype} like the input that was traced, got {x.dtype}; convert it with "
@@ -165,7 +167,6 @@ class Program(nn.Module):
         return f"{self.features} features, {len(self.operations)} operations, {self.parameter_count:,} numbers"
 
 
-@torch.inference_mode(False)  # what this makes may be differentiated
 def trace_program(module: nn.Module, x: Tensor, *, notes: Mapping[str, Any] | None = None) -> Program:
     """Traces a module in evaluation mode to a program for batches of any size.
 
@@ -196,7 +197,7 @@ def trace_program(module: nn.Module, x: Tensor, *, notes: Mapping[str, Any] | No
     training = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        exported = torch.export.export(module, (x.clone(),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        exported = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     finally:
         for part, mode in training.items():
             part.training = mode
@@ -245,7 +246,8 @@ def _of_export(exported: Any, x: Tensor, notes: Mapping[str, Any]) -> Program:
         if node.op == "placeholder":
             names[node] = "x" if node.name == input_name else f"tensor:{stored[node.name]}"
             if node.name != input_name:
-                tensors[stored[node.name]] = values[stored[node.name]].detach().clone()
+                with torch.inference_mode(False):  # a program may be differentiated
+                    tensors[stored[node.name]] = values[stored[node.name]].detach().clone()
             continue
         args, kwargs = (_plain(part, names) for part in (list(node.args), dict(node.kwargs)))
         names[node] = f"v{len(operations)}"

@@ -101,13 +101,28 @@ def test_a_program_has_memory_of_its_own_and_leaves_the_module_as_it_was() -> No
     assert torch.equal(program(x), before)  # no dropout
 
 
+def test_a_program_takes_what_autocast_made_before_it() -> None:
+    program = trace_program(nn.Sequential(nn.Linear(5, 3), nn.Tanh()), torch.randn(4, 5))
+    x = torch.randn(4, 5).bfloat16()
+    with pytest.raises(
+        TypeError, match=r"`x` must be torch.float32 like the input that was traced, got torch.bfloat16"
+    ):
+        program(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = program(x)
+    torch.testing.assert_close(found, program(x.float()))
+
+
 def test_a_program_that_was_traced_in_inference_mode_has_gradients() -> None:
     module = nn.Sequential(nn.Linear(5, 3), nn.Tanh())
     with torch.inference_mode():
-        program = trace_program(module, torch.randn(4, 5))
+        copy_made_inside = nn.Sequential(nn.Linear(5, 3), nn.Tanh())
+        copy_made_inside.load_state_dict(module.state_dict())
+        programs = [trace_program(each, torch.randn(4, 5)) for each in (module, copy_made_inside)]
     x = torch.randn(4, 5, requires_grad=True)
-    found, expected = (torch.autograd.grad(of(x).sum(), x)[0] for of in (program, module))
-    torch.testing.assert_close(found, expected)
+    expected, *found = (torch.autograd.grad(of(x).sum(), x)[0] for of in (module, *programs))
+    for each in found:
+        torch.testing.assert_close(each, expected)
 
 
 def test_a_program_moves_and_takes_other_types(tmp_path: Path) -> None:
