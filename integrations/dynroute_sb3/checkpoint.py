@@ -4,6 +4,7 @@ A folder is written under another name and renamed when it is complete. Its mani
 """
 
 import contextlib
+import inspect
 import io
 import json
 import platform
@@ -121,7 +122,7 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
         )
     buffer = model.replay_buffer
     assert buffer is not None
-    _warn_of_own_attributes(buffer)
+    _warn_of_own_attributes(buffer, model.replay_buffer_kwargs)
     options = {name: getattr(model, name) for name in OPTIONS}
     frequency, unit = options["train_freq"]
     options["train_freq"] = (frequency, getattr(unit, "value", unit))
@@ -275,10 +276,15 @@ def save_buffer(buffer: RouteReplayBuffer, path: str | Path | io.BufferedIOBase)
         write_tree(place, "buffer", buffer.save(place))
 
 
-def _warn_of_own_attributes(buffer: RouteReplayBuffer) -> None:
-    """Warns of attributes that the class of a user adds to a replay buffer, unless it writes the buffer itself."""
+def _warn_of_own_attributes(buffer: RouteReplayBuffer, given: Collection[str] = ()) -> None:
+    """Warns of attributes that the class of a user adds to a replay buffer, unless it writes the buffer itself.
+
+    Args:
+        buffer: The buffer.
+        given: The keywords that it gets again.
+    """
     inherits = any(type(buffer).save is known.save for known in BUFFERS.values())
-    if inherits and (dropped := own_attributes(buffer)):
+    if inherits and (dropped := [name for name in own_attributes(buffer) if name not in given]):
         warnings.warn(
             f"{', '.join(dropped)} of the replay buffer {type(buffer).__name__} will not be stored: if they change "
             "while it is used, write and read them in methods `save` and `load` which extend the inherited ones.",
@@ -371,12 +377,16 @@ def _with_functions(
 
 def _placed(kept: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns the keywords of a replay buffer that replace its place; raises an error for one that changes results."""
-    for name, value in given.items():
-        if name not in PLACES and not (name in kept and np.array_equal(kept[name], value)):
-            stored = shown(kept[name]) if name in kept else "its default"
+    usual = {
+        name: keyword.default
+        for kind in (RouteReplayBuffer, DemonstrationBuffer)
+        for name, keyword in inspect.signature(kind.__init__).parameters.items()
+    }
+    for name in given.keys() & usual.keys() - {*PLACES}:  # those of a class of one's own may be places
+        if not np.array_equal(stored := kept.get(name, usual[name]), value := given[name]):
             raise ValueError(
-                f"`{name}` of `replay_buffer_kwargs` must stay {stored} as in {folder}, got {shown(value)}; of these "
-                f"keywords only {', '.join(PLACES)} may differ, and the others can be left out."
+                f"`{name}` of `replay_buffer_kwargs` must stay {shown(stored)} as in {folder}, got {shown(value)}; of "
+                f"these keywords only {', '.join(PLACES)} may differ, and the others can be left out."
             )
     return dict(given)
 

@@ -21,7 +21,7 @@ from .demonstrations import DemonstrationBuffer, check_share
 from .losses import MASK_RULES, Q_TARGETS, TASK_WEIGHTS, TEMPERATURES
 from .policies import NO_SDE, POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
-from .router_rates import router_parameters
+from .router_rates import has_router_group, router_parameters
 from .vec_normalize import MultiTaskVecNormalize
 
 __all__ = [
@@ -515,7 +515,8 @@ def check_parts(model: MultiTaskAttributes, parameters: Mapping[str, Any], *, ex
         parameters: The parameters of its parts.
         exact_match: Whether every part must be given.
     """
-    optimizers = [parameters[name] for name in ("actor.optimizer", "critic.optimizer") if name in parameters]
+    own = {"actor.optimizer": model.actor.optimizer, "critic.optimizer": model.critic.optimizer}
+    optimizers = {name: parameters[name] for name in own if name in parameters}
     if exact_match and len(optimizers) < 2:
         return  # SB3 tells which names are missing
     saved = {
@@ -525,8 +526,9 @@ def check_parts(model: MultiTaskAttributes, parameters: Mapping[str, Any], *, ex
     }
     if not exact_match:
         saved = {name: True for name, given in saved.items() if given}
-    if optimizers:
-        saved["router_lr"] = any(len(state.get("param_groups", ())) > 1 for state in optimizers)
+    for name, state in optimizers.items():
+        if len(groups := state.get("param_groups", ())) != len(own[name].param_groups):
+            saved["router_lr"] = len(groups) > 1
     for name, there in _parts(model).items():
         if saved.get(name, there) != there:
             raise RuntimeError(
@@ -541,7 +543,7 @@ def _parts(model: MultiTaskAttributes) -> dict[str, bool]:
         "normalize_returns": model.return_bounds is not None,
         "lag_rollouts": model.rollout_actor is not None,
         "ent_coef": model.ent_coef_optimizer is not None,
-        "router_lr": len(model.actor.optimizer.param_groups) > 1,
+        "router_lr": has_router_group(model.actor.optimizer, model.actor.net),
     }
 
 
@@ -571,6 +573,8 @@ def check_fixed(model: MultiTaskAttributes) -> None:
     made: dict[str, Any] = {"n_steps": buffer.n_steps, "critic_loss": "mse" if bins is None else "categorical"}
     if bins is not None:
         made |= {"bins": bins, "value_range": model.critic.value_range}
+    if model.log_ent_coef is not None and model.num_tasks != 1:
+        made["shared_ent_coef"] = model.log_ent_coef.numel() == 1
     if bounds is not None or buffer.n_steps > 1:
         made["gamma"] = buffer.gamma if bounds is None else bounds.gamma
     for name, value in made.items():

@@ -1,6 +1,5 @@
 """A replay buffer with a ring for each task, which stores the path of the behaviour policy with each transition."""
 
-import errno
 import math
 import os
 import tempfile
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from dynroute import Topology
 from dynroute.arguments import check_count, check_flag, check_number
+from dynroute.files import FULL
 
 from .multi_step import look_ahead
 from .observation import TaskSpace
@@ -575,7 +575,7 @@ def _reserve(descriptor: int, size: int, folder: str | Path) -> None:
     except AttributeError:  # macOS and Windows have none
         return
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise OSError(error.errno, error.strerror, str(folder)) from error
         # The disk cannot reserve room.
 

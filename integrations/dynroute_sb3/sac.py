@@ -637,7 +637,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         """
         known = keywords_of(cls.__init__, MultiTaskSAC.__init__, SAC.__init__, SAC.load) | {"replay_buffer"}
         known |= {name for name in dir(cls) if not callable(getattr(cls, name))}
-        saved = saved_attributes(path) if kwargs else {}
+        saved = saved_attributes(path) if args[2:] or kwargs else {}
         check_keywords(kwargs, {*known, *saved}, of=f"{cls.__name__} and not an attribute of the model")
         check_replaced(kwargs, saved)
         if "stats_window_size" in kwargs:
@@ -650,6 +650,8 @@ class MultiTaskSAC(MultiTaskAttributes):
                 "environments step; OverlappedSAC.load keeps them.",
                 stacklevel=2,
             )
+        if model.ent_coef_optimizer is None and model.ent_coef != saved.get("ent_coef", model.ent_coef):
+            model.ent_coef_tensor.fill_(float(model.ent_coef))
         if model.route_temperature != saved.get("route_temperature", model.route_temperature):
             model._set_temperature()
         if model.ent_coef_optimizer is not None and model.log_ent_coef is not None:
@@ -682,7 +684,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             self.return_bounds.running = running or []  # the episodes of its own environments
 
     def _excluded_save_params(self) -> list[str]:
-        kept_apart = ("report", "rollout_actor", "return_bounds", "ent_coef_tensor")  # the last is made of `ent_coef`
+        kept_apart = ("report", "rollout_actor", "return_bounds")
         passing = ("_behaviour_paths", "_learning", "_step_pending", "_graphs", "_runs_eagerly")
         return [*super()._excluded_save_params(), *kept_apart, *passing]
 
@@ -693,5 +695,4 @@ class MultiTaskSAC(MultiTaskAttributes):
             "rollout_actor": self.rollout_actor,
             "return_bounds": self.return_bounds,
         }
-        learned = [name for name in tensors if name != "ent_coef_tensor"]
-        return [*states, *(name for name, part in parts.items() if part is not None)], learned
+        return [*states, *(name for name, part in parts.items() if part is not None)], tensors

@@ -575,10 +575,18 @@ def test_a_buffer_is_moved_with_its_other_options(tmp_path: Path) -> None:
             {"demonstration_share": 0.5},
             r"`demonstration_share` of .* must stay 0\.2 as in .*, got 0\.5; .* only memory_map",
         ),
-        ({"gamma": 0.5}, r"`gamma` of .* must stay its default as in .*, got 0\.5; .* the others can be left out"),
+        ({"gamma": 0.5}, r"`gamma` of .* must stay 0\.99 as in .*, got 0\.5; .* the others can be left out"),
     ):
         with pytest.raises(ValueError, match=told):
             load(tmp_path / "there", replay_buffer_kwargs=changed)
+
+
+def test_a_default_of_a_buffer_may_be_given_when_it_is_moved(tmp_path: Path) -> None:
+    make_model(ENVIRONMENTS["dummy"]()).save_checkpoint(tmp_path / "there")
+    place = {"memory_map": tmp_path, "balanced": True, "handle_timeout_termination": True}
+    assert isinstance(load(tmp_path / "there", replay_buffer_kwargs=place).replay_buffer.rows, np.memmap)
+    with pytest.raises(ValueError, match=r"`balanced` of .* must stay True as in .*, got False"):
+        load(tmp_path / "there", replay_buffer_kwargs={"balanced": False})
 
 
 def test_a_callback_for_a_file_is_refused_at_once(tmp_path: Path) -> None:

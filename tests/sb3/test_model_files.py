@@ -229,14 +229,22 @@ def test_loading_with_another_coefficient(options: dict[str, Any]) -> None:
     assert MultiTaskSAC.load(file, points(), "cpu", **options).entropy_coefficients.tolist() == [0.5] * 4
 
 
+def test_a_coefficient_that_a_callback_changed_is_saved() -> None:
+    model = make_plain(ent_coef=0.1)
+    model.ent_coef_tensor.fill_(0.25)
+    loaded = MultiTaskSAC.load(saved(model), points(), "cpu")
+    assert loaded.entropy_coefficients.tolist() == [0.25] * 4
+
+
 @pytest.mark.parametrize("lag", [False, True])
 def test_loading_with_another_temperature(lag: bool) -> None:
     model = make_model(lag_rollouts=lag).learn(60)
     file = saved(model)
     assert same(MultiTaskSAC.load(file, points(), "cpu").get_parameters(), model.get_parameters())
-    for options in ({"route_temperature": 7.0}, {"custom_objects": {"route_temperature": 7.0}}):
+    changed = {"route_temperature": 7.0}
+    for places, options in (((), changed), ((), {"custom_objects": changed}), ((changed,), {})):
         file.seek(0)
-        loaded = MultiTaskSAC.load(file, points(), "cpu", **options)
+        loaded = MultiTaskSAC.load(file, points(), "cpu", *places, **options)
         for actor in [loaded.actor, *([loaded.rollout_actor] if lag else [])]:
             assert actor.temperature.tolist() == [7.0] * 4
 
@@ -319,6 +327,7 @@ def test_an_overlapped_model_can_go_on_without_overlap(tmp_path: Path) -> None:
         ({}, {"router_lr": 1e-6}, "`router_lr` must stay None, .* got 1e-06; make another model"),
         ({"router_lr": 1e-6}, {"router_lr": None}, "`router_lr` must stay a rate, .* got None; make another model"),
         ({}, {"ent_coef": 0.1}, "`ent_coef` must stay learned, .* got 0.1; make another model"),
+        ({}, {"shared_ent_coef": True}, "`shared_ent_coef` must stay False, .* got True; make another model"),
         ({}, DISTRIBUTIONS, "`critic_loss` must stay 'mse', .* got 'categorical'; make another model"),
         (DISTRIBUTIONS, {"bins": 51}, "`bins` must stay 101, .* got 51; make another model"),
         (DISTRIBUTIONS, {"value_range": (-9, 9)}, r"`value_range` must stay \(-10.0, 10.0\), .* got \(-9, 9\); make"),
@@ -338,10 +347,22 @@ def test_options_by_which_parts_were_made_stay(made: Any, change: Any, told: str
 
 
 def test_options_that_change_in_a_run_take_effect() -> None:
-    model = make_model(router_lr=1e-6, normalize_returns=True).learn(44)
-    model.router_lr, model.value_range = 1e-5, (-1.0, 1.0)
+    model = make_model(router_lr=1e-6).learn(44)
+    model.router_lr = 1e-5
     model.learn(4, reset_num_timesteps=False)
     assert [group["lr"] for group in model.actor.optimizer.param_groups] == [1e-3, 1e-5]
+
+
+def test_optimizers_with_groups_of_their_own_are_no_routers(tmp_path: Path) -> None:
+    model = make_model().learn(40)
+    (group,) = model.actor.optimizer.param_groups
+    rest = group["params"][1:]
+    del group["params"][1:]
+    model.actor.optimizer.add_param_group({**group, "params": rest, "weight_decay": 0.1})
+    model.learn(4, reset_num_timesteps=False)
+    model.set_parameters(model.get_parameters())
+    model.save_checkpoint(tmp_path / "there")
+    assert (tmp_path / "there").is_dir()
 
 
 def test_graphs_that_are_turned_off_stay_off(tmp_path: Path) -> None:
