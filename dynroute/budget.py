@@ -26,7 +26,8 @@ class Budget(nn.Module):
     they cost less, like the entropy coefficient of SAC. Its logarithm is a parameter with a separate optimizer. Let it
     begin small and rise to what is needed within the first half of the training: earlier, it takes modules away before
     the network has learned what they are for, and modules that are no longer sampled do not come back; later, the
-    network is too settled to follow. The multiplier stays in float32 if the module is converted to 16 bits.
+    network is too settled to follow. The multiplier is not converted to 16 bits with the module: leave it
+    out of ``fully_shard``, which takes parameters of one type.
 
     Args:
         target: The largest mean cost, in the unit of :func:`dynroute.losses.compute_cost`.

@@ -276,7 +276,7 @@ def _of_graph(graph: RoutedGraph, context: Tensor, coverage: float, x: Tensor | 
         body: nn.Module = _Fixed(whole, nodes, edges, weights[0])
         reads = "nothing"
     else:
-        if bool((least := weights.min()) < 0):
+        if bool((least := weights[:, edges].min()) < 0):
             raise ValueError(
                 "`net` must have a gate whose weights are at least 0 for contexts that differ, since the result "
                 f"computes with their logarithms, but {type(graph.gate).__name__} gives {float(least):.3g}; extract it "

@@ -43,6 +43,7 @@ def writing_file(path: Path) -> Iterator[Path]:
     try:
         part.touch()
         mode = part.stat().st_mode
+        part.unlink()
         yield part
         if part.stat().st_mode != mode:  # safetensors lets the owner alone read its files, whatever the umask
             part.chmod(mode)
@@ -50,7 +51,8 @@ def writing_file(path: Path) -> Iterator[Path]:
         part.replace(path)
     except Exception as error:
         for number in FULL:  # the system names no file where it refuses to write, and safetensors has only its text
-            if getattr(error, "errno", None) == number or f"(os error {number})" in str(error):
+            named = getattr(error, "filename", None) not in (None, str(part), part)  # by an inner file
+            if not named and (getattr(error, "errno", None) == number or f"(os error {number})" in str(error)):
                 raise OSError(number, os.strerror(number), str(path)) from error
         raise
     finally:

@@ -461,7 +461,8 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         module.to(types.pop())  # parameters that share memory keep it
     named = chain(module.named_parameters(), module.named_buffers())
     stored = {tensor: tensors[name].dtype for name, tensor in named if name in tensors}
-    module._apply(lambda tensor: tensor.to(stored.get(tensor, tensor.dtype)))  # type: ignore[no-untyped-call]
+    if any(tensor.dtype != dtype for tensor, dtype in stored.items()):
+        module._apply(lambda tensor: tensor.to(stored.get(tensor, tensor.dtype)))  # type: ignore[no-untyped-call]
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

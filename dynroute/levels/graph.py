@@ -522,7 +522,7 @@ def check_input_kept(name: str, module: nn.Module) -> None:
     if first is not None:
         raise ValueError(
             f"`{name}` must not begin with a layer that works in place, got {first}: other modules or the shortcut "
-            "read its input too; write inplace=False."
+            "read its input too, which dropout and nn.Flatten before it may return as it is; write inplace=False."
         )
 
 
