@@ -116,7 +116,7 @@ class Options:
     )
     restart: bool = _option(
         False,
-        "replace a worker that dies, its episodes cut short, instead of stopping",
+        "go on if a worker dies, instead of stopping: its episodes are cut short, or an evaluation starts again",
         MACHINE,
         changes_result=False,
         movable=True,

@@ -186,7 +186,11 @@ def read_variants(texts: Sequence[str]) -> dict[str, list[Any]]:
 def _read_value(option: dataclasses.Field[Any], word: str) -> Any:
     kinds = kinds_of(option.type)
     if str in kinds:
-        return None if option.metadata["none"] and word.lower() == "none" else _text(word, option.name in PATHS)
+        if option.metadata["none"] and word.lower() == "none":
+            return None
+        if option.name in PATHS and not word:
+            raise ValueError(f"`{option.name}` must be a path, got ''.")
+        return _text(word, option.name in PATHS)
     if bool in kinds:
         return {"true": True, "false": False}.get(word, word)
     (kind,) = set(kinds) - {types.NoneType}

@@ -587,7 +587,7 @@ def test_paths_of_the_command(words: str, monkeypatch: pytest.MonkeyPatch, capsy
 def test_paths_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert read_variants(["metadata=~/a,none"]) == {"metadata": ["/home/me/a", None]}
-    with pytest.raises(ValueError, match="a path must not be empty"):
+    with pytest.raises(ValueError, match="`warm_start` must be a path, got ''"):
         read_variants(["warm-start="])
 
 

@@ -89,8 +89,8 @@ def test_presets() -> None:
     assert sm.network_kwargs == {"hidden_init": "torch"}
     assert preset("released", {"method": "paco"}).shared_lr == 1e-4
     for method in ("mt-sac", "mh-sac", "paco"):
-        output = {} if method == "paco" else {"output_init": 3e-3}  # the default of paco
-        assert preset("released", {"method": method}).network_kwargs == {"hidden_init": "released", **output}
+        both = {"hidden_init": "released", "output_init": 3e-3}
+        assert preset("released", {"method": method}).network_kwargs == both
         assert preset("paper", {"method": method}).network_kwargs == {}
     assert preset("released", {"method": "care"}).network_kwargs == {}
     quick = preset("quick", {"num_modules": 4, "network": {"router_sizes": [16]}})
@@ -252,6 +252,15 @@ def test_critics_of_another_size(two_tasks: Any) -> None:
     assert pass_size(configuration) > 3 * pass_size(dataclasses.replace(configuration, critic_network={}))
     with pytest.raises(ValueError, match="`width` must be at least 1, got 0"):
         check_network(Configuration(method="brc", critic_network={"width": 0}))
+
+
+def test_gates_that_read_more_sources_than_there_are() -> None:
+    for options in ({"gate": "top-6"}, {"network": {"gate": "top-6"}}):
+        configuration = Configuration(method="d2r", num_modules=4, **options)
+        with pytest.raises(ValueError, match="`gate` must read at most the 4 sources of a node, got 'top-6'"):
+            check_network(configuration)
+        check_network(dataclasses.replace(configuration, warm_start="there"))  # it may have grown
+        check_network(dataclasses.replace(configuration, num_modules=6))
 
 
 def test_methods_that_can_route_by_the_task_alone() -> None:

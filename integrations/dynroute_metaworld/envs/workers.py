@@ -252,7 +252,7 @@ class Remote:
         self.waiting = False
         self.process.join(timeout=5)
         names, code = ", ".join(specification.name for specification in self.specifications), self.process.exitcode
-        hint = "was it killed, or short of memory? --restart, in Python make_envs(restart=True), replaces such workers."
+        hint = "was it killed, or short of memory? --restart of a run, in Python make_envs(restart=True), replaces it."
         if code == 1:
             hint = "workers import the main program: its code must be under `if __name__ == '__main__':`."
         return DeadWorkerError(f"the worker of the tasks {names} has died with exit code {code}; {hint}")

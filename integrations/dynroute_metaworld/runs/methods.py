@@ -48,12 +48,12 @@ def check_network(configuration: Configuration) -> None:
     critic = build_critic(configuration, network)
     _check_growth(configuration, network, critic)
     routed = getattr(network, "routed", None)
-    if configuration.gate is not None and routed is not None and configuration.grow_to is None:
+    gate = configuration.network_kwargs.get("gate")
+    may_grow = configuration.grow_to is not None or configuration.warm_start is not None
+    if gate is not None and routed is not None and not may_grow:
         most, sources = routed.gate.max_sources, routed.topology.path_shape[-1]
         if most is not None and most > sources:
-            raise ValueError(
-                f"`gate` must read at most the {sources} sources of a node, got {configuration.gate!r}; soft reads all."
-            )
+            raise ValueError(f"`gate` must read at most the {sources} sources of a node, got {gate!r}; soft reads all.")
     if configuration.router_lr is not None:
         check_router_rate(configuration.router_lr, [network, critic])
     if configuration.route_balance:

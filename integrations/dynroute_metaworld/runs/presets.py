@@ -164,14 +164,14 @@ part of D2R's."""
 RELEASED_NETWORKS: Mapping[str, Mapping[str, Any]] = {
     **{
         method: {"hidden_init": "released"}
-        for method in ("d2r", "d2r-released", "d2r-layer", "d2r-model", "sm", "sm-shallow", "paco")
+        for method in ("d2r", "d2r-released", "d2r-layer", "d2r-model", "sm", "sm-shallow")
     },
-    **{method: {"hidden_init": "released", "output_init": 3e-3} for method in ("mt-sac", "mh-sac")},
+    **{method: {"hidden_init": "released", "output_init": 3e-3} for method in ("mt-sac", "mh-sac", "paco")},
 }
 """Keywords of networks under the preset released, which draws these baselines as it draws D2R.
 
-The methods of D2R, Soft Modularization and PaCo have this range of the output layer in every preset. Other networks
-have code of their own, or none was released."""
+The methods of D2R and Soft Modularization have this range of the output layer in every preset, and so has PaCo. Other
+networks have code of their own, or none was released."""
 
 AFTER_IMITATION: Mapping[str, Any] = {"learning_starts": 0, "ent_coef": "auto_0.001", "actor_starts": 1000}
 """The defaults where SAC goes on from a trained actor. There are no random actions, the entropy coefficient starts
