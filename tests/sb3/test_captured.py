@@ -185,7 +185,7 @@ def test_an_update_on_another_device_stays_there(
     network: str, learner: dict[str, Any], setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Tensors without values stand for those of a GPU: what is chosen for them is what is chosen for it.
-    monkeypatch.setattr("dynroute.execution.backends.is_in_torch_dispatch_mode", lambda: False)
+    monkeypatch.setattr("dynroute.execution.backends.hiding_mode", lambda: None)
     monkeypatch.setattr("dynroute.execution.backends.groups", lambda *_: "in float32 a GPU has none")
     monkeypatch.setattr("torch.autocast", lambda *_, **__: contextlib.nullcontext())  # it has none for them
     with dynroute.backend(setting):
