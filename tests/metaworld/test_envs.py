@@ -395,7 +395,7 @@ def test_a_worker_that_dies_is_named() -> None:
         kill(env, 1)
         with pytest.raises(
             WorkerError,
-            match=r"the worker of the tasks push has died with exit code -9; was it killed.* --restart, in P",
+            match=r"the worker of the tasks push has died with exit code -9; was it killed.* --restart of a run, in P",
         ):
             roll(env, actions(2))
 
