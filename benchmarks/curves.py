@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from math import fsum
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -42,11 +43,20 @@ def read_curve(run: Run, every: int) -> dict[str, list[float | None]]:
 
 
 def read_minutes(run: Run) -> dict[str, float]:
-    """The minutes of all sessions until a line of the log, by the steps of each task; older runs did not log them."""
-    minutes = {}
+    """The minutes of all sessions until a line of the log, by the steps of each task, as far as they are known.
+
+    Where a run did not log them, they are those of the sessions before and the seconds of its own until the line.
+    """
+    minutes, sessions = {}, run.sessions
     for line in read_metrics(run.metrics):
-        steps, rest = divmod(int(line["step"] or 0), len(run.configuration.tasks))
-        if (passed := line.get("time/minutes")) is not None and not rest:
+        done = int(line["step"] or 0)
+        steps, rest = divmod(done, len(run.configuration.tasks))
+        passed, seconds = line.get("time/minutes"), line.get("time/time_elapsed")
+        if passed is None and seconds is not None:
+            before = [session.get("minutes") for session in sessions if session["steps"] < done][:-1]
+            if None not in before:  # the length of a killed session is unknown
+                passed = fsum(filter(None, before)) + seconds / 60
+        if passed is not None and not rest:
             minutes[str(steps)] = passed
     return minutes
 

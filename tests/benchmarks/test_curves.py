@@ -66,6 +66,19 @@ def test_the_minutes_of_a_curve_are_those_of_its_figures(tmp_path: Path) -> None
     assert row["minutes_at"] == {"150": 15.0, "200": 20.0}  # before 120 steps it logged none
 
 
+def test_minutes_that_were_not_logged_are_those_of_earlier_sessions_and_of_the_own_one(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", {50: [0.5, 0.0]}, steps=400)
+    times = {100: 60, 200: 180, 300: 30, 400: 90}
+    lines = [{"step": 2 * steps, "success/reach": 0.5, "time/time_elapsed": time} for steps, time in times.items()]
+    run.metrics.write_text(run.metrics.read_text() + "".join(json.dumps(line) + "\n" for line in lines))
+    sessions = [{"steps": 0, "minutes": 5.0}, {"steps": 2 * 210, "minutes": 2.0}]
+    path = run.folder / "sessions.jsonl"
+    path.write_text("".join(json.dumps(session) + "\n" for session in sessions))
+    assert curves.read_minutes(run) == {"100": 1.0, "200": 3.0, "300": 5.5, "400": 6.5}
+    path.write_text("".join(json.dumps({"steps": session["steps"]}) + "\n" for session in sessions))
+    assert curves.read_minutes(run) == {"100": 1.0, "200": 3.0}  # nobody knows when the killed session ended
+
+
 def test_evaluations_are_those_of_their_steps_and_the_last_one_is_final(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", {100: [0.5, 0.0]}, goals="fixed", steps=300)
     run.evaluations.mkdir()
