@@ -196,8 +196,9 @@ def trace_program(module: nn.Module, x: Tensor, *, notes: Mapping[str, Any] | No
 
     training = {part: part.training for part in module.modules()}
     module.eval()
+    example = x.detach().clone()  # a normal tensor outside of inference mode: an inference tensor cannot be saved there
     try:
-        exported = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        exported = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     finally:
         for part, mode in training.items():
             part.training = mode

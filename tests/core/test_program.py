@@ -136,6 +136,17 @@ def test_a_program_moves_and_takes_other_types(tmp_path: Path) -> None:
     torch.testing.assert_close(trace_program(double, x)(x), double.eval()(x))
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_example_may_come_from_inference_mode(inside: bool) -> None:
+    module, x = MODULES["perceptron"]().eval(), torch.randn(4, 5)
+    with torch.inference_mode():
+        example = torch.randn(4, 5)
+    assert example.is_inference()
+    with torch.inference_mode(inside):
+        program = trace_program(module, example)
+    torch.testing.assert_close(program(x), module(x), atol=1e-6, rtol=1e-5)
+
+
 def test_a_program_computes_in_the_types_that_were_traced(tmp_path: Path) -> None:
     program = traced("module")[1]
     program.save(tmp_path / "p.safetensors")
