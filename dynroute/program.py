@@ -84,7 +84,7 @@ class Program(nn.Module):
         """Computes the output for inputs with shape ``[batch, features]``."""
         if x.dim() != 2 or x.shape[1] != self.features:
             raise ValueError(f"`x` must have shape (batch, {self.features}), got {tuple(x.shape)}.")
-        if is_autocast(x.device.type) and x.is_floating_point():
+        if is_autocast(x.device.type) and x.dtype in (torch.bfloat16, torch.float16) and self.dtype.is_floating_point:
             x = x.to(self.dtype)  # a layer before may have computed in 16 bits
         if x.dtype != self.dtype:
             raise TypeError(

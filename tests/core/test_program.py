@@ -113,6 +113,17 @@ def test_a_program_takes_what_autocast_made_before_it() -> None:
     torch.testing.assert_close(found, program(x.float()))
 
 
+def test_autocast_does_not_round_other_inputs() -> None:
+    of_floats = trace_program(nn.Tanh(), torch.randn(4, 5))
+    of_integers = trace_program(Returns(lambda x: 2 * x), torch.arange(20).view(4, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(TypeError, match=r"^`x` must be torch\.float32 like the .* traced, got torch\.float64; "):
+            of_floats(torch.randn(4, 5, dtype=torch.float64))
+        for dtype in (torch.bfloat16, torch.float32):
+            with pytest.raises(TypeError, match=rf"^`x` must be torch\.int64 like the .* traced, got {dtype}; "):
+                of_integers(torch.full((4, 5), 0.5, dtype=dtype))
+
+
 def test_a_program_that_was_traced_in_inference_mode_has_gradients() -> None:
     module = nn.Sequential(nn.Linear(5, 3), nn.Tanh())
     with torch.inference_mode():
@@ -125,17 +136,6 @@ def test_a_program_that_was_traced_in_inference_mode_has_gradients() -> None:
         torch.testing.assert_close(each, expected)
 
 
-def test_a_program_moves_and_takes_other_types(tmp_path: Path) -> None:
-    program = traced("module")[1]
-    program.save(tmp_path / "p.safetensors")
-    for moved in (copy.deepcopy(program).to("meta"), Program.load(tmp_path / "p.safetensors", device="meta")):
-        assert {tensor.device.type for tensor in moved.buffers()} == {"meta"}
-        assert moved(torch.randn(7, 5, device="meta")).shape == (7, 3)
-    double = ModuleRouting.mlp(5, 8, 3, 3, dtype=torch.float64)
-    x = torch.randn(4, 5, dtype=torch.float64)
-    torch.testing.assert_close(trace_program(double, x)(x), double.eval()(x))
-
-
 @pytest.mark.parametrize("inside", [False, True])
 def test_an_example_may_come_from_inference_mode(inside: bool) -> None:
     module, x = MODULES["perceptron"]().eval(), torch.randn(4, 5)
@@ -145,6 +145,17 @@ def test_an_example_may_come_from_inference_mode(inside: bool) -> None:
     with torch.inference_mode(inside):
         program = trace_program(module, example)
     torch.testing.assert_close(program(x), module(x), atol=1e-6, rtol=1e-5)
+
+
+def test_a_program_moves_and_takes_other_types(tmp_path: Path) -> None:
+    program = traced("module")[1]
+    program.save(tmp_path / "p.safetensors")
+    for moved in (copy.deepcopy(program).to("meta"), Program.load(tmp_path / "p.safetensors", device="meta")):
+        assert {tensor.device.type for tensor in moved.buffers()} == {"meta"}
+        assert moved(torch.randn(7, 5, device="meta")).shape == (7, 3)
+    double = ModuleRouting.mlp(5, 8, 3, 3, dtype=torch.float64)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    torch.testing.assert_close(trace_program(double, x)(x), double.eval()(x))
 
 
 def test_a_program_computes_in_the_types_that_were_traced(tmp_path: Path) -> None:
