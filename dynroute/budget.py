@@ -34,7 +34,8 @@ class Budget(nn.Module):
         num_tasks: The number of tasks, for one multiplier per task; default: one for all.
         initial: The initial multiplier.
         device: The device of the multiplier.
-        dtype: The type of the multiplier.
+        dtype: The type of the multiplier, of at least 32 bits; default: torch's default type, or float32 if that is
+            narrower.
 
     Example:
         >>> net = ModuleRouting.mlp(5, 8, 6, 2)
@@ -70,6 +71,13 @@ class Budget(nn.Module):
             check_count("num_tasks", num_tasks, at_least=1)
         self.target = target
         check_dtype(dtype)
+        if dtype is None:
+            dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        if dtype.itemsize < 4:
+            raise TypeError(
+                f"`dtype` must have at least 32 bits, got {dtype}, in which small steps of the multiplier are lost; "
+                "take torch.float32, or leave it out."
+            )
         self.num_tasks = num_tasks
         self.initial = initial
         shape = () if num_tasks is None else (num_tasks,)

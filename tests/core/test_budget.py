@@ -137,6 +137,16 @@ def test_the_price_stays_in_float32(dtype: torch.dtype) -> None:
     assert budget.double().multiplier.dtype == torch.float64
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_price_is_made_in_float32_or_wider(default: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        assert Budget(2.0).multiplier.dtype == (torch.float64 if default == torch.float64 else torch.float32)
+    finally:
+        torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize(("low", "dtype"), [(-86, torch.float32), (-95, torch.float32), (-740, torch.float64)])
 @pytest.mark.parametrize("k", [3, 5])
 def test_the_cost_of_sources_that_almost_underflow_is_that_without_them(k: int, low: float, dtype: torch.dtype) -> None:
@@ -353,6 +363,7 @@ def test_a_budget_takes_a_device_and_a_type() -> None:
         (lambda: compute_cost(ROUTE, DAG, NAN), "`costs` must be finite and not negative, got nan of node 0."),
         (lambda: Budget(0.0), "`target` must be above 0, got 0.0."),
         (lambda: Budget(3.0, initial="a"), "`initial` must be a number, got 'a'."),
+        (lambda: Budget(3.0, dtype=torch.bfloat16), "`dtype` must have at least 32 bits, got torch.bfloat16, in "),
         (lambda: Budget(3.0, 0), "`num_tasks` must be at least 1, got 0."),
         (lambda: Budget(3.0)(1.0), "`cost` must be a tensor, got float"),
         (lambda: Budget(3.0)(torch.ones(0)), "`cost` must hold the cost of at least one sample, got a tensor of"),
