@@ -51,8 +51,9 @@ def writing_file(path: Path) -> Iterator[Path]:
         part.replace(path)
     except Exception as error:
         for number in FULL:  # the system names no file where it refuses to write, and safetensors has only its text
-            named = getattr(error, "filename", None) not in (None, str(part), part)  # by an inner file
-            if not named and (getattr(error, "errno", None) == number or f"(os error {number})" in str(error)):
+            name = getattr(error, "filename", None)  # a path, a descriptor or None
+            inner = isinstance(name, str | bytes | os.PathLike) and os.fsdecode(name) != str(part)
+            if not inner and (getattr(error, "errno", None) == number or f"(os error {number})" in str(error)):
                 raise OSError(number, os.strerror(number), str(path)) from error
         raise
     finally:

@@ -53,6 +53,18 @@ def test_a_full_disk_leaves_the_old_file_alone(path: Path, monkeypatch: pytest.M
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_full_disk_names_the_file_or_an_inner_one_that_is_named(path: Path) -> None:
+    def fail(name: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", name)
+
+    for spelled in (str, os.fsencode, Path, lambda part: 7, lambda part: None):
+        with pytest.raises(OSError, match=r"No space left on device: '.*/a\.json'$"), writing_file(path) as part:
+            fail(spelled(part))
+    for spelled in (str, os.fsencode, Path):
+        with pytest.raises(OSError, match=r"No space left on device: .*inner"), writing_file(path) as part:
+            fail(spelled(part.with_name("inner")))
+
+
 @pytest.mark.parametrize("write", [Path.write_bytes, lambda part, data: save_file({"x": torch.ones(999)}, part)])
 def test_a_file_that_may_not_grow_is_named(path: Path, write: Callable[[Path, bytes], object]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
