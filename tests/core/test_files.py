@@ -109,6 +109,13 @@ def test_leftovers_have_the_names_of_temporary_files(name: str) -> None:
     assert not is_leftover(Path("folder", name.replace(".json", "-json")), "a.json")
 
 
+def test_a_writer_that_writes_nothing_fails_and_leaves_the_old_file(path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"\.part-.*a\.json"), writing_file(path):
+        pass
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o027])
 def test_files_have_the_permissions_of_the_umask(path: Path, umask: int) -> None:
     def save(part: Path) -> None:
