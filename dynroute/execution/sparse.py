@@ -165,7 +165,8 @@ class _Touch(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         (gradient,), parameters = gradients, ctx.parameters
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # compiled code has no second derivatives
+        # For second derivatives, which compiled code does not have; without them it would only copy the gradient.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             gradient = _Touch.apply(gradient, *parameters)  # type: ignore[no-untyped-call]
         return gradient, *(torch.zeros_like(parameter) for parameter in parameters)
 
