@@ -491,3 +491,26 @@ def test_a_gate_that_looks_at_the_batch_is_refused() -> None:
     net = ModelRouting([nn.Linear(5, 2) for _ in range(4)], ExpertChoice(1.0))
     with pytest.raises(ValueError, match="`net` must have a gate that decides each sample on its own, got ExpertCh"):
         extract(net, torch.randn(8, 5))
+
+
+class _SignedBehind(Gate):
+    """Reads all sources but the last one of the last node, which alone reads by weights below zero."""
+
+    def choose(self, logits: Tensor, allowed: Tensor, **_: object) -> Tensor:
+        path = allowed.expand_as(logits).clone()
+        path[..., -1, -1] = False
+        return path
+
+    def weigh(self, logits: Tensor, path: Tensor) -> Tensor:
+        weights = mask_softmax(logits, path)
+        return torch.cat([weights[..., :-2, :], -weights[..., -2:-1, :], weights[..., -1:, :]], dim=-2)
+
+
+def test_weights_below_zero_on_edges_that_nothing_uses_do_not_matter() -> None:
+    net = ModuleRouting.mlp(5, 8, 4, 2, gate=_SignedBehind()).eval()
+    x = torch.randn(20, 5)
+    small = extract(net, x)
+    assert small.report.nodes == (0, 1, 2, 4)
+    assert small.report.reads == "weights"
+    assert net.route(x).weights.min() < 0
+    torch.testing.assert_close(small(x, x), net(x))

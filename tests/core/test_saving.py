@@ -453,6 +453,24 @@ def test_a_bank_of_another_type_than_the_router_comes_back(tmp_path: Path) -> No
     assert torch.equal(twin(x, context), net(x, context))
 
 
+class Moved(nn.Linear):
+    """Counts how often its parameters were moved or converted."""
+
+    moves = 0
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.moves += 1
+        return super()._apply(*args, **kwargs)
+
+
+def test_a_module_is_converted_at_most_once_while_it_is_loaded(tmp_path: Path) -> None:
+    for dtype in (torch.float32, torch.float64):
+        save_pretrained(Moved(3, 2, dtype=dtype), tmp_path)
+        loaded = from_pretrained(tmp_path, classes=[Moved])
+        assert loaded.weight.dtype == dtype
+        assert loaded.moves == (1 if dtype == torch.float64 else 0)
+
+
 def test_a_failure_leaves_both_files_that_were_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = ModelRouting.ffn(5, 8, 3)
     net.save_pretrained(tmp_path)
