@@ -429,8 +429,9 @@ class BalancedTopK(_Mixing):
     frozen router, the bias moves at every pass. Activation checkpointing repeats a pass along the same path, if no
     other pass moved the bias in between; with ``use_reentrant=True`` no pass counts, and neither do functions under
     ``torch.func``. Compiled code moves the bias at every pass. In a layer that is a module of another one, samples are
-    those that the module is called with: the ones routed to it, or all under the backend "reference". Bias and load are
-    in the state dict. The bias stays in float32 if the layer is converted to 16 bits.
+    those that the module is called with: the ones routed to it, or all under the backend "reference", which "auto"
+    takes for small batches; ``backend="sparse"`` of the outer layer counts the routed ones at any size. Bias and load
+    are in the state dict. The bias stays in float32 if the layer is converted to 16 bits.
 
     Args:
         k: The number of sources to read, at least 2; a node with fewer reads them all.

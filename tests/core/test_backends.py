@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dynroute
 from dynroute import (
+    BalancedTopK,
     ExpertChoice,
     Gate,
     Hard,
@@ -286,6 +287,24 @@ def test_auto_never_changes_modules_that_couple_samples(name: str) -> None:
     torch.testing.assert_close(net(x), expected)
     with dynroute.backend("sparse"), pytest.raises(ValueError, match=f"cannot: module 0 {told}"):
         net(x)
+
+
+@pytest.mark.parametrize(
+    ("backend", "share", "counts_all"),
+    [("auto", 100, False), ("sparse", 10, False), ("auto", 10, True), ("reference", 100, True)],
+)
+def test_balanced_experts_inside_of_experts_count_the_rows_that_these_are_called_with(
+    backend: str, share: int, counts_all: bool
+) -> None:
+    experts = [ModelRouting.ffn(7, 7, 4, gate=BalancedTopK(2)) for _ in range(4)]
+    net, x = ModelRouting(experts, Hard(), context_features=7, backend=backend), torch.randn(6 * share, 7)
+    chosen = torch.arange(3).repeat_interleave(share * torch.tensor([3, 2, 1]))  # no sample needs the last one
+    net(x, path=nn.functional.one_hot(chosen, 4).bool().unsqueeze(1))
+    net.eval()
+    for number, expert in enumerate(experts):
+        rows = x if counts_all else x[chosen == number]
+        assert int(expert.gate.load.sum()) == 2 * len(rows)
+        assert torch.equal(expert.gate.load, expert.route(rows).path.sum(dim=0))  # the bias is 0
 
 
 CHANNELS: dict[str, Callable[[], nn.Module]] = {
