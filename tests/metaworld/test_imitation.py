@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -349,22 +350,19 @@ def test_corrections_and_evaluations_start_again_if_a_worker_dies(
     killed: list[str] = []
     advance, watch = Display.advance, Recorder.watch
 
-    def kill_newest(where: str) -> None:
-        newest = max(multiprocessing.active_children(), key=lambda child: child.name.rpartition("-")[2].rjust(9))
-        assert newest.pid is not None
-        os.kill(newest.pid, signal.SIGKILL)
-        newest.join()
+    def kill(where: str) -> None:
+        kill_newest()
         killed.append(where)
 
     def advancing(display: Display, steps: int, doing: str = "training", total: int | None = None) -> None:
         advance(display, steps, doing, total)
         if doing == "corrections" and doing not in killed:
-            kill_newest(doing)
+            kill(doing)
 
     def watching(recorder: Recorder, *done: int) -> None:
         watch(recorder, *done)
         if done and f"evaluation at {recorder.model.num_timesteps}" not in killed:
-            kill_newest(f"evaluation at {recorder.model.num_timesteps}")
+            kill(f"evaluation at {recorder.model.num_timesteps}")
 
     monkeypatch.setattr(Display, "advance", advancing)
     monkeypatch.setattr(Recorder, "watch", watching)
@@ -373,6 +371,40 @@ def test_corrections_and_evaluations_start_again_if_a_worker_dies(
     assert all(torch.equal(value, networks(run)[name]) for name, value in networks(whole).items())
     for path in whole.evaluations.iterdir():
         assert (run.evaluations / path.name).read_text() == path.read_text()
+
+
+def kill_newest() -> None:
+    """Kills the process that was started last."""
+    newest = max(multiprocessing.active_children(), key=lambda child: child.name.rpartition("-")[2].rjust(9))
+    assert newest.pid is not None
+    os.kill(newest.pid, signal.SIGKILL)
+    newest.join()
+
+
+def test_a_collection_goes_on_if_a_worker_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, calls, advanced, advance = tmp_path / "demonstrations", list[bool](), list[int](), Display.advance
+    folder.mkdir()
+    later = filelock.FileLock(folder / f".{TASKS.split(',')[1]}.lock")  # keeps the worker from the second task
+
+    def collecting(*tasks: Any, rebuild: bool, **options: Any) -> Demonstrations:
+        calls.append(rebuild)
+        return collect(*tasks, rebuild=rebuild, folder=folder, **options)
+
+    def advancing(display: Display, steps: int, doing: str = "training", total: int | None = None) -> None:
+        advance(display, steps, doing, total)
+        if doing == "demonstrations":
+            advanced.append(steps)
+            if len(advanced) == 1:
+                kill_newest()
+                later.release()
+
+    monkeypatch.setattr("dynroute_metaworld.runs.start.collect", collecting)
+    monkeypatch.setattr(Display, "advance", advancing)
+    options = {**SHORT, "cloning_steps": 10, "workers": 1, "restart": True}
+    later.acquire()
+    assert train(Run.create(tmp_path / "run", preset("quick", options).resolve()), rebuild=True) is not None
+    assert calls == [True, False]
+    assert advanced == [60, 120]  # of the steps of both tasks
 
 
 @pytest.mark.slow

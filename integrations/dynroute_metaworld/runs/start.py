@@ -40,15 +40,21 @@ def start_from_demonstrations(run: Run, model: MultiTaskSAC, *, rebuild: bool) -
     count = configuration.demonstrations * configuration.horizon * len(configuration.tasks)
     with Display(count, configuration.tasks) as display:
         display.tell(f"{run.folder}: {describe(model)}")
-        demonstrations = collect(
-            configuration.benchmark_or_tasks,
-            episodes=configuration.demonstrations,
-            noise=configuration.noise_levels,
-            seed=configuration.seed,
-            rebuild=rebuild,
-            progress=lambda done, total: display.advance(done * count // total, "demonstrations"),
-            **configuration.problem,
-        )
+
+        def collected() -> Demonstrations:
+            nonlocal rebuild
+            anew, rebuild = rebuild, False  # a second call keeps the tasks that the first one stored
+            return collect(
+                configuration.benchmark_or_tasks,
+                episodes=configuration.demonstrations,
+                noise=configuration.noise_levels,
+                seed=configuration.seed,
+                rebuild=anew,
+                progress=lambda done, total: display.advance(done * count // total, "demonstrations"),
+                **configuration.problem,
+            )
+
+        demonstrations = with_restart(collected, restart=configuration.restart)
     if configuration.warm_start is None:
         learned, _ = demonstrations.split(configuration.held_out if configuration.cloning_steps else 0)
         for part in (model.actor, model.critic, model.critic_target):
