@@ -263,6 +263,27 @@ def test_gates_that_read_more_sources_than_there_are() -> None:
         check_network(dataclasses.replace(configuration, num_modules=6))
 
 
+def test_gates_of_critics_that_read_more_sources_than_there_are() -> None:
+    for options in ({"critic_network": {"gate": "top-6"}}, {"gate": "top-4", "critic_network": {"num_modules": 3}}):
+        configuration = Configuration(method="d2r", num_modules=4, **options)
+        told = "`gate` must read at most the [43] sources of a node of the critics, got 'top-[64]'; soft reads all"
+        with pytest.raises(ValueError, match=told):
+            check_network(configuration)
+        check_network(dataclasses.replace(configuration, critic_network={"num_modules": 6, "gate": "top-6"}))
+
+
+def test_gates_that_read_more_sources_than_a_network_grows_to() -> None:
+    for method, size in (("d2r", "num_modules"), ("d2r-model", "num_models"), ("moe", "num_experts")):
+        for part, where in (("network", ""), ("critic_network", " of the critics")):
+            network = {size: 3, **({"gate": "top-6"} if part == "network" else {})}
+            critic = {"gate": "top-6" if part == "critic_network" else "soft"}
+            configuration = Configuration(method=method, grow_to=5, network=network, critic_network=critic)
+            for start in (None, "there"):
+                with pytest.raises(ValueError, match=f"`gate` must read at most the 5 sources of a node{where}, got"):
+                    check_network(dataclasses.replace(configuration, warm_start=start))
+            check_network(dataclasses.replace(configuration, grow_to=6))
+
+
 def test_methods_that_can_route_by_the_task_alone() -> None:
     for method in ("sm", "sm-shallow", "d2r"):
         configuration = Configuration(method=method, state_free=True)

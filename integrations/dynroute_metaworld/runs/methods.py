@@ -47,13 +47,8 @@ def check_network(configuration: Configuration) -> None:
     network = build_actor(configuration)
     critic = build_critic(configuration, network)
     _check_growth(configuration, network, critic)
+    _check_gates(configuration, network, critic)
     routed = getattr(network, "routed", None)
-    gate = configuration.network_kwargs.get("gate")
-    may_grow = configuration.grow_to is not None or configuration.warm_start is not None
-    if gate is not None and routed is not None and not may_grow:
-        most, sources = routed.gate.max_sources, routed.topology.path_shape[-1]
-        if most is not None and most > sources:
-            raise ValueError(f"`gate` must read at most the {sources} sources of a node, got {gate!r}; soft reads all.")
     if configuration.router_lr is not None:
         check_router_rate(configuration.router_lr, [network, critic])
     if configuration.route_balance:
@@ -110,6 +105,28 @@ def _check_growth(configuration: Configuration, network: nn.Module, critic: nn.M
     for name in ("overlap", "compile"):
         if getattr(configuration, name):
             raise ValueError(f"`grow_to` cannot be used with --{name}, which needs networks of a fixed size.")
+
+
+def _check_gates(configuration: Configuration, network: nn.Module, critic: nn.Module) -> None:
+    """Raises an error if a gate that was given reads more sources than a node will ever have."""
+    added = 0
+    if configuration.grow_to is not None:
+        added = configuration.grow_to - network_size(network)[1]
+    elif configuration.warm_start is not None:  # its network may have grown
+        return
+    given = configuration.network_kwargs
+    for net, kwargs, where in (
+        (network, given, ""),
+        (critic, {**given, **configuration.critic_network}, " of the critics"),
+    ):
+        gate, routed = kwargs.get("gate"), getattr(net, "routed", None)
+        if gate is None or routed is None:
+            continue
+        most, sources = routed.gate.max_sources, routed.topology.path_shape[-1] + added
+        if most is not None and most > sources:
+            raise ValueError(
+                f"`gate` must read at most the {sources} sources of a node{where}, got {gate!r}; soft reads all."
+            )
 
 
 def count_parameters(method: str, num_tasks: int) -> tuple[int, int]:
