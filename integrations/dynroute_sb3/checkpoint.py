@@ -146,6 +146,7 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
         "report": vars(model.report),
         "parameters": model.get_parameters(),
         "log_ent_coef": model.log_ent_coef,
+        "ent_coef_tensor": None if model.log_ent_coef is not None else model.ent_coef_tensor,
         "random": random_state(),
         "action_generator": model.action_space.np_random.bit_generator.state,
         "environments": states,
@@ -229,6 +230,8 @@ def _restore(
         model.return_bounds.load_state_dict(state["parameters"]["return_bounds"])
     if model.log_ent_coef is not None:
         model.log_ent_coef.data.copy_(state["log_ent_coef"])
+    else:
+        model.ent_coef_tensor = state["ent_coef_tensor"].to(model.device)
     if env is None:
         model.replay_buffer = None  # the rows stay where they are, so the model can only predict
     else:

@@ -229,11 +229,15 @@ def test_loading_with_another_coefficient(options: dict[str, Any]) -> None:
     assert MultiTaskSAC.load(file, points(), "cpu", **options).entropy_coefficients.tolist() == [0.5] * 4
 
 
-def test_a_coefficient_that_a_callback_changed_is_saved() -> None:
+def test_a_coefficient_that_a_callback_changed_is_saved(tmp_path: Path) -> None:
     model = make_plain(ent_coef=0.1)
     model.ent_coef_tensor.fill_(0.25)
-    loaded = MultiTaskSAC.load(saved(model), points(), "cpu")
-    assert loaded.entropy_coefficients.tolist() == [0.25] * 4
+    model.save_checkpoint(tmp_path / "there")
+    for loaded in (
+        MultiTaskSAC.load(saved(model), points(), "cpu"),
+        MultiTaskSAC.load_checkpoint(tmp_path / "there", points(), "cpu"),
+    ):
+        assert loaded.entropy_coefficients.tolist() == [0.25] * 4
 
 
 @pytest.mark.parametrize("lag", [False, True])
