@@ -637,9 +637,10 @@ class MultiTaskSAC(MultiTaskAttributes):
         """
         known = keywords_of(cls.__init__, MultiTaskSAC.__init__, SAC.__init__, SAC.load) | {"replay_buffer"}
         known |= {name for name in dir(cls) if not callable(getattr(cls, name))}
-        saved = saved_attributes(path) if args[2:] or kwargs else {}
+        saved = saved_attributes(path) if kwargs else {}
         check_keywords(kwargs, {*known, *saved}, of=f"{cls.__name__} and not an attribute of the model")
         check_replaced(kwargs, saved)
+        given = {*kwargs, *((args[2] if args[2:] else kwargs.get("custom_objects")) or {})}
         if "stats_window_size" in kwargs:
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # the name of the attribute
         model = super().load(path, *args, **kwargs)
@@ -650,9 +651,9 @@ class MultiTaskSAC(MultiTaskAttributes):
                 "environments step; OverlappedSAC.load keeps them.",
                 stacklevel=2,
             )
-        if model.ent_coef_optimizer is None and model.ent_coef != saved.get("ent_coef", model.ent_coef):
+        if model.ent_coef_optimizer is None and "ent_coef" in given:  # a callback may have changed the stored one
             model.ent_coef_tensor.fill_(float(model.ent_coef))
-        if model.route_temperature != saved.get("route_temperature", model.route_temperature):
+        if "route_temperature" in given:
             model._set_temperature()
         if model.ent_coef_optimizer is not None and model.log_ent_coef is not None:
             count = 1 if model.shared_ent_coef else model.entropy_coefficients.numel()

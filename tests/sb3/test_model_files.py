@@ -240,6 +240,17 @@ def test_a_coefficient_that_a_callback_changed_is_saved(tmp_path: Path) -> None:
         assert loaded.entropy_coefficients.tolist() == [0.25] * 4
 
 
+@pytest.mark.parametrize("as_object", [False, True])
+def test_options_that_are_given_to_load_count_though_the_file_has_the_same(as_object: bool) -> None:
+    options = {"ent_coef": 0.1, "route_temperature": 3.0}
+    model = make_model(**options)
+    model.ent_coef_tensor.fill_(0.25)
+    model.actor.temperature.fill_(5.0)
+    loaded = MultiTaskSAC.load(saved(model), points(), "cpu", **({"custom_objects": options} if as_object else options))
+    assert loaded.entropy_coefficients.tolist() == pytest.approx([0.1] * 4)
+    assert loaded.actor.temperature.tolist() == [3.0] * 4
+
+
 @pytest.mark.parametrize("lag", [False, True])
 def test_loading_with_another_temperature(lag: bool) -> None:
     model = make_model(lag_rollouts=lag).learn(60)
