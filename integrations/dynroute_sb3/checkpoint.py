@@ -374,19 +374,26 @@ def _with_functions(
     moved = {name: value for name, value in replace.items() if name in ELSEWHERE}
     if "replay_buffer_kwargs" in moved:
         kept = {name: value for name, value in options["replay_buffer_kwargs"].items() if name not in PLACES}
-        moved["replay_buffer_kwargs"] = kept | _placed(kept, moved["replay_buffer_kwargs"] or {}, folder)
+        moved["replay_buffer_kwargs"] = kept | _placed(options | kept, moved["replay_buffer_kwargs"] or {}, folder)
     return {**options, **moved}, given.get("policy", policy)
 
 
 def _placed(kept: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Returns the keywords of a replay buffer that replace its place; raises an error for one that changes results."""
+    """Returns the keywords of a replay buffer that replace its place; raises an error for one that changes results.
+
+    Args:
+        kept: The stored options of the model, and the stored keywords of its buffer.
+        given: The keywords.
+        folder: The checkpoint.
+    """
     usual = {
-        name: keyword.default
-        for kind in (RouteReplayBuffer, DemonstrationBuffer)
+        name: kept.get(name, keyword.default)
+        for kind in BUFFERS.values()
         for name, keyword in inspect.signature(kind.__init__).parameters.items()
+        if name in kept or keyword.default is not keyword.empty
     }
     for name in given.keys() & usual.keys() - {*PLACES}:  # those of a class of one's own may be places
-        if not np.array_equal(stored := kept.get(name, usual[name]), value := given[name]):
+        if not np.array_equal(stored := usual[name], value := given[name]):
             raise ValueError(
                 f"`{name}` of `replay_buffer_kwargs` must stay {shown(stored)} as in {folder}, got {shown(value)}; of "
                 f"these keywords only {', '.join(PLACES)} may differ, and the others can be left out."

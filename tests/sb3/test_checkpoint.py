@@ -589,6 +589,16 @@ def test_a_default_of_a_buffer_may_be_given_when_it_is_moved(tmp_path: Path) -> 
         load(tmp_path / "there", replay_buffer_kwargs={"balanced": False})
 
 
+def test_keywords_of_a_buffer_are_compared_with_the_options_of_its_model(tmp_path: Path) -> None:
+    make_model(ENVIRONMENTS["dummy"](), n_steps=3, gamma=0.9).save_checkpoint(tmp_path / "there")
+    place = {"memory_map": tmp_path, "n_steps": 3, "gamma": 0.9}
+    buffer = load(tmp_path / "there", replay_buffer_kwargs=place).replay_buffer
+    assert (buffer.n_steps, buffer.gamma) == (3, 0.9)
+    for name, value in (("n_steps", 3), ("gamma", 0.9), ("buffer_size", r"\d+")):
+        with pytest.raises(ValueError, match=rf"`{name}` of .* must stay {value} as in .*, got 1;"):
+            load(tmp_path / "there", replay_buffer_kwargs={name: 1})
+
+
 def test_a_callback_for_a_file_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
     with pytest.raises(
