@@ -82,6 +82,7 @@ class MultiTaskAttributes(MultiTaskOptions, SAC):
     return_bounds: ReturnBounds | None
     report: Any
     _step_pending: bool
+    _has_router_group: bool
 
     @property
     def replays_paths(self) -> bool:

@@ -21,7 +21,7 @@ from .demonstrations import DemonstrationBuffer, check_share
 from .losses import MASK_RULES, Q_TARGETS, TASK_WEIGHTS, TEMPERATURES
 from .policies import NO_SDE, POLICIES, MultiTaskPolicy
 from .replay import RouteReplayBuffer
-from .router_rates import has_router_group, router_parameters
+from .router_rates import router_parameters
 from .vec_normalize import MultiTaskVecNormalize
 
 __all__ = [
@@ -543,7 +543,7 @@ def _parts(model: MultiTaskAttributes) -> dict[str, bool]:
         "normalize_returns": model.return_bounds is not None,
         "lag_rollouts": model.rollout_actor is not None,
         "ent_coef": model.ent_coef_optimizer is not None,
-        "router_lr": has_router_group(model.actor.optimizer, model.actor.net),
+        "router_lr": model._has_router_group,
     }
 
 

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from dynroute import RoutedGraph
 
-__all__ = ["has_router_group", "router_parameters", "separate_routers", "set_router_rate"]
+__all__ = ["router_parameters", "separate_routers", "set_router_rate"]
 
 
 def router_parameters(net: nn.Module) -> list[nn.Parameter]:
@@ -30,12 +30,6 @@ def separate_routers(optimizer: Optimizer, nets: Iterable[nn.Module], rate: floa
     group["params"] = [parameter for parameter in parameters if parameter not in routers]
     chosen = [parameter for parameter in parameters if parameter in routers]
     optimizer.add_param_group({**group, "params": chosen, "lr": rate})
-
-
-def has_router_group(optimizer: Optimizer, net: nn.Module) -> bool:
-    """Whether the last group of an optimizer is that of the routers of a network, see :func:`separate_routers`."""
-    *others, last = optimizer.param_groups
-    return bool(others and last["params"]) and {*last["params"]} <= {*router_parameters(net)}
 
 
 def set_router_rate(optimizer: Optimizer, rate: float) -> None:

@@ -278,6 +278,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         self._set_temperature()
         if self.shared_lr is not None and self.policy.shared_optimizer is not None:
             update_learning_rate(self.policy.shared_optimizer, self.shared_lr)
+        self._has_router_group = self.router_lr is not None  # a group of a user may look like it
         if self.router_lr is not None:
             separate_routers(self.actor.optimizer, [self.actor.net], self.router_lr)
             separate_routers(self.critic.optimizer, self.critic.nets, self.router_lr)
@@ -686,7 +687,7 @@ class MultiTaskSAC(MultiTaskAttributes):
 
     def _excluded_save_params(self) -> list[str]:
         kept_apart = ("report", "rollout_actor", "return_bounds")
-        passing = ("_behaviour_paths", "_learning", "_step_pending", "_graphs", "_runs_eagerly")
+        passing = ("_behaviour_paths", "_has_router_group", "_learning", "_step_pending", "_graphs", "_runs_eagerly")
         return [*super()._excluded_save_params(), *kept_apart, *passing]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

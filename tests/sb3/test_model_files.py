@@ -32,6 +32,7 @@ from dynroute_sb3 import (
     point_tasks,
 )
 from dynroute_sb3.policies import POLICIES
+from dynroute_sb3.router_rates import router_parameters
 
 SHARING = {"PaCoPolicy", "BRCPolicy", "ScaleMoEPolicy"}
 
@@ -368,11 +369,13 @@ def test_options_that_change_in_a_run_take_effect() -> None:
     assert [group["lr"] for group in model.actor.optimizer.param_groups] == [1e-3, 1e-5]
 
 
-def test_optimizers_with_groups_of_their_own_are_no_routers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("all_routers", [False, True])
+def test_optimizers_with_groups_of_their_own_are_no_routers(all_routers: bool, tmp_path: Path) -> None:
     model = make_model().learn(40)
     (group,) = model.actor.optimizer.param_groups
-    rest = group["params"][1:]
-    del group["params"][1:]
+    routers = {*router_parameters(model.actor.net)}
+    rest = [one for one in group["params"][1:] if one in routers or not all_routers]
+    group["params"] = [one for one in group["params"] if all(one is not other for other in rest)]
     model.actor.optimizer.add_param_group({**group, "params": rest, "weight_decay": 0.1})
     model.learn(4, reset_num_timesteps=False)
     model.set_parameters(model.get_parameters())
