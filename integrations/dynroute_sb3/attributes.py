@@ -83,6 +83,7 @@ class MultiTaskAttributes(MultiTaskOptions, SAC):
     report: Any
     _step_pending: bool
     _has_router_group: bool
+    _made_with: dict[str, Any]
 
     @property
     def replays_paths(self) -> bool:

@@ -42,6 +42,7 @@ __all__ = [
     "check_policy_name",
     "check_precision",
     "check_replaced",
+    "fixed_options",
     "keywords_of",
     "n_step_keywords",
     "read_numbers",
@@ -340,19 +341,17 @@ def check_normalization(model: MultiTaskAttributes) -> None:
         )
 
 
-def read_target_entropy(target: float | str, action_space: spaces.Space[Any]) -> float | str:
-    """Converts the option `target_entropy` to a number, except for "auto"; "auto_0.5" is half of "auto".
+def read_target_entropy(target: float | str, action_space: spaces.Space[Any]) -> float:
+    """Converts the option `target_entropy` to a number; "auto" is minus that of actions, "auto_0.5" half of it.
 
     Example:
         >>> from dynroute_sb3.options import read_target_entropy
         >>> read_target_entropy("auto_0.5", spaces.Box(-1, 1, (4,)))
         -2.0
     """
-    if target == "auto":
-        return target
-    relative = isinstance(target, str) and target.startswith("auto_")
+    relative = isinstance(target, str) and (target == "auto" or target.startswith("auto_"))
     try:
-        number = float(str(target).removeprefix("auto_"))
+        number = 1.0 if target == "auto" else float(str(target).removeprefix("auto_"))
     except ValueError:
         number = math.nan
     if isinstance(target, bool) or not math.isfinite(number) or (relative and number <= 0):
@@ -562,6 +561,15 @@ def check_buffer_is_there(model: MultiTaskAttributes) -> None:
         )
 
 
+def fixed_options(model: MultiTaskAttributes) -> dict[str, Any]:
+    """The options that have no effect once a model is made, beside those that its parts tell."""
+    names = ("buffer_size", "ent_coef_beta1", "compile_networks")
+    options = {name: getattr(model, name) for name in names}
+    if model.ent_coef_optimizer is None:
+        options["ent_coef"] = float(model.ent_coef)
+    return {**options, "replay_buffer_kwargs": dict(model.replay_buffer_kwargs)}
+
+
 def check_fixed(model: MultiTaskAttributes) -> None:
     """Raises an error if an option changed by which the parts of the model were made."""
     buffer, bounds, bins = model.replay_buffer, model.return_bounds, model.policy.bins
@@ -581,6 +589,9 @@ def check_fixed(model: MultiTaskAttributes) -> None:
         if not np.array_equal(getattr(model, name), value):
             loaded = f", or load this one with another `{name}`" if name in ("n_steps", "gamma") else ""
             _refuse_change(model, name, repr(value), loaded)
+    for name, value in fixed_options(model).items():
+        if value != (kept := model._made_with[name]):
+            _refuse_change(model, name, repr(kept), f", or load this one with another `{name}`")
 
 
 def _refuse_change(model: MultiTaskAttributes, name: str, kept: str, or_else: str = "") -> None:

@@ -44,6 +44,7 @@ from .options import (
     check_policy_name,
     check_precision,
     check_replaced,
+    fixed_options,
     keywords_of,
     n_step_keywords,
     read_numbers,
@@ -259,6 +260,7 @@ class MultiTaskSAC(MultiTaskAttributes):
             warnings.filterwarnings("ignore", message="`n_steps=", category=UserWarning)  # RouteReplayBuffer has them
             super()._setup_model()
         self.replay_buffer_kwargs = given
+        self._made_with = fixed_options(self)
         check_precision(self)
 
         check_network_options(self)
@@ -508,7 +510,10 @@ class MultiTaskSAC(MultiTaskAttributes):
         weight, learned = self.demonstration_weight, self._n_updates - self.actor_starts
         if self.demonstration_decay is not None:
             weight *= min(max(1 - learned / self.demonstration_decay, 0), 1)
-        computed = {"target_entropy": float(self.target_entropy), "actor_learns": learned >= 0}
+        computed = {
+            "target_entropy": read_target_entropy(self.target_entropy, self.action_space),
+            "actor_learns": learned >= 0,
+        }
         names = (field.name for field in dataclasses.fields(Coefficients))
         options: dict[str, Any] = {name: getattr(self, name) for name in names if name not in computed}
         return Coefficients(**{**options, **computed, "demonstration_weight": weight})
@@ -687,7 +692,15 @@ class MultiTaskSAC(MultiTaskAttributes):
 
     def _excluded_save_params(self) -> list[str]:
         kept_apart = ("report", "rollout_actor", "return_bounds")
-        passing = ("_behaviour_paths", "_has_router_group", "_learning", "_step_pending", "_graphs", "_runs_eagerly")
+        passing = (
+            "_behaviour_paths",
+            "_has_router_group",
+            "_made_with",
+            "_learning",
+            "_step_pending",
+            "_graphs",
+            "_runs_eagerly",
+        )
         return [*super()._excluded_save_params(), *kept_apart, *passing]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -343,6 +343,15 @@ def test_an_overlapped_model_can_go_on_without_overlap(tmp_path: Path) -> None:
         ({}, {"router_lr": 1e-6}, "`router_lr` must stay None, .* got 1e-06; make another model"),
         ({"router_lr": 1e-6}, {"router_lr": None}, "`router_lr` must stay a rate, .* got None; make another model"),
         ({}, {"ent_coef": 0.1}, "`ent_coef` must stay learned, .* got 0.1; make another model"),
+        (
+            {"ent_coef": 0.1},
+            {"ent_coef": 0.2},
+            "`ent_coef` must stay 0.1, .* got 0.2; .* or load this one with another",
+        ),
+        ({}, {"ent_coef_beta1": 0.5}, "`ent_coef_beta1` must stay 0.9, .* got 0.5; make another model"),
+        ({}, {"buffer_size": 400}, "`buffer_size` must stay 2000, .* got 400; make another model, or load this"),
+        ({}, {"replay_buffer_kwargs": {}}, "`replay_buffer_kwargs` must stay {'num_tasks': 4}, .* got {}; make"),
+        ({}, {"compile_networks": True}, "`compile_networks` must stay False, .* got True; make another model"),
         ({}, {"shared_ent_coef": True}, "`shared_ent_coef` must stay False, .* got True; make another model"),
         ({}, DISTRIBUTIONS, "`critic_loss` must stay 'mse', .* got 'categorical'; make another model"),
         (DISTRIBUTIONS, {"bins": 51}, "`bins` must stay 101, .* got 51; make another model"),
@@ -367,6 +376,14 @@ def test_options_that_change_in_a_run_take_effect() -> None:
     model.router_lr = 1e-5
     model.learn(4, reset_num_timesteps=False)
     assert [group["lr"] for group in model.actor.optimizer.param_groups] == [1e-3, 1e-5]
+
+
+@pytest.mark.parametrize(("target", "expected"), [("auto", -2.0), ("auto_0.5", -1.0)])
+def test_a_target_entropy_that_is_set_later_is_read(target: str, expected: float) -> None:
+    model = make_model().learn(44)
+    model.target_entropy = target
+    assert model._coefficients().target_entropy == expected
+    model.train(1)
 
 
 @pytest.mark.parametrize("all_routers", [False, True])
