@@ -140,7 +140,8 @@ def share_load(model: nn.Module, group: "ProcessGroup | None" = None) -> nn.Modu
     and :class:`~dynroute.ExpertChoice` apply to the concatenated batches of all processes, whose logits are exchanged;
     ``gate.dropped`` counts the choices of this process. Other gates need no communication.
 
-    Use it with ``DistributedDataParallel`` and FSDP too; :func:`shard_experts` calls it.
+    Use it with ``DistributedDataParallel`` and FSDP too: otherwise each process of FSDP moves a bias of its own, and in
+    DDP only the load of rank 0 counts. :func:`shard_experts` calls it.
 
     Args:
         model: A gate, or a model that contains some.

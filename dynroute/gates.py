@@ -433,6 +433,9 @@ class BalancedTopK(_Mixing):
     takes for small batches; ``backend="sparse"`` of the outer layer counts the routed ones at any size. Bias and load
     are in the state dict. The bias stays in float32 if the layer is converted to 16 bits.
 
+    On several processes, :func:`dynroute.distributed.share_load` makes the load of all of them count. Without it, each
+    process of FSDP moves a bias of its own, and in DDP only the load of rank 0 counts.
+
     Args:
         k: The number of sources to read, at least 2; a node with fewer reads them all.
         rate: The step :math:`\gamma` of the bias, in units of probability.
