@@ -610,7 +610,7 @@ class MultiTaskSAC(MultiTaskAttributes):
     @classmethod
     def load_checkpoint(
         cls,
-        folder: str | Path,
+        folder: str | Path | None,
         env: GymEnv | None = None,
         device: torch.device | str = "auto",
         replace: Mapping[str, Any] | None = None,
@@ -618,7 +618,7 @@ class MultiTaskSAC(MultiTaskAttributes):
         """Restores a model from a checkpoint, to resume training exactly; no code of the folder runs.
 
         Args:
-            folder: A folder of :meth:`save_checkpoint`.
+            folder: A folder of :meth:`save_checkpoint`; None, of :func:`~dynroute_sb3.latest_checkpoint`, is refused.
             env: The environments, as many as before; without them the model can only predict, and has no replay buffer.
             device: The device of the networks.
             replace: Options that cannot be stored, such as a learning rate that is a function:
