@@ -79,7 +79,7 @@ class MultiTaskPolicy(SACPolicy):
         observation_space: The space of the observations, which end with the one-hot of the task.
         action_space: The space of the actions.
         lr_schedule: The learning rate as a function of the remaining progress.
-        num_tasks: The number of tasks; MultiTaskSAC sets it.
+        num_tasks: The number of tasks; MultiTaskSAC sets it, and it must be given.
         network: A name of :func:`dynroute.networks.available`, or a function that makes a network from
             ``(state_features, num_tasks, out_features, **network_kwargs)``; see :mod:`dynroute_sb3.own_networks`.
         network_kwargs: Keywords of the network, for instance ``{"num_modules": 8}``.
@@ -118,7 +118,7 @@ class MultiTaskPolicy(SACPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
-        num_tasks: int,
+        num_tasks: int | None = None,
         network: NetworkLike | None = None,
         network_kwargs: Mapping[str, Any] | None = None,
         n_critics: int = 2,
@@ -136,6 +136,11 @@ class MultiTaskPolicy(SACPolicy):
         normalize_images: bool = True,
         **others: Any,
     ) -> None:
+        if num_tasks is None:
+            raise ValueError(
+                "`num_tasks` must be given, which MultiTaskSAC does: the policy is for MultiTaskSAC, not for SB3's "
+                "algorithms; with PPO and A2C take MultiTaskActorCriticPolicy."
+            )
         if use_sde:
             raise ValueError(NO_SDE)
         _refuse_others(others)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from sac_models import SIZES, SMALL, TASKS, TINY, make_model, make_plain, observations, points, same, wrong_size
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
@@ -490,6 +490,12 @@ def test_on_policy_with_a_wrong_number_of_tasks(network: Any) -> None:
         model.learn(16)
     with pytest.raises(ValueError, match=message):
         model.predict(observations())
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, SAC])
+def test_policies_of_multi_task_sac_are_not_for_algorithms_of_sb3(algorithm: Any) -> None:
+    with pytest.raises(ValueError, match=r"is for MultiTaskSAC, .* PPO and A2C take MultiTaskActorCritic"):
+        algorithm(D2RPolicy, points(), device="cpu")
 
 
 def test_on_policy_without_the_number_of_tasks() -> None:
