@@ -126,7 +126,8 @@ def _read_sweep(options: argparse.Namespace) -> None:
     }
     for name, flag in given.items():
         if options.imitate and name in FIELDS and FIELDS[name].metadata["sac"]:
-            options.parser.error(f"{flag} is for runs of SAC only, not with --imitate")
+            hint = f"; for cloning it is {_flag(cloning)}" if (cloning := f"cloning_{name}") in FIELDS else ""
+            options.parser.error(f"{flag} is for runs of SAC only, not with --imitate{hint}")
     for name, values in {"seed": options.seeds, **options.vary}.items():
         for value in values:
             check_option(FIELDS[name], value)
@@ -306,6 +307,8 @@ class _Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(flag[2:], own, n=1, cutoff=0.85 if users else 0.6)
             message += f"; did you mean --{near[0]}?" if near else ""
             message += f"; {flag} is only for {' and '.join(users)}" if users and not near else ""
+            cloning = f"--cloning-{flag[2:]}"
+            message += f"; for cloning it is {cloning}" if self.has(cloning) and not near else ""
         super().error(message)
 
     def has(self, flag: str) -> bool:

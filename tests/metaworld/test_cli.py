@@ -439,6 +439,13 @@ def test_flags_of_sac_are_refused_where_nothing_learns_by_it(capsys: pytest.Capt
     assert "--ent-coef is for runs of SAC only, not with --imitate" in error
 
 
+def test_a_flag_of_sac_names_that_of_cloning(capsys: pytest.CaptureFixture[str]) -> None:
+    told = "--steps is only for dynroute train and dynroute sweep; for cloning it is --cloning-steps"
+    assert told in refused(capsys, "imitate", "--steps", "30")
+    told = "not with --imitate; for cloning it is --cloning-steps"
+    assert told in refused(capsys, "sweep", "--imitate", "--methods", "sm", "--steps", "30")
+
+
 def test_each_option_of_imitation_alone_reaches_a_part_of_it(tmp_path: Path) -> None:
     parts = (
         *("benchmark", "method", "seed", "device", "threads", "problem", "noise_levels", "demonstrations", "restart"),
