@@ -731,7 +731,8 @@ def test_demonstrations_that_no_batch_has_are_not_cloned(tmp_path: Path, monkeyp
 
 
 def test_wrong_options() -> None:
-    with pytest.raises(ValueError, match="`held_out` must be less than the 2 demonstrations, got 2"):
+    told = r"`held_out` must be less than the 2 demonstrations, got 2; --held-out N .*, 2 by default\."
+    with pytest.raises(ValueError, match=told):
         Configuration(demonstrations=2, cloning_steps=1, held_out=2)
     for name in ("cloning_steps", "demonstration_weight"):
         with pytest.raises(ValueError, match=f"`{name}` needs demonstrations, for instance --demonstrations 20"):

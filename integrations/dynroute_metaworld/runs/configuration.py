@@ -78,7 +78,8 @@ class Configuration(Options):
             )
         if self.cloning_steps and self.held_out >= self.demonstrations:
             raise ValueError(
-                f"`held_out` must be less than the {self.demonstrations} demonstrations, got {self.held_out}."
+                f"`held_out` must be less than the {self.demonstrations} demonstrations, got {self.held_out}; "
+                f"--held-out N holds out N demonstrations of each task, {type(self).held_out} by default."
             )
         _ = self.noise_levels
         if self.metadata is not None:  # it is to be found from another directory too
