@@ -119,6 +119,7 @@ from dynroute import *
 from dynroute.functional import *
 from dynroute.losses import *
 from dynroute.networks import *
+from dynroute import inspect
 from dynroute.inspect import draw
 from dynroute.testing import assert_routed
 

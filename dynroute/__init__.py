@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import distributed, functional, inspect, losses, networks, plasticity, testing
+    from . import distributed, functional, losses, networks, plasticity, testing
+    from . import inspect as inspect  # not in `__all__`: an import of * would hide Python's module
     from .banks import LinearBank
     from .budget import Budget, limit_modules
     from .checks import set_checks
@@ -65,7 +66,6 @@ __all__ = [
     "from_pretrained",
     "functional",
     "grow",
-    "inspect",
     "limit_modules",
     "losses",
     "networks",

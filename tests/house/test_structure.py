@@ -140,6 +140,11 @@ def test_every_exported_name_exists_and_has_a_docstring() -> None:
             assert getattr(module, name).__doc__, f"{module.__name__}.{name} must have a docstring"
 
 
+@pytest.mark.parametrize("package", [dynroute, dynroute_sb3, dynroute_metaworld], ids=lambda package: package.__name__)
+def test_an_import_of_all_names_hides_no_module_of_python(package: ModuleType) -> None:
+    assert not set(package.__all__) & sys.stdlib_module_names
+
+
 def shown(text: str) -> set[str]:
     """The names that the doctests of a text use, and the errors they end with; an import alone shows nothing."""
     names = {error.split(".")[-1] for _, error in TRACEBACK.findall(text)}

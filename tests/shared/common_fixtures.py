@@ -67,7 +67,8 @@ def doctest_names(doctest_namespace: dict[str, object]) -> None:
         dynroute_sb3.losses,
     ):
         doctest_namespace.update({name: getattr(module, name) for name in module.__all__})
-    doctest_namespace.update(torch=torch, nn=torch.nn, dynroute=dynroute, draw=draw, assert_routed=assert_routed)
+    doctest_namespace.update(torch=torch, nn=torch.nn, dynroute=dynroute, inspect=dynroute.inspect)
+    doctest_namespace.update(draw=draw, assert_routed=assert_routed)
     doctest_namespace.update(gym=gymnasium, spaces=gymnasium.spaces)
     doctest_namespace.update(
         vars(stable_baselines3.common.vec_env), make_vec_env=stable_baselines3.common.env_util.make_vec_env
