@@ -13,6 +13,7 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective as Directive
 
+from dynroute_metaworld.runs.intervals import wilson_interval
 from dynroute_metaworld.runs.summary import worst_tasks
 
 RESULTS = Path(__file__).parent / "results"
@@ -109,9 +110,9 @@ class Sweep(Named):
 
 
 class SweepTasks(Named):
-    """Shows the success of each task in a sweep, and after a slash the modules that its routes used."""
+    """Shows the success of each task in a sweep, its interval, and after a slash the modules that its routes used."""
 
-    networks = 7
+    networks = 4
     """The largest number of networks in a table; more make several tables."""
 
     def lines(self, stored: Mapping[str, Any]) -> list[str]:
@@ -119,18 +120,49 @@ class SweepTasks(Named):
         size = math.ceil(len(rows) / math.ceil(len(rows) / self.networks))
         lines = []
         for group in (rows[start : start + size] for start in range(0, len(rows), size)):
-            body = [[task, *(self._task(row, task) for row in group)] for task in rows[0]["success"]]
+            pairs = [(row, runs_of(stored, row)) for row in group]
+            body = [[task, *(self._task(row, runs, task) for row, runs in pairs)] for task in rows[0]["success"]]
             lines += [*table([["task", *map(label, group)], *body]), ""]
+        explained = []
         if any(row["modules_used"] for row in rows):
-            lines.append("Success / modules on the routes of a task, the output among them; means over seeds.")
-        return lines
+            explained.append("Success / modules on the routes of a task, the output among them; means over seeds.")
+        if any(len(row["seeds"]) > 1 for row in rows):
+            explained.append(OF_SEEDS)
+        if any(len(row["seeds"]) == 1 for row in rows):
+            explained.append(OF_EPISODES)
+        return [*lines, " ".join(explained)]
 
     @staticmethod
-    def _task(row: Mapping[str, Any], task: str) -> str:
+    def _task(row: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], task: str) -> str:
         used = row["modules_used"]
-        return f"{row['success'][task]:.2f}" + (
-            f" / {used[task]:.1f}".replace(" ", "\N{NO-BREAK SPACE}") if used else ""
-        )
+        cell = f"{row['success'][task]:.2f}{task_interval(runs, task)}"
+        return cell + (f" / {used[task]:.1f}".replace(" ", "\N{NO-BREAK SPACE}") if used else "")
+
+
+OF_SEEDS = "In brackets, the lowest and the highest seed, unless both are the mean."
+"""The note under a table of tasks with several seeds."""
+
+OF_EPISODES = "With one seed the brackets have Wilson's 95 % interval over its episodes."
+"""The note under a table of tasks with single seeds."""
+
+
+def runs_of(stored: Mapping[str, Any], row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs of a row of a sweep."""
+    names = ("benchmark", "method", "variant")
+    alike = [run for run in stored["runs"].values() if all(run[name] == row[name] for name in names)]
+    return [run for run in alike if run["seed"] in row["seeds"]]
+
+
+def task_interval(runs: Sequence[Mapping[str, Any]], task: str) -> str:
+    """The interval of the success of a task, in brackets; nothing where all seeds have the same."""
+    rates = [run["success"][task] for run in runs]
+    if len(runs) == 1:
+        episodes = runs[0]["episodes"]
+        ends = wilson_interval(round(rates[0] * episodes), episodes)
+    else:
+        ends = min(rates), max(rates)
+    low, high = (f"{end:.2f}" for end in ends)
+    return "" if low == high else f" ({low} to {high})"
 
 
 class Gain(Named):

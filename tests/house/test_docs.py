@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynroute_metaworld import bootstrap_interval, iqm
+from dynroute_metaworld import bootstrap_interval, iqm, wilson_interval
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -23,6 +23,18 @@ def stored(*rows: tuple[dict[str, Any], dict[str, float]]) -> dict[str, Any]:
     first = {"method": "mt-sac", "seed": 1, "batch_size": 64, "ent_coef": "auto", "route_noise": 0, "network": {}}
     written = [{"options": options, "success": each, "by_task": {}, "multiply_adds": 1e3} for options, each in rows]
     return {"first": first, "window": 20, "rows": written, "sessions": []}
+
+
+def sweep_row(method: str, mean: float, rates: list[float]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """A row of a sweep whose seeds have these rates of a task in 20 episodes, and its runs."""
+    named = {"benchmark": "push", "method": method, "variant": ""}
+    seeds = list(range(1, len(rates) + 1))
+    runs = {
+        f"{method} {seed}": {**named, "seed": seed, "episodes": 20, "success": {"push": rate}}
+        for seed, rate in zip(seeds, rates, strict=True)
+    }
+    success = {"push": float(np.mean(rates))}
+    return {**named, "seeds": seeds, "mean": mean, "success": success, "modules_used": None}, runs
 
 
 def cells(lines: list[str]) -> list[list[str]]:
@@ -201,21 +213,33 @@ def test_a_drawing_has_a_line_for_each_method_and_is_always_the_same() -> None:
 
 
 def test_tasks_of_many_networks_make_several_tables() -> None:
-    from result_tables import SweepTasks
+    from result_tables import OF_SEEDS, SweepTasks
 
-    rows = [
-        {"method": f"net{i}", "variant": "", "seeds": [1], "mean": -i, "success": {"push": 0.5}, "modules_used": None}
-        for i in range(8)
-    ]
+    rows, runs = zip(*(sweep_row(f"net{i}", -i, [0.5, 0.5]) for i in range(8)), strict=True)
     rows[0]["modules_used"] = {"push": 3.0}
-    lines = SweepTasks.__new__(SweepTasks).lines({"rows": rows})
+    lines = SweepTasks.__new__(SweepTasks).lines(
+        {"rows": rows, "runs": {k: v for each in runs for k, v in each.items()}}
+    )
     assert cells(lines) == [
         ["task", "net0", "net1", "net2", "net3"],
         ["push", "0.50\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}3.0", "0.50", "0.50", "0.50"],
         ["task", "net4", "net5", "net6", "net7"],
         ["push", "0.50", "0.50", "0.50", "0.50"],
     ]
-    assert lines[-1] == "Success / modules on the routes of a task, the output among them; means over seeds."
+    modules = "Success / modules on the routes of a task, the output among them; means over seeds."
+    assert lines[-1] == f"{modules} {OF_SEEDS}"
+
+
+def test_tasks_have_the_range_of_their_seeds_or_wilsons_interval_of_one() -> None:
+    from result_tables import OF_EPISODES, OF_SEEDS, SweepTasks
+
+    (several, runs), (one, run) = sweep_row("several", 1.0, [0.25, 0.75, 0.8]), sweep_row("one", 0.0, [0.5])
+    unfinished = {**runs["several 1"], "seed": 9, "success": None}
+    kept = {"rows": [several, one], "runs": {**runs, **run, "several 9": unfinished}}
+    lines = SweepTasks.__new__(SweepTasks).lines(kept)
+    low, high = wilson_interval(10, 20)
+    assert cells(lines)[1] == ["push", "0.60 (0.25 to 0.80)", f"0.50 ({low:.2f} to {high:.2f})"]
+    assert lines[-1] == f"{OF_SEEDS} {OF_EPISODES}"
 
 
 def test_one_thread_is_singular() -> None:
