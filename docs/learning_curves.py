@@ -98,6 +98,18 @@ def read_curves(stored: Mapping[str, Any], by_folder: bool = False) -> tuple[lis
     return curves, notes
 
 
+def choose_runs(stored: Mapping[str, Any], runs: Sequence[str]) -> dict[str, Any]:
+    """What `benchmarks.curves` stored of some runs.
+
+    Raises:
+        ValueError: A run is not stored.
+    """
+    if unknown := sorted(set(runs) - {row["run"] for row in stored["rows"]}):
+        raise ValueError(f"`runs` must be stored, got {', '.join(unknown)}.")
+    kept = {name: [entry for entry in stored[name] if entry["run"] in runs] for name in ("rows", "sessions")}
+    return {**stored, **kept}
+
+
 def flat(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options whose dictionaries are options of their own, such as `network.width`."""
     parts: dict[str, Any] = {}
@@ -198,7 +210,8 @@ OVER_SEEDS = (
 """The note under a table with a row for each group of seeds."""
 
 OF_TASKS = (
-    "The IQM is over tasks and seeds, where the success of single tasks was stored, with the interval of :doc:`index`."
+    "The IQM is over tasks and seeds, with the interval of :doc:`index`; a dash where the success of single tasks was "
+    "not stored for every seed."
 )
 """The note under a table with a column of IQMs."""
 
@@ -244,7 +257,8 @@ def curve_lines(
     settings = ["other settings"] if names(curves) else []
     groups = [*grouped(curves).values()] if seeds else [[curve] for curve in curves]
     iqms = [iqm_cell(group, shown, places[-1]) for group in groups] if seeds and hours is None else []
-    pooled = [f"IQM at {header[-1]}"] if any(iqms) else []
+    # A column for a few of the rows would compare nothing.
+    pooled = [f"IQM at {header[-1]}"] if iqms and 2 * sum(map(bool, iqms)) >= len(iqms) else []
     counted = ["multiply-adds"] if arithmetic else []
     rows = [["method", "seeds" if seeds else "seed", *settings, *counted, *header, *pooled]]
     for place, group in enumerate(groups):
@@ -253,7 +267,14 @@ def curve_lines(
         cells = [rate_cell([rate[at] for rate in rates if at in rate], len(group)) for at in places]
         which = len(group) if seeds else first.seed
         named = [first.method, str(which), *(written(first.settings) for _ in settings)]
-        rows.append([*named, *(f"{first.multiply_adds:,.0f}" for _ in counted), *cells, *(iqms[place] for _ in pooled)])
+        rows.append(
+            [
+                *named,
+                *(f"{first.multiply_adds:,.0f}" for _ in counted),
+                *cells,
+                *(iqms[place] or "\N{EN DASH}" for _ in pooled),
+            ]
+        )
     explained = [WHAT[shown].format(window=stored["window"], axis=axis)]
     explained += [OVER_HOURS] if hours is not None else []
     explained += [OVER_SEEDS] if seeds else []
@@ -318,7 +339,7 @@ def draw_curves(stored: Mapping[str, Any], description: str, by_folder: bool = F
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_major_formatter("{x:g}" if by_hours else "{x:,.0f}")
         axis.grid(color="#808080", alpha=0.3)
-        axis.legend(frameon=False, fontsize="small", loc="upper left")
+        axis.legend(frameon=False, fontsize="small", loc="best")
         file = io.StringIO()
         undated = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=undated)
@@ -334,6 +355,7 @@ class Curves(Named):
     ``:steps:`` names the columns of the table; ``:hours:`` has columns of hours in their place, which it may name, and
     shows the runs that logged their minutes. ``:arithmetic:`` adds a column of multiply-adds. ``:figure:`` describes a
     figure of all steps, drawn above the table.
+    ``:caption:`` is a sentence for its caption. ``:runs:`` names the runs, where not all are shown.
     ``:evaluated:`` shows the evaluations in place of the episodes in which a run learned. With ``:by-folder:`` the
     folders of the runs name the methods. With ``:seeds:`` a row is the mean over the seeds of a method and its
     settings.
@@ -343,6 +365,8 @@ class Curves(Named):
         "steps": lambda text: [int(step) for step in text.split()],
         "hours": lambda text: [float(hour) for hour in (text or "").split()],
         "figure": directives.unchanged_required,
+        "caption": directives.unchanged_required,
+        "runs": str.split,
         "evaluated": directives.flag,
         "by-folder": directives.flag,
         "seeds": directives.flag,
@@ -354,12 +378,19 @@ class Curves(Named):
         if "figure" not in self.options:
             return shown
         flags = ("by-folder" in self.options, "hours" in self.options)
-        drawing = draw_curves(json.loads(self.path.read_text()), self.options["figure"], *flags)
+        drawing = draw_curves(self.chosen(json.loads(self.path.read_text())), self.options["figure"], *flags)
         figure = nodes.figure("", nodes.raw("", side_by_side([drawing]), format="html"))
-        figure += nodes.caption("", "The runs of the table below. Thin lines are single seeds.")
+        caption = [self.options["caption"]] if "caption" in self.options else []
+        caption += ["The runs of the table below. Thin lines are single seeds."]
+        figure += nodes.caption("", " ".join(caption))
         return [figure, *shown]
 
+    def chosen(self, stored: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is stored of the runs that are named."""
+        return choose_runs(stored, self.options["runs"]) if "runs" in self.options else stored
+
     def lines(self, stored: Mapping[str, Any]) -> list[str]:
+        stored = self.chosen(stored)
         evaluated = "evaluated" in self.options
         shown = "evaluated" if evaluated else "success"
         flags = ("by-folder" in self.options, "seeds" in self.options)

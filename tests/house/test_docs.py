@@ -109,10 +109,41 @@ def test_the_iqm_is_that_of_all_tasks_and_seeds_where_they_were_stored() -> None
     assert 0 < low < iqm([*rates.values()]) < high
     lines = curve_lines(curves, seeds=True)
     header, two, one = cells(lines)
-    assert (header[-1], two[-1], one[-1]) == ("IQM at 20", f"0.38 ({low:.2f} to {high:.2f})", "")
+    assert (header[-1], two[-1], one[-1]) == ("IQM at 20", f"0.38 ({low:.2f} to {high:.2f})", "\N{EN DASH}")
     assert OF_TASKS in lines[-1]
     curves["rows"][1]["by_task"]["success"]["20"][0] = None  # the task had no episode
     assert "IQM at 20" not in cells(curve_lines(curves, seeds=True))[0]
+
+
+def test_evaluations_of_seeds_have_intervals_and_an_iqm_unless_most_rows_have_none() -> None:
+    from learning_curves import curve_lines
+
+    curves = stored(*(({"seed": seed}, {}) for seed in (1, 2)), ({"batch_size": 16}, {}), ({"batch_size": 32}, {}))
+    for row, rate in zip(curves["rows"], (0.25, 0.75, 1.0, 0.0), strict=True):
+        row |= {"evaluated": {"20": rate}, "by_task": {"evaluated": {"20": [rate] * 4}}}
+    low, high = bootstrap_interval([[0.25] * 4, [0.75] * 4])
+    interval = f"0.50 ({low:.2f} to {high:.2f})"
+    header, *rows = cells(curve_lines(curves, shown="evaluated", seeds=True))
+    assert header[-2:] == ["20", "IQM at 20"]
+    assert [row[-2:] for row in rows] == [[interval, interval], ["1.00", "1.00"], ["0.00", "0.00"]]
+    for row in curves["rows"][1:3]:
+        row["by_task"] = {}
+    header, *rows = cells(curve_lines(curves, shown="evaluated", seeds=True))
+    assert [header[-1], *(row[-1] for row in rows)] == ["20", interval, "1.00", "0.00"]
+
+
+def test_curves_of_chosen_runs() -> None:
+    from learning_curves import choose_runs, curve_lines
+
+    curves = stored(({}, {"10": 0.25}), ({"seed": 2}, {"10": 0.5}), ({"seed": 3}, {"10": 0.75}))
+    for row, run in zip(curves["rows"], "abc", strict=True):
+        row["run"] = run
+    curves["sessions"] = [{"run": run, "command": f"train {run}"} for run in "abc"]
+    chosen = choose_runs(curves, ["c", "a"])
+    assert cells(curve_lines(chosen))[1:] == [["mt-sac", "1", "0.25"], ["mt-sac", "3", "0.75"]]
+    assert [session["command"] for session in chosen["sessions"]] == ["train a", "train c"]
+    with pytest.raises(ValueError, match=r"^`runs` must be stored, got d, e\.$"):
+        choose_runs(curves, ["e", "a", "d"])
 
 
 def test_multiply_adds_are_shown_where_they_are_asked_for() -> None:
