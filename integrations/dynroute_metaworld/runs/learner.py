@@ -54,12 +54,11 @@ def check_learner(configuration: Configuration) -> None:
     """Raises the error of a model with the options of a configuration, unless only its networks could tell."""
     tasks = len(configuration.tasks)
     options = {**model_options(configuration), "device": "cpu"}  # the run itself checks its device
-    entropy = read_target_entropy(options["target_entropy"], spaces.Box(-1, 1, (ACTIONS,)))
     model = algorithm(configuration)("MultiTaskPolicy", None, num_tasks=tasks, _init_setup_model=False, **options)  # type: ignore[arg-type]
     model.n_envs = tasks
     read_numbers(model)
     check_options(model)
-    model.target_entropy = -ACTIONS if entropy == "auto" else entropy
+    model.target_entropy = read_target_entropy(options["target_entropy"], spaces.Box(-1, 1, (ACTIONS,)))
     check_normalization(model)
 
 
