@@ -124,6 +124,8 @@ def save_checkpoint(model: MultiTaskAttributes, folder: Path, notes: Mapping[str
     assert buffer is not None
     _warn_of_own_attributes(buffer, model.replay_buffer_kwargs)
     options = {name: getattr(model, name) for name in OPTIONS}
+    if max(model.buffer_size // buffer.num_tasks, 1) != buffer.capacity:  # the model was given another buffer
+        options["buffer_size"] = buffer.capacity * buffer.num_tasks
     frequency, unit = options["train_freq"]
     options["train_freq"] = (frequency, getattr(unit, "value", unit))
     buffers: dict[Any, str] = {kind: name for name, kind in BUFFERS.items()}

@@ -351,8 +351,8 @@ def read_target_entropy(target: float | str, action_space: spaces.Space[Any]) ->
     """
     relative = isinstance(target, str) and (target == "auto" or target.startswith("auto_"))
     try:
-        number = 1.0 if target == "auto" else float(str(target).removeprefix("auto_"))
-    except ValueError:
+        number = 1.0 if target == "auto" else float(target.removeprefix("auto_") if isinstance(target, str) else target)
+    except (TypeError, ValueError):
         number = math.nan
     if isinstance(target, bool) or not math.isfinite(number) or (relative and number <= 0):
         raise ValueError(
@@ -563,8 +563,7 @@ def check_buffer_is_there(model: MultiTaskAttributes) -> None:
 
 def fixed_options(model: MultiTaskAttributes) -> dict[str, Any]:
     """The options that have no effect once a model is made, beside those that its parts tell."""
-    names = ("buffer_size", "ent_coef_beta1", "compile_networks")
-    options = {name: getattr(model, name) for name in names}
+    options = {name: getattr(model, name) for name in ("ent_coef_beta1", "compile_networks")}
     if model.ent_coef_optimizer is None:
         options["ent_coef"] = float(model.ent_coef)
     return {**options, "replay_buffer_kwargs": dict(model.replay_buffer_kwargs)}
@@ -591,7 +590,8 @@ def check_fixed(model: MultiTaskAttributes) -> None:
             _refuse_change(model, name, repr(value), loaded)
     for name, value in fixed_options(model).items():
         if value != (kept := model._made_with[name]):
-            _refuse_change(model, name, repr(kept), f", or load this one with another `{name}`")
+            filled = ", or fill `model.ent_coef_tensor`" if name == "ent_coef" else ""
+            _refuse_change(model, name, repr(kept), f"{filled}, or load a file of `save` with another `{name}`")
 
 
 def _refuse_change(model: MultiTaskAttributes, name: str, kept: str, or_else: str = "") -> None:

@@ -34,4 +34,4 @@ def separate_routers(optimizer: Optimizer, nets: Iterable[nn.Module], rate: floa
 
 def set_router_rate(optimizer: Optimizer, rate: float) -> None:
     """Sets the learning rate of the group that :func:`separate_routers` made."""
-    optimizer.param_groups[-1]["lr"] = rate
+    optimizer.param_groups[1]["lr"] = rate  # more groups may have been added behind it

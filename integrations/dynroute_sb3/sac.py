@@ -492,6 +492,8 @@ class MultiTaskSAC(MultiTaskAttributes):
                 self._graphs = captured.CapturedUpdate(self._networks(), self.replay_buffer, self.report, self.device)
             except torch.OutOfMemoryError:
                 self._leave_capture("the device has no memory for a copy of the replay buffer")
+        if self._graphs is not None and self.log_ent_coef is None:  # a callback may have changed it
+            self._graphs.networks.log_alpha.copy_(self.entropy_coefficients.log())
         return self._graphs
 
     def _leave_capture(self, why: str) -> None:
@@ -572,6 +574,8 @@ class MultiTaskSAC(MultiTaskAttributes):
         """
         buffer = self._make_replay_buffer() if self.replay_buffer is None else self.replay_buffer
         load_buffer(buffer, path)
+        if self.replay_buffer is None:
+            self._made_with["replay_buffer_kwargs"] = dict(self.replay_buffer_kwargs)
         self.replay_buffer = buffer
         if self.return_bounds is not None:
             self.return_bounds.add_buffer(buffer)

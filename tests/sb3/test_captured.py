@@ -349,6 +349,18 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_bit(cls: type[MultiTaskSAC], tmp
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_a_coefficient_that_a_callback_changes_is_written_before_a_replay() -> None:
+    model = make(ent_coef=0.1)
+    other = copy.deepcopy(model)
+    for value in (0.1, 0.5):
+        for each in (model, other):
+            torch.manual_seed(1)
+            each.ent_coef_tensor.fill_(value)
+            each.train(1, 16) if each is model else eager_updates(each, 1)
+    assert_same(numbers(model), numbers(other), **ROUNDED)
+    assert len(tapes) == 1
+
+
 def test_loaded_states_are_captured_anew() -> None:
     model, other = make(), make()
     for each in (model, other):

@@ -346,10 +346,9 @@ def test_an_overlapped_model_can_go_on_without_overlap(tmp_path: Path) -> None:
         (
             {"ent_coef": 0.1},
             {"ent_coef": 0.2},
-            "`ent_coef` must stay 0.1, .* got 0.2; .* or load this one with another",
+            "`ent_coef` must stay 0.1, .* got 0.2; .* or fill `model.ent_coef_tensor`, or load a file of `save` with",
         ),
         ({}, {"ent_coef_beta1": 0.5}, "`ent_coef_beta1` must stay 0.9, .* got 0.5; make another model"),
-        ({}, {"buffer_size": 400}, "`buffer_size` must stay 2000, .* got 400; make another model, or load this"),
         ({}, {"replay_buffer_kwargs": {}}, "`replay_buffer_kwargs` must stay {'num_tasks': 4}, .* got {}; make"),
         ({}, {"compile_networks": True}, "`compile_networks` must stay False, .* got True; make another model"),
         ({}, {"shared_ent_coef": True}, "`shared_ent_coef` must stay False, .* got True; make another model"),
@@ -398,6 +397,33 @@ def test_optimizers_with_groups_of_their_own_are_no_routers(all_routers: bool, t
     model.set_parameters(model.get_parameters())
     model.save_checkpoint(tmp_path / "there")
     assert (tmp_path / "there").is_dir()
+
+
+def test_the_rate_of_routers_is_that_of_their_group_when_more_were_added() -> None:
+    model = make_model(router_lr=1e-5).learn(40)
+    optimizer = model.actor.optimizer
+    rest = optimizer.param_groups[0]["params"].pop()
+    optimizer.add_param_group({**optimizer.param_groups[0], "params": [rest]})
+    model.learn(4, reset_num_timesteps=False)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-5, 1e-3]
+
+
+def test_a_checkpoint_restores_a_buffer_of_another_size_than_the_option(tmp_path: Path) -> None:
+    model = make_model().learn(40)
+    other = make_model(buffer_size=400).learn(40)
+    model.replay_buffer = other.replay_buffer
+    model.learn(4, reset_num_timesteps=False)
+    model.save_checkpoint(tmp_path / "there")
+    again = MultiTaskSAC.load_checkpoint(tmp_path / "there", model.get_env(), device="cpu")
+    assert again.replay_buffer is not None
+    assert again.replay_buffer.capacity == 100
+    again.learn(4, reset_num_timesteps=False)
+
+
+def test_a_target_entropy_that_a_callback_computes_may_be_a_tensor() -> None:
+    model = make_model().learn(44)
+    model.target_entropy = torch.tensor(-1.5)
+    assert model._coefficients().target_entropy == -1.5
 
 
 def test_graphs_that_are_turned_off_stay_off(tmp_path: Path) -> None:
