@@ -68,7 +68,7 @@ def read_curves(stored: Mapping[str, Any], by_folder: bool = False) -> tuple[lis
     """The curves, sorted by method, settings and seed, and notes on settings that they leave out.
 
     Args:
-        stored: What `benchmarks.curves` stored.
+        stored: The file of `benchmarks.curves`.
         by_folder: Whether the folders of the runs name the methods, without their benchmark and seed.
     """
     first = flat(stored["first"])
@@ -99,7 +99,7 @@ def read_curves(stored: Mapping[str, Any], by_folder: bool = False) -> tuple[lis
 
 
 def choose_runs(stored: Mapping[str, Any], runs: Sequence[str]) -> dict[str, Any]:
-    """What `benchmarks.curves` stored of some runs.
+    """Leaves out all runs but some from the file of `benchmarks.curves`.
 
     Raises:
         ValueError: A run is not stored.
@@ -234,7 +234,7 @@ def curve_lines(
     """The table of the curves with its notes, as lines of reStructuredText.
 
     Args:
-        stored: What `benchmarks.curves` stored.
+        stored: The file of `benchmarks.curves`.
         steps: The columns; some evenly spaced ones, if None.
         shown: The attribute of a curve that is shown, see `WHAT`.
         by_folder: Whether the folders of the runs name the methods.
@@ -386,7 +386,7 @@ class Curves(Named):
         return [figure, *shown]
 
     def chosen(self, stored: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What is stored of the runs that are named."""
+        """Leaves out the runs that the option `runs` does not name."""
         return choose_runs(stored, self.options["runs"]) if "runs" in self.options else stored
 
     def lines(self, stored: Mapping[str, Any]) -> list[str]:
